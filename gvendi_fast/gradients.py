@@ -1,0 +1,179 @@
+"""Sketches of per-sample loss gradients, without forming any weight gradient.
+
+For a linear layer the gradient of one sample is sum_t e_t a_t^T; its sketch needs the inputs a and the output
+gradients e alone. So no parameter requires a gradient while a batch runs: autograd does the forward pass and the
+input gradients, and the sketch operations do the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.head import autograd_loss, find_head
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.taps import EMBEDDING, Recorder, find_taps
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """One batch: z float32 [B, K], loss float32 [B] (nats, summed over targets), tokens int64 [B] (targets)."""
+
+    z: torch.Tensor
+    loss: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many parameters the sketch covers, of how many the gradient has."""
+
+    sketched: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Sketched parameters over all."""
+        return self.sketched / self.total if self.total else 0.0
+
+
+class GradientSketcher:
+    """Sketch the loss gradient of every sample of a batch under a Hugging Face causal LM.
+
+    The gradient is that of the negative log-likelihood of a sample's supervised tokens (labels other than -100),
+    summed, over all parameters that require a gradient (over all, if none does), with the model in eval mode.
+
+    model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
+    spec: dimension, kind and seed of the sketch.
+    exclude: shell patterns of parameter names to leave out; `coverage` says what is left.
+    Raises GvendiError naming the parameters for which no sketch is known.
+
+    >>> sketcher = GradientSketcher(model, SketchSpec(dim=1024))
+    >>> z = sketcher(input_ids, labels, attention_mask)      # float32 [B, 1024]
+    """
+
+    def __init__(
+        self, model: nn.Module, spec: SketchSpec | None = None, *, exclude: Sequence[str] = ()
+    ) -> None:
+        self.model, self.spec = model, spec or SketchSpec()
+        layout = find_taps(model, exclude)
+        if not layout.names:
+            raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        self.parameters, self.transposed = tuple(layout.names), layout.transposed
+        self.coverage = Coverage(layout.sketched, layout.total)
+        with _frozen(model):
+            self._head = find_head(model, layout.taps, layout.names)
+        self._taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        # Rotary models place every sample alike; learned positions are looked up and must be told apart.
+        looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
+        core = self.model if self._head is None else self._head.base
+        takes_positions = "position_ids" in inspect.signature(core.forward).parameters
+        self._gives_positions = looks_up_positions and takes_positions
+
+    def __call__(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The sketches z float32 [B, K] of a batch; see `sketch`."""
+        return self.sketch(input_ids, labels, attention_mask).z
+
+    def sketch(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Sketches:
+        """Sketch a batch.
+
+        input_ids int64 [B, T]; labels int64 [B, T], -100 where unsupervised, not shifted, as Hugging Face
+        models take them; attention_mask [B, T] of 1 (token) and 0 (padding, on either side), or None.
+        Raises GvendiError for wrong shapes, labels outside the vocabulary, and a sample without any
+        supervised token. A gradient that is zero or not finite comes back as it is: the caller decides.
+        """
+        device = next(self.model.parameters()).device
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self._check(input_ids, labels, mask)
+        ids, labels, mask = (x.to(device) for x in (input_ids, labels, mask))
+        # Position t predicts token t + 1, both real: left padding must not predict a sample's first token.
+        targets = torch.full_like(labels, -100)
+        targets[:, :-1] = labels[:, 1:].where((mask[:, 1:] != 0) & (mask[:, :-1] != 0), -100)
+        tokens = (targets != -100).sum(dim=1)
+        if bool((tokens == 0).any()):
+            raise GvendiError(
+                f"labels[{int((tokens == 0).nonzero()[0])}] has no supervised token that a causal LM predicts "
+                "(labels other than -100 after the first position); drop the sample"
+            )
+        out = torch.zeros(ids.shape[0], self.spec.dim, dtype=torch.float32, device=device)
+        with _frozen(self.model), torch.enable_grad():
+            segments = _live_rows(mask, targets)
+            with Recorder(self._taps, self.spec, tuple(ids.shape), segments, out) as recorder:
+                loss = self._run(ids, targets, mask, out)
+                recorder.finish()
+        return Sketches(out, loss.float(), tokens)
+
+    def _run(self, ids, targets, mask, out) -> torch.Tensor:
+        inputs = {"input_ids": ids, "use_cache": False}
+        if self._gives_positions or not _right_padded(mask):
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        if not _right_padded(mask):
+            # Padding on the right comes after every token, where a causal model cannot look.
+            inputs["attention_mask"] = mask
+        if self._head is not None:
+            hidden = self._head.base(**inputs).last_hidden_state
+            return self._head.backward(hidden, targets, self.spec, out)
+        loss = autograd_loss(self.model(**inputs).logits, targets)
+        loss.sum().backward()
+        return loss.detach()
+
+    def _is_head(self, tap) -> bool:
+        return tap.module is self.model.get_output_embeddings()
+
+    def _check(self, ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> None:
+        if torch.is_inference_mode_enabled():
+            raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
+        for name, x in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
+            if x.dim() != 2 or x.shape != ids.shape:
+                raise GvendiError(f"{name} must have shape [B, T] = {tuple(ids.shape)}, got {tuple(x.shape)}")
+            if name != "attention_mask" and x.dtype != torch.int64:
+                raise GvendiError(f"{name} must be int64, got {x.dtype}; call .long()")
+        size = self.model.get_input_embeddings().weight.shape[0]
+        for name, x in (("input_ids", ids), ("labels", labels[labels != -100])):
+            if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < size:
+                raise GvendiError(
+                    f"{name} must lie in 0..{size - 1}, got {int(x.min())}..{int(x.max())}; "
+                    "is the tokenizer that of the model?"
+                )
+
+
+def _live_rows(mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """int64 [B, 2]: each sample's rows from its first token to its last target, in the flattened batch."""
+    length = mask.shape[1]
+    place = torch.arange(length, device=mask.device)
+    first = torch.where(mask != 0, place, length).amin(dim=1)
+    last = torch.where(targets != -100, place + 1, 0).amax(dim=1)
+    starts = torch.arange(mask.shape[0], device=mask.device) * length
+    return torch.stack([starts + torch.minimum(first, last), starts + last], dim=1).cpu()
+
+
+def _right_padded(mask: torch.Tensor) -> bool:
+    return bool((mask[:, 1:] <= mask[:, :-1]).all())
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter that requires a gradient inside; flags as they were outside."""
+    training = [m for m in model.modules() if m.training]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,0 +1,207 @@
+"""The fast path against the full autograd gradient, over the architectures people use."""
+
+import pytest
+import torch
+import transformers
+
+from gvendi_fast import reference
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.plan import SketchSpec
+
+COMMON = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GATED = {**COMMON, "num_key_value_heads": 2, "intermediate_size": 80, "max_position_embeddings": 64}
+CONFIGS = {
+    "qwen2_tied": ("Qwen2Config", {**GATED, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {**GATED, "head_dim": 8, "tie_word_embeddings": False}),
+    "llama_untied": ("LlamaConfig", {**GATED, "tie_word_embeddings": False}),
+    "llama_wide": ("LlamaConfig", {**GATED, "intermediate_size": 300, "vocab_size": 331}),
+    "mistral": ("MistralConfig", {**GATED, "head_dim": 8, "sliding_window": 5}),
+    "gemma2": ("Gemma2Config", {**GATED, "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 5}),
+    "gemma3": ("Gemma3TextConfig", {**GATED, "head_dim": 8, "sliding_window": 5}),
+    "phi3": ("Phi3Config", {**GATED, "pad_token_id": 0}),
+    "gpt2": ("GPT2Config", {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "gpt_neox": ("GPTNeoXConfig", {**COMMON, "intermediate_size": 80, "max_position_embeddings": 64}),
+    "opt": (
+        "OPTConfig",
+        {**COMMON, "ffn_dim": 80, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
+    ),
+    "opt_projected": (
+        "OPTConfig",
+        {**COMMON, "ffn_dim": 80, "max_position_embeddings": 64, "word_embed_proj_dim": 24},
+    ),
+    "granite_scaled": ("GraniteConfig", {**GATED, "logits_scaling": 3.0}),
+    # A biased head is left to autograd.
+    "phi_biased_head": ("PhiConfig", {**COMMON, "intermediate_size": 80, "max_position_embeddings": 64}),
+}
+SPEC = SketchSpec(dim=128, seed=3)
+# fp32 rounding of two different summation orders over a few hundred products.
+FP32_RELATIVE = 1e-5
+
+
+def build(name: str) -> torch.nn.Module:
+    config_class, values = CONFIGS[name]
+    torch.manual_seed(1)
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, config_class)(**values, **ends)
+    )
+    # Norm weights and biases of a fresh model are constants, which would hide a wrong formula.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def samples(vocab: int = 61) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for length, prompt in ((17, 6), (9, 0), (2, 1), (12, 11), (23, 3)):
+        ids = torch.randint(3, vocab, (length,), generator=generator)
+        labels = ids.clone()
+        labels[:prompt] = -100
+        rows.append((ids, labels))
+    # A gap in the supervised tokens, and an unsupervised tail.
+    rows[0][1][9:11] = -100
+    rows[4][1][15:] = -100
+    return rows
+
+
+def pad(rows, side: str = "right", to: int | None = None):
+    width = to or max(len(ids) for ids, _ in rows)
+    shape = (len(rows), width)
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for i, (row_ids, row_labels) in enumerate(rows):
+        where = slice(0, len(row_ids)) if side == "right" else slice(width - len(row_ids), width)
+        ids[i, where], labels[i, where], mask[i, where] = row_ids, row_labels, 1
+    return ids, labels, mask
+
+
+def autograd_sketch(model, sketcher, ids, labels) -> tuple[torch.Tensor, float]:
+    model.zero_grad()
+    logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
+    loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum")
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if n in sketcher.parameters}
+    assert all(g is not None for g in gradients.values())
+    z = reference.sketch_of_gradient(gradients, sketcher.spec, sketcher.transposed)
+    model.zero_grad()
+    return z, loss.item()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fast_path_equals_sketch_of_autograd_gradient(name):
+    model = build(name)
+    sketcher = GradientSketcher(model, SPEC)
+    assert sketcher.coverage.sketched == sketcher.coverage.total == sum(p.numel() for p in model.parameters())
+    rows = samples()
+    got = sketcher.sketch(*pad(rows))
+    for i, (ids, labels) in enumerate(rows):
+        wanted, loss = autograd_sketch(model, sketcher, ids, labels)
+        error = (got.z[i].double() - wanted).norm() / wanted.norm()
+        assert error <= FP32_RELATIVE, (name, i, float(error))
+        assert float(got.loss[i]) == pytest.approx(loss, rel=1e-5)
+        assert int(got.tokens[i]) == int((labels[1:] != -100).sum())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sample_alone_padded_or_in_a_batch_gives_the_same_sketch(name):
+    model = build(name)
+    sketcher = GradientSketcher(model, SPEC)
+    rows = samples()
+    batch = sketcher(*pad(rows))
+    left = sketcher(*pad(rows, side="left"))
+    for i, row in enumerate(rows):
+        alone = sketcher(row[0][None], row[1][None])[0]
+        padded = sketcher(*pad([row], to=40))[0]
+        for other in (batch[i], left[i], padded):
+            assert torch.cosine_similarity(alone.double(), other.double(), dim=0) >= 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "gemma2", "gpt2", "opt"])
+def test_chunked_head_is_used_where_it_fits(name):
+    assert GradientSketcher(build(name), SPEC)._head is not None
+
+
+def test_biased_head_is_left_to_autograd():
+    assert GradientSketcher(build("phi_biased_head"), SPEC)._head is None
+
+
+def test_padding_idx_row_gets_no_gradient():
+    model = build("phi3")
+    sketcher = GradientSketcher(model, SPEC)
+    ids = torch.tensor([5, 0, 7, 0, 9])
+    wanted, _ = autograd_sketch(model, sketcher, ids, ids)
+    got = sketcher(ids[None], ids[None])[0].double()
+    assert (got - wanted).norm() <= FP32_RELATIVE * wanted.norm()
+
+
+def state_of(model):
+    hooks = [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in m.__dict__) for m in model.modules()
+    ]
+    flags = [m.training for m in model.modules()]
+    return hooks, flags, [p.requires_grad for p in model.parameters()], [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_is_left_as_it_was_found(fails):
+    model = build("gpt2").train()
+    model.transformer.h[1].eval()
+    model.transformer.h[0].mlp.c_fc.weight.requires_grad_(False)
+    before = state_of(model)
+    sketcher = GradientSketcher(model, SPEC)
+    batch = pad(samples())
+    if fails:
+        handle = model.transformer.h[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sketcher(*batch)
+        handle.remove()
+    else:
+        sketcher(*batch)
+    assert state_of(model) == before
+    assert "transformer.h.0.mlp.c_fc.weight" not in sketcher.parameters
+    assert sketcher.coverage.sketched < sum(p.numel() for p in model.parameters())
+
+
+def test_unknown_parameter_is_named_and_can_be_excluded():
+    model = build("llama_untied")
+    model.model.layers[1].gate = torch.nn.Parameter(torch.ones(4))
+    with pytest.raises(GvendiError, match=r"model\.layers\.1\.gate"):
+        GradientSketcher(model, SPEC)
+    sketcher = GradientSketcher(model, SPEC, exclude=["model.layers.*.gate"])
+    assert sketcher.coverage.total - sketcher.coverage.sketched == 4
+    assert torch.isfinite(sketcher(*pad(samples()))).all()
+
+
+@pytest.mark.parametrize("pattern", ["*embed_tokens*", "*norm*", "lm_head.weight", "*q_proj*"])
+def test_excluded_parameters_leave_the_sketch(pattern):
+    model = build("llama_untied")
+    sketcher = GradientSketcher(model, SPEC, exclude=[pattern])
+    assert 0 < sketcher.coverage.share < 1
+    ids, labels = samples()[0]
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    got = sketcher(ids[None], labels[None])[0].double()
+    assert (got - wanted).norm() <= FP32_RELATIVE * wanted.norm()
+
+
+def test_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(GvendiError, match="matches no parameter"):
+        GradientSketcher(build("gpt2"), SPEC, exclude=["nothing.*"])
+
+
+def test_bad_batches_are_refused_by_name():
+    sketcher = GradientSketcher(build("gpt2"), SPEC)
+    ids = torch.tensor([[3, 4, 5]])
+    with pytest.raises(GvendiError, match=r"labels must have shape"):
+        sketcher(ids, ids[:, :2])
+    with pytest.raises(GvendiError, match=r"input_ids must lie in 0\.\.60"):
+        sketcher(ids + 60, ids)
+    with pytest.raises(GvendiError, match=r"labels must be int64"):
+        sketcher(ids, ids.float())
+    with pytest.raises(GvendiError, match=r"labels\[0\] has no supervised token"):
+        sketcher(ids, torch.tensor([[3, -100, -100]]))
+    with torch.inference_mode(), pytest.raises(GvendiError, match="inference_mode"):
+        sketcher(ids, ids)
