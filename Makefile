@@ -1,0 +1,46 @@
+# make demo · make test · make lint · make bench · make sanitize
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test lint bench report sanitize clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python benchmarks/corpora.py demo --rows 400
+	@echo "A varied corpus:"
+	$(BIN)/gvendi score demo/varied.jsonl --proxy tiny --by family
+	@echo "A narrow one, as many rows:"
+	$(BIN)/gvendi score demo/narrow.jsonl --proxy tiny
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Ratios of runs in one process; nothing else should run on the machine meanwhile.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+
+# README tables from benchmarks/results.
+report: $(VENV)/.installed
+	$(BIN)/python benchmarks/report.py
+
+# The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with odd sizes.
+sanitize:
+	cmake -S . -B build/sanitize -G "Unix Makefiles" -DGVENDI_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	cmake --build build/sanitize --target sanitize
+	build/sanitize/sanitize
+
+$(VENV)/.installed: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo gvendi_fast/_cpu*.so

@@ -1,0 +1,62 @@
+"""The models and batches that the speed benchmarks run: real architectures with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gvendi_fast.errors import GvendiError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 configuration and the batch it is measured with."""
+
+    name: str
+    config: dict
+    batch: int
+    length: int
+
+
+SHAPES = {
+    "qwen2-15m": Shape(
+        "15 M-parameter Qwen2",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 288,
+            "intermediate_size": 768,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+        },
+        batch=8,
+        length=256,
+    ),
+    "qwen2.5-0.5b-slice": Shape(
+        "2 of 24 layers of Qwen2.5-0.5B",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+        },
+        batch=4,
+        length=256,
+    ),
+}
+
+
+def build(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The model in eval mode and a full batch of random token ids int64 [B, T], all of them supervised."""
+    import transformers
+
+    if name not in SHAPES:
+        raise GvendiError(f"shape must be one of {', '.join(SHAPES)}, got {name!r}")
+    shape = SHAPES[name]
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(**shape.config, tie_word_embeddings=True, max_position_embeddings=2048)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    return model, torch.randint(0, config.vocab_size, (shape.batch, shape.length))

@@ -1,0 +1,33 @@
+"""What `gvendi info` shows: versions, backends with their reasons, devices."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from gvendi_fast._version import __version__
+from gvendi_fast.backends import ORDER, explain, requested
+from gvendi_fast.proxy import resolve_dtype
+
+PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "pyarrow", "triton")
+
+
+def describe() -> dict[str, str]:
+    """{what: value or the reason it is not there}, in the order to print."""
+    installed = {
+        d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]
+    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, reason = resolve_dtype("auto", device)
+    lines = {"gvendi-fast": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
+    lines |= {name: installed.get(name, "not installed") for name in PACKAGES}
+    lines["device"] = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu (torch sees no GPU)"
+    lines["threads"] = f"{torch.get_num_threads()}"
+    lines["--dtype auto"] = f"{str(dtype).removeprefix('torch.')} ({reason})"
+    lines |= {f"backend {name}": status for name, status in explain().items()}
+    lines["order on this device"] = ", ".join(ORDER[device.type])
+    if requested():
+        lines["backend asked for"] = str(requested())
+    return lines

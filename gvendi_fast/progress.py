@@ -1,0 +1,106 @@
+"""How a run shows where it is: a live bar on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+# Seconds between two plain lines.
+LINE_EVERY = 10.0
+
+
+def progress_for(stream: TextIO | None = None) -> Bar | Lines:
+    """The progress that fits a stream (stderr unless said)."""
+    stream = sys.stderr if stream is None else stream
+    return Bar(stream) if stream.isatty() else Lines(stream)
+
+
+class _Counts:
+    """Rows and tokens so far, and the rates that follow from them."""
+
+    def __init__(self) -> None:
+        self.rows = self.total = self.fresh = self.tokens = self.rejected = 0
+        self.began = time.monotonic()
+
+    def start(self, rows: int, done: int) -> None:
+        self.total, self.rows, self.began = rows, done, time.monotonic()
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        self.rows, self.fresh = self.rows + rows, self.fresh + rows
+        self.tokens, self.rejected = self.tokens + tokens, self.rejected + rejected
+
+    def rates(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        text = f"{self.fresh / seconds:,.1f} rows/s, {self.tokens / seconds:,.0f} tokens/s"
+        if self.fresh and self.rows < self.total:
+            text += f", {clock((self.total - self.rows) * seconds / self.fresh)} left"
+        return text + (f", {self.rejected:,} rejected" if self.rejected else "")
+
+
+class Lines:
+    """Progress as plain lines, one every ten seconds, for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.counts, self.last = stream, _Counts(), 0.0
+
+    def start(self, rows: int, done: int) -> None:
+        """See `sketching.Progress`."""
+        self.counts.start(rows, done)
+        self.last = time.monotonic()
+        self._say(f"sketching {rows:,} rows" + (f", {done:,} of them are done already" if done else ""))
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """See `sketching.Progress`."""
+        self.counts.advance(rows, tokens, rejected)
+        if time.monotonic() - self.last >= LINE_EVERY:
+            self.last = time.monotonic()
+            self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
+
+    def close(self) -> None:
+        """See `sketching.Progress`."""
+        self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+
+class Bar:
+    """Progress as a live bar on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.counts = _Counts()
+        console = Console(file=stream)
+        columns = (
+            TextColumn("sketching"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+        )
+        self.bar = Progress(*columns, console=console)
+        self.task = None
+
+    def start(self, rows: int, done: int) -> None:
+        """See `sketching.Progress`."""
+        self.counts.start(rows, done)
+        self.bar.start()
+        self.task = self.bar.add_task("", total=rows, completed=done, rates="")
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """See `sketching.Progress`."""
+        self.counts.advance(rows, tokens, rejected)
+        self.bar.update(self.task, completed=self.counts.rows, rates=self.counts.rates())
+
+    def close(self) -> None:
+        """See `sketching.Progress`."""
+        self.bar.stop()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

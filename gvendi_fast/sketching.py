@@ -1,0 +1,235 @@
+"""Corpus -> run directory: read, tokenise, sketch and store every row, one work unit after the other.
+
+A unit that is done is on disk whole; a run that was killed goes on with the first unit that is missing and ends
+with the same bytes, because batches are made inside a unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from gvendi_fast.corpus import Fields, Manifest, Rejected, UnitReader, index_corpus
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.proxy import Proxy
+from gvendi_fast.store import RunDirectory
+from gvendi_fast.text import Encoder, Sample, batches, collate
+
+# Changes whenever the same settings would give other sketches than before.
+FORMAT = 1
+DEFAULT_MAX_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a corpus is sketched. All but `batch_tokens`, `unit_rows` and `max_rejected` decide the sketches.
+
+    spec: dimension, kind and seed of the sketch. fields: names of the row's fields. max_tokens: longest sequence
+    (None: what the proxy can read, at most 4096). batch_tokens: padded tokens of one batch. mask: "completion",
+    or "released" for the masking of the released G-Vendi code. limit: number of rows. unit_rows: rows stored and
+    resumed as a whole. max_rejected: rejected rows at which the run ends with an error, an int for a count or
+    a float below 1 for a share of all rows; None for no limit. exclude: patterns of parameters to leave out.
+    """
+
+    spec: SketchSpec = field(default_factory=SketchSpec)
+    fields: Fields = field(default_factory=Fields)
+    max_tokens: int | None = None
+    batch_tokens: int = 2048
+    mask: str = "completion"
+    limit: int | None = None
+    unit_rows: int = 512
+    max_rejected: int | float | None = None
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "unit_rows", "limit", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise GvendiError(f"{name} must be at least 1, got {value}")
+        share = self.max_rejected
+        if share is not None and (share < 0 or (isinstance(share, float) and share >= 1)):
+            raise GvendiError(
+                f"max_rejected must be a count (an int from 0) or a share (a float from 0.0 to below 1), got {share!r}"
+            )
+
+
+class Progress(Protocol):
+    """What a run tells while it goes; every method may be called from the run's own thread only."""
+
+    def start(self, rows: int, done: int) -> None:
+        """rows of the corpus, and how many of them an earlier run has done."""
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """One more batch: rows looked at, tokens run through the proxy, rows rejected."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def start(self, rows: int, done: int) -> None:
+        """Nothing to say."""
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """Nothing to say."""
+
+    def close(self) -> None:
+        """Nothing to say."""
+
+
+def sketch_corpus(
+    data: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    proxy: Proxy,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> RunDirectory:
+    """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
+
+    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet. Rows that cannot be
+    scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a corpus or a
+    directory that cannot be used, for other settings than the directory's, and when more than `max_rejected`
+    rows are rejected (what was done is kept).
+    """
+    settings, progress = settings or Settings(), progress or Silent()
+    manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
+    sketcher = GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude)
+    limit = _longest(proxy, settings.max_tokens)
+    encoder = Encoder(proxy.tokenizer, limit, settings.mask)
+    run = RunDirectory.open(out, describe(proxy, sketcher, settings, limit), manifest.to_dict())
+    allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
+    todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
+    rejected = sum(1 for _ in run.rejected())
+    progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
+    try:
+        _check_rejects(rejected, allowed, run)
+        for unit, samples, refused in _ahead(manifest, todo, encoder):
+            progress.advance(len(refused), 0, len(refused))
+            rejected += len(refused) + _sketch_unit(
+                run, unit, samples, refused, sketcher, proxy, settings, progress
+            )
+            _check_rejects(rejected, allowed, run)
+    finally:
+        progress.close()
+    run.finish()
+    return run
+
+
+def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
+    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix."""
+    template = getattr(proxy.tokenizer, "chat_template", None)
+    return {
+        "format": FORMAT,
+        "proxy": {"name": proxy.name, "revision": proxy.revision},
+        "sketch": sketcher.spec.as_dict(),
+        "dtype": str(next(proxy.model.parameters()).dtype).removeprefix("torch."),
+        "mask": settings.mask,
+        "template": template and hashlib.blake2b(template.encode(), digest_size=8).hexdigest(),
+        "max_tokens": max_tokens,
+        "exclude": list(settings.exclude),
+        "coverage": {"sketched": sketcher.coverage.sketched, "total": sketcher.coverage.total},
+    }
+
+
+def _sketch_unit(
+    run: RunDirectory,
+    unit,
+    samples: list[Sample],
+    refused: list[Rejected],
+    sketcher: GradientSketcher,
+    proxy: Proxy,
+    settings: Settings,
+    progress: Progress,
+) -> int:
+    """Sketch and store one unit; returns how many of its samples had no usable gradient."""
+    by_row = {sample.row: i for i, sample in enumerate(samples)}
+    sketches = np.zeros((len(samples), settings.spec.dim), np.float32)
+    loss, tokens = np.zeros(len(samples), np.float32), np.zeros(len(samples), np.int32)
+    pad = proxy.tokenizer.pad_token_id
+    for batch in batches(samples, settings.batch_tokens):
+        got = sketcher.sketch(*collate(batch, 0 if pad is None else pad))
+        where = [by_row[sample.row] for sample in batch]
+        sketches[where], loss[where] = got.z.cpu().numpy(), got.loss.cpu().numpy()
+        tokens[where] = got.tokens.cpu().numpy()
+        progress.advance(len(batch), sum(sample.length for sample in batch), 0)
+    norm = np.linalg.norm(sketches.astype(np.float64), axis=1)
+    usable = np.isfinite(norm) & (norm > 0)
+    bad = [
+        Rejected(s.file, s.line, "zero gradient" if norm[i] == 0 else "non-finite gradient", s.id)
+        for i, s in enumerate(samples)
+        if not usable[i]
+    ]
+    progress.advance(0, 0, len(bad))
+    kept = [sample for i, sample in enumerate(samples) if usable[i]]
+    run.write_part(
+        unit.ordinal,
+        ids=[s.id for s in kept],
+        groups=[s.group for s in kept],
+        rows=np.array([unit.first_row + s.row for s in kept], np.int64),
+        sketches=sketches[usable],
+        tokens=tokens[usable],
+        length=np.array([s.length for s in kept], np.int32),
+        loss=loss[usable],
+        gradient_norm=norm[usable].astype(np.float32),
+        rejected=[*refused, *bad],
+    )
+    return len(bad)
+
+
+def _ahead(
+    manifest: Manifest, units: list, encoder: Encoder
+) -> Iterator[tuple[Any, list[Sample], list[Rejected]]]:
+    """Each unit read and tokenised while the one before it runs through the proxy."""
+    with UnitReader(manifest) as reader, ThreadPoolExecutor(1, thread_name_prefix="tokenize") as pool:
+
+        def prepare(unit):
+            rows, refused = [], []
+            for row in reader.read(unit):
+                (refused if isinstance(row, Rejected) else rows).append(row)
+            encoded = encoder.encode(rows)
+            refused += [sample for sample in encoded if isinstance(sample, Rejected)]
+            return unit, [sample for sample in encoded if isinstance(sample, Sample)], refused
+
+        waiting = None
+        for unit in units:
+            following = pool.submit(prepare, unit)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _longest(proxy: Proxy, asked: int | None) -> int:
+    positions = getattr(proxy.model.config, "max_position_embeddings", None)
+    if asked is None:
+        return min(positions or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
+    if positions and asked > positions:
+        raise GvendiError(
+            f"max_tokens is {asked}, but the proxy {proxy.name!r} reads at most {positions} tokens"
+        )
+    return asked
+
+
+def _allowed_rejects(limit: int | float | None, rows: int) -> int | None:
+    return int(limit * rows) if isinstance(limit, float) else limit
+
+
+def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory) -> None:
+    if allowed is None or rejected <= allowed:
+        return
+    first = [f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(), range(3), strict=False)]
+    raise GvendiError(
+        f"{rejected} rows are rejected and max_rejected allows {allowed}; what was done is kept in '{run.path}' "
+        "(parts/rejected-*.jsonl lists them). The first:\n" + "\n".join(first)
+    )
