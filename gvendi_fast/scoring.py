@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -145,8 +146,8 @@ def score_run(
 def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
     """G-Vendi of every group of a run at equal n: that of the smallest group with at least 32 rows.
 
-    Rows are drawn without replacement in an order that depends on seed, group and row alone. Where no group has
-    32 rows, the largest group's size takes the place of 32.
+    Rows are drawn without replacement in an order that depends on seed, group and row alone. Where most groups
+    have fewer than 32 rows, the median size takes the place of 32.
     """
     sizes: dict[str, int] = {}
     for part in run.iterate(["group"]):
@@ -156,7 +157,7 @@ def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
             raise GvendiError(
                 f"--by has more than {MAX_GROUPS} different values; choose a field with fewer, such as a source"
             )
-    least = min(MIN_GROUP_ROWS, max(sizes.values()))
+    least = min(MIN_GROUP_ROWS, statistics.median_low(sizes.values()))
     n = min(size for size in sizes.values() if size >= least)
     compared = sorted(group for group, size in sizes.items() if size >= least)
     dim = run.spec["sketch"]["dim"]

@@ -1,0 +1,172 @@
+"""Turn benchmarks/results into the README's tables, between its markers; nothing there is typed by hand.
+
+    python benchmarks/report.py [--check]
+
+--check changes nothing and fails if the README differs from what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from environment import ROOT
+from shapes import SHAPES
+
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+MISSING = "not measured"
+
+
+def load(name: str) -> dict:
+    """A results file; empty where it does not exist."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def ratio(entry: dict | None, name: str, percent: bool = False) -> str:
+    """A quantile triple as "p50 (p20 to p80)"."""
+    if not entry or name not in entry:
+        return MISSING
+    p20, p50, p80 = (entry[name][q] * (100 if percent else 1) for q in ("p20", "p50", "p80"))
+    return f"{p50:.1f} % ({p20:.1f} to {p80:.1f})" if percent else f"{p50:.2f} ({p20:.2f} to {p80:.2f})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def speed_table(cpu: dict) -> str:
+    """Sketching a batch over a training step, over the bare pass, and over batch-1 autograd."""
+    rows = []
+    for key, shape in SHAPES.items():
+        for dtype in ("fp32", "bf16"):
+            one = cpu.get(f"test_sketching_against_training[{key}-{dtype}]")
+            work = cpu.get(f"test_sketch_work_of_one_batch[{key}-{dtype}]")
+            peer = cpu.get(f"test_sketching_against_batch_1_autograd_and_countsketch[{key}-{dtype}]")
+            rows.append(
+                [
+                    f"{shape.name}, {shape.batch} x {shape.length} tokens",
+                    dtype,
+                    ratio(one, "ratio to training step"),
+                    ratio(one, "ratio to bare forward + input gradients"),
+                    ratio(work, "sketch work over bare forward + input gradients", percent=True),
+                    ratio(peer, "ratio to batch-1 autograd + CountSketch"),
+                ]
+            )
+    head = [
+        "model and batch",
+        "weights",
+        "over a training step",
+        "over forward + input gradients",
+        "sketch operations, share of the latter",
+        "over batch-1 autograd + CountSketch",
+    ]
+    return table(head, rows)
+
+
+def copy_table(cpu: dict) -> str:
+    """linear_sketch over a copy of its inputs."""
+    rows = []
+    for rows_, width_in, width_out in ((2048, 288, 768), (2048, 896, 4864)):
+        for dtype in ("fp32", "bf16"):
+            entry = cpu.get(
+                f"test_linear_sketch_against_a_copy_of_its_inputs[{rows_}-{width_in}-{width_out}-{dtype}]"
+            )
+            rows.append(
+                [f"{rows_} x ({width_in}, {width_out})", dtype, ratio(entry, "ratio to copy of its inputs")]
+            )
+    return table(
+        ["`linear_sketch`, rows x (input, output width)", "inputs", "time over a copy of its inputs"], rows
+    )
+
+
+def fidelity_table(found: dict) -> str:
+    """Cosine error, Spearman and relative error of both kinds of sketch."""
+    rows = []
+    for kind, name in (("hadamard", "this package"), ("rademacher", "dense random signs")):
+        entry = found.get(kind)
+        if not entry:
+            rows.append([name, MISSING, MISSING, MISSING])
+            continue
+        error, rank, bias = (
+            entry[n] for n in ("cosine rms error", "spearman of gvendi", "relative gvendi error")
+        )
+        rows.append(
+            [
+                name,
+                f"{error['mean']:.4f} +- {error['sd']:.4f}",
+                f"{rank['mean']:.4f} ({rank['min']:.4f} to {rank['max']:.4f})",
+                f"{100 * bias['mean']:+.2f} % ({100 * bias['min']:+.2f} to {100 * bias['max']:+.2f})",
+            ]
+        )
+    return table(["sketch", "rms error of cosines", "Spearman of G-Vendi", "relative error of G-Vendi"], rows)
+
+
+def bf16_table(found: dict) -> str:
+    """What bfloat16 weights change."""
+    entry = found.get("bfloat16")
+    if not entry:
+        return f"bfloat16 weights against float32: {MISSING}."
+    rows = [[name, f"{value:.5f}"] for name, value in entry.items()]
+    return table(["bfloat16 weights against float32, same seed", ""], rows)
+
+
+def machine_line(entry: dict | None) -> str:
+    """One line of what the figures were measured on."""
+    if not entry:
+        return MISSING + "."
+    m = entry["machine"]
+    return (
+        f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, transformers {m['transformers']}, "
+        f"commit {m['commit']}, {m['date']}."
+    )
+
+
+def render() -> str:
+    """Everything between the markers."""
+    cpu, found = load("cpu.json"), load("fidelity.json")
+    first = next(
+        (cpu[name] for name in sorted(cpu) if name.startswith("test_sketching_against_training")), None
+    )
+    sections = [
+        "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
+        f"Measured on {machine_line(first)}",
+        speed_table(cpu),
+        copy_table(cpu),
+        "**Faithfulness** to exact gradients, 8 seeds, "
+        f"{found.get('samples', MISSING)} samples of math, logic and inference text under a trained "
+        f"{found.get('parameters', 0):,}-parameter Llama, {found.get('subsets', MISSING)} subsets of "
+        f"{found.get('subset size', MISSING)}, K = {found.get('dim', MISSING)}."
+        if found
+        else f"**Faithfulness** to exact gradients: {MISSING}.",
+        fidelity_table(found),
+        bf16_table(found),
+    ]
+    return "\n\n".join(sections)
+
+
+def main() -> None:
+    """Write the tables into the README."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        sys.exit(f"README.md lacks the markers {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    updated = f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END, 1)[1]}"
+    if args.check:
+        sys.exit(0 if updated == text else "README.md differs from benchmarks/results; run 'make report'")
+    Path(readme).write_text(updated)
+
+
+if __name__ == "__main__":
+    main()

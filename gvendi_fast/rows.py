@@ -1,0 +1,195 @@
+"""What one row of a corpus is: its three forms, its id and its group, and the reasons a row is refused for."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of the fields a row is read from.
+
+    A row is a `prompt`/`completion` pair, else `messages`, else `text`: the first form that is complete wins, and a
+    field that is null counts as absent. `id` is optional in a row. `by` names the field whose value is the row's
+    group; it may be a dotted path such as "meta.task" (a field of exactly that name goes first).
+    """
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    messages: str = "messages"
+    text: str = "text"
+    id: str = "id"
+    by: str | None = None
+
+
+@dataclass(slots=True)
+class Row:
+    """One readable row; exactly one of the pair (`prompt`, `completion`), `messages` and `text` is set.
+
+    `row` is the ordinal within the work unit, `line` the 1-based line (JSONL) or row (Parquet) of `file`.
+    """
+
+    row: int
+    id: str
+    group: str
+    file: str
+    line: int
+    prompt: str | None = None
+    completion: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+
+
+@dataclass(slots=True)
+class Rejected:
+    """A row that cannot be scored: where it stands and why; `id` is None when it could not be read."""
+
+    file: str
+    line: int
+    reason: str
+    id: str | None = None
+
+
+class Reason(str):
+    """Why something cannot be used; a type of its own, so that it is never mistaken for data."""
+
+    __slots__ = ()
+
+
+def decode_line(raw: bytes) -> dict | Reason:
+    """The JSON object of one line, or why there is none. Strict UTF-8: nothing is replaced or guessed."""
+    try:
+        record = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Reason(f"invalid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}")
+    except json.JSONDecodeError as error:
+        return Reason(f"broken JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return Reason("broken JSON: nested too deeply")
+    # What is left of ValueError: Python converts integers up to a number of digits.
+    except ValueError:
+        return Reason("broken JSON: an integer has too many digits")
+    if not isinstance(record, dict):
+        return Reason(f"broken JSON: an object is wanted, not {_kind(record)}")
+    return record
+
+
+def record_id(record: dict, fields: Fields) -> str | Reason | None:
+    """The row's own id, None when it has none, or why it cannot be used."""
+    value = record.get(fields.id)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return Reason(f"field '{fields.id}' is not a string or an integer ({_kind(value)})")
+    if lone_surrogate(value):
+        return Reason(f"invalid Unicode: lone surrogate in field '{fields.id}'")
+    return str(value)
+
+
+def record_group(record: dict, by: str | None) -> str | Reason:
+    """The group of a row: a string as it is, another value as JSON, and "" where the field is missing or null."""
+    if by is None:
+        return ""
+    value: Any = record
+    if by in record:
+        value = record[by]
+    else:
+        for name in by.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    if value is None:
+        return ""
+    if lone_surrogate(value):
+        return Reason(f"invalid Unicode: lone surrogate in field '{by}'")
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def parse_row(record: dict | Reason, fields: Fields, row: int, file: str, line: int) -> Row | Rejected:
+    """The row of one record, or its rejection with a short reason."""
+    if isinstance(record, Reason):
+        return Rejected(file, line, str(record))
+    own = record_id(record, fields)
+    if isinstance(own, Reason):
+        return Rejected(file, line, str(own))
+    group = record_group(record, fields.by)
+    content = group if isinstance(group, Reason) else _content(record, fields)
+    if isinstance(content, Reason):
+        return Rejected(file, line, str(content), own)
+    return Row(row, f"{file}:{line}" if own is None else own, str(group), file, line, **content)
+
+
+def _content(record: dict, fields: Fields) -> dict[str, Any] | Reason:
+    prompt, completion = record.get(fields.prompt), record.get(fields.completion)
+    messages, text = record.get(fields.messages), record.get(fields.text)
+    if prompt is not None and completion is not None:
+        problem = _text_problem(prompt, fields.prompt) or _text_problem(completion, fields.completion)
+        problem = problem or (None if completion.strip() else Reason("empty completion"))
+        return problem or {"prompt": prompt, "completion": completion}
+    if messages is not None:
+        cleaned = _clean_messages(messages, fields.messages)
+        return cleaned if isinstance(cleaned, Reason) else {"messages": cleaned}
+    if text is not None:
+        problem = _text_problem(text, fields.text)
+        problem = problem or (None if text.strip() else Reason(f"empty {fields.text}"))
+        return problem or {"text": text}
+    if prompt is not None:
+        return Reason(f"missing field '{fields.completion}'")
+    if completion is not None:
+        return Reason(f"missing field '{fields.prompt}'")
+    return Reason(
+        f"missing fields: none of '{fields.prompt}' with '{fields.completion}', '{fields.messages}', '{fields.text}'"
+    )
+
+
+def _clean_messages(messages: Any, field: str) -> list[dict[str, Any]] | Reason:
+    if not isinstance(messages, list):
+        return Reason(f"field '{field}' is not a list ({_kind(messages)})")
+    cleaned = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            return Reason(f"message {number} is not an object ({_kind(message)})")
+        # Parquet gives every struct all fields, and templates ask only whether a field is there.
+        message = {key: value for key, value in message.items() if value is not None}
+        if "tool_calls" in message:
+            message.setdefault("content", "")
+        for key in ("role", "content"):
+            if key not in message:
+                return Reason(f"message {number} has no '{key}'")
+            if not isinstance(message[key], str):
+                return Reason(f"message {number}: '{key}' is not a string ({_kind(message[key])})")
+        cleaned.append(message)
+    if lone_surrogate(cleaned):
+        return Reason(f"invalid Unicode: lone surrogate in field '{field}'")
+    assistant = [message for message in cleaned if message["role"] == "assistant"]
+    if not assistant:
+        return Reason("nothing supervised")
+    if not any(message["content"].strip() or "tool_calls" in message for message in assistant):
+        return Reason("empty completion")
+    return cleaned
+
+
+def _text_problem(value: Any, field: str) -> Reason | None:
+    if not isinstance(value, str):
+        return Reason(f"field '{field}' is not a string ({_kind(value)})")
+    if lone_surrogate(value):
+        return Reason(f"invalid Unicode: lone surrogate in field '{field}'")
+    return None
+
+
+def lone_surrogate(value: Any) -> bool:
+    """JSON escapes can spell half a character, which no tokenizer and no file can take."""
+    if isinstance(value, str):
+        return not value.isascii() and _SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(lone_surrogate(key) or lone_surrogate(item) for key, item in value.items())
+    return isinstance(value, (list, tuple)) and any(map(lone_surrogate, value))
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
