@@ -321,7 +321,8 @@ def _print_score(result, by: str | None) -> None:
         console.print(f"  {name:<16}{value}", highlight=False, soft_wrap=True)
     if by is not None:
         compared = max((g.n for g in result.by.values()), default=0)
-        table = Table(title=f"by {by}, at n = {compared:,} rows each", title_justify="left")
+        console.print(f"\nby {by}, at n = {compared:,} rows each", highlight=False, soft_wrap=True)
+        table = Table()
         for name in (by, "G-Vendi", "rows"):
             table.add_column(name, justify="left" if name == by else "right", overflow="fold")
         ranked = sorted(result.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))

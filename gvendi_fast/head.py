@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gvendi_fast import ops
+from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec, column_table, row_table
 from gvendi_fast.taps import LINEAR, Tap
 
@@ -80,6 +81,8 @@ def _matching_scale(
     with torch.no_grad():
         hidden = base(input_ids=ids, use_cache=False).last_hidden_state
         wanted = model(input_ids=ids, use_cache=False).logits.double()
+        if not wanted.isfinite().all():
+            raise GvendiError("the model's logits are not finite, so it has no gradients; check its weights")
         if hidden.shape[-1] != output.weight.shape[1]:
             return None
         raw = output(hidden).double()

@@ -1,0 +1,137 @@
+"""The command as a user meets it: output, errors, exit codes."""
+
+import json
+import sys
+
+import pytest
+
+from gvendi_fast import cli
+from gvendi_fast.errors import GvendiError
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"prompt": f"{i} * 3?", "completion": f"It is {3 * i}.", "source": "even" if i % 2 == 0 else "odd"}
+        for i in range(20)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def gvendi(monkeypatch, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return run
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
+    code, out, err = gvendi("score", data, "--proxy", "tiny", "--dim", 256, "--by", "source", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert set(result) == {
+        *(
+            "gvendi",
+            "gvendi_corrected",
+            "ci95",
+            "entropy",
+            "n",
+            "dim",
+            "tokens",
+            "seconds",
+            "tokens_per_second",
+        ),
+        *("rejected", "by", "coverage", "spec"),
+    }
+    assert result["n"] == 20
+    assert result["dim"] == 256
+    assert set(result["by"]) == {"even", "odd"}
+    assert result["by"]["odd"]["n"] == 10
+    assert "sketching 20 rows" in err
+
+
+def test_text_output_sketch_and_score_of_the_directory(gvendi, data, tmp_path):
+    out_dir = tmp_path / "run"
+    code, out, err = gvendi(
+        "sketch", data, "--proxy", "tiny", "--dim", 256, "--out", out_dir, "--by", "source"
+    )
+    assert code == 0, err
+    assert f"gvendi score {out_dir}" in out
+    code, out, _ = gvendi("score", out_dir, "--by", "source")
+    assert code == 0
+    assert "n = 20, K = 256" in out
+    assert "95 % interval" in out
+    assert "at n = 10 rows each" in out
+    first = out
+    code, out, err = gvendi(
+        "score", data, "--proxy", "tiny", "--dim", 256, "--out", out_dir, "--by", "source"
+    )
+    assert code == 0
+    assert "20 of them are done already" in err
+    assert out.split("\n")[0] == first.split("\n")[0]
+
+
+def test_limit_takes_the_first_rows(gvendi, data):
+    _, out, _ = gvendi("score", data, "--proxy", "tiny", "--dim", 64, "--limit", 5, "--json")
+    assert json.loads(out)["n"] == 5
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["score", "nowhere.jsonl", "--proxy", "tiny"], "nowhere.jsonl"),
+        (["score", "{data}", "--proxy", "tiny", "--dim", "1000"], "dim must be a power of two"),
+        (["score", "{data}", "--proxy", "tiny", "--max-rejected", "some"], "--max-rejected must be a count"),
+        (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "batch_tokens must be at least 1"),
+        (["score", "{data}", "--proxy", "./no/such/model"], "no/such/model"),
+        (
+            ["score", "{data}", "--proxy", "tiny", "--exclude", "nothing*"],
+            "'nothing\\*' matches no parameter",
+        ),
+    ],
+)
+def test_errors_are_one_message_on_stderr_with_exit_code_1(
+    gvendi, data, args, message, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = gvendi(*[a.format(data=data) for a in args])
+    assert code == 1
+    assert out == ""
+    assert message.replace("\\", "") in err
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+
+
+def test_usage_errors_come_from_the_parser(gvendi, data):
+    code, _, err = gvendi("score", data, "--dtype", "int8")
+    assert code == 2
+    assert "--dtype" in err
+
+
+def test_max_rejected_forms():
+    assert cli.parse_max_rejected(None) is None
+    assert cli.parse_max_rejected("25") == 25
+    assert cli.parse_max_rejected("2.5%") == pytest.approx(0.025)
+    for text in ("x", "-1", "2.5", "%", "1e3"):
+        with pytest.raises(GvendiError, match="--max-rejected"):
+            cli.parse_max_rejected(text)
+
+
+def test_info_and_version_and_help(gvendi):
+    _, out, _ = gvendi("info")
+    assert "backend cpu" in out
+    assert "--dtype auto" in out
+    assert "gvendi-fast" in gvendi("--version")[1]
+    for command in ("score", "sketch"):
+        text = gvendi(command, "--help")[1]
+        for option in ("--proxy", "--dim", "--max-tokens", "--by", "--out"):
+            assert option in text

@@ -1,0 +1,204 @@
+"""From a file to a score: what is stored, what is refused, groups at equal n, resume and memory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.proxy import load_proxy
+from gvendi_fast.scoring import group_scores, score, score_run
+from gvendi_fast.sketching import Settings, sketch_corpus
+from gvendi_fast.store import RunDirectory
+from gvendi_fast.vendi import gvendi
+
+SPEC = SketchSpec(dim=256)
+
+
+@pytest.fixture(scope="module")
+def proxy():
+    return load_proxy("tiny", dtype="float32")
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def arithmetic(count: int, start: int = 0) -> list[dict]:
+    return [
+        {"prompt": f"What is {i} plus {7 * i % 13}?", "completion": f"{i} + {7 * i % 13} = {i + 7 * i % 13}"}
+        for i in range(start, start + count)
+    ]
+
+
+def test_stored_sketches_are_those_of_the_samples_in_input_order(proxy, tmp_path):
+    rows = arithmetic(11)
+    # Lengths that differ, so that batches change the order.
+    for i, row in enumerate(rows):
+        row["completion"] += " because" * (i * 5 % 7)
+    data = write(tmp_path / "d.jsonl", rows)
+    run = sketch_corpus(data, tmp_path / "run", proxy, Settings(spec=SPEC, unit_rows=4, batch_tokens=128))
+    parts = list(run.iterate())
+    assert [len(p.ids) for p in parts] == [4, 4, 3]
+    assert [i for p in parts for i in p.ids] == [f"{data}:{i + 1}" for i in range(11)]
+    from gvendi_fast.corpus import Row
+    from gvendi_fast.text import Encoder, collate
+
+    encoder, sketcher = Encoder(proxy.tokenizer, 2048), GradientSketcher(proxy.model, SPEC)
+    stored = np.concatenate([p.sketches for p in parts])
+    for i, row in enumerate(rows):
+        sample = encoder.encode(
+            [Row(0, "x", "", "f", 1, prompt=row["prompt"], completion=row["completion"])]
+        )[0]
+        alone = sketcher.sketch(*collate([sample], 0))
+        assert torch.cosine_similarity(alone.z[0], torch.as_tensor(stored[i]), dim=0) > 1 - 1e-6
+        part = parts[i // 4]
+        assert part.loss[i % 4] == pytest.approx(float(alone.loss[0]), rel=1e-4)
+        assert part.tokens[i % 4] == sample.supervised
+        assert part.length[i % 4] == sample.length
+        assert part.gradient_norm[i % 4] == pytest.approx(float(alone.z[0].norm()), rel=1e-4)
+
+
+def test_score_is_that_of_the_stored_sketches(proxy, tmp_path):
+    data = write(tmp_path / "d.jsonl", arithmetic(40))
+    result = score(data, proxy=proxy, out=tmp_path / "run", settings=Settings(spec=SPEC))
+    sketches = np.concatenate([p.sketches for p in RunDirectory.load(tmp_path / "run").iterate(["sketch"])])
+    assert result.gvendi == pytest.approx(gvendi(sketches), rel=1e-6)
+    assert result.entropy == pytest.approx(np.log(result.gvendi))
+    assert result.n == 40
+    assert result.ci95[0] <= result.gvendi_corrected <= result.ci95[1]
+    assert result.coverage == 1.0
+    assert result.units == (1, 1)
+    assert result.tokens_per_second > 0
+    again = score(data, proxy=proxy, out=tmp_path / "run", settings=Settings(spec=SPEC))
+    assert (again.gvendi, again.ci95, again.tokens_per_second) == (result.gvendi, result.ci95, None)
+
+
+def test_repeated_rows_score_as_the_distinct_ones(proxy, tmp_path):
+    rows = arithmetic(30)
+    once = score(write(tmp_path / "a.jsonl", rows), proxy=proxy, settings=Settings(spec=SPEC))
+    thrice = score(write(tmp_path / "b.jsonl", rows * 3), proxy=proxy, settings=Settings(spec=SPEC))
+    assert thrice.n == 90
+    assert thrice.gvendi == pytest.approx(once.gvendi, rel=1e-5)
+    same = score(write(tmp_path / "c.jsonl", rows[:1] * 20), proxy=proxy, settings=Settings(spec=SPEC))
+    assert same.gvendi == pytest.approx(1, abs=1e-4)
+
+
+def test_rejected_rows_are_listed_and_the_run_goes_on(proxy, tmp_path):
+    rows = arithmetic(6)
+    rows[1] = "{broken"
+    rows[3] = {"prompt": "q", "completion": ""}
+    rows[4] = {"prompt": "q", "completion": "long " * 400}
+    data = write(tmp_path / "d.jsonl", rows)
+    result = score(data, proxy=proxy, out=tmp_path / "r", settings=Settings(spec=SPEC, max_tokens=100))
+    assert (result.n, result.rejected) == (3, 3)
+    listed = [json.loads(line) for line in (tmp_path / "r" / "rejected.jsonl").read_text().splitlines()]
+    assert [item["line"] for item in listed] == [2, 4, 5]
+    assert listed[0]["reason"].startswith("broken JSON")
+    assert listed[2]["reason"].startswith("too long")
+
+
+@pytest.mark.parametrize(("allowed", "fails"), [(2, False), (1, True), (0.5, False), (0.2, True)])
+def test_max_rejected_ends_the_run_and_keeps_what_was_done(proxy, tmp_path, allowed, fails):
+    rows = arithmetic(6)
+    rows[0] = rows[5] = "{broken"
+    data = write(tmp_path / "d.jsonl", rows)
+    settings = Settings(spec=SPEC, unit_rows=2, max_rejected=allowed)
+    if not fails:
+        assert sketch_corpus(data, tmp_path / "r", proxy, settings).units_done == 3
+        return
+    with pytest.raises(
+        GvendiError, match=r"2 rows are rejected and max_rejected allows 1(.|\n)*d\.jsonl:1: broken"
+    ):
+        sketch_corpus(data, tmp_path / "r", proxy, settings)
+    assert len(list((tmp_path / "r" / "parts").glob("*.parquet"))) == 3
+
+
+def test_gradients_that_are_zero_or_not_finite_are_rejected_by_name(proxy, tmp_path, monkeypatch):
+    plain = GradientSketcher.sketch
+
+    def spoiled(self, input_ids, labels, attention_mask=None):
+        got = plain(self, input_ids, labels, attention_mask)
+        lengths = attention_mask.sum(dim=1)
+        got.z[lengths == lengths.max()] = 0
+        got.z[lengths == lengths.min()] = float("nan")
+        return got
+
+    monkeypatch.setattr(GradientSketcher, "sketch", spoiled)
+    rows = arithmetic(5)
+    rows[1]["completion"], rows[3]["completion"] = "a much longer answer than all of the others have", "1"
+    data = write(tmp_path / "d.jsonl", rows)
+    result = score(data, proxy=proxy, out=tmp_path / "r", settings=Settings(spec=SPEC))
+    assert (result.n, result.rejected) == (3, 2)
+    listed = [json.loads(line) for line in (tmp_path / "r" / "rejected.jsonl").read_text().splitlines()]
+    assert [(r["line"], r["reason"]) for r in listed] == [(2, "zero gradient"), (4, "non-finite gradient")]
+
+
+def test_a_corpus_without_one_usable_row_is_an_error(proxy, tmp_path):
+    data = write(tmp_path / "d.jsonl", ["{broken", "[]"])
+    with pytest.raises(GvendiError, match="no row of .* could be scored, 2 were rejected"):
+        score(data, proxy=proxy, out=tmp_path / "r", settings=Settings(spec=SPEC))
+
+
+def test_a_model_with_broken_weights_is_refused(tmp_path):
+    broken = load_proxy("tiny", dtype="float32")
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(GvendiError, match="logits are not finite"):
+        sketch_corpus(write(tmp_path / "d.jsonl", arithmetic(1)), tmp_path / "r", broken)
+
+
+def test_groups_are_compared_at_equal_n(proxy, tmp_path):
+    varied = [{**r, "meta": {"kind": "varied"}} for r in arithmetic(50)]
+    narrow = [{**r, "meta": {"kind": "narrow"}} for r in arithmetic(2) * 20]
+    few = [{**r, "meta": {"kind": "few"}} for r in arithmetic(3)]
+    data = write(tmp_path / "d.jsonl", varied + narrow + few)
+    result = score(data, proxy=proxy, out=tmp_path / "r", settings=Settings(spec=SPEC), by="meta.kind")
+    assert {k: (v.n, v.rows) for k, v in result.by.items()} == {
+        "few": (0, 3),
+        "narrow": (40, 40),
+        "varied": (40, 50),
+    }
+    assert result.by["few"].gvendi is None
+    assert result.by["varied"].gvendi > 1.2 * result.by["narrow"].gvendi
+    run = RunDirectory.load(tmp_path / "r")
+    part = next(run.iterate())
+    narrow_rows = part.sketches[[i for i, g in enumerate(part.groups) if g == "narrow"]]
+    assert result.by["narrow"].gvendi == pytest.approx(gvendi(narrow_rows))
+    assert group_scores(run, seed=0) == result.by
+    assert group_scores(run, seed=1)["varied"].gvendi != result.by["varied"].gvendi
+    assert json.loads(json.dumps(result.to_dict()))["by"]["few"]["gvendi"] is None
+
+
+def test_by_must_be_the_field_that_was_sketched(proxy, tmp_path):
+    data = write(tmp_path / "d.jsonl", arithmetic(3))
+    run = sketch_corpus(data, tmp_path / "r", proxy, Settings(spec=SPEC))
+    with pytest.raises(GvendiError, match="was sketched without --by"):
+        score_run(run, by="source")
+
+
+def test_other_settings_are_refused_with_both_values(proxy, tmp_path):
+    data = write(tmp_path / "d.jsonl", arithmetic(3))
+    sketch_corpus(data, tmp_path / "r", proxy, Settings(spec=SPEC))
+    with pytest.raises(GvendiError, match=r"seed(.|\n)*0(.|\n)*5"):
+        sketch_corpus(data, tmp_path / "r", proxy, Settings(spec=SketchSpec(dim=256, seed=5)))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"batch_tokens": 0}, {"limit": 0}, {"unit_rows": -1}, {"max_rejected": -1}, {"max_rejected": 1.5}],
+)
+def test_bad_settings_are_refused_by_name(bad):
+    with pytest.raises(GvendiError, match=next(iter(bad))):
+        Settings(**bad)
+
+
+def test_more_tokens_than_the_proxy_reads_are_refused(proxy, tmp_path):
+    data = write(tmp_path / "d.jsonl", arithmetic(1))
+    with pytest.raises(GvendiError, match="max_tokens is 100000, but the proxy 'tiny' reads at most"):
+        sketch_corpus(data, tmp_path / "r", proxy, Settings(spec=SPEC, max_tokens=100000))
