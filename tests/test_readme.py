@@ -1,0 +1,29 @@
+"""The README is true: its example runs, its tables are those of the results, its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_example_runs(capsys):
+    example = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    assert len(example.strip().splitlines()) <= 12
+    exec(compile(example, "README.md", "exec"), {})
+    first, second = map(float, capsys.readouterr().out.split())
+    assert 1 < second <= first <= 3
+
+
+def test_tables_are_rendered_from_the_results():
+    command = [sys.executable, "benchmarks/report.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_targets_that_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
