@@ -30,8 +30,8 @@ report: $(VENV)/.installed
 
 # The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with odd sizes.
 sanitize:
-	cmake -S . -B build/sanitize -G "Unix Makefiles" -DGVENDI_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
-	cmake --build build/sanitize --target sanitize
+	cmake -S . -B build/sanitize -DGVENDI_PYTHON=OFF -DGVENDI_SANITIZE=ON
+	cmake --build build/sanitize
 	build/sanitize/sanitize
 
 $(VENV)/.installed: $(SOURCES)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,10 +128,12 @@ def sketch_corpus(
 
 def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
     """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix."""
+    local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)
     return {
         "format": FORMAT,
-        "proxy": {"name": proxy.name, "revision": proxy.revision},
+        # A folder is known by its digest, wherever it lies.
+        "proxy": {"name": Path(proxy.name).name if local else proxy.name, "revision": proxy.revision},
         "sketch": sketcher.spec.as_dict(),
         "dtype": str(next(proxy.model.parameters()).dtype).removeprefix("torch."),
         "mask": settings.mask,

@@ -1,7 +1,7 @@
 """Which implementation runs an operation: the order table, the choice, and its reasons.
 
-A backend is a module with one function per operation and `why_not(op, *tensors) -> str | None`, the reason for
-which it cannot run this call. A backend asked for by name runs or raises with that reason; the automatic
+A backend is a module with one function per operation and `why_not(op, *tensors) -> str | None`, the reason
+for which it cannot run this call. A backend asked for by name runs or raises with that reason; the automatic
 choice steps down in order and warns once.
 """
 

@@ -1,0 +1,135 @@
+// Python module gvendi_fast._cpu. Tensors arrive as (address, row stride in elements, is bfloat16); the Python side has
+// checked shapes and owns every buffer. The GIL is released while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <tuple>
+
+#include "dispatch.h"
+
+namespace py = pybind11;
+using namespace gvendi;
+
+namespace {
+
+using Address = uintptr_t;
+using Matrix = std::tuple<Address, int64_t, bool>;
+using Part = std::tuple<Address, int64_t, bool, const Table*>;
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Rows with their table's view beside them, as Rows points at it.
+struct BoundRows {
+  explicit BoundRows(const Part& part) {
+    const Table* table = std::get<3>(part);
+    if (table != nullptr) view = table->view();
+    rows = {at<const void>(std::get<0>(part)), std::get<1>(part), std::get<2>(part), nullptr};
+    has_table = table != nullptr;
+  }
+  Rows get() const { return {rows.data, rows.stride, rows.bf16, has_table ? &view : nullptr}; }
+
+  TableView view{};
+  Rows rows{};
+  bool has_table = false;
+};
+
+Rows plain(const Matrix& x) { return {at<const void>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), nullptr}; }
+
+// segments int64 [B, 2] cut into chunks of at most kChunkRows rows of one sample.
+struct ChunkList {
+  ChunkList(Address segments, int64_t samples) {
+    const int64_t* spans = at<const int64_t>(segments);
+    first.reserve(static_cast<size_t>(samples) + 1);
+    for (int64_t b = 0; b < samples; ++b) {
+      first.push_back(static_cast<int64_t>(begin.size()));
+      for (int64_t t = spans[2 * b]; t < spans[2 * b + 1]; t += kChunkRows) {
+        begin.push_back(t);
+        end.push_back(std::min<int64_t>(t + kChunkRows, spans[2 * b + 1]));
+      }
+    }
+    first.push_back(static_cast<int64_t>(begin.size()));
+  }
+  Chunks get() const {
+    return {static_cast<int64_t>(first.size()) - 1, static_cast<int64_t>(begin.size()), first.data(), begin.data(),
+            end.data()};
+  }
+
+  std::vector<int64_t> first, begin, end;
+};
+
+void run_fold_hadamard(const Part& x, int64_t T, int K, Address out, int threads) {
+  const BoundRows rows(x);
+  kernels().fold_hadamard(rows.get(), T, K, at<float>(out), threads);
+}
+
+void run_linear_sketch(const Part& a, const std::vector<Part>& parts, Address segments, int64_t samples, int K,
+                       Address partial, Address buffers, Address out, int threads) {
+  const BoundRows left(a);
+  const std::vector<BoundRows> bound(parts.begin(), parts.end());
+  std::vector<Rows> right;
+  right.reserve(bound.size());
+  for (const BoundRows& part : bound) right.push_back(part.get());
+  const ChunkList chunks(segments, samples);
+  kernels().linear_sketch(left.get(), right.data(), static_cast<int>(right.size()), chunks.get(), K,
+                          at<float>(partial), at<float>(buffers), at<float>(out), threads);
+}
+
+void run_token_sketch(Address ids, const Table& id_table, const Part& e, Address segments, int64_t samples, int K,
+                      Address partial, Address out, int threads) {
+  const BoundRows rows(e);
+  const ChunkList chunks(segments, samples);
+  kernels().token_sketch(at<const int64_t>(ids), id_table.view(), rows.get(), chunks.get(), K, at<float>(partial),
+                         at<float>(out), threads);
+}
+
+void run_vector_sketch(const std::optional<Matrix>& x, const Part& e, Address segments, int64_t samples, int K,
+                       int norm, double eps, Address partial, Address buffers, Address out, int threads) {
+  const BoundRows rows(e);
+  const Rows inputs = x ? plain(*x) : Rows{};
+  const ChunkList chunks(segments, samples);
+  kernels().vector_sketch(x ? &inputs : nullptr, rows.get(), chunks.get(), K, static_cast<Norm>(norm), eps,
+                          at<float>(partial), at<float>(buffers), at<float>(out), threads);
+}
+
+void run_softmax_fold(const Matrix& x, int64_t T, Address labels, const Table& table, float cap, float scale,
+                      Address work, Address loss, Address folded, int threads) {
+  kernels().softmax_fold(at<void>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), T, at<const int64_t>(labels),
+                         table.view(), cap, scale, at<float>(work), at<float>(loss), at<float>(folded), threads);
+}
+
+void run_covariance(const Matrix& x, int64_t N, int K, Address panels, Address master, int threads) {
+  kernels().covariance(plain(x), N, K, at<float>(panels), at<double>(master), threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of gvendi_fast; called through gvendi_fast.backends.cpu only";
+  m.attr("VERSION") = GVENDI_VERSION;
+  m.attr("CHUNK_ROWS") = kChunkRows;
+  m.attr("COVARIANCE_ROWS") = kCovarianceRows;
+  m.attr("PAD") = kPad;
+#ifdef _OPENMP
+  m.attr("OPENMP") = true;
+#else
+  m.attr("OPENMP") = false;
+#endif
+  py::class_<Table>(m, "Table")
+      .def(py::init([](int dim, int64_t width, Address bucket, Address sign) {
+        return Table(dim, width, at<const int16_t>(bucket), at<const int8_t>(sign));
+      }));
+  m.def("available_isas", &available_isas);
+  m.def("set_isa", &set_isa);
+  m.def("current_isa", &current_isa);
+  m.def("fold_hadamard", &run_fold_hadamard, NoGil());
+  m.def("linear_sketch", &run_linear_sketch, NoGil());
+  m.def("token_sketch", &run_token_sketch, NoGil());
+  m.def("vector_sketch", &run_vector_sketch, NoGil());
+  m.def("softmax_fold", &run_softmax_fold, NoGil());
+  m.def("covariance", &run_covariance, NoGil());
+}

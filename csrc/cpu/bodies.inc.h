@@ -1,0 +1,34 @@
+// All kernels over the F of the vec_<isa>.h included before. Everything here has internal linkage, so that no
+// ISA's code can be linked in place of another's; hence also no std templates.
+
+#include <math.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "dispatch.h"
+
+namespace gvendi {
+namespace {
+
+GV_INLINE int64_t thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+}  // namespace
+
+#include "hadamard.inc.h"
+//
+#include "covariance.inc.h"
+#include "fold_hadamard.inc.h"
+#include "linear_sketch.inc.h"
+#include "softmax_fold.inc.h"
+#include "token_sketch.inc.h"
+#include "vector_sketch.inc.h"
+
+}  // namespace gvendi

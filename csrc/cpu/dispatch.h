@@ -1,0 +1,68 @@
+// The kernels' calling convention and the choice of the instruction set.
+// Letters: T rows, K sketch dimension, V vocabulary, B samples. All pointers are the caller's.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "table.h"
+
+namespace gvendi {
+
+constexpr int kChunkRows = 64;        // rows of one sample that are summed before anything else is added
+constexpr int kCovarianceRows = 256;  // rows whose products are summed in float32 before the float64 master
+constexpr int kPanel = 32;            // columns of one packed covariance panel
+constexpr int kPad = 32;              // floats between per-thread buffers, against 4 KiB aliasing
+
+// Rows of float32 or bfloat16 with unit stride inside a row; table null: already folded, float32 [T, K].
+struct Rows {
+  const void* data;
+  int64_t stride;
+  bool bf16;
+  const TableView* table;
+};
+
+// Sample b owns chunks first[b] .. first[b+1]; chunk c covers rows begin[c] .. end[c].
+struct Chunks {
+  int64_t samples, count;
+  const int64_t *first, *begin, *end;
+};
+
+enum class Norm : int { kNone, kRms, kLayer };
+
+// Every function is a pure function of its inputs: bitwise the same for any number of threads and any ISA.
+struct Kernels {
+  // out [T, K] = H S x.
+  void (*fold_hadamard)(const Rows& x, int64_t T, int K, float* out, int threads);
+  // out [B, K] += K^-1/2 sum_t (H S a_t) * (H sum_p S_p e_pt); partial [chunks, K], buffers [threads, 2, K + kPad].
+  void (*linear_sketch)(const Rows& a, const Rows* parts, int count, const Chunks& chunks, int K, float* partial,
+                        float* buffers, float* out, int threads);
+  // out [B, K] += K^-1/2 sum_t (H S_V onehot(id_t)) * (H S e_t); partial [chunks, K].
+  void (*token_sketch)(const int64_t* ids, const TableView& id_table, const Rows& e, const Chunks& chunks, int K,
+                       float* partial, float* out, int threads);
+  // out [B, K] += K^-1/2 H S sum_t e_t * x_hat_t; partial [chunks, round_up(d, 16)], buffers [threads, 2, K + kPad].
+  void (*vector_sketch)(const Rows* x, const Rows& e, const Chunks& chunks, int K, Norm norm, double eps,
+                        float* partial, float* buffers, float* out, int threads);
+  // x [T, V] raw logits -> their gradient, loss [T], folded [T, K]; work [threads, round_up(V, 16)] where x is
+  // bfloat16 or cap > 0 (no cap: 0).
+  void (*softmax_fold)(void* x, int64_t stride, bool bf16, int64_t T, const int64_t* labels, const TableView& table,
+                       float cap, float scale, float* work, float* loss, float* folded, int threads);
+  // master float64 [K, K] += sum_i z_i z_i^T of the rows scaled to unit length; panels [kCovarianceRows, K].
+  void (*covariance)(const Rows& x, int64_t N, int K, float* panels, double* master, int threads);
+};
+
+extern const Kernels kernels_baseline;
+#ifdef GVENDI_HAVE_X86_ISAS
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// Names of the instruction sets that this build has and this CPU runs, narrowest first.
+std::vector<std::string> available_isas();
+// "auto" or one of available_isas(); std::invalid_argument with the list otherwise.
+void set_isa(const std::string& name);
+std::string current_isa();
+const Kernels& kernels();
+
+}  // namespace gvendi

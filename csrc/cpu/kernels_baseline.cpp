@@ -1,0 +1,7 @@
+#include "vec_baseline.h"
+//
+#include "bodies.inc.h"
+
+namespace gvendi {
+const Kernels kernels_baseline = {fold_hadamard, linear_sketch, token_sketch, vector_sketch, softmax_fold, covariance};
+}  // namespace gvendi

@@ -1,0 +1,237 @@
+// Runs every kernel on every instruction set of this CPU at awkward sizes, each buffer its own allocation of exactly
+// the promised size, and compares with plain double loops. Built with the sanitizers by -DGVENDI_SANITIZE=ON.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+
+using namespace gvendi;
+
+namespace {
+
+std::mt19937 random_words(1);
+int failures = 0;
+
+double uniform() { return random_words() / 2147483648.0 - 1.0; }
+
+std::vector<int> permutation(int n) {
+  std::vector<int> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random_words);
+  return order;
+}
+
+// A table of the two-level kind that gvendi_fast.plan makes.
+struct Axis {
+  Axis(int dim, int64_t width) : K(dim), bucket(static_cast<size_t>(width)), sign(static_cast<size_t>(width)) {
+    for (int64_t begin = 0; begin < width; begin += dim) {
+      const int count = static_cast<int>(std::min<int64_t>(dim, width - begin));
+      const bool wide = 4 * count >= dim;
+      const std::vector<int> order = permutation(wide ? dim / kRun : dim);
+      for (int j = 0; j < count;) {
+        const std::vector<int> lanes = permutation(kRun);
+        for (int l = 0; l < (wide ? kRun : 1) && j < count; ++l, ++j)
+          bucket[static_cast<size_t>(begin + j)] =
+              static_cast<int16_t>(wide ? order[static_cast<size_t>(j / kRun)] * kRun + lanes[static_cast<size_t>(l)]
+                                        : order[static_cast<size_t>(j)]);
+      }
+    }
+    for (int8_t& s : sign) s = random_words() & 1 ? 1 : -1;
+    table = std::make_unique<Table>(dim, width, bucket.data(), sign.data());
+    view = table->view();
+  }
+  int64_t width() const { return static_cast<int64_t>(bucket.size()); }
+
+  int K;
+  std::vector<int16_t> bucket;
+  std::vector<int8_t> sign;
+  std::unique_ptr<Table> table;
+  TableView view;
+};
+
+// Rows with a gap between them; the last row ends the allocation.
+struct Data {
+  Data(int64_t rows, int64_t width, bool is_bf16) : bf16(is_bf16), stride(width + 3) {
+    const size_t size = rows == 0 ? 0 : static_cast<size_t>((rows - 1) * stride + width);
+    bf16 ? words.resize(size) : floats.resize(size);
+    for (size_t i = 0; i < size; ++i) {
+      const float x = static_cast<float>(uniform());
+      if (bf16)
+        words[i] = static_cast<uint16_t>(bits_of(x) >> 16);
+      else
+        floats[i] = x;
+    }
+  }
+  static uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::copy_n(reinterpret_cast<const char*>(&x), sizeof bits, reinterpret_cast<char*>(&bits));
+    return bits;
+  }
+  double at(int64_t t, int64_t j) const {
+    const size_t i = static_cast<size_t>(t * stride + j);
+    if (!bf16) return static_cast<double>(floats[i]);
+    const uint32_t bits = static_cast<uint32_t>(words[i]) << 16;
+    float x;
+    std::copy_n(reinterpret_cast<const char*>(&bits), sizeof x, reinterpret_cast<char*>(&x));
+    return static_cast<double>(x);
+  }
+  void* pointer() { return bf16 ? static_cast<void*>(words.data()) : static_cast<void*>(floats.data()); }
+  Rows rows(const TableView* view) { return {pointer(), stride, bf16, view}; }
+
+  bool bf16;
+  int64_t stride;
+  std::vector<uint16_t> words;
+  std::vector<float> floats;
+};
+
+std::vector<double> transformed(const Data& x, int64_t t, const Axis& axis) {
+  std::vector<double> y(static_cast<size_t>(axis.K));
+  for (size_t j = 0; j < axis.bucket.size(); ++j)
+    y[static_cast<size_t>(axis.bucket[j])] += axis.sign[j] * x.at(t, static_cast<int64_t>(j));
+  for (size_t step = 1; step < y.size(); step *= 2)
+    for (size_t i = 0; i < y.size(); ++i)
+      if ((i & step) == 0) {
+        const double low = y[i], high = y[i + step];
+        y[i] = low + high;
+        y[i + step] = low - high;
+      }
+  return y;
+}
+
+void expect(const char* what, const std::vector<float>& got, const std::vector<double>& want, double tolerance) {
+  double largest = 1e-30, worst = 0.0;
+  for (double x : want) largest = std::max(largest, std::fabs(x));
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(static_cast<double>(got[i]) - want[i]);
+    worst = std::isfinite(error) ? std::max(worst, error / largest) : INFINITY;
+  }
+  if (worst <= tolerance) return;
+  ++failures;
+  std::printf("%s %s: error %g above %g\n", current_isa().c_str(), what, worst, tolerance);
+}
+
+std::vector<float> floats(int64_t n, float value = 0.0f) { return std::vector<float>(static_cast<size_t>(n), value); }
+
+void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
+  const int64_t V = width;
+  const Axis in(K, width), out_axis(K, std::max<int64_t>(1, width / 2));
+  Data a(T, width, bf16), e(T, out_axis.width(), bf16);
+  const size_t columns = static_cast<size_t>(K);
+
+  // One chunk per 64 rows of the only sample; none where there are no rows.
+  std::vector<int64_t> begin, end;
+  for (int64_t t = 0; t < T; t += kChunkRows) {
+    begin.push_back(t);
+    end.push_back(std::min<int64_t>(t + kChunkRows, T));
+  }
+  const int64_t count = static_cast<int64_t>(begin.size());
+  const std::vector<int64_t> first = {0, count};
+  const Chunks chunks = {1, count, first.data(), begin.data(), end.data()};
+
+  std::vector<double> want(columns * static_cast<size_t>(T)), sum(columns), tokens(columns);
+  std::vector<int64_t> ids(static_cast<size_t>(T));
+  for (int64_t t = 0; t < T; ++t) {
+    ids[static_cast<size_t>(t)] = t % V;
+    const std::vector<double> x = transformed(a, t, in), y = transformed(e, t, out_axis);
+    const unsigned bucket = static_cast<unsigned>(in.bucket[static_cast<size_t>(t % V)]);
+    for (size_t c = 0; c < columns; ++c) {
+      want[static_cast<size_t>(t) * columns + c] = x[c];
+      sum[c] += x[c] * y[c] / std::sqrt(K);
+      const int parity = __builtin_parity(static_cast<unsigned>(c) & bucket) ? -1 : 1;
+      tokens[c] += parity * in.sign[static_cast<size_t>(t % V)] * y[c] / std::sqrt(K);
+    }
+  }
+
+  std::vector<float> spread = floats(T * K, NAN);
+  kernels().fold_hadamard(a.rows(&in.view), T, K, spread.data(), threads);
+  expect("fold_hadamard", spread, want, 1e-5);
+
+  std::vector<float> partial = floats(count * K, NAN), buffers = floats(threads * 2 * (K + kPad), NAN), z = floats(K);
+  const Rows part = e.rows(&out_axis.view);
+  kernels().linear_sketch(a.rows(&in.view), &part, 1, chunks, K, partial.data(), buffers.data(), z.data(), threads);
+  expect("linear_sketch", z, sum, 1e-5);
+  z = floats(K);
+  kernels().linear_sketch({spread.data(), K, false, nullptr}, &part, 1, chunks, K, partial.data(), buffers.data(),
+                          z.data(), threads);
+  expect("linear_sketch of a transformed input", z, sum, 1e-5);
+  z = floats(K);
+  kernels().token_sketch(ids.data(), in.view, part, chunks, K, partial.data(), z.data(), threads);
+  expect("token_sketch", z, tokens, 1e-5);
+
+  const int64_t padded = (width + kRun - 1) / kRun * kRun;
+  std::vector<float> own = floats(count * padded, NAN);
+  Data x(T, width, !bf16);
+  for (const Norm norm : {Norm::kNone, Norm::kRms, Norm::kLayer}) {
+    Data v(1, width, false);
+    std::vector<double> total(static_cast<size_t>(width));
+    for (int64_t t = 0; t < T; ++t) {
+      double mean = 0.0, square = 0.0;
+      for (int64_t j = 0; j < width; ++j) mean += norm == Norm::kLayer ? x.at(t, j) / static_cast<double>(width) : 0.0;
+      for (int64_t j = 0; j < width; ++j) square += (x.at(t, j) - mean) * (x.at(t, j) - mean);
+      const double scale = 1.0 / std::sqrt(square / static_cast<double>(width) + 1e-2);
+      for (int64_t j = 0; j < width; ++j)
+        total[static_cast<size_t>(j)] += a.at(t, j) * (norm == Norm::kNone ? 1.0 : (x.at(t, j) - mean) * scale);
+    }
+    std::transform(total.begin(), total.end(), v.floats.begin(), [](double y) { return static_cast<float>(y); });
+    std::vector<double> right = transformed(v, 0, in);
+    for (double& value : right) value /= std::sqrt(K);
+    z = floats(K);
+    const Rows inputs = x.rows(nullptr);
+    kernels().vector_sketch(norm == Norm::kNone ? nullptr : &inputs, a.rows(&in.view), chunks, K, norm, 1e-2,
+                            own.data(), buffers.data(), z.data(), threads);
+    expect("vector_sketch", z, right, 1e-5);
+  }
+
+  for (const float cap : {0.0f, 2.0f}) {
+    Data logits(T, V, bf16);
+    const Data before = logits;
+    std::vector<float> work = floats(bf16 || cap > 0 ? threads * padded : 0, NAN);
+    std::vector<float> loss = floats(T, NAN), folded = floats(T * K, NAN);
+    kernels().softmax_fold(logits.pointer(), logits.stride, bf16, T, ids.data(), in.view, cap, 0.5f, work.data(),
+                           loss.data(), folded.data(), threads);
+    std::vector<double> losses(static_cast<size_t>(T));
+    for (int64_t t = 0; t < T; ++t) {
+      const auto logit = [&](int64_t j) {
+        const double l = 0.5 * before.at(t, j);
+        return cap > 0 ? cap * std::tanh(l / cap) : l;
+      };
+      double total = 0.0;
+      for (int64_t j = 0; j < V; ++j) total += std::exp(logit(j));
+      losses[static_cast<size_t>(t)] = std::log(total) - logit(ids[static_cast<size_t>(t)]);
+    }
+    // A vocabulary of one has the loss 0, which no relative error measures.
+    if (V > 1) expect("softmax_fold", loss, losses, 1e-5);
+  }
+
+  Data rows(T, K, bf16);
+  std::vector<float> panels = floats(std::min<int64_t>(T, kCovarianceRows) * K, NAN);
+  std::vector<double> master(columns * columns), trace(1);
+  kernels().covariance(rows.rows(nullptr), T, K, panels.data(), master.data(), threads);
+  for (size_t c = 0; c < columns; ++c) trace[0] += master[c * columns + c];
+  expect("covariance", {static_cast<float>(T)}, trace, 1e-5);
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& isa : available_isas()) {
+    set_isa(isa);
+    for (const int K : {64, 128, 256, 1024})
+      for (const int64_t T : {0, 1, 7, 63, 1000})
+        for (const int64_t width : {1, 15, 16, 63, 64, 65, 200, 1000, 1100}) {
+          // The long ones only where they add a block or a chunk.
+          if (T == 1000 && (K > 256 || width > 65)) continue;
+          run(T, width, K, false, 2);
+          run(T, width, K, true, 1);
+        }
+    std::printf("%s: %d failures\n", isa.c_str(), failures);
+  }
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

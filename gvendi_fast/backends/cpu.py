@@ -1,0 +1,208 @@
+"""The compiled CPU kernels (csrc/cpu) behind the operations' calling convention: float32 and bfloat16.
+
+Results are the same bits for any number of threads and on every instruction set. torch.get_num_threads() says
+how many threads run; GVENDI_ISA forces an instruction set.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+# torch first: the extension then shares its OpenMP runtime instead of bringing a second pool of threads.
+import torch
+
+from gvendi_fast._version import __version__
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.plan import RUN, Table
+
+try:
+    from gvendi_fast import _cpu
+
+    _missing = None
+    if __version__ != _cpu.VERSION:
+        _missing = (
+            f"the compiled kernels are of version {_cpu.VERSION}, the package is {__version__}; "
+            "run pip install again"
+        )
+except ImportError as error:
+    _cpu = None
+    _missing = (
+        f"the compiled kernels are not there ({error}); install a C++17 compiler and run pip install again, "
+        "with GVENDI_REQUIRE_EXT=1 to see why the build fails"
+    )
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_NORMS = {None: 0, "rms": 1, "layer": 2}
+_packed: weakref.WeakKeyDictionary[Table, object] = weakref.WeakKeyDictionary()
+
+
+def available_isas() -> list[str]:
+    """Names of the instruction sets that this build has and this CPU runs, narrowest first."""
+    return [] if _missing else _cpu.available_isas()
+
+
+def current_isa() -> str:
+    """Name of the instruction set in use."""
+    _require()
+    return _cpu.current_isa()
+
+
+def set_isa(name: str) -> None:
+    """Use the instruction set `name` ("auto" or one of `available_isas()`); GvendiError for any other."""
+    _require()
+    if name not in ("auto", *_cpu.available_isas()):
+        choices = ", ".join(("auto", *_cpu.available_isas()))
+        raise GvendiError(
+            f"the instruction set (GVENDI_ISA) must be one of {choices} on this CPU, got {name!r}"
+        )
+    _cpu.set_isa(name)
+
+
+def status() -> str:
+    """One line for `gvendi info`."""
+    if _missing:
+        return _missing
+    threads = f"{_threads()} thread{'s' if _threads() > 1 else ''}"
+    openmp = "" if _cpu.OPENMP else ", built without OpenMP"
+    return f"ready ({_cpu.current_isa()} of {', '.join(_cpu.available_isas())}; {threads}{openmp})"
+
+
+def why_not(op: str, *tensors: torch.Tensor) -> str | None:
+    """The reason for which the kernels cannot run `op` on these tensors, or None."""
+    if _missing:
+        return _missing
+    # The second tensor of a covariance is its float64 master.
+    for tensor in tensors[:1] if op == "covariance" else tensors:
+        if tensor.device.type != "cpu":
+            return f"a tensor is on {tensor.device}, the compiled CPU kernels need it on the CPU"
+        if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
+            name = str(tensor.dtype).removeprefix("torch.")
+            return f"{name} on a CPU is not supported by the compiled kernels; use float32 or bfloat16"
+    return None
+
+
+def fold_hadamard(x: torch.Tensor, table: Table, out: torch.Tensor) -> None:
+    _cpu.fold_hadamard(_part(x, table), x.shape[0], table.dim, out.data_ptr(), _threads())
+
+
+def linear_sketch(a, a_table, parts, segments, out) -> None:
+    samples, dim = out.shape
+    threads = _threads()
+    partial, buffers = _workspace(segments, dim), _buffers(threads, dim)
+    _cpu.linear_sketch(
+        _part(a, a_table),
+        [_part(e, table) for e, table in parts],
+        segments.data_ptr(),
+        samples,
+        dim,
+        partial.data_ptr(),
+        buffers.data_ptr(),
+        out.data_ptr(),
+        threads,
+    )
+
+
+def token_sketch(ids, e, segments, id_table, e_table, out) -> None:
+    samples, dim = out.shape
+    partial = _workspace(segments, dim)
+    _cpu.token_sketch(
+        ids.data_ptr(),
+        _pack(id_table),
+        _part(e, e_table),
+        segments.data_ptr(),
+        samples,
+        dim,
+        partial.data_ptr(),
+        out.data_ptr(),
+        _threads(),
+    )
+
+
+def vector_sketch(x, e, segments, table, out, norm, eps) -> None:
+    samples, dim = out.shape
+    threads = _threads()
+    partial, buffers = _workspace(segments, _whole_runs(table.width)), _buffers(threads, dim)
+    _cpu.vector_sketch(
+        None if x is None else _matrix(x),
+        _part(e, table),
+        segments.data_ptr(),
+        samples,
+        dim,
+        _NORMS[norm],
+        eps,
+        partial.data_ptr(),
+        buffers.data_ptr(),
+        out.data_ptr(),
+        threads,
+    )
+
+
+def softmax_fold(logits, labels, table, loss, folded, softcap, scale) -> None:
+    # float32 rows without a cap hold their own exponentials.
+    in_place = logits.dtype == torch.float32 and softcap is None
+    threads = _threads()
+    work = torch.empty(0 if in_place else threads * _whole_runs(table.width), dtype=torch.float32)
+    _cpu.softmax_fold(
+        _matrix(logits),
+        logits.shape[0],
+        labels.data_ptr(),
+        _pack(table),
+        softcap or 0.0,
+        scale,
+        work.data_ptr(),
+        loss.data_ptr(),
+        folded.data_ptr(),
+        threads,
+    )
+
+
+def covariance(rows: torch.Tensor, out: torch.Tensor) -> None:
+    dim = out.shape[1]
+    panels = torch.empty(min(len(rows), _cpu.COVARIANCE_ROWS) * dim, dtype=torch.float32)
+    _cpu.covariance(_matrix(rows), len(rows), dim, panels.data_ptr(), out.data_ptr(), _threads())
+
+
+def _require() -> None:
+    if _missing:
+        raise GvendiError(_missing)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _matrix(x: torch.Tensor) -> tuple[int, int, bool]:
+    return x.data_ptr(), x.stride(0), x.dtype == torch.bfloat16
+
+
+def _part(x: torch.Tensor, table: Table | None) -> tuple[int, int, bool, object]:
+    return *_matrix(x), None if table is None else _pack(table)
+
+
+def _pack(table: Table):
+    packed = _packed.get(table)
+    if packed is None:
+        bucket, sign = table.bucket, table.sign
+        packed = _cpu.Table(table.dim, table.width, bucket.ctypes.data, sign.ctypes.data)
+        _packed[table] = packed
+    return packed
+
+
+def _whole_runs(width: int) -> int:
+    return -(-width // RUN) * RUN
+
+
+def _workspace(segments: torch.Tensor, width: int) -> torch.Tensor:
+    """One partial sum of `width` floats per chunk of a sample's rows."""
+    spans = segments.numpy()
+    chunks = int(((spans[:, 1] - spans[:, 0] + _cpu.CHUNK_ROWS - 1) // _cpu.CHUNK_ROWS).sum())
+    return torch.empty(chunks * width, dtype=torch.float32)
+
+
+def _buffers(threads: int, dim: int) -> torch.Tensor:
+    return torch.empty(threads * 2 * (dim + _cpu.PAD), dtype=torch.float32)
+
+
+if not _missing:
+    set_isa(os.environ.get("GVENDI_ISA") or "auto")
