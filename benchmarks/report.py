@@ -119,10 +119,10 @@ def bf16_table(found: dict) -> str:
 def machine_line(entry: dict | None) -> str:
     """One line of what the figures were measured on."""
     if not entry:
-        return MISSING + "."
+        return f"Machine: {MISSING}."
     m = entry["machine"]
     return (
-        f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, transformers {m['transformers']}, "
+        f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}, transformers {m['transformers']}, "
         f"commit {m['commit']}, {m['date']}."
     )
 
@@ -135,7 +135,7 @@ def render() -> str:
     )
     sections = [
         "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
-        f"Measured on {machine_line(first)}",
+        machine_line(first),
         speed_table(cpu),
         copy_table(cpu),
         "**Faithfulness** to exact gradients, 8 seeds, "

@@ -219,7 +219,9 @@ def _check_segments(segments: torch.Tensor, rows: int) -> None:
     ok = segments.dtype == torch.int64 and segments.dim() == 2 and segments.shape[1] == 2
     if not ok or segments.device.type != "cpu" or not segments.is_contiguous():
         raise GvendiError(f"segments must be contiguous int64 [B, 2] on the CPU, got {tuple(segments.shape)}")
-    if len(segments):
-        begin, end = segments[:, 0], segments[:, 1]
-        if bool((begin < 0).any() or (end < begin).any() or (end > rows).any()):
-            raise GvendiError(f"segments must satisfy 0 <= begin <= end <= {rows} in every row")
+    # NumPy takes a tenth of torch's time for arrays this small, and every layer checks.
+    spans = segments.numpy()
+    if len(spans) and (
+        spans[:, 0].min() < 0 or spans[:, 1].max() > rows or bool((spans[:, 1] < spans[:, 0]).any())
+    ):
+        raise GvendiError(f"segments must satisfy 0 <= begin <= end <= {rows} in every row")
