@@ -232,7 +232,20 @@ def test_exponential_is_accurate_to_two_units_in_the_last_place():
 
 @DTYPES
 @pytest.mark.parametrize(
-    ("rows", "dim"), [(0, 64), (1, 64), (7, 128), (255, 64), (257, 256), (1000, 256), (63, 1024), (7, 2048)]
+    ("rows", "dim"),
+    [
+        (0, 64),
+        (1, 64),
+        (7, 128),
+        (255, 64),
+        (257, 256),
+        (1000, 256),
+        (63, 1024),
+        (7, 2048),
+        (40, 1),
+        (40, 33),
+        (300, 100),
+    ],
 )
 def test_covariance(rows, dim, dtype):
     x = draw(rows, dim, dtype, 12, strided=True) * 1e-3

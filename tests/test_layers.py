@@ -19,6 +19,7 @@ FLOORS = {
     "text": 1,
     "units": 1,
     "corpus": 1,
+    "hub": 1,
     "proxy": 1,
     "atomic": 1,
     "parts": 1,

@@ -18,7 +18,9 @@ def table(dim: int, bucket: list[int], sign: list[int]) -> Table:
 
 def dense(t: Table) -> torch.Tensor:
     s = torch.zeros(t.dim, t.width, dtype=torch.float64)
-    s[torch.as_tensor(t.bucket.astype(np.int64)), torch.arange(t.width)] = torch.as_tensor(t.sign.astype(np.float64))
+    s[torch.as_tensor(t.bucket.astype(np.int64)), torch.arange(t.width)] = torch.as_tensor(
+        t.sign.astype(np.float64)
+    )
     return s
 
 

@@ -141,7 +141,7 @@ def test_gradients_that_are_zero_or_not_finite_are_rejected_by_name(proxy, tmp_p
 
 def test_a_corpus_without_one_usable_row_is_an_error(proxy, tmp_path):
     data = write(tmp_path / "d.jsonl", ["{broken", "[]"])
-    with pytest.raises(GvendiError, match="no row of .* could be scored, 2 were rejected"):
+    with pytest.raises(GvendiError, match=r"no row of .* could be scored, 2 were rejected"):
         score(data, proxy=proxy, out=tmp_path / "r", settings=Settings(spec=SPEC))
 
 

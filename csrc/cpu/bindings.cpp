@@ -103,6 +103,7 @@ void run_softmax_fold(const Matrix& x, int64_t T, Address labels, const Table& t
 }
 
 void run_covariance(const Matrix& x, int64_t N, int K, Address panels, Address master, int threads) {
+  if (K % kPanel != 0) throw py::value_error("covariance: K must be a multiple of " + std::to_string(kPanel));
   kernels().covariance(plain(x), N, K, at<float>(panels), at<double>(master), threads);
 }
 
@@ -113,6 +114,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("VERSION") = GVENDI_VERSION;
   m.attr("CHUNK_ROWS") = kChunkRows;
   m.attr("COVARIANCE_ROWS") = kCovarianceRows;
+  m.attr("PANEL") = kPanel;
   m.attr("PAD") = kPad;
 #ifdef _OPENMP
   m.attr("OPENMP") = true;

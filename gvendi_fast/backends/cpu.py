@@ -159,6 +159,13 @@ def softmax_fold(logits, labels, table, loss, folded, softcap, scale) -> None:
 
 def covariance(rows: torch.Tensor, out: torch.Tensor) -> None:
     dim = out.shape[1]
+    missing = -dim % _cpu.PANEL
+    if missing:
+        # Columns of zeros fill the last panel and add nothing.
+        wide = torch.zeros(dim + missing, dim + missing, dtype=torch.float64)
+        covariance(torch.nn.functional.pad(rows, (0, missing)), wide)
+        out += wide[:dim, :dim]
+        return
     panels = torch.empty(min(len(rows), _cpu.COVARIANCE_ROWS) * dim, dtype=torch.float32)
     _cpu.covariance(_matrix(rows), len(rows), dim, panels.data_ptr(), out.data_ptr(), _threads())
 
