@@ -83,7 +83,7 @@ MaxTokens = Annotated[
         "--max-tokens",
         metavar="N",
         help="Longest sequence. A longer prompt is cut on the left; a completion that does not fit is rejected. "
-        "[default: what the proxy reads, at most 4096]",
+        "(Default: what the proxy reads, at most 4096.)",
     ),
 ]
 BatchTokens = Annotated[
