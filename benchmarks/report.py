@@ -112,30 +112,30 @@ def bf16_table(found: dict) -> str:
     entry = found.get("bfloat16")
     if not entry:
         return f"bfloat16 weights against float32: {MISSING}."
-    rows = [[name, f"{value:.5f}"] for name, value in entry.items()]
+    rows = [[name, f"{value:.4f}"] for name, value in entry.items()]
     return table(["bfloat16 weights against float32, same seed", ""], rows)
 
 
-def machine_line(entry: dict | None) -> str:
+def machine_line(entries: list[dict]) -> str:
     """One line of what the figures were measured on."""
-    if not entry:
+    if not entries:
         return f"Machine: {MISSING}."
-    m = entry["machine"]
+
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({str(entry["machine"][name]) for entry in entries}))
+
     return (
-        f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}, transformers {m['transformers']}, "
-        f"commit {m['commit']}, {m['date']}."
+        f"Measured on {all_of('cpu')}, {all_of('threads')} threads, torch {all_of('torch')}, transformers "
+        f"{all_of('transformers')}, commits {all_of('commit')}, {all_of('date')}."
     )
 
 
 def render() -> str:
     """Everything between the markers."""
     cpu, found = load("cpu.json"), load("fidelity.json")
-    first = next(
-        (cpu[name] for name in sorted(cpu) if name.startswith("test_sketching_against_training")), None
-    )
     sections = [
         "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
-        machine_line(first),
+        machine_line(list(cpu.values())),
         speed_table(cpu),
         copy_table(cpu),
         "**Faithfulness** to exact gradients, 8 seeds, "
