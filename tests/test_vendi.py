@@ -318,3 +318,11 @@ def test_a_state_on_the_gpu_agrees():
     there = VendiState(64, device="cuda").update(rows.cuda()).merge(VendiState(64))
     a, b = jackknife(here, rows), jackknife(there, rows)
     assert (b.value, b.corrected, b.se) == pytest.approx((a.value, a.corrected, a.se), rel=CLOSE)
+
+
+def test_order_just_below_1_is_continuous_where_small_eigenvalues_are_cut_off():
+    # Rows whose spectrum falls steeply, so that many eigenvalues lie below what may be rounding.
+    scales = torch.logspace(0, -5, 32)
+    state = VendiState(32).update(rows_of(400, 32, 0.0) * scales)
+    assert float(state.spectrum().min()) < 2.0**-22
+    assert state.entropy(1 - 1e-6) == pytest.approx(state.entropy(1), abs=1e-4)
