@@ -313,8 +313,6 @@ def _entropy(spectrum: torch.Tensor, q: float) -> float:
     if not q > 0:
         raise GvendiError(f"q is {q}; wanted an order above 0, or inf")
     p = spectrum[spectrum > (_NOISE if q < 1 else 0)]
-    # What was cut off would otherwise be divided by 1 - q.
-    p = p / p.sum()
     if q == 1:
         return float(-torch.special.xlogy(p, p).sum())
     if math.isinf(q):
