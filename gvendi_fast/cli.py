@@ -38,6 +38,7 @@ class Sketch(str, Enum):
     """Kinds of sketch."""
 
     hadamard = "hadamard"
+    rademacher = "rademacher"
 
 
 class Mask(str, Enum):
@@ -65,9 +66,19 @@ ProxyName = Annotated[
     ),
 ]
 Dim = Annotated[
-    int, typer.Option("--dim", metavar="K", help="Sketch dimension, a power of two from 64 to 8192.")
+    int,
+    typer.Option(
+        "--dim",
+        metavar="K",
+        help="Sketch dimension from 64 to 8192: a power of two, or a multiple of 64 for rademacher.",
+    ),
 ]
-Kind = Annotated[Sketch, typer.Option("--sketch", help="Kind of sketch.")]
+Kind = Annotated[
+    Sketch,
+    typer.Option(
+        "--sketch", help="Kind of sketch; rademacher is dense, slower, and there to verify hadamard."
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="S", help="Seed of the sketch and of draws from groups.")
 ]
@@ -87,7 +98,12 @@ MaxTokens = Annotated[
     ),
 ]
 BatchTokens = Annotated[
-    int, typer.Option("--batch-tokens", metavar="N", help="Tokens of one batch, padding included.")
+    int | None,
+    typer.Option(
+        "--batch-tokens",
+        metavar="N",
+        help="Tokens of one batch, padding included. (Default: 2048 on a CPU, what fits into a GPU's free memory.)",
+    ),
 ]
 By = Annotated[
     str | None,
@@ -141,7 +157,7 @@ def score(
     seed: Seed = 0,
     dtype: DtypeOption = Dtype.auto,
     max_tokens: MaxTokens = None,
-    batch_tokens: BatchTokens = 2048,
+    batch_tokens: BatchTokens = None,
     by: By = None,
     limit: Limit = None,
     max_rejected: MaxRejected = None,
@@ -194,7 +210,7 @@ def sketch(
     seed: Seed = 0,
     dtype: DtypeOption = Dtype.auto,
     max_tokens: MaxTokens = None,
-    batch_tokens: BatchTokens = 2048,
+    batch_tokens: BatchTokens = None,
     by: By = None,
     limit: Limit = None,
     max_rejected: MaxRejected = None,

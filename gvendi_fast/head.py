@@ -1,6 +1,6 @@
 """The output head: how a causal LM turns its last hidden states into logits, and the loss without [T, V] logits.
 
-Where the logits are softcap(scale * W h), the head is computed in row chunks by `ops.head_sketch`; whatever
+Where the logits are softcap(scale * W h), the head is computed in row chunks by the sketch's `head`; whatever
 else a model does is left to autograd, with the head tapped like any other linear layer.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gvendi_fast import ops
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec, column_table, row_table
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.sketches import layer_sketch
 from gvendi_fast.taps import LINEAR, Tap
 
 
@@ -39,15 +39,12 @@ class Head:
         ends = counts.cumsum(0)
         segments = torch.stack([ends - counts, ends], dim=1)
         rows = picked.nonzero()[:, 0]
-        vocab = row_table(spec, self.name, self.weight.shape[0])
-        columns = column_table(spec, self.name, self.weight.shape[1])
-        loss, picked_gradient = ops.head_sketch(
+        loss, picked_gradient = layer_sketch(spec).head(
+            self.name,
             flat[rows],
             self.weight.detach(),
             targets.reshape(-1)[rows],
             segments,
-            columns,
-            vocab,
             out,
             self.softcap,
             self.scale,

@@ -12,14 +12,25 @@ from collections.abc import Sequence
 
 import torch
 
-from gvendi_fast.backends import resolve
+from gvendi_fast.backends import backend, requested, resolve
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
+from gvendi_fast.reference import MAX_GROUP
 
 # Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
-# V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220).
-HEAD_CHUNK_BYTES = 64 << 20
+# V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
+HEAD_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 HEAD_CHUNK_MIN_ROWS = 256
+# Every chunk costs the dense mode all signs of the head, so its chunks are longer.
+DENSE_HEAD_CHUNK_BYTES = 256 << 20
+# Ids below this keep the number of an embedding's coordinate within 63 bits.
+MAX_IDS = 1 << 40
+
+
+def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int:
+    """Rows of logits [rows, vocabulary] of `element_size` bytes that `head_sketch` holds at once."""
+    budget = HEAD_CHUNK_BYTES.get(device_type, HEAD_CHUNK_BYTES["cpu"])
+    return max(HEAD_CHUNK_MIN_ROWS, budget // (vocabulary * element_size))
 
 
 def fold_hadamard(x: torch.Tensor, table: Table) -> torch.Tensor:
@@ -118,18 +129,53 @@ def vector_sketch(
     return out
 
 
+def dense_sketch(
+    a: torch.Tensor, e: torch.Tensor, segments: torch.Tensor, key: tuple[int, int], out: torch.Tensor
+) -> torch.Tensor:
+    """Add K^(-1/2) Pi^T vec(g_b), g_b = sum_t e_t a_t^T over each sample's rows, to out [B, K]; return out.
+
+    a [T, I], e [T, O], key as `signs.sign_key` gives it: Pi in {+1, -1}^(O I x K) is defined in `signs.py`. With
+    ids int64 [T] in place of a it is the gradient of an embedding, sum_t onehot(id_t) e_t^T. K is a multiple of 64.
+    """
+    _check_out(out, segments)
+    _check_rows("e", e, e.shape[-1])
+    if a.is_floating_point():
+        _check_rows("a", a, a.shape[-1])
+        if a.shape[0] != e.shape[0]:
+            raise GvendiError(f"a has {a.shape[0]} rows, e has {e.shape[0]}; they must be equal")
+    else:
+        _check_ids("a", a, e.shape[0], MAX_IDS)
+    if out.shape[1] % 64:
+        raise GvendiError(
+            f"out must have a multiple of 64 columns, got {out.shape[1]}; use a SketchSpec's dim"
+        )
+    if len(key) != 2 or not all(0 <= word < 1 << 32 for word in key):
+        raise GvendiError(f"key must be two integers below 2^32, got {key!r}; use signs.sign_key")
+    _check_segments(segments, e.shape[0])
+    resolve("dense_sketch", a, e).dense_sketch(a, e, segments, key, out)
+    return out
+
+
 def softmax_fold(
-    logits: torch.Tensor, labels: torch.Tensor, table: Table, softcap: float | None = None, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    table: Table | None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Turn raw logits [T, V] into their gradient in place; return loss float32 [T] and S_V e float32 [T, K].
 
     The model's logits are l = scale * x, then softcap * tanh(l / softcap) if softcap is given; the gradient
-    is that of logsumexp(l) - l[label] with respect to x. labels int64 [T] in 0..V-1.
+    is that of logsumexp(l) - l[label] with respect to x. labels int64 [T] in 0..V-1. Without a table nothing is
+    folded and None comes in place of S_V e.
     """
-    _check_rows("logits", logits, table.width)
-    _check_ids("labels", labels, logits.shape[0], table.width)
+    width = logits.shape[-1] if table is None else table.width
+    _check_rows("logits", logits, width)
+    _check_ids("labels", labels, logits.shape[0], width)
     loss = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
-    folded = torch.empty(logits.shape[0], table.dim, dtype=torch.float32, device=logits.device)
+    folded = None
+    if table is not None:
+        folded = torch.empty(logits.shape[0], table.dim, dtype=torch.float32, device=logits.device)
     cap = None if softcap is None else float(softcap)
     resolve("softmax_fold", logits).softmax_fold(logits, labels, table, loss, folded, cap, float(scale))
     return loss, folded
@@ -149,7 +195,8 @@ def head_sketch(
     """Loss, input gradient and sketch of the LM head in row chunks, so that no [T, V] matrix lives.
 
     hidden [T, d], weight [V, d] of the same dtype, labels int64 [T]. Adds to out [B, K]; returns loss
-    float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk of logits, 64 MB or 256 rows.
+    float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk of logits
+    (`head_chunk_rows`) and float32 [T, K].
     """
     _check_rows("hidden", hidden, hidden_table.width)
     _check_rows("weight", weight, hidden_table.width)
@@ -159,13 +206,44 @@ def head_sketch(
     loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden)
     folded = torch.empty(rows, vocab_table.dim, dtype=torch.float32, device=hidden.device)
-    chunk = max(HEAD_CHUNK_MIN_ROWS, HEAD_CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
+    chunk = head_chunk_rows(weight.shape[0], weight.element_size(), weight.device.type)
     for begin in range(0, rows, chunk):
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden[part], weight.T)
         loss[part], folded[part] = softmax_fold(logits, labels[part], vocab_table, softcap, scale)
         torch.mm(logits, weight, out=grad_hidden[part])
     linear_sketch(hidden, hidden_table, [(folded, None)], segments, out)
+    return loss, grad_hidden
+
+
+def dense_head_sketch(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    segments: torch.Tensor,
+    key: tuple[int, int],
+    out: torch.Tensor,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`head_sketch` of the dense mode: hidden [T, d], weight [V, d], labels int64 [T], key as in `dense_sketch`.
+
+    Adds to out [B, K]; returns loss float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk
+    of float32 logits (about 256 MB where V is large).
+    """
+    _check_rows("hidden", hidden, weight.shape[1])
+    _check_rows("weight", weight, weight.shape[1])
+    _check_segments(segments, hidden.shape[0])
+    loss = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden)
+    chunk = max(HEAD_CHUNK_MIN_ROWS, DENSE_HEAD_CHUNK_BYTES // (4 * weight.shape[0]))
+    for begin in range(0, hidden.shape[0], chunk):
+        part = slice(begin, begin + chunk)
+        # In float32, for the sketch takes the gradient from here.
+        logits = torch.mm(hidden[part], weight.T).float()
+        loss[part], _ = softmax_fold(logits, labels[part], None, softcap, scale)
+        torch.mm(logits.to(weight.dtype), weight, out=grad_hidden[part])
+        dense_sketch(hidden[part], logits, (segments - begin).clamp(0, len(logits)), key, out)
     return loss, grad_hidden
 
 
@@ -186,6 +264,55 @@ def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         )
     resolve("covariance", rows, out).covariance(rows, out)
     return out
+
+
+def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> torch.Tensor:
+    """Renyi entropy of order q (nats) of each of many small groups of rows [N, K] -> float64 [G].
+
+    Group g is rows boundaries[g] .. boundaries[g + 1], 1 to 256 of them; boundaries int64 [G + 1] on the CPU,
+    increasing. Rows are scaled to unit length; the eigenvalues of a group's Gram matrix, over their sum, have
+    the entropy ln(sum l^q) / (1 - q), q = 1 von Neumann's and q = inf -ln max l (README, "The score"). exp of
+    it is the group's G-Vendi. At q < 1 eigenvalues below 2^-22 do not count: they may be rounding.
+    Raises GvendiError for a group without rows or with too many, and for a row without a direction.
+    """
+    _check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
+    _check_groups(rows, boundaries)
+    if not q > 0:
+        raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
+    out = torch.empty(len(boundaries) - 1, dtype=torch.float64, device=rows.device)
+    # On a CPU the definition is the implementation: LAPACK's eigenvalues in float64.
+    on_cpu = rows.device.type == "cpu" and requested() in (None, "cpu")
+    chosen = backend("reference") if on_cpu else resolve("entropy", rows)
+    chosen.entropy(rows, boundaries, float(q), out)
+    return out
+
+
+def _check_groups(rows: torch.Tensor, boundaries: torch.Tensor) -> None:
+    ok = boundaries.dtype == torch.int64 and boundaries.dim() == 1 and len(boundaries) > 0
+    if not ok or boundaries.device.type != "cpu" or not boundaries.is_contiguous():
+        raise GvendiError(
+            f"boundaries must be contiguous int64 [G + 1] on the CPU, got {boundaries.dtype} "
+            f"{tuple(boundaries.shape)} on {boundaries.device}"
+        )
+    first, last = int(boundaries[0]), int(boundaries[-1])
+    if first < 0 or last > len(rows):
+        raise GvendiError(f"boundaries must lie in 0..{len(rows)}, the number of rows, got {first}..{last}")
+    counts = boundaries.diff()
+    wrong = torch.nonzero((counts < 1) | (counts > MAX_GROUP))
+    if len(wrong):
+        group = int(wrong[0, 0])
+        raise GvendiError(
+            f"boundaries gives group {group} {int(counts[group])} rows, wanted 1 to {MAX_GROUP}; leave out empty "
+            "groups and put a large one into a VendiState"
+        )
+    norms = torch.linalg.vector_norm(rows[first:last], dim=1, dtype=torch.float64)
+    bad = torch.nonzero(~((norms > 0) & norms.isfinite()))
+    if len(bad):
+        row = int(bad[0, 0])
+        raise GvendiError(
+            f"row {first + row} of rows has norm {float(norms[row])}; wanted finite and not zero: "
+            "leave this sample out and report it"
+        )
 
 
 def _check_rows(name: str, x: torch.Tensor, width: int) -> None:

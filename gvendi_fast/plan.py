@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.signs import SIGN_VERSION
 
 # One AVX-512 register of floats, one 32-byte sector of bf16: what a wide block moves as a unit.
 RUN = 16
-KINDS = ("hadamard",)
+KINDS = ("hadamard", "rademacher")
 MIN_DIM, MAX_DIM = 64, 8192
 # Changes whenever the tables of a given (seed, key, width, dim) change; stored with every sketch.
 TABLE_VERSION = 1
@@ -27,8 +28,10 @@ TABLE_VERSION = 1
 class SketchSpec:
     """What the sketch is: dimension, kind and seed. Sketches mix only if their specs are equal.
 
-    dim: number of sketch coordinates K, a power of two from 64 to 8192; G-Vendi cannot exceed it.
-    kind: "hadamard", the Hadamard TensorSketch.
+    dim: number of sketch coordinates K; G-Vendi cannot exceed it. A power of two from 64 to 8192, or for
+        "rademacher" any multiple of 64 in that range.
+    kind: "hadamard", the Hadamard TensorSketch; or "rademacher", a dense matrix of random signs (`signs.py`),
+        which costs K additions per parameter and sample and is there to verify the former.
     seed: any integer; the same seed gives the same matrix on every device and version.
     Raises GvendiError for a value outside these.
     """
@@ -38,19 +41,22 @@ class SketchSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        is_int = isinstance(self.dim, int) and not isinstance(self.dim, bool)
-        if not is_int or not MIN_DIM <= self.dim <= MAX_DIM or self.dim & (self.dim - 1):
-            raise GvendiError(
-                f"dim must be a power of two from {MIN_DIM} to {MAX_DIM}, got {self.dim!r}; 1024 is the default"
-            )
         if self.kind not in KINDS:
             raise GvendiError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        is_dense = self.kind == "rademacher"
+        in_range = type(self.dim) is int and MIN_DIM <= self.dim <= MAX_DIM
+        if not in_range or (self.dim % MIN_DIM if is_dense else self.dim & (self.dim - 1)):
+            wanted = f"a multiple of {MIN_DIM}" if is_dense else "a power of two"
+            raise GvendiError(
+                f"dim must be {wanted} from {MIN_DIM} to {MAX_DIM}, got {self.dim!r}; 1024 is the default"
+            )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise GvendiError(f"seed must be an integer, got {self.seed!r}")
 
     def as_dict(self) -> dict:
-        """The spec as it is stored beside sketches, with the version of the tables."""
-        return {**asdict(self), "tables": TABLE_VERSION}
+        """The spec as it is stored beside sketches, with the version of the tables or of the signs."""
+        version = {"signs": SIGN_VERSION} if self.kind == "rademacher" else {"tables": TABLE_VERSION}
+        return {**asdict(self), **version}
 
 
 @dataclass(frozen=True, eq=False)

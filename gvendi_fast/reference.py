@@ -7,6 +7,7 @@ Letters: B samples, T tokens (rows of a batch), O output width, I input width, V
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -15,6 +16,15 @@ import torch
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec, Table, column_table, row_table
+from gvendi_fast.signs import sign_key, signs
+
+# Coordinates whose gradient and signs are in memory at once.
+DENSE_BLOCK = 4096
+
+# Eigenvalues of a trace-one Gram matrix of float32 rows below this may be rounding.
+SPECTRUM_NOISE = 2.0**-22
+# Rows of one of many small groups (`group_entropies`); a larger set has a state of its own.
+MAX_GROUP = 256
 
 
 def fold(x: torch.Tensor, table: Table) -> torch.Tensor:
@@ -69,6 +79,39 @@ def token_sketch(
     return linear_sketch(e, onehot, segments, e_table, id_table)
 
 
+def project(gradient: torch.Tensor, key: tuple[int, int], dim: int, begin: int = 0) -> torch.Tensor:
+    """K^(-1/2) Pi^T g for every row g of gradient [B, n], its coordinates begin..begin+n-1 -> [B, K]."""
+    out = torch.zeros(len(gradient), dim, dtype=torch.float64, device=gradient.device)
+    for first in range(0, gradient.shape[1], DENSE_BLOCK):
+        part = gradient[:, first : first + DENSE_BLOCK].double()
+        pi = signs(key, begin + first, begin + first + part.shape[1], dim)
+        out += part @ torch.from_numpy(pi).to(part)
+    return out / math.sqrt(dim)
+
+
+def dense_sketch(
+    a: torch.Tensor, e: torch.Tensor, segments: torch.Tensor, key: tuple[int, int], dim: int
+) -> torch.Tensor:
+    """z_b = K^(-1/2) Pi^T vec(g_b), g_b = sum_t e_t a_t^T over a sample's rows: a [T, I], e [T, O] -> [B, K].
+
+    With ids int64 [T] in place of a it is the embedding's gradient, g_b = sum_t onehot(id_t) e_t^T [V, d].
+    """
+    out = torch.zeros(len(segments), dim, dtype=torch.float64, device=e.device)
+    if not a.is_floating_point():
+        for token in a.unique().tolist():
+            gradient = sum_segments(e.double() * (a == token)[:, None], segments)
+            out += project(gradient, key, dim, token * e.shape[1])
+        return out
+    width = a.shape[1]
+    step = max(1, DENSE_BLOCK // width)
+    for row in range(0, e.shape[1], step):
+        left = e[:, row : row + step].double()
+        gradient = [(left[begin:end].T @ a[begin:end].double()).flatten() for begin, end in segments.tolist()]
+        if gradient:
+            out += project(torch.stack(gradient), key, dim, row * width)
+    return out
+
+
 def vector_gradient(
     x: torch.Tensor | None, e: torch.Tensor, segments: torch.Tensor, norm: str | None = None, eps: float = 0.0
 ) -> torch.Tensor:
@@ -88,13 +131,17 @@ def vector_gradient(
 
 
 def softmax_fold(
-    logits: torch.Tensor, labels: torch.Tensor, table: Table, softcap: float | None = None, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    table: Table | None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Loss, its gradient and the folded gradient for rows of raw logits [T, V] and labels [T].
 
     The model's logits are l = scale * x, then softcap * tanh(l / softcap) if softcap is given, x being the
     raw product of hidden state and head weight. Returns loss [T] = logsumexp(l) - l[label], the gradient
-    e [T, V] with respect to x, and S_V e [T, K].
+    e [T, V] with respect to x, and S_V e [T, K] (None without a table).
     """
     x = logits.double() * scale
     slope = torch.full_like(x, scale)
@@ -106,7 +153,7 @@ def softmax_fold(
     e = log_p.exp()
     e.scatter_add_(1, labels.long()[:, None], torch.full_like(e[:, :1], -1.0))
     e = e * slope
-    return loss, e, fold(e, table)
+    return loss, e, None if table is None else fold(e, table)
 
 
 def head_sketch(
@@ -140,12 +187,17 @@ def sketch_of_gradient(
 ) -> torch.Tensor:
     """Sketch one sample's materialised gradient {parameter name: tensor} -> float64 [K].
 
-    A matrix [O, I] gives K^(-1/2) sum_o (H S_o e_o) * (H S_i g_o); a vector is a matrix with I = 1. A weight
-    stored as [I, O] (GPT-2's Conv1D) is named in `transposed`. This is what the fast path must return.
+    A matrix [O, I] gives K^(-1/2) sum_o (H S_o e_o) * (H S_i g_o), or K^(-1/2) Pi^T vec(g) for the kind
+    "rademacher"; a vector is a matrix with I = 1. A weight stored as [I, O] (GPT-2's Conv1D) is named in
+    `transposed`. This is what the fast path must return.
     """
     z = torch.zeros(spec.dim, dtype=torch.float64)
     for name, gradient in gradients.items():
         g = gradient.detach().double().cpu()
+        if spec.kind == "rademacher":
+            rows = (g.T if name in transposed else g).reshape(1, -1)
+            z += project(rows, sign_key(spec.seed, name), spec.dim)[0] * math.sqrt(spec.dim)
+            continue
         if g.dim() == 1:
             z += fold_hadamard(g[None], row_table(spec, name, len(g)))[0]
             continue
@@ -182,6 +234,25 @@ def entropy(eigenvalues: torch.Tensor | np.ndarray, q: float = 1.0) -> float:
     if math.isinf(q):
         return float(-x.max().log())
     return float((x**q).sum().log() / (1 - q))
+
+
+def group_entropies(
+    rows: torch.Tensor | np.ndarray, boundaries: torch.Tensor, q: float = 1.0
+) -> torch.Tensor:
+    """Entropy of order q of each group of rows [N, K], boundaries[g] .. boundaries[g + 1] -> float64 [G].
+
+    Eigenvalues of the Gram matrix of the group's unit rows, over their sum. At q < 1, where the entropy is
+    infinitely steep at 0, eigenvalues below SPECTRUM_NOISE do not count: in float32 rows they may be rounding.
+    """
+    z, spans = normalise(rows), boundaries.tolist()
+    out = torch.empty(len(spans) - 1, dtype=torch.float64)
+    for group, (begin, end) in enumerate(itertools.pairwise(spans)):
+        eigenvalues = torch.linalg.eigvalsh(z[begin:end] @ z[begin:end].T)
+        eigenvalues = eigenvalues / eigenvalues.sum()
+        if q < 1:
+            eigenvalues = eigenvalues[eigenvalues >= SPECTRUM_NOISE]
+        out[group] = entropy(eigenvalues / eigenvalues.sum(), q)
+    return out
 
 
 def entropy_after_removal(a: torch.Tensor, n: int, x: torch.Tensor, q: float = 1.0) -> float:

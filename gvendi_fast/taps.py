@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gvendi_fast import ops
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec, Table, column_table, row_table
+from gvendi_fast.plan import SketchSpec, Table
+from gvendi_fast.sketches import HadamardSketch, RademacherSketch, layer_sketch, normalised
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
 
@@ -137,9 +137,7 @@ def norm_formula(module: nn.Module) -> tuple[str, float]:
             (float(getattr(module, n)) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None
         )
         for norm in ("rms", "layer") if eps is not None else ():
-            centred = x.float() - x.float().mean(-1, keepdim=True) if norm == "layer" else x.float()
-            formula = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-            if torch.allclose(x_hat.float(), formula, rtol=tolerance, atol=tolerance):
+            if torch.allclose(x_hat.float(), normalised(x, norm, eps), rtol=tolerance, atol=tolerance):
                 return norm, eps
     return "affine", 0.0
 
@@ -158,13 +156,13 @@ def affine_input(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 class _Group:
     """The layers that read one input tensor, until the gradients of all their outputs have come."""
 
-    def __init__(self, source: torch.Tensor, table: Table | None, dim: int) -> None:
+    def __init__(
+        self, source: torch.Tensor, table: Table | None, sketch: HadamardSketch | RademacherSketch
+    ) -> None:
         # A weak reference: the model may drop the tensor when only its transform is kept.
         self.source, self.source_version = weakref.ref(source), source._version
         self.table = table
-        self.a, self.a_table = _rows(source.detach()), table
-        if table is not None and table.width > dim:
-            self.a, self.a_table = ops.fold_hadamard(self.a, table), None
+        self.a, self.a_table = sketch.kept_input(_rows(source.detach()), table)
         # A view shares its version counter with the tensor it looks at.
         self.version = self.a._version
         self.taps: list[Tap] = []
@@ -201,7 +199,7 @@ class Recorder:
     """
 
     def __init__(self, taps: list[Tap], spec: SketchSpec, shape: tuple[int, int], segments, out) -> None:
-        self.taps, self.spec, self.segments, self.out = taps, spec, segments, out
+        self.taps, self.sketch, self.segments, self.out = taps, layer_sketch(spec), segments, out
         self.batch, self.length = shape
         self.handles: list = []
         self.groups: list[_Group] = []
@@ -256,10 +254,7 @@ class Recorder:
                 f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {self.batch} x "
                 f"{self.length} tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
             )
-        rows, columns = (
-            row_table(self.spec, tap.weight, tap.module.weight.shape[0]),
-            column_table(self.spec, tap.weight, tap.module.weight.shape[1]),
-        )
+        vocabulary = tap.module.weight.shape[0]
         flat = ids.detach().reshape(-1).long().contiguous()
 
         def hook(gradient: torch.Tensor) -> None:
@@ -267,7 +262,7 @@ class Recorder:
             if padding_idx is not None and padding_idx >= 0:
                 # The row of padding_idx gets no gradient, even where it stands for a real token.
                 e = e.masked_fill((flat == padding_idx)[:, None], 0)
-            ops.token_sketch(flat, e, self.segments, rows, columns, self.out)
+            self.sketch.token(tap.weight, vocabulary, flat, e, self.segments, self.out)
 
         out.register_hook(hook)
 
@@ -294,11 +289,11 @@ class Recorder:
         output.register_hook(hook)
 
     def _group_of(self, source: torch.Tensor, tap: Tap) -> _Group:
-        table = column_table(self.spec, tap.weight, source.shape[-1]) if tap.weight else None
+        table = self.sketch.input_table(tap.weight, source.shape[-1]) if tap.weight else None
         # Layers that share an input are called one after the other, so only the latest group can be shared.
         if self.groups and self.groups[-1].reads(source, table):
             return self.groups[-1]
-        self.groups.append(_Group(source, table, self.spec.dim))
+        self.groups.append(_Group(source, table, self.sketch))
         return self.groups[-1]
 
     def _sketch(self, group: _Group) -> None:
@@ -311,19 +306,18 @@ class Recorder:
         for slot, e in sorted(group.gradients.items()):
             tap = group.taps[slot]
             if tap.bias:
-                table = row_table(self.spec, tap.bias, e.shape[1])
-                ops.vector_sketch(None, e, self.segments, table, self.out)
+                self.sketch.vector(tap.bias, None, e, self.segments, self.out)
             if tap.weight:
-                parts.append((e, row_table(self.spec, tap.weight, e.shape[1])))
+                parts.append((tap.weight, e))
         if parts:
-            ops.linear_sketch(group.a, group.a_table, parts, self.segments, self.out)
+            self.sketch.linear(group.a, group.a_table, parts, self.segments, self.out)
         group.gradients.clear()
 
     def _saw_norm(self, tap: Tap, args, kwargs, output: torch.Tensor) -> None:
         if not output.requires_grad:
             return
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        rows = x.numel() // x.shape[-1]
         if rows % self.batch or (x.dim() > 2 and x.shape[0] != self.batch):
             raise GvendiError(
                 f"norm {tap.path!r} saw an input of shape {tuple(x.shape)}, whose rows do not belong to "
@@ -337,14 +331,12 @@ class Recorder:
         def hook(gradient: torch.Tensor) -> None:
             e = _rows(gradient)
             if tap.bias:
-                ops.vector_sketch(None, e, segments, row_table(self.spec, tap.bias, width), self.out)
-            if tap.weight:
-                table = row_table(self.spec, tap.weight, width)
-                if tap.norm == "affine":
-                    product = e * _rows(affine_input(tap.module, x))
-                    ops.vector_sketch(None, product, segments, table, self.out)
-                else:
-                    ops.vector_sketch(_rows(x), e, segments, table, self.out, tap.norm, tap.eps)
+                self.sketch.vector(tap.bias, None, e, segments, self.out)
+            if tap.weight and tap.norm == "affine":
+                product = e * _rows(affine_input(tap.module, x))
+                self.sketch.vector(tap.weight, None, product, segments, self.out)
+            elif tap.weight:
+                self.sketch.vector(tap.weight, _rows(x), e, segments, self.out, tap.norm, tap.eps)
 
         output.register_hook(hook)
 

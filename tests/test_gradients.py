@@ -35,6 +35,16 @@ CONFIGS = {
     "phi_biased_head": ("PhiConfig", {**COMMON, "intermediate_size": 80, "max_position_embeddings": 64}),
 }
 SPEC = SketchSpec(dim=128, seed=3)
+DENSE = SketchSpec(dim=192, seed=3, kind="rademacher")
+# Tied and capped head, transposed weights and learned positions, a head left to autograd, a width above K.
+DENSE_NAMES = ["gemma2", "gpt2", "phi_biased_head", "llama_wide"]
+BOTH_KINDS = pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        *(pytest.param(name, SPEC, id=name) for name in CONFIGS),
+        *(pytest.param(name, DENSE, id=f"{name}-dense") for name in DENSE_NAMES),
+    ],
+)
 # fp32 rounding of two different summation orders over a few hundred products.
 FP32_RELATIVE = 1e-5
 
@@ -91,10 +101,10 @@ def autograd_sketch(model, sketcher, ids, labels) -> tuple[torch.Tensor, float]:
     return z, loss.item()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_fast_path_equals_sketch_of_autograd_gradient(name):
+@BOTH_KINDS
+def test_fast_path_equals_sketch_of_autograd_gradient(name, spec):
     model = build(name)
-    sketcher = GradientSketcher(model, SPEC)
+    sketcher = GradientSketcher(model, spec)
     assert sketcher.coverage.sketched == sketcher.coverage.total == sum(p.numel() for p in model.parameters())
     rows = samples()
     got = sketcher.sketch(*pad(rows))
@@ -106,10 +116,10 @@ def test_fast_path_equals_sketch_of_autograd_gradient(name):
         assert int(got.tokens[i]) == int((labels[1:] != -100).sum())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_sample_alone_padded_or_in_a_batch_gives_the_same_sketch(name):
+@BOTH_KINDS
+def test_sample_alone_padded_or_in_a_batch_gives_the_same_sketch(name, spec):
     model = build(name)
-    sketcher = GradientSketcher(model, SPEC)
+    sketcher = GradientSketcher(model, spec)
     rows = samples()
     batch = sketcher(*pad(rows))
     left = sketcher(*pad(rows, side="left"))

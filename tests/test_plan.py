@@ -98,7 +98,7 @@ def test_bad_dim_is_refused(dim):
 
 
 def test_bad_kind_and_seed_are_refused():
-    with pytest.raises(GvendiError, match="kind must be one of hadamard, got 'dense'"):
+    with pytest.raises(GvendiError, match="kind must be one of hadamard, rademacher, got 'dense'"):
         SketchSpec(kind="dense")
     with pytest.raises(GvendiError, match="seed must be an integer"):
         SketchSpec(seed=1.5)

@@ -96,10 +96,33 @@ void run_vector_sketch(const std::optional<Matrix>& x, const Part& e, Address se
                           at<float>(partial), at<float>(buffers), at<float>(out), threads);
 }
 
-void run_softmax_fold(const Matrix& x, int64_t T, Address labels, const Table& table, float cap, float scale,
+// Without a table only the width of the logits counts, and folded is null.
+void run_softmax_fold(const Matrix& x, int64_t T, int64_t V, Address labels, const Table* table, float cap, float scale,
                       Address work, Address loss, Address folded, int threads) {
-  kernels().softmax_fold(at<void>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), T, at<const int64_t>(labels),
-                         table.view(), cap, scale, at<float>(work), at<float>(loss), at<float>(folded), threads);
+  TableView view{};
+  view.width = V;
+  if (table != nullptr) view = table->view();
+  kernels().softmax_fold(at<void>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), T, at<const int64_t>(labels), view,
+                         cap, scale, at<float>(work), at<float>(loss), table == nullptr ? nullptr : at<float>(folded),
+                         threads);
+}
+
+void run_dense_sketch(const Matrix& a, int64_t I, const Matrix& e, int64_t O, Address segments, int64_t samples, int K,
+                      uint32_t key_low, uint32_t key_high, Address partial, Address buffers, Address out,
+                      int threads) {
+  if (samples > kDenseSamples) throw py::value_error("dense_sketch: too many samples for one call");
+  kernels().dense_sketch(plain(a), I, plain(e), O, at<const int64_t>(segments), samples, K, {key_low, key_high},
+                         at<float>(partial), at<float>(buffers), at<float>(out), threads);
+}
+
+void run_dense_token_sketch(Address id, Address sample, Address row, Address groups, const Matrix& e, int64_t d,
+                            int64_t samples, int K, uint32_t key_low, uint32_t key_high, Address partial,
+                            Address buffers, Address out, int threads) {
+  if (samples > kDenseSamples) throw py::value_error("dense_token_sketch: too many samples for one call");
+  const Touches touches = {at<const int64_t>(id), at<const int64_t>(sample), at<const int64_t>(row),
+                           at<const int64_t>(groups)};
+  kernels().dense_token_sketch(touches, plain(e), d, samples, K, {key_low, key_high}, at<float>(partial),
+                               at<float>(buffers), at<float>(out), threads);
 }
 
 void run_covariance(const Matrix& x, int64_t N, int K, Address panels, Address master, int threads) {
@@ -116,6 +139,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("COVARIANCE_ROWS") = kCovarianceRows;
   m.attr("PANEL") = kPanel;
   m.attr("PAD") = kPad;
+  m.attr("DENSE_SAMPLES") = kDenseSamples;
+  m.attr("DENSE_GROUPS") = kDenseGroups;
 #ifdef _OPENMP
   m.attr("OPENMP") = true;
 #else
@@ -133,5 +158,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("token_sketch", &run_token_sketch, NoGil());
   m.def("vector_sketch", &run_vector_sketch, NoGil());
   m.def("softmax_fold", &run_softmax_fold, NoGil());
+  m.def("dense_groups", &dense_groups);
+  m.def("dense_buffer", &dense_buffer);
+  m.def("dense_sketch", &run_dense_sketch, NoGil());
+  m.def("dense_token_sketch", &run_dense_token_sketch, NoGil());
   m.def("covariance", &run_covariance, NoGil());
 }

@@ -30,5 +30,7 @@ GV_INLINE int64_t thread_number() {
 #include "softmax_fold.inc.h"
 #include "token_sketch.inc.h"
 #include "vector_sketch.inc.h"
+// after vector_sketch, for load_at
+#include "dense_sketch.inc.h"
 
 }  // namespace gvendi

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "dense.h"
 #include "table.h"
 
 namespace gvendi {
@@ -44,12 +45,19 @@ struct Kernels {
   // out [B, K] += K^-1/2 H S sum_t e_t * x_hat_t; partial [chunks, round_up(d, 16)], buffers [threads, 2, K + kPad].
   void (*vector_sketch)(const Rows* x, const Rows& e, const Chunks& chunks, int K, Norm norm, double eps,
                         float* partial, float* buffers, float* out, int threads);
-  // x [T, V] raw logits -> their gradient, loss [T], folded [T, K]; work [threads, round_up(V, 16)] where x is
-  // bfloat16 or cap > 0 (no cap: 0).
+  // x [T, V] raw logits -> their gradient, loss [T], folded [T, K] unless it is null; work [threads, round_up(V, 16)]
+  // where x is bfloat16 or cap > 0 (no cap: 0).
   void (*softmax_fold)(void* x, int64_t stride, bool bf16, int64_t T, const int64_t* labels, const TableView& table,
                        float cap, float scale, float* work, float* loss, float* folded, int threads);
   // master float64 [K, K] += sum_i z_i z_i^T of the rows scaled to unit length; panels [kCovarianceRows, K].
   void (*covariance)(const Rows& x, int64_t N, int K, float* panels, double* master, int threads);
+  // out [B, K] += K^-1/2 Pi^T vec(sum_t e_t a_t^T), a [T, I], e [T, O], samples at segments [B, 2]; partial
+  // [B, dense_groups(O, I), K], buffers [threads, dense_buffer(B, K)].
+  void (*dense_sketch)(const Rows& a, int64_t I, const Rows& e, int64_t O, const int64_t* segments, int64_t samples,
+                       int K, SignKey key, float* partial, float* buffers, float* out, int threads);
+  // The same for an embedding, sum_t onehot(id_t) e_t^T, e [T, d]; partial [B, kDenseGroups, K].
+  void (*dense_token_sketch)(const Touches& touches, const Rows& e, int64_t d, int64_t samples, int K, SignKey key,
+                             float* partial, float* buffers, float* out, int threads);
 };
 
 extern const Kernels kernels_baseline;

@@ -1,7 +1,8 @@
-#include "vec_avx512.h"
+#include "words_avx512.h"
 //
 #include "bodies.inc.h"
 
 namespace gvendi {
-const Kernels kernels_avx512 = {fold_hadamard, linear_sketch, token_sketch, vector_sketch, softmax_fold, covariance};
+const Kernels kernels_avx512 = {fold_hadamard, linear_sketch, token_sketch, vector_sketch,
+                                softmax_fold,  covariance,    dense_sketch, dense_token_sketch};
 }  // namespace gvendi

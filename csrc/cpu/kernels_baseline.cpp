@@ -1,7 +1,8 @@
-#include "vec_baseline.h"
+#include "words_baseline.h"
 //
 #include "bodies.inc.h"
 
 namespace gvendi {
-const Kernels kernels_baseline = {fold_hadamard, linear_sketch, token_sketch, vector_sketch, softmax_fold, covariance};
+const Kernels kernels_baseline = {fold_hadamard, linear_sketch, token_sketch, vector_sketch,
+                                  softmax_fold,  covariance,    dense_sketch, dense_token_sketch};
 }  // namespace gvendi

@@ -1,5 +1,5 @@
 // Per row of raw logits x [V]: l = scale x, or cap tanh(scale x / cap); p = softmax(l); loss = logsumexp(l) - l[label];
-// e = (p - onehot(label)) dl/dx in place of x; folded [K] = S e, from the unrounded e.
+// e = (p - onehot(label)) dl/dx in place of x; folded [K] = S e, from the unrounded e, unless folded is null.
 
 namespace {
 
@@ -134,7 +134,7 @@ GV_INLINE void finish(const Row<T>& row, int64_t j, int n, F share) {
     F e = load_n(row.work + at, n) * share;
     if (kCap) e = e * tanh_of(load_n(row.x + at, n) * row.scale * row.inverse_cap).slope;
     store_n(row.x + at, e, n);
-    fold_run(row.folded, row.table, at, e, n);
+    if (row.folded != nullptr) fold_run(row.folded, row.table, at, e, n);
   }
 }
 
@@ -172,7 +172,7 @@ GV_INLINE void softmax_row(const Row<T>& row, int64_t label, float* loss) {
   float scale[kRun];
   store(scale, row.scale);
   const F share = all(static_cast<float>(static_cast<double>(scale[0]) / total));
-  memset(row.folded, 0, sizeof(float) * static_cast<size_t>(row.table.dim));
+  if (row.folded != nullptr) memset(row.folded, 0, sizeof(float) * static_cast<size_t>(row.table.dim));
   for (int64_t j = 0; j < quads; j += kStep) finish<kCap, 4>(row, j, kRun, share);
   for (int64_t j = quads; j < body; j += kRun) finish<kCap, 1>(row, j, kRun, share);
   if (rest > 0) finish<kCap, 1>(row, body, rest, share);
@@ -193,7 +193,7 @@ void softmax_fold(void* x, int64_t stride, bool bf16, int64_t T, const int64_t* 
   const int64_t padded = (table.width + kRun - 1) / kRun * kRun;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < T; ++t) {
-    float *own = work + thread_number() * padded, *row_fold = folded + t * table.dim;
+    float *own = work + thread_number() * padded, *row_fold = folded == nullptr ? nullptr : folded + t * table.dim;
     if (bf16) {
       softmax_row(static_cast<Bf16*>(x) + t * stride, own, labels[t], table, cap, scale, loss + t, row_fold);
     } else {

@@ -119,6 +119,56 @@ void expect(const char* what, const std::vector<float>& got, const std::vector<d
 
 std::vector<float> floats(int64_t n, float value = 0.0f) { return std::vector<float>(static_cast<size_t>(n), value); }
 
+// Pi^T g / sqrt(K) with the scalar signs.
+std::vector<double> projected(const std::vector<double>& gradient, int K, SignKey key) {
+  std::vector<double> z(static_cast<size_t>(K));
+  for (size_t block = 0; block * kSignCoordinates < gradient.size(); ++block)
+    for (size_t c = 0; c < z.size(); ++c) {
+      uint32_t words[4];
+      sign_words(key, block, static_cast<uint32_t>(c), words);
+      const size_t first = block * kSignCoordinates, end = std::min(gradient.size(), first + kSignCoordinates);
+      for (size_t j = first; j < end; ++j)
+        z[c] += ((words[(j - first) / 32] >> (j % 32) & 1) != 0 ? -gradient[j] : gradient[j]) / std::sqrt(K);
+    }
+  return z;
+}
+
+// The only sample takes all rows of the weight gradient [O, I], and of the embedding's gradient [I, O].
+void run_dense(Data& a, int64_t I, Data& e, int64_t O, const std::vector<int64_t>& ids, int64_t T, int K, int threads) {
+  // The plain loops take a while: few columns, and of e as many as make two units where I is wide.
+  if (K > 128) return;
+  O = std::min(O, std::max<int64_t>(1, 20000 / I));
+  const SignKey key = {0x01234567u, 0x89abcdefu};
+  std::vector<double> weight(static_cast<size_t>(O * I)), embedding(weight.size());
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t o = 0; o < O; ++o) {
+      for (int64_t i = 0; i < I; ++i) weight[static_cast<size_t>(o * I + i)] += e.at(t, o) * a.at(t, i);
+      embedding[static_cast<size_t>(ids[static_cast<size_t>(t)] * O + o)] += e.at(t, o);
+    }
+  const int64_t segments[2] = {0, T};
+  std::vector<float> partial = floats(dense_groups(O, I) * K, NAN), buffers = floats(threads * dense_buffer(1, K), NAN);
+  std::vector<float> z = floats(K);
+  kernels().dense_sketch(a.rows(nullptr), I, e.rows(nullptr), O, segments, 1, K, key, partial.data(), buffers.data(),
+                         z.data(), threads);
+  expect("dense_sketch", z, projected(weight, K, key), 1e-5);
+
+  std::vector<int64_t> rows(static_cast<size_t>(T)), sample(rows.size()), id(rows.size()), groups = {0};
+  std::iota(rows.begin(), rows.end(), 0);
+  const auto group = [&](int64_t t) { return ids[static_cast<size_t>(t)] % kDenseGroups; };
+  std::stable_sort(rows.begin(), rows.end(), [&](int64_t s, int64_t t) {
+    const int64_t left = ids[static_cast<size_t>(s)], right = ids[static_cast<size_t>(t)];
+    return group(s) != group(t) ? group(s) < group(t) : left < right;
+  });
+  for (size_t n = 0; n < rows.size(); ++n) id[n] = ids[static_cast<size_t>(rows[n])];
+  for (int64_t g = 0; g < kDenseGroups; ++g)
+    groups.push_back(groups.back() + std::count_if(rows.begin(), rows.end(), [&](int64_t t) { return group(t) == g; }));
+  partial = floats(static_cast<int64_t>(kDenseGroups) * K, NAN);
+  z = floats(K);
+  kernels().dense_token_sketch({id.data(), sample.data(), rows.data(), groups.data()}, e.rows(nullptr), O, 1, K, key,
+                               partial.data(), buffers.data(), z.data(), threads);
+  expect("dense_token_sketch", z, projected(embedding, K, key), 1e-5);
+}
+
 void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
   const int64_t V = width;
   const Axis in(K, width), out_axis(K, std::max<int64_t>(1, width / 2));
@@ -209,6 +259,8 @@ void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
     // A vocabulary of one has the loss 0, which no relative error measures.
     if (V > 1) expect("softmax_fold", loss, losses, 1e-5);
   }
+
+  run_dense(a, width, e, out_axis.width(), ids, T, K, threads);
 
   Data rows(T, K, bf16);
   std::vector<float> panels = floats(std::min<int64_t>(T, kCovarianceRows) * K, NAN);

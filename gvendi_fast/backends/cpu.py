@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import weakref
 
-# torch first: the extension then shares its OpenMP runtime instead of bringing a second pool of threads.
+import numpy as np
+
+# torch before the extension, which then shares its OpenMP runtime instead of bringing a second pool of threads.
 import torch
 
 from gvendi_fast._version import __version__
@@ -141,18 +143,81 @@ def vector_sketch(x, e, segments, table, out, norm, eps) -> None:
 def softmax_fold(logits, labels, table, loss, folded, softcap, scale) -> None:
     # float32 rows without a cap hold their own exponentials.
     in_place = logits.dtype == torch.float32 and softcap is None
+    rows, width = logits.shape
     threads = _threads()
-    work = torch.empty(0 if in_place else threads * _whole_runs(table.width), dtype=torch.float32)
+    work = torch.empty(0 if in_place else threads * _whole_runs(width), dtype=torch.float32)
     _cpu.softmax_fold(
         _matrix(logits),
-        logits.shape[0],
+        rows,
+        width,
         labels.data_ptr(),
-        _pack(table),
+        None if table is None else _pack(table),
         softcap or 0.0,
         scale,
         work.data_ptr(),
         loss.data_ptr(),
-        folded.data_ptr(),
+        0 if folded is None else folded.data_ptr(),
+        threads,
+    )
+
+
+def dense_sketch(a, e, segments, key, out) -> None:
+    # Samples of one call share every sign.
+    for first in range(0, len(out), _cpu.DENSE_SAMPLES):
+        part = slice(first, first + _cpu.DENSE_SAMPLES)
+        if a.is_floating_point():
+            _dense_linear(a, e, segments[part], key, out[part])
+        else:
+            _dense_token(a, e, segments[part], key, out[part])
+
+
+def _dense_linear(a, e, segments, key, out) -> None:
+    samples, dim = out.shape
+    threads, widths = _threads(), (e.shape[1], a.shape[1])
+    partial = torch.empty(samples * _cpu.dense_groups(*widths) * dim, dtype=torch.float32)
+    buffers = torch.empty(threads * _cpu.dense_buffer(samples, dim), dtype=torch.float32)
+    _cpu.dense_sketch(
+        _matrix(a),
+        a.shape[1],
+        _matrix(e),
+        e.shape[1],
+        segments.data_ptr(),
+        samples,
+        dim,
+        *key,
+        partial.data_ptr(),
+        buffers.data_ptr(),
+        out.data_ptr(),
+        threads,
+    )
+
+
+def _dense_token(ids, e, segments, key, out) -> None:
+    samples, dim = out.shape
+    threads, groups = _threads(), _cpu.DENSE_GROUPS
+    spans = segments.numpy()
+    row = np.concatenate([np.arange(begin, end) for begin, end in spans])
+    sample = np.repeat(np.arange(samples), spans[:, 1] - spans[:, 0])
+    token = ids.numpy()[row]
+    # A token's group depends on the token alone, so a sample's sums do not depend on its batch.
+    order = np.lexsort((row, sample, token, token % groups))
+    token, sample, row = (np.ascontiguousarray(x[order], dtype=np.int64) for x in (token, sample, row))
+    starts = np.searchsorted(token % groups, np.arange(groups + 1)).astype(np.int64)
+    partial = torch.empty(samples * groups * dim, dtype=torch.float32)
+    buffers = torch.empty(threads * _cpu.dense_buffer(samples, dim), dtype=torch.float32)
+    _cpu.dense_token_sketch(
+        token.ctypes.data,
+        sample.ctypes.data,
+        row.ctypes.data,
+        starts.ctypes.data,
+        _matrix(e),
+        e.shape[1],
+        samples,
+        dim,
+        *key,
+        partial.data_ptr(),
+        buffers.data_ptr(),
+        out.data_ptr(),
         threads,
     )
 

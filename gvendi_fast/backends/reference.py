@@ -48,9 +48,18 @@ def vector_sketch(x, e, segments, table, out, norm, eps) -> None:
 def softmax_fold(logits, labels, table, loss, folded, softcap, scale) -> None:
     row_loss, e, row_fold = reference.softmax_fold(logits, labels, table, softcap, scale)
     loss.copy_(row_loss)
-    folded.copy_(row_fold)
     logits.copy_(e)
+    if table is not None:
+        folded.copy_(row_fold)
+
+
+def dense_sketch(a, e, segments, key, out) -> None:
+    out += reference.dense_sketch(a, e, segments, key, out.shape[1]).to(out.dtype)
 
 
 def covariance(rows, out) -> None:
     out += reference.covariance(rows)[0]
+
+
+def entropy(rows, boundaries, q, out) -> None:
+    out.copy_(reference.group_entropies(rows, boundaries, q))
