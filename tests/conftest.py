@@ -1,8 +1,34 @@
 """Fixtures shared by all rooms' tests."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Kernels are set to compile or to be interpreted when they are first imported, so every test file shares one choice.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure() -> None:
+    """Let interpreted kernels loop over `range` of a run-time argument.
+
+    Triton's interpreter makes an int of a 1-element array, which NumPy refuses from 2.4 on.
+    """
+    if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton.runtime import interpreter
+
+    plain = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope) -> None:
+        plain(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -18,8 +18,8 @@ import torch
 from gvendi_fast.errors import GvendiError
 
 # First choice first. The reference runs everywhere and ends every list.
-ORDER = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}
-NAMES = ("cpu", "reference")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+NAMES = ("cpu", "cuda", "triton", "reference")
 _forced: str | None = None
 _warned: set[tuple[str, str]] = set()
 
@@ -67,7 +67,8 @@ def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
         chosen = backend(candidate)
         reason = chosen.why_not(op, *tensors)
         if reason is None:
-            if reasons and (op, candidate) not in _warned:
+            # From one compiled backend to the next is no loss that a user should hear of.
+            if candidate == "reference" and reasons and (op, candidate) not in _warned:
                 _warned.add((op, candidate))
                 warnings.warn(
                     f"{op} runs on the slow {candidate} backend: {'; '.join(reasons)}",

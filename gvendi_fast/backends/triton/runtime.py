@@ -1,0 +1,88 @@
+"""What every kernel's wrapper needs: the chunks of a batch, the launch guard, and what is compiled ahead.
+
+Sums over a sample's rows go chunk by chunk: a chunk is CHUNK_ROWS consecutive rows of one sample, counted from its
+first row, and writes its own row of `partial` [chunks, width]; `reduce_chunks` adds them in a fixed order. So no
+atomics, the same bits on every run, and a sample's result does not depend on its batch.
+
+Loops in kernels are `while` wherever a bound is no constant: Triton's interpreter cannot take the bound of a `range`
+from a tensor with NumPy 2.4 and later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+# Few rows keep every multiprocessor busy on small batches; each chunk costs one row of partial written and read.
+CHUNK_ROWS = 16
+# The chunk lists of the latest batches: every layer of a batch asks for the same one.
+CHUNK_LISTS = 32
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """spans int64 [chunks, 2]: rows of each chunk; first int64 [B + 1]: each sample's first chunk; on a device."""
+
+    spans: torch.Tensor
+    first: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    @property
+    def samples(self) -> int:
+        """B, empty samples included."""
+        return len(self.first) - 1
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel with the types and constants of one call: what a launch compiles, and what tests compile ahead.
+
+    types: {argument: Triton type such as "*bf16" or "i32"}; constants: {argument: value} of all other arguments,
+    None for a tensor that is not given. warps: num_warps of the launch. name: for test ids.
+    """
+
+    name: str
+    kernel: Any
+    warps: int
+    types: dict[str, str]
+    constants: dict[str, Any]
+
+
+def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:
+    """The chunks of a batch on `device`; segments int64 [B, 2] on the CPU."""
+    chunks = _chunks(segments.numpy().tobytes(), device)
+    if device.type == "cuda":
+        # The list is shared by streams, and may leave the cache while one still reads it.
+        stream = torch.cuda.current_stream(device)
+        chunks.spans.record_stream(stream)
+        chunks.first.record_stream(stream)
+    return chunks
+
+
+@functools.lru_cache(maxsize=CHUNK_LISTS)
+def _chunks(spans: bytes, device: torch.device) -> Chunks:
+    begin, end = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2).T
+    counts = -(-(end - begin) // CHUNK_ROWS)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    sample = np.repeat(np.arange(len(counts)), counts)
+    start = begin[sample] + (np.arange(first[-1]) - first[sample]) * CHUNK_ROWS
+    rows = np.stack([start, np.minimum(start + CHUNK_ROWS, end[sample])], axis=1)
+    # The copies block: another stream may be the next to read them.
+    return Chunks(torch.from_numpy(rows).to(device), torch.from_numpy(first).to(device))
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Makes the tensor's GPU the current one, so that a launch goes to that device's current stream."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def workspace(rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """Uninitialised float32 [rows, width] on the device of `like`."""
+    return torch.empty(rows, width, dtype=torch.float32, device=like.device)

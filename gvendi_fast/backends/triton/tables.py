@@ -1,0 +1,58 @@
+"""Tables on a device, in the forms that the kernels read: S as a gather, and the bucket of one coordinate.
+
+A thread that owns bin k collects S x [k] without atomics if it knows, block by block, which coordinate goes there.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import torch
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.plan import MAX_DIM, Table
+
+EMPTY = -1
+# Coordinate (or bucket) and sign share an int16, a quarter of the index traffic of int64.
+assert np.iinfo(np.int16).max >= 2 * MAX_DIM - 1
+
+_cache: weakref.WeakKeyDictionary[Table, dict[tuple[str, torch.device], torch.Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def gathered(table: Table, device: torch.device) -> torch.Tensor:
+    """S as int16 [blocks, K]: 2 * i + (sign < 0), coordinate block * K + i going to bin k; -1 where none goes."""
+    return _on_device("gathered", table, device)
+
+
+def scattered(table: Table, device: torch.device) -> torch.Tensor:
+    """S as int16 [width]: 2 * bucket + (sign < 0) of every coordinate."""
+    return _on_device("scattered", table, device)
+
+
+def _on_device(form: str, table: Table, device: torch.device) -> torch.Tensor:
+    forms = _cache.setdefault(table, {})
+    tensor = forms.get((form, device))
+    if tensor is None:
+        packed = _gather(table) if form == "gathered" else _scatter(table)
+        tensor = forms[form, device] = torch.from_numpy(packed).to(device)
+    return tensor
+
+
+def _scatter(table: Table) -> np.ndarray:
+    return (2 * table.bucket + (table.sign < 0)).astype(np.int16)
+
+
+def _gather(table: Table) -> np.ndarray:
+    coordinate = np.arange(table.width)
+    block, within = np.divmod(coordinate, table.dim)
+    packed = np.full((-(-table.width // table.dim), table.dim), EMPTY, dtype=np.int16)
+    packed[block, table.bucket] = 2 * within + (table.sign < 0)
+    if np.count_nonzero(packed != EMPTY) != table.width:
+        raise GvendiError(
+            f"a table of width {table.width} sends two coordinates of one block of {table.dim} to one bucket; "
+            "make tables with gvendi_fast.plan.make_table"
+        )
+    return packed

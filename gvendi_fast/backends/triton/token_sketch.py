@@ -1,0 +1,100 @@
+"""out [B, K] += K^-1/2 sum_t (H S_V onehot(id_t)) * (H S e_t); ids [T], e [T, d].
+
+Column c of H times H y is H (y with its index XOR c), and H is linear: with c_t, s_t the bucket and sign of id_t,
+u[k] = sum_t s_t (S e_t)[k ^ c_t] adds up in one row of partial [chunks, K], and one transform per sample follows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from gvendi_fast.backends.triton import tables
+from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
+from gvendi_fast.backends.triton.hadamard import tile
+from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
+from gvendi_fast.backends.triton.runtime import Build, chunks_of, on_device_of, workspace
+from gvendi_fast.plan import Table
+
+
+@triton.jit(do_not_specialize=["vocabulary", "stride", "blocks"])
+def token_sketch_kernel(
+    ids,
+    id_table,
+    vocabulary,
+    e,
+    stride,
+    table,
+    blocks,
+    spans,
+    partial,
+    BLOCK_T: tl.constexpr,
+    K: tl.constexpr,
+):
+    chunk = tl.program_id(0).to(tl.int64)
+    begin, end = tl.load(spans + 2 * chunk), tl.load(spans + 2 * chunk + 1)
+    k = tl.arange(0, K)
+    total = tl.zeros([BLOCK_T, K], dtype=tl.float32)
+    while begin < end:
+        rows = begin + tl.arange(0, BLOCK_T)
+        live = rows < end
+        token = tl.load(ids + rows, mask=live, other=0)
+        known = (token >= 0) & (token < vocabulary)
+        hashed = tl.load(id_table + token, mask=live & known, other=0).to(tl.int32)
+        # An id outside the vocabulary must not pass for another one: its sample becomes NaN.
+        sign = tl.where(known, (1 - 2 * (hashed & 1)).to(tl.float32), float("nan"))
+        source = k[None, :] ^ (hashed >> 1)[:, None]
+        row = e + (rows * stride)[:, None]
+        block = 0
+        while block < blocks:
+            packed = tl.load(table + block * K + source).to(tl.int32)
+            mask = live[:, None] & (packed >= 0)
+            value = tl.load(row + block * K + (packed >> 1), mask=mask, other=0.0).to(tl.float32)
+            total += tl.where((packed & 1) == 1, -value, value) * sign[:, None]
+            block += 1
+        begin += BLOCK_T
+    tl.store(partial + chunk * K + k, tl.sum(total, axis=0))
+
+
+def token_sketch(
+    ids: torch.Tensor,
+    e: torch.Tensor,
+    segments: torch.Tensor,
+    id_table: Table,
+    e_table: Table,
+    out: torch.Tensor,
+) -> None:
+    chunks, K = chunks_of(segments, out.device), out.shape[1]
+    if len(chunks) == 0:
+        return
+    packed, shape = tables.gathered(e_table, e.device), tile(K)
+    partial, total = workspace(len(chunks), K, out), workspace(len(out), K, out)
+    with on_device_of(e):
+        token_sketch_kernel[(len(chunks),)](
+            ids,
+            tables.scattered(id_table, e.device),
+            id_table.width,
+            e,
+            e.stride(0),
+            packed,
+            len(packed),
+            chunks.spans,
+            partial,
+            BLOCK_T=shape.rows,
+            K=K,
+            num_warps=shape.warps,
+        )
+    reduce_chunks(partial, chunks, total)
+    fold_hadamard(total, None, out, 1 / math.sqrt(K))
+
+
+def builds(K: int, dtype: str) -> list[Build]:
+    """What `token_sketch` compiles beside the sum over chunks and the transform."""
+    shape = tile(K)
+    types = {"ids": "*i64", "id_table": "*i16", "vocabulary": "i32", "e": f"*{dtype}", "stride": "i32"}
+    types |= {"table": "*i16", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
+    constants = {"BLOCK_T": shape.rows, "K": K}
+    return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, shape.warps, types, constants)]

@@ -1,0 +1,79 @@
+"""Every Triton kernel and shipped tile size compiles for each target GPU, without one, and spills no register.
+
+The compiler runs in a process of its own: in this one Triton may be set to interpret kernels.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CAPABILITIES = (80, 90, 100)
+# What a block may use without asking for more.
+SHARED_BYTES = 48 << 10
+
+
+def compile_all() -> dict[str, dict[str, int]]:
+    """{"name sm_80": registers, stack, local and shared bytes of a thread or block} of every build."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gvendi_fast.backends.triton.registry import builds
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    found, cubins = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for build in builds().values():
+            types = {name: build.types.get(name, "constexpr") for name in build.kernel.arg_names}
+            # Tensors are aligned to 16 bytes, as a launch would find them.
+            pointers = [index for index, kind in enumerate(types.values()) if kind.startswith("*")]
+            aligned = {(index,): [["tt.divisibility", 16]] for index in pointers}
+            for capability in CAPABILITIES:
+                source = ASTSource(build.kernel, types, build.constants, aligned)
+                target = GPUTarget("cuda", capability, 32)
+                kernel = triton.compile(source, target=target, options={"num_warps": build.warps})
+                key = f"{build.name} sm_{capability}"
+                cubins[key] = Path(folder) / f"{len(cubins)}.cubin"
+                cubins[key].write_bytes(kernel.asm["cubin"])
+                found[key] = {"shared": kernel.metadata.shared}
+        for key, cubin in cubins.items():
+            usage = subprocess.run(
+                [cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True
+            )
+            match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout + usage.stderr)
+            found[key] |= dict(zip(("registers", "stack", "local"), map(int, match.groups()), strict=True))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all()))
+    sys.exit()
+
+pytest.importorskip("triton", reason="needs Triton's compiler: pip install triton")
+
+from gvendi_fast.backends.triton.registry import builds  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def usage() -> dict[str, dict[str, int]]:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", list(builds()))
+def test_no_register_is_spilled(usage, name, capability):
+    found = usage[f"{name} sm_{capability}"]
+    # Spilled registers live on a thread's stack.
+    assert found["stack"] == found["local"] == 0
+    assert 0 < found["registers"] <= 255
+    assert found["shared"] <= SHARED_BYTES

@@ -1,0 +1,290 @@
+"""The Triton kernels against the fp64 definitions: on a GPU where there is one, else in Triton's interpreter.
+
+Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
+entry of the definition's result. FLOOR is 4 units of the last place of float32, the dtype of every result here.
+"""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from gvendi_fast import ops, reference
+from gvendi_fast.backends import ORDER, backend, use_backend
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.plan import Table, make_table
+
+triton = backend("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if triton.why_not("fold_hadamard", torch.empty(0, device=DEVICE)):
+    pytest.skip(f"Triton kernels: {triton.status()}", allow_module_level=True)
+
+from gvendi_fast.backends.triton import tables  # noqa: E402
+from gvendi_fast.backends.triton.hadamard import TILES  # noqa: E402
+from gvendi_fast.backends.triton.runtime import CHUNK_ROWS, chunks_of  # noqa: E402
+
+FLOOR = 4 * 2.0**-24
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
+)
+# Rows, input width, output width, K: widths below, at and above K, with blocks of both kinds.
+SHAPES = [
+    (0, 16, 16, 64),
+    (1, 1, 64, 64),
+    (7, 50, 200, 64),
+    (63, 64, 1, 64),
+    (64, 200, 63, 64),
+    (65, 255, 513, 256),
+    (1000, 40, 64, 64),
+    (7, 896, 1100, 1024),
+    (65, 1024, 50, 1024),
+    (3, 2049, 300, 2048),
+    (2, 50, 8193, 8192),
+]
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with use_backend("triton"):
+        yield
+
+
+def fold32(x: torch.Tensor, table: Table) -> torch.Tensor:
+    bucket = torch.tensor(table.bucket, dtype=torch.int64, device=x.device)
+    out = torch.zeros(x.shape[0], table.dim, device=x.device)
+    return out.index_add_(1, bucket, x.float() * torch.tensor(table.sign, device=x.device))
+
+
+def hadamard32(x: torch.Tensor) -> torch.Tensor:
+    step = 1
+    while step < x.shape[-1]:
+        low, high = x.reshape(*x.shape[:-1], x.shape[-1] // (2 * step), 2, step).unbind(-2)
+        x = torch.stack([low + high, low - high], -2).reshape(x.shape)
+        step *= 2
+    return x
+
+
+def check(got: torch.Tensor, torch32: torch.Tensor, want: torch.Tensor) -> None:
+    assert got.shape == want.shape == torch32.shape
+    assert torch.isfinite(got).all()
+    if want.numel() > 0:
+        largest = want.abs().max().clamp_min(1e-300)
+        error, error32 = ((x.double() - want).abs().max() / largest for x in (got, torch32))
+        assert error <= 2 * error32 + FLOOR
+
+
+def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Normal numbers with NaN beside the rows, so that a read past a row shows."""
+    x = torch.full((rows, width + 9), math.nan)
+    x[:, :width] = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return x.to(DEVICE, dtype)[:, :width]
+
+
+def spans(rows: int) -> torch.Tensor:
+    """Four samples: two of uneven length, an empty one, and one over the same rows."""
+    cut = [0, rows // 3, rows // 3, max(rows - 1, rows // 3)]
+    return torch.tensor([[0, cut[1]], [cut[1], cut[2]], [cut[2], cut[3]], [cut[1] // 2, rows]])
+
+
+def zeros(segments: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.zeros(len(segments), dim, device=DEVICE)
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "width", "dim"), sorted({(r, i, k) for r, i, _, k in SHAPES if r < 1000}))
+def test_fold_hadamard(rows, width, dim, dtype):
+    x, table = draw(rows, width, dtype, 1), make_table(0, "x", width, dim)
+    check(ops.fold_hadamard(x, table), hadamard32(fold32(x, table)), reference.fold_hadamard(x, table))
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "width_in", "width_out", "dim"), SHAPES)
+def test_linear_sketch(rows, width_in, width_out, dim, dtype):
+    a, e = draw(rows, width_in, dtype, 1), draw(rows, width_out, dtype, 2)
+    a_table, e_table = make_table(0, "a", width_in, dim), make_table(0, "e", width_out, dim)
+    segments = spans(rows)
+    product = hadamard32(fold32(a, a_table)) * hadamard32(fold32(e, e_table))
+    torch32 = reference.sum_segments(product, segments) / math.sqrt(dim)
+    want = reference.linear_sketch(a, e, segments, a_table, e_table)
+    # What is in out stays: one buffer collects all parameters.
+    got = ops.linear_sketch(a, a_table, [(e, e_table)], segments, zeros(segments, dim) + 1)
+    check(got, torch32 + 1, want + 1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize(("rows", "width", "dim"), [(65, 100, 64), (3, 300, 1024)])
+def test_linear_sketch_of_several_parts(rows, width, dim, count):
+    dtypes = [torch.float32, torch.float16]
+    a, a_table, segments = (
+        draw(rows, width, torch.float16, 1),
+        make_table(0, "a", width, dim),
+        spans(rows),
+    )
+    parts = [
+        (draw(rows, 30 + 40 * p, dtypes[p % 2], p), make_table(0, f"e{p}", 30 + 40 * p, dim))
+        for p in range(count)
+    ]
+    want = sum(reference.linear_sketch(a, e, segments, a_table, table) for e, table in parts)
+    folded = [fold32(e, table) for e, table in parts]
+    transformed = hadamard32(fold32(a, a_table))
+    torch32 = reference.sum_segments(transformed * hadamard32(sum(folded)), segments) / math.sqrt(dim)
+    check(ops.linear_sketch(a, a_table, parts, segments, zeros(segments, dim)), torch32, want)
+    # The same with what earlier calls left: H S a, and a part that is S e.
+    done = ops.fold_hadamard(a, a_table)
+    parts[-1] = (folded[-1], None)
+    check(ops.linear_sketch(done, None, parts, segments, zeros(segments, dim)), torch32, want)
+    check(ops.linear_sketch(a, a_table, parts[::-1], segments, zeros(segments, dim)), torch32, want)
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "vocabulary", "width", "dim"), SHAPES)
+def test_token_sketch(rows, vocabulary, width, dim, dtype):
+    e, segments = draw(rows, width, dtype, 4), spans(rows)
+    ids = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    id_table, e_table = make_table(0, "v", vocabulary, dim), make_table(0, "d", width, dim)
+    onehot = torch.nn.functional.one_hot(ids, vocabulary)
+    product = hadamard32(fold32(e, e_table)) * hadamard32(fold32(onehot, id_table))
+    got = ops.token_sketch(ids, e, segments, id_table, e_table, zeros(segments, dim) + 1)
+    want = reference.token_sketch(ids, e, segments, id_table, e_table)
+    check(got, reference.sum_segments(product, segments) / math.sqrt(dim) + 1, want + 1)
+
+
+def test_token_sketch_of_an_id_outside_the_vocabulary_is_nan():
+    table, segments = make_table(0, "v", 50, 64), torch.tensor([[0, 3], [3, 4]])
+    out, ids = zeros(segments, 64), torch.tensor([0, 50, 1, 2], device=DEVICE)
+    e = draw(4, 50, torch.float32, 1)
+    triton.token_sketch(ids, e, segments, table, table, out)
+    assert out[0].isnan().all()
+    assert out[1].isfinite().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("norm", [None, "rms", "layer"])
+@pytest.mark.parametrize(
+    ("rows", "width", "dim"),
+    [(0, 16, 64), (1, 64, 64), (7, 50, 64), (63, 200, 64), (64, 255, 256), (1000, 40, 64), (7, 1100, 1024)],
+)
+def test_vector_sketch(rows, width, dim, norm, dtype):
+    # An offset of 3 makes the variance about the mean a harder sum than the plain squares.
+    x, e = draw(rows, width, dtype, 6) + 3, draw(rows, width, dtype, 7)
+    table, segments, eps = make_table(0, "w", width, dim), spans(rows), 1e-6
+    x32 = x.float() - (x.float().mean(1, keepdim=True) if norm == "layer" else 0)
+    hat = 1 if norm is None else x32 / torch.sqrt(x32.square().mean(1, keepdim=True) + eps)
+    v = reference.sum_segments(e.float() * hat, segments)
+    torch32 = hadamard32(fold32(v, table)) / math.sqrt(dim)
+    got = ops.vector_sketch(
+        None if norm is None else x, e, segments, table, zeros(segments, dim) + 1, norm, eps
+    )
+    exact = reference.fold_hadamard(reference.vector_gradient(x, e, segments, norm, eps), table)
+    check(got, torch32 + 1, exact / math.sqrt(dim) + 1)
+
+
+def test_vector_sketch_without_eps_and_with_a_short_chunk():
+    x = draw(CHUNK_ROWS // 2, 50, torch.float32, 1)
+    table, segments = make_table(0, "w", 50, 64), torch.tensor([[0, len(x)]])
+    got = ops.vector_sketch(x, x, segments, table, zeros(segments, 64), "layer", 0.0)
+    want = reference.fold_hadamard(reference.vector_gradient(x, x, segments, "layer"), table) / 8
+    check(got, want.float(), want)
+
+
+@pytest.mark.parametrize("dim", TILES)
+def test_every_tile_size_transforms_exactly(dim):
+    # Row f of H from a unit vector; small integers are exact in any order.
+    x = torch.zeros(3, dim, device=DEVICE)
+    x[0, 1], x[1, dim - 1], x[2] = 1, 1, torch.arange(dim, device=DEVICE) % 7
+    table = Table(dim, np.arange(dim, dtype=np.int16), np.ones(dim, dtype=np.int8))
+    assert torch.equal(ops.fold_hadamard(x, table).double(), reference.hadamard(x))
+
+
+@pytest.mark.parametrize("width", [1, 50, 64, 65, 1000])
+@pytest.mark.parametrize("dim", [64, 1024])
+def test_tables_on_the_device_are_the_host_tables(width, dim):
+    table = make_table(0, "t", width, dim)
+    packed = tables.scattered(table, DEVICE).cpu().numpy()
+    assert np.array_equal(packed >> 1, table.bucket)
+    assert np.array_equal(1 - 2 * (packed & 1), table.sign)
+    packed = tables.gathered(table, DEVICE).cpu().numpy()
+    block, bin_ = np.nonzero(packed != tables.EMPTY)
+    coordinate = block * dim + (packed[block, bin_] >> 1)
+    assert np.array_equal(np.sort(coordinate), np.arange(width))
+    assert np.array_equal(table.bucket[coordinate], bin_)
+    assert np.array_equal(table.sign[coordinate], 1 - 2 * (packed[block, bin_] & 1))
+    assert tables.gathered(table, DEVICE) is tables.gathered(table, DEVICE)
+
+
+def test_a_table_with_colliding_coordinates_is_refused():
+    table = Table(64, np.zeros(2, dtype=np.int16), np.ones(2, dtype=np.int8))
+    with pytest.raises(GvendiError, match="two coordinates of one block of 64 to one bucket"):
+        ops.fold_hadamard(torch.zeros(1, 2, device=DEVICE), table)
+
+
+def test_chunks_cover_every_sample_from_its_first_row():
+    segments = torch.tensor([[5, 5], [0, CHUNK_ROWS], [3, 3 + 2 * CHUNK_ROWS + 1], [9, 9]])
+    chunks = chunks_of(segments, DEVICE)
+    assert chunks.first.tolist() == [0, 0, 1, 4, 4]
+    assert chunks.spans.tolist() == [
+        [0, CHUNK_ROWS],
+        [3, 3 + CHUNK_ROWS],
+        [3 + CHUNK_ROWS, 3 + 2 * CHUNK_ROWS],
+        [3 + 2 * CHUNK_ROWS, 4 + 2 * CHUNK_ROWS],
+    ]
+    assert len(chunks_of(segments[:0], DEVICE)) == 0
+
+
+def test_rows_that_share_memory():
+    row, table, segments = draw(1, 100, torch.float32, 8), make_table(0, "a", 100, 64), torch.tensor([[0, 9]])
+    rows = row.expand(9, 100)
+    repeated = ops.linear_sketch(rows, table, [(rows, table)], segments, zeros(segments, 64))
+    want = reference.linear_sketch(rows, rows, segments, table, table)
+    check(repeated, want.float(), want)
+
+
+def results(order=slice(None)):
+    """Every kernel on one batch of five samples; `order` picks samples."""
+    segments = torch.tensor([[0, 70], [70, 71], [71, 71], [71, 135], [135, 330]])[order]
+    a, e = draw(330, 100, torch.float16, 20), draw(330, 300, torch.float32, 21)
+    a_table, e_table = make_table(0, "a", 100, 128), make_table(0, "e", 300, 128)
+    ids = torch.arange(330, device=DEVICE) % 100
+    yield ops.linear_sketch(a, a_table, [(e, e_table)], segments, zeros(segments, 128))
+    yield ops.token_sketch(ids, e, segments, a_table, e_table, zeros(segments, 128))
+    yield ops.vector_sketch(e * 2 + 1, e, segments, e_table, zeros(segments, 128), "layer", 1e-6)
+    yield ops.fold_hadamard(e, e_table)
+
+
+def test_results_are_the_same_bits_again_and_in_another_batch():
+    once = list(results())
+    assert all(torch.equal(x, y) for x, y in zip(once, results(), strict=True))
+    for together, alone in zip(once[:3], list(results(slice(3, 4)))[:3], strict=True):
+        assert torch.equal(together[3:4], alone)
+    for together, other in zip(once[:3], list(results([4, 1, 3]))[:3], strict=True):
+        assert torch.equal(together[[4, 1, 3]], other)
+
+
+def test_refuses_other_dtypes_by_name():
+    with pytest.raises(GvendiError, match="float64 is not supported by the Triton kernels"):
+        ops.fold_hadamard(torch.zeros(2, 16, dtype=torch.float64, device=DEVICE), make_table(0, "a", 16, 64))
+
+
+def test_is_an_automatic_choice_on_a_gpu_and_never_on_a_cpu():
+    assert ORDER["cuda"].index("triton") < ORDER["cuda"].index("reference")
+    assert "triton" not in ORDER["cpu"]
+
+
+def test_without_triton_the_backend_says_so():
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch; from gvendi_fast.backends import backend, resolve; "
+        "print(backend('triton').why_not('fold_hadamard', torch.zeros(1, 1)) == backend('triton').status()); "
+        "print(backend('triton').status()); print(resolve('fold_hadamard', torch.zeros(1, 1)).__name__)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "GVENDI_BACKEND"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    same, status, chosen = done.stdout.splitlines()
+    assert same == "True"
+    assert status.startswith("Triton is not there (")
+    assert "pip install triton" in status
+    assert chosen in ("gvendi_fast.backends.cpu", "gvendi_fast.backends.reference")
