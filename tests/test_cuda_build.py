@@ -1,0 +1,96 @@
+"""The CUDA module builds without a GPU, its kernels keep to registers, and it loads where there is no driver."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gvendi_fast.backends import cuda
+
+ROOT = Path(__file__).resolve().parents[1]
+# Kernel -> registers it may use so that its __launch_bounds__ blocks fit a multiprocessor (65,536 registers).
+REGISTERS = {
+    "fold_hadamard_rows": 128,
+    "linear_sketch_chunk": 128,
+    "linear_sketch_reduce": 255,
+    "dense_sketch_slab": 255,
+    "dense_sketch_reduce": 255,
+}
+# Bytes that ptxas (13.0) stores and loads beside the registers: loop invariants at the cap, on these alone.
+SPILLED = {
+    ("linear_sketch_chunk", "sm_80"): 16,
+    ("linear_sketch_chunk", "sm_90"): 16,
+    ("linear_sketch_chunk", "sm_100"): 16,
+    ("dense_sketch_slab", "sm_100"): 280,
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder with the module, and what the compiler said."""
+    if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None:
+        pytest.skip("needs nvcc, which is not on the PATH")
+    folder = tmp_path_factory.mktemp("cuda-build")
+    configure = ["cmake", str(ROOT), "-DGVENDI_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'gvendi_fast'}"]
+    subprocess.run(configure, cwd=folder, check=True, capture_output=True)
+    build = ["cmake", "--build", ".", "--target", "_cuda", "--verbose"]
+    done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout + done.stderr
+
+
+def compiled(log: str) -> list[tuple[str, str, int, int]]:
+    """(kernel, architecture, bytes spilled, registers) of every kernel that ptxas made."""
+    pattern = (
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?"
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
+    )
+    return [
+        (next(k for k in REGISTERS if k in name), arch, int(stores) + int(loads), int(registers))
+        for name, arch, stores, loads, registers in re.findall(pattern, log, re.DOTALL)
+    ]
+
+
+def test_kernels_keep_to_registers_on_every_architecture(built):
+    found = compiled(built[1])
+    # 8 values of K for three kernels, 3 dtypes, and one more.
+    per_architecture = 3 * 8 + 3 + 1
+    architectures = {arch for _, arch, _, _ in found}
+    assert {"sm_80", "sm_90"} <= architectures
+    assert len(found) == per_architecture * len(architectures)
+    assert [entry for entry in found if entry[2] > SPILLED.get(entry[:2], 0)] == [], "kernels that spill"
+    assert [entry for entry in found if entry[3] > REGISTERS[entry[0]]] == [], (
+        "kernels with too many registers"
+    )
+
+
+def test_module_loads_without_a_driver_and_says_so(built, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    shutil.copytree(
+        ROOT / "gvendi_fast",
+        tmp_path / "gvendi_fast",
+        ignore=shutil.ignore_patterns("_cu*", "*.so", "__pycache__"),
+    )
+    for module in (built[0] / "gvendi_fast").glob("_cuda*"):
+        shutil.copy(module, tmp_path / "gvendi_fast")
+    code = "from gvendi_fast.backends import cuda; print(cuda.why_not('linear_sketch')); print(cuda.status())"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert out[0] == "None"
+    assert re.match(r"built for sm_80, sm_90.*, but there is no device: \S+", out[1])
+
+
+def test_says_how_to_get_the_module_and_which_kernels_there_are(monkeypatch):
+    monkeypatch.setattr(cuda, "_missing", None)
+    assert "there is no CUDA C++ kernel for covariance" in cuda.why_not("covariance")
+    assert "need it on a CUDA device" in cuda.why_not("linear_sketch", torch.zeros(1))
+    monkeypatch.setattr(cuda, "_missing", "reason")
+    assert cuda.why_not("linear_sketch") == cuda.status() == "reason"
