@@ -19,10 +19,11 @@ import numpy as np
 from gvendi_fast.corpus import Fields, Manifest, Rejected, UnitReader, index_corpus
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.proxy import Proxy
 from gvendi_fast.store import RunDirectory
-from gvendi_fast.text import Encoder, Sample, batches, collate
+from gvendi_fast.text import Encoder, Sample, batches
 
 # Changes whenever the same settings would give other sketches than before.
 FORMAT = 1
@@ -34,7 +35,8 @@ class Settings:
     """How a corpus is sketched. All but `batch_tokens`, `unit_rows` and `max_rejected` decide the sketches.
 
     spec: dimension, kind and seed of the sketch. fields: names of the row's fields. max_tokens: longest sequence
-    (None: what the proxy can read, at most 4096). batch_tokens: padded tokens of one batch. mask: "completion",
+    (None: what the proxy can read, at most 4096). batch_tokens: padded tokens of one batch
+    (None: 2048 on a CPU, what fits into the free memory of a GPU). mask: "completion",
     or "released" for the masking of the released G-Vendi code. limit: number of rows. unit_rows: rows stored and
     resumed as a whole. max_rejected: rejected rows at which the run ends with an error, an int for a count or
     a float below 1 for a share of all rows; None for no limit. exclude: patterns of parameters to leave out.
@@ -43,7 +45,7 @@ class Settings:
     spec: SketchSpec = field(default_factory=SketchSpec)
     fields: Fields = field(default_factory=Fields)
     max_tokens: int | None = None
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
     mask: str = "completion"
     limit: int | None = None
     unit_rows: int = 512
@@ -111,13 +113,15 @@ def sketch_corpus(
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
     rejected = sum(1 for _ in run.rejected())
+    # The trial batch of a GPU's budget is for nothing where all is done.
+    batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
     try:
         _check_rejects(rejected, allowed, run)
         for unit, samples, refused in _ahead(manifest, todo, encoder):
             progress.advance(len(refused), 0, len(refused))
             rejected += len(refused) + _sketch_unit(
-                run, unit, samples, refused, sketcher, proxy, settings, progress
+                run, unit, samples, refused, sketcher, proxy, batch_tokens, progress
             )
             _check_rejects(rejected, allowed, run)
     finally:
@@ -151,16 +155,16 @@ def _sketch_unit(
     refused: list[Rejected],
     sketcher: GradientSketcher,
     proxy: Proxy,
-    settings: Settings,
+    batch_tokens: int,
     progress: Progress,
 ) -> int:
     """Sketch and store one unit; returns how many of its samples had no usable gradient."""
     by_row = {sample.row: i for i, sample in enumerate(samples)}
-    sketches = np.zeros((len(samples), settings.spec.dim), np.float32)
+    sketches = np.zeros((len(samples), sketcher.spec.dim), np.float32)
     loss, tokens = np.zeros(len(samples), np.float32), np.zeros(len(samples), np.int32)
     pad = proxy.tokenizer.pad_token_id
-    for batch in batches(samples, settings.batch_tokens):
-        got = sketcher.sketch(*collate(batch, 0 if pad is None else pad))
+    for batch in batches(samples, batch_tokens):
+        got = sketch_batch(sketcher, batch, 0 if pad is None else pad)
         where = [by_row[sample.row] for sample in batch]
         sketches[where], loss[where] = got.z.cpu().numpy(), got.loss.cpu().numpy()
         tokens[where] = got.tokens.cpu().numpy()
