@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from gvendi_fast.backends import backend, requested, resolve
+from gvendi_fast.checks import check_dim, check_groups, check_ids, check_out, check_rows, check_segments
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
-from gvendi_fast.reference import MAX_GROUP
 
 # Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
 # V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
@@ -35,7 +35,7 @@ def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int
 
 def fold_hadamard(x: torch.Tensor, table: Table) -> torch.Tensor:
     """H S x for every row: x [T, d] -> float32 [T, K]. Source: README, "The sketch"."""
-    _check_rows("x", x, table.width)
+    check_rows("x", x, table.width)
     out = torch.empty(x.shape[0], table.dim, dtype=torch.float32, device=x.device)
     resolve("fold_hadamard", x).fold_hadamard(x, table, out)
     return out
@@ -55,14 +55,14 @@ def linear_sketch(
     None is already folded, as `softmax_fold` returns it (float32 [T, K]). Returns out.
     """
     dim = out.shape[1]
-    _check_out(out, segments)
-    _check_rows("a", a, dim if a_table is None else a_table.width)
+    check_out(out, segments)
+    check_rows("a", a, dim if a_table is None else a_table.width)
     if a_table is None and a.dtype != torch.float32:
         raise GvendiError(f"a without a table is H S a and must be float32, got {a.dtype}")
     if not parts:
         raise GvendiError("parts must hold at least one (e, table) pair")
     for position, (e, table) in enumerate(parts):
-        _check_rows(f"parts[{position}]", e, dim if table is None else table.width)
+        check_rows(f"parts[{position}]", e, dim if table is None else table.width)
         if e.shape[0] != a.shape[0]:
             raise GvendiError(
                 f"parts[{position}] has {e.shape[0]} rows, a has {a.shape[0]}; they must be equal"
@@ -70,8 +70,8 @@ def linear_sketch(
         if table is None and e.dtype != torch.float32:
             raise GvendiError(f"parts[{position}] without a table is S e and must be float32, got {e.dtype}")
     for table in [a_table, *(table for _, table in parts)]:
-        _check_dim(table, dim)
-    _check_segments(segments, a.shape[0])
+        check_dim(table, dim)
+    check_segments(segments, a.shape[0])
     resolve("linear_sketch", a, *(e for e, _ in parts)).linear_sketch(a, a_table, parts, segments, out)
     return out
 
@@ -88,12 +88,12 @@ def token_sketch(
 
     ids int64 [T] in 0..V-1, e [T, d], id_table of width V, e_table of width d. Returns out.
     """
-    _check_out(out, segments)
-    _check_rows("e", e, e_table.width)
-    _check_ids("ids", ids, e.shape[0], id_table.width)
-    _check_dim(id_table, out.shape[1])
-    _check_dim(e_table, out.shape[1])
-    _check_segments(segments, e.shape[0])
+    check_out(out, segments)
+    check_rows("e", e, e_table.width)
+    check_ids("ids", ids, e.shape[0], id_table.width)
+    check_dim(id_table, out.shape[1])
+    check_dim(e_table, out.shape[1])
+    check_segments(segments, e.shape[0])
     resolve("token_sketch", ids, e).token_sketch(ids, e, segments, id_table, e_table, out)
     return out
 
@@ -112,18 +112,18 @@ def vector_sketch(
     Bias (norm None, x None): v = sum_t e_t. Norm weight: v = sum_t e_t * x_hat_t with x_hat the normalised
     input, "rms": x / sqrt(mean(x^2) + eps), "layer": (x - mean) / sqrt(var + eps). x and e: [T, d]. Returns out.
     """
-    _check_out(out, segments)
-    _check_rows("e", e, table.width)
+    check_out(out, segments)
+    check_rows("e", e, table.width)
     if norm not in (None, "rms", "layer"):
         raise GvendiError(f'norm must be None, "rms" or "layer", got {norm!r}')
     if (x is None) != (norm is None):
         raise GvendiError("x goes with norm: give both for a norm's weight and neither for a bias")
     if x is not None:
-        _check_rows("x", x, table.width)
+        check_rows("x", x, table.width)
         if x.shape != e.shape:
             raise GvendiError(f"x has shape {tuple(x.shape)}, e has {tuple(e.shape)}; they must be equal")
-    _check_dim(table, out.shape[1])
-    _check_segments(segments, e.shape[0])
+    check_dim(table, out.shape[1])
+    check_segments(segments, e.shape[0])
     tensors = (e,) if x is None else (x, e)
     resolve("vector_sketch", *tensors).vector_sketch(x, e, segments, table, out, norm, float(eps))
     return out
@@ -137,21 +137,21 @@ def dense_sketch(
     a [T, I], e [T, O], key as `signs.sign_key` gives it: Pi in {+1, -1}^(O I x K) is defined in `signs.py`. With
     ids int64 [T] in place of a it is the gradient of an embedding, sum_t onehot(id_t) e_t^T. K is a multiple of 64.
     """
-    _check_out(out, segments)
-    _check_rows("e", e, e.shape[-1])
+    check_out(out, segments)
+    check_rows("e", e, e.shape[-1])
     if a.is_floating_point():
-        _check_rows("a", a, a.shape[-1])
+        check_rows("a", a, a.shape[-1])
         if a.shape[0] != e.shape[0]:
             raise GvendiError(f"a has {a.shape[0]} rows, e has {e.shape[0]}; they must be equal")
     else:
-        _check_ids("a", a, e.shape[0], MAX_IDS)
+        check_ids("a", a, e.shape[0], MAX_IDS)
     if out.shape[1] % 64:
         raise GvendiError(
             f"out must have a multiple of 64 columns, got {out.shape[1]}; use a SketchSpec's dim"
         )
     if len(key) != 2 or not all(0 <= word < 1 << 32 for word in key):
         raise GvendiError(f"key must be two integers below 2^32, got {key!r}; use signs.sign_key")
-    _check_segments(segments, e.shape[0])
+    check_segments(segments, e.shape[0])
     resolve("dense_sketch", a, e).dense_sketch(a, e, segments, key, out)
     return out
 
@@ -170,8 +170,8 @@ def softmax_fold(
     folded and None comes in place of S_V e.
     """
     width = logits.shape[-1] if table is None else table.width
-    _check_rows("logits", logits, width)
-    _check_ids("labels", labels, logits.shape[0], width)
+    check_rows("logits", logits, width)
+    check_ids("labels", labels, logits.shape[0], width)
     loss = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     folded = None
     if table is not None:
@@ -198,8 +198,8 @@ def head_sketch(
     float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk of logits
     (`head_chunk_rows`) and float32 [T, K].
     """
-    _check_rows("hidden", hidden, hidden_table.width)
-    _check_rows("weight", weight, hidden_table.width)
+    check_rows("hidden", hidden, hidden_table.width)
+    check_rows("weight", weight, hidden_table.width)
     if weight.shape[0] != vocab_table.width:
         raise GvendiError(f"weight has {weight.shape[0]} rows, vocab_table is for {vocab_table.width}")
     rows = hidden.shape[0]
@@ -231,9 +231,9 @@ def dense_head_sketch(
     Adds to out [B, K]; returns loss float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk
     of float32 logits (about 256 MB where V is large).
     """
-    _check_rows("hidden", hidden, weight.shape[1])
-    _check_rows("weight", weight, weight.shape[1])
-    _check_segments(segments, hidden.shape[0])
+    check_rows("hidden", hidden, weight.shape[1])
+    check_rows("weight", weight, weight.shape[1])
+    check_segments(segments, hidden.shape[0])
     loss = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden)
     chunk = max(HEAD_CHUNK_MIN_ROWS, DENSE_HEAD_CHUNK_BYTES // (4 * weight.shape[0]))
@@ -252,7 +252,7 @@ def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
     Products are float32, summed per block of rows into the float64 master (README, "The score").
     """
-    _check_rows("rows", rows, out.shape[1])
+    check_rows("rows", rows, out.shape[1])
     if (
         out.dtype != torch.float64
         or out.dim() != 2
@@ -275,8 +275,8 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
     it is the group's G-Vendi. At q < 1 eigenvalues below 2^-22 do not count: they may be rounding.
     Raises GvendiError for a group without rows or with too many, and for a row without a direction.
     """
-    _check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
-    _check_groups(rows, boundaries)
+    check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
+    check_groups(rows, boundaries)
     if not q > 0:
         raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
     out = torch.empty(len(boundaries) - 1, dtype=torch.float64, device=rows.device)
@@ -285,71 +285,3 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
     chosen = backend("reference") if on_cpu else resolve("entropy", rows)
     chosen.entropy(rows, boundaries, float(q), out)
     return out
-
-
-def _check_groups(rows: torch.Tensor, boundaries: torch.Tensor) -> None:
-    ok = boundaries.dtype == torch.int64 and boundaries.dim() == 1 and len(boundaries) > 0
-    if not ok or boundaries.device.type != "cpu" or not boundaries.is_contiguous():
-        raise GvendiError(
-            f"boundaries must be contiguous int64 [G + 1] on the CPU, got {boundaries.dtype} "
-            f"{tuple(boundaries.shape)} on {boundaries.device}"
-        )
-    first, last = int(boundaries[0]), int(boundaries[-1])
-    if first < 0 or last > len(rows):
-        raise GvendiError(f"boundaries must lie in 0..{len(rows)}, the number of rows, got {first}..{last}")
-    counts = boundaries.diff()
-    wrong = torch.nonzero((counts < 1) | (counts > MAX_GROUP))
-    if len(wrong):
-        group = int(wrong[0, 0])
-        raise GvendiError(
-            f"boundaries gives group {group} {int(counts[group])} rows, wanted 1 to {MAX_GROUP}; leave out empty "
-            "groups and put a large one into a VendiState"
-        )
-    norms = torch.linalg.vector_norm(rows[first:last], dim=1, dtype=torch.float64)
-    bad = torch.nonzero(~((norms > 0) & norms.isfinite()))
-    if len(bad):
-        row = int(bad[0, 0])
-        raise GvendiError(
-            f"row {first + row} of rows has norm {float(norms[row])}; wanted finite and not zero: "
-            "leave this sample out and report it"
-        )
-
-
-def _check_rows(name: str, x: torch.Tensor, width: int) -> None:
-    if x.dim() != 2 or x.shape[1] != width:
-        raise GvendiError(f"{name} must have shape [rows, {width}], got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise GvendiError(f"{name} must be floating point, got {x.dtype}")
-    if x.shape[0] > 0 and x.stride(1) != 1 and width > 1:
-        raise GvendiError(f"{name} must have unit stride in its last dimension; call .contiguous()")
-
-
-def _check_ids(name: str, ids: torch.Tensor, rows: int, width: int) -> None:
-    if ids.dtype != torch.int64 or ids.dim() != 1 or ids.shape[0] != rows or not ids.is_contiguous():
-        raise GvendiError(f"{name} must be contiguous int64 [{rows}], got {ids.dtype} {tuple(ids.shape)}")
-    if rows and ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < width:
-        raise GvendiError(f"{name} must lie in 0..{width - 1}, got {int(ids.min())}..{int(ids.max())}")
-
-
-def _check_out(out: torch.Tensor, segments: torch.Tensor) -> None:
-    if out.dim() != 2 or out.dtype != torch.float32 or not out.is_contiguous():
-        raise GvendiError(f"out must be contiguous float32 [B, K], got {out.dtype} {tuple(out.shape)}")
-    if out.shape[0] != segments.shape[0]:
-        raise GvendiError(f"out has {out.shape[0]} rows but segments names {segments.shape[0]} samples")
-
-
-def _check_dim(table: Table | None, dim: int) -> None:
-    if table is not None and table.dim != dim:
-        raise GvendiError(f"a table of dim {table.dim} does not go with out of dim {dim}; use one SketchSpec")
-
-
-def _check_segments(segments: torch.Tensor, rows: int) -> None:
-    ok = segments.dtype == torch.int64 and segments.dim() == 2 and segments.shape[1] == 2
-    if not ok or segments.device.type != "cpu" or not segments.is_contiguous():
-        raise GvendiError(f"segments must be contiguous int64 [B, 2] on the CPU, got {tuple(segments.shape)}")
-    # NumPy takes a tenth of torch's time for arrays this small, and every layer checks.
-    spans = segments.numpy()
-    if len(spans) and (
-        spans[:, 0].min() < 0 or spans[:, 1].max() > rows or bool((spans[:, 1] < spans[:, 0]).any())
-    ):
-        raise GvendiError(f"segments must satisfy 0 <= begin <= end <= {rows} in every row")

@@ -24,13 +24,12 @@ from safetensors.torch import save_file
 
 from gvendi_fast import ops
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.spectrum import marginal_change, renyi_entropy
 
 Rows = torch.Tensor | np.ndarray
 
 _FORMAT, _VERSION = "gvendi_fast.vendi_state", "1"
 _BLOCK = 4096
-# Orders below 1 blow up tiny eigenvalues; below this part of the trace they may be rounding of fp32 products.
-_NOISE = 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class VendiState:
         """
         if q == 2:
             return -math.log(float(self._trace_one().square().sum()))
-        return _entropy(self.spectrum(), q)
+        return renyi_entropy(self.spectrum(), q)
 
     def gvendi(self, q: float = 1.0) -> float:
         """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions."""
@@ -199,7 +198,7 @@ def gvendi(rows: Rows, q: float = 1.0) -> float:
         return state.update(rows).gvendi(q)
     unit = _unit_rows(rows, state, 0)
     eigenvalues = torch.linalg.eigvalsh(unit @ unit.T).clamp_min_(0)
-    return math.exp(_entropy(eigenvalues / eigenvalues.sum(), q))
+    return math.exp(renyi_entropy(eigenvalues / eigenvalues.sum(), q))
 
 
 def leave_one_out(state: VendiState, rows: Rows) -> torch.Tensor:
@@ -264,63 +263,13 @@ def jackknife(
 def _removal(state: VendiState, unit: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Delta S and mu = x^T A x for each x of unit [N, K] that leaves the state: float64 [N] each."""
     eigenvalues, vectors = state.eigenbasis()
-    change, mu, excess = _marginal((unit @ vectors).square_(), eigenvalues, -1)
+    change, mu, excess = marginal_change((unit @ vectors).square_(), eigenvalues, -1)
     if float(excess.max()) > 0.5:
         row = first + int(excess.argmax())
         raise GvendiError(
             f"row {row} of rows is not in the state; give the rows that the state was made from"
         )
     return change, mu
-
-
-def _marginal(
-    energy: torch.Tensor, eigenvalues: torch.Tensor, sign: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Delta S = S(A + sign x x^T) - S(A) of many x: energy [N, K] of c_k^2, c = Q^T x; eigenvalues [K] of A.
-
-        Delta S = phi(mu + sign r) - phi(mu) + int_0^inf [ln1p(sign r / (mu + t)) - ln1p(sign g(t))] dt
-    with phi(x) = x ln x, r = |x|^2, mu = x^T A x / r, g(t) = sum_k c_k^2 / (lambda_k + t): the integral form
-    of S and the determinant lemma, against a matrix with the one eigenvalue mu. Trapezoid in u = ln t, step 1.
-    All singularities lie at Im u = +-pi; there either logarithm has an imaginary part of +-pi, on t-sets of
-    measure r, so a sum without ends errs by less than 8 pi r exp(-2 pi^2) = 7e-8 r, whatever the spectrum.
-    Returns Delta S [N], mu [N], and the relative excess [N] of g over r / (r + t), its bound if A >= x x^T.
-    """
-    # Far below its nearest singularity, minus an eigenvalue of A or of A - x x^T, the integrand is constant.
-    low = max(1e-7, 1e-3 * (float(eigenvalues.min()) + min(sign, 0)))
-    nodes = math.ceil(math.log(100 * float(eigenvalues.max()) / low)) + 1
-    t = low * torch.exp(torch.arange(nodes, dtype=torch.float64, device=energy.device))
-    # Both ends are closed by geometric sums: as t towards 0 and, far above every eigenvalue, as t^-2.
-    weight = t.clone()
-    weight[0] /= -math.expm1(-1)
-    weight[-1] /= -math.expm1(-2)
-
-    lam = eigenvalues[:, None]
-    sums = energy @ torch.cat([torch.ones_like(lam), lam, 1 / (lam + t)], dim=1)
-    r, mu, g = sums[:, :1], sums[:, 1:2] / sums[:, :1], sums[:, 2:]
-    bound = r / (r + t)
-    excess = ((g / bound - 1) * (t > 1e-2)).amax(dim=1)
-    if sign < 0:
-        # A >= x x^T; beyond these bounds is rounding only, and the logarithms stay finite.
-        mu, g = torch.maximum(mu, r), torch.minimum(g, bound)
-    integral = (torch.log1p(sign * r / (mu + t)) - torch.log1p(sign * g)) @ weight
-    after = mu + sign * r
-    closed = torch.special.xlogy(after, after) - torch.special.xlogy(mu, mu)
-    return closed[:, 0] + integral, mu[:, 0], excess
-
-
-def _entropy(spectrum: torch.Tensor, q: float) -> float:
-    """H_q of eigenvalues that sum to 1, without cancellation near q = 1 or underflow at large q."""
-    if not q > 0:
-        raise GvendiError(f"q is {q}; wanted an order above 0, or inf")
-    p = spectrum[spectrum > (_NOISE if q < 1 else 0)]
-    if q == 1:
-        return float(-torch.special.xlogy(p, p).sum())
-    if math.isinf(q):
-        return -math.log(float(p.max()))
-    if abs(q - 1) < 0.5:
-        # sum p^q = 1 + sum p (p^(q-1) - 1)
-        return float(torch.log1p((p * torch.expm1((q - 1) * p.log())).sum())) / (1 - q)
-    return float(torch.logsumexp(q * p.log(), dim=0)) / (1 - q)
 
 
 def _unit_blocks(state: VendiState, rows: Rows | Iterable[Rows]) -> Iterator[tuple[int, torch.Tensor]]:

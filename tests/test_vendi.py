@@ -9,7 +9,8 @@ import torch
 
 from gvendi_fast import reference
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.vendi import VendiState, _marginal, gvendi, jackknife, leave_one_out
+from gvendi_fast.spectrum import marginal_change
+from gvendi_fast.vendi import VendiState, gvendi, jackknife, leave_one_out
 
 ORDERS = [0.3, 1.0, 1.7, 2.0, 5.0, math.inf]
 # A is summed in float32 products (relative rounding 6e-8); entropies of hand-made cases follow to this.
@@ -241,7 +242,7 @@ def test_removal_and_gain_meet_the_eigenvalues(n, dim, decay, repeat):
     assert error <= 1e-3 * float(wanted.std()) * (n - 1)
 
     eigenvalues, vectors = state.eigenbasis()
-    change = _marginal((picked @ vectors) ** 2, eigenvalues, +1)[0]
+    change = marginal_change((picked @ vectors) ** 2, eigenvalues, +1)[0]
     more = [torch.linalg.eigvalsh(state.matrix + torch.outer(x, x)).clamp_min(0) for x in picked]
     gain = torch.stack([torch.special.xlogy(m, m).sum() for m in more])
     before = torch.special.xlogy(eigenvalues, eigenvalues).sum()

@@ -1,0 +1,77 @@
+"""What the operations demand of their arguments: refused by name, with what was wanted."""
+
+from __future__ import annotations
+
+import torch
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.plan import Table
+from gvendi_fast.reference import MAX_GROUP
+
+
+def check_groups(rows: torch.Tensor, boundaries: torch.Tensor) -> None:
+    ok = boundaries.dtype == torch.int64 and boundaries.dim() == 1 and len(boundaries) > 0
+    if not ok or boundaries.device.type != "cpu" or not boundaries.is_contiguous():
+        raise GvendiError(
+            f"boundaries must be contiguous int64 [G + 1] on the CPU, got {boundaries.dtype} "
+            f"{tuple(boundaries.shape)} on {boundaries.device}"
+        )
+    first, last = int(boundaries[0]), int(boundaries[-1])
+    if first < 0 or last > len(rows):
+        raise GvendiError(f"boundaries must lie in 0..{len(rows)}, the number of rows, got {first}..{last}")
+    counts = boundaries.diff()
+    wrong = torch.nonzero((counts < 1) | (counts > MAX_GROUP))
+    if len(wrong):
+        group = int(wrong[0, 0])
+        raise GvendiError(
+            f"boundaries gives group {group} {int(counts[group])} rows, wanted 1 to {MAX_GROUP}; leave out empty "
+            "groups and put a large one into a VendiState"
+        )
+    norms = torch.linalg.vector_norm(rows[first:last], dim=1, dtype=torch.float64)
+    bad = torch.nonzero(~((norms > 0) & norms.isfinite()))
+    if len(bad):
+        row = int(bad[0, 0])
+        raise GvendiError(
+            f"row {first + row} of rows has norm {float(norms[row])}; wanted finite and not zero: "
+            "leave this sample out and report it"
+        )
+
+
+def check_rows(name: str, x: torch.Tensor, width: int) -> None:
+    if x.dim() != 2 or x.shape[1] != width:
+        raise GvendiError(f"{name} must have shape [rows, {width}], got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise GvendiError(f"{name} must be floating point, got {x.dtype}")
+    if x.shape[0] > 0 and x.stride(1) != 1 and width > 1:
+        raise GvendiError(f"{name} must have unit stride in its last dimension; call .contiguous()")
+
+
+def check_ids(name: str, ids: torch.Tensor, rows: int, width: int) -> None:
+    if ids.dtype != torch.int64 or ids.dim() != 1 or ids.shape[0] != rows or not ids.is_contiguous():
+        raise GvendiError(f"{name} must be contiguous int64 [{rows}], got {ids.dtype} {tuple(ids.shape)}")
+    if rows and ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < width:
+        raise GvendiError(f"{name} must lie in 0..{width - 1}, got {int(ids.min())}..{int(ids.max())}")
+
+
+def check_out(out: torch.Tensor, segments: torch.Tensor) -> None:
+    if out.dim() != 2 or out.dtype != torch.float32 or not out.is_contiguous():
+        raise GvendiError(f"out must be contiguous float32 [B, K], got {out.dtype} {tuple(out.shape)}")
+    if out.shape[0] != segments.shape[0]:
+        raise GvendiError(f"out has {out.shape[0]} rows but segments names {segments.shape[0]} samples")
+
+
+def check_dim(table: Table | None, dim: int) -> None:
+    if table is not None and table.dim != dim:
+        raise GvendiError(f"a table of dim {table.dim} does not go with out of dim {dim}; use one SketchSpec")
+
+
+def check_segments(segments: torch.Tensor, rows: int) -> None:
+    ok = segments.dtype == torch.int64 and segments.dim() == 2 and segments.shape[1] == 2
+    if not ok or segments.device.type != "cpu" or not segments.is_contiguous():
+        raise GvendiError(f"segments must be contiguous int64 [B, 2] on the CPU, got {tuple(segments.shape)}")
+    # NumPy takes a tenth of torch's time for arrays this small, and every layer checks.
+    spans = segments.numpy()
+    if len(spans) and (
+        spans[:, 0].min() < 0 or spans[:, 1].max() > rows or bool((spans[:, 1] < spans[:, 0]).any())
+    ):
+        raise GvendiError(f"segments must satisfy 0 <= begin <= end <= {rows} in every row")
