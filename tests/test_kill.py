@@ -1,6 +1,7 @@
 """Killed at random moments and started again, a run ends with the same bytes and the same score.
 
-Twenty kills must hit a run that is at work; a run that gets done between kills is compared and the next one begins.
+Twenty kills must hit a process that has not ended, while it loads or works; a run that gets done between kills is
+compared and the next one begins.
 """
 
 import hashlib
