@@ -142,8 +142,10 @@ class RunDirectory:
         with atomic_write(self._part_path(unit)) as stream:
             write_table(table, stream)
 
-    def iterate(self, columns: Sequence[str] | None = None) -> Iterator[Part]:
-        """The parts that are there, in unit order, one in memory at a time.
+    def iterate(
+        self, columns: Sequence[str] | None = None, units: Sequence[int] | None = None
+    ) -> Iterator[Part]:
+        """The parts that are there, in unit order, one in memory at a time; of these units only, if given.
 
         `columns`: names as in the file (`COLUMNS`), None for all. Raises GvendiError for an unknown column, and for a
         part that is damaged or of another width, by its name.
@@ -152,11 +154,11 @@ class RunDirectory:
         unknown = [name for name in names if name not in COLUMNS]
         if unknown:
             raise GvendiError(f"columns: {unknown[0]!r} is unknown; wanted some of {', '.join(COLUMNS)}")
-        return self._iterate(names)
+        return self._iterate(names, units)
 
-    def _iterate(self, names: list[str]) -> Iterator[Part]:
+    def _iterate(self, names: list[str], units: Sequence[int] | None) -> Iterator[Part]:
         width: int | None = None
-        for unit in self.done():
+        for unit in self.done() if units is None else units:
             part = read_part(self._part_path(unit), unit, names)
             if part.sketches is not None:
                 width = part.sketches.shape[1] if width is None else width

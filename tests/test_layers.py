@@ -35,12 +35,17 @@ FLOORS = {
     "head": 4,
     "gradients": 4,
     "spectrum": 4,
+    "unit_rows": 4,
+    "state": 4,
+    "jackknife": 4,
     "vendi": 4,
+    "pool": 4,
     "memory": 5,
     "sketching": 5,
     "scoring": 5,
     "about": 6,
     "options": 7,
+    "commands": 7,
     "cli": 7,
 }
 

@@ -1,0 +1,1 @@
+"""The `gvendi` commands on sketches that are there already, one file each."""

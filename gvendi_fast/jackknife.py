@@ -1,0 +1,109 @@
+"""Leaving rows out of a state: leave-one-out entropies, and the jackknife's correction and interval for G-Vendi.
+
+row i leaves: Delta S_i = S(A - z_i z_i^T) - S(A) with S(A) = tr(A ln A)
+              H_{-i} = ln(n - 1) - (S(A) + Delta S_i) / (n - 1)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.spectrum import marginal_change
+from gvendi_fast.state import VendiState
+from gvendi_fast.unit_rows import Rows, unit_blocks
+
+
+@dataclass(frozen=True)
+class Interval:
+    """G-Vendi with its jackknife correction, all on the scale of G-Vendi but `se` (of the entropy, in nats).
+
+    `low` and `high` enclose `corrected`, the estimate for unlimited data. `value`, the plain score of these
+    n rows, is biased low and may lie below both.
+    """
+
+    value: float
+    corrected: float
+    low: float
+    high: float
+    se: float
+    n: int
+    level: float = 0.95
+
+
+def leave_one_out(state: VendiState, rows: Rows) -> torch.Tensor:
+    """H_1 in nats of the state without one row, for each of rows [N, K] that are in it: float64 [N]; n >= 2.
+
+    A row that cannot be in the state raises GvendiError.
+    """
+    if state.n < 2:
+        raise GvendiError(f"the state has n = {state.n}; leaving a row out needs at least 2")
+    eigenvalues = state.eigenbasis()[0]
+    total = torch.special.xlogy(eigenvalues, eigenvalues).sum()
+    change = [
+        _removal(state, unit, first)[0] for first, unit in unit_blocks(rows, state.dim, state.matrix.device)
+    ]
+    left = total + torch.cat([*change, total.new_empty(0)])
+    return (math.log(state.n - 1) - left / (state.n - 1)).cpu()
+
+
+def jackknife(
+    state: VendiState, rows: Rows | Iterable[Rows], level: float = 0.95, q: float = 1.0
+) -> Interval:
+    """G-Vendi corrected for its bias in n, with a confidence interval of the given level; order 1 only.
+
+    rows: the rows that the state was made from, [n, K] or blocks of them; memory does not grow with n.
+        H_J = n H - (n-1) mean_i H_{-i} = n ln n - (n-1) ln(n-1) + mean_i Delta S_i
+        SE^2 = (n-1)/n sum_i (H_{-i} - mean)^2 = var_i(Delta S_i) / n          (Quenouille 1956, Tukey 1958)
+    The interval is exp(H_J -+ z SE), for rows drawn independently from one population, clipped to [1, K], the
+    bounds of that population's value; n bounds only the sample's. The correction is of first order: below
+    about n = 2 G-Vendi only more data helps, and orthogonal rows even give se = 0. One row says nothing:
+    corrected = 1, interval [1, K], se = inf.
+    Raises GvendiError where the rows are not the state's, q is not 1 or level is not in (0, 1).
+    """
+    if q != 1:
+        raise GvendiError(
+            f"q is {q}; the jackknife is made for order 1, for the plain value use state.gvendi(q)"
+        )
+    if not 0 < level < 1:
+        raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
+    n, dim, value = state.n, float(state.dim), state.gvendi()
+    count, mean, spread, overlap = 0, 0.0, 0.0, 0.0
+    for first, unit in unit_blocks(rows, state.dim, state.matrix.device):
+        change, mu = _removal(state, unit, first)
+        # Chan's merge of (count, mean, sum of squared deviations).
+        here, offset = len(change), float(change.mean()) - mean
+        spread += float((change - change.mean()).square().sum()) + offset**2 * count * here / (count + here)
+        mean += offset * here / (count + here)
+        count += here
+        overlap += float(mu.sum())
+    # sum_i z_i^T A z_i = |A|_F^2 holds for the state's own rows.
+    if count != n or not math.isclose(overlap, float(state.matrix.square().sum()), rel_tol=1e-4):
+        raise GvendiError(
+            f"rows ({count}) are not those of the state ({n}); give exactly the rows it was made from"
+        )
+    if n == 1:
+        return Interval(value, 1.0, 1.0, dim, math.inf, n, level)
+    entropy = n * math.log(n) - (n - 1) * math.log(n - 1) + mean
+    se = math.sqrt(spread / (n - 1) / n)
+    reach = NormalDist().inv_cdf(0.5 + level / 2) * se
+    # Clipped before exp, which a wide interval of few rows would overflow.
+    bounds = (math.exp(min(max(h, 0.0), math.log(dim))) for h in (entropy, entropy - reach, entropy + reach))
+    return Interval(value, *bounds, se, n, level)
+
+
+def _removal(state: VendiState, unit: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Delta S and mu = x^T A x for each x of unit [N, K] that leaves the state: float64 [N] each."""
+    eigenvalues, vectors = state.eigenbasis()
+    change, mu, excess = marginal_change((unit @ vectors).square_(), eigenvalues, -1)
+    if float(excess.max()) > 0.5:
+        row = first + int(excess.argmax())
+        raise GvendiError(
+            f"row {row} of rows is not in the state; give the rows that the state was made from"
+        )
+    return change, mu

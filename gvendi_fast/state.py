@@ -1,0 +1,166 @@
+"""The mergeable state of G-Vendi: a matrix and a count, their spectrum and its entropies.
+
+    A = sum_i z_i z_i^T of unit rows z_i [K],  Sigma = A / n,  lambda its eigenvalues (trace 1, not centred)
+    H_1 = -sum lambda ln lambda,   H_q = ln(sum lambda^q) / (1 - q),   G-Vendi = exp(H)
+A G-Vendi score grows with n: compare scores at equal n, or their corrected values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gvendi_fast import ops
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.spectrum import renyi_entropy
+from gvendi_fast.unit_rows import Rows, check_matrix, unit_rows
+
+_FORMAT, _VERSION = "gvendi_fast.vendi_state", "1"
+_BLOCK = 4096
+
+
+class VendiState:
+    """The sum A of outer products of unit rows, and their number n: what G-Vendi needs, and it can be merged.
+
+    dim: K, the width of the rows. spec: a dict of JSON values that says how the rows were made (proxy,
+    sketch); it travels with the state, and states of different specs do not mix. device: where A lives; rows
+    are moved there.
+    """
+
+    def __init__(self, dim: int, spec: dict | None = None, device: str | torch.device = "cpu"):
+        if dim < 1:
+            raise GvendiError(f"dim is {dim}; wanted the width of the rows, an integer of at least 1")
+        try:
+            # JSON knows no tuples: a spec must equal itself after saving and loading.
+            self.spec = None if spec is None else json.loads(json.dumps(spec))
+        except TypeError as error:
+            raise GvendiError(
+                f"spec cannot be written as JSON ({error}); use str, numbers, lists, dicts"
+            ) from None
+        self.dim, self.n = int(dim), 0
+        self.matrix = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=device)
+        self._spectrum: torch.Tensor | None = None
+        self._basis: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"VendiState(dim={self.dim}, n={self.n}, spec={self.spec})"
+
+    def update(self, rows: Rows) -> VendiState:
+        """Add rows [N, K] of any float dtype and length (each counts with length 1). Returns self.
+
+        A wrong shape or dtype, or a row that is zero or not finite, raises and leaves the state as it was.
+        """
+        check_matrix(rows, self.dim)
+        starts = range(0, len(rows), _BLOCK)
+        if len(starts) > 1:
+            for i in starts:
+                unit_rows(rows[i : i + _BLOCK], self.matrix.device, i)
+        for i in starts:
+            unit = unit_rows(rows[i : i + _BLOCK], self.matrix.device, i)
+            ops.covariance(unit.float().contiguous(), self.matrix)
+        return self._grown(len(rows))
+
+    def merge(self, other: VendiState) -> VendiState:
+        """Add another state's rows (in place; returns self). A different dim or spec raises GvendiError.
+
+        A state without rows and without a spec takes the other's spec.
+        """
+        if other.dim != self.dim:
+            raise GvendiError(
+                f"cannot merge states of dim {self.dim} and {other.dim}; sketch both with one dim"
+            )
+        if self.n == 0 and self.spec is None:
+            self.spec = other.spec
+        if other.spec != self.spec:
+            raise GvendiError(
+                f"cannot merge states of different specs; sketch both data sets with one spec\n"
+                f"  this:  {self.spec}\n  other: {other.spec}"
+            )
+        self.matrix += other.matrix.to(self.matrix.device)
+        return self._grown(other.n)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the state to one safetensors file, which appears under its name only when complete."""
+        path = Path(path)
+        meta = {"format": _FORMAT, "version": _VERSION, "n": str(self.n), "spec": json.dumps(self.spec)}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file({"matrix": self.matrix.cpu()}, partial, metadata=meta)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> VendiState:
+        """Read a state written by `save`. Another kind of file, or another version, raises GvendiError."""
+        wanted = f"wanted a file written by VendiState.save ({_FORMAT} version {_VERSION})"
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                meta = file.metadata() or {}
+                if (meta.get("format"), meta.get("version")) != (_FORMAT, _VERSION):
+                    raise GvendiError(
+                        f"{path} holds {meta.get('format')} version {meta.get('version')}; {wanted}"
+                    )
+                matrix = file.get_tensor("matrix")
+        except SafetensorError as error:
+            raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None
+        state = cls(len(matrix), json.loads(meta["spec"]), device)
+        state.matrix.copy_(matrix)
+        return state._grown(int(meta["n"]))
+
+    def spectrum(self) -> torch.Tensor:
+        """Eigenvalues of A / n in descending order: float64 [K] on the CPU, none negative, sum 1."""
+        if self._spectrum is None:
+            eigenvalues = torch.linalg.eigvalsh(self._trace_one()).cpu().flip(0).clamp_min_(0)
+            # The rank is at most n: what stands behind is rounding.
+            eigenvalues[self.n :] = 0
+            self._spectrum = eigenvalues / eigenvalues.sum()
+        return self._spectrum.clone()
+
+    def entropy(self, q: float = 1.0) -> float:
+        """Renyi entropy H_q in nats, any order q > 0 or inf; q = 1 is von Neumann's. n = 0 raises.
+
+        H_2 needs no eigenvalues. At q < 1, eigenvalues below 2^-22 do not count: they may be rounding.
+        """
+        if q == 2:
+            return -math.log(float(self._trace_one().square().sum()))
+        return renyi_entropy(self.spectrum(), q)
+
+    def gvendi(self, q: float = 1.0) -> float:
+        """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions."""
+        return math.exp(self.entropy(q))
+
+    def effective_spectrum(self, shares: Iterable[float] = (0.5, 0.9, 0.99)) -> dict[float, int]:
+        """For each share in (0, 1], how many of the largest eigenvalues hold it (to 1e-6 of the trace)."""
+        held, counts = self.spectrum().cumsum(0), {}
+        for share in shares:
+            if not 0 < share <= 1:
+                raise GvendiError(f"shares holds {share}; wanted parts of the trace in (0, 1], such as 0.9")
+            counts[share] = int(torch.searchsorted(held, share - 1e-6)) + 1
+        return counts
+
+    def eigenbasis(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A = Q diag(l) Q^T, not divided by n: l float64 [K] ascending, none negative; Q float64 [K, K]."""
+        if self._basis is None:
+            eigenvalues, vectors = torch.linalg.eigh(self._trace_one())
+            self._basis = eigenvalues.clamp_min_(0) * self.n, vectors
+        return self._basis
+
+    def _trace_one(self) -> torch.Tensor:
+        if self.n == 0:
+            raise GvendiError(
+                "the state holds no rows (n = 0), so it has no spectrum; call update(rows) first"
+            )
+        return self.matrix / self.matrix.trace()
+
+    def _grown(self, rows: int) -> VendiState:
+        self.n += rows
+        self._spectrum = self._basis = None
+        return self

@@ -1,0 +1,54 @@
+"""Sketches as rows of length 1: checked, in float64, whole or block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from gvendi_fast.errors import GvendiError
+
+Rows = torch.Tensor | np.ndarray
+
+
+def check_matrix(rows: Rows, dim: int | None = None) -> None:
+    """GvendiError unless rows is a matrix [N, dim] (any width without dim) of a float dtype."""
+    if not isinstance(rows, torch.Tensor | np.ndarray):
+        raise GvendiError(f"rows is a {type(rows).__name__}; wanted a torch tensor or a numpy array [N, K]")
+    if rows.ndim != 2 or rows.shape[1] != (dim or rows.shape[1]) or rows.shape[1] == 0:
+        raise GvendiError(f"rows has shape {tuple(rows.shape)}; wanted [N, {dim or 'K'}], one sketch a row")
+    floating = (
+        np.issubdtype(rows.dtype, np.floating) if isinstance(rows, np.ndarray) else rows.is_floating_point()
+    )
+    if not floating:
+        raise GvendiError(f"rows has dtype {rows.dtype}; wanted a float dtype, such as float32")
+
+
+def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) -> torch.Tensor:
+    """Rows scaled to length 1: float64 [N, K] on `device`. `first` numbers them in errors."""
+    # The copy also serves what torch refuses: read-only, reversed and big-endian arrays.
+    x = torch.from_numpy(np.array(rows, dtype=np.float64)) if isinstance(rows, np.ndarray) else rows.detach()
+    x = x.to(device, torch.float64)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    bad = ~((norm > 0) & torch.isfinite(norm))
+    if bool(bad.any()):
+        i = int(bad.nonzero()[0, 0])
+        raise GvendiError(
+            f"row {first + i} of rows has norm {float(norm[i])}; wanted finite and not zero: "
+            "leave this sample out and report it"
+        )
+    return x / norm
+
+
+def unit_blocks(
+    rows: Rows | Iterable[Rows], dim: int, device: str | torch.device = "cpu"
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(index of the first row, unit rows) for small blocks of a matrix or of a stream of matrices."""
+    seen = 0
+    for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
+        check_matrix(matrix, dim)
+        # 512 rows: their products with the eigenvectors stay in the cache.
+        for i in range(0, len(matrix), 512):
+            yield seen + i, unit_rows(matrix[i : i + 512], device, seen + i)
+        seen += len(matrix)
