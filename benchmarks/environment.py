@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -14,16 +15,18 @@ import torch
 from gvendi_fast.backends import explain
 
 ROOT = Path(__file__).resolve().parents[1]
+UNKNOWN_COMMIT = "unknown (no git history; GVENDI_COMMIT names it)"
 
 
 def describe_machine() -> dict[str, object]:
-    """CPU, cores, threads, versions, backends, commit (with "+" if files differ from it) and date."""
+    """CPU, GPU, cores, threads, versions, backends, commit (with "+" if files differ from it) and date."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "numpy", "transformers")},
+        **describe_gpu(),
         "backends": explain(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -41,8 +44,32 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def describe_gpu() -> dict[str, object]:
+    """The first GPU with its memory, driver, CUDA version and Triton; nothing where torch sees none."""
+    if not torch.cuda.is_available():
+        return {}
+    driver = "unknown (no nvidia-smi)"
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = (
+            subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        )
+    installed = {d.metadata["Name"] for d in metadata.distributions()}
+    return {
+        "gpu": torch.cuda.get_device_name(0),
+        "gpu memory bytes": torch.cuda.get_device_properties(0).total_memory,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "triton": metadata.version("triton") if "triton" in installed else "not installed",
+    }
+
+
 def commit() -> str:
-    """The commit of the working tree."""
+    """The commit of the working tree; GVENDI_COMMIT names it for a copy of the tree without its history."""
+    if named := os.environ.get("GVENDI_COMMIT"):
+        return named
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return UNKNOWN_COMMIT
 
     def git(*args: str) -> str:
         return subprocess.run(

@@ -1,8 +1,8 @@
-"""Turn benchmarks/results into the README's tables, between its markers; nothing there is typed by hand.
+"""Turn benchmarks/results into the README's tables and the record of faster backends; neither is typed by hand.
 
     python benchmarks/report.py [--check]
 
---check changes nothing and fails if the README differs from what the results say.
+--check changes nothing and fails if the README or gvendi_fast/backends/measured.json differs from the results.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import sys
 from pathlib import Path
 
 from environment import ROOT
+from gpu_report import MISSING, dispatch_record, gpu_results, gpu_tables
 from shapes import SHAPES
+
+from gvendi_fast.backends.measured import RECORD
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-MISSING = "not measured"
 
 
-def load(name: str) -> dict:
+def load(path: Path) -> dict:
     """A results file; empty where it does not exist."""
-    path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -130,9 +131,9 @@ def machine_line(entries: list[dict]) -> str:
     )
 
 
-def render() -> str:
-    """Everything between the markers."""
-    cpu, found = load("cpu.json"), load("fidelity.json")
+def render(results: Path = RESULTS) -> str:
+    """Everything between the markers, from a folder of results."""
+    cpu, found = load(results / "cpu.json"), load(results / "fidelity.json")
     sections = [
         "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
         machine_line(list(cpu.values())),
@@ -146,26 +147,35 @@ def render() -> str:
         else f"**Faithfulness** to exact gradients: {MISSING}.",
         fidelity_table(found),
         bf16_table(found),
+        gpu_tables(gpu_results(results), table),
     ]
     return "\n\n".join(sections)
 
 
 def main() -> None:
-    """Write the tables into the README."""
+    """Write the tables into the README, and the record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether both are up to date")
     args = parser.parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text()
     if BEGIN not in text or END not in text:
         sys.exit(f"README.md lacks the markers {BEGIN} and {END}")
     before, rest = text.split(BEGIN, 1)
-    updated = f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END, 1)[1]}"
-    if args.check:
-        sys.exit(0 if updated == text else "README.md differs from benchmarks/results; run 'make report'")
-    Path(readme).write_text(updated)
+    record = json.dumps(dispatch_record(gpu_results(RESULTS)), indent=1, sort_keys=True)
+    wanted = {
+        readme: f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END, 1)[1]}",
+        ROOT / RECORD.relative_to(RECORD.parents[2]): f"{record}\n",
+    }
+    stale = [path for path, content in wanted.items() if path.read_text() != content]
+    if args.check and stale:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+        sys.exit(f"{names} differs from benchmarks/results; run 'make report'")
+    if not args.check:
+        for path in stale:
+            path.write_text(wanted[path])
 
 
 if __name__ == "__main__":

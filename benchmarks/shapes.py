@@ -48,6 +48,17 @@ SHAPES = {
     ),
 }
 
+# What a GPU is measured with: Qwen2.5-0.5B, and one layer of it by itself.
+QWEN_05B = Shape(
+    "Qwen2.5-0.5B",
+    {**SHAPES["qwen2.5-0.5b-slice"].config, "num_hidden_layers": 24},
+    batch=128,
+    length=512,
+)
+TIMED_ROWS, TIMED_LENGTH, TIMED_DIM = 65536, 512, 1024
+TIMED_WIDTHS = ((896, 4864), (896, 896))
+DENSE_SAMPLES = 16
+
 
 def build(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model in eval mode and a full batch of random token ids int64 [B, T], all of them supervised."""

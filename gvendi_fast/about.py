@@ -8,7 +8,7 @@ from importlib import metadata
 import torch
 
 from gvendi_fast._version import __version__
-from gvendi_fast.backends import ORDER, explain, requested
+from gvendi_fast.backends import choose, explain, operations, requested
 from gvendi_fast.proxy import resolve_dtype
 
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "pyarrow", "triton")
@@ -27,7 +27,22 @@ def describe() -> dict[str, str]:
     lines["threads"] = f"{torch.get_num_threads()}"
     lines["--dtype auto"] = f"{str(dtype).removeprefix('torch.')} ({reason})"
     lines |= {f"backend {name}": status for name, status in explain().items()}
-    lines["order on this device"] = ", ".join(ORDER[device.type])
+    lines |= operation_lines(device, dtype)
     if requested():
         lines["backend asked for"] = str(requested())
+    return lines
+
+
+def operation_lines(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """{operation: its backend on a GPU and why}; on a CPU {backend: its operations}."""
+    found = {op: choose(op, device, dtype) for op in operations()}
+    if device.type == "cuda":
+        return {
+            op: f"{one.name} ({one.why})" if one.runs else f"{one.name} cannot run it: {one.why}"
+            for op, one in found.items()
+        }
+    lines: dict[str, str] = {}
+    for op, one in found.items():
+        title = f"{'runs' if one.runs else 'cannot run'} on {one.name}"
+        lines[title] = f"{lines[title]}, {op}" if title in lines else op
     return lines

@@ -2,22 +2,26 @@
 
 A backend is a module with one function per operation and `why_not(op, *tensors) -> str | None`, the reason
 for which it cannot run this call. A backend asked for by name runs or raises with that reason; the automatic
-choice steps down in order and warns once.
+choice steps down in order and warns once. On a GPU whose compiled backends were both measured the faster one
+comes first (`measured.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import warnings
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 
+from gvendi_fast.backends import measured
 from gvendi_fast.errors import GvendiError
 
-# First choice first. The reference runs everywhere and ends every list.
+# First choice first where nothing was measured. The reference runs everywhere and ends every list.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NAMES = ("cpu", "cuda", "triton", "reference")
 _forced: str | None = None
@@ -48,6 +52,17 @@ def use_backend(name: str):
         _forced = before
 
 
+@functools.cache
+def order(op: str, device: torch.device) -> measured.Order:
+    """The backends that `op` may run on there, first choice first."""
+    built_in = ORDER.get(device.type, ("reference",))
+    if device.type != "cuda":
+        return measured.Order(built_in)
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    return measured.order(op, built_in, name, f"{major}.{minor}", measured.load())
+
+
 def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
     """The backend that runs `op` on these tensors (all on one device)."""
     devices = {t.device.type for t in tensors}
@@ -63,7 +78,7 @@ def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
             raise GvendiError(f"backend {name!r} was asked for but cannot run {op}: {reason}")
         return chosen
     reasons = []
-    for candidate in ORDER.get(devices.pop(), ("reference",)):
+    for candidate in order(op, tensors[0].device).names:
         chosen = backend(candidate)
         reason = chosen.why_not(op, *tensors)
         if reason is None:
@@ -78,6 +93,45 @@ def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
             return chosen
         reasons.append(f"{candidate}: {reason}")
     raise GvendiError(f"no backend can run {op}: {'; '.join(reasons)}")
+
+
+def operations() -> tuple[str, ...]:
+    """Names of all operations; the reference has every one."""
+    reference = backend("reference")
+    own = {n for n, f in vars(reference).items() if getattr(f, "__module__", None) == reference.__name__}
+    return tuple(sorted(n for n in own - {"status", "why_not"} if not n.startswith("_")))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that an operation gets, whether it can run it, and why it is this one or cannot."""
+
+    name: str
+    runs: bool
+    why: str
+
+
+def choose(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """What `resolve` does with tensors of this kind, for `gvendi info`."""
+    probe = torch.empty(1, 64, dtype=dtype, device=device)
+
+    def reason(name: str) -> str | None:
+        return backend(name).why_not(op, probe)
+
+    if name := requested():
+        return Choice(name, reason(name) is None, reason(name) or "asked for")
+    ranked = order(op, device)
+    # The CPU backend has no function for what LAPACK does.
+    able = [name for name in ranked.names if hasattr(backend(name), op) and reason(name) is None]
+    if able[0] == "reference":
+        why = "there is no compiled kernel"
+    elif ranked.ratio and able[0] == ranked.names[0]:
+        why = ranked.ratio.removeprefix(f"{able[0]} ")
+    elif able[1:] == ["reference"]:
+        why = "the only compiled kernel here" + (f"; {ranked.ratio}" if ranked.ratio else "")
+    else:
+        why = "built-in order, not measured on this GPU"
+    return Choice(able[0], True, why)
 
 
 def explain() -> dict[str, str]:
