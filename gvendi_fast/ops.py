@@ -16,6 +16,7 @@ from gvendi_fast.backends import backend, requested, resolve
 from gvendi_fast.checks import check_dim, check_groups, check_ids, check_out, check_rows, check_segments
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
+from gvendi_fast.signs import MAX_IDS
 
 # Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
 # V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
@@ -23,8 +24,6 @@ HEAD_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 HEAD_CHUNK_MIN_ROWS = 256
 # Every chunk costs the dense mode all signs of the head, so its chunks are longer.
 DENSE_HEAD_CHUNK_BYTES = 256 << 20
-# Ids below this keep the number of an embedding's coordinate within 63 bits.
-MAX_IDS = 1 << 40
 
 
 def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int:
