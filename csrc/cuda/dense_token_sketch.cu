@@ -2,9 +2,9 @@
 // ids [T], e [T, d], Pi in {+-1}^{V d x K} from ../philox.h; a launch takes kDenseSamples samples and kDenseColumns
 // columns. Rows come in the order of `Touches`, so that the signs of an id are made once for all samples that use it.
 //
-// A unit is a group of ids (id mod groups) and a strip: one block of 128 coordinates, as one call of philox covers it,
-// of every id. A block of threads goes through its units in tiles of 8 ids. A warp adds up the rows of two samples, four
-// coordinates a lane, and leaves the sums in shared memory; then each warp projects the tile on its 128 columns as
+// A slab is a group of ids (id mod groups) and a strip: of each id one aligned block of 128 coordinates, which one call
+// of philox covers. A block of threads goes through its slab in tiles of 8 ids. A warp adds up the rows of two samples,
+// four coordinates a lane, and leaves the sums in shared memory; then each warp projects the tile on its 128 columns as
 // dense.cuh says. Which group an id belongs to, and the order in it, depend on the id alone, and a sample that lacks an
 // id adds +0, so that a sample's bits do not depend on its batch.
 //
@@ -31,6 +31,11 @@ int64_t strips_of(int64_t d) {
 
 // The strip's four coordinates of lane 4 s + q: 32 q + 2 s, the next, and 16 further.
 GV_DEVICE int coordinate_of(int lane, int k) { return 32 * (lane % 4) + 2 * (lane / 4) + k % 2 + 16 * (k / 2); }
+
+// First coordinate of the strip of the id whose coordinates begin at `place`.
+GV_DEVICE int64_t block_of(int64_t place, int64_t strip) {
+  return (place / kSignCoordinates + strip) * kSignCoordinates;
+}
 
 // First of rows begin .. end of a run whose sample is not below `sample`.
 GV_DEVICE int64_t lower_bound(const int64_t* of_row, int64_t begin, int64_t end, int sample) {
@@ -72,45 +77,42 @@ __global__ void __launch_bounds__(kThreads, 1) dense_token_slab(DenseTokenSketch
   uint32_t* signs = planes + kParts * kPartWords + warp * kSignWords;
   int64_t* bounds = reinterpret_cast<int64_t*>(signs);
   const int first = p.column + warp * kWarpColumns;
-  const int64_t slab = blockIdx.x;
+  const int64_t slab = blockIdx.x, group = slab / p.strips, strip = slab % p.strips;
+  const int64_t end = p.touches.first[group + 1];
   float z[kColumnTiles][4] = {};
-  for (int64_t unit = p.units * slab / p.slabs; unit < p.units * (slab + 1) / p.slabs; ++unit) {
-    const int64_t strips = p.units / p.groups, strip = unit % strips, end = p.touches.first[unit / strips + 1];
-    for (int64_t run = p.touches.first[unit / strips]; run < end; run += kTileRows) {
-      const int rows = static_cast<int>(end - run < kTileRows ? end - run : kTileRows);
-      block_sync();
-      if (lane / kBounds < rows) {
-        const int64_t* begin = p.touches.begin + run + lane / kBounds;
-        bounds[lane] = lower_bound(p.touches.sample, begin[0], begin[1], 2 * warp + lane % kBounds);
-      }
-      warp_sync();
+  for (int64_t run = p.touches.first[group]; run < end; run += kTileRows) {
+    const int rows = static_cast<int>(end - run < kTileRows ? end - run : kTileRows);
+    block_sync();
+    if (lane / kBounds < rows) {
+      const int64_t* begin = p.touches.begin + run + lane / kBounds;
+      bounds[lane] = lower_bound(p.touches.sample, begin[0], begin[1], 2 * warp + lane % kBounds);
+    }
+    warp_sync();
 #pragma unroll 1
-      for (int n = 0; n < 2 * rows; ++n) {
-        const int row = n / 2, half = n % 2;
-        const int64_t place = p.touches.id[run + row] * p.d;
-        float g[4] = {};
-        add_rows<T>(g, p, bounds[row * kBounds + half], bounds[row * kBounds + half + 1],
-                    (place / kSignCoordinates + strip) * kSignCoordinates - place, lane);
-        uint32_t parts[kParts][2];
-        split<kParts>(parts, 0, g[0], g[2]);
-        split<kParts>(parts, 1, g[1], g[3]);
-        uint32_t* to = planes + (2 * warp + half) * kSamplePitch + row * kRowWords + 2 * lane;
+    for (int n = 0; n < 2 * rows; ++n) {
+      const int row = n / 2, half = n % 2;
+      const int64_t place = p.touches.id[run + row] * p.d;
+      float g[4] = {};
+      add_rows<T>(g, p, bounds[row * kBounds + half], bounds[row * kBounds + half + 1],
+                  block_of(place, strip) - place, lane);
+      uint32_t parts[kParts][2];
+      split<kParts>(parts, 0, g[0], g[2]);
+      split<kParts>(parts, 1, g[1], g[3]);
+      uint32_t* to = planes + (2 * warp + half) * kSamplePitch + row * kRowWords + 2 * lane;
 #pragma unroll
-        for (int part = 0; part < kParts; ++part)
-          *reinterpret_cast<uint2*>(to + part * kPartWords) = {parts[part][0], parts[part][1]};
-      }
-      block_sync();
-      if (first >= p.K) continue;
+      for (int part = 0; part < kParts; ++part)
+        *reinterpret_cast<uint2*>(to + part * kPartWords) = {parts[part][0], parts[part][1]};
+    }
+    block_sync();
+    if (first >= p.K) continue;
 #pragma unroll 1
-      for (int row = 0; row < rows; ++row) {
-        const int64_t place = p.touches.id[run + row] * p.d;
-        const int64_t block = (place / kSignCoordinates + strip) * kSignCoordinates;
-        // The last strip lies behind most ids of a width that is no multiple of 128.
-        if (block >= place + p.d) continue;
-        uint32_t words[kColumnTiles];
-        row_signs(words, {p.key_low, p.key_high}, block, first, signs, lane);
-        project_row(z, planes + row * kRowWords, words, lane);
-      }
+    for (int row = 0; row < rows; ++row) {
+      const int64_t place = p.touches.id[run + row] * p.d, block = block_of(place, strip);
+      // The last strip lies behind some ids of a width that is no multiple of 128.
+      if (block >= place + p.d) continue;
+      uint32_t words[kColumnTiles];
+      row_signs(words, {p.key_low, p.key_high}, block, first, signs, lane);
+      project_row(z, planes + row * kRowWords, words, lane);
     }
   }
   store_sums(p, z, slab, warp, lane);
@@ -123,16 +125,12 @@ int64_t dense_token_groups(int64_t d) {
   return strips < kMaxSlabs ? kMaxSlabs / strips : 1;
 }
 
-int64_t dense_token_slabs(int64_t d) {
-  const int64_t units = dense_token_groups(d) * strips_of(d);
-  return units < kMaxSlabs ? units : kMaxSlabs;
-}
+int64_t dense_token_slabs(int64_t d) { return dense_token_groups(d) * strips_of(d); }
 
 int dense_token_sketch(DenseTokenSketch p, void* stream) {
   if (!takes(p)) return cudaErrorInvalidValue;
   if (p.samples == 0 || p.d == 0) return cudaSuccess;
-  p.groups = dense_token_groups(p.d);
-  p.units = p.groups * strips_of(p.d);
+  p.strips = strips_of(p.d);
   p.slabs = dense_token_slabs(p.d);
   void (*const kernel)(DenseTokenSketch) = p.dtype == kBfloat16  ? dense_token_slab<Bf16>
                                            : p.dtype == kFloat16 ? dense_token_slab<Fp16>

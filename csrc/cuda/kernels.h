@@ -12,7 +12,7 @@ constexpr int kMaxParts = 4;
 constexpr int kDenseSamples = 16;    // samples of one dense launch, the rows of a tensor-core tile
 constexpr int kDenseColumns = 1024;  // columns of one dense launch
 constexpr int kDenseStep = 64;       // K of the dense mode is a multiple of it
-constexpr int kMaxSlabs = 512;       // partial sums of one dense launch
+constexpr int kMaxSlabs = 512;       // partial sums of one dense launch; of ids, at least one per 128 coordinates
 
 enum Dtype : int { kFloat32, kBfloat16, kFloat16 };
 
@@ -70,10 +70,10 @@ struct Touches {
   const int64_t *sample, *row, *id, *begin, *first;
 };
 
-// g = vec(sum_t onehot(id_t) e_t^T), e [T, d]. groups and units are set by the launch.
+// g = vec(sum_t onehot(id_t) e_t^T), e [T, d]. strips is set by the launch.
 struct DenseTokenSketch : DenseSums {
   const void* e;
-  int64_t e_stride, d, groups, units;
+  int64_t e_stride, d, strips;
   Touches touches;
   int32_t dtype;
 };
