@@ -27,7 +27,7 @@ SPILLED = {
     ("linear_sketch_chunk", "sm_80"): 16,
     ("linear_sketch_chunk", "sm_90"): 16,
     ("linear_sketch_chunk", "sm_100"): 16,
-    ("dense_sketch_slab", "sm_100"): 280,
+    ("dense_sketch_slab", "sm_100"): 88,
 }
 
 
@@ -93,5 +93,7 @@ def test_says_how_to_get_the_module_and_which_kernels_there_are(monkeypatch):
     monkeypatch.setattr(cuda, "_missing", None)
     assert "there is no CUDA C++ kernel for covariance" in cuda.why_not("covariance")
     assert "need it on a CUDA device" in cuda.why_not("linear_sketch", torch.zeros(1))
+    ids = torch.zeros(1, dtype=torch.int64)
+    assert "need it on a CUDA device" in cuda.why_not("dense_sketch", ids, torch.zeros(1))
     monkeypatch.setattr(cuda, "_missing", "reason")
     assert cuda.why_not("linear_sketch") == cuda.status() == "reason"

@@ -1,7 +1,7 @@
 // What the kernels of the dense mode share: a block's samples times signs on tensor cores, and the sums that it leaves.
 //
-// A tile is 8 rows of 128 coordinates of each of kDenseSamples gradients, in shared memory. Each warp makes the signs of
-// its 128 columns, once for all samples, and multiplies [samples x coordinates] by [coordinates x columns].
+// A tile is 8 rows of 128 coordinates of each of kDenseSamples gradients, in shared memory. Each warp makes the signs
+// of its 128 columns, once for all samples, and multiplies [samples x coordinates] by [coordinates x columns].
 //
 // Precision: tensor cores take bfloat16, so a number is the sum of bfloat16 parts, three for the 24 bits of a float32.
 // All sums are float32. Tensor cores may truncate where they add, so a chain in them is one row of a tile long, and
