@@ -91,7 +91,10 @@ def check(bench: Bench, name: str) -> dict[str, dict]:
         for size in SIZES[:2] if bench.dry else SIZES:
             for case in cases(bench.device, dtype, *size):
                 entry = f"{case.op} {label} {case.name}"
-                reason = backend(name).why_not(case.op, torch.zeros(1, 1, dtype=dtype, device=bench.device))
+                probe = [torch.zeros(1, 1, dtype=dtype, device=bench.device)]
+                if case.ids:
+                    probe.insert(0, torch.zeros(1, dtype=torch.int64, device=bench.device))
+                reason = backend(name).why_not(case.op, *probe)
                 if reason:
                     found[entry] = {"not run": reason}
                     continue

@@ -33,6 +33,8 @@ class Case:
     floor: float
     bytes: int
     flops: int = 0
+    # Whether the operation's first tensor holds ids, which a backend may not take.
+    ids: bool = False
 
 
 def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -125,6 +127,18 @@ def cases(
             0,
             2 * rows * width * out_width + 2 * len(segments) * width * out_width * dim,
         )
+    # Few of many ids: the definition makes the signs of every id that occurs.
+    tokens = torch.randint(0, 1 << 17, (24,), generator=torch.Generator().manual_seed(8))[ids % 24]
+    dtokens = on(tokens)
+    yield Case(
+        "dense_sketch",
+        f"{name} ids",
+        lambda: ops.dense_sketch(dtokens, da, segments, key, blank()),
+        reference.dense_sketch(tokens, a, segments, key, dim),
+        FLOOR,
+        0,
+        ids=True,
+    )
     sketches = draw(rows, dim, torch.float32, 7)
     dsketches = on(sketches)
     yield Case(

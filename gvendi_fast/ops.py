@@ -71,7 +71,7 @@ def linear_sketch(
     for table in [a_table, *(table for _, table in parts)]:
         check_dim(table, dim)
     check_segments(segments, a.shape[0])
-    resolve("linear_sketch", a, *(e for e, _ in parts)).linear_sketch(a, a_table, parts, segments, out)
+    resolve("linear_sketch", a, *(e for e, _ in parts), out).linear_sketch(a, a_table, parts, segments, out)
     return out
 
 
@@ -93,7 +93,7 @@ def token_sketch(
     check_dim(id_table, out.shape[1])
     check_dim(e_table, out.shape[1])
     check_segments(segments, e.shape[0])
-    resolve("token_sketch", ids, e).token_sketch(ids, e, segments, id_table, e_table, out)
+    resolve("token_sketch", ids, e, out).token_sketch(ids, e, segments, id_table, e_table, out)
     return out
 
 
@@ -123,7 +123,7 @@ def vector_sketch(
             raise GvendiError(f"x has shape {tuple(x.shape)}, e has {tuple(e.shape)}; they must be equal")
     check_dim(table, out.shape[1])
     check_segments(segments, e.shape[0])
-    tensors = (e,) if x is None else (x, e)
+    tensors = (e, out) if x is None else (x, e, out)
     resolve("vector_sketch", *tensors).vector_sketch(x, e, segments, table, out, norm, float(eps))
     return out
 
@@ -151,7 +151,7 @@ def dense_sketch(
     if len(key) != 2 or not all(0 <= word < 1 << 32 for word in key):
         raise GvendiError(f"key must be two integers below 2^32, got {key!r}; use signs.sign_key")
     check_segments(segments, e.shape[0])
-    resolve("dense_sketch", a, e).dense_sketch(a, e, segments, key, out)
+    resolve("dense_sketch", a, e, out).dense_sketch(a, e, segments, key, out)
     return out
 
 
@@ -176,7 +176,9 @@ def softmax_fold(
     if table is not None:
         folded = torch.empty(logits.shape[0], table.dim, dtype=torch.float32, device=logits.device)
     cap = None if softcap is None else float(softcap)
-    resolve("softmax_fold", logits).softmax_fold(logits, labels, table, loss, folded, cap, float(scale))
+    resolve("softmax_fold", logits, labels).softmax_fold(
+        logits, labels, table, loss, folded, cap, float(scale)
+    )
     return loss, folded
 
 

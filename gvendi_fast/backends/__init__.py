@@ -50,10 +50,10 @@ def use_backend(name: str):
 
 def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
     """The backend that runs `op` on these tensors (all on one device)."""
-    devices = {t.device.type for t in tensors}
+    devices = sorted({str(t.device) for t in tensors})
     if len(devices) != 1:
         raise GvendiError(
-            f"{op}: all tensors must be on one device, got {sorted(devices)}; move them with .to()"
+            f"{op}: all tensors must be on one device, got {', '.join(devices)}; move them with .to()"
         )
     name = requested()
     if name is not None:
@@ -63,7 +63,7 @@ def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
             raise GvendiError(f"backend {name!r} was asked for but cannot run {op}: {reason}")
         return chosen
     reasons = []
-    for candidate in ORDER.get(devices.pop(), ("reference",)):
+    for candidate in ORDER.get(tensors[0].device.type, ("reference",)):
         chosen = backend(candidate)
         reason = chosen.why_not(op, *tensors)
         if reason is None:
