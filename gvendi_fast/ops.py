@@ -16,6 +16,7 @@ from gvendi_fast.backends import backend, requested, resolve
 from gvendi_fast.checks import check_dim, check_groups, check_ids, check_out, check_rows, check_segments
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
+from gvendi_fast.signs import MAX_IDS
 
 # Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
 # V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
@@ -23,8 +24,6 @@ HEAD_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 HEAD_CHUNK_MIN_ROWS = 256
 # Every chunk costs the dense mode all signs of the head, so its chunks are longer.
 DENSE_HEAD_CHUNK_BYTES = 256 << 20
-# Ids below this keep the number of an embedding's coordinate within 63 bits.
-MAX_IDS = 1 << 40
 
 
 def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int:
@@ -72,7 +71,7 @@ def linear_sketch(
     for table in [a_table, *(table for _, table in parts)]:
         check_dim(table, dim)
     check_segments(segments, a.shape[0])
-    resolve("linear_sketch", a, *(e for e, _ in parts)).linear_sketch(a, a_table, parts, segments, out)
+    resolve("linear_sketch", a, *(e for e, _ in parts), out).linear_sketch(a, a_table, parts, segments, out)
     return out
 
 
@@ -94,7 +93,7 @@ def token_sketch(
     check_dim(id_table, out.shape[1])
     check_dim(e_table, out.shape[1])
     check_segments(segments, e.shape[0])
-    resolve("token_sketch", ids, e).token_sketch(ids, e, segments, id_table, e_table, out)
+    resolve("token_sketch", ids, e, out).token_sketch(ids, e, segments, id_table, e_table, out)
     return out
 
 
@@ -124,7 +123,7 @@ def vector_sketch(
             raise GvendiError(f"x has shape {tuple(x.shape)}, e has {tuple(e.shape)}; they must be equal")
     check_dim(table, out.shape[1])
     check_segments(segments, e.shape[0])
-    tensors = (e,) if x is None else (x, e)
+    tensors = (e, out) if x is None else (x, e, out)
     resolve("vector_sketch", *tensors).vector_sketch(x, e, segments, table, out, norm, float(eps))
     return out
 
@@ -152,7 +151,7 @@ def dense_sketch(
     if len(key) != 2 or not all(0 <= word < 1 << 32 for word in key):
         raise GvendiError(f"key must be two integers below 2^32, got {key!r}; use signs.sign_key")
     check_segments(segments, e.shape[0])
-    resolve("dense_sketch", a, e).dense_sketch(a, e, segments, key, out)
+    resolve("dense_sketch", a, e, out).dense_sketch(a, e, segments, key, out)
     return out
 
 
@@ -177,7 +176,9 @@ def softmax_fold(
     if table is not None:
         folded = torch.empty(logits.shape[0], table.dim, dtype=torch.float32, device=logits.device)
     cap = None if softcap is None else float(softcap)
-    resolve("softmax_fold", logits).softmax_fold(logits, labels, table, loss, folded, cap, float(scale))
+    resolve("softmax_fold", logits, labels).softmax_fold(
+        logits, labels, table, loss, folded, cap, float(scale)
+    )
     return loss, folded
 
 

@@ -20,6 +20,8 @@ import numpy as np
 
 # Coordinates of one column that one Philox call covers.
 COORDINATES = 128
+# Ids of an embedding below this keep the number of its coordinates within 63 bits.
+MAX_IDS = 1 << 40
 # Changes whenever the signs of a given (seed, parameter) change; stored with every sketch of the dense mode.
 SIGN_VERSION = 1
 

@@ -322,3 +322,18 @@ def test_packing_refuses_a_table_that_is_not_two_level():
     mixed[[0, 63]] = mixed[[63, 0]]
     with pytest.raises(ValueError, match="aligned runs of 16"):
         cpu.fold_hadamard(torch.zeros(1, 64), Table(64, mixed, table.sign), torch.zeros(1, 64))
+
+
+def test_refuses_a_result_on_another_device():
+    x, segments = torch.zeros(3, 64), torch.tensor([[0, 3]])
+    table, out, ids = make_table(0, "x", 64, 64), torch.zeros(1, 64, device="meta"), torch.zeros(3).long()
+    calls = [
+        lambda: ops.linear_sketch(x, table, [(x, table)], segments, out),
+        lambda: ops.token_sketch(ids, x, segments, table, table, out),
+        lambda: ops.vector_sketch(None, x, segments, table, out),
+        lambda: ops.dense_sketch(ids, x, segments, (0, 0), out),
+        lambda: ops.softmax_fold(x, ids.to("meta"), None),
+    ]
+    for call in calls:
+        with pytest.raises(GvendiError, match="all tensors must be on one device, got cpu, meta"):
+            call()

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -69,10 +70,24 @@ void run_linear_sketch(const Part& a, const std::vector<Part>& parts, Address ch
   check(linear_sketch(p, K, at<void>(stream)), "linear_sketch");
 }
 
+// What the dense mode's launches share: samples, K, the two words of the key, partial and out.
+using Sums = std::tuple<int32_t, int32_t, uint32_t, uint32_t, Address, Address>;
+
+void set_sums(DenseSums& p, const Sums& sums) {
+  const auto [samples, K, key_low, key_high, partial, out] = sums;
+  p.samples = samples;
+  p.K = K;
+  p.key_low = key_low;
+  p.key_high = key_high;
+  p.partial = at<float>(partial);
+  p.out = at<float>(out);
+  p.scale = inverse_root(K);
+}
+
 void run_dense_sketch(Address a, int64_t a_stride, int64_t I, Address e, int64_t e_stride, int64_t O, int32_t dtype,
-                      Address segments, int32_t samples, int32_t K, uint32_t key_low, uint32_t key_high,
-                      Address partial, Address out, int device, Address stream) {
+                      Address segments, const Sums& sums, int device, Address stream) {
   DenseSketch p = {};
+  set_sums(p, sums);
   p.a = at<const void>(a);
   p.e = at<const void>(e);
   p.a_stride = a_stride;
@@ -80,16 +95,23 @@ void run_dense_sketch(Address a, int64_t a_stride, int64_t I, Address e, int64_t
   p.I = I;
   p.O = O;
   p.segments = at<const int64_t>(segments);
-  p.partial = at<float>(partial);
-  p.out = at<float>(out);
   p.dtype = dtype;
-  p.samples = samples;
-  p.K = K;
-  p.key_low = key_low;
-  p.key_high = key_high;
-  p.scale = inverse_root(K);
   use_device(device, "dense_sketch");
   check(dense_sketch(p, at<void>(stream)), "dense_sketch");
+}
+
+void run_dense_token_sketch(const std::array<Address, 5>& touches, Address e, int64_t e_stride, int64_t d,
+                            int32_t dtype, const Sums& sums, int device, Address stream) {
+  DenseTokenSketch p = {};
+  set_sums(p, sums);
+  p.touches = {at<const int64_t>(touches[0]), at<const int64_t>(touches[1]), at<const int64_t>(touches[2]),
+               at<const int64_t>(touches[3]), at<const int64_t>(touches[4])};
+  p.e = at<const void>(e);
+  p.e_stride = e_stride;
+  p.d = d;
+  p.dtype = dtype;
+  use_device(device, "dense_token_sketch");
+  check(dense_token_sketch(p, at<void>(stream)), "dense_token_sketch");
 }
 
 void run_pack_table(int K, int64_t width, Address bucket, Address sign, Address out) {
@@ -117,9 +139,12 @@ PYBIND11_MODULE(GVENDI_MODULE, m) {
   m.def("devices", &devices);
   m.def("pack_table", &run_pack_table);
   m.def("dense_slabs", &dense_slabs);
+  m.def("dense_token_groups", &dense_token_groups);
+  m.def("dense_token_slabs", &dense_token_slabs);
   m.def("fold_hadamard", &run_fold_hadamard, NoGil());
   m.def("linear_sketch", &run_linear_sketch, NoGil());
   m.def("dense_sketch", &run_dense_sketch, NoGil());
+  m.def("dense_token_sketch", &run_dense_token_sketch, NoGil());
 #ifdef GVENDI_EMULATE
   // 0: threads run in order, 1: in reverse, others: the seed of a random order.
   m.def("set_thread_order", [](int order) { block.order = order; });

@@ -14,29 +14,12 @@
 //
 // Work per tile and sample: 2 rows 1024 operations for the gradient (6 times that for float32, 4 for float16) and
 // 3 * 2 * 1024 per column for the projection; rows of a and e come from L2, T (128 + 8) element bytes a tile.
-#include "../philox.h"
-#include "hadamard.cuh"
+#include "dense.cuh"
 
 namespace gvendi {
 namespace {
 
-constexpr int kTileO = 8, kTileI = kSignCoordinates;
-constexpr int kParts = 3;
-// A word holds two coordinates of one part. Word 8 s + 2 q + h of a row: coordinates 32 q + 2 s + h and 16 further, the
-// operand order of the second product: step s, lanes with lane % 4 = q, register pair h.
-constexpr int kRowWords = kTileI / 2;
-constexpr int kSamplePitch = kTileO * kRowWords + 8;
-constexpr int kPartWords = kDenseSamples * kSamplePitch;
-static_assert(kSamplePitch % 32 == 8, "a quarter warp's 8-byte reads touch every bank once");
-static_assert(kDenseSamples == 2 * kWarps, "two samples a warp");
-static_assert(kTileI == 32 * 4 && kTileO == 8, "fragments of m16n8k16");
-
-constexpr int kWarpColumns = kDenseColumns / kWarps;
-constexpr int kColumnTiles = kWarpColumns / 8;
-constexpr int kSignPitch = 40;
-constexpr int kSignWords = 8 * kSignPitch;
-constexpr size_t kSharedWords = kParts * kPartWords + kWarps * kSignWords;
-static_assert(kSharedWords * sizeof(uint32_t) <= 160 * 1024, "fits sm_80");
+constexpr int kTileO = kTileRows, kTileI = kSignCoordinates;
 
 GV_DEVICE void widen(float& low, float& high, uint32_t word, const Bf16*) {
   low = as_float(word << 16);
@@ -64,18 +47,6 @@ GV_DEVICE void load_chunk(float (&x)[kChunk<T>], const T* p, int64_t count, bool
     x[0] = as_float(w.x), x[1] = as_float(w.y), x[2] = as_float(w.z), x[3] = as_float(w.w);
   } else {
     widen(x[0], x[1], w.x, p), widen(x[2], x[3], w.y, p), widen(x[4], x[5], w.z, p), widen(x[6], x[7], w.w, p);
-  }
-}
-
-// parts[n][slot], n = 0 .. N - 1: bfloat16 pairs that add up to (low, high).
-template <int N, int Slots>
-GV_DEVICE void split(uint32_t (&parts)[N][Slots], int slot, float low, float high) {
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    const uint32_t pair = pack_bf16(low, high);
-    parts[n][slot] = pair;
-    low -= as_float(pair << 16);
-    high -= as_float(pair & 0xffff0000u);
   }
 }
 
@@ -152,69 +123,6 @@ GV_DEVICE void store_tile(uint32_t* sample, const float (&g)[8][4], int lane) {
     }
 }
 
-// words[n]: the signs of coordinates j + 32 quad .. + 31 in column first + 8 n + group. One call of philox covers 128
-// coordinates from a multiple of 128; a row that begins elsewhere needs two.
-GV_DEVICE void row_signs(uint32_t (&words)[kColumnTiles], SignKey key, int64_t j, int first, uint32_t* signs,
-                         int lane) {
-  const int group = lane / 4, quad = lane % 4;
-  const uint64_t block = static_cast<uint64_t>(j) / kSignCoordinates;
-  const int skip = static_cast<int>(j % kSignCoordinates), from = skip / 32 + quad, shift = skip % 32;
-#pragma unroll
-  for (int n = 0; n < kColumnTiles; n += 4) {
-    const uint32_t column = static_cast<uint32_t>(first + 8 * n + lane);
-    uint32_t made[4];
-    sign_words(key, block, column, made);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) signs[w * kSignPitch + lane] = made[w];
-    if (skip != 0) {
-      sign_words(key, block + 1, column, made);
-#pragma unroll
-      for (int w = 0; w < 4; ++w) signs[(4 + w) * kSignPitch + lane] = made[w];
-    }
-    warp_sync();
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const uint32_t* word = signs + from * kSignPitch + 8 * c + group;
-      words[n + c] = shift == 0 ? word[0] : word[0] >> shift | word[kSignPitch] << (32 - shift);
-    }
-    warp_sync();
-  }
-}
-
-// z += one row of the tile, all samples, times its signs. Bit k of a word is coordinate k of the lane's 32.
-GV_DEVICE void project_row(float (&z)[kColumnTiles][4], const uint32_t* row, const uint32_t (&words)[kColumnTiles],
-                           int lane) {
-  const uint32_t* at = row + lane / 4 * kSamplePitch + 2 * (lane % 4);
-#pragma unroll
-  for (int half = 0; half < kColumnTiles; half += kColumnTiles / 2) {
-    float sum[kColumnTiles / 2][4] = {};
-    // Unrolled further, the operands of all steps are loaded at once and spill.
-#pragma unroll 1
-    for (int s = 0; s < 8; ++s) {
-      uint32_t left[kParts][4];
-#pragma unroll
-      for (int n = 0; n < kParts; ++n) {
-        const uint2 low = *reinterpret_cast<const uint2*>(at + n * kPartWords + 8 * s);
-        const uint2 high = *reinterpret_cast<const uint2*>(at + n * kPartWords + 8 * kSamplePitch + 8 * s);
-        left[n][0] = low.x, left[n][1] = high.x, left[n][2] = low.y, left[n][3] = high.y;
-      }
-#pragma unroll
-      for (int c = 0; c < kColumnTiles / 2; ++c) {
-        // +-1 in bfloat16: the sign bits of coordinates 2 s and 2 s + 16, then of 2 s + 1 and 2 s + 17.
-        const uint32_t word = words[half + c];
-        const uint32_t right[2] = {(word << (15 - 2 * s) & 0x80008000u) | 0x3f803f80u,
-                                   (word << (14 - 2 * s) & 0x80008000u) | 0x3f803f80u};
-#pragma unroll
-        for (int n = kParts - 1; n >= 0; --n) mma_bf16(sum[c], left[n], right);
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < kColumnTiles / 2; ++c)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) z[half + c][i] += sum[c][i];
-  }
-}
-
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads, 1) dense_sketch_slab(DenseSketch p) {
   uint32_t* planes = shared_memory<uint32_t>();
@@ -243,21 +151,12 @@ __global__ void __launch_bounds__(kThreads, 1) dense_sketch_slab(DenseSketch p) 
       project_row(z, planes + o * kRowWords, words, lane);
     }
   }
-#pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int sample = lane / 4 + 8 * (i / 2), column = warp * kWarpColumns + 8 * n + 2 * (lane % 4) + i % 2;
-      if (p.column + column < p.K)
-        p.partial[(slab * kDenseSamples + sample) * kDenseColumns + column] = z[n][i];
-    }
+  store_sums(p, z, slab, warp, lane);
 }
 
-constexpr int kReduceThreads = 64;
-
-__global__ void __launch_bounds__(kReduceThreads) dense_sketch_reduce(DenseSketch p) {
-  constexpr int kGroups = kDenseColumns / kReduceThreads;
-  const int sample = blockIdx.x / kGroups, column = blockIdx.x % kGroups * kReduceThreads + threadIdx.x;
+__global__ void __launch_bounds__(kDenseStep) dense_reduce_slabs(DenseSums p) {
+  constexpr int kGroups = kDenseColumns / kDenseStep;
+  const int sample = blockIdx.x / kGroups, column = blockIdx.x % kGroups * kDenseStep + threadIdx.x;
   if (p.column + column >= p.K) return;
   float sum = 0.0f;
 #pragma unroll 8
@@ -268,26 +167,24 @@ __global__ void __launch_bounds__(kReduceThreads) dense_sketch_reduce(DenseSketc
 
 }  // namespace
 
+cudaError_t dense_reduce(const DenseSums& p, void* stream) {
+  const int64_t blocks = p.samples * static_cast<int64_t>(kDenseColumns / kDenseStep);
+  return launch(dense_reduce_slabs, blocks, kDenseStep, 0, stream, p);
+}
+
 int64_t dense_slabs(int64_t O, int64_t I) {
   const int64_t tiles = (O + kTileO - 1) / kTileO * ((I + kTileI - 1) / kTileI);
   return tiles < kMaxSlabs ? tiles : kMaxSlabs;
 }
 
 int dense_sketch(DenseSketch p, void* stream) {
-  if (p.samples < 0 || p.samples > kDenseSamples || p.K % kReduceThreads != 0) return cudaErrorInvalidValue;
+  if (!takes(p)) return cudaErrorInvalidValue;
   p.slabs = dense_slabs(p.O, p.I);
   if (p.slabs == 0 || p.samples == 0) return cudaSuccess;
   void (*const kernel)(DenseSketch) = p.dtype == kBfloat16  ? dense_sketch_slab<Bf16, 1>
                                       : p.dtype == kFloat16 ? dense_sketch_slab<Fp16, 2>
                                                             : dense_sketch_slab<float, kParts>;
-  for (p.column = 0; p.column < p.K; p.column += kDenseColumns) {
-    cudaError_t error = launch(kernel, p.slabs, kThreads, kSharedWords * sizeof(uint32_t), stream, p);
-    if (error != cudaSuccess) return error;
-    const int64_t blocks = p.samples * static_cast<int64_t>(kDenseColumns / kReduceThreads);
-    error = launch(dense_sketch_reduce, blocks, kReduceThreads, 0, stream, p);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return launch_columns(kernel, p, stream);
 }
 
 }  // namespace gvendi

@@ -59,8 +59,8 @@ GV_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&
 constexpr size_t kSharedBytes = 48 * 1024;
 
 template <typename Params>
-cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t shared, void* stream,
-                   const Params& params) {
+cudaError_t start(void (*kernel)(Params), int64_t blocks, int threads, size_t shared, void* stream,
+                  const Params& params) {
   if (shared > kSharedBytes) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
@@ -77,3 +77,17 @@ cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t s
 
 }  // namespace gvendi
 #endif
+
+namespace gvendi {
+
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+
+// kernel(params) on `blocks` blocks; more than a grid has would otherwise be cut to 32 bits.
+template <typename Params>
+cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t shared, void* stream,
+                   const Params& params) {
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
+  return start(kernel, blocks, threads, shared, stream, params);
+}
+
+}  // namespace gvendi

@@ -20,7 +20,7 @@
 #define GV_DEVICE inline
 
 using cudaError_t = int;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9;
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -132,7 +132,7 @@ inline void run_block(size_t shared) {
 }
 
 template <typename Params>
-cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t shared, void*, const Params& params) {
+cudaError_t start(void (*kernel)(Params), int64_t blocks, int threads, size_t shared, void*, const Params& params) {
   block.threads = threads;
   block.fibers.resize(static_cast<size_t>(threads));
   for (auto& slots : block.slots) slots.assign(static_cast<size_t>(threads) * 8, 0);
@@ -222,4 +222,6 @@ using gvendi::threadIdx;
 
 inline int cudaSetDevice(int) { return 0; }
 inline int cudaGetDeviceCount(int* count) { return *count = 0; }
-inline const char* cudaGetErrorString(int) { return "invalid value"; }
+inline const char* cudaGetErrorString(int error) {
+  return error == cudaErrorInvalidValue ? "invalid argument" : "invalid configuration";
+}

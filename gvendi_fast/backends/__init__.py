@@ -65,10 +65,10 @@ def order(op: str, device: torch.device) -> measured.Order:
 
 def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
     """The backend that runs `op` on these tensors (all on one device)."""
-    devices = {t.device.type for t in tensors}
+    devices = sorted({str(t.device) for t in tensors})
     if len(devices) != 1:
         raise GvendiError(
-            f"{op}: all tensors must be on one device, got {sorted(devices)}; move them with .to()"
+            f"{op}: all tensors must be on one device, got {', '.join(devices)}; move them with .to()"
         )
     name = requested()
     if name is not None:

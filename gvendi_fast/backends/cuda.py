@@ -17,6 +17,7 @@ import torch
 from gvendi_fast._version import __version__
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
+from gvendi_fast.signs import MAX_IDS
 
 try:
     from gvendi_fast import _cuda
@@ -57,8 +58,6 @@ def why_not(op: str, *tensors: torch.Tensor) -> str | None:
         return _missing
     if op not in OPS:
         return f"there is no CUDA C++ kernel for {op}; those that exist are {', '.join(OPS)}"
-    if op == "dense_sketch" and tensors and not tensors[0].is_floating_point():
-        return "there is no CUDA C++ kernel for dense_sketch of token ids"
     for tensor in tensors:
         if tensor.device.type != "cuda":
             return f"a tensor is on {tensor.device}, the CUDA kernels need it on a CUDA device"
@@ -100,6 +99,9 @@ def linear_sketch(a, a_table, parts, segments, out) -> None:
 
 
 def dense_sketch(a, e, segments, key, out) -> None:
+    if not a.is_floating_point():
+        _dense_token(a, e, segments, key, out)
+        return
     if a.dtype != e.dtype:
         # Exact, and rare: the factors of one layer come in one dtype.
         a, e = a.float(), e.float()
@@ -107,10 +109,9 @@ def dense_sketch(a, e, segments, key, out) -> None:
     slabs = _cuda.dense_slabs(e.shape[1], a.shape[1])
     with _place(a) as place:
         spans = _spans(segments.numpy().tobytes(), a.device, place[1])
-        partial = torch.empty(
-            slabs, _cuda.DENSE_SAMPLES, _cuda.DENSE_COLUMNS, dtype=torch.float32, device=a.device
-        )
+        partial = _partial(slabs, a.device)
         for begin in range(0, samples, _cuda.DENSE_SAMPLES):
+            count = min(_cuda.DENSE_SAMPLES, samples - begin)
             _cuda.dense_sketch(
                 a.data_ptr(),
                 a.stride(0),
@@ -120,13 +121,59 @@ def dense_sketch(a, e, segments, key, out) -> None:
                 e.shape[1],
                 _DTYPES[a.dtype],
                 spans[begin:].data_ptr(),
-                min(_cuda.DENSE_SAMPLES, samples - begin),
-                dim,
-                *key,
-                partial.data_ptr(),
-                out[begin:].data_ptr(),
+                (count, dim, *key, partial.data_ptr(), out[begin:].data_ptr()),
                 *place,
             )
+
+
+def _dense_token(ids, e, segments, key, out) -> None:
+    samples, dim = out.shape
+    width = e.shape[1]
+    with _place(e) as place:
+        spans = _spans(segments.numpy().tobytes(), e.device, place[1])
+        partial = _partial(_cuda.dense_token_slabs(width), e.device)
+        for begin in range(0, samples, _cuda.DENSE_SAMPLES):
+            part = slice(begin, begin + _cuda.DENSE_SAMPLES)
+            rows = int((segments[part, 1] - segments[part, 0]).sum())
+            if rows == 0:
+                continue
+            touches = _touches(ids, spans[part], rows, _cuda.dense_token_groups(width))
+            _cuda.dense_token_sketch(
+                [x.data_ptr() for x in touches],
+                e.data_ptr(),
+                e.stride(0),
+                width,
+                _DTYPES[e.dtype],
+                (len(spans[part]), dim, *key, partial.data_ptr(), out[begin:].data_ptr()),
+                *place,
+            )
+
+
+def _partial(slabs: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(slabs, _cuda.DENSE_SAMPLES, _cuda.DENSE_COLUMNS, dtype=torch.float32, device=device)
+
+
+def _touches(ids: torch.Tensor, spans: torch.Tensor, rows: int, groups: int) -> tuple[torch.Tensor, ...]:
+    """`Touches` of csrc/cuda/kernels.h for samples that have `rows` rows in all; ids, spans on the device.
+
+    Sizes come from the host and what only the device knows, the number of runs, stays there: nothing waits for it.
+    """
+    begin, counts = spans[:, 0], spans[:, 1] - spans[:, 0]
+    place = torch.arange(rows + 1, device=ids.device)
+    sample = torch.repeat_interleave(counts, output_size=rows)
+    row = begin[sample] + place[:rows] - (counts.cumsum(0) - counts)[sample]
+    # An id's group depends on the id alone, so a sample's sums do not depend on its batch.
+    key, order = torch.sort(ids[row] % groups * MAX_IDS + ids[row], stable=True)
+    new = torch.ones_like(key)
+    new[1:] = key[1:] != key[:-1]
+    # Run of every row, and the number of runs behind the last.
+    run = torch.cat([new.cumsum(0) - 1, new.sum(0, keepdim=True)])
+    starts = torch.searchsorted(run[:rows], place)
+    first = run[torch.searchsorted(key, MAX_IDS * torch.arange(groups + 1, device=ids.device))]
+    row = row[order]
+    # Nobody reads an id past the last run.
+    run_id = ids[row[starts[:rows].clamp_max(rows - 1)]]
+    return sample[order], row, run_id, starts, first
 
 
 @contextlib.contextmanager

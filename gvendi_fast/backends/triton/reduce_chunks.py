@@ -21,9 +21,10 @@ WARPS = 4
 def reduce_chunks_kernel(
     partial, first, out, width, scale, ADD: tl.constexpr, GROUP: tl.constexpr, BLOCK_W: tl.constexpr
 ):
-    sample = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(width, BLOCK_W)
+    sample = (tl.program_id(0) // tiles).to(tl.int64)
     begin, end = tl.load(first + sample), tl.load(first + sample + 1)
-    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    column = tl.program_id(0) % tiles * BLOCK_W + tl.arange(0, BLOCK_W)
     inside = column < width
     total = tl.zeros([BLOCK_W], dtype=tl.float32)
     while begin < end:
@@ -45,7 +46,8 @@ def reduce_chunks(
     if samples == 0:
         return
     with on_device_of(partial):
-        reduce_chunks_kernel[(samples, triton.cdiv(width, BLOCK_W))](
+        # One axis: a grid's others end at 65,535.
+        reduce_chunks_kernel[(samples * triton.cdiv(width, BLOCK_W),)](
             partial,
             chunks.first,
             out,
