@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.gains import SMALLEST
+from gvendi_fast.gains import surprisals
 from gvendi_fast.state import VendiState
 
 
@@ -52,8 +52,7 @@ def between_source(states: Mapping[str, VendiState]) -> Decomposition:
     whole = VendiState(first.dim, device=first.matrix.device)
     for state in states.values():
         whole.merge(state)
-    eigenvalues, vectors = whole.eigenbasis()
-    surprisal = -(eigenvalues / eigenvalues.sum()).clamp(SMALLEST, 1).log()
+    vectors, surprisal = whole.eigenbasis()[1], surprisals(whole)
     sources = {}
     for name, state in states.items():
         matrix = (state.matrix / state.matrix.trace()).to(vectors.device)

@@ -134,8 +134,13 @@ def contributions(state: Spectral, rows: Rows, kind: str = "surprisal") -> torch
         return -gain(state, rows, remove=True)
     if kind != "surprisal":
         raise GvendiError(f'kind is {kind!r}; wanted "surprisal" or "loo"')
-    eigenvalues, vectors = state.eigenbasis()
-    surprisal = -(eigenvalues / eigenvalues.sum()).clamp(SMALLEST, 1).log()
+    vectors, surprisal = state.eigenbasis()[1], surprisals(state)
     blocks = unit_blocks(rows, state.dim, state.matrix.device)
     found = [(unit.double() @ vectors).square_() @ surprisal for _, unit in blocks]
     return torch.cat([*found, surprisal.new_empty(0)]).cpu()
+
+
+def surprisals(state: Spectral) -> torch.Tensor:
+    """-ln of the eigenvalues of Sigma, each of 2^-52 at least: float64 [K] in the order of `eigenbasis`."""
+    eigenvalues = state.eigenbasis()[0]
+    return -(eigenvalues / eigenvalues.sum()).clamp(SMALLEST, 1).log()
