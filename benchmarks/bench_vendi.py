@@ -7,11 +7,15 @@ The floor of `update` and of `jackknife` is one matrix product of the rows with 
 
 import math
 import os
+import time
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from gvendi_fast import reference
+from gvendi_fast import gains, reference
+from gvendi_fast.backends import backend
+from gvendi_fast.spectrum import Quadrature, marginal_change, quadrature
 from gvendi_fast.vendi import VendiState, gvendi, jackknife, leave_one_out
 
 N, K = 4096, 1024
@@ -81,3 +85,51 @@ def test_jackknife(benchmark, rows, state):
     assert error < 1e-3
     note(benchmark, error, N)
     benchmark.pedantic(lambda: jackknife(state, rows), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("remove", [False, True], ids=["gain", "removal"])
+def test_gain(benchmark, rows, dtype, remove):
+    """Beside its time: how many times as fast it is as the eigenvalues of one candidate after the other."""
+    sign, few = (-1 if remove else 1), 16
+    state, picked = VendiState(K).update(rows.to(dtype)), rows[:: N // few].to(dtype)
+    begin = time.perf_counter()
+    change = reference.gain(state.matrix, picked, sign)
+    # The definition takes the eigenvalues of A once more.
+    oracle = (time.perf_counter() - begin) / (few + 1)
+    wanted = gains.entropy_change(state, change, sign)
+    got = state.gain(picked, remove)
+    error = float((got - wanted).abs().max() / wanted.std())
+    assert error < 1e-3
+    assert spearmanr(got, wanted)[0] >= 0.9999
+    note(benchmark, error, N)
+    candidates = rows.to(dtype)
+    benchmark.pedantic(lambda: state.gain(candidates, remove), rounds=7, warmup_rounds=1)
+    if benchmark.stats is not None:
+        benchmark.extra_info.update(oracle_s=oracle, ratio=oracle / (benchmark.stats["median"] / N))
+
+
+def test_marginal_change(benchmark, rows, state):
+    """The sums behind the product with the eigenvectors, in torch; `test_gain_kernel` has the compiled ones."""
+    at, coordinates, _ = prepared(rows, state)
+    note(benchmark, 0.0, len(coordinates))
+    out = torch.empty(4, len(coordinates), dtype=torch.float64)
+    benchmark(lambda: backend("reference").gain(coordinates, at, out))
+
+
+def test_gain_kernel(benchmark, rows, state):
+    at, coordinates, wanted = prepared(rows, state)
+    out = torch.empty_like(wanted)
+    backend("cpu").gain(coordinates, at, out)
+    error = float((out - wanted).abs().max())
+    assert error < 1e-9
+    note(benchmark, error, len(coordinates))
+    benchmark(lambda: backend("cpu").gain(coordinates, at, out))
+
+
+def prepared(rows: torch.Tensor, state: VendiState) -> tuple[Quadrature, torch.Tensor, torch.Tensor]:
+    """A quadrature, coordinates float32 [512, K] and what torch makes of them."""
+    eigenvalues, vectors = state.eigenbasis()
+    at = quadrature(eigenvalues, 1)
+    coordinates = torch.nn.functional.normalize(rows[:512]) @ vectors.float()
+    return at, coordinates, torch.stack(marginal_change(coordinates.double().square(), at))

@@ -75,3 +75,15 @@ def check_segments(segments: torch.Tensor, rows: int) -> None:
         spans[:, 0].min() < 0 or spans[:, 1].max() > rows or bool((spans[:, 1] < spans[:, 0]).any())
     ):
         raise GvendiError(f"segments must satisfy 0 <= begin <= end <= {rows} in every row")
+
+
+def check_basis(rows: torch.Tensor, eigenvalues: torch.Tensor, vectors: torch.Tensor) -> None:
+    width = rows.shape[1]
+    for name, x, shape in (("eigenvalues", eigenvalues, (width,)), ("vectors", vectors, (width, width))):
+        if x.dtype != torch.float64 or x.shape != shape:
+            raise GvendiError(f"{name} must be float64 {list(shape)}, got {x.dtype} {list(x.shape)}")
+    if not (float(eigenvalues.min()) >= 0 and 0 < float(eigenvalues.max()) < float("inf")):
+        raise GvendiError(
+            f"eigenvalues must be finite, none negative and not all 0, got {float(eigenvalues.min())}.."
+            f"{float(eigenvalues.max())}; clamp what is rounding"
+        )

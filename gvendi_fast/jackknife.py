@@ -14,9 +14,8 @@ from statistics import NormalDist
 import torch
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.spectrum import marginal_change
-from gvendi_fast.state import VendiState
-from gvendi_fast.unit_rows import Rows, unit_blocks
+from gvendi_fast.gains import Spectral, check_removable, removals, trace_log
+from gvendi_fast.unit_rows import Rows
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,18 @@ class Interval:
     level: float = 0.95
 
 
-def leave_one_out(state: VendiState, rows: Rows) -> torch.Tensor:
+def leave_one_out(state: Spectral, rows: Rows) -> torch.Tensor:
     """H_1 in nats of the state without one row, for each of rows [N, K] that are in it: float64 [N]; n >= 2.
 
     A row that cannot be in the state raises GvendiError.
     """
-    if state.n < 2:
-        raise GvendiError(f"the state has n = {state.n}; leaving a row out needs at least 2")
-    eigenvalues = state.eigenbasis()[0]
-    total = torch.special.xlogy(eigenvalues, eigenvalues).sum()
-    change = [
-        _removal(state, unit, first)[0] for first, unit in unit_blocks(rows, state.dim, state.matrix.device)
-    ]
-    left = total + torch.cat([*change, total.new_empty(0)])
+    check_removable(state)
+    change = [change for change, _ in removals(state, rows)]
+    left = trace_log(state) + torch.cat([*change, state.matrix.new_empty(0)])
     return (math.log(state.n - 1) - left / (state.n - 1)).cpu()
 
 
-def jackknife(
-    state: VendiState, rows: Rows | Iterable[Rows], level: float = 0.95, q: float = 1.0
-) -> Interval:
+def jackknife(state: Spectral, rows: Rows | Iterable[Rows], level: float = 0.95, q: float = 1.0) -> Interval:
     """G-Vendi corrected for its bias in n, with a confidence interval of the given level; order 1 only.
 
     rows: the rows that the state was made from, [n, K] or blocks of them; memory does not grow with n.
@@ -62,7 +54,9 @@ def jackknife(
         SE^2 = (n-1)/n sum_i (H_{-i} - mean)^2 = var_i(Delta S_i) / n          (Quenouille 1956, Tukey 1958)
     The interval is exp(H_J -+ z SE), for rows drawn independently from one population, clipped to [1, K], the
     bounds of that population's value; n bounds only the sample's. The correction is of first order: below
-    about n = 2 G-Vendi only more data helps, and orthogonal rows even give se = 0. One row says nothing:
+    about n = 2 G-Vendi only more data helps, and orthogonal rows even give se = 0. Nor can it see what too
+    few rows show: where a small part of the population spans more directions of its own than the sample has rows of
+    it, too many intervals lie below the population's value. One row says nothing:
     corrected = 1, interval [1, K], se = inf.
     Raises GvendiError where the rows are not the state's, q is not 1 or level is not in (0, 1).
     """
@@ -74,8 +68,7 @@ def jackknife(
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
     n, dim, value = state.n, float(state.dim), state.gvendi()
     count, mean, spread, overlap = 0, 0.0, 0.0, 0.0
-    for first, unit in unit_blocks(rows, state.dim, state.matrix.device):
-        change, mu = _removal(state, unit, first)
+    for change, mu in removals(state, rows):
         # Chan's merge of (count, mean, sum of squared deviations).
         here, offset = len(change), float(change.mean()) - mean
         spread += float((change - change.mean()).square().sum()) + offset**2 * count * here / (count + here)
@@ -95,15 +88,3 @@ def jackknife(
     # Clipped before exp, which a wide interval of few rows would overflow.
     bounds = (math.exp(min(max(h, 0.0), math.log(dim))) for h in (entropy, entropy - reach, entropy + reach))
     return Interval(value, *bounds, se, n, level)
-
-
-def _removal(state: VendiState, unit: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Delta S and mu = x^T A x for each x of unit [N, K] that leaves the state: float64 [N] each."""
-    eigenvalues, vectors = state.eigenbasis()
-    change, mu, excess = marginal_change((unit @ vectors).square_(), eigenvalues, -1)
-    if float(excess.max()) > 0.5:
-        row = first + int(excess.argmax())
-        raise GvendiError(
-            f"row {row} of rows is not in the state; give the rows that the state was made from"
-        )
-    return change, mu

@@ -13,10 +13,19 @@ from collections.abc import Sequence
 import torch
 
 from gvendi_fast.backends import backend, requested, resolve
-from gvendi_fast.checks import check_dim, check_groups, check_ids, check_out, check_rows, check_segments
+from gvendi_fast.checks import (
+    check_basis,
+    check_dim,
+    check_groups,
+    check_ids,
+    check_out,
+    check_rows,
+    check_segments,
+)
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
 from gvendi_fast.signs import MAX_IDS
+from gvendi_fast.spectrum import quadrature
 
 # Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
 # V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
@@ -24,6 +33,10 @@ HEAD_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 HEAD_CHUNK_MIN_ROWS = 256
 # Every chunk costs the dense mode all signs of the head, so its chunks are longer.
 DENSE_HEAD_CHUNK_BYTES = 256 << 20
+# Rows whose coordinates stay in the cache between the product and the sums over them; a GPU needs more to be busy.
+GAIN_ROWS = {"cpu": 512, "cuda": 16384}
+# Squared length that a unit row may gain or lose when it is rotated in float32; TF32 and bfloat16 products exceed it.
+GAIN_LENGTH = 2e-6
 
 
 def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int:
@@ -286,3 +299,36 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
     chosen = backend("reference") if on_cpu else resolve("entropy", rows)
     chosen.entropy(rows, boundaries, float(q), out)
     return out
+
+
+def gain(
+    rows: torch.Tensor, eigenvalues: torch.Tensor, vectors: torch.Tensor, sign: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Delta S = S(A + sign x x^T) - S(A), S(A) = tr(A ln A), of each unit row x of rows [N, K] alone.
+
+    A = Q diag(l) Q^T: eigenvalues float64 [K], not negative; vectors Q float64 [K, K]. sign: +1 joins, -1 leaves.
+    Returns float64 [N] each: Delta S, mu = x^T A x, and by what part x^T (A + t)^-1 x exceeds 1 / (1 + t), above which
+    x x^T is not in A. The product with Q is in the rows' own precision, float64 or else float32, which adds less than
+    1e-5 of the rows' spread; the rest is float64. Source: README, "The score".
+    Raises GvendiError for a row whose length is not 1.
+    """
+    check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
+    check_basis(rows, eigenvalues, vectors)
+    if sign not in (1, -1):
+        raise GvendiError(f"sign must be 1 (rows join) or -1 (rows leave), got {sign!r}")
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    basis, at = vectors.to(dtype), quadrature(eigenvalues, sign)
+    out = torch.empty(4, len(rows), dtype=torch.float64, device=rows.device)
+    step = GAIN_ROWS.get(rows.device.type, GAIN_ROWS["cpu"])
+    for begin in range(0, len(rows), step):
+        coordinates = rows[begin : begin + step].to(dtype) @ basis
+        resolve("gain", coordinates).gain(coordinates, at, out[:, begin : begin + step])
+    wrong = ~((out[3] - 1).abs() <= GAIN_LENGTH)
+    if bool(wrong.any()):
+        if dtype == torch.float32:
+            return gain(rows.double(), eigenvalues, vectors, sign)
+        row = int(wrong.nonzero()[0, 0])
+        raise GvendiError(
+            f"row {row} of rows has length {float(out[3, row]) ** 0.5}; wanted 1, as unit_rows gives it"
+        )
+    return out[0], out[1], out[2]

@@ -260,3 +260,24 @@ def entropy_after_removal(a: torch.Tensor, n: int, x: torch.Tensor, q: float = 1
     x = torch.as_tensor(x).double()
     left = torch.as_tensor(a).double() - torch.outer(x, x)
     return entropy(torch.linalg.eigvalsh(left / (n - 1)), q)
+
+
+def trace_log(a: torch.Tensor) -> torch.Tensor:
+    """S(A) = tr(A ln A) of symmetric matrices [..., K, K] without negative eigenvalues but for rounding -> [...]."""
+    eigenvalues = torch.linalg.eigvalsh(torch.as_tensor(a).double()).clamp_min(0)
+    return torch.special.xlogy(eigenvalues, eigenvalues).sum(dim=-1)
+
+
+def gain(a: torch.Tensor, rows: torch.Tensor | np.ndarray, sign: int) -> torch.Tensor:
+    """Delta S = S(A + sign x x^T) - S(A) of each normalised row x of rows [N, K] alone -> float64 [N]."""
+    a = torch.as_tensor(a).double()
+    changed = [trace_log(a + sign * torch.outer(x, x)) for x in normalise(rows)]
+    return torch.stack(changed) - trace_log(a) if changed else a.new_empty(0)
+
+
+def block_gain(a: torch.Tensor, rows: torch.Tensor | np.ndarray, boundaries: torch.Tensor) -> torch.Tensor:
+    """S(A + X^T X) - S(A), X the normalised rows boundaries[g] .. boundaries[g + 1] of [N, K] -> float64 [G]."""
+    a, z = torch.as_tensor(a).double(), normalise(rows)
+    spans = itertools.pairwise(boundaries.tolist())
+    changed = [trace_log(a + z[begin:end].T @ z[begin:end]) for begin, end in spans]
+    return torch.stack(changed) - trace_log(a) if changed else a.new_empty(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -12,39 +13,61 @@ from gvendi_fast.errors import GvendiError
 NOISE = 2.0**-22
 
 
-def marginal_change(
-    energy: torch.Tensor, eigenvalues: torch.Tensor, sign: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Delta S = S(A + sign x x^T) - S(A) of many x: energy [N, K] of c_k^2, c = Q^T x; eigenvalues [K] of A.
+@dataclass(frozen=True)
+class Quadrature:
+    """Where and with what weights the integral of `marginal_change` is summed for one spectrum; all float64.
 
-        Delta S = phi(mu + sign r) - phi(mu) + int_0^inf [ln1p(sign r / (mu + t)) - ln1p(sign g(t))] dt
-    with phi(x) = x ln x, r = |x|^2, mu = x^T A x / r, g(t) = sum_k c_k^2 / (lambda_k + t): the integral form
-    of S and the determinant lemma, against a matrix with the one eigenvalue mu. Trapezoid in u = ln t, step 1.
-    All singularities lie at Im u = +-pi; there either logarithm has an imaginary part of +-pi, on t-sets of
-    measure r, so a sum without ends errs by less than 8 pi r exp(-2 pi^2) = 7e-8 r, whatever the spectrum.
-    Returns Delta S [N], mu [N], and the relative excess [N] of g over r / (r + t), its bound if A >= x x^T.
+    sign: +1 joins, -1 leaves. t, weight [J]. table [K, C]: a row of ones, lambda, 1 / (lambda + t) and zeros up to a
+    multiple of 8 columns, so that energy @ table holds the row's length, its mu and g.
     """
+
+    sign: int
+    t: torch.Tensor
+    weight: torch.Tensor
+    table: torch.Tensor
+
+
+def quadrature(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> Quadrature:
+    """The nodes for a spectrum [K] that is not negative, and up to `joining` unit rows that join (one that leaves)."""
     # Far below its nearest singularity, minus an eigenvalue of A or of A - x x^T, the integrand is constant.
     low = max(1e-7, 1e-3 * (float(eigenvalues.min()) + min(sign, 0)))
-    nodes = math.ceil(math.log(100 * float(eigenvalues.max()) / low)) + 1
-    t = low * torch.exp(torch.arange(nodes, dtype=torch.float64, device=energy.device))
+    high = 100 * (float(eigenvalues.max()) + joining - 1)
+    nodes = math.ceil(math.log(high / low)) + 1
+    t = low * torch.exp(torch.arange(nodes, dtype=torch.float64, device=eigenvalues.device))
     # Both ends are closed by geometric sums: as t towards 0 and, far above every eigenvalue, as t^-2.
     weight = t.clone()
     weight[0] /= -math.expm1(-1)
     weight[-1] /= -math.expm1(-2)
-
     lam = eigenvalues[:, None]
-    sums = energy @ torch.cat([torch.ones_like(lam), lam, 1 / (lam + t)], dim=1)
-    r, mu, g = sums[:, :1], sums[:, 1:2] / sums[:, :1], sums[:, 2:]
-    bound = r / (r + t)
-    excess = ((g / bound - 1) * (t > 1e-2)).amax(dim=1)
-    if sign < 0:
-        # A >= x x^T; beyond these bounds is rounding only, and the logarithms stay finite.
-        mu, g = torch.maximum(mu, r), torch.minimum(g, bound)
-    integral = (torch.log1p(sign * r / (mu + t)) - torch.log1p(sign * g)) @ weight
-    after = mu + sign * r
+    table = [torch.ones_like(lam), lam, 1 / (lam + t), lam.new_zeros(len(lam), -(nodes + 2) % 8)]
+    return Quadrature(sign, t, weight, torch.cat(table, dim=1))
+
+
+def marginal_change(
+    energy: torch.Tensor, at: Quadrature
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Delta S = S(A + sign x x^T) - S(A) of many x: energy float64 [N, K] of c_k^2, c = Q^T x, over their sum.
+
+        Delta S = phi(mu + sign) - phi(mu) + int_0^inf ln1p(sign (1 / (mu + t) - g(t)) / (1 + sign g(t))) dt
+    with phi(x) = x ln x, |x| = 1, mu = x^T A x, g(t) = sum_k c_k^2 / (lambda_k + t): the integral form of S and the
+    determinant lemma, against a matrix with the one eigenvalue mu. Trapezoid in u = ln t, step 1.
+    All singularities lie at Im u = +-pi; there the logarithms of 1 + sign g and of 1 + sign / (mu + t) have imaginary
+    parts of +-pi, on t-sets of measure 1, so a sum without ends errs by less than 8 pi exp(-2 pi^2) = 7e-8, whatever
+    the spectrum.
+    Returns [N] each: Delta S, mu, the relative excess of g over 1 / (1 + t), its bound if A >= x x^T, and the sum of
+    the row's energies, which is 1 for a unit row and what the rest is divided by.
+    """
+    sums = energy @ at.table
+    length = sums[:, :1]
+    mu, g = sums[:, 1:2] / length, sums[:, 2 : 2 + len(at.t)] / length
+    excess = ((g * (1 + at.t) - 1) * (at.t > 1e-2)).amax(dim=1)
+    if at.sign < 0:
+        # A >= x x^T; beyond these bounds is rounding only, and the logarithm stays finite.
+        mu, g = mu.clamp_min(1), torch.minimum(g, 1 / (1 + at.t))
+    integral = torch.log1p(at.sign * (1 / (mu + at.t) - g) / (1 + at.sign * g)) @ at.weight
+    after = mu + at.sign
     closed = torch.special.xlogy(after, after) - torch.special.xlogy(mu, mu)
-    return closed[:, 0] + integral, mu[:, 0], excess
+    return closed[:, 0] + integral, mu[:, 0], excess, length[:, 0]
 
 
 def renyi_entropy(spectrum: torch.Tensor, q: float) -> float:

@@ -12,18 +12,19 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gvendi_fast import ops
+from gvendi_fast import gains, ops
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.jackknife import Interval, jackknife
 from gvendi_fast.spectrum import renyi_entropy
-from gvendi_fast.unit_rows import Rows, check_matrix, unit_rows
+from gvendi_fast.unit_rows import BLOCK, Rows, check_matrix, is_double, unit_rows
 
 _FORMAT, _VERSION = "gvendi_fast.vendi_state", "1"
-_BLOCK = 4096
 
 
 class VendiState:
@@ -55,16 +56,21 @@ class VendiState:
     def update(self, rows: Rows) -> VendiState:
         """Add rows [N, K] of any float dtype and length (each counts with length 1). Returns self.
 
+        Products are float32, which is what sketches are stored in, and float64 where the rows are.
+
         A wrong shape or dtype, or a row that is zero or not finite, raises and leaves the state as it was.
         """
         check_matrix(rows, self.dim)
-        starts = range(0, len(rows), _BLOCK)
+        starts = range(0, len(rows), BLOCK)
         if len(starts) > 1:
             for i in starts:
-                unit_rows(rows[i : i + _BLOCK], self.matrix.device, i)
+                unit_rows(rows[i : i + BLOCK], self.matrix.device, i)
         for i in starts:
-            unit = unit_rows(rows[i : i + _BLOCK], self.matrix.device, i)
-            ops.covariance(unit.float().contiguous(), self.matrix)
+            unit = unit_rows(rows[i : i + BLOCK], self.matrix.device, i)
+            if is_double(rows):
+                self.matrix.addmm_(unit.T, unit)
+            else:
+                ops.covariance(unit.float().contiguous(), self.matrix)
         return self._grown(len(rows))
 
     def merge(self, other: VendiState) -> VendiState:
@@ -133,9 +139,51 @@ class VendiState:
             return -math.log(float(self._trace_one().square().sum()))
         return renyi_entropy(self.spectrum(), q)
 
-    def gvendi(self, q: float = 1.0) -> float:
-        """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions."""
-        return math.exp(self.entropy(q))
+    @overload
+    def gvendi(self, q: float = 1.0) -> float: ...
+    @overload
+    def gvendi(
+        self, q: float = 1.0, *, ci: Literal["jackknife"], rows: Rows | Iterable[Rows], level: float = 0.95
+    ) -> Interval: ...
+    def gvendi(self, q=1.0, *, ci=None, rows=None, level=0.95):
+        """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions.
+
+        ci="jackknife" gives an Interval (`jackknife.jackknife`, order 1) of the given level in its place. It needs
+        `rows`, [n, K] or blocks of them, from which the state was made: the state does not keep them.
+        """
+        if ci is None:
+            return math.exp(self.entropy(q))
+        if ci != "jackknife":
+            raise GvendiError(f'ci is {ci!r}; wanted "jackknife" or None')
+        if rows is None:
+            raise GvendiError("ci needs rows=, the rows that the state was made from; it does not keep them")
+        return jackknife(self, rows, level, q)
+
+    def gain(self, candidates: Rows, remove: bool = False) -> torch.Tensor:
+        """What each row of candidates [N, K] alone adds to the entropy H_1: float64 [N] in nats, on the CPU.
+
+        H_1 after adding the row to the state minus H_1 now; remove=True: after taking it out (n >= 2; a row that
+        cannot be in the state raises GvendiError). Negative where the row makes the rows less diverse. H_1 of no rows
+        counts as 0, so that every row adds 0 to an empty state. Source: README, "The score".
+        """
+        return gains.gain(self, candidates, remove)
+
+    def block_gain(self, rows: Rows, boundaries: torch.Tensor) -> torch.Tensor:
+        """What each block of rows adds to the entropy H_1 as a whole: float64 [G] in nats, on the CPU.
+
+        Block g is rows boundaries[g] .. boundaries[g + 1] of rows [N, K], boundaries int64 [G + 1]; an empty one adds
+        0. All products are float64. H_1 of no rows counts as 0.
+        """
+        return gains.block_gain(self, rows, boundaries)
+
+    def contributions(self, rows: Rows, kind: str = "surprisal") -> torch.Tensor:
+        """Each row's part in the entropy H_1: float64 [N] in nats for rows [N, K], on the CPU.
+
+        "surprisal": -z^T (ln Sigma) z >= 0, whose mean over the state's own rows is H_1: an additive share for
+        samples, sources or clusters. A direction in which the state has no row counts with the eigenvalue 2^-52, so a
+        row that is not in the state has at most 36 nats. "loo": H_1 minus H_1 without the row, -gain(remove=True).
+        """
+        return gains.contributions(self, rows, kind)
 
     def effective_spectrum(self, shares: Iterable[float] = (0.5, 0.9, 0.99)) -> dict[float, int]:
         """For each share in (0, 1], how many of the largest eigenvalues hold it (to 1e-6 of the trace)."""

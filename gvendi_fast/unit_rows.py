@@ -9,6 +9,8 @@ import torch
 
 from gvendi_fast.errors import GvendiError
 
+# Rows that are scaled at once: in float64 they stay in the cache at K = 1024.
+BLOCK = 1024
 Rows = torch.Tensor | np.ndarray
 
 
@@ -23,6 +25,11 @@ def check_matrix(rows: Rows, dim: int | None = None) -> None:
     )
     if not floating:
         raise GvendiError(f"rows has dtype {rows.dtype}; wanted a float dtype, such as float32")
+
+
+def is_double(rows: Rows) -> bool:
+    """Whether products of these rows are to be float64; sketches are stored in float32."""
+    return rows.dtype.itemsize >= 8
 
 
 def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) -> torch.Tensor:
@@ -44,11 +51,14 @@ def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) ->
 def unit_blocks(
     rows: Rows | Iterable[Rows], dim: int, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index of the first row, unit rows) for small blocks of a matrix or of a stream of matrices."""
+    """(index of the first row, unit rows) for blocks of a matrix or of a stream of matrices.
+
+    Rows are float64 where the matrix is, else float32, in which sketches are stored.
+    """
     seen = 0
     for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
         check_matrix(matrix, dim)
-        # 512 rows: their products with the eigenvectors stay in the cache.
-        for i in range(0, len(matrix), 512):
-            yield seen + i, unit_rows(matrix[i : i + 512], device, seen + i)
+        for i in range(0, len(matrix), BLOCK):
+            unit = unit_rows(matrix[i : i + BLOCK], device, seen + i)
+            yield seen + i, unit if is_double(matrix) else unit.float()
         seen += len(matrix)

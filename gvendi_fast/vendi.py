@@ -6,12 +6,22 @@ import math
 
 import torch
 
+from gvendi_fast.decompose import Decomposition, Source, between_source
 from gvendi_fast.jackknife import Interval, jackknife, leave_one_out
 from gvendi_fast.spectrum import renyi_entropy
 from gvendi_fast.state import VendiState
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_rows
 
-__all__ = ["Interval", "VendiState", "gvendi", "jackknife", "leave_one_out"]
+__all__ = [
+    "Decomposition",
+    "Interval",
+    "Source",
+    "VendiState",
+    "between_source",
+    "gvendi",
+    "jackknife",
+    "leave_one_out",
+]
 
 
 def gvendi(rows: Rows, q: float = 1.0) -> float:

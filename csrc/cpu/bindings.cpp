@@ -130,6 +130,13 @@ void run_covariance(const Matrix& x, int64_t N, int K, Address panels, Address m
   kernels().covariance(plain(x), N, K, at<float>(panels), at<double>(master), threads);
 }
 
+void run_gain(Address c, bool wide, int64_t N, int K, int sign, int J, int C, Address t, Address weight, Address table,
+              Address out, int64_t stride, int threads) {
+  if (C % kGainColumns != 0 || C > kGainMaxColumns || J + 2 > C) throw py::value_error("gain: wrong number of columns");
+  const GainNodes nodes = {sign, J, C, at<const double>(t), at<const double>(weight), at<const double>(table)};
+  kernels().gain(at<const void>(c), wide, N, K, nodes, at<double>(out), stride, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -163,4 +170,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dense_sketch", &run_dense_sketch, NoGil());
   m.def("dense_token_sketch", &run_dense_token_sketch, NoGil());
   m.def("covariance", &run_covariance, NoGil());
+  m.def("gain", &run_gain, NoGil());
 }

@@ -26,6 +26,7 @@ GV_INLINE int64_t thread_number() {
 //
 #include "covariance.inc.h"
 #include "fold_hadamard.inc.h"
+#include "gain.inc.h"
 #include "linear_sketch.inc.h"
 #include "softmax_fold.inc.h"
 #include "token_sketch.inc.h"

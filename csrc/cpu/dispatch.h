@@ -30,6 +30,15 @@ struct Chunks {
   const int64_t *first, *begin, *end;
 };
 
+constexpr int kGainColumns = 8;      // columns of the gain table come in groups of so many
+constexpr int kGainMaxColumns = 64;  // of a gain table; 56 are enough up to 10^12 rows
+
+// Nodes t and weights w [J], sign +-1, and the table [K, C]; C is a multiple of kGainColumns, at least J + 2.
+struct GainNodes {
+  int sign, J, C;
+  const double *t, *weight, *table;
+};
+
 enum class Norm : int { kNone, kRms, kLayer };
 
 // Every function is a pure function of its inputs: bitwise the same for any number of threads and any ISA.
@@ -51,6 +60,9 @@ struct Kernels {
                        float cap, float scale, float* work, float* loss, float* folded, int threads);
   // master float64 [K, K] += sum_i z_i z_i^T of the rows scaled to unit length; panels [kCovarianceRows, K].
   void (*covariance)(const Rows& x, int64_t N, int K, float* panels, double* master, int threads);
+  // out [4, N], row stride `stride`: how tr(A ln A) changes with each row of coordinates c [N, K], double where wide.
+  void (*gain)(const void* c, bool wide, int64_t N, int K, const GainNodes& at, double* out, int64_t stride,
+               int threads);
   // out [B, K] += K^-1/2 Pi^T vec(sum_t e_t a_t^T), a [T, I], e [T, O], samples at segments [B, 2]; partial
   // [B, dense_groups(O, I), K], buffers [threads, dense_buffer(B, K)].
   void (*dense_sketch)(const Rows& a, int64_t I, const Rows& e, int64_t O, const int64_t* segments, int64_t samples,

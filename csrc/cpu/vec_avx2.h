@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kMaxRuns = 4;                   // runs that the first Hadamard pass holds in registers
 constexpr int kTileRows = 4, kTileRuns = 1;  // covariance tile
+constexpr int kDoubles = 4;
+typedef double D __attribute__((vector_size(32)));  // arithmetic of the compiler's vector extension
 
 struct F {
   __m256 lo, hi;

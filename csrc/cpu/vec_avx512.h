@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kMaxRuns = 16;                  // runs that the first Hadamard pass holds in registers
 constexpr int kTileRows = 8, kTileRuns = 2;  // covariance tile
+constexpr int kDoubles = 8;
+typedef double D __attribute__((vector_size(64)));  // arithmetic of the compiler's vector extension
 
 struct F {
   __m512 v;

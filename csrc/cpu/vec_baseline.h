@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kMaxRuns = 4;                   // runs that the first Hadamard pass works on at once
 constexpr int kTileRows = 4, kTileRuns = 1;  // covariance tile
+constexpr int kDoubles = 2;
+typedef double D __attribute__((vector_size(16)));  // arithmetic of the compiler's vector extension
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t QuadInt __attribute__((vector_size(16)));

@@ -270,11 +270,53 @@ void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
   expect("covariance", {static_cast<float>(T)}, trace, 1e-5);
 }
 
+// Rows of coordinates of a diagonal A; the first nodes of a quadrature, and columns of zeros up to a whole group.
+template <typename T>
+void run_gain(int64_t N, int K, int J, int sign, int threads) {
+  const size_t columns = static_cast<size_t>((J + 2 + kGainColumns - 1) / kGainColumns * kGainColumns);
+  const size_t dim = static_cast<size_t>(K), nodes = static_cast<size_t>(J), rows = static_cast<size_t>(N);
+  std::vector<T> c(rows * dim);
+  std::generate(c.begin(), c.end(), [] { return static_cast<T>(uniform()); });
+  std::vector<double> t(nodes), weight(nodes), table(dim * columns), lambda(dim), out(4 * rows, NAN);
+  for (size_t j = 0; j < nodes; ++j) weight[j] = t[j] = 1e-3 * std::exp(static_cast<double>(j));
+  for (size_t k = 0; k < dim; ++k) {
+    lambda[k] = 1.0 + static_cast<double>(k);
+    table[k * columns] = 1.0;
+    table[k * columns + 1] = lambda[k];
+    for (size_t j = 0; j < nodes; ++j) table[k * columns + 2 + j] = 1.0 / (lambda[k] + t[j]);
+  }
+  const GainNodes at = {sign, J, static_cast<int>(columns), t.data(), weight.data(), table.data()};
+  kernels().gain(c.data(), sizeof(T) == sizeof(double), N, K, at, out.data(), N, threads);
+  std::vector<float> got;
+  std::vector<double> want;
+  for (size_t n = 0; n < rows; ++n) {
+    double r = 0.0, mu = 0.0;
+    for (size_t k = 0; k < dim; ++k) {
+      const double e = static_cast<double>(c[n * dim + k]) * static_cast<double>(c[n * dim + k]);
+      r += e;
+      mu += e * lambda[k];
+    }
+    mu = sign < 0 ? std::max(1.0, mu / r) : mu / r;
+    double change = (mu + sign > 0.0 ? (mu + sign) * std::log(mu + sign) : 0.0) - mu * std::log(mu);
+    for (size_t j = 0; j < nodes; ++j) {
+      double g = 0.0;
+      for (size_t k = 0; k < dim; ++k)
+        g += static_cast<double>(c[n * dim + k]) * static_cast<double>(c[n * dim + k]) / (lambda[k] + t[j]) / r;
+      change += weight[j] * (std::log1p(sign / (mu + t[j])) - std::log1p(sign * g));
+    }
+    for (const size_t part : {size_t{0}, size_t{1}, size_t{3}}) got.push_back(static_cast<float>(out[part * rows + n]));
+    want.insert(want.end(), {change, mu, r});
+  }
+  expect("gain", got, want, 1e-5);
+}
+
 }  // namespace
 
 int main() {
   for (const std::string& isa : available_isas()) {
     set_isa(isa);
+    // The same data for each, whatever ran before.
+    random_words.seed(1);
     for (const int K : {64, 128, 256, 1024})
       for (const int64_t T : {0, 1, 7, 63, 1000})
         for (const int64_t width : {1, 15, 16, 63, 64, 65, 200, 1000, 1100}) {
@@ -282,6 +324,12 @@ int main() {
           if (T == 1000 && (K > 256 || width > 65)) continue;
           run(T, width, K, false, 2);
           run(T, width, K, true, 1);
+        }
+    for (const int K : {1, 63, 64, 65, 200})
+      for (const int64_t N : {0, 1, 3, 4, 8, 9, 33})
+        for (const int J : {1, 6, 7, 30, 62}) {
+          run_gain<float>(N, K, J, 1, 2);
+          run_gain<double>(N, K, J, -1, 1);
         }
     std::printf("%s: %d failures\n", isa.c_str(), failures);
   }

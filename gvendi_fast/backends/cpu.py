@@ -17,6 +17,7 @@ import torch
 from gvendi_fast._version import __version__
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import RUN, Table
+from gvendi_fast.spectrum import Quadrature
 
 try:
     from gvendi_fast import _cpu
@@ -35,6 +36,7 @@ except ImportError as error:
     )
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_GAIN_DTYPES = (torch.float32, torch.float64)
 _NORMS = {None: 0, "rms": 1, "layer": 2}
 _packed: weakref.WeakKeyDictionary[Table, object] = weakref.WeakKeyDictionary()
 
@@ -74,13 +76,14 @@ def why_not(op: str, *tensors: torch.Tensor) -> str | None:
     """The reason for which the kernels cannot run `op` on these tensors, or None."""
     if _missing:
         return _missing
+    dtypes = _GAIN_DTYPES if op == "gain" else _DTYPES
     # The second tensor of a covariance is its float64 master.
     for tensor in tensors[:1] if op == "covariance" else tensors:
         if tensor.device.type != "cpu":
             return f"a tensor is on {tensor.device}, the compiled CPU kernels need it on the CPU"
-        if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
-            name = str(tensor.dtype).removeprefix("torch.")
-            return f"{name} on a CPU is not supported by the compiled kernels; use float32 or bfloat16"
+        if tensor.is_floating_point() and tensor.dtype not in dtypes:
+            name, first, second = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
+            return f"{name} on a CPU is not supported by the compiled kernels; use {first} or {second}"
     return None
 
 
@@ -233,6 +236,25 @@ def covariance(rows: torch.Tensor, out: torch.Tensor) -> None:
         return
     panels = torch.empty(min(len(rows), _cpu.COVARIANCE_ROWS) * dim, dtype=torch.float32)
     _cpu.covariance(_matrix(rows), len(rows), dim, panels.data_ptr(), out.data_ptr(), _threads())
+
+
+def gain(coordinates: torch.Tensor, at: Quadrature, out: torch.Tensor) -> None:
+    rows, dim = coordinates.shape
+    _cpu.gain(
+        coordinates.data_ptr(),
+        coordinates.dtype == torch.float64,
+        rows,
+        dim,
+        at.sign,
+        len(at.t),
+        at.table.shape[1],
+        at.t.data_ptr(),
+        at.weight.data_ptr(),
+        at.table.data_ptr(),
+        out.data_ptr(),
+        out.stride(0),
+        _threads(),
+    )
 
 
 def _require() -> None:

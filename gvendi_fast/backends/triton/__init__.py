@@ -22,15 +22,26 @@ if triton is not None:
     from gvendi_fast.backends.triton.covariance import covariance
     from gvendi_fast.backends.triton.entropy import entropy
     from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
+    from gvendi_fast.backends.triton.gain import gain
     from gvendi_fast.backends.triton.hadamard import hadamard
     from gvendi_fast.backends.triton.linear_sketch import linear_sketch
     from gvendi_fast.backends.triton.softmax_fold import softmax_fold
     from gvendi_fast.backends.triton.token_sketch import token_sketch
     from gvendi_fast.backends.triton.vector_sketch import vector_sketch
 
-    _kernels = (covariance, entropy, fold_hadamard, linear_sketch, softmax_fold, token_sketch, vector_sketch)
+    _kernels = (
+        covariance,
+        entropy,
+        fold_hadamard,
+        gain,
+        linear_sketch,
+        softmax_fold,
+        token_sketch,
+        vector_sketch,
+    )
     _ops = {kernel.__name__ for kernel in _kernels}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_GAIN_DTYPES = (torch.float32, torch.float64)
 _CAPABILITY = (8, 0)
 
 
@@ -55,11 +66,12 @@ def why_not(op: str, *tensors: torch.Tensor) -> str | None:
         return _missing
     if op not in _ops:
         return f"{op} has no Triton kernel"
+    dtypes = _GAIN_DTYPES if op == "gain" else _DTYPES
     # The second tensor of a covariance is its float64 master.
     for tensor in tensors[:1] if op == "covariance" else tensors:
-        if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
-            name = str(tensor.dtype).removeprefix("torch.")
-            return f"{name} is not supported by the Triton kernels; use float32, bfloat16 or float16"
+        if tensor.is_floating_point() and tensor.dtype not in dtypes:
+            name, *usable = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
+            return f"{name} is not supported by the Triton kernels; use {' or '.join(usable)}"
         if tensor.device.type != "cuda" and not interpreted():
             return (
                 f"a tensor is on {tensor.device}, the Triton kernels need it on a GPU; move it with .cuda()"

@@ -11,6 +11,7 @@ from gvendi_fast.backends.triton.covariance import builds as covariance
 from gvendi_fast.backends.triton.entropy import SIZES
 from gvendi_fast.backends.triton.entropy import builds as entropy
 from gvendi_fast.backends.triton.fold_hadamard import builds as fold_hadamard
+from gvendi_fast.backends.triton.gain import builds as gain
 from gvendi_fast.backends.triton.hadamard import TILES
 from gvendi_fast.backends.triton.linear_sketch import builds as linear_sketch
 from gvendi_fast.backends.triton.reduce_chunks import builds as reduce_chunks
@@ -24,6 +25,8 @@ from gvendi_fast.plan import make_table
 DEFAULT_DIM = 1024
 # A common vocabulary; the fold takes it in parts, whose number is a constant of the kernel.
 VOCABULARY = 151936
+# A spectrum's table has as many columns where n is in the thousands, and up to twice as many beyond.
+GAIN_COLUMNS = 32
 
 
 def builds() -> dict[str, Build]:
@@ -55,5 +58,9 @@ def _listed() -> Iterator[Build]:
     yield from softmax_fold("fp32", make_table(0, "vocabulary", VOCABULARY, DEFAULT_DIM), False)
     for K in (256, DEFAULT_DIM):
         yield from covariance("bf16", K)
+    for sign in (1, -1):
+        yield from gain("fp32", GAIN_COLUMNS, sign)
+    yield from gain("fp32", 2 * GAIN_COLUMNS, 1)
+    yield from gain("fp64", GAIN_COLUMNS, 1)
     for size in SIZES:
         yield from entropy(size)
