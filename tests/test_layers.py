@@ -43,6 +43,7 @@ FLOORS = {
     "vendi": 4,
     "pool": 4,
     "memory": 5,
+    "unit_sketches": 5,
     "sketching": 5,
     "scoring": 5,
     "about": 6,
