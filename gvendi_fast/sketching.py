@@ -136,7 +136,11 @@ def sketch_corpus(
 
 
 def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
-    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix."""
+    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
+
+    Device, backend and attention are left out: they change the rounding alone, so that a run which began on one
+    machine may go on on another.
+    """
     local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)
     return {

@@ -22,6 +22,7 @@ FLOORS = {
     "units": 1,
     "corpus": 1,
     "hub": 1,
+    "attention": 1,
     "proxy": 1,
     "atomic": 1,
     "parts": 1,
