@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
-from gpu import QWEN_05B
+from shapes import SHAPES
 
 from gvendi_fast import GradientSketcher, SketchSpec
 from gvendi_fast.transfer import fetch
 
+SLICE = SHAPES["qwen2.5-0.5b-slice"].config
+QWEN_05B = {**SLICE, "num_hidden_layers": 24}
 TINY = {
-    **QWEN_05B,
+    **SLICE,
     "vocab_size": 512,
     "hidden_size": 128,
     "intermediate_size": 256,

@@ -72,10 +72,14 @@ def choose_batch_tokens(
     try:
         trials.append((large.numel(), memory.peak_of(lambda: sketcher(large, large))))
     except torch.OutOfMemoryError:
-        # Then the smaller trial, which did fit, is the answer; halving, as in `sketch_batch`.
-        torch.cuda.empty_cache()
-        return small.numel()
-    return fitting_tokens(trials, memory.free())
+        fits = False
+    else:
+        fits = True
+    if fits:
+        return fitting_tokens(trials, memory.free())
+    # Outside the except clause, so that the failed batch's tensors are free.
+    torch.cuda.empty_cache()
+    return small.numel()
 
 
 def fitting_tokens(trials: Sequence[tuple[int, int]], free: int) -> int:
