@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from gvendi_fast._version import __version__
+from gvendi_fast.attention import resolve_attention
 from gvendi_fast.backends import choose, explain, operations, requested
 from gvendi_fast.proxy import resolve_dtype
 
@@ -26,6 +27,8 @@ def describe() -> dict[str, str]:
     lines["device"] = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu (torch sees no GPU)"
     lines["threads"] = f"{torch.get_num_threads()}"
     lines["--dtype auto"] = f"{str(dtype).removeprefix('torch.')} ({reason})"
+    attention, why = resolve_attention(None, device, dtype)
+    lines["--attention auto"] = f"{attention} ({why})"
     lines |= {f"backend {name}": status for name, status in explain().items()}
     lines |= operation_lines(device, dtype)
     if requested():

@@ -14,6 +14,8 @@ import typer
 from gvendi_fast._version import __version__
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import (
+    Attention,
+    AttentionOption,
     BatchTokens,
     By,
     CompletionField,
@@ -61,6 +63,7 @@ def score(
     sketch: Kind = Sketch.hadamard,
     seed: Seed = 0,
     dtype: DtypeOption = Dtype.auto,
+    attention: AttentionOption = Attention.auto,
     max_tokens: MaxTokens = None,
     batch_tokens: BatchTokens = None,
     by: By = None,
@@ -95,7 +98,12 @@ def score(
         )
         with _Advice(out, "score"):
             result = scoring.score(
-                data, proxy=_load(proxy, dtype), out=out, settings=settings, by=by, progress=_progress()
+                data,
+                proxy=_load(proxy, dtype, attention),
+                out=out,
+                settings=settings,
+                by=by,
+                progress=_progress(),
             )
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
@@ -114,6 +122,7 @@ def sketch(
     sketch: Kind = Sketch.hadamard,
     seed: Seed = 0,
     dtype: DtypeOption = Dtype.auto,
+    attention: AttentionOption = Attention.auto,
     max_tokens: MaxTokens = None,
     batch_tokens: BatchTokens = None,
     by: By = None,
@@ -136,7 +145,7 @@ def sketch(
         dim, sketch, seed, fields, max_tokens, batch_tokens, limit, max_rejected, unit_rows, mask, exclude
     )
     with _Advice(out, "sketch"):
-        run = sketch_corpus(data, out, _load(proxy, dtype), settings, _progress())
+        run = sketch_corpus(data, out, _load(proxy, dtype, attention), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
     print(
         f"{run.units_done} units in {run.path}, {rejected:,} rows rejected; 'gvendi score {run.path}' scores them"
@@ -204,10 +213,11 @@ def parse_max_rejected(text: str | None) -> int | float | None:
     return float(number) / 100 if text.endswith("%") else int(number)
 
 
-def _load(name: str, dtype: Dtype):
+def _load(name: str, dtype: Dtype, attention: Attention):
     from gvendi_fast.proxy import load_proxy
 
-    return load_proxy(name, dtype=dtype.value)
+    chosen = None if attention is Attention.auto else attention.value
+    return load_proxy(name, dtype=dtype.value, attention=chosen)
 
 
 def _progress():

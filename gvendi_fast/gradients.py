@@ -15,15 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gvendi_fast.batch import Batch, prepare
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.head import autograd_loss, find_head
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.taps import EMBEDDING, Recorder, find_taps
+from gvendi_fast.transfer import to_device
 
 
 @dataclass(frozen=True)
 class Sketches:
-    """One batch: z float32 [B, K], loss float32 [B] (nats, summed over targets), tokens int64 [B] (targets)."""
+    """One batch: z float32 [B, K], loss float32 [B] (nats, summed over targets), tokens int64 [B] (targets).
+
+    All three are on the model's device; on a GPU they may still be under way, and reading a value waits for it.
+    """
 
     z: torch.Tensor
     loss: torch.Tensor
@@ -88,77 +93,41 @@ class GradientSketcher:
         """Sketch a batch.
 
         input_ids int64 [B, T]; labels int64 [B, T], -100 where unsupervised, not shifted, as Hugging Face
-        models take them; attention_mask [B, T] of 1 (token) and 0 (padding, on either side), or None.
+        models take them; attention_mask [B, T] of 1 (token) and 0 (padding, on either side), or None. Give them on
+        the CPU, even where the model is on a GPU: the batch is looked at before it is moved, and nothing of the
+        package waits for the GPU afterwards.
         Raises GvendiError for wrong shapes, labels outside the vocabulary, and a sample without any
         supervised token. A gradient that is zero or not finite comes back as it is: the caller decides.
         """
+        if torch.is_inference_mode_enabled():
+            raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
         device = next(self.model.parameters()).device
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        self._check(input_ids, labels, mask)
-        ids, labels, mask = (x.to(device) for x in (input_ids, labels, mask))
-        # Position t predicts token t + 1, both real: left padding must not predict a sample's first token.
-        targets = torch.full_like(labels, -100)
-        targets[:, :-1] = labels[:, 1:].where((mask[:, 1:] != 0) & (mask[:, :-1] != 0), -100)
-        tokens = (targets != -100).sum(dim=1)
-        if bool((tokens == 0).any()):
-            raise GvendiError(
-                f"labels[{int((tokens == 0).nonzero()[0])}] has no supervised token that a causal LM predicts "
-                "(labels other than -100 after the first position); drop the sample"
-            )
-        out = torch.zeros(ids.shape[0], self.spec.dim, dtype=torch.float32, device=device)
-        with _frozen(self.model), torch.enable_grad():
-            segments = _live_rows(mask, targets)
-            with Recorder(self._taps, self.spec, tuple(ids.shape), segments, out) as recorder:
-                loss = self._run(ids, targets, mask, out)
-                recorder.finish()
-        return Sketches(out, loss.float(), tokens)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        mask = None if attention_mask is None else attention_mask.cpu()
+        batch = prepare(input_ids.cpu(), labels.cpu(), mask, vocabulary)
+        shape = tuple(batch.ids.shape)
+        out = torch.zeros(shape[0], self.spec.dim, dtype=torch.float32, device=device)
+        recorder = Recorder(self._taps, self.spec, shape, batch.segments, out)
+        with _frozen(self.model), torch.enable_grad(), recorder:
+            loss = self._run(batch, device, out)
+            recorder.finish()
+        return Sketches(out, loss.float(), to_device(batch.tokens, device))
 
-    def _run(self, ids, targets, mask, out) -> torch.Tensor:
-        inputs = {"input_ids": ids, "use_cache": False}
-        if self._gives_positions or not _right_padded(mask):
-            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        if not _right_padded(mask):
-            # Padding on the right comes after every token, where a causal model cannot look.
-            inputs["attention_mask"] = mask
+    def _run(self, batch: Batch, device: torch.device, out: torch.Tensor) -> torch.Tensor:
+        inputs = {"input_ids": to_device(batch.ids, device), "use_cache": False}
+        if self._gives_positions or batch.mask is not None:
+            inputs["position_ids"] = to_device(batch.positions, device)
+        if batch.mask is not None:
+            inputs["attention_mask"] = to_device(batch.mask, device)
         if self._head is not None:
             hidden = self._head.base(**inputs).last_hidden_state
-            return self._head.backward(hidden, targets, self.spec, out)
-        loss = autograd_loss(self.model(**inputs).logits, targets)
+            return self._head.backward(hidden, batch, self.spec, out)
+        loss = autograd_loss(self.model(**inputs).logits, to_device(batch.targets, device))
         loss.sum().backward()
         return loss.detach()
 
     def _is_head(self, tap) -> bool:
         return tap.module is self.model.get_output_embeddings()
-
-    def _check(self, ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> None:
-        if torch.is_inference_mode_enabled():
-            raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        for name, x in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
-            if x.dim() != 2 or x.shape != ids.shape:
-                raise GvendiError(f"{name} must have shape [B, T] = {tuple(ids.shape)}, got {tuple(x.shape)}")
-            if name != "attention_mask" and x.dtype != torch.int64:
-                raise GvendiError(f"{name} must be int64, got {x.dtype}; call .long()")
-        size = self.model.get_input_embeddings().weight.shape[0]
-        for name, x in (("input_ids", ids), ("labels", labels[labels != -100])):
-            if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < size:
-                raise GvendiError(
-                    f"{name} must lie in 0..{size - 1}, got {int(x.min())}..{int(x.max())}; "
-                    "is the tokenizer that of the model?"
-                )
-
-
-def _live_rows(mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """int64 [B, 2]: each sample's rows from its first token to its last target, in the flattened batch."""
-    length = mask.shape[1]
-    place = torch.arange(length, device=mask.device)
-    first = torch.where(mask != 0, place, length).amin(dim=1)
-    last = torch.where(targets != -100, place + 1, 0).amax(dim=1)
-    starts = torch.arange(mask.shape[0], device=mask.device) * length
-    return torch.stack([starts + torch.minimum(first, last), starts + last], dim=1).cpu()
-
-
-def _right_padded(mask: torch.Tensor) -> bool:
-    return bool((mask[:, 1:] <= mask[:, :-1]).all())
 
 
 @contextmanager

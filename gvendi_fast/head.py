@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gvendi_fast.batch import Batch
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.sketches import layer_sketch
 from gvendi_fast.taps import LINEAR, Tap
+from gvendi_fast.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -27,31 +29,29 @@ class Head:
     softcap: float | None
     scale: float
 
-    def backward(self, hidden: torch.Tensor, targets: torch.Tensor, spec: SketchSpec, out: torch.Tensor):
-        """Run loss and backward from hidden states [B, T, d] and shifted targets [B, T] (-100: none).
+    def backward(
+        self, hidden: torch.Tensor, batch: Batch, spec: SketchSpec, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Run loss and backward from the hidden states [B, T, d] of a batch.
 
         Adds the head's sketch to out [B, K] and the gradients of all layers below through autograd.
         Returns the loss summed over each sample's targets, float32 [B].
         """
-        batch = hidden.shape[0]
-        flat, picked = hidden.detach().reshape(-1, hidden.shape[-1]), targets.reshape(-1) != -100
-        counts = picked.reshape(batch, -1).sum(dim=1).cpu()
-        ends = counts.cumsum(0)
-        segments = torch.stack([ends - counts, ends], dim=1)
-        rows = picked.nonzero()[:, 0]
+        flat = hidden.detach().reshape(-1, hidden.shape[-1])
+        rows, labels = (to_device(x, hidden.device) for x in (batch.rows, batch.labels))
         loss, picked_gradient = layer_sketch(spec).head(
             self.name,
             flat[rows],
             self.weight.detach(),
-            targets.reshape(-1)[rows],
-            segments,
+            labels,
+            batch.target_segments,
             out,
             self.softcap,
             self.scale,
         )
         gradient = torch.zeros_like(flat).index_copy_(0, rows, picked_gradient)
         hidden.backward(gradient.view_as(hidden))
-        return sum_by_sample(loss, counts)
+        return sum_by_sample(loss, batch.tokens)
 
 
 def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | None:
@@ -104,5 +104,8 @@ def autograd_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def sum_by_sample(loss: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Sum consecutive runs of `counts` entries: [R] -> [B]."""
+    """Sum consecutive runs of `counts` entries: [R] -> [B]; counts int64 [B] on the CPU.
+
+    One sum a sample, so that its bits depend neither on its batch nor on the order in which threads add.
+    """
     return torch.stack([part.sum() for part in loss.split(counts.tolist())])

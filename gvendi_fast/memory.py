@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,36 +12,90 @@ from gvendi_fast.gradients import GradientSketcher, Sketches
 from gvendi_fast.text import Sample, collate
 
 CPU_BATCH_TOKENS = 2048
-# Tokens of the trial batch, and the share of the free memory that batches may take: attention and the allocator's
-# fragments grow with the batch in ways that one trial does not show.
-TRIAL_TOKENS = 1024
+# Tokens of the trial batches and of each of their rows.
+TRIALS = (1024, 4096)
+TRIAL_LENGTH = 1024
+# Share of the free memory that batches may take: padding, attention and the allocator's fragments grow with the batch
+# in ways that two trials do not show.
 MEMORY_SHARE = 0.6
 MOST_BATCH_TOKENS = 1 << 17
 _warned = False
 
 
-def choose_batch_tokens(sketcher: GradientSketcher, asked: int | None) -> int:
+class GpuMemory:
+    """Reads a CUDA device's memory, in bytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def peak_of(self, run: Callable[[], object]) -> int:
+        """The most that `run` has allocated at once, above what was allocated before it."""
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def free(self) -> int:
+        """What the device has free, and what PyTorch holds of it without using it."""
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + held
+
+
+def choose_batch_tokens(
+    sketcher: GradientSketcher, asked: int | None, memory: GpuMemory | None = None
+) -> int:
     """The token budget of a batch: what was asked for, 2048 on a CPU, or what fits into a GPU's free memory.
 
-    On a GPU one trial batch says how many bytes a token takes; the budget is 60 % of the free memory over that,
-    at most 131,072, rounded down to a power of two so that it does not change with small differences.
+    On a GPU two trial batches, of 1024 and 4096 tokens, say what a token takes and what every batch takes (the
+    head's chunk of logits, workspaces); see `fitting_tokens`. memory: read in place of the GPU's own.
+    Raises GvendiError where the smaller trial does not fit.
     """
     device = next(sketcher.model.parameters()).device
     if asked is not None:
         return asked
-    if device.type != "cuda":
-        return CPU_BATCH_TOKENS
-    ids = torch.ones(1, TRIAL_TOKENS, dtype=torch.int64)
-    positions = getattr(sketcher.model.config, "max_position_embeddings", TRIAL_TOKENS)
-    if positions < TRIAL_TOKENS:
-        ids = ids.view(TRIAL_TOKENS // (positions // 2), -1)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    sketcher(ids, ids)
-    taken = torch.cuda.max_memory_allocated(device) - before
-    free, _ = torch.cuda.mem_get_info(device)
-    fitting = int(MEMORY_SHARE * free / max(taken / ids.numel(), 1))
-    return max(TRIAL_TOKENS, min(MOST_BATCH_TOKENS, 1 << (max(fitting, 1).bit_length() - 1)))
+    if memory is None:
+        if device.type != "cuda":
+            return CPU_BATCH_TOKENS
+        memory = GpuMemory(device)
+    positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_LENGTH
+    length = min(TRIAL_LENGTH, positions)
+    small, large = (torch.ones(-(-tokens // length), length, dtype=torch.int64) for tokens in TRIALS)
+    try:
+        # The first batch compiles kernels and brings tables, which stay and are no batch's.
+        sketcher(small, small)
+        trials = [(small.numel(), memory.peak_of(lambda: sketcher(small, small)))]
+    except torch.OutOfMemoryError as error:
+        raise GvendiError(
+            f"a batch of {small.numel()} tokens does not fit into the GPU's memory; give a smaller --batch-tokens and "
+            "--max-tokens, or a smaller proxy"
+        ) from error
+    try:
+        trials.append((large.numel(), memory.peak_of(lambda: sketcher(large, large))))
+    except torch.OutOfMemoryError:
+        fits = False
+    else:
+        fits = True
+    if fits:
+        return fitting_tokens(trials, memory.free())
+    # Outside the except clause, so that the failed batch's tensors are free.
+    torch.cuda.empty_cache()
+    return small.numel()
+
+
+def fitting_tokens(trials: Sequence[tuple[int, int]], free: int) -> int:
+    """The largest power of two of tokens whose batch takes at most 60 % of `free` bytes, from 1024 to 131,072.
+
+    trials: (tokens, bytes) of a small and a large batch. A batch of t tokens takes fixed + slope t, the line through
+    both; a fixed part below zero counts as none, and where the large batch took no more than the small one, its
+    bytes a token are the slope. A power of two does not change with small differences.
+    """
+    (few, less), (many, more) = trials
+    slope = (more - less) / (many - few)
+    fixed = max(less - slope * few, 0)
+    if slope <= 0:
+        slope, fixed = max(more, 1) / many, 0
+    fitting = int((MEMORY_SHARE * free - fixed) / slope)
+    return max(TRIALS[0], min(MOST_BATCH_TOKENS, 1 << (max(fitting, 1).bit_length() - 1)))
 
 
 def sketch_batch(sketcher: GradientSketcher, batch: Sequence[Sample], pad_id: int) -> Sketches:

@@ -16,6 +16,15 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Attention(str, Enum):
+    """How the proxy computes attention."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
 class Sketch(str, Enum):
     """Kinds of sketch."""
 
@@ -68,6 +77,13 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype", help="Weights of the proxy; auto: bfloat16 where the hardware has it, else float32."
+    ),
+]
+AttentionOption = Annotated[
+    Attention,
+    typer.Option(
+        "--attention",
+        help="Attention of the proxy; auto: flash-attn where 'gvendi info' says it can be used, else PyTorch's sdpa.",
     ),
 ]
 MaxTokens = Annotated[

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gvendi_fast.attention import resolve_attention
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.hub import PICKLED, SAFETENSORS, TEMPLATE, TOKENIZER, VOCABULARY, first_line, hub_snapshot
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_PROXY = "Qwen/Qwen2.5-0.5B-Instruct"
 TINY = "tiny"
@@ -38,6 +39,7 @@ class Proxy:
     model: causal LM in eval mode on `device`, parameters in `dtype`. tokenizer: a fast tokenizer.
     name: what `load_proxy` was given. revision: commit of the hub snapshot, or "sha256:..." of the files.
     parameters: their count, a tied embedding and head counted once. dtype_reason: why `dtype` was chosen.
+    attention: transformers' name of what the model runs. attention_reason: why.
     """
 
     model: "PreTrainedModel" = field(repr=False)
@@ -48,6 +50,8 @@ class Proxy:
     device: torch.device
     parameters: int
     dtype_reason: str = ""
+    attention: str = ""
+    attention_reason: str = ""
 
     @property
     def identity(self) -> str:
@@ -61,19 +65,19 @@ def load_proxy(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     revision: str | None = None,
-    attn_implementation: str | None = None,
+    attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> Proxy:
     """Load a proxy model for gradients: eval mode, nothing fine-tuned.
 
     name: "tiny" (embedded in the package), the path of a folder in Hugging Face format, or a hub name. A
     local folder called "tiny" is given as "./tiny". dtype: see `resolve_dtype`. device: "auto" (the GPU where
-    there is one), or anything torch.device takes. revision: branch, tag or commit of a hub name.
-    attn_implementation and trust_remote_code go to transformers as they are; with the latter off no code of
-    the model's folder runs.
+    there is one), or anything torch.device takes. revision: branch, tag or commit of a hub name. attention: "sdpa"
+    (PyTorch's), "eager" or "flash_attention_2"; None takes flash-attn where it can be used, else sdpa.
+    trust_remote_code: with it off no code of the model's folder runs.
 
     Raises GvendiError where the folder is incomplete, the hub cannot serve the name, the tokenizer has no
-    fast version, or the weights do not cover the architecture.
+    fast version, the weights do not cover the architecture, or the attention cannot be used.
     """
     target = resolve_device(device)
     chosen, reason = resolve_dtype(dtype, target)
@@ -92,10 +96,16 @@ def load_proxy(
         folder, found = local, folder_digest(local)
     with _quiet_transformers():
         tokenizer = _load_tokenizer(folder, text, trust_remote_code)
-        model = _load_model(folder, text, chosen, attn_implementation, trust_remote_code)
+        config = _load_config(folder, text, trust_remote_code)
+        wanted, why = resolve_attention(attention, target, chosen, config)
+        # transformers steps down from sdpa to eager for a model that lacks it, if it is not told.
+        told = None if attention is None and wanted == "sdpa" else wanted
+        model = _load_model(folder, text, chosen, told, trust_remote_code)
     model = model.to(target).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
-    return Proxy(model, tokenizer, text, found, chosen, target, count, reason)
+    runs = model.config._attn_implementation
+    why = why if runs == wanted else f"transformers has no {wanted} for this model"
+    return Proxy(model, tokenizer, text, found, chosen, target, count, reason, runs, why)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -244,6 +254,17 @@ def _load_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizer
             "use `--proxy tiny`"
         )
     return tokenizer
+
+
+def _load_config(folder: Path, name: str, code: bool) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise GvendiError(
+            f"The config of the proxy {name!r} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def _load_model(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from gvendi_fast.corpus import Fields, Manifest, Rejected, UnitReader, index_corpus
 from gvendi_fast.errors import GvendiError
@@ -24,6 +23,8 @@ from gvendi_fast.plan import SketchSpec
 from gvendi_fast.proxy import Proxy
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.text import Encoder, Sample, batches
+from gvendi_fast.transfer import Fetched, fetch
+from gvendi_fast.unit_sketches import UnitSketches
 
 # Changes whenever the same settings would give other sketches than before.
 FORMAT = 1
@@ -118,12 +119,16 @@ def sketch_corpus(
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
     try:
         _check_rejects(rejected, allowed, run)
-        for unit, samples, refused in _ahead(manifest, todo, encoder):
-            progress.advance(len(refused), 0, len(refused))
-            rejected += len(refused) + _sketch_unit(
-                run, unit, samples, refused, sketcher, proxy, batch_tokens, progress
-            )
-            _check_rejects(rejected, allowed, run)
+        queued = _queued(_ahead(manifest, todo, encoder), sketcher, proxy, batch_tokens)
+        for work, batch, fetched in _behind(queued, 1 if proxy.device.type == "cuda" else 0):
+            if fetched is not None:
+                work.take(batch, fetched)
+                progress.advance(len(batch), sum(sample.length for sample in batch), 0)
+            if work.missing == 0:
+                refused = len(work.refused) + work.write(run)
+                progress.advance(len(work.refused), 0, refused)
+                rejected += refused
+                _check_rejects(rejected, allowed, run)
     finally:
         progress.close()
     run.finish()
@@ -131,7 +136,11 @@ def sketch_corpus(
 
 
 def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
-    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix."""
+    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
+
+    Device, backend and attention are left out: they change the rounding alone, so that a run which began on one
+    machine may go on on another.
+    """
     local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)
     return {
@@ -148,49 +157,35 @@ def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_t
     }
 
 
-def _sketch_unit(
-    run: RunDirectory,
-    unit,
-    samples: list[Sample],
-    refused: list[Rejected],
-    sketcher: GradientSketcher,
-    proxy: Proxy,
-    batch_tokens: int,
-    progress: Progress,
-) -> int:
-    """Sketch and store one unit; returns how many of its samples had no usable gradient."""
-    by_row = {sample.row: i for i, sample in enumerate(samples)}
-    sketches = np.zeros((len(samples), sketcher.spec.dim), np.float32)
-    loss, tokens = np.zeros(len(samples), np.float32), np.zeros(len(samples), np.int32)
+_Queued = tuple[UnitSketches, list[Sample], Fetched | None]
+
+
+def _queued(
+    units: Iterable, sketcher: GradientSketcher, proxy: Proxy, batch_tokens: int
+) -> Iterator[_Queued]:
+    """Each unit with each of its batches, the results of which may be under way; once with none if it has none."""
     pad = proxy.tokenizer.pad_token_id
-    for batch in batches(samples, batch_tokens):
-        got = sketch_batch(sketcher, batch, 0 if pad is None else pad)
-        where = [by_row[sample.row] for sample in batch]
-        sketches[where], loss[where] = got.z.cpu().numpy(), got.loss.cpu().numpy()
-        tokens[where] = got.tokens.cpu().numpy()
-        progress.advance(len(batch), sum(sample.length for sample in batch), 0)
-    norm = np.linalg.norm(sketches.astype(np.float64), axis=1)
-    usable = np.isfinite(norm) & (norm > 0)
-    bad = [
-        Rejected(s.file, s.line, "zero gradient" if norm[i] == 0 else "non-finite gradient", s.id)
-        for i, s in enumerate(samples)
-        if not usable[i]
-    ]
-    progress.advance(0, 0, len(bad))
-    kept = [sample for i, sample in enumerate(samples) if usable[i]]
-    run.write_part(
-        unit.ordinal,
-        ids=[s.id for s in kept],
-        groups=[s.group for s in kept],
-        rows=np.array([unit.first_row + s.row for s in kept], np.int64),
-        sketches=sketches[usable],
-        tokens=tokens[usable],
-        length=np.array([s.length for s in kept], np.int32),
-        loss=loss[usable],
-        gradient_norm=norm[usable].astype(np.float32),
-        rejected=[*refused, *bad],
-    )
-    return len(bad)
+    for unit, samples, refused in units:
+        work = UnitSketches(unit, samples, refused, sketcher.spec.dim)
+        if not samples:
+            yield work, [], None
+        for batch in batches(samples, batch_tokens):
+            got = sketch_batch(sketcher, batch, 0 if pad is None else pad)
+            yield work, batch, fetch(got.z, got.loss, got.tokens)
+
+
+def _behind(items: Iterable[_Queued], count: int) -> Iterator[_Queued]:
+    """The items in order, each one when `count` more have been made.
+
+    With a GPU, one: results are waited for when the next batch is queued, so the GPU always has work, also while a
+    unit is written. On a CPU results are there at once, and a unit that is done is written at once.
+    """
+    waiting: deque[_Queued] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _ahead(

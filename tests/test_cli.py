@@ -94,6 +94,10 @@ def test_limit_takes_the_first_rows(gvendi, data):
         (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "batch_tokens must be at least 1"),
         (["score", "{data}", "--proxy", "./no/such/model"], "no/such/model"),
         (
+            ["score", "{data}", "--proxy", "tiny", "--dtype", "float32", "--attention", "flash_attention_2"],
+            "attention='flash_attention_2' cannot be used",
+        ),
+        (
             ["score", "{data}", "--proxy", "tiny", "--exclude", "nothing*"],
             "'nothing\\*' matches no parameter",
         ),
@@ -130,6 +134,7 @@ def test_info_and_version_and_help(gvendi):
     _, out, _ = gvendi("info")
     assert "backend cpu" in out
     assert "--dtype auto" in out
+    assert "--attention auto" in out
     assert "gvendi-fast" in gvendi("--version")[1]
     for command in ("score", "sketch"):
         text = gvendi(command, "--help")[1]

@@ -6,7 +6,7 @@ import torch
 
 from gvendi_fast import memory
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.gradients import GradientSketcher, Sketches
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.proxy import load_proxy
 from gvendi_fast.text import Sample, collate
@@ -69,3 +69,70 @@ def test_other_errors_are_not_swallowed(monkeypatch, sketcher):
 def test_budget_on_a_cpu(sketcher):
     assert memory.choose_batch_tokens(sketcher, None) == memory.CPU_BATCH_TOKENS
     assert memory.choose_batch_tokens(sketcher, 777) == 777
+
+
+class FakeMemory:
+    """A GPU on which a batch of t tokens takes fixed + slope t bytes, and none fits that takes more than `most`."""
+
+    def __init__(self, monkeypatch, fixed: int, slope: int, free: int, most: float = float("inf")) -> None:
+        self.fixed, self.slope, self._free, self.most, self.batches = fixed, slope, free, most, []
+        monkeypatch.setattr(GradientSketcher, "sketch", self._sketch)
+
+    def _sketch(self, input_ids, labels, attention_mask=None):
+        self.batches.append(tuple(input_ids.shape))
+        self.taken = self.fixed + self.slope * input_ids.numel()
+        if self.taken > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return Sketches(*torch.zeros(3, 1))
+
+    def peak_of(self, run) -> int:
+        run()
+        return self.taken
+
+    def free(self) -> int:
+        return self._free
+
+
+def test_a_fixed_overhead_is_not_counted_for_every_token(monkeypatch, sketcher):
+    # 256 MiB whatever the batch, and 100 KB a token, of 10 GB: (0.6 * 10e9 - 268e6) / 1e5 = 57,315 tokens.
+    gpu = FakeMemory(monkeypatch, 256 << 20, 100_000, 10**10)
+    assert memory.choose_batch_tokens(sketcher, None, gpu) == 32768
+    assert gpu.batches == [(1, 1024), (1, 1024), (4, 1024)]
+    # One trial of 1024 tokens would have said 362 KB a token, and 16,384 tokens.
+    assert 8192 < 0.6 * 10**10 / ((256 << 20) / 1024 + 100_000) < 32768
+
+
+def test_trials_are_no_longer_than_the_model_reads(monkeypatch, sketcher):
+    monkeypatch.setattr(sketcher.model.config, "max_position_embeddings", 600)
+    gpu = FakeMemory(monkeypatch, 0, 1000, 10**9)
+    assert memory.choose_batch_tokens(sketcher, None, gpu) == memory.MOST_BATCH_TOKENS
+    assert gpu.batches == [(2, 600), (2, 600), (7, 600)]
+
+
+def test_trials_that_do_not_fit(monkeypatch, sketcher):
+    gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=2_000_000)
+    assert memory.choose_batch_tokens(sketcher, None, gpu) == 1024
+    gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=1_000_000)
+    with pytest.raises(GvendiError, match=r"a batch of 1024 tokens does not fit.*--batch-tokens"):
+        memory.choose_batch_tokens(sketcher, None, gpu)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "free", "tokens"),
+    [
+        # Slope 1000, nothing fixed: 6,000,000 / 1000 = 6000.
+        (1_024_000, 4_096_000, 10**7, 4096),
+        # Slope 1000 and 2,000,000 fixed: 4,000,000 / 1000 = 4000.
+        (3_024_000, 6_096_000, 10**7, 2048),
+        # Grows faster than in proportion: slope 2000, and no credit for a fixed part below zero: 3000.
+        (1_024_000, 7_168_000, 10**7, 2048),
+        # No growth seen: 4,096,000 / 4096 = 1000 bytes a token, 6000.
+        (4_096_000, 4_096_000, 10**7, 4096),
+        (4_096_000, 4_096_000, 10**12, 1 << 17),
+        # Nothing left: the smallest budget, which the halving of batches still protects.
+        (3_024_000, 6_096_000, 10**6, 1024),
+        (0, 0, 10**6, 1 << 17),
+    ],
+)
+def test_the_line_through_two_trials(small, large, free, tokens):
+    assert memory.fitting_tokens([(1024, small), (4096, large)], free) == tokens

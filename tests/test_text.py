@@ -383,6 +383,27 @@ def test_batches_keep_to_the_budget():
         list(batches(samples, 0))
 
 
+def test_a_long_batch_ends_before_it_is_much_padding():
+    # 8 x 1024 tokens, then rows of 900: one more makes 9216 padded tokens of which 124 are padding, and so on; the
+    # fifth, with 5 * 124 = 620 of 13,312, is within 1/16 = 832, the ninth, 1116 of 17,408 against 1088, is not.
+    samples = [sample_of(1024 if row < 8 else 900, row) for row in range(30)]
+    made = [[s.length for s in batch] for batch in batches(samples, 1 << 16)]
+    assert made == [[1024] * 8 + [900] * 8, [900] * 14]
+    # Below 8192 tokens the budget alone decides.
+    assert [len(batch) for batch in batches(samples, 8192)] == [8, 9, 9, 4]
+    short = [sample_of(length, row) for row, length in enumerate([1000, 10, 10, 10])]
+    assert [len(batch) for batch in batches(short, 1 << 16)] == [4]
+
+
+@pytest.mark.parametrize("budget", [2048, 16384, 65536])
+def test_padding_is_bounded_whatever_the_lengths(budget):
+    lengths = np.random.default_rng(3).lognormal(5, 0.7, 700).astype(int) + 2
+    for batch in batches([sample_of(n, row) for row, n in enumerate(lengths.tolist())], budget):
+        padded, real = batch[0].length * len(batch), sum(s.length for s in batch)
+        assert padded <= max(budget, batch[0].length)
+        assert padded - real <= max(padded / 16, 8192 + batch[0].length)
+
+
 def test_collate_pads_on_the_right():
     input_ids, labels, attention = collate([sample_of(3, 0), sample_of(2, 1)], pad_id=9)
     assert input_ids.tolist() == [[1, 2, 3], [1, 2, 9]]

@@ -18,6 +18,7 @@ from gvendi_fast._version import __version__
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
 from gvendi_fast.signs import MAX_IDS
+from gvendi_fast.transfer import to_device
 
 try:
     from gvendi_fast import _cuda
@@ -204,7 +205,7 @@ def _pack(table: Table, device: torch.device, stream: int) -> torch.Tensor:
 @functools.lru_cache(maxsize=16)
 def _spans(segments: bytes, device: torch.device, stream: int) -> torch.Tensor:
     """The segments on the device, int64 [B, 2]; cached as in `_chunks`."""
-    return torch.from_numpy(np.frombuffer(segments, dtype=np.int64).reshape(-1, 2).copy()).to(device)
+    return to_device(torch.from_numpy(np.frombuffer(segments, dtype=np.int64).reshape(-1, 2).copy()), device)
 
 
 @functools.lru_cache(maxsize=16)
@@ -225,4 +226,4 @@ def _chunks(
         raise GvendiError(
             f"segments cover {len(chunks)} chunks, fewer than 2^31 fit one call; split the batch"
         )
-    return torch.from_numpy(chunks).to(device), torch.from_numpy(first).to(device)
+    return to_device(torch.from_numpy(chunks), device), to_device(torch.from_numpy(first), device)

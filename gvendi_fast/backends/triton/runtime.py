@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.transfer import to_device
+
 # Few rows keep every multiprocessor busy on small batches; each chunk costs one row of partial written and read.
 CHUNK_ROWS = 16
 # The chunk lists of the latest batches: every layer of a batch asks for the same one.
@@ -57,25 +59,21 @@ class Build:
 
 def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:
     """The chunks of a batch on `device`; segments int64 [B, 2] on the CPU."""
-    chunks = _chunks(segments.numpy().tobytes(), device)
-    if device.type == "cuda":
-        # The list is shared by streams, and may leave the cache while one still reads it.
-        stream = torch.cuda.current_stream(device)
-        chunks.spans.record_stream(stream)
-        chunks.first.record_stream(stream)
-    return chunks
+    # A list belongs to the stream that copied it: its copy comes before the stream's kernels, and its memory is not
+    # given to other work of the stream while they read it.
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _chunks(segments.numpy().tobytes(), device, stream)
 
 
 @functools.lru_cache(maxsize=CHUNK_LISTS)
-def _chunks(spans: bytes, device: torch.device) -> Chunks:
+def _chunks(spans: bytes, device: torch.device, stream: int) -> Chunks:
     begin, end = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2).T
     counts = -(-(end - begin) // CHUNK_ROWS)
     first = np.concatenate([[0], np.cumsum(counts)])
     sample = np.repeat(np.arange(len(counts)), counts)
     start = begin[sample] + (np.arange(first[-1]) - first[sample]) * CHUNK_ROWS
     rows = np.stack([start, np.minimum(start + CHUNK_ROWS, end[sample])], axis=1)
-    # The copies block: another stream may be the next to read them.
-    return Chunks(torch.from_numpy(rows).to(device), torch.from_numpy(first).to(device))
+    return Chunks(*(to_device(torch.from_numpy(x), device) for x in (rows, first)))
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:

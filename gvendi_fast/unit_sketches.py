@@ -1,0 +1,59 @@
+"""A work unit while its batches come in: results put into input order, unusable gradients refused, the part written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gvendi_fast.rows import Rejected
+from gvendi_fast.store import RunDirectory
+from gvendi_fast.text import Sample
+from gvendi_fast.transfer import Fetched
+from gvendi_fast.units import Unit
+
+
+class UnitSketches:
+    """The sketches of a unit's samples, in input order whatever the order of its batches.
+
+    refused: rows of the unit that no sample was made of. dim: K.
+    """
+
+    def __init__(self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], dim: int) -> None:
+        self.unit, self.samples, self.refused = unit, samples, refused
+        self.missing = len(samples)
+        self._place = {sample.row: i for i, sample in enumerate(samples)}
+        self._sketches = np.zeros((len(samples), dim), np.float32)
+        self._loss = np.zeros(len(samples), np.float32)
+        self._tokens = np.zeros(len(samples), np.int32)
+
+    def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
+        """Store a batch's (z [B, K], loss [B], tokens [B]), waiting for them where they are under way."""
+        where = [self._place[sample.row] for sample in batch]
+        z, loss, tokens = (x.numpy() for x in fetched.wait())
+        self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
+        self.missing -= len(batch)
+
+    def write(self, run: RunDirectory) -> int:
+        """Write the part; returns how many samples had no usable gradient."""
+        norm = np.linalg.norm(self._sketches.astype(np.float64), axis=1)
+        usable = np.isfinite(norm) & (norm > 0)
+        bad = [
+            Rejected(s.file, s.line, "zero gradient" if norm[i] == 0 else "non-finite gradient", s.id)
+            for i, s in enumerate(self.samples)
+            if not usable[i]
+        ]
+        kept = [sample for i, sample in enumerate(self.samples) if usable[i]]
+        run.write_part(
+            self.unit.ordinal,
+            ids=[s.id for s in kept],
+            groups=[s.group for s in kept],
+            rows=np.array([self.unit.first_row + s.row for s in kept], np.int64),
+            sketches=self._sketches[usable],
+            tokens=self._tokens[usable],
+            length=np.array([s.length for s in kept], np.int32),
+            loss=self._loss[usable],
+            gradient_norm=norm[usable].astype(np.float32),
+            rejected=[*self.refused, *bad],
+        )
+        return len(bad)

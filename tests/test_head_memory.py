@@ -1,0 +1,142 @@
+"""The head never holds [T, V]: its peak is one chunk of logits, and what it returns, at the real vocabulary.
+
+Every storage that an operation makes is counted from its creation to its end, so the peak is exact and the same on
+every machine. What a kernel takes for itself is not seen; kernels are handed their memory.
+"""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gvendi_fast import ops
+from gvendi_fast.plan import make_table
+from gvendi_fast.signs import sign_key
+
+# Qwen2.5's vocabulary; few dimensions and rows keep the products small, chunks are as in a real run.
+V, D, T, K = 151_936, 64, 600, 1024
+SIZES = {torch.float32: 4, torch.bfloat16: 2}
+# Segments, labels and the like, and a kernel's scratch row a thread.
+SMALL = 4 << 20
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages made inside and not yet gone, and their highest sum; what goes in does not count."""
+
+    def __init__(self, *inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = {x.untyped_storage().data_ptr() for x in inputs}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        at, size = storage.data_ptr(), storage.nbytes()
+        if at in self._known or size == 0:
+            return
+        self._known.add(at)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone, at, size)
+
+    def _gone(self, at: int, size: int) -> None:
+        self._known.discard(at)
+        self.live -= size
+
+
+def inputs(dtype: torch.dtype, device: str = "cpu"):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(T, D, generator=generator)
+    weight = torch.randn(V, D, generator=generator) / D**0.5
+    labels = torch.randint(0, V, (T,), generator=generator)
+    segments = torch.tensor([[0, T // 3], [T // 3, T]])
+    out = torch.zeros(2, K, device=device)
+    return hidden.to(device, dtype), weight.to(device, dtype), labels.to(device), segments, out
+
+
+def returned_bytes(dtype: torch.dtype) -> int:
+    """Loss float32 [T] and the gradient of hidden [T, d]."""
+    return 4 * T + T * D * SIZES[dtype]
+
+
+def tables():
+    return make_table(0, "model/", D, K), make_table(0, "model.embed_tokens.weight", V, K)
+
+
+def test_the_counter_counts():
+    x = torch.zeros(1000)
+    with LiveBytes(x) as memory:
+        x.add_(1)
+        y = x.view(10, 100) + 1
+        z = y[:5] * 2
+        del y
+        w = torch.zeros(100)
+    assert memory.live == 4 * 500 + 4 * 100
+    assert memory.peak == 4 * 1000 + 4 * 500
+    assert z.shape == (5, 100)
+    assert w.sum() == 0
+
+
+@pytest.mark.parametrize("dtype", SIZES, ids=str)
+def test_head_sketch_holds_one_chunk_of_logits(dtype):
+    hidden, weight, labels, segments, out = inputs(dtype)
+    columns, rows = tables()
+    chunk = ops.head_chunk_rows(V, SIZES[dtype], "cpu")
+    assert chunk < T
+    allowed = chunk * V * SIZES[dtype] + returned_bytes(dtype) + (T + chunk) * K * 4 + SMALL
+    # The bound leaves room neither for a second chunk nor for [T, V].
+    assert allowed < 2 * chunk * V * SIZES[dtype]
+    assert allowed < T * V * SIZES[dtype]
+    with LiveBytes(hidden, weight, labels, segments, out) as memory:
+        loss, gradient = ops.head_sketch(hidden, weight, labels, segments, columns, rows, out)
+    assert memory.peak <= allowed
+    assert memory.peak >= chunk * V * SIZES[dtype]
+    assert loss.shape == (T,)
+    assert gradient.shape == (T, D)
+
+
+@pytest.mark.parametrize("dtype", SIZES, ids=str)
+def test_dense_head_sketch_holds_one_chunk_of_logits(dtype, monkeypatch):
+    hidden, weight, labels, segments, out = inputs(dtype)
+    # The sums of the dense mode over 151,936 x 64 entries take minutes here; its memory is not in question.
+    monkeypatch.setattr(ops, "dense_sketch", lambda a, e, *_: None)
+    monkeypatch.setattr(ops, "DENSE_HEAD_CHUNK_BYTES", 300 * V * 4)
+    monkeypatch.setattr(ops, "HEAD_CHUNK_MIN_ROWS", 1)
+    chunk_bytes = 300 * V * 4
+    # bfloat16 needs the logits in its own format too, as the products take and give them.
+    allowed = chunk_bytes * (1 if dtype == torch.float32 else 1.5) + returned_bytes(dtype) + SMALL
+    with LiveBytes(hidden, weight, labels, segments, out) as memory:
+        ops.dense_head_sketch(hidden, weight, labels, segments, sign_key(0, "w"), out)
+    assert chunk_bytes <= memory.peak <= allowed
+
+
+@pytest.mark.parametrize("element_size", [2, 4])
+def test_a_gpus_chunk_is_its_stated_size(element_size):
+    rows = ops.head_chunk_rows(V, element_size, "cuda")
+    stated = ops.HEAD_CHUNK_BYTES["cuda"]
+    assert rows * V * element_size <= stated < (rows + 1) * V * element_size
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; torch sees none")
+@pytest.mark.parametrize("dtype", SIZES, ids=str)
+def test_head_sketch_on_a_gpu_holds_one_chunk_of_logits(dtype, monkeypatch):
+    monkeypatch.setitem(ops.HEAD_CHUNK_BYTES, "cuda", 64 << 20)
+    args, chosen = inputs(dtype, "cuda"), tables()
+    chunk = ops.head_chunk_rows(V, SIZES[dtype], "cuda")
+    hidden, weight, labels, segments, out = args
+    # The first call compiles kernels, and brings tables and the product's workspace, which stay.
+    ops.head_sketch(hidden, weight, labels, segments, *chosen, out)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ops.head_sketch(hidden, weight, labels, segments, *chosen, out)
+    # Partial sums of the sketch: K numbers for every 16 rows, and the softmax's two for every part of a row.
+    allowed = chunk * V * SIZES[dtype] + returned_bytes(dtype) + (T + chunk) * K * 4 + T * K + SMALL
+    assert torch.cuda.max_memory_allocated() - before <= allowed
