@@ -39,6 +39,7 @@ FLOORS = {
     "state": 4,
     "jackknife": 4,
     "vendi": 4,
+    "groups": 4,
     "pool": 4,
     "memory": 5,
     "sketching": 5,

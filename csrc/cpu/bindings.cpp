@@ -130,6 +130,12 @@ void run_covariance(const Matrix& x, int64_t N, int K, Address panels, Address m
   kernels().covariance(plain(x), N, K, at<float>(panels), at<double>(master), threads);
 }
 
+void run_entropy(const Matrix& x, Address boundaries, int64_t G, int64_t K, double q, Address buffers, int64_t buffer,
+                 Address out, int threads) {
+  kernels().entropy(plain(x), at<const int64_t>(boundaries), G, K, q, at<double>(buffers), buffer, at<double>(out),
+                    threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -163,4 +169,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dense_sketch", &run_dense_sketch, NoGil());
   m.def("dense_token_sketch", &run_dense_token_sketch, NoGil());
   m.def("covariance", &run_covariance, NoGil());
+  m.def("entropy_buffer", &entropy_buffer);
+  m.def("entropy", &run_entropy, NoGil());
 }

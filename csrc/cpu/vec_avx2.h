@@ -12,6 +12,10 @@ namespace {
 constexpr int kMaxRuns = 4;                   // runs that the first Hadamard pass holds in registers
 constexpr int kTileRows = 4, kTileRuns = 1;  // covariance tile
 
+// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+typedef double Doubles __attribute__((vector_size(32)));
+constexpr int kDoubles = 4, kGramRows = 4, kGramParts = 2;
+
 struct F {
   __m256 lo, hi;
 };

@@ -11,6 +11,10 @@ namespace {
 constexpr int kMaxRuns = 16;                  // runs that the first Hadamard pass holds in registers
 constexpr int kTileRows = 8, kTileRuns = 2;  // covariance tile
 
+// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+typedef double Doubles __attribute__((vector_size(64)));
+constexpr int kDoubles = 8, kGramRows = 8, kGramParts = 2;
+
 struct F {
   __m512 v;
 };
