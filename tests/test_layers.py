@@ -44,6 +44,7 @@ FLOORS = {
     "memory": 5,
     "sketching": 5,
     "scoring": 5,
+    "group_scoring": 5,
     "about": 6,
     "options": 7,
     "commands": 7,
