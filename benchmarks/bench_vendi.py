@@ -3,6 +3,7 @@
     pytest benchmarks/bench_vendi.py --benchmark-columns=min,median,max,rounds
 
 The floor of `update` and of `jackknife` is one matrix product of the rows with a K x K matrix, timed as `product`.
+Groups take turns with LAPACK in float64, group by group (the definition) and on all groups in one call.
 """
 
 import math
@@ -11,9 +12,10 @@ import time
 
 import pytest
 import torch
+from bench_speed import take_turns
 from scipy.stats import spearmanr
 
-from gvendi_fast import gains, reference
+from gvendi_fast import gains, ops, reference
 from gvendi_fast.backends import backend
 from gvendi_fast.spectrum import Quadrature, marginal_change, quadrature
 from gvendi_fast.vendi import VendiState, gvendi, jackknife, leave_one_out
@@ -133,3 +135,27 @@ def prepared(rows: torch.Tensor, state: VendiState) -> tuple[Quadrature, torch.T
     at = quadrature(eigenvalues, 1)
     coordinates = torch.nn.functional.normalize(rows[:512]) @ vectors.float()
     return at, coordinates, torch.stack(marginal_change(coordinates.double().square(), at))
+
+
+def batched_entropies(rows: torch.Tensor, m: int) -> torch.Tensor:
+    """Entropies of groups of m rows each, by one call of bmm and one of eigvalsh in float64."""
+    z = reference.normalise(rows).view(-1, m, K)
+    p = torch.linalg.eigvalsh(z @ z.mT).clamp_min(0) / m
+    return -torch.special.xlogy(p, p).sum(dim=1)
+
+
+@pytest.mark.parametrize("m", [8, 16, 32, 64, 256])
+def test_groups(benchmark, rows, m):
+    boundaries = torch.arange(0, N + 1, m)
+    wanted = reference.group_entropies(rows, boundaries)
+    error = float((ops.entropy(rows, boundaries) - wanted).abs().max())
+    assert error < 1e-10
+    assert float((batched_entropies(rows, m) - wanted).abs().max()) < 1e-10
+    others = {
+        "the definition's loop": lambda: reference.group_entropies(rows, boundaries),
+        "batched eigvalsh": lambda: batched_entropies(rows, m),
+    }
+    take_turns(benchmark, lambda: ops.entropy(rows, boundaries), others)
+    note(benchmark, error, N)
+    seconds = benchmark.extra_info["seconds"]
+    benchmark.extra_info["groups a second"] = {f"p{p}": N / m / seconds[f"p{100 - p}"] for p in (20, 50, 80)}

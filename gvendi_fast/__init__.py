@@ -14,6 +14,7 @@ _EXPORTS = {
     "GradientSketcher": "gvendi_fast.gradients",
     "VendiState": "gvendi_fast.vendi",
     "gvendi": "gvendi_fast.vendi",
+    "group_gvendi": "gvendi_fast.groups",
     "jackknife": "gvendi_fast.vendi",
     "load_proxy": "gvendi_fast.proxy",
     "score": "gvendi_fast.scoring",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gvendi_fast.backends import use_backend
     from gvendi_fast.errors import GvendiError
     from gvendi_fast.gradients import GradientSketcher
+    from gvendi_fast.groups import group_gvendi
     from gvendi_fast.plan import SketchSpec
     from gvendi_fast.proxy import load_proxy
     from gvendi_fast.scoring import score

@@ -13,32 +13,7 @@ import typer
 
 from gvendi_fast._version import __version__
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import (
-    Attention,
-    AttentionOption,
-    BatchTokens,
-    By,
-    CompletionField,
-    Data,
-    Dim,
-    Dtype,
-    DtypeOption,
-    Exclude,
-    IdField,
-    Kind,
-    Limit,
-    Mask,
-    MaskOption,
-    MaxRejected,
-    MaxTokens,
-    MessagesField,
-    PromptField,
-    ProxyName,
-    Seed,
-    Sketch,
-    TextField,
-    UnitRows,
-)
+from gvendi_fast.options import CorpusOptions, Data, Order, unbundled
 
 app = typer.Typer(
     name="gvendi",
@@ -52,31 +27,15 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 
 @app.command()
+@unbundled
 def score(
     data: Data,
-    proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct",
+    corpus: CorpusOptions,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Keep the sketches here; the same command again resumes."),
     ] = None,
-    dim: Dim = 1024,
-    sketch: Kind = Sketch.hadamard,
-    seed: Seed = 0,
-    dtype: DtypeOption = Dtype.auto,
-    attention: AttentionOption = Attention.auto,
-    max_tokens: MaxTokens = None,
-    batch_tokens: BatchTokens = None,
-    by: By = None,
-    limit: Limit = None,
-    max_rejected: MaxRejected = None,
-    unit_rows: UnitRows = 512,
-    mask: MaskOption = Mask.completion,
-    exclude: Exclude = None,
-    prompt_field: PromptField = "prompt",
-    completion_field: CompletionField = "completion",
-    messages_field: MessagesField = "messages",
-    text_field: TextField = "text",
-    id_field: IdField = "id",
+    order: Order = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
     ] = False,
@@ -85,67 +44,46 @@ def score(
     from gvendi_fast import scoring
     from gvendi_fast.store import RunDirectory
 
+    orders = order or ()
     if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(
                 f"--out does not go with a run directory: '{data[0]}' holds its sketches already"
             )
-        result = scoring.score_run(RunDirectory.load(data[0]), by=by, seed=seed)
+        run = RunDirectory.load(data[0])
+        result = scoring.score_run(run, by=corpus.by, orders=orders, seed=corpus.seed)
     else:
-        fields = _fields(prompt_field, completion_field, messages_field, text_field, id_field, by)
-        settings = _settings(
-            dim, sketch, seed, fields, max_tokens, batch_tokens, limit, max_rejected, unit_rows, mask, exclude
-        )
+        settings = corpus.settings()
         with _Advice(out, "score"):
             result = scoring.score(
                 data,
-                proxy=_load(proxy, dtype, attention),
+                proxy=corpus.load_proxy(),
                 out=out,
                 settings=settings,
-                by=by,
+                orders=orders,
                 progress=_progress(),
             )
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
     else:
-        _print_score(result, by)
+        _print_score(result, corpus.by)
 
 
 @app.command()
+@unbundled
 def sketch(
     data: Data,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The run directory; the same command again resumes.")
     ],
-    proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct",
-    dim: Dim = 1024,
-    sketch: Kind = Sketch.hadamard,
-    seed: Seed = 0,
-    dtype: DtypeOption = Dtype.auto,
-    attention: AttentionOption = Attention.auto,
-    max_tokens: MaxTokens = None,
-    batch_tokens: BatchTokens = None,
-    by: By = None,
-    limit: Limit = None,
-    max_rejected: MaxRejected = None,
-    unit_rows: UnitRows = 512,
-    mask: MaskOption = Mask.completion,
-    exclude: Exclude = None,
-    prompt_field: PromptField = "prompt",
-    completion_field: CompletionField = "completion",
-    messages_field: MessagesField = "messages",
-    text_field: TextField = "text",
-    id_field: IdField = "id",
+    corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
     from gvendi_fast.sketching import sketch_corpus
 
-    fields = _fields(prompt_field, completion_field, messages_field, text_field, id_field, by)
-    settings = _settings(
-        dim, sketch, seed, fields, max_tokens, batch_tokens, limit, max_rejected, unit_rows, mask, exclude
-    )
+    settings = corpus.settings()
     with _Advice(out, "sketch"):
-        run = sketch_corpus(data, out, _load(proxy, dtype, attention), settings, _progress())
+        run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
     print(
         f"{run.units_done} units in {run.path}, {rejected:,} rows rejected; 'gvendi score {run.path}' scores them"
@@ -177,49 +115,6 @@ def _root(
     pass
 
 
-def _fields(prompt: str, completion: str, messages: str, text: str, id_field: str, by: str | None):
-    from gvendi_fast.corpus import Fields
-
-    return Fields(prompt=prompt, completion=completion, messages=messages, text=text, id=id_field, by=by)
-
-
-def _settings(
-    dim, kind, seed, fields, max_tokens, batch_tokens, limit, max_rejected, unit_rows, mask, exclude
-):
-    from gvendi_fast.plan import SketchSpec
-    from gvendi_fast.sketching import Settings
-
-    return Settings(
-        spec=SketchSpec(dim=dim, kind=kind.value, seed=seed),
-        fields=fields,
-        max_tokens=max_tokens,
-        batch_tokens=batch_tokens,
-        mask=mask.value,
-        limit=limit,
-        unit_rows=unit_rows,
-        max_rejected=parse_max_rejected(max_rejected),
-        exclude=tuple(exclude or ()),
-    )
-
-
-def parse_max_rejected(text: str | None) -> int | float | None:
-    """ "25" -> 25 rows, "2%" -> 0.02 of all rows."""
-    if text is None:
-        return None
-    number = text.removesuffix("%")
-    plain = number.replace(".", "", 1) if text.endswith("%") else number
-    if not plain.isdecimal():
-        raise GvendiError(f"--max-rejected must be a count such as 25 or a share such as 2%, got {text!r}")
-    return float(number) / 100 if text.endswith("%") else int(number)
-
-
-def _load(name: str, dtype: Dtype, attention: Attention):
-    from gvendi_fast.proxy import load_proxy
-
-    chosen = None if attention is Attention.auto else attention.value
-    return load_proxy(name, dtype=dtype.value, attention=chosen)
-
-
 def _progress():
     from gvendi_fast.progress import progress_for
 
@@ -235,9 +130,11 @@ def _print_score(result, by: str | None) -> None:
     console.print(
         f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  (n = {result.n:,}, K = {result.dim})", highlight=False
     )
+    orders = {f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()}
     lines = {
         "corrected for n": f"{result.gvendi_corrected:.2f}, 95 % interval {low:.2f} to {high:.2f}",
         "entropy": f"{result.entropy:.4f} nats",
+        **orders,
         "tokens": f"{result.tokens:,}",
         "rejected rows": f"{result.rejected:,}",
         "coverage": f"{100 * result.coverage:.1f} % of the proxy's parameters",
@@ -251,15 +148,19 @@ def _print_score(result, by: str | None) -> None:
     for name, value in lines.items():
         console.print(f"  {name:<16}{value}", highlight=False, soft_wrap=True)
     if by is not None:
-        compared = max((g.n for g in result.by.values()), default=0)
-        console.print(f"\nby {by}, at n = {compared:,} rows each", highlight=False, soft_wrap=True)
+        most = max(result.by.values(), key=lambda g: (g.n, g.draws))
+        drawn = f", mean of {most.draws} draws" if most.draws > 1 else ""
+        console.print(f"\nby {by}, at n = {most.n:,} rows each{drawn}", highlight=False, soft_wrap=True)
         table = Table()
-        for name in (by, "G-Vendi", "rows"):
+        for name in (by, "G-Vendi", "20-80 % of draws", "rows"):
             table.add_column(name, justify="left" if name == by else "right", overflow="fold")
         ranked = sorted(result.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
         for value, group in ranked:
             shown = "too few rows" if group.gvendi is None else f"{group.gvendi:.2f}"
-            table.add_row(value or "(none)", shown, f"{group.rows:,}")
+            band = (
+                f"{group.low:.2f} to {group.high:.2f}" if group.draws > 1 else "all rows" if group.n else ""
+            )
+            table.add_row(value or "(none)", shown, band, f"{group.rows:,}")
         console.print(table)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gvendi_fast.backends import backend, requested, resolve
+from gvendi_fast.backends import resolve
 from gvendi_fast.checks import (
     check_basis,
     check_dim,
@@ -299,10 +299,7 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
     if not q > 0:
         raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
     out = torch.empty(len(boundaries) - 1, dtype=torch.float64, device=rows.device)
-    # On a CPU the definition is the implementation: LAPACK's eigenvalues in float64.
-    on_cpu = rows.device.type == "cpu" and requested() in (None, "cpu")
-    chosen = backend("reference") if on_cpu else resolve("entropy", rows)
-    chosen.entropy(rows, boundaries, float(q), out)
+    resolve("entropy", rows).entropy(rows, boundaries, float(q), out)
     return out
 
 

@@ -1,11 +1,18 @@
-"""Options that the commands share: their types, names and help."""
+"""Options that the commands share: their types, names and help, and bundles of them that stand once."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Annotated
+from inspect import Parameter
+from typing import Annotated, get_type_hints
 
 import typer
+
+from gvendi_fast.errors import GvendiError
 
 
 class Dtype(str, Enum):
@@ -140,3 +147,107 @@ MessagesField = Annotated[
 ]
 TextField = Annotated[str, typer.Option("--text-field", metavar="NAME", help="Name of the text field.")]
 IdField = Annotated[str, typer.Option("--id-field", metavar="NAME", help="Name of the id field.")]
+Order = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--order",
+        metavar="Q",
+        help="Also print G-Vendi of this order, such as 2 or inf; may be repeated. (Order 1 is always there.)",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What 'score' and 'sketch' read and how they sketch it."""
+
+    proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct"
+    dim: Dim = 1024
+    sketch: Kind = Sketch.hadamard
+    seed: Seed = 0
+    dtype: DtypeOption = Dtype.auto
+    attention: AttentionOption = Attention.auto
+    max_tokens: MaxTokens = None
+    batch_tokens: BatchTokens = None
+    by: By = None
+    limit: Limit = None
+    max_rejected: MaxRejected = None
+    unit_rows: UnitRows = 512
+    mask: MaskOption = Mask.completion
+    exclude: Exclude = None
+    prompt_field: PromptField = "prompt"
+    completion_field: CompletionField = "completion"
+    messages_field: MessagesField = "messages"
+    text_field: TextField = "text"
+    id_field: IdField = "id"
+
+    def load_proxy(self):
+        """The proxy model with its tokenizer."""
+        from gvendi_fast.proxy import load_proxy
+
+        attention = None if self.attention is Attention.auto else self.attention.value
+        return load_proxy(self.proxy, dtype=self.dtype.value, attention=attention)
+
+    def settings(self):
+        """The `Settings` that `sketch_corpus` takes."""
+        from gvendi_fast.corpus import Fields
+        from gvendi_fast.plan import SketchSpec
+        from gvendi_fast.sketching import Settings
+
+        return Settings(
+            spec=SketchSpec(dim=self.dim, kind=self.sketch.value, seed=self.seed),
+            fields=Fields(
+                prompt=self.prompt_field,
+                completion=self.completion_field,
+                messages=self.messages_field,
+                text=self.text_field,
+                id=self.id_field,
+                by=self.by,
+            ),
+            max_tokens=self.max_tokens,
+            batch_tokens=self.batch_tokens,
+            mask=self.mask.value,
+            limit=self.limit,
+            unit_rows=self.unit_rows,
+            max_rejected=parse_max_rejected(self.max_rejected),
+            exclude=tuple(self.exclude or ()),
+        )
+
+
+def unbundled(command: Callable) -> Callable:
+    """The command as typer reads it: a parameter that is a dataclass of options becomes these options."""
+    signature = inspect.signature(command, eval_str=True)
+    bundles = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
+    options: list[Parameter] = []
+    for p in signature.parameters.values():
+        if p.name not in bundles:
+            options.append(p.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(p.annotation, include_extras=True)
+        for field in fields(p.annotation):
+            options.append(
+                Parameter(
+                    field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                )
+            )
+
+    @functools.wraps(command)
+    def run(**given) -> None:
+        for name, bundle in bundles.items():
+            given[name] = bundle(**{field.name: given.pop(field.name) for field in fields(bundle)})
+        command(**given)
+
+    run.__signature__ = signature.replace(parameters=options)
+    run.__annotations__ = {p.name: p.annotation for p in options}
+    return run
+
+
+def parse_max_rejected(text: str | None) -> int | float | None:
+    """ "25" -> 25 rows, "2%" -> 0.02 of all rows."""
+    if text is None:
+        return None
+    number = text.removesuffix("%")
+    plain = number.replace(".", "", 1) if text.endswith("%") else number
+    if not plain.isdecimal():
+        raise GvendiError(f"--max-rejected must be a count such as 25 or a share such as 2%, got {text!r}")
+    return float(number) / 100 if text.endswith("%") else int(number)

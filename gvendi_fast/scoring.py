@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.group_scoring import GroupScore, group_scores
 from gvendi_fast.proxy import Proxy, load_proxy
 from gvendi_fast.sketching import Progress, Settings, sketch_corpus
 from gvendi_fast.store import RunDirectory
-from gvendi_fast.vendi import VendiState, gvendi, jackknife
+from gvendi_fast.vendi import VendiState, jackknife
 
-MAX_GROUPS = 10_000
-# Groups below this many rows would drag the equal n of all others down to theirs.
-MIN_GROUP_ROWS = 32
-# Rows of the groups held in memory at once.
-GROUP_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class GroupScore:
-    """G-Vendi of n rows drawn from a group's `rows`; None for a group too small to compare."""
-
-    gvendi: float | None
-    n: int
-    rows: int
+__all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +27,8 @@ class Score:
     ci95: the estimate for unlimited data of the same kind and its 95 % interval (jackknife). tokens: all tokens
     of the accepted rows. seconds and tokens_per_second: of this run; None when everything was there already.
     rejected: rows that could not be scored. by: groups at equal n. coverage: share of the proxy's parameters
-    sketched. spec: what the sketches depend on. units: (done, total) work units.
+    sketched. spec: what the sketches depend on. units: (done, total) work units. orders: G-Vendi of the other
+    orders that were asked for, by their names ("2", "inf").
     """
 
     gvendi: float
@@ -61,6 +45,7 @@ class Score:
     coverage: float
     spec: dict[str, Any]
     units: tuple[int, int | None]
+    orders: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
@@ -75,44 +60,54 @@ def score(
     out: str | os.PathLike | None = None,
     settings: Settings | None = None,
     by: str | None = None,
+    orders: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> Score:
     """Sketch a corpus and score it.
 
     data: files, folders or globs of JSON lines or Parquet. proxy: "tiny", a local folder, a hub name, or a
     loaded Proxy. out: a run directory that is kept and can be resumed (without it a temporary one is used).
-    by: a field whose values make groups. Raises GvendiError for what cannot be used.
+    by: a field whose values make groups. orders: of which G-Vendi is also wanted, beside order 1.
+    Raises GvendiError for what cannot be used.
     """
+    _check_orders(orders)
     proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
     settings = settings or Settings()
     if by is not None and settings.fields.by != by:
         fields = type(settings.fields)(**{**vars(settings.fields), "by": by})
         settings = type(settings)(**{**vars(settings), "fields": fields})
     if out is not None:
-        return _sketch_and_score(data, out, proxy, settings, progress)
+        return _sketch_and_score(data, out, proxy, settings, orders, progress)
     with tempfile.TemporaryDirectory(prefix="gvendi-") as folder:
-        return _sketch_and_score(data, os.path.join(folder, "run"), proxy, settings, progress)
+        return _sketch_and_score(data, os.path.join(folder, "run"), proxy, settings, orders, progress)
 
 
-def _sketch_and_score(data, out, proxy: Proxy, settings: Settings, progress: Progress | None) -> Score:
+def _sketch_and_score(
+    data, out, proxy: Proxy, settings: Settings, orders: Sequence[float], progress: Progress | None
+) -> Score:
     clock = _Clock(progress)
     run = sketch_corpus(data, out, proxy, settings, clock)
-    return score_run(run, by=settings.fields.by, seconds=clock.seconds, fresh_tokens=clock.tokens)
+    return score_run(
+        run, by=settings.fields.by, orders=orders, seconds=clock.seconds, fresh_tokens=clock.tokens
+    )
 
 
 def score_run(
     run: RunDirectory,
     *,
     by: str | None = None,
+    orders: Sequence[float] = (),
     seconds: float | None = None,
     fresh_tokens: int = 0,
     seed: int = 0,
 ) -> Score:
     """Score what a run directory holds, complete or not; memory is bounded by one part and K x K numbers.
 
-    by: must be the field that the directory was sketched with. seed: of the draws of rows from groups.
+    by: must be the field that the directory was sketched with; groups need the memory that `group_scores` names.
+    orders: as in `score`. seed: of the draws of rows from groups.
     """
     _check_by(run, by)
+    _check_orders(orders)
     dim = run.spec["sketch"]["dim"]
     state, tokens = VendiState(dim, spec=run.spec), 0
     for part in run.iterate(["sketch", "length"]):
@@ -140,60 +135,14 @@ def score_run(
         coverage=coverage["sketched"] / coverage["total"],
         spec=run.spec,
         units=(run.units_done, run.units_total),
+        orders={f"{q:g}": state.gvendi(q) for q in orders},
     )
 
 
-def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
-    """G-Vendi of every group of a run at equal n: that of the smallest group with at least 32 rows.
-
-    Rows are drawn without replacement in an order that depends on seed, group and row alone. Where most groups
-    have fewer than 32 rows, the median size takes the place of 32.
-    """
-    sizes: dict[str, int] = {}
-    for part in run.iterate(["group"]):
-        for group in part.groups:
-            sizes[group] = sizes.get(group, 0) + 1
-        if len(sizes) > MAX_GROUPS:
-            raise GvendiError(
-                f"--by has more than {MAX_GROUPS} different values; choose a field with fewer, such as a source"
-            )
-    least = min(MIN_GROUP_ROWS, statistics.median_low(sizes.values()))
-    n = min(size for size in sizes.values() if size >= least)
-    compared = sorted(group for group, size in sizes.items() if size >= least)
-    dim = run.spec["sketch"]["dim"]
-    at_once = max(1, GROUP_BYTES // (4 * n * dim))
-    found: dict[str, float] = {}
-    for start in range(0, len(compared), at_once):
-        found |= _score_groups(run, set(compared[start : start + at_once]), n, seed)
-    return {
-        group: GroupScore(found.get(group), n if group in found else 0, sizes[group])
-        for group in sorted(sizes)
-    }
-
-
-def _score_groups(run: RunDirectory, groups: set[str], n: int, seed: int) -> dict[str, float]:
-    # A heap of the n smallest keys a group: what stays is the same whatever the order of the rows.
-    heaps: dict[str, list[tuple[int, int]]] = {group: [] for group in groups}
-    for part in run.iterate(["group", "row"]):
-        for group, row in zip(part.groups, part.rows.tolist(), strict=True):
-            if group in groups:
-                item = (-_draw_key(seed, group, row), row)
-                push = heapq.heappush if len(heaps[group]) < n else heapq.heappushpop
-                push(heaps[group], item)
-    place = {row: (group, i) for group, heap in heaps.items() for i, (_, row) in enumerate(sorted(heap))}
-    dim = run.spec["sketch"]["dim"]
-    drawn = {group: np.empty((n, dim), np.float32) for group in groups}
-    for part in run.iterate(["row", "sketch"]):
-        for i, row in enumerate(part.rows.tolist()):
-            if row in place:
-                group, position = place[row]
-                drawn[group][position] = part.sketches[i]
-    return {group: gvendi(rows) for group, rows in drawn.items()}
-
-
-def _draw_key(seed: int, group: str, row: int) -> int:
-    digest = hashlib.blake2b(f"{seed}|{group}|{row}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _check_orders(orders: Sequence[float]) -> None:
+    for q in orders:
+        if not q > 0:
+            raise GvendiError(f"orders holds {q}; wanted orders above 0, such as 0.5, 2 or inf")
 
 
 def _check_by(run: RunDirectory, by: str | None) -> None:

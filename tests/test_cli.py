@@ -1,12 +1,14 @@
 """The command as a user meets it: output, errors, exit codes."""
 
 import json
+import re
 import sys
 
 import pytest
 
 from gvendi_fast import cli
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import parse_max_rejected
 
 
 @pytest.fixture
@@ -35,7 +37,10 @@ def gvendi(monkeypatch, capsys):
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
-    code, out, err = gvendi("score", data, "--proxy", "tiny", "--dim", 256, "--by", "source", "--json")
+    orders = ("--order", 2, "--order", "inf")
+    code, out, err = gvendi(
+        "score", data, "--proxy", "tiny", "--dim", 256, "--by", "source", *orders, "--json"
+    )
     assert code == 0, err
     result = json.loads(out)
     assert set(result) == {
@@ -50,12 +55,14 @@ def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
             "seconds",
             "tokens_per_second",
         ),
-        *("rejected", "by", "coverage", "spec"),
+        *("rejected", "by", "coverage", "spec", "orders"),
     }
     assert result["n"] == 20
     assert result["dim"] == 256
     assert set(result["by"]) == {"even", "odd"}
     assert result["by"]["odd"]["n"] == 10
+    assert set(result["by"]["odd"]) == {"gvendi", "low", "high", "draws", "n", "rows"}
+    assert result["gvendi"] > result["orders"]["2"] > result["orders"]["inf"] > 1
     assert "sketching 20 rows" in err
 
 
@@ -68,6 +75,8 @@ def test_text_output_sketch_and_score_of_the_directory(gvendi, data, tmp_path):
     assert f"gvendi score {out_dir}" in out
     code, out, _ = gvendi("score", out_dir, "--by", "source")
     assert code == 0
+    assert "of order" not in out
+    assert "all rows" in out
     assert "n = 20, K = 256" in out
     assert "95 % interval" in out
     assert "at n = 10 rows each" in out
@@ -78,6 +87,17 @@ def test_text_output_sketch_and_score_of_the_directory(gvendi, data, tmp_path):
     assert code == 0
     assert "20 of them are done already" in err
     assert out.split("\n")[0] == first.split("\n")[0]
+
+
+def test_groups_with_rows_to_choose_from_show_the_band_of_their_draws(gvendi, data):
+    with data.open("a") as stream:
+        rows = ({"prompt": f"{i} + 1?", "completion": f"It is {i + 1}.", "source": "odd"} for i in range(10))
+        stream.write("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, err = gvendi("score", data, "--proxy", "tiny", "--dim", 64, "--by", "source", "--order", "inf")
+    assert re.search(r"of order inf +\d+\.\d\d", out), err
+    assert "at n = 10 rows each, mean of 20 draws" in out
+    assert re.search(r"odd .* \d+\.\d\d .* \d+\.\d\d to \d+\.\d\d .* 20 ", out)
+    assert re.search(r"even .* \d+\.\d\d .* all rows .* 10 ", out)
 
 
 def test_limit_takes_the_first_rows(gvendi, data):
@@ -122,12 +142,12 @@ def test_usage_errors_come_from_the_parser(gvendi, data):
 
 
 def test_max_rejected_forms():
-    assert cli.parse_max_rejected(None) is None
-    assert cli.parse_max_rejected("25") == 25
-    assert cli.parse_max_rejected("2.5%") == pytest.approx(0.025)
+    assert parse_max_rejected(None) is None
+    assert parse_max_rejected("25") == 25
+    assert parse_max_rejected("2.5%") == pytest.approx(0.025)
     for text in ("x", "-1", "2.5", "%", "1e3"):
         with pytest.raises(GvendiError, match="--max-rejected"):
-            cli.parse_max_rejected(text)
+            parse_max_rejected(text)
 
 
 def test_info_and_version_and_help(gvendi):

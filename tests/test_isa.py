@@ -1,5 +1,6 @@
 """The choice of the instruction set, and that it does not change a bit of any result."""
 
+import math
 import os
 import subprocess
 import sys
@@ -50,6 +51,10 @@ def results(rows: int, width_in: int, width_out: int, dim: int, dtype: torch.dty
     if dim <= 1024:
         square = torch.randn(300, dim, generator=generator).to(dtype)
         yield ops.covariance(square, torch.zeros(dim, dim, dtype=torch.float64))
+    # Groups with more and with fewer rows than columns.
+    for x in (e, e[:, :20].contiguous()):
+        for q in (0.5, 1.0, 1.3, 2.0, math.inf):
+            yield ops.entropy(x, torch.tensor([0, 1, rows - rows // 3, rows]), q)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -37,6 +37,10 @@ def test_twenty_tasks_score_above_each_single_task_at_equal_n(run):
     generator = np.random.default_rng(0)
     mixed = [gvendi(sketches[generator.choice(len(sketches), n, replace=False)]) for _ in range(10)]
     assert min(mixed) > max(single.values()), (mixed, single)
+    # The band of a group is narrower than the differences that it is there to judge.
+    bands = [group.high - group.low for group in groups.values() if group.draws > 1]
+    assert bands
+    assert max(bands) < max(single.values()) - min(single.values()), (bands, single)
 
 
 def test_sketches_have_a_sensible_scale(run):

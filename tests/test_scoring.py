@@ -9,6 +9,7 @@ import torch
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.group_scoring import DRAWS
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.proxy import load_proxy
 from gvendi_fast.scoring import group_scores, score, score_run
@@ -164,7 +165,10 @@ def test_groups_are_compared_at_equal_n(proxy, tmp_path):
         "narrow": (40, 40),
         "varied": (40, 50),
     }
+    assert {k: v.draws for k, v in result.by.items()} == {"few": 0, "narrow": 1, "varied": DRAWS}
     assert result.by["few"].gvendi is None
+    assert result.by["narrow"].low == result.by["narrow"].gvendi == result.by["narrow"].high
+    assert result.by["varied"].low < result.by["varied"].gvendi < result.by["varied"].high
     assert result.by["varied"].gvendi > 1.2 * result.by["narrow"].gvendi
     run = RunDirectory.load(tmp_path / "r")
     part = next(run.iterate())
@@ -172,7 +176,24 @@ def test_groups_are_compared_at_equal_n(proxy, tmp_path):
     assert result.by["narrow"].gvendi == pytest.approx(gvendi(narrow_rows))
     assert group_scores(run, seed=0) == result.by
     assert group_scores(run, seed=1)["varied"].gvendi != result.by["varied"].gvendi
-    assert json.loads(json.dumps(result.to_dict()))["by"]["few"]["gvendi"] is None
+    shown = json.loads(json.dumps(result.to_dict()))["by"]
+    assert shown["few"]["gvendi"] is None
+    assert set(shown["varied"]) == {"gvendi", "low", "high", "draws", "n", "rows"}
+    assert shown["varied"]["low"] == result.by["varied"].low
+
+
+def test_other_orders_stand_beside_order_1(proxy, tmp_path):
+    data = write(tmp_path / "d.jsonl", arithmetic(20))
+    result = score(
+        data, proxy=proxy, out=tmp_path / "r", settings=Settings(spec=SPEC), orders=[0.5, 2.0, np.inf]
+    )
+    sketches = np.concatenate([p.sketches for p in RunDirectory.load(tmp_path / "r").iterate(["sketch"])])
+    wanted = {"0.5": gvendi(sketches, 0.5), "2": gvendi(sketches, 2), "inf": gvendi(sketches, np.inf)}
+    assert result.orders == pytest.approx(wanted, rel=1e-4)
+    assert result.orders["0.5"] > result.gvendi > result.orders["2"] > result.orders["inf"] > 1
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["orders"] == result.orders
+    with pytest.raises(GvendiError, match=r"orders holds 0.*wanted orders above 0"):
+        score(data, proxy=proxy, orders=[2, 0])
 
 
 def test_by_must_be_the_field_that_was_sketched(proxy, tmp_path):

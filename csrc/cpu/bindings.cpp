@@ -137,6 +137,12 @@ void run_gain(Address c, bool wide, int64_t N, int K, int sign, int J, int C, Ad
   kernels().gain(at<const void>(c), wide, N, K, nodes, at<double>(out), stride, threads);
 }
 
+void run_entropy(const Matrix& x, Address boundaries, int64_t G, int64_t K, double q, Address buffers, int64_t buffer,
+                 Address out, int threads) {
+  kernels().entropy(plain(x), at<const int64_t>(boundaries), G, K, q, at<double>(buffers), buffer, at<double>(out),
+                    threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -171,4 +177,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dense_token_sketch", &run_dense_token_sketch, NoGil());
   m.def("covariance", &run_covariance, NoGil());
   m.def("gain", &run_gain, NoGil());
+  m.def("entropy_buffer", &entropy_buffer);
+  m.def("entropy", &run_entropy, NoGil());
 }

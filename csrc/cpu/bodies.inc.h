@@ -29,9 +29,12 @@ GV_INLINE int64_t thread_number() {
 #include "gain.inc.h"
 #include "linear_sketch.inc.h"
 #include "softmax_fold.inc.h"
+#include "spectrum.inc.h"
 #include "token_sketch.inc.h"
 #include "vector_sketch.inc.h"
 // after vector_sketch, for load_at
 #include "dense_sketch.inc.h"
+// after spectrum
+#include "entropy.inc.h"
 
 }  // namespace gvendi

@@ -14,6 +14,7 @@ namespace gvendi {
 constexpr int kChunkRows = 64;        // rows of one sample that are summed before anything else is added
 constexpr int kCovarianceRows = 256;  // rows whose products are summed in float32 before the float64 master
 constexpr int kPanel = 32;            // columns of one packed covariance panel
+constexpr int kEntropyDepth = 128;    // terms of a Gram matrix's products that are packed at once
 constexpr int kPad = 32;              // floats between per-thread buffers, against 4 KiB aliasing
 
 // Rows of float32 or bfloat16 with unit stride inside a row; table null: already folded, float32 [T, K].
@@ -40,6 +41,12 @@ struct GainNodes {
 };
 
 enum class Norm : int { kNone, kRms, kLayer };
+
+// Doubles of one thread's buffers: the matrix, its panels, six vectors and the rows' norms.
+static constexpr int64_t entropy_buffer(int64_t rows, int64_t K) {
+  const int64_t side = ((rows < K ? rows : K) + kRun - 1) / kRun * kRun;
+  return side * (side + kEntropyDepth + 6) + rows + kPad;
+}
 
 // Every function is a pure function of its inputs: bitwise the same for any number of threads and any ISA.
 struct Kernels {
@@ -70,6 +77,10 @@ struct Kernels {
   // The same for an embedding, sum_t onehot(id_t) e_t^T, e [T, d]; partial [B, kDenseGroups, K].
   void (*dense_token_sketch)(const Touches& touches, const Rows& e, int64_t d, int64_t samples, int K, SignKey key,
                              float* partial, float* buffers, float* out, int threads);
+  // out [G] = entropy of order q of the rows boundaries[g] .. boundaries[g+1] of x [N, K], NaN where it cannot be
+  // found; buffers [threads, buffer], buffer = entropy_buffer(rows of the largest group, K).
+  void (*entropy)(const Rows& x, const int64_t* boundaries, int64_t G, int64_t K, double q, double* buffers,
+                  int64_t buffer, double* out, int threads);
 };
 
 extern const Kernels kernels_baseline;

@@ -14,6 +14,10 @@ constexpr int kTileRows = 4, kTileRuns = 1;  // covariance tile
 constexpr int kDoubles = 4;
 typedef double D __attribute__((vector_size(32)));  // arithmetic of the compiler's vector extension
 
+// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+typedef double Doubles __attribute__((vector_size(32)));
+constexpr int kDoubles = 4, kGramRows = 4, kGramParts = 2;
+
 struct F {
   __m256 lo, hi;
 };

@@ -13,6 +13,10 @@ constexpr int kTileRows = 8, kTileRuns = 2;  // covariance tile
 constexpr int kDoubles = 8;
 typedef double D __attribute__((vector_size(64)));  // arithmetic of the compiler's vector extension
 
+// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+typedef double Doubles __attribute__((vector_size(64)));
+constexpr int kDoubles = 8, kGramRows = 8, kGramParts = 2;
+
 struct F {
   __m512 v;
 };

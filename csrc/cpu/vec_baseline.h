@@ -17,6 +17,10 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t QuadInt __attribute__((vector_size(16)));
 typedef uint32_t QuadBits __attribute__((vector_size(16)));
 
+// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+typedef double Doubles __attribute__((vector_size(16)));
+constexpr int kDoubles = 2, kGramRows = 4, kGramParts = 2;
+
 struct F {
   Quad q[4];
 };

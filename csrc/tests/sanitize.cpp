@@ -169,6 +169,38 @@ void run_dense(Data& a, int64_t I, Data& e, int64_t O, const std::vector<int64_t
   expect("dense_token_sketch", z, projected(embedding, K, key), 1e-5);
 }
 
+// Ragged groups of m, 1 and m - 1 rows. Order 2 comes from the matrix itself, an order beside it from the eigenvalues.
+void run_entropy(int64_t m, int64_t K, bool bf16, int threads) {
+  Data x(2 * m + 2, K, bf16);
+  const std::vector<int64_t> boundaries = {1, m + 1, m + 2, 2 * m + 1};
+  const int64_t groups = m > 1 ? 3 : 2, buffer = entropy_buffer(m, K);
+  std::vector<double> want;
+  for (size_t g = 0; g < static_cast<size_t>(groups); ++g) {
+    const int64_t begin = boundaries[g], end = boundaries[g + 1];
+    const auto product = [&](int64_t s, int64_t t) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < K; ++k) sum += x.at(s, k) * x.at(t, k);
+      return sum;
+    };
+    double squares = 0.0;
+    for (int64_t s = begin; s < end; ++s)
+      for (int64_t t = begin; t < end; ++t)
+        squares += std::pow(product(s, t), 2) / (product(s, s) * product(t, t) * std::pow(end - begin, 2));
+    want.push_back(-std::log(squares));
+  }
+  for (const double q : {2.0, 2.0 + 1e-9, 1.0, 0.5, static_cast<double>(INFINITY)}) {
+    std::vector<double> buffers(static_cast<size_t>(threads * buffer), NAN), h(want.size(), NAN);
+    kernels().entropy(x.rows(nullptr), boundaries.data(), groups, K, q, buffers.data(), buffer, h.data(), threads);
+    const double most = std::log(std::min(m, K)) + 1e-9;
+    if (!std::all_of(h.begin(), h.end(), [&](double value) { return 0 <= value && value <= most; })) {
+      ++failures;
+      std::printf("%s entropy of order %g: outside 0..%g\n", current_isa().c_str(), q, most);
+    }
+    // One direction has the entropy 0, which no relative error measures.
+    if (std::fabs(q - 2) < 1e-6 && m > 1 && K > 1) expect("entropy", std::vector<float>(h.begin(), h.end()), want, 1e-6);
+  }
+}
+
 void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
   const int64_t V = width;
   const Axis in(K, width), out_axis(K, std::max<int64_t>(1, width / 2));
@@ -331,6 +363,11 @@ int main() {
           run_gain<float>(N, K, J, 1, 2);
           run_gain<double>(N, K, J, -1, 1);
         }
+    for (const int64_t m : {1, 2, 7, 16, 17, 65, 130})
+      for (const int64_t K : {1, 3, 15, 64, 129}) {
+        run_entropy(m, K, false, 2);
+        run_entropy(m, K, true, 1);
+      }
     std::printf("%s: %d failures\n", isa.c_str(), failures);
   }
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

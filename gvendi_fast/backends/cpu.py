@@ -257,6 +257,30 @@ def gain(coordinates: torch.Tensor, at: Quadrature, out: torch.Tensor) -> None:
     )
 
 
+def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float, out: torch.Tensor) -> None:
+    if len(out) == 0:
+        return
+    threads, dim = min(_threads(), len(out)), rows.shape[1]
+    buffer = _cpu.entropy_buffer(int(boundaries.diff().max()), dim)
+    buffers = torch.empty(threads * buffer, dtype=torch.float64)
+    _cpu.entropy(
+        _matrix(rows),
+        boundaries.data_ptr(),
+        len(out),
+        dim,
+        q,
+        buffers.data_ptr(),
+        buffer,
+        out.data_ptr(),
+        threads,
+    )
+    lost = torch.nonzero(out.isnan())
+    if len(lost):
+        raise GvendiError(
+            f"the eigenvalues of group {int(lost[0, 0])} were not found; use_backend('reference') asks LAPACK for them"
+        )
+
+
 def _require() -> None:
     if _missing:
         raise GvendiError(_missing)
