@@ -197,7 +197,9 @@ def _ascend(
             after, risen = at(moved)
             ahead = np.exp(moved) / size
             # Mirror ascent's own condition; eta = 1 / share meets it always, up to rounding.
-            promised = float(scores @ (ahead - weights)) - float(ahead @ (moved - log_u)) / eta
+            held = ahead > 0
+            divergence = float(ahead[held] @ (moved[held] - log_u[held]))
+            promised = float(scores @ (ahead - weights)) - divergence / eta
             if risen >= value + promised - 1e-9 or eta <= 1 / problem.share:
                 break
             eta = max(eta / 2, 1 / problem.share)
