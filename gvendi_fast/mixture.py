@@ -22,7 +22,7 @@ _EMPTY = 1e-12
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights by source (sum 1), the entropy H_1 (nats) of their mixture, and how far at most below the optimum it is."""
+    """Weights by source (sum 1), the entropy H_1 (nats) of their mixture, and how far at most it is below the best."""
 
     weights: dict[str, float]
     entropy: float
