@@ -1,5 +1,6 @@
 """Mixture weights of sources: known optima, the certificate, limits, and what is refused."""
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.mixture import mixture_entropy, mixture_weights
 from gvendi_fast.state import VendiState
+from gvendi_fast.store import RunDirectory
 
 
 def state(rows, **kwargs):
@@ -96,3 +98,35 @@ def test_what_is_refused(change, message):
     given = {"states": sources(2), **change}
     with pytest.raises(GvendiError, match=message):
         mixture_weights(given.pop("states"), **given)
+
+
+def run_directory(path, rows, names):
+    run = RunDirectory.open(
+        path, {"sketch": {"dim": rows.shape[1]}}, {"units_total": 1, "fields": {"by": "source"}}
+    )
+    n = len(rows)
+    numbers = {name: np.ones(n) for name in ("tokens", "length", "loss", "gradient_norm")}
+    run.write_part(
+        0, ids=[str(i) for i in range(n)], groups=names, rows=np.arange(n), sketches=rows, **numbers
+    )
+    return path
+
+
+def test_the_command_weighs_the_sources_of_a_run(gvendi, tmp_path):
+    rows = np.eye(8, dtype=np.float32)[[0, 0, 0, 0, 4, 5, 6, 7]]
+    path = run_directory(tmp_path / "run", rows, ["one"] * 4 + ["four"] * 4)
+    code, out, err = gvendi("weights", path, "--by", "source", "--tolerance", "1e-7", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["sources"]["four"]["weight"] == pytest.approx(0.8, abs=1e-3)
+    assert result["sources"]["four"]["repeats"] == pytest.approx(1.6, abs=2e-3)
+    assert result["gvendi"]["best"] == pytest.approx(5, abs=1e-3)
+    # Half and half: H = (ln 1 + ln 4) / 2 + ln 2.
+    assert result["gvendi"]["as it is"] == pytest.approx(4)
+    code, out, err = gvendi("weights", path, "--by", "source")
+    assert code == 0, err
+    assert out.index("four") < out.index("one ")
+    assert gvendi("weights", path, "--by", "colour")[2].startswith("error: ")
+    code, _, err = gvendi("weights", path, "--by", "source", "--cap", "0.3")
+    assert code == 1
+    assert "cap 0.3" in err
