@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast._version import __version__
+from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import CorpusOptions, Data, Order, unbundled
 
@@ -97,6 +98,10 @@ def info() -> None:
 
     for name, value in describe().items():
         print(f"{name:<24}{value}")
+
+
+for _command in (weights,):
+    app.command()(_command)
 
 
 def _show_version(wanted: bool) -> None:

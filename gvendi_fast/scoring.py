@@ -106,7 +106,7 @@ def score_run(
     by: must be the field that the directory was sketched with; groups need the memory that `group_scores` names.
     orders: as in `score`. seed: of the draws of rows from groups.
     """
-    _check_by(run, by)
+    check_by(run, by)
     _check_orders(orders)
     dim = run.spec["sketch"]["dim"]
     state, tokens = VendiState(dim, spec=run.spec), 0
@@ -145,7 +145,8 @@ def _check_orders(orders: Sequence[float]) -> None:
             raise GvendiError(f"orders holds {q}; wanted orders above 0, such as 0.5, 2 or inf")
 
 
-def _check_by(run: RunDirectory, by: str | None) -> None:
+def check_by(run: RunDirectory, by: str | None) -> None:
+    """GvendiError unless the run directory was sketched with this --by (None always passes)."""
     recorded = (run.manifest or {}).get("fields", {}).get("by")
     if by is not None and by != recorded:
         raise GvendiError(

@@ -2,11 +2,9 @@
 
 import json
 import re
-import sys
 
 import pytest
 
-from gvendi_fast import cli
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import parse_max_rejected
 
@@ -20,20 +18,6 @@ def data(tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.fixture
-def gvendi(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return run
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):

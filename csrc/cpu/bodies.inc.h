@@ -25,6 +25,7 @@ GV_INLINE int64_t thread_number() {
 #include "hadamard.inc.h"
 //
 #include "covariance.inc.h"
+#include "doubles.inc.h"
 #include "fold_hadamard.inc.h"
 #include "gain.inc.h"
 #include "linear_sketch.inc.h"

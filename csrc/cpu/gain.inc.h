@@ -8,21 +8,15 @@ namespace {
 constexpr int kGainStep = 64;  // k's whose energies and rows of the table stay in L1
 constexpr int kGainVectors = kGainColumns / kDoubles;
 
-GV_INLINE D load_doubles(const double* p) {
-  D x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-
 // sums[m][0..8) += sum_k energy[k][m] table[k][0..8) over a step.
 GV_INLINE void gain_tile(const double* energy, int steps, const double* table, int C, double* sums) {
-  D total[kTileRows][kGainVectors];
+  Doubles total[kTileRows][kGainVectors];
 #pragma GCC unroll 8
   for (int m = 0; m < kTileRows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < kGainVectors; ++v) total[m][v] = load_doubles(sums + m * C + v * kDoubles);
   for (int k = 0; k < steps; ++k) {
-    D w[kGainVectors];
+    Doubles w[kGainVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kGainVectors; ++v) w[v] = load_doubles(table + static_cast<int64_t>(k) * C + v * kDoubles);
 #pragma GCC unroll 8
@@ -33,7 +27,7 @@ GV_INLINE void gain_tile(const double* energy, int steps, const double* table, i
 #pragma GCC unroll 8
   for (int m = 0; m < kTileRows; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < kGainVectors; ++v) memcpy(sums + m * C + v * kDoubles, &total[m][v], sizeof(D));
+    for (int v = 0; v < kGainVectors; ++v) memcpy(sums + m * C + v * kDoubles, &total[m][v], sizeof(Doubles));
 }
 
 // kTileRows rows from c; of `rows` there are fewer at the end, and the others add zeros.

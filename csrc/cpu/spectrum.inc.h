@@ -11,13 +11,6 @@ constexpr int kSweepRows = 4;     // rows of A that share one pass over v, w and
 constexpr int kQlSweeps = 60;     // of one eigenvalue; two are usual
 constexpr double kTiny = 0x1p-600;  // a sum of squares below this is 0: its root is far below any rounding
 
-GV_INLINE Doubles load_doubles(const double* p) {
-  Doubles x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-GV_INLINE void store_doubles(double* p, Doubles x) { memcpy(p, &x, sizeof x); }
-GV_INLINE Doubles all_doubles(double x) { return x - Doubles{}; }
 static constexpr int64_t whole_runs(int64_t n) { return (n + kRun - 1) / kRun * kRun; }
 
 GV_INLINE double sum_lanes(double (&lanes)[kRun]) {

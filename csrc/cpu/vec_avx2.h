@@ -11,10 +11,9 @@ namespace {
 
 constexpr int kMaxRuns = 4;                   // runs that the first Hadamard pass holds in registers
 constexpr int kTileRows = 4, kTileRuns = 1;  // covariance tile
-constexpr int kDoubles = 4;
-typedef double D __attribute__((vector_size(32)));  // arithmetic of the compiler's vector extension
 
-// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+// Doubles of one register (the compiler's vector extension), and the tile of a Gram matrix: rows, and registers of
+// columns.
 typedef double Doubles __attribute__((vector_size(32)));
 constexpr int kDoubles = 4, kGramRows = 4, kGramParts = 2;
 

@@ -10,10 +10,9 @@ namespace {
 
 constexpr int kMaxRuns = 16;                  // runs that the first Hadamard pass holds in registers
 constexpr int kTileRows = 8, kTileRuns = 2;  // covariance tile
-constexpr int kDoubles = 8;
-typedef double D __attribute__((vector_size(64)));  // arithmetic of the compiler's vector extension
 
-// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+// Doubles of one register (the compiler's vector extension), and the tile of a Gram matrix: rows, and registers of
+// columns.
 typedef double Doubles __attribute__((vector_size(64)));
 constexpr int kDoubles = 8, kGramRows = 8, kGramParts = 2;
 

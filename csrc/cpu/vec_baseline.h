@@ -10,14 +10,13 @@ namespace {
 
 constexpr int kMaxRuns = 4;                   // runs that the first Hadamard pass works on at once
 constexpr int kTileRows = 4, kTileRuns = 1;  // covariance tile
-constexpr int kDoubles = 2;
-typedef double D __attribute__((vector_size(16)));  // arithmetic of the compiler's vector extension
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t QuadInt __attribute__((vector_size(16)));
 typedef uint32_t QuadBits __attribute__((vector_size(16)));
 
-// Doubles of one register, and the tile of a Gram matrix: rows, and registers of columns.
+// Doubles of one register (the compiler's vector extension), and the tile of a Gram matrix: rows, and registers of
+// columns.
 typedef double Doubles __attribute__((vector_size(16)));
 constexpr int kDoubles = 2, kGramRows = 4, kGramParts = 2;
 

@@ -1,0 +1,272 @@
+"""Relaxed selection: weights on a pool's rows that make its entropy largest, with a certificate, then whole rows.
+
+    maximise f(w) = H_1(Sigma_w) + beta <w, quality>,   Sigma_w = (A_0 + size * sum_i w_i z_i z_i^T) / (n_0 + size)
+    over sum w = 1, 0 <= w_i <= 1/size (and limits on groups); A_0, n_0: rows that are chosen already
+f is concave; its gradient is, up to a constant, c_i = s * surprisal_i + beta quality_i with s = size / (n_0 + size)
+and surprisal_i = -z_i^T (ln Sigma_w) z_i. Exponentiated gradient w_i ~ w_i exp(eta c_i) with the projection of
+`capped_simplex`: H_1 is 1-smooth relative to the entropy of w, since D(Sigma_v || Sigma_w) <= KL(v || w), so eta = 1/s
+always rises (it is the Blahut-Arimoto iteration then), and a larger eta is kept while the same inequality holds.
+
+    gap = max over feasible v of <c, v - w>,   f* <= f(w) + gap
+Few rows carry weight, so the iteration runs on an active set in memory; a pass over the whole pool computes the gap
+and brings in the rows that the active set misses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gvendi_fast.capped_simplex import Limits, best_vertex, check_feasible, project
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.pool import Pool
+from gvendi_fast.state import VendiState
+
+# Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
+_BLOCK = 4096
+# The active set starts at this many rows a row to choose.
+_ACTIVE_SHARE, _ACTIVE_LEAST = 4, 8192
+_INNER_STEPS = 60
+# Below this eigenvalue (of trace 1) a direction counts as empty: rows outside the range have no finite gradient.
+_EMPTY = 1e-10
+# A new row enters with this part of a chosen row's weight.
+_ENTRY = math.log(1e-2)
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Weights float64 [N] (sum 1), their entropy H_1 (nats) and objective, and the bound on any choice of `size` rows.
+
+    bound is an upper limit of the objective of every feasible weighting, so of every subset: gap = bound - objective.
+    passes: readings of the whole pool; steps: gradient steps on the active set.
+    """
+
+    weights: np.ndarray
+    entropy: float
+    objective: float
+    gap: float
+    passes: int
+    steps: int
+
+    @property
+    def bound(self) -> float:
+        """The objective of no feasible weighting lies above this."""
+        return self.objective + self.gap
+
+
+@dataclass
+class _Problem:
+    """What stays the same over the iterations."""
+
+    pool: Pool
+    size: int
+    quality: np.ndarray
+    include: VendiState | None
+    limits: Limits | None
+    order: np.ndarray
+
+    @property
+    def share(self) -> float:
+        return self.size / (self.size + (self.include.n if self.include else 0))
+
+    def sigma(self, moment: torch.Tensor) -> torch.Tensor:
+        """Sigma_w from sum_i w_i z_i z_i^T."""
+        if self.include is None or self.include.n == 0:
+            return moment
+        fixed = self.include.matrix.cpu() / self.include.matrix.trace().cpu()
+        return (1 - self.share) * fixed + self.share * moment
+
+
+class _Point:
+    """Sigma_w diagonalised: its entropy and the matrix of the gradient."""
+
+    def __init__(self, sigma: torch.Tensor) -> None:
+        eigenvalues, vectors = torch.linalg.eigh(sigma / sigma.trace())
+        eigenvalues.clamp_min_(0)
+        self.lowest = float(eigenvalues[0])
+        self.entropy = float(-torch.special.xlogy(eigenvalues, eigenvalues).sum())
+        self.surprise = ((vectors * -eigenvalues.clamp_min(_EMPTY).log()) @ vectors.T).float()
+
+    def surprisal(self, block: torch.Tensor) -> np.ndarray:
+        """-z^T (ln Sigma) z for each row of float32 [n, K]; float64 [n] with float32 errors (about 1e-6)."""
+        return ((block @ self.surprise) * block).sum(dim=1).double().numpy()
+
+
+def relaxed_weights(
+    pool: Pool,
+    size: int,
+    *,
+    quality: np.ndarray | None = None,
+    include: VendiState | None = None,
+    limits: Limits | None = None,
+    tolerance: float = 5e-3,
+    max_passes: int = 12,
+    memory: int = 2 << 30,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Relaxation:
+    """The best weights w for choosing `size` rows, to a gap of `tolerance` nats or `max_passes` passes over the pool.
+
+    quality: float [N], beta included: its weighted mean is added to the entropy. include: rows that are chosen
+    already. limits: groups. memory: bytes for the active set; with too few of them every step reads the whole pool.
+    seed: of the first active set. Raises GvendiError where no `size` rows can be chosen.
+    """
+    check_feasible(size, len(pool), limits)
+    quality = np.zeros(len(pool)) if quality is None else np.asarray(quality, np.float64)
+    if quality.shape != (len(pool),) or not np.isfinite(quality).all():
+        raise GvendiError(f"quality has shape {quality.shape}; wanted one finite number for {len(pool)} rows")
+    # Neither the start nor a tie depends on the order of rows: ids decide.
+    order = np.argsort(np.argsort(np.array(pool.ids)))
+    problem = _Problem(pool, size, quality, include, limits, order)
+    active = _first_active(problem, memory, seed)
+    log_u = project(np.zeros(len(active)), size, limits and limits.at(active))
+    best: Relaxation | None = None
+    steps, eta = 0, 1 / problem.share
+    for number in range(1, max_passes + 1):
+        rows = _Rows(pool, active, memory)
+        log_u, point, taken, eta = _ascend(problem, rows, log_u, eta, tolerance / 2)
+        steps += taken
+        weights = np.zeros(len(pool))
+        weights[active] = np.exp(log_u) / size
+        objective = point.entropy + float(weights @ quality)
+        scores = _pass(problem, weights, point)
+        bound = min(scores.bound, math.inf if best is None else best.bound)
+        here = Relaxation(weights, point.entropy, objective, max(bound - objective, 0.0), number, steps)
+        best = here if best is None or objective > best.objective else best
+        best = Relaxation(
+            best.weights, best.entropy, best.objective, max(bound - best.objective, 0.0), number, steps
+        )
+        if progress:
+            progress(f"pass {number}: entropy {best.entropy:.4f} nats, at most {best.gap:.4f} below the best")
+        if best.gap <= tolerance:
+            break
+        active, log_u = _next_active(problem, weights, scores.values, memory)
+    return best
+
+
+@dataclass(frozen=True)
+class _Scores:
+    values: np.ndarray
+    bound: float
+
+
+def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
+    """c of every row of the pool, and the bound that follows.
+
+    Where Sigma_w has empty directions the gradient is that of w mixed with a little of the whole pool, whose range
+    holds every row; the bound is about that point then, and holds all the same.
+    """
+    if point.lowest < _EMPTY:
+        uniform = project(np.zeros(len(weights)), problem.size, problem.limits)
+        weights = (1 - 1e-4) * weights + 1e-4 * np.exp(uniform) / problem.size
+        moment = _moment(((f, block) for f, block in problem.pool.blocks()), weights, problem.pool.dim)
+        point = _Point(problem.sigma(moment))
+    surprisal = np.concatenate([point.surprisal(block) for _, block in problem.pool.blocks()])
+    values = problem.share * surprisal + problem.quality
+    chosen = best_vertex(values, problem.order, problem.size, problem.limits)
+    objective = point.entropy + float(weights @ problem.quality)
+    gap = float(values[chosen].mean() - values @ weights)
+    return _Scores(values, objective + gap)
+
+
+def _ascend(
+    problem: _Problem, rows: _Rows, log_u: np.ndarray, eta: float, tolerance: float
+) -> tuple[np.ndarray, _Point, int, float]:
+    """Gradient steps on the active rows until their own gap is below the tolerance."""
+    limits = problem.limits and problem.limits.at(rows.numbers)
+    quality, order, size = problem.quality[rows.numbers], problem.order[rows.numbers], problem.size
+
+    def at(log_u: np.ndarray) -> tuple[_Point, float]:
+        weights = np.exp(log_u) / size
+        point = _Point(problem.sigma(_moment(rows.blocks(), weights, problem.pool.dim)))
+        return point, point.entropy + float(weights @ quality)
+
+    point, value = at(log_u)
+    for step in range(_INNER_STEPS):
+        surprisal = np.concatenate([point.surprisal(block) for _, block in rows.blocks()])
+        scores, weights = problem.share * surprisal + quality, np.exp(log_u) / size
+        vertex = best_vertex(scores, order, size, limits)
+        if float(scores[vertex].mean() - scores @ weights) <= tolerance:
+            return log_u, point, step, eta
+        while True:
+            moved = project(log_u + eta * scores, size, limits)
+            after, risen = at(moved)
+            ahead = np.exp(moved) / size
+            # Mirror ascent's own condition; eta = 1 / share meets it always, up to rounding.
+            held = ahead > 0
+            divergence = float(ahead[held] @ (moved[held] - log_u[held]))
+            promised = float(scores @ (ahead - weights)) - divergence / eta
+            if risen >= value + promised - 1e-9 or eta <= 1 / problem.share:
+                break
+            eta = max(eta / 2, 1 / problem.share)
+        if risen <= value:
+            return log_u, point, step, eta
+        log_u, point, value, eta = moved, after, risen, 1.5 * eta
+    return log_u, point, _INNER_STEPS, eta
+
+
+class _Rows:
+    """The active rows in blocks: from memory where they fit, else picked out of a pass over the pool."""
+
+    def __init__(self, pool: Pool, numbers: np.ndarray, memory: int) -> None:
+        self.pool, self.numbers = pool, numbers
+        self.kept = pool.take(numbers) if 4 * pool.dim * len(numbers) <= memory else None
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        if self.kept is not None:
+            for first in range(0, len(self.kept), _BLOCK):
+                yield first, self.kept[first : first + _BLOCK]
+            return
+        for first, block in self.pool.blocks():
+            begin, end = np.searchsorted(self.numbers, (first, first + len(block)))
+            if end > begin:
+                yield int(begin), block[torch.from_numpy(self.numbers[begin:end] - first)]
+
+
+def _moment(blocks: Iterator[tuple[int, torch.Tensor]], weights: np.ndarray, dim: int) -> torch.Tensor:
+    """sum_i w_i z_i z_i^T in float64 [K, K]: float32 products of a block, added up in float64."""
+    total = torch.zeros(dim, dim, dtype=torch.float64)
+    root = torch.from_numpy(np.sqrt(weights)).float()
+    for first, block in blocks:
+        here = root[first : first + len(block), None]
+        if bool((here > 0).any()):
+            scaled = block * here
+            total += scaled.T @ scaled
+    return total
+
+
+def _capacity(problem: _Problem, memory: int) -> int:
+    """Rows of an active set: several a row to choose, as far as memory goes; the whole pool if it must be read."""
+    wanted = max(_ACTIVE_SHARE * problem.size, _ACTIVE_LEAST, 4 * problem.pool.dim)
+    fitting = memory // (4 * problem.pool.dim)
+    if wanted >= len(problem.pool) or 2 * problem.size > fitting:
+        return len(problem.pool)
+    return min(wanted, fitting)
+
+
+def _first_active(problem: _Problem, memory: int, seed: int) -> np.ndarray:
+    capacity = _capacity(problem, memory)
+    rank = np.random.default_rng(seed).permutation(len(problem.pool))[problem.order]
+    # Within limits a random set may lack the rows of a group, so each group gives its share first.
+    chosen = best_vertex(-rank.astype(np.float64), problem.order, problem.size, problem.limits)
+    rest = np.argsort(rank, kind="stable")[:capacity]
+    return np.unique(np.concatenate([chosen, rest]))
+
+
+def _next_active(
+    problem: _Problem, weights: np.ndarray, scores: np.ndarray, memory: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that carry weight and those of the largest scores, with their log u."""
+    carrying = weights * problem.size > 1e-5
+    wanted = best_vertex(scores, problem.order, problem.size, problem.limits)
+    capacity = max(_capacity(problem, memory), int(carrying.sum()) + problem.size)
+    ranked = np.lexsort((problem.order, -scores, ~carrying))[:capacity]
+    active = np.unique(np.concatenate([np.flatnonzero(carrying), wanted, ranked]))
+    with np.errstate(divide="ignore"):
+        log_u = np.log(weights[active] * problem.size)
+    log_u = np.maximum(log_u, _ENTRY * (1 + ~carrying[active]))
+    return active, project(log_u, problem.size, problem.limits and problem.limits.at(active))
