@@ -29,6 +29,7 @@ from gpu_kernels import time_operations
 from gpu_model import devices_agree, end_to_end
 from gpu_spectral import spectral
 from gpu_timing import Bench
+from gpu_waiting import QWEN_05B, TINY, waiting
 
 COMPILED = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}
 
@@ -82,6 +83,7 @@ def sections_of(bench: Bench, checked: dict[str, dict]) -> dict[str, Callable[[]
         **{f"times {n}": lambda n=n: time_operations(bench, n, checked[n]) for n in names},
         "cpu and gpu": lambda: devices_agree(bench),
         "spectral": lambda: spectral(bench),
+        "waiting": lambda: waiting(bench.device, *((TINY, 2, 16) if bench.dry else (QWEN_05B, 32, 512))),
         **{f"other checks {n}": lambda n=n: check(bench.device, n, others, bench.late) for n in names},
     }
 

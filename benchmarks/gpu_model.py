@@ -27,7 +27,8 @@ class Step:
     """A model's own loss with full backward, or with the gradient of its inputs alone, on a batch in pieces."""
 
     def __init__(self, model: torch.nn.Module, ids: torch.Tensor, piece: int) -> None:
-        self.model, self.pieces, self.piece = model, ids.split(piece), piece
+        self.model, self.piece = model, piece
+        self.pieces = ids.to(model.device).split(piece)
 
     def train(self) -> None:
         """Forward and full backward, without an optimizer."""
@@ -53,7 +54,8 @@ def end_to_end(bench: Bench, checked: dict[str, dict]) -> dict[str, object]:
     shape = TINY if bench.dry else QWEN_05B
     before = torch.cuda.memory_allocated() if bench.device.type == "cuda" else 0
     model = random_model(shape, bench.device)
-    ids = torch.randint(0, shape.config["vocab_size"], (shape.batch, shape.length), device=bench.device)
+    # On the CPU, as the corpus gives batches.
+    ids = torch.randint(0, shape.config["vocab_size"], (shape.batch, shape.length))
     sketcher = GradientSketcher(model, SketchSpec())
     ids = ids[: samples_that_fit(bench, sketcher, ids)]
     peak = peak_bytes(bench, lambda: sketcher(ids, ids))
