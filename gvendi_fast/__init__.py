@@ -18,6 +18,7 @@ _EXPORTS = {
     "jackknife": "gvendi_fast.vendi",
     "load_proxy": "gvendi_fast.proxy",
     "score": "gvendi_fast.scoring",
+    "select": "gvendi_fast.selection",
     "use_backend": "gvendi_fast.backends",
 }
 __all__ = ["__version__", *_EXPORTS]
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gvendi_fast.plan import SketchSpec
     from gvendi_fast.proxy import load_proxy
     from gvendi_fast.scoring import score
+    from gvendi_fast.selection import select
     from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast._version import __version__
+from gvendi_fast.commands.select import select
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import CorpusOptions, Data, Order, unbundled
@@ -89,6 +90,9 @@ def sketch(
     print(
         f"{run.units_done} units in {run.path}, {rejected:,} rows rejected; 'gvendi score {run.path}' scores them"
     )
+
+
+app.command()(select)
 
 
 @app.command()

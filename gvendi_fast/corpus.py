@@ -117,7 +117,7 @@ class _FileIndex:
         with ParquetSource(self.path, fields) as source:
             total = sum(source.group_rows)
             total = total if limit is None else min(total, limit)
-            self._hash_parquet(source.groups_end(total))
+            source.fingerprint(total, self.digest)
             if fields.id not in source.columns:
                 for number in range(1, total + 1):
                     self._take(number, 0, None)
@@ -126,17 +126,6 @@ class _FileIndex:
                 if number > total:
                     return
                 self._take(number, 0, None if isinstance(record, Reason) else record_id(record, fields))
-
-    def _hash_parquet(self, end: int) -> None:
-        with open(self.path, "rb") as stream:
-            left = end
-            while left > 0 and (block := stream.read(min(left, 1 << 20))):
-                self.digest.update(block)
-                left -= len(block)
-            # The last 8 bytes give the length of the footer before them.
-            stream.seek(self.size - 8)
-            stream.seek(self.size - 8 - int.from_bytes(stream.read(4), "little"))
-            self.digest.update(stream.read())
 
     def _take(self, line: int, offset: int, own: str | Reason | None) -> None:
         if self._open is None:

@@ -10,10 +10,10 @@ from typing import TextIO
 LINE_EVERY = 10.0
 
 
-def progress_for(stream: TextIO | None = None) -> Bar | Lines:
-    """The progress that fits a stream (stderr unless said)."""
+def progress_for(stream: TextIO | None = None, verb: str = "sketching") -> Bar | Lines:
+    """The progress that fits a stream (stderr unless said) of what `verb` says is done with the rows."""
     stream = sys.stderr if stream is None else stream
-    return Bar(stream) if stream.isatty() else Lines(stream)
+    return Bar(stream, verb) if stream.isatty() else Lines(stream, verb)
 
 
 class _Counts:
@@ -32,7 +32,9 @@ class _Counts:
 
     def rates(self) -> str:
         seconds = max(time.monotonic() - self.began, 1e-9)
-        text = f"{self.fresh / seconds:,.1f} rows/s, {self.tokens / seconds:,.0f} tokens/s"
+        text = f"{self.fresh / seconds:,.1f} rows/s"
+        if self.tokens:
+            text += f", {self.tokens / seconds:,.0f} tokens/s"
         if self.fresh and self.rows < self.total:
             text += f", {clock((self.total - self.rows) * seconds / self.fresh)} left"
         return text + (f", {self.rejected:,} rejected" if self.rejected else "")
@@ -41,14 +43,14 @@ class _Counts:
 class Lines:
     """Progress as plain lines, one every ten seconds, for logs and pipes."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.counts, self.last = stream, _Counts(), 0.0
+    def __init__(self, stream: TextIO, verb: str = "sketching") -> None:
+        self.stream, self.verb, self.counts, self.last = stream, verb, _Counts(), 0.0
 
     def start(self, rows: int, done: int) -> None:
         """See `sketching.Progress`."""
         self.counts.start(rows, done)
         self.last = time.monotonic()
-        self._say(f"sketching {rows:,} rows" + (f", {done:,} of them are done already" if done else ""))
+        self._say(f"{self.verb} {rows:,} rows" + (f", {done:,} of them are done already" if done else ""))
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
         """See `sketching.Progress`."""
@@ -68,14 +70,14 @@ class Lines:
 class Bar:
     """Progress as a live bar on a terminal."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, verb: str = "sketching") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.counts = _Counts()
         console = Console(file=stream)
         columns = (
-            TextColumn("sketching"),
+            TextColumn(verb),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rates]}"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -281,3 +281,33 @@ def block_gain(a: torch.Tensor, rows: torch.Tensor | np.ndarray, boundaries: tor
     spans = itertools.pairwise(boundaries.tolist())
     changed = [trace_log(a + z[begin:end].T @ z[begin:end]) for begin, end in spans]
     return torch.stack(changed) - trace_log(a) if changed else a.new_empty(0)
+
+
+def plain_greedy(
+    rows: torch.Tensor | np.ndarray,
+    size: int,
+    value: Callable[[torch.Tensor], float],
+    ids: Sequence[str],
+    given: torch.Tensor | None = None,
+    allowed: Callable[[list[int]], bool] = lambda chosen: True,
+) -> list[int]:
+    """Rows picked one by one, each the one that raises value(given and chosen unit rows [m, K]) most.
+
+    Values within 1e-9 are equal and the smallest id wins. `allowed` says whether chosen rows keep the quotas.
+    """
+    z = normalise(rows)
+    start = z[:0] if given is None else normalise(given)
+    chosen: list[int] = []
+    for _ in range(size):
+        open_rows = [i for i in range(len(z)) if i not in chosen and allowed([*chosen, i])]
+        values = {i: value(torch.cat([start, z[[*chosen, i]]])) for i in open_rows}
+        best = max(values.values())
+        chosen.append(min((i for i in open_rows if values[i] >= best - 1e-9), key=lambda i: ids[i]))
+    return chosen
+
+
+def entropy_of_set(rows: torch.Tensor) -> float:
+    """F = -tr(A ln A), A = sum z z^T of the unit rows [m, K], by the eigenvalues of the Gram matrix."""
+    eigenvalues = torch.linalg.eigvalsh(rows @ rows.T)
+    eigenvalues = eigenvalues[eigenvalues > 0]
+    return -float((eigenvalues * eigenvalues.log()).sum())

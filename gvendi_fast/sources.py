@@ -174,6 +174,18 @@ class ParquetSource:
                 end = max(end, start + column.total_compressed_size)
         return end
 
+    def fingerprint(self, rows: int, digest: Any) -> None:
+        """Update `digest` with the bytes that hold the first `rows` rows, and with the footer."""
+        with open(self.path, "rb") as stream:
+            left = self.groups_end(rows)
+            while left > 0 and (block := stream.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+            # The last 8 bytes give the length of the footer before them.
+            end = stream.seek(-8, os.SEEK_END)
+            stream.seek(end - int.from_bytes(stream.read(4), "little"))
+            digest.update(stream.read())
+
     def rows(
         self, start: int = 0, columns: Iterable[str] | None = None
     ) -> Iterator[tuple[int, dict | Reason]]:

@@ -129,3 +129,21 @@ def test_entropy_by_hand():
     a, n = reference.covariance(np.eye(3)[[0, 1, 2, 2]])
     assert n == 4
     assert reference.entropy_after_removal(a, n, np.eye(3)[2]) == pytest.approx(math.log(3))
+
+
+def test_plain_greedy_by_hand():
+    """e1, e1, e2 and their diagonal: after a tie of all, e2 is orthogonal; then any row doubles an eigenvalue."""
+    rows = torch.tensor([[1.0, 0], [2, 0], [0, 3], [1, 1]])
+    assert reference.entropy_of_set(reference.normalise(rows[:3])) == pytest.approx(-2 * math.log(2))
+    assert reference.plain_greedy(rows, 3, reference.entropy_of_set, ["b", "a", "c", "d"]) == [1, 2, 0]
+    assert reference.plain_greedy(rows, 3, reference.entropy_of_set, ["d", "b", "c", "a"]) == [3, 1, 2]
+    # Given e2, e1 comes first; with one row of e1 allowed the diagonal follows.
+    found = reference.plain_greedy(
+        rows[[0, 1, 3]],
+        2,
+        reference.entropy_of_set,
+        "abc",
+        rows[2:3],
+        lambda chosen: not {0, 1} <= set(chosen),
+    )
+    assert found == [0, 2]

@@ -1,0 +1,148 @@
+"""What a selection is asked: the pool, how many rows, what is chosen already, quotas, and an order of ties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.pool import Pool
+from gvendi_fast.sketching import Progress
+from gvendi_fast.state import VendiState
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Choose `size` of the rows `numbers` of a pool.
+
+    numbers int64 [n]: the candidates, ascending. rank int64 [N]: place of every row of the pool in the order of
+    ids. labels int64 [N] and limits int64 [G]: at most limits[g] rows with label g (both None without quotas).
+    quality float64 [N] or None. given: the rows that count as chosen already. targets float32 [R, K]: the rows
+    that facility location represents, covered float32 [R] how well the given rows do so. memory: bytes that the
+    selection may take.
+    """
+
+    pool: Pool
+    objective: str
+    numbers: np.ndarray
+    size: int
+    rank: np.ndarray
+    labels: np.ndarray | None
+    limits: np.ndarray | None
+    quality: np.ndarray | None
+    given: VendiState
+    targets: torch.Tensor | None
+    covered: torch.Tensor | None
+    eps: float
+    seed: int
+    memory: int
+    progress: Progress
+
+    def part(self, numbers: np.ndarray) -> Problem:
+        """The same question with fewer candidates; `size` falls to what they allow."""
+        return replace(self, numbers=numbers, size=min(self.size, most(self.labels, self.limits, numbers)))
+
+    def words(self, stream: int) -> np.ndarray:
+        """Random uint64 [N], one a row: they follow the seed, the stream and the rank of the row's id alone."""
+        return random_words(self.seed, stream, len(self.rank))[self.rank]
+
+    def random(self, stream: int) -> np.ndarray:
+        """`size` random rows of the pool that keep the quotas, ascending."""
+        order = self.numbers[np.argsort(self.words(stream)[self.numbers], kind="stable")]
+        if self.labels is not None:
+            order = order[_places(self.labels[order]) < self.limits[self.labels[order]]]
+        return np.sort(order[: self.size])
+
+
+def random_words(seed: int, stream: int, count: int) -> np.ndarray:
+    """Random uint64 [count] from Philox, the same with every NumPy."""
+    return np.random.Philox(key=np.array([seed % 2**64, stream], np.uint64)).random_raw(count)
+
+
+def most(labels: np.ndarray | None, limits: np.ndarray | None, numbers: np.ndarray) -> int:
+    """How many of the rows `numbers` can be chosen under the quotas."""
+    if labels is None:
+        return len(numbers)
+    return int(np.minimum(np.bincount(labels[numbers], minlength=len(limits)), limits).sum())
+
+
+def equal_quotas(groups: Iterable[str], size: int) -> dict[str, int]:
+    """The same quota for every label, such that exactly `size` rows can be chosen: {label: number}.
+
+    A label with fewer rows gives all it has and the others take its share. What does not divide goes, one row
+    each, to the labels with the most rows (of equal ones the first by name).
+    """
+    counts: dict[str, int] = {}
+    for label in groups:
+        counts[label] = counts.get(label, 0) + 1
+    total = sum(counts.values())
+    if not 1 <= size <= total:
+        raise GvendiError(f"size is {size}; wanted 1 to {total}, the number of rows in the pool")
+    quotas, left = {}, size
+    smallest = sorted(counts, key=lambda label: (counts[label], label))
+    for i, label in enumerate(smallest):
+        quotas[label] = min(counts[label], left // (len(smallest) - i))
+        left -= quotas[label]
+        if quotas[label] < counts[label]:
+            # From here on all labels have rows enough.
+            rest = sorted(smallest[i:], key=lambda name: (-counts[name], name))
+            share, extra = divmod(left + quotas[label], len(rest))
+            return quotas | {name: share + (place < extra) for place, name in enumerate(rest)}
+    return quotas
+
+
+def rank_of(ids: Sequence[str]) -> np.ndarray:
+    """Place of every id in their sorted order, int64 [N]."""
+    rank = np.empty(len(ids), np.int64)
+    rank[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    return rank
+
+
+def coded_quotas(
+    pool: Pool, groups: Sequence[str] | None, quotas: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """labels [N] and limits [G] of Problem; a label without a quota has no limit. GvendiError for what is wrong."""
+    groups = pool.groups if groups is None else groups
+    if groups is None:
+        raise GvendiError("quotas need groups, one label a row; the pool has none: give groups=")
+    if len(groups) != len(pool):
+        raise GvendiError(f"groups has {len(groups)} labels for {len(pool)} rows; give one a row")
+    code = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+    unknown = [label for label in quotas if label not in code]
+    if unknown:
+        raise GvendiError(
+            f"quotas names {unknown[0]!r}, which no row has; labels are such as "
+            f"{', '.join(map(repr, list(code)[:5]))}"
+        )
+    wrong = [label for label, top in quotas.items() if not isinstance(top, int | np.integer) or top < 0]
+    if wrong:
+        raise GvendiError(f"quotas gives {wrong[0]!r} {quotas[wrong[0]]!r}; wanted a number of rows from 0")
+    limits = np.array([quotas.get(label, len(pool)) for label in code], np.int64)
+    return np.fromiter((code[label] for label in groups), np.int64, len(groups)), limits
+
+
+def checked_quality(quality: np.ndarray, pool: Pool) -> np.ndarray:
+    """quality as float64 [N]; GvendiError unless every row has a finite number above 0."""
+    values = np.asarray(quality, np.float64)
+    if values.shape != (len(pool),):
+        raise GvendiError(f"quality has shape {values.shape}; wanted ({len(pool)},), one number a row")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(bad):
+        raise GvendiError(
+            f"quality of row '{pool.ids[bad[0]]}' is {values[bad[0]]}; wanted a finite number above 0: "
+            "a score that can be 0 or negative has no place in a product, so shift it first"
+        )
+    return values
+
+
+def _places(labels: np.ndarray) -> np.ndarray:
+    """How many earlier entries have the same label [n] -> [n]."""
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    out = np.empty(len(labels), np.int64)
+    out[order] = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
+    return out

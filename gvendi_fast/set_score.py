@@ -1,0 +1,120 @@
+"""What a set of rows scores, and what random sets of the same size score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gvendi_fast.pool import BLOCK
+from gvendi_fast.problem import Problem
+from gvendi_fast.spectrum import renyi_entropy
+from gvendi_fast.state import VendiState
+
+# Streams of random numbers from here on are the random subsets'.
+DRAWS = 10
+
+
+@dataclass(frozen=True)
+class RandomBaseline:
+    """Scores of `draws` random subsets of the same size, under the same quotas and given rows.
+
+    value and gvendi: the mean; value_band and gvendi_band: lowest and highest.
+    """
+
+    value: float
+    value_band: tuple[float, float]
+    gvendi: float
+    gvendi_band: tuple[float, float]
+    draws: int
+
+
+class SetScore:
+    """The objective's value and the G-Vendi of rows that come block by block, together with the given rows."""
+
+    def __init__(self, problem: Problem, count: int) -> None:
+        self._problem, self._quality = problem, []
+        self._covered = None if problem.covered is None else problem.covered.clone()
+        # The Gram matrix is the smaller one here.
+        few = problem.given.n == 0 and count < problem.pool.dim
+        self._rows: list[torch.Tensor] | None = [] if few else None
+        self.state = None if few else VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
+
+    def add(self, numbers: np.ndarray, rows: torch.Tensor) -> None:
+        """Rows float32 [m, K] with these numbers in the pool."""
+        if self._rows is not None:
+            self._rows.append(rows)
+        else:
+            self.state.update(rows)
+        if self._problem.quality is not None:
+            self._quality.append(self._problem.quality[numbers])
+        if self._covered is not None:
+            for chunk in rows.split(BLOCK // 8):
+                torch.maximum(self._covered, (self._problem.targets @ chunk.T).amax(1), out=self._covered)
+
+    def scores(self) -> tuple[float, float]:
+        """(value of the objective, G-Vendi)."""
+        if self._rows is not None:
+            rows = torch.cat(self._rows).double()
+            eigenvalues = torch.linalg.eigvalsh(rows @ rows.T).clamp_min_(0)
+        else:
+            eigenvalues = self.state.spectrum() * self.state.n
+        gvendi = math.exp(renyi_entropy(eigenvalues / eigenvalues.sum(), 1))
+        name = self._problem.objective
+        if name == "logdet":
+            return float(torch.log1p(eigenvalues / self._problem.eps).sum()), gvendi
+        if name == "facility":
+            return float(self._covered.mean()), gvendi
+        if name == "quality":
+            return float(np.concatenate(self._quality).mean()) * gvendi, gvendi
+        return gvendi, gvendi
+
+
+def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Value, G-Vendi and each row's surprisal -z^T ln(Sigma) z in nats, float64, under the set's covariance.
+
+    Sigma includes the given rows; without any, the mean of the surprisals is the set's entropy.
+    """
+    order = np.argsort(numbers)
+    state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
+    score, surprisal = SetScore(problem, len(numbers)), np.empty(len(numbers))
+    chunks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    for chunk in chunks:
+        rows = problem.pool.take(numbers[chunk])
+        state.update(rows)
+        score.add(numbers[chunk], rows)
+    eigenvalues, vectors = state.eigenbasis()
+    # A chosen row has nothing in directions without eigenvalue; rounding there must not meet ln 0.
+    logs = (eigenvalues / eigenvalues.sum()).clamp_min(1e-14).log()
+    for chunk in chunks:
+        energy = (problem.pool.take(numbers[chunk]).double() @ vectors).square_()
+        surprisal[chunk] = -(energy @ logs).numpy()
+    return *score.scores(), surprisal
+
+
+def score_random(problem: Problem, draws: int) -> RandomBaseline | None:
+    """Scores of random subsets; None without draws. Reads the pool once for as many draws as memory holds."""
+    if draws < 1:
+        return None
+    each = 24 * problem.pool.dim**2 + 8 * problem.size
+    at_once = max(1, min(draws, problem.memory // each))
+    found = []
+    for start in range(0, draws, at_once):
+        found += _draw(problem, range(start, min(start + at_once, draws)))
+    value, gvendi = np.array(found).T
+    bands = [(float(x.min()), float(x.max())) for x in (value, gvendi)]
+    return RandomBaseline(float(value.mean()), bands[0], float(gvendi.mean()), bands[1], draws)
+
+
+def _draw(problem: Problem, streams: range) -> list[tuple[float, float]]:
+    sets = [problem.random(DRAWS + stream) for stream in streams]
+    scores = [SetScore(problem, problem.size) for _ in sets]
+    for first, block in problem.pool.blocks():
+        for numbers, score in zip(sets, scores, strict=True):
+            begin, end = np.searchsorted(numbers, [first, first + len(block)])
+            if end > begin:
+                here = numbers[begin:end]
+                score.add(here, block[torch.from_numpy(here - first)])
+    return [score.scores() for score in scores]

@@ -1,0 +1,120 @@
+"""Source rows of a run: exact bytes, by ordinal, from every kind of file, and what is refused."""
+
+import datetime
+import gzip
+import json
+import os
+
+import pytest
+
+from gvendi_fast.corpus import index_corpus
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.originals import Original, number_of, original_rows
+from gvendi_fast.store import RunDirectory
+
+LINES = [f'{{"id":"r{i}",  "text": "row {i} \u00fc", "meta": {{"score": {i}}}}}'.encode() for i in range(9)]
+
+
+def run_of(tmp_path, inputs, limit=None) -> RunDirectory:
+    manifest = index_corpus(inputs, rows_per_unit=4, limit=limit)
+    return RunDirectory.open(tmp_path / "run", {"sketch": {"dim": 64}}, manifest.to_dict())
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Empty lines and other line ends in between, an archive, and a Parquet file with what JSON does not have."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    plain = b"\xef\xbb\xbf" + LINES[0] + b"\r\n\n" + LINES[1] + b" \n" + LINES[2]
+    (folder / "a.jsonl").write_bytes(plain)
+    with gzip.open(folder / "b.jsonl.gz", "wb") as stream:
+        stream.write(b"\n".join(LINES[3:6]) + b"\n\n")
+    table = pa.table(
+        {
+            "text": [f"cell {i}" for i in range(5)],
+            "day": [datetime.date(2024, 1, i + 1) for i in range(5)],
+            "raw": [bytes([i, 255]) for i in range(5)],
+            "more": [{"x": [i, None]} for i in range(5)],
+        }
+    )
+    pq.write_table(table, folder / "c.parquet", row_group_size=2)
+    return folder
+
+
+def test_rows_are_the_bytes_of_the_corpus(files, tmp_path):
+    found = list(original_rows(run_of(tmp_path, files), [10, 1, 0, 4, 7, 4]))
+    assert [row.ordinal for row in found] == [0, 1, 4, 7, 10]
+    assert [row.raw for row in found[:3]] == [LINES[0], LINES[1] + b" ", LINES[4]]
+    assert [(os.path.basename(row.file), row.line) for row in found] == [
+        ("a.jsonl", 1),
+        ("a.jsonl", 3),
+        ("b.jsonl.gz", 2),
+        ("c.parquet", 2),
+        ("c.parquet", 5),
+    ]
+    assert found[3].record() == {
+        "text": "cell 1",
+        "day": "2024-01-02",
+        "raw": "Af8=",
+        "more": {"x": [1, None]},
+    }
+
+
+def test_a_corpus_cut_by_a_limit_may_grow_no_byte_but_is_read(files, tmp_path):
+    run = run_of(tmp_path, files / "a.jsonl", limit=2)
+    assert [row.raw for row in original_rows(run, [0, 1])] == [LINES[0], LINES[1] + b" "]
+    with pytest.raises(GvendiError, match="corpus has rows 0 to 1"):
+        list(original_rows(run, [2]))
+
+
+def test_a_corpus_that_moved_is_found_and_one_that_is_gone_is_named(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_of(tmp_path, "corpus")
+    files.rename(tmp_path / "elsewhere")
+    with pytest.raises(GvendiError, match=r"'corpus/a.jsonl' is not there .* --corpus DIR"):
+        list(original_rows(run, [0]))
+    assert [row.raw for row in original_rows(run, [0], corpus="elsewhere")] == [LINES[0]]
+    with pytest.raises(GvendiError, match=r"looked for 'run/corpus/a.jsonl', 'run/a.jsonl'"):
+        list(original_rows(run, [0], corpus="run"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.gz", "c.parquet"])
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_file_that_changed_is_refused(files, tmp_path, name, same_size):
+    run, path = run_of(tmp_path, files), files / name
+    if not same_size:
+        path.write_bytes(path.read_bytes() + b"\n")
+    elif name == "b.jsonl.gz":
+        content = gzip.compress(b"\n".join([*LINES[3:5], LINES[6]]) + b"\n\n")
+        path.write_bytes(content + b"\0" * (path.stat().st_size - len(content)))
+    else:
+        content = bytearray(path.read_bytes())
+        content[content.index(b"row 1" if name == "a.jsonl" else b"cell 3") + 4] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(GvendiError, match=f"{name}' has changed since it was sketched"):
+        list(original_rows(run, range(11)))
+
+
+def test_numbers_of_rows_and_what_is_none():
+    def row(record):
+        return Original(0, "data.jsonl", 7, json.dumps(record).encode())
+
+    assert number_of(row({"meta": {"score": 3}}), "meta.score") == 3.0
+    assert number_of(row({"meta.score": 0.5, "meta": {"score": 3}}), "meta.score") == 0.5
+    for record, shown in (
+        ({}, "is missing"),
+        ({"q": "9"}, 'is "9"'),
+        ({"q": 0}, "is 0"),
+        ({"q": True}, "is true"),
+    ):
+        with pytest.raises(GvendiError, match=f"data.jsonl:7: field 'q' {shown}"):
+            number_of(row(record), "q")
+
+
+def test_a_run_without_a_corpus(tmp_path):
+    run = RunDirectory.open(tmp_path / "run", {"sketch": {"dim": 64}})
+    with pytest.raises(GvendiError, match="no units"):
+        list(original_rows(run, [0]))

@@ -1,0 +1,164 @@
+"""`gvendi select`: the rows it writes, the file beside them, its summary, and its errors."""
+
+import json
+import sys
+
+import pytest
+
+from gvendi_fast import cli
+from gvendi_fast.commands.select import parse_bytes
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.proxy import load_proxy
+from gvendi_fast.rows import Fields
+from gvendi_fast.scoring import Settings
+from gvendi_fast.sketching import sketch_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """(folder with data.jsonl and its run directory, lines of data.jsonl)."""
+    folder = tmp_path_factory.mktemp("select")
+    lines = [
+        json.dumps(
+            {
+                "id": f"r{i:02d}",
+                "prompt": f"{i} * 3?",
+                "completion": f"It is {3 * i}.",
+                "source": "even" if i % 2 == 0 else "odd",
+                "meta": {"score": 1 + i % 5, "third": i % 3},
+            }
+        )
+        for i in range(40)
+    ]
+    (folder / "data.jsonl").write_text("".join(line + "\n" for line in lines))
+    settings = Settings(spec=SketchSpec(dim=64), fields=Fields(by="source"), unit_rows=16)
+    sketch_corpus(folder / "data.jsonl", folder / "run", load_proxy("tiny", dtype="float32"), settings)
+    return folder, lines
+
+
+@pytest.fixture
+def gvendi(monkeypatch, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return run
+
+
+def test_rows_are_written_unchanged_in_rank_order(gvendi, corpus, tmp_path):
+    import pyarrow.parquet as pq
+
+    folder, lines = corpus
+    out = tmp_path / "chosen.jsonl"
+    code, text, err = gvendi("select", folder / "run", "--size", 12, "--out", out, "--json")
+    assert code == 0, err
+    summary = json.loads(text)
+    assert summary["size"] == summary["n"] == 12
+    assert summary["pool_rows"] == 40
+    assert summary["random"]["draws"] == 20
+    assert summary["gvendi"] > summary["random"]["gvendi_band"][1]
+    assert "choosing 12 rows" in err
+    written = out.read_text().splitlines()
+    assert set(written) <= set(lines)
+    table = pq.read_table(tmp_path / "chosen.parquet").to_pydict()
+    assert table["id"] == [json.loads(line)["id"] for line in written]
+    assert table["rank"] == list(range(1, 13))
+    assert list(table) == ["id", "rank", "gain", "surprisal", "cluster"]
+    assert table["cluster"] == [None] * 12
+    # Fewer rows are the first of more.
+    code, text, _ = gvendi("select", folder / "run", "--size", 5, "--out", tmp_path / "few.jsonl")
+    assert (tmp_path / "few.jsonl").read_text().splitlines() == written[:5]
+    assert text.startswith("5 of 40 rows")
+    assert "random subsets" in text
+
+
+@pytest.mark.parametrize(("field", "counts"), [("source", [6, 6]), ("meta.third", [4, 4, 4])])
+def test_per_takes_equally_many_of_each_value(gvendi, corpus, tmp_path, field, counts):
+    folder, _ = corpus
+    out = tmp_path / "chosen.jsonl"
+    code, _, err = gvendi("select", folder / "run", "--size", 12, "--per", field, "--out", out)
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    values = [row["source"] if field == "source" else row["meta"]["third"] for row in rows]
+    assert sorted(values.count(value) for value in set(values)) == counts
+
+
+def test_quality_and_include(gvendi, corpus, tmp_path):
+    folder, _ = corpus
+    out = tmp_path / "chosen.jsonl"
+    options = ("--quality", "meta.score", "--include", folder / "run", "--json")
+    code, text, err = gvendi("select", folder / "run", "--size", 4, "--out", out, *options)
+    assert code == 0, err
+    summary = json.loads(text)
+    assert summary["objective"] == "quality"
+    assert summary["n"] == 44
+    scores = [json.loads(line)["meta"]["score"] for line in out.read_text().splitlines()]
+    assert summary["value"] == pytest.approx(summary["gvendi"] * sum(scores) / 4)
+    assert sum(scores) / 4 > 4
+
+
+def test_nothing_is_overwritten_unless_asked(gvendi, corpus, tmp_path):
+    folder, _ = corpus
+    out = tmp_path / "chosen.jsonl"
+    out.write_text("mine\n")
+    code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", out)
+    assert (code, out.read_text()) == (1, "mine\n")
+    assert "chosen.jsonl' is there already" in err
+    assert gvendi("select", folder / "run", "--size", 4, "--out", out, "--force")[0] == 0
+    assert len(out.read_text().splitlines()) == 4
+    code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", folder / "data.jsonl", "--force")
+    assert code == 1
+    assert "is a file of the corpus itself" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--out", "chosen.json"), "ends in .jsonl"),
+        (("--out", "no/chosen.jsonl"), "the folder 'no' does not exist"),
+        (("--size", "99"), "size is 99; wanted 1 to 40"),
+        (("--quality", "meta.color"), "data.jsonl:1: field 'meta.color' is missing"),
+        (("--objective", "quality"), "--quality FIELD goes with --objective quality"),
+        (("--quality", "meta.score", "--objective", "logdet"), "--quality FIELD goes with"),
+        (("--per", "color"), "--per color: no row has this field"),
+        (("--memory", "much"), "--memory must be a size"),
+        (("--include", "nowhere"), "'nowhere' is not a run directory"),
+    ],
+)
+def test_errors_are_one_message_and_leave_nothing(gvendi, corpus, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    given = {"--size": "4", "--out": "chosen.jsonl", **dict(zip(args[::2], args[1::2], strict=True))}
+    code, out, err = gvendi("select", corpus[0] / "run", *[word for pair in given.items() for word in pair])
+    assert code == 1
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_that_changed_leaves_nothing(gvendi, corpus, tmp_path):
+    folder, _ = corpus
+    data = folder / "data.jsonl"
+    content = data.read_bytes()
+    data.write_bytes(content.replace(b"It is 3.", b"It is 4."))
+    code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", tmp_path / "chosen.jsonl")
+    data.write_bytes(content)
+    assert code == 1
+    assert "has changed since it was sketched (other content)" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_of_memory():
+    assert parse_bytes("512MB") == 512 * 10**6
+    assert parse_bytes("4GiB") == 4 << 30
+    assert parse_bytes("1.5 kb") == 1500
+    assert parse_bytes("1000") == 1000
+    for text in ("", "GB", "-1GB", "1e3", "4 gigs"):
+        with pytest.raises(GvendiError, match="--memory"):
+            parse_bytes(text)
