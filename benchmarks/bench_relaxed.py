@@ -22,7 +22,7 @@ import torch
 from environment import describe_machine
 
 from gvendi_fast.pool import as_pool
-from gvendi_fast.rounding import relaxed_select
+from gvendi_fast.selection.rounding import relaxed_select
 from gvendi_fast.vendi import gvendi
 
 

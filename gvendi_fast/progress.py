@@ -59,6 +59,10 @@ class Lines:
             self.last = time.monotonic()
             self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
 
+    def note(self, text: str) -> None:
+        """See `sketching.Progress`."""
+        self._say(text)
+
     def close(self) -> None:
         """See `sketching.Progress`."""
         self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
@@ -95,6 +99,10 @@ class Bar:
         """See `sketching.Progress`."""
         self.counts.advance(rows, tokens, rejected)
         self.bar.update(self.task, completed=self.counts.rows, rates=self.counts.rates())
+
+    def note(self, text: str) -> None:
+        """See `sketching.Progress`."""
+        self.bar.console.print(text, highlight=False)
 
     def close(self) -> None:
         """See `sketching.Progress`."""

@@ -174,6 +174,10 @@ class _Clock:
         if self.inner is not None:
             self.inner.advance(rows, tokens, rejected)
 
+    def note(self, text: str) -> None:
+        if self.inner is not None:
+            self.inner.note(text)
+
     def close(self) -> None:
         self.seconds = time.perf_counter() - self._start
         if self.inner is not None:

@@ -74,6 +74,9 @@ class Progress(Protocol):
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
         """One more batch: rows looked at, tokens run through the proxy, rows rejected."""
 
+    def note(self, text: str) -> None:
+        """One line on how it goes, where rows do not tell."""
+
     def close(self) -> None:
         """The run is over, well or not."""
 
@@ -85,6 +88,9 @@ class Silent:
         """Nothing to say."""
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """Nothing to say."""
+
+    def note(self, text: str) -> None:
         """Nothing to say."""
 
     def close(self) -> None:

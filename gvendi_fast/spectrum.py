@@ -27,19 +27,25 @@ class Quadrature:
     table: torch.Tensor
 
 
-def quadrature(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> Quadrature:
-    """The nodes for a spectrum [K] that is not negative, and up to `joining` unit rows that join (one that leaves)."""
+def nodes(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """t and weights, float64 [J] each, of int_0^inf dt for a spectrum and up to `joining` unit rows that join."""
     # Far below its nearest singularity, minus an eigenvalue of A or of A - x x^T, the integrand is constant.
     low = max(1e-7, 1e-3 * (float(eigenvalues.min()) + min(sign, 0)))
     high = 100 * (float(eigenvalues.max()) + joining - 1)
-    nodes = math.ceil(math.log(high / low)) + 1
-    t = low * torch.exp(torch.arange(nodes, dtype=torch.float64, device=eigenvalues.device))
+    count = math.ceil(math.log(high / low)) + 1
+    t = low * torch.exp(torch.arange(count, dtype=torch.float64, device=eigenvalues.device))
     # Both ends are closed by geometric sums: as t towards 0 and, far above every eigenvalue, as t^-2.
     weight = t.clone()
     weight[0] /= -math.expm1(-1)
     weight[-1] /= -math.expm1(-2)
+    return t, weight
+
+
+def quadrature(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> Quadrature:
+    """The nodes for a spectrum [K] that is not negative, and up to `joining` unit rows that join (one that leaves)."""
+    t, weight = nodes(eigenvalues, sign, joining)
     lam = eigenvalues[:, None]
-    table = [torch.ones_like(lam), lam, 1 / (lam + t), lam.new_zeros(len(lam), -(nodes + 2) % 8)]
+    table = [torch.ones_like(lam), lam, 1 / (lam + t), lam.new_zeros(len(lam), -(len(t) + 2) % 8)]
     return Quadrature(sign, t, weight, torch.cat(table, dim=1))
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.capped_simplex import Limits, best_vertex, project
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import MatrixPool
-from gvendi_fast.relaxed import relaxed_weights
-from gvendi_fast.rounding import relaxed_select
+from gvendi_fast.selection.capped_simplex import Limits, best_vertex, project
+from gvendi_fast.selection.relaxed import relaxed_weights
+from gvendi_fast.selection.rounding import relaxed_select
 from gvendi_fast.state import VendiState
 from gvendi_fast.vendi import gvendi
 
@@ -123,9 +123,16 @@ def test_quality_limits_and_rows_chosen_before_count():
     assert len(set(chosen.tolist())) == 60
     assert found.weights[codes == 0].sum() < 1e-9
 
-    quality = np.where(np.arange(500) < 250, 5.0, 0.0)
+    quality = np.where(np.arange(500) < 250, 1.0, 1e-9)
     good, _ = relaxed_select(pool, 60, quality=quality)
     assert (good < 250).all()
+
+    # Half the quality for more diversity: the product is what counts.
+    some = np.where(np.arange(500) < 30, 1.0, 0.9)
+    mixed, found = relaxed_select(pool, 60, quality=some)
+    assert some[mixed].mean() * math.exp(entropy(pool, mixed)) <= math.exp(found.bound)
+    assert (mixed >= 30).any()
+    assert some[mixed].mean() * math.exp(entropy(pool, mixed)) >= 0.97 * math.exp(found.bound)
 
     before = VendiState(32).update(x[:100])
     with_it, _ = relaxed_select(pool, 60, include=before)
@@ -143,5 +150,5 @@ def test_what_is_refused():
         relaxed_weights(pool, 21)
     with pytest.raises(GvendiError, match="leave room for 5 rows"):
         relaxed_weights(pool, 6, limits=Limits(np.zeros(20, int), np.array([5])))
-    with pytest.raises(GvendiError, match="wanted one finite number"):
+    with pytest.raises(GvendiError, match="one number a row"):
         relaxed_weights(pool, 6, quality=np.ones(3))

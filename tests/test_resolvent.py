@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gvendi_fast import reference
-from gvendi_fast.resolvent import Resolvent, entropy_gain, entropy_nodes, unit
+from gvendi_fast.selection.resolvent import Resolvent, entropy_gain, entropy_nodes, unit
 
 
 def rows_of(n: int, dim: int, seed: int) -> torch.Tensor:

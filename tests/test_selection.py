@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast import greedy, reference
+from gvendi_fast import reference
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import MatrixPool
-from gvendi_fast.selection import equal_quotas, select
+from gvendi_fast.selection import equal_quotas, greedy, select
 from gvendi_fast.vendi import VendiState, gvendi
 
 EPS = 0.1

@@ -36,6 +36,7 @@ class Method(str, Enum):
     lazy = "lazy"
     stochastic = "stochastic"
     two_round = "two-round"
+    relaxed = "relaxed"
 
 
 def select(
@@ -62,7 +63,8 @@ def select(
         typer.Option(
             "--method",
             help="lazy: greedy, exactly; stochastic: each pick from a random sample; two-round: greedy in parts of the "
-            "pool, then among their picks, for a pool far larger than --memory.",
+            "pool, then among their picks, for a pool far larger than --memory; relaxed: weights for all rows, then "
+            "whole ones, for millions of rows, with a bound on what any choice can reach.",
         ),
     ] = Method.lazy,
     include: Annotated[

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from gvendi_fast.pool import BLOCK
-from gvendi_fast.problem import Problem
-from gvendi_fast.resolvent import Resolvent, entropy_gain, entropy_nodes, resolvent_bytes
+from gvendi_fast.selection.problem import Problem
+from gvendi_fast.selection.resolvent import Resolvent, entropy_gain, entropy_nodes, resolvent_bytes
 
 OBJECTIVES = ("vendi", "logdet", "facility", "quality")
 CHUNK = 2048

@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from gvendi_fast.capped_simplex import Limits, best_vertex
+from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool
-from gvendi_fast.relaxed import Relaxation, relaxed_weights
+from gvendi_fast.selection.capped_simplex import Limits, best_vertex
+from gvendi_fast.selection.greedy import Picks
+from gvendi_fast.selection.problem import Problem, rank_of
+from gvendi_fast.selection.relaxed import Relaxation, relaxed_weights
 from gvendi_fast.state import VendiState
 
 # A round of swaps that gains less than this, in nats if all rows were swapped, was too coarse.
 _ROUNDS, _WORTH, _LEAST = 100, 1e-3, 1e-6
+
+
+def relaxed(problem: Problem) -> Picks:
+    """The method of `select`: weights, then whole rows; for pools of millions.
+
+    The gain of a row is what the entropy (in nats, with the given rows) would lose without it. details: the gap of
+    the weights, and `gvendi_bound` (quality: `value_bound`), which no choice of as many rows exceeds.
+    """
+    if problem.objective not in ("vendi", "quality"):
+        raise GvendiError(
+            f"method 'relaxed' is for the objectives vendi and quality, not {problem.objective}; use 'lazy'"
+        )
+    problem.progress.start(problem.size, 0)
+    given = problem.given if problem.given.n else None
+    limits = None if problem.labels is None else Limits(problem.labels, problem.limits)
+    # Half for the active rows; the rest holds them once more in float64, a block of the pool and K x K matrices.
+    numbers, found = relaxed_select(
+        problem.pool,
+        problem.size,
+        quality=problem.quality,
+        include=given,
+        limits=limits,
+        memory=problem.memory // 2,
+        seed=problem.seed,
+        progress=problem.progress.note,
+    )
+    rows = problem.pool.take(numbers)
+    state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given).update(rows)
+    gains = -state.gain(rows, remove=True).numpy() if state.n > 1 else np.zeros(len(numbers))
+    problem.progress.advance(problem.size, 0, 0)
+    bound = "gvendi_bound" if problem.quality is None else "value_bound"
+    details = {
+        "passes": found.passes,
+        "steps": found.steps,
+        "gap_nats": found.gap,
+        bound: math.exp(found.bound),
+    }
+    return Picks(numbers, gains, details)
 
 
 def relaxed_select(
@@ -31,7 +73,8 @@ def relaxed_select(
     """`size` rows of the pool, by number, and the relaxation whose bound holds for every choice.
 
     Arguments as for `relaxed_weights`, by which the heaviest rows are taken. Then rows that add least give way to
-    rows outside that would add most, many at once, while the entropy (plus mean quality) of the whole rises.
+    rows outside that would add most, many at once, while the entropy (with the logarithm of the mean quality) of the
+    whole rises.
     The numbers come in descending order of surprisal under the chosen rows.
     """
     relaxation = relaxed_weights(
@@ -45,8 +88,8 @@ def relaxed_select(
         seed=seed,
         progress=progress,
     )
-    quality = np.zeros(len(pool)) if quality is None else np.asarray(quality, np.float64)
-    order = np.argsort(np.argsort(np.array(pool.ids)))
+    quality = None if quality is None else np.asarray(quality, np.float64)
+    order = rank_of(pool.ids)
     chosen = best_vertex(relaxation.weights, order, size, limits)
     # Rows outside that carry weight are the ones that almost came in.
     beside = best_vertex(relaxation.weights, order, min(3 * size, len(pool)))
@@ -66,13 +109,14 @@ class _Swaps:
         pool: Pool,
         numbers: np.ndarray,
         size: int,
-        quality: np.ndarray,
+        quality: np.ndarray | None,
         include: VendiState | None,
         limits: Limits | None,
         order: np.ndarray,
     ) -> None:
         self.numbers, self.size, self.include = numbers, size, include
-        self.rows, self.quality, self.order = pool.take(numbers), quality[numbers], order[numbers]
+        self.rows, self.order = pool.take(numbers), order[numbers]
+        self.quality = None if quality is None else quality[numbers]
         self.limits = limits and limits.at(numbers)
 
     def state(self, inside: np.ndarray) -> VendiState:
@@ -84,7 +128,8 @@ class _Swaps:
         return made.update(self.rows[torch.from_numpy(np.sort(inside))])
 
     def value(self, state: VendiState, inside: np.ndarray) -> float:
-        return state.entropy() + float(self.quality[inside].mean())
+        bonus = 0.0 if self.quality is None else math.log(self.quality[inside].mean())
+        return state.entropy() + bonus
 
     def surprisal(self, inside: np.ndarray) -> np.ndarray:
         eigenvalues, vectors = self.state(inside).eigenbasis()
@@ -117,7 +162,9 @@ class _Swaps:
 
     def _swap(self, state: VendiState, inside: np.ndarray, outside: np.ndarray, many: int) -> np.ndarray:
         """The choice with its `many` least useful rows replaced by the most useful ones outside."""
-        quality = self.quality / self.size
+        quality = np.zeros(len(self.numbers))
+        if self.quality is not None:
+            quality = self.quality / self.quality[inside].sum()
         leaving = quality[inside] - self._gain(state, inside, remove=True)
         kept = np.setdiff1d(inside, inside[np.lexsort((self.order[inside], leaving))[:many]])
         coming = quality[outside] + self._gain(state, outside)

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.greedy import Picks, lazy, stochastic, two_round
-from gvendi_fast.objectives import OBJECTIVES
 from gvendi_fast.pool import BLOCK, Pool, as_pool
-from gvendi_fast.problem import (
+from gvendi_fast.selection.greedy import Picks, lazy, stochastic, two_round
+from gvendi_fast.selection.objectives import OBJECTIVES
+from gvendi_fast.selection.problem import (
     Problem,
     checked_quality,
     coded_quotas,
@@ -32,7 +32,8 @@ from gvendi_fast.problem import (
     random_words,
     rank_of,
 )
-from gvendi_fast.set_score import RandomBaseline, score_chosen, score_random
+from gvendi_fast.selection.rounding import relaxed
+from gvendi_fast.selection.set_score import RandomBaseline, score_chosen, score_random
 from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.state import VendiState
 from gvendi_fast.store import RunDirectory
@@ -45,6 +46,7 @@ METHODS: dict[str, Callable[[Problem], Picks]] = {
     "lazy": lazy,
     "stochastic": stochastic,
     "two-round": two_round,
+    "relaxed": relaxed,
 }
 DEFAULT_MEMORY = 4 << 30
 
@@ -55,9 +57,10 @@ class Selection:
 
     ids: of the chosen rows; rows int64 [size]: their numbers in the pool. gain float64 [size]: how much the
     objective rose with each pick, in nats (vendi: of -tr(A ln A); quality: of the logarithm; facility: a mean
-    cosine). surprisal float64 [size]: -z^T ln(Sigma) z in nats, Sigma the covariance of the chosen and the given
-    rows: how unlike the others a row is. cluster int64 [size], None unless clusters were given. value: of the
-    objective (vendi: G-Vendi), gvendi: G-Vendi, both of the chosen rows with the given ones, n rows in all.
+    cosine), or, of relaxed, what the entropy would lose without the row. surprisal float64 [size]: -z^T ln(Sigma) z
+    in nats, Sigma the covariance of the chosen and the given rows: how unlike the others a row is. cluster int64
+    [size], None unless clusters were given. value: of the objective (vendi: G-Vendi), gvendi: G-Vendi, both of the
+    chosen rows with the given ones, n rows in all.
     random: random subsets of the same size. details: what the method tells of itself.
     """
 
@@ -118,7 +121,9 @@ def select(
     pool: a matrix [N, K] of any float dtype, a `Pool`, a run directory or its path. objective: see above; eps is
     logdet's; facility stands for all rows of the pool or, of a larger one, for `represent` of them drawn by seed.
     method: "lazy" picks what plain greedy picks; "stochastic" takes each pick from a random sample; "two-round"
-    picks in parts of the pool and then among those picks, for pools far beyond memory. What each guarantees:
+    picks in parts of the pool and then among those picks, for pools far beyond memory; "relaxed" (vendi and quality)
+    weighs all rows at once and then takes whole ones, for pools of millions, and bounds what any choice can reach.
+    What each guarantees:
     logdet and facility are monotone and submodular, so greedy reaches 1 - 1/e of the optimum (Nemhauser, Wolsey,
     Fisher 1978), 1/2 under quotas (Fisher, Nemhauser, Wolsey 1978). -tr(A ln A) is submodular but falls with a
     repeated row; adding 1 + ln(n) for each row makes it monotone without changing which set of `size` rows is

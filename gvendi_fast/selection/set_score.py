@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.pool import BLOCK
-from gvendi_fast.problem import Problem
+from gvendi_fast.selection.problem import Problem
 from gvendi_fast.spectrum import renyi_entropy
 from gvendi_fast.state import VendiState
 

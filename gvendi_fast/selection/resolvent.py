@@ -9,9 +9,9 @@ with S(A) = tr(A ln A), phi(x) = x ln x, mu = x^T A x (README, "The score"; `spe
 
 from __future__ import annotations
 
-import math
-
 import torch
+
+from gvendi_fast.spectrum import nodes
 
 # Products of so many picks are made at once: their result stays in the cache.
 PICKS_AT_ONCE = 8
@@ -22,17 +22,10 @@ COLUMNS = 16
 def entropy_nodes(matrix: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Nodes t and weights, float64 [J] each, of int_0^inf dt for A = matrix and up to `rows` unit rows more.
 
-    Trapezoid in ln t with step 1, error below 1e-7 (`spectrum.marginal_change`). The nodes reach from far below
-    the smallest eigenvalue of A (1e-7 where it may be 0) to far above the largest it can come to.
+    They reach from far below the smallest eigenvalue of A to far above the largest it can come to.
     """
-    eigenvalues = torch.linalg.eigvalsh(matrix) if bool(matrix.any()) else torch.zeros(1)
-    low = max(1e-7, 1e-3 * float(eigenvalues[0]))
-    high = 100 * (max(float(eigenvalues[-1]), 0.0) + rows)
-    t = low * torch.exp(torch.arange(math.ceil(math.log(high / low)) + 1, dtype=torch.float64))
-    weight = t.clone()
-    weight[0] /= -math.expm1(-1)
-    weight[-1] /= -math.expm1(-2)
-    return t, weight
+    eigenvalues = torch.linalg.eigvalsh(matrix).clamp_min_(0) if bool(matrix.any()) else matrix.new_zeros(1)
+    return nodes(eigenvalues, 1, rows + 1)
 
 
 def entropy_gain(values: torch.Tensor, t: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Relaxed selection: weights on a pool's rows that make its entropy largest, with a certificate, then whole rows.
 
-    maximise f(w) = H_1(Sigma_w) + beta <w, quality>,   Sigma_w = (A_0 + size * sum_i w_i z_i z_i^T) / (n_0 + size)
+    maximise f(w) = H_1(Sigma_w) [+ ln <w, quality>],   Sigma_w = (A_0 + size * sum_i w_i z_i z_i^T) / (n_0 + size)
     over sum w = 1, 0 <= w_i <= 1/size (and limits on groups); A_0, n_0: rows that are chosen already
-f is concave; its gradient is, up to a constant, c_i = s * surprisal_i + beta quality_i with s = size / (n_0 + size)
-and surprisal_i = -z_i^T (ln Sigma_w) z_i. Exponentiated gradient w_i ~ w_i exp(eta c_i) with the projection of
-`capped_simplex`: H_1 is 1-smooth relative to the entropy of w, since D(Sigma_v || Sigma_w) <= KL(v || w), so eta = 1/s
-always rises (it is the Blahut-Arimoto iteration then), and a larger eta is kept while the same inequality holds.
+f is concave; its gradient is, up to a constant, c_i = s * surprisal_i [+ quality_i / <w, quality>] with
+s = size / (n_0 + size) and surprisal_i = -z_i^T (ln Sigma_w) z_i. Exponentiated gradient: w_i ~ w_i exp(eta c_i) with
+the projection of `capped_simplex`. H_1 is 1-smooth relative to the entropy of w, since D(Sigma_v || Sigma_w) <=
+KL(v || w), so eta = 1/s always rises (the Blahut-Arimoto iteration) where no quality counts, and a larger eta is kept
+while that inequality holds.
 
     gap = max over feasible v of <c, v - w>,   f* <= f(w) + gap
 Few rows carry weight, so the iteration runs on an active set in memory; a pass over the whole pool computes the gap
@@ -21,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gvendi_fast.capped_simplex import Limits, best_vertex, check_feasible, project
-from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool
+from gvendi_fast.selection.capped_simplex import Limits, best_vertex, check_feasible, project
+from gvendi_fast.selection.problem import checked_quality, random_words, rank_of
 from gvendi_fast.state import VendiState
 
 # Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
@@ -64,7 +65,7 @@ class _Problem:
 
     pool: Pool
     size: int
-    quality: np.ndarray
+    quality: np.ndarray | None
     include: VendiState | None
     limits: Limits | None
     order: np.ndarray
@@ -72,6 +73,21 @@ class _Problem:
     @property
     def share(self) -> float:
         return self.size / (self.size + (self.include.n if self.include else 0))
+
+    @property
+    def least_step(self) -> float:
+        """A step that rises for certain, up to rounding."""
+        return 1 / self.share if self.quality is None else 1e-6
+
+    def bonus(
+        self, weights: np.ndarray, rows: np.ndarray | slice = slice(None)
+    ) -> tuple[float, np.ndarray | float]:
+        """ln of the rows' mean quality under weights that sum to 1, and its gradient."""
+        if self.quality is None:
+            return 0.0, 0.0
+        quality = self.quality[rows]
+        mean = float(weights @ quality)
+        return math.log(mean), quality / mean
 
     def sigma(self, moment: torch.Tensor) -> torch.Tensor:
         """Sigma_w from sum_i w_i z_i z_i^T."""
@@ -109,18 +125,16 @@ def relaxed_weights(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Relaxation:
-    """The best weights w for choosing `size` rows, to a gap of `tolerance` nats or `max_passes` passes over the pool.
+    """The best weights for choosing `size` rows, to a gap of `tolerance` nats or `max_passes` passes over the pool.
 
-    quality: float [N], beta included: its weighted mean is added to the entropy. include: rows that are chosen
-    already. limits: groups. memory: bytes for the active set; with too few of them every step reads the whole pool.
+    quality: float [N] above 0: the logarithm of its weighted mean is added to the entropy. include: rows that are
+    chosen already. limits: groups. memory: bytes for the active set; with too few every step reads the whole pool.
     seed: of the first active set. Raises GvendiError where no `size` rows can be chosen.
     """
     check_feasible(size, len(pool), limits)
-    quality = np.zeros(len(pool)) if quality is None else np.asarray(quality, np.float64)
-    if quality.shape != (len(pool),) or not np.isfinite(quality).all():
-        raise GvendiError(f"quality has shape {quality.shape}; wanted one finite number for {len(pool)} rows")
+    quality = None if quality is None else checked_quality(quality, pool)
     # Neither the start nor a tie depends on the order of rows: ids decide.
-    order = np.argsort(np.argsort(np.array(pool.ids)))
+    order = rank_of(pool.ids)
     problem = _Problem(pool, size, quality, include, limits, order)
     active = _first_active(problem, memory, seed)
     log_u = project(np.zeros(len(active)), size, limits and limits.at(active))
@@ -132,7 +146,7 @@ def relaxed_weights(
         steps += taken
         weights = np.zeros(len(pool))
         weights[active] = np.exp(log_u) / size
-        objective = point.entropy + float(weights @ quality)
+        objective = point.entropy + problem.bonus(weights)[0]
         scores = _pass(problem, weights, point)
         bound = min(scores.bound, math.inf if best is None else best.bound)
         here = Relaxation(weights, point.entropy, objective, max(bound - objective, 0.0), number, steps)
@@ -166,9 +180,10 @@ def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
         moment = _moment(((f, block) for f, block in problem.pool.blocks()), weights, problem.pool.dim)
         point = _Point(problem.sigma(moment))
     surprisal = np.concatenate([point.surprisal(block) for _, block in problem.pool.blocks()])
-    values = problem.share * surprisal + problem.quality
+    bonus, slope = problem.bonus(weights)
+    values = problem.share * surprisal + slope
     chosen = best_vertex(values, problem.order, problem.size, problem.limits)
-    objective = point.entropy + float(weights @ problem.quality)
+    objective = point.entropy + bonus
     gap = float(values[chosen].mean() - values @ weights)
     return _Scores(values, objective + gap)
 
@@ -178,17 +193,18 @@ def _ascend(
 ) -> tuple[np.ndarray, _Point, int, float]:
     """Gradient steps on the active rows until their own gap is below the tolerance."""
     limits = problem.limits and problem.limits.at(rows.numbers)
-    quality, order, size = problem.quality[rows.numbers], problem.order[rows.numbers], problem.size
+    order, size, least = problem.order[rows.numbers], problem.size, problem.least_step
 
     def at(log_u: np.ndarray) -> tuple[_Point, float]:
         weights = np.exp(log_u) / size
         point = _Point(problem.sigma(_moment(rows.blocks(), weights, problem.pool.dim)))
-        return point, point.entropy + float(weights @ quality)
+        return point, point.entropy + problem.bonus(weights, rows.numbers)[0]
 
     point, value = at(log_u)
     for step in range(_INNER_STEPS):
         surprisal = np.concatenate([point.surprisal(block) for _, block in rows.blocks()])
-        scores, weights = problem.share * surprisal + quality, np.exp(log_u) / size
+        weights = np.exp(log_u) / size
+        scores = problem.share * surprisal + problem.bonus(weights, rows.numbers)[1]
         vertex = best_vertex(scores, order, size, limits)
         if float(scores[vertex].mean() - scores @ weights) <= tolerance:
             return log_u, point, step, eta
@@ -196,13 +212,13 @@ def _ascend(
             moved = project(log_u + eta * scores, size, limits)
             after, risen = at(moved)
             ahead = np.exp(moved) / size
-            # Mirror ascent's own condition; eta = 1 / share meets it always, up to rounding.
+            # Mirror ascent's own condition; the least step meets it always, up to rounding.
             held = ahead > 0
             divergence = float(ahead[held] @ (moved[held] - log_u[held]))
             promised = float(scores @ (ahead - weights)) - divergence / eta
-            if risen >= value + promised - 1e-9 or eta <= 1 / problem.share:
+            if risen >= value + promised - 1e-9 or eta <= least:
                 break
-            eta = max(eta / 2, 1 / problem.share)
+            eta = max(eta / 2, least)
         if risen <= value:
             return log_u, point, step, eta
         log_u, point, value, eta = moved, after, risen, 1.5 * eta
@@ -250,7 +266,7 @@ def _capacity(problem: _Problem, memory: int) -> int:
 
 def _first_active(problem: _Problem, memory: int, seed: int) -> np.ndarray:
     capacity = _capacity(problem, memory)
-    rank = np.random.default_rng(seed).permutation(len(problem.pool))[problem.order]
+    rank = random_words(seed, 2, len(problem.pool))[problem.order]
     # Within limits a random set may lack the rows of a group, so each group gives its share first.
     chosen = best_vertex(-rank.astype(np.float64), problem.order, problem.size, problem.limits)
     rest = np.argsort(rank, kind="stable")[:capacity]
