@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast._version import __version__
+from gvendi_fast.commands.cluster import cluster
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import (
     BatchTokens,
@@ -150,6 +151,9 @@ def info() -> None:
 
     for name, value in describe().items():
         print(f"{name:<24}{value}")
+
+
+app.command()(cluster)
 
 
 def _show_version(wanted: bool) -> None:

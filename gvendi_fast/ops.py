@@ -13,7 +13,15 @@ from collections.abc import Sequence
 import torch
 
 from gvendi_fast.backends import backend, requested, resolve
-from gvendi_fast.checks import check_dim, check_groups, check_ids, check_out, check_rows, check_segments
+from gvendi_fast.checks import (
+    check_centroids,
+    check_dim,
+    check_groups,
+    check_ids,
+    check_out,
+    check_rows,
+    check_segments,
+)
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
 
@@ -285,3 +293,31 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
     chosen = backend("reference") if on_cpu else resolve("entropy", rows)
     chosen.entropy(rows, boundaries, float(q), out)
     return out
+
+
+def assign(
+    rows: torch.Tensor, centroids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most similar centroid of every row and the runner-up, without a matrix of N x C cosines.
+
+    rows [N, K] of any length, centroids float32 [C, K] of length 1. Returns label int64 [N], its cosine float32 [N],
+    second int64 [N] and its cosine float32 [N]; of equal cosines the lower label comes first. With one centroid
+    second is -1 and its cosine NaN. A row's result does not depend on the other rows (README, "Clusters").
+    Raises GvendiError for centroids that are no unit rows and for a row without a direction.
+    """
+    check_centroids(centroids)
+    check_rows("rows", rows, centroids.shape[1])
+    label, second = (torch.empty(len(rows), dtype=torch.int64, device=rows.device) for _ in range(2))
+    cosine, second_cosine = (
+        torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2)
+    )
+    resolve("assign", rows, centroids).assign(rows, centroids, label, cosine, second, second_cosine)
+    # Zero, infinite and NaN rows have no finite cosine, so that no pass of its own must look for them.
+    wrong = torch.nonzero(~cosine.isfinite())
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise GvendiError(
+            f"row {row} of rows has norm {float(rows[row].double().norm())}; wanted finite and not zero: "
+            "leave this sample out and report it"
+        )
+    return label, cosine, second, second_cosine

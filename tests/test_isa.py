@@ -50,6 +50,8 @@ def results(rows: int, width_in: int, width_out: int, dim: int, dtype: torch.dty
     if dim <= 1024:
         square = torch.randn(300, dim, generator=generator).to(dtype)
         yield ops.covariance(square, torch.zeros(dim, dim, dtype=torch.float64))
+    centroids = torch.nn.functional.normalize(torch.randn(40, width_out, generator=generator), dim=1)
+    yield from ops.assign(e, centroids)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -130,6 +130,14 @@ void run_covariance(const Matrix& x, int64_t N, int K, Address panels, Address m
   kernels().covariance(plain(x), N, K, at<float>(panels), at<double>(master), threads);
 }
 
+// scores 0: none.
+void run_assign(const Matrix& x, int64_t N, int64_t K, Address centroids, int64_t C, Address scores, double margin,
+                Address buffers, Address label, Address cosine, Address second, Address second_cosine, int threads) {
+  const Nearests out = {at<int64_t>(label), at<int64_t>(second), at<float>(cosine), at<float>(second_cosine)};
+  kernels().assign(plain(x), N, K, at<const float>(centroids), C, at<const float>(scores), margin,
+                   at<float>(buffers), out, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -163,4 +171,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dense_sketch", &run_dense_sketch, NoGil());
   m.def("dense_token_sketch", &run_dense_token_sketch, NoGil());
   m.def("covariance", &run_covariance, NoGil());
+  m.def("assign", &run_assign, NoGil());
 }

@@ -30,6 +30,12 @@ struct Chunks {
   const int64_t *first, *begin, *end;
 };
 
+// Where `assign` writes, each [N]; label -1 and cosine NaN where there is none.
+struct Nearests {
+  int64_t *label, *second;
+  float *cosine, *second_cosine;
+};
+
 enum class Norm : int { kNone, kRms, kLayer };
 
 // Every function is a pure function of its inputs: bitwise the same for any number of threads and any ISA.
@@ -58,6 +64,10 @@ struct Kernels {
   // The same for an embedding, sum_t onehot(id_t) e_t^T, e [T, d]; partial [B, kDenseGroups, K].
   void (*dense_token_sketch)(const Touches& touches, const Rows& e, int64_t d, int64_t samples, int K, SignKey key,
                              float* partial, float* buffers, float* out, int threads);
+  // The two of the unit centroids [C, K] with the largest cosine to each row, ties to the lower; scores [N, C] (or null)
+  // are products <x_n, c> within margin / 2 * ||x_n||; buffers [threads, round_up(K, 16)].
+  void (*assign)(const Rows& x, int64_t N, int64_t K, const float* centroids, int64_t C, const float* scores,
+                 double margin, float* buffers, const Nearests& out, int threads);
 };
 
 extern const Kernels kernels_baseline;

@@ -4,5 +4,6 @@
 
 namespace gvendi {
 const Kernels kernels_avx2 = {fold_hadamard, linear_sketch, token_sketch, vector_sketch,
-                              softmax_fold,  covariance,    dense_sketch, dense_token_sketch};
+                              softmax_fold,  covariance,    dense_sketch, dense_token_sketch,
+                              assign};
 }  // namespace gvendi

@@ -169,6 +169,61 @@ void run_dense(Data& a, int64_t I, Data& e, int64_t O, const std::vector<int64_t
   expect("dense_token_sketch", z, projected(embedding, K, key), 1e-5);
 }
 
+// T rows of odd widths against C centroids, guided by rounded products and not; the last centroid repeats the first.
+void run_assign(int64_t T, int64_t K, int64_t C, bool bf16, int threads) {
+  Data x(T, K, bf16);
+  std::vector<float> centroids = floats(C * K);
+  for (int64_t c = 0; c < C; ++c) {
+    double square = 0.0;
+    std::vector<double> drawn(static_cast<size_t>(K));
+    for (double& value : drawn) square += (value = uniform()) * value;
+    for (int64_t k = 0; k < K; ++k)
+      centroids[static_cast<size_t>(c * K + k)] = c > 1 && c == C - 1
+                                                      ? centroids[static_cast<size_t>(k)]
+                                                      : static_cast<float>(drawn[static_cast<size_t>(k)] / std::sqrt(square));
+  }
+  const auto product = [&](int64_t t, int64_t c) {
+    double sum = 0.0;
+    for (int64_t k = 0; k < K; ++k) sum += x.at(t, k) * static_cast<double>(centroids[static_cast<size_t>(c * K + k)]);
+    return sum;
+  };
+  std::vector<float> scores = floats(T * C);
+  std::vector<double> best(static_cast<size_t>(T)), next(C > 1 ? static_cast<size_t>(T) : 0);
+  for (int64_t t = 0; t < T; ++t) {
+    double square = 0.0;
+    for (int64_t k = 0; k < K; ++k) square += x.at(t, k) * x.at(t, k);
+    std::vector<double> cosines;
+    for (int64_t c = 0; c < C; ++c) {
+      cosines.push_back(product(t, c) / std::sqrt(square));
+      scores[static_cast<size_t>(t * C + c)] = static_cast<float>(product(t, c) + 0.01 * std::sqrt(square) * uniform());
+    }
+    std::sort(cosines.rbegin(), cosines.rend());
+    best[static_cast<size_t>(t)] = cosines[0];
+    if (C > 1) next[static_cast<size_t>(t)] = cosines[1];
+  }
+  std::vector<float> buffers = floats(threads * ((K + kRun - 1) / kRun * kRun), NAN);
+  std::vector<int64_t> before;
+  for (const float* guide : {static_cast<const float*>(nullptr), static_cast<const float*>(scores.data())}) {
+    std::vector<int64_t> label(static_cast<size_t>(T), -2), second(label);
+    std::vector<float> cosine = floats(T, NAN), second_cosine = floats(T, NAN);
+    kernels().assign(x.rows(nullptr), T, K, centroids.data(), C, guide, 0.021, buffers.data(),
+                     {label.data(), second.data(), cosine.data(), second_cosine.data()}, threads);
+    expect("assign", cosine, best, 1e-6);
+    expect("the second of assign", second_cosine, next, 1e-6);
+    if (guide != nullptr && label != before) {
+      ++failures;
+      std::printf("%s assign: guided labels differ\n", current_isa().c_str());
+    }
+    for (size_t t = 0; t < label.size(); ++t)
+      if ((C > 2 && label[t] == C - 1) || (C == 1 ? second[t] != -1 : second[t] < 0)) {
+        ++failures;
+        std::printf("%s assign: labels %d and %d\n", current_isa().c_str(), static_cast<int>(label[t]),
+                    static_cast<int>(second[t]));
+      }
+    before = label;
+  }
+}
+
 void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
   const int64_t V = width;
   const Axis in(K, width), out_axis(K, std::max<int64_t>(1, width / 2));
@@ -282,6 +337,12 @@ int main() {
           if (T == 1000 && (K > 256 || width > 65)) continue;
           run(T, width, K, false, 2);
           run(T, width, K, true, 1);
+        }
+    for (const int64_t K : {1, 15, 16, 17, 100, 1024})
+      for (const int64_t C : {1, 2, 3, 33})
+        for (const int64_t T : {0, 1, 70}) {
+          run_assign(T, K, C, false, 2);
+          run_assign(T, K, C, true, 1);
         }
     std::printf("%s: %d failures\n", isa.c_str(), failures);
   }

@@ -19,6 +19,7 @@ except ImportError as error:
     _missing = f"Triton is not there ({error}); pip install triton (Linux, with an NVIDIA GPU)"
 
 if triton is not None:
+    from gvendi_fast.backends.triton.assign import assign
     from gvendi_fast.backends.triton.covariance import covariance
     from gvendi_fast.backends.triton.entropy import entropy
     from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
@@ -29,7 +30,7 @@ if triton is not None:
     from gvendi_fast.backends.triton.vector_sketch import vector_sketch
 
     _kernels = (covariance, entropy, fold_hadamard, linear_sketch, softmax_fold, token_sketch, vector_sketch)
-    _ops = {kernel.__name__ for kernel in _kernels}
+    _ops = {kernel.__name__ for kernel in (*_kernels, assign)}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
 
