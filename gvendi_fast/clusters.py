@@ -108,7 +108,7 @@ class SphericalKMeans:
     def counts(self) -> torch.Tensor:
         """Rows of each cluster: int64 [C] on the CPU."""
         self._check_fitted()
-        return self._tally.counts.cpu()
+        return self._tally.counts.to("cpu", copy=True)
 
     @property
     def objective(self) -> float:
