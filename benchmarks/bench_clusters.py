@@ -4,9 +4,9 @@
     python benchmarks/bench_clusters.py [--rows 8000] [--clusters 80]
 
 Nothing is timed whose result fails its check. The floor of `assign` is the matrix product of the rows with the
-centroids, in blocks, with torch's topk; `fit` is compared with as many updates of scikit-learn's KMeans. Run as a script
-it prints, for this package and scikit-learn, objective and time of both orders of the rows and the adjusted Rand index
-between their labels.
+centroids, in blocks, with torch's topk; `fit` is compared with as many updates of scikit-learn's KMeans. Run as a
+script it prints, for this package and scikit-learn, objective and time of both orders of the rows and the adjusted
+Rand index between their labels.
 """
 
 import argparse

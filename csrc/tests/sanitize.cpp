@@ -114,7 +114,7 @@ void expect(const char* what, const std::vector<float>& got, const std::vector<d
   }
   if (worst <= tolerance) return;
   ++failures;
-  std::printf("%s %s: error %g above %g\n", current_isa().c_str(), what, worst, tolerance);
+  std::printf("%s %s: error %g above %g of %g\n", current_isa().c_str(), what, worst, tolerance, largest);
 }
 
 std::vector<float> floats(int64_t n, float value = 0.0f) { return std::vector<float>(static_cast<size_t>(n), value); }
@@ -338,13 +338,17 @@ int main() {
           run(T, width, K, false, 2);
           run(T, width, K, true, 1);
         }
+    std::printf("%s: %d failures\n", isa.c_str(), failures);
+  }
+  for (const std::string& isa : available_isas()) {
+    set_isa(isa);
     for (const int64_t K : {1, 15, 16, 17, 100, 1024})
       for (const int64_t C : {1, 2, 3, 33})
         for (const int64_t T : {0, 1, 70}) {
           run_assign(T, K, C, false, 2);
           run_assign(T, K, C, true, 1);
         }
-    std::printf("%s: %d failures\n", isa.c_str(), failures);
+    std::printf("%s, assign: %d failures\n", isa.c_str(), failures);
   }
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
