@@ -12,6 +12,9 @@ from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
 from gvendi_fast.reference import MAX_GROUP
 
+# How far a unit centroid's norm may be from 1; float32 rounding leaves less than 1e-6.
+UNIT_TOLERANCE = 1e-3
+
 
 def check_groups(rows: torch.Tensor, boundaries: torch.Tensor) -> None:
     ok = boundaries.dtype == torch.int64 and boundaries.dim() == 1 and len(boundaries) > 0
@@ -54,6 +57,22 @@ def check_rows(name: str, x: torch.Tensor, width: int) -> None:
         raise GvendiError(f"{name} must be floating point, got {x.dtype}")
     if x.shape[0] > 0 and x.stride(1) != 1 and width > 1:
         raise GvendiError(f"{name} must have unit stride in its last dimension; call .contiguous()")
+
+
+def check_centroids(centroids: torch.Tensor) -> None:
+    """Unit centroids [C, K], as `assign` wants them."""
+    ok = centroids.dim() == 2 and centroids.dtype == torch.float32 and centroids.is_contiguous()
+    if not ok or 0 in centroids.shape:
+        raise GvendiError(
+            f"centroids must be contiguous float32 [C, K] with at least one row, got {centroids.dtype} "
+            f"{tuple(centroids.shape)}"
+        )
+    wrong = torch.nonzero(~((torch.linalg.vector_norm(centroids, dim=1) - 1).abs() <= UNIT_TOLERANCE))
+    if len(wrong):
+        raise GvendiError(
+            f"centroid {int(wrong[0, 0])} has norm {float(centroids[int(wrong[0, 0])].norm()):.6g}; wanted 1: "
+            "use torch.nn.functional.normalize"
+        )
 
 
 def check_ids(name: str, ids: torch.Tensor, rows: int, width: int) -> None:

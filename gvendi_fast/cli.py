@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast._version import __version__
+from gvendi_fast.commands.cluster import cluster
 from gvendi_fast.commands.select import select
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
@@ -92,9 +93,6 @@ def sketch(
     )
 
 
-app.command()(select)
-
-
 @app.command()
 def info() -> None:
     """Show backends, instruction set, number formats and versions, and the reasons for what is missing."""
@@ -104,7 +102,7 @@ def info() -> None:
         print(f"{name:<24}{value}")
 
 
-for _command in (weights,):
+for _command in (select, cluster, weights):
     app.command()(_command)
 
 

@@ -4,6 +4,7 @@ Letters: B samples, T rows (tokens of all samples), O output width, I input widt
 dimension. Inputs are float32 or bfloat16 (any float on the reference backend), row-major with a unit last
 stride; sketches are float32. `segments` int64 [B, 2] on the CPU holds each sample's (begin, end) rows, which may be
 empty and need not cover all rows. Verbs with `out` add to it, so that one buffer collects all parameters.
+Those on finished sketches stand in `row_ops`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import torch
 
 from gvendi_fast.backends import resolve
 from gvendi_fast.checks import (
-    check_basis,
     check_dim,
-    check_groups,
     check_ids,
     check_out,
     check_rows,
@@ -24,8 +23,24 @@ from gvendi_fast.checks import (
 )
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
+from gvendi_fast.row_ops import assign, covariance, entropy, gain
 from gvendi_fast.signs import MAX_IDS
-from gvendi_fast.spectrum import quadrature
+
+__all__ = [
+    "assign",
+    "covariance",
+    "dense_head_sketch",
+    "dense_sketch",
+    "entropy",
+    "fold_hadamard",
+    "gain",
+    "head_chunk_rows",
+    "head_sketch",
+    "linear_sketch",
+    "softmax_fold",
+    "token_sketch",
+    "vector_sketch",
+]
 
 # Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
 # V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
@@ -33,10 +48,6 @@ HEAD_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 HEAD_CHUNK_MIN_ROWS = 256
 # Every chunk costs the dense mode all signs of the head, so its chunks are longer.
 DENSE_HEAD_CHUNK_BYTES = 256 << 20
-# Rows whose coordinates stay in the cache between the product and the sums over them; a GPU needs more to be busy.
-GAIN_ROWS = {"cpu": 512, "cuda": 16384}
-# Squared length that a unit row may gain or lose when it is rotated in float32; TF32 and bfloat16 products exceed it.
-GAIN_LENGTH = 2e-6
 
 
 def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int:
@@ -264,73 +275,3 @@ def dense_head_sketch(
         # Gone before the next chunk is made.
         del logits
     return loss, grad_hidden
-
-
-def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Add sum_i z_i z_i^T of the rows [N, K], scaled to unit length, to out float64 [K, K]; return out.
-
-    Products are float32, summed per block of rows into the float64 master (README, "The score").
-    """
-    check_rows("rows", rows, out.shape[1])
-    if (
-        out.dtype != torch.float64
-        or out.dim() != 2
-        or out.shape[0] != out.shape[1]
-        or not out.is_contiguous()
-    ):
-        raise GvendiError(
-            f"out must be a contiguous square float64 matrix, got {out.dtype} {tuple(out.shape)}"
-        )
-    resolve("covariance", rows, out).covariance(rows, out)
-    return out
-
-
-def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> torch.Tensor:
-    """Renyi entropy of order q (nats) of each of many small groups of rows [N, K] -> float64 [G].
-
-    Group g is rows boundaries[g] .. boundaries[g + 1], 1 to 256 of them; boundaries int64 [G + 1] on the CPU,
-    increasing. Rows are scaled to unit length; the eigenvalues of a group's Gram matrix, over their sum, have
-    the entropy ln(sum l^q) / (1 - q), q = 1 von Neumann's and q = inf -ln max l (README, "The score"). exp of
-    it is the group's G-Vendi. At q < 1 eigenvalues below 2^-22 do not count: they may be rounding.
-    Raises GvendiError for a group without rows or with too many, and for a row without a direction.
-    """
-    check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
-    check_groups(rows, boundaries)
-    if not q > 0:
-        raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
-    out = torch.empty(len(boundaries) - 1, dtype=torch.float64, device=rows.device)
-    resolve("entropy", rows).entropy(rows, boundaries, float(q), out)
-    return out
-
-
-def gain(
-    rows: torch.Tensor, eigenvalues: torch.Tensor, vectors: torch.Tensor, sign: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Delta S = S(A + sign x x^T) - S(A), S(A) = tr(A ln A), of each unit row x of rows [N, K] alone.
-
-    A = Q diag(l) Q^T: eigenvalues float64 [K], not negative; vectors Q float64 [K, K]. sign: +1 joins, -1 leaves.
-    Returns float64 [N] each: Delta S, mu = x^T A x, and by what part x^T (A + t)^-1 x exceeds 1 / (1 + t), above which
-    x x^T is not in A. The product with Q is in the rows' own precision, float64 or else float32, which adds less than
-    1e-5 of the rows' spread; the rest is float64. Source: README, "The score".
-    Raises GvendiError for a row whose length is not 1.
-    """
-    check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
-    check_basis(rows, eigenvalues, vectors)
-    if sign not in (1, -1):
-        raise GvendiError(f"sign must be 1 (rows join) or -1 (rows leave), got {sign!r}")
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    basis, at = vectors.to(dtype), quadrature(eigenvalues, sign)
-    out = torch.empty(4, len(rows), dtype=torch.float64, device=rows.device)
-    step = GAIN_ROWS.get(rows.device.type, GAIN_ROWS["cpu"])
-    for begin in range(0, len(rows), step):
-        coordinates = rows[begin : begin + step].to(dtype) @ basis
-        resolve("gain", coordinates).gain(coordinates, at, out[:, begin : begin + step])
-    wrong = ~((out[3] - 1).abs() <= GAIN_LENGTH)
-    if bool(wrong.any()):
-        if dtype == torch.float32:
-            return gain(rows.double(), eigenvalues, vectors, sign)
-        row = int(wrong.nonzero()[0, 0])
-        raise GvendiError(
-            f"row {row} of rows has length {float(out[3, row]) ** 0.5}; wanted 1, as unit_rows gives it"
-        )
-    return out[0], out[1], out[2]

@@ -225,6 +225,23 @@ def covariance(rows: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, int]:
     return z.T @ z, len(z)
 
 
+def assign(
+    rows: torch.Tensor | np.ndarray, centroids: torch.Tensor | np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most similar centroid of every row and the next: rows [N, K], unit centroids [C, K].
+
+    Returns label int64 [N], cosine float64 [N], and both of the second; cosine <x, c> / ||x||. Of equal cosines the
+    lower label comes first. With one centroid the second is -1 and its cosine NaN.
+    """
+    z, centroids = normalise(rows), torch.as_tensor(centroids).double()
+    # One centroid at a time, so that equal centroids have equal cosines.
+    cosines = torch.stack([(z * centroid).sum(dim=1) for centroid in centroids], dim=1)
+    values, order = cosines.sort(dim=1, descending=True, stable=True)
+    if len(centroids) == 1:
+        return order[:, 0], values[:, 0], torch.full_like(order[:, 0], -1), torch.full_like(z[:, 0], math.nan)
+    return order[:, 0], values[:, 0], order[:, 1], values[:, 1]
+
+
 def entropy(eigenvalues: torch.Tensor | np.ndarray, q: float = 1.0) -> float:
     """Renyi entropy of order q > 0 (nats) of eigenvalues that sum to 1; q = 1 is the von Neumann entropy."""
     x = torch.as_tensor(eigenvalues).double()

@@ -143,6 +143,14 @@ void run_entropy(const Matrix& x, Address boundaries, int64_t G, int64_t K, doub
                     threads);
 }
 
+// scores 0: none.
+void run_assign(const Matrix& x, int64_t N, int64_t K, Address centroids, int64_t C, Address scores, double margin,
+                Address buffers, Address label, Address cosine, Address second, Address second_cosine, int threads) {
+  const Nearests out = {at<int64_t>(label), at<int64_t>(second), at<float>(cosine), at<float>(second_cosine)};
+  kernels().assign(plain(x), N, K, at<const float>(centroids), C, at<const float>(scores), margin,
+                   at<float>(buffers), out, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -179,4 +187,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gain", &run_gain, NoGil());
   m.def("entropy_buffer", &entropy_buffer);
   m.def("entropy", &run_entropy, NoGil());
+  m.def("assign", &run_assign, NoGil());
 }

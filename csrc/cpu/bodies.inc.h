@@ -24,6 +24,7 @@ GV_INLINE int64_t thread_number() {
 
 #include "hadamard.inc.h"
 //
+#include "assign.inc.h"
 #include "covariance.inc.h"
 #include "doubles.inc.h"
 #include "fold_hadamard.inc.h"

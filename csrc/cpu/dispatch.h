@@ -40,6 +40,12 @@ struct GainNodes {
   const double *t, *weight, *table;
 };
 
+// Where `assign` writes, each [N]; label -1 and cosine NaN where there is none.
+struct Nearests {
+  int64_t *label, *second;
+  float *cosine, *second_cosine;
+};
+
 enum class Norm : int { kNone, kRms, kLayer };
 
 // Doubles of one thread's buffers: the matrix, its panels, six vectors and the rows' norms.
@@ -81,6 +87,10 @@ struct Kernels {
   // found; buffers [threads, buffer], buffer = entropy_buffer(rows of the largest group, K).
   void (*entropy)(const Rows& x, const int64_t* boundaries, int64_t G, int64_t K, double q, double* buffers,
                   int64_t buffer, double* out, int threads);
+  // The two of the unit centroids [C, K] with the largest cosine to each row, ties to the lower; scores [N, C] (or null)
+  // are products <x_n, c> within margin / 2 * ||x_n||; buffers [threads, round_up(K, 16)].
+  void (*assign)(const Rows& x, int64_t N, int64_t K, const float* centroids, int64_t C, const float* scores,
+                 double margin, float* buffers, const Nearests& out, int threads);
 };
 
 extern const Kernels kernels_baseline;

@@ -114,7 +114,7 @@ void expect(const char* what, const std::vector<float>& got, const std::vector<d
   }
   if (worst <= tolerance) return;
   ++failures;
-  std::printf("%s %s: error %g above %g\n", current_isa().c_str(), what, worst, tolerance);
+  std::printf("%s %s: error %g above %g of %g\n", current_isa().c_str(), what, worst, tolerance, largest);
 }
 
 std::vector<float> floats(int64_t n, float value = 0.0f) { return std::vector<float>(static_cast<size_t>(n), value); }
@@ -198,6 +198,61 @@ void run_entropy(int64_t m, int64_t K, bool bf16, int threads) {
     }
     // One direction has the entropy 0, which no relative error measures.
     if (std::fabs(q - 2) < 1e-6 && m > 1 && K > 1) expect("entropy", std::vector<float>(h.begin(), h.end()), want, 1e-6);
+  }
+}
+
+// T rows of odd widths against C centroids, guided by rounded products and not; the last centroid repeats the first.
+void run_assign(int64_t T, int64_t K, int64_t C, bool bf16, int threads) {
+  Data x(T, K, bf16);
+  std::vector<float> centroids = floats(C * K);
+  for (int64_t c = 0; c < C; ++c) {
+    double square = 0.0;
+    std::vector<double> drawn(static_cast<size_t>(K));
+    for (double& value : drawn) square += (value = uniform()) * value;
+    for (int64_t k = 0; k < K; ++k)
+      centroids[static_cast<size_t>(c * K + k)] = c > 1 && c == C - 1
+                                                      ? centroids[static_cast<size_t>(k)]
+                                                      : static_cast<float>(drawn[static_cast<size_t>(k)] / std::sqrt(square));
+  }
+  const auto product = [&](int64_t t, int64_t c) {
+    double sum = 0.0;
+    for (int64_t k = 0; k < K; ++k) sum += x.at(t, k) * static_cast<double>(centroids[static_cast<size_t>(c * K + k)]);
+    return sum;
+  };
+  std::vector<float> scores = floats(T * C);
+  std::vector<double> best(static_cast<size_t>(T)), next(C > 1 ? static_cast<size_t>(T) : 0);
+  for (int64_t t = 0; t < T; ++t) {
+    double square = 0.0;
+    for (int64_t k = 0; k < K; ++k) square += x.at(t, k) * x.at(t, k);
+    std::vector<double> cosines;
+    for (int64_t c = 0; c < C; ++c) {
+      cosines.push_back(product(t, c) / std::sqrt(square));
+      scores[static_cast<size_t>(t * C + c)] = static_cast<float>(product(t, c) + 0.01 * std::sqrt(square) * uniform());
+    }
+    std::sort(cosines.rbegin(), cosines.rend());
+    best[static_cast<size_t>(t)] = cosines[0];
+    if (C > 1) next[static_cast<size_t>(t)] = cosines[1];
+  }
+  std::vector<float> buffers = floats(threads * ((K + kRun - 1) / kRun * kRun), NAN);
+  std::vector<int64_t> before;
+  for (const float* guide : {static_cast<const float*>(nullptr), static_cast<const float*>(scores.data())}) {
+    std::vector<int64_t> label(static_cast<size_t>(T), -2), second(label);
+    std::vector<float> cosine = floats(T, NAN), second_cosine = floats(T, NAN);
+    kernels().assign(x.rows(nullptr), T, K, centroids.data(), C, guide, 0.021, buffers.data(),
+                     {label.data(), second.data(), cosine.data(), second_cosine.data()}, threads);
+    expect("assign", cosine, best, 1e-6);
+    expect("the second of assign", second_cosine, next, 1e-6);
+    if (guide != nullptr && label != before) {
+      ++failures;
+      std::printf("%s assign: guided labels differ\n", current_isa().c_str());
+    }
+    for (size_t t = 0; t < label.size(); ++t)
+      if ((C > 2 && label[t] == C - 1) || (C == 1 ? second[t] != -1 : second[t] < 0)) {
+        ++failures;
+        std::printf("%s assign: labels %d and %d\n", current_isa().c_str(), static_cast<int>(label[t]),
+                    static_cast<int>(second[t]));
+      }
+    before = label;
   }
 }
 
@@ -369,6 +424,16 @@ int main() {
         run_entropy(m, K, true, 1);
       }
     std::printf("%s: %d failures\n", isa.c_str(), failures);
+  }
+  for (const std::string& isa : available_isas()) {
+    set_isa(isa);
+    for (const int64_t K : {1, 15, 16, 17, 100, 1024})
+      for (const int64_t C : {1, 2, 3, 33})
+        for (const int64_t T : {0, 1, 70}) {
+          run_assign(T, K, C, false, 2);
+          run_assign(T, K, C, true, 1);
+        }
+    std::printf("%s, assign: %d failures\n", isa.c_str(), failures);
   }
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -35,6 +35,10 @@ except ImportError as error:
         "with GVENDI_REQUIRE_EXT=1 to see why the build fails"
     )
 
+# Scores [rows, C] that `assign` holds at once: 16 MiB, but enough rows for a product to run at full speed.
+ASSIGN_SCORES, ASSIGN_MIN_ROWS, ASSIGN_ROWS = 1 << 22, 64, 4096
+# Up to this many centroids every product is computed in float64 at once.
+ASSIGN_DIRECT = 4
 _DTYPES = (torch.float32, torch.bfloat16)
 _GAIN_DTYPES = (torch.float32, torch.float64)
 _NORMS = {None: 0, "rms": 1, "layer": 2}
@@ -279,6 +283,41 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float, out: torch.T
         raise GvendiError(
             f"the eigenvalues of group {int(lost[0, 0])} were not found; use_backend('reference') asks LAPACK for them"
         )
+
+
+def assign(rows, centroids, label, cosine, second, second_cosine) -> None:
+    (N, K), C, threads = rows.shape, len(centroids), _threads()
+    # An order of sums that a library chooses errs by K units of 2^-24 at most; the factor covers the centroids' length.
+    margin = 2.02 * ((K + 2) * 2.0**-24 + product_error())
+    buffers = torch.empty(threads * _whole_runs(K), dtype=torch.float32)
+    block = min(ASSIGN_ROWS, max(ASSIGN_MIN_ROWS, ASSIGN_SCORES // C))
+    for first in range(0, N, block):
+        part = slice(first, first + block)
+        scores = torch.mm(rows[part].float(), centroids.T) if C > ASSIGN_DIRECT else None
+        _cpu.assign(
+            _matrix(rows[part]),
+            len(rows[part]),
+            K,
+            centroids.data_ptr(),
+            C,
+            0 if scores is None else scores.data_ptr(),
+            margin,
+            buffers.data_ptr(),
+            label[part].data_ptr(),
+            cosine[part].data_ptr(),
+            second[part].data_ptr(),
+            second_cosine[part].data_ptr(),
+            threads,
+        )
+
+
+def product_error() -> float:
+    """How far torch may cut the factors of a float32 product: 0, or what bfloat16 or TF32 leaves of two factors."""
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        precise = torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    else:
+        precise = torch.get_float32_matmul_precision() == "highest"
+    return 0.0 if precise else 2.0**-7
 
 
 def _require() -> None:

@@ -62,6 +62,12 @@ def covariance(rows, out) -> None:
     out += reference.covariance(rows)[0]
 
 
+def assign(rows, centroids, label, cosine, second, second_cosine) -> None:
+    found = reference.assign(rows, centroids)
+    for out, value in zip((label, cosine, second, second_cosine), found, strict=True):
+        out.copy_(value)
+
+
 def entropy(rows, boundaries, q, out) -> None:
     out.copy_(reference.group_entropies(rows, boundaries, q))
 

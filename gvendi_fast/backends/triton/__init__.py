@@ -19,6 +19,7 @@ except ImportError as error:
     _missing = f"Triton is not there ({error}); pip install triton (Linux, with an NVIDIA GPU)"
 
 if triton is not None:
+    from gvendi_fast.backends.triton.assign import assign
     from gvendi_fast.backends.triton.covariance import covariance
     from gvendi_fast.backends.triton.entropy import entropy
     from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
@@ -30,6 +31,7 @@ if triton is not None:
     from gvendi_fast.backends.triton.vector_sketch import vector_sketch
 
     _kernels = (
+        assign,
         covariance,
         entropy,
         fold_hadamard,

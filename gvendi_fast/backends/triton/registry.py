@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gvendi_fast.backends.triton.assign import builds as assign
 from gvendi_fast.backends.triton.covariance import builds as covariance
 from gvendi_fast.backends.triton.entropy import SIZES
 from gvendi_fast.backends.triton.entropy import builds as entropy
@@ -64,3 +65,4 @@ def _listed() -> Iterator[Build]:
     yield from gain("fp64", GAIN_COLUMNS, 1)
     for size in SIZES:
         yield from entropy(size)
+    yield from assign()
