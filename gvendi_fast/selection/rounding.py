@@ -142,7 +142,8 @@ class _Swaps:
         if state.n < 2:
             # One row has entropy 0, whichever it is.
             return inside
-        value, many = self.value(state, inside), max(self.size // 4, 1)
+        first = value = self.value(state, inside)
+        many, number = max(self.size // 4, 1), -1
         for number in range(_ROUNDS):
             outside = np.setdiff1d(np.arange(len(self.numbers)), inside)
             many = min(many, len(outside))
@@ -156,8 +157,8 @@ class _Swaps:
                 inside, state, value = tried, after, risen
             if gained < max(_WORTH * many / self.size, _LEAST):
                 many //= 2
-            if progress:
-                progress(f"swaps {number + 1}: {value:.4f}, {many} rows at once")
+        if progress:
+            progress(f"whole rows: {first:.4f} nats, {value:.4f} after {number + 1} rounds of swaps")
         return inside
 
     def _swap(self, state: VendiState, inside: np.ndarray, outside: np.ndarray, many: int) -> np.ndarray:
