@@ -3,10 +3,10 @@
     python benchmarks/bench_selection.py --rows 100000 --size 1000 --memory 1GB
     python benchmarks/bench_selection.py --rows 1000000 --size 10000 --method relaxed --memory 4GB
 
-The figures go to benchmarks/results/selection.json, one entry for each set of options. The pool is a run directory in a temporary folder: clusters of very different sizes, standard deviations falling as
-k^-1/2. The floor of plain greedy, one product of all rows with the J + 1 columns of a pick for each pick, is timed
-on a part of the rows beside it. Lazy's picks are first checked against gains computed anew in float64, the score of
-relaxed against its own bound.
+The figures go to benchmarks/results/selection.json, one entry for each set of options. The pool is a run directory in
+a temporary folder: clusters of very different sizes, standard deviations falling as k^-1/2. The floor of plain greedy,
+one product of all rows with the J + 1 columns of a pick for each pick, is timed on a part of the rows beside it. Lazy's
+picks are first checked against gains computed anew in float64, the score of relaxed against its own bound.
 """
 
 from __future__ import annotations

@@ -143,12 +143,13 @@ class _Swaps:
             # One row has entropy 0, whichever it is.
             return inside
         first = value = self.value(state, inside)
-        many, number = max(self.size // 4, 1), -1
-        for number in range(_ROUNDS):
+        many, rounds = max(self.size // 4, 1), 0
+        while rounds < _ROUNDS:
             outside = np.setdiff1d(np.arange(len(self.numbers)), inside)
             many = min(many, len(outside))
             if many == 0:
                 break
+            rounds += 1
             tried = self._swap(state, inside, outside, many)
             after = self.state(tried)
             risen = self.value(after, tried)
@@ -158,7 +159,7 @@ class _Swaps:
             if gained < max(_WORTH * many / self.size, _LEAST):
                 many //= 2
         if progress:
-            progress(f"whole rows: {first:.4f} nats, {value:.4f} after {number + 1} rounds of swaps")
+            progress(f"whole rows: {first:.4f} nats, {value:.4f} after {rounds} rounds of swaps")
         return inside
 
     def _swap(self, state: VendiState, inside: np.ndarray, outside: np.ndarray, many: int) -> np.ndarray:
