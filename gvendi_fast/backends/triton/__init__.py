@@ -20,6 +20,7 @@ except ImportError as error:
 
 if triton is not None:
     from gvendi_fast.backends.triton.covariance import covariance
+    from gvendi_fast.backends.triton.dense_sketch import dense_sketch
     from gvendi_fast.backends.triton.entropy import entropy
     from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
     from gvendi_fast.backends.triton.hadamard import hadamard
@@ -28,7 +29,16 @@ if triton is not None:
     from gvendi_fast.backends.triton.token_sketch import token_sketch
     from gvendi_fast.backends.triton.vector_sketch import vector_sketch
 
-    _kernels = (covariance, entropy, fold_hadamard, linear_sketch, softmax_fold, token_sketch, vector_sketch)
+    _kernels = (
+        covariance,
+        dense_sketch,
+        entropy,
+        fold_hadamard,
+        linear_sketch,
+        softmax_fold,
+        token_sketch,
+        vector_sketch,
+    )
     _ops = {kernel.__name__ for kernel in _kernels}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gvendi_fast.backends.triton.covariance import builds as covariance
+from gvendi_fast.backends.triton.dense_sketch import BLOCKS
+from gvendi_fast.backends.triton.dense_sketch import builds as dense_sketch
 from gvendi_fast.backends.triton.entropy import SIZES
 from gvendi_fast.backends.triton.entropy import builds as entropy
 from gvendi_fast.backends.triton.fold_hadamard import builds as fold_hadamard
@@ -55,5 +57,9 @@ def _listed() -> Iterator[Build]:
     yield from softmax_fold("fp32", make_table(0, "vocabulary", VOCABULARY, DEFAULT_DIM), False)
     for K in (256, DEFAULT_DIM):
         yield from covariance("bf16", K)
+    for block in BLOCKS:
+        yield from dense_sketch("bf16", block)
+    for dtype in ("fp32", "fp16"):
+        yield from dense_sketch(dtype, BLOCKS[-1])
     for size in SIZES:
         yield from entropy(size)

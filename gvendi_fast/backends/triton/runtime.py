@@ -57,10 +57,14 @@ class Build:
 
 def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:
     """The chunks of a batch on `device`; segments int64 [B, 2] on the CPU."""
-    chunks = _chunks(segments.numpy().tobytes(), device)
-    if device.type == "cuda":
+    return used_here(_chunks(segments.numpy().tobytes(), device))
+
+
+def used_here(chunks: Chunks) -> Chunks:
+    """`chunks` out of a cache, kept in memory until the current stream is done with it."""
+    if chunks.first.is_cuda:
         # The list is shared by streams, and may leave the cache while one still reads it.
-        stream = torch.cuda.current_stream(device)
+        stream = torch.cuda.current_stream(chunks.first.device)
         chunks.spans.record_stream(stream)
         chunks.first.record_stream(stream)
     return chunks
