@@ -35,6 +35,7 @@ FLOORS = {
     "head": 4,
     "gradients": 4,
     "spectrum": 4,
+    "similarity": 4,
     "unit_rows": 4,
     "state": 4,
     "jackknife": 4,
