@@ -41,6 +41,8 @@ FLOORS = {
     "jackknife": 4,
     "vendi": 4,
     "pool": 4,
+    "neighbours": 5,
+    "compare": 5,
     "memory": 5,
     "sketching": 5,
     "scoring": 5,
