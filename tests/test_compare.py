@@ -31,7 +31,7 @@ def test_a_set_beside_itself_adds_nothing():
     assert not one.real
     assert one.p_value == 1
     assert found.between == pytest.approx(0, abs=1e-9)
-    assert found.union == pytest.approx(gvendi(rows), rel=1e-9)
+    assert found.union == pytest.approx(gvendi(rows), rel=1e-6)
     (overlap,) = found.overlaps
     assert overlap.share_of_first == overlap.share_of_second == 1
     assert all(pair.first == pair.second for pair in overlap.pairs)
