@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from gvendi_fast._version import __version__
+from gvendi_fast.commands.compare import compare
+from gvendi_fast.commands.measures import measures
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import (
     BatchTokens,
@@ -150,6 +152,10 @@ def info() -> None:
 
     for name, value in describe().items():
         print(f"{name:<24}{value}")
+
+
+for _command in (compare, measures):
+    app.command()(_command)
 
 
 def _show_version(wanted: bool) -> None:

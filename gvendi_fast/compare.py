@@ -1,10 +1,12 @@
 """Data sets side by side: G-Vendi at equal n, what each adds to the others, and their nearest rows.
 
 All sets are compared by n rows each, drawn by id. With Sigma_k of those rows and Sigma the mean over m sets:
-    difference of A and B: exp(H_J,A) - exp(H_J,B) of the jackknife's entropies; the two samples are independent, so
-        se^2 of H_J,A - H_J,B is the sum of both, and the difference's limits follow from each one's own
-        (Zou and Donner 2008)
-    between-source entropy: H(Sigma) - mean_k H(Sigma_k), from 0 (one population) to ln m (nothing in common)
+    difference of A and B: G_A - G_B of G = exp(H_1), at this n. Not of the corrected values: equal n cancels the bias
+        of equal populations, and the jackknife's se is that of H_1 (on average not below it, Efron and Stein 1981),
+        not of the corrected entropy, which spreads more. The samples are independent: se^2 of H_A - H_B is the sum of
+        both, and the limits of G_A - G_B follow from each one's own (Zou and Donner 2008)
+    between-source entropy: H(Sigma) - mean_k H(Sigma_k), from 0 to ln m (nothing in common). It is above 0 for one
+        population too: its mean over random partitions of the same rows into m sets says how much
     what k adds: G-Vendi of n rows drawn in equal parts from all sets, less that of n rows from all sets but k
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -28,11 +30,14 @@ from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.state import VendiState
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import Rows
+from gvendi_fast.vendi import gvendi
 
 # Rows of a set beyond this many are not needed for the comparison and would only cost memory.
 MOST_ROWS = 50_000
 # Below this many rows an interval says nothing.
 LEAST_ROWS = 8
+# Random partitions that the between-source entropy is held against.
+PARTITIONS = 10
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,10 @@ class SetScore:
 
 @dataclass(frozen=True)
 class Difference:
-    """G-Vendi (corrected, at equal n) of `first` less that of `second`, with an interval.
+    """G-Vendi of n rows of `first` less that of n rows of `second`, with an interval.
 
-    ratio and its limits are of the same two values. p_value: two-sided, of equal entropies. real: whether the interval
-    of the ratio leaves 1 out.
+    ratio and its limits are of the same two values. p_value: two-sided, of equal entropies at this n. real: whether
+    the interval of the ratio leaves 1 out.
     """
 
     first: str
@@ -77,7 +82,8 @@ class Difference:
 class Overlap:
     """Rows of one set with a neighbour in the other at a cosine of at least `threshold`, of those compared.
 
-    same_ids: rows of both sets with one id. pairs: the nearest ones, best first.
+    same_ids: ids that stand in both sets. same_sketches: rows of the first, of those compared, whose sketch stands in
+    the second up to rounding. pairs: the nearest ones, best first.
     """
 
     first: str
@@ -86,6 +92,7 @@ class Overlap:
     share_of_first: float
     share_of_second: float
     same_ids: int
+    same_sketches: int
     compared: tuple[int, int]
     pairs: list[Pair]
 
@@ -94,8 +101,9 @@ class Overlap:
 class Comparison:
     """What `compare` found; entropies in nats, `level` is that of all intervals.
 
-    union: G-Vendi of all drawn rows together (m times n of them). between: the between-source entropy, and
-    between_share its part of the largest possible, ln m.
+    union: G-Vendi of all drawn rows together (m times n of them). between: the between-source entropy;
+    between_chance: its mean over random partitions of the same rows; between_share: where it stands from there (0) to
+    sets that have nothing in common (1); below 0 for sets that share rows.
     """
 
     n: int
@@ -105,6 +113,7 @@ class Comparison:
     differences: list[Difference]
     union: float
     between: float
+    between_chance: float
     between_share: float
     overlaps: list[Overlap]
 
@@ -140,7 +149,7 @@ def compare(
         raise GvendiError(
             f"n is {n}; wanted {LEAST_ROWS} to {smallest}, the rows of the smallest set ({name!r})"
         )
-    drawn = {name: pool.take(_draw(pool, n, seed)) for name, pool in pools.items()}
+    drawn = {name: pool.take(draw(pool.ids, n, seed)) for name, pool in pools.items()}
     states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
     found = {name: jackknife(states[name], drawn[name], level) for name in drawn}
     adds = _adds(drawn, n)
@@ -149,6 +158,8 @@ def compare(
         union.merge(state)
     within = sum(state.entropy() for state in states.values()) / len(states)
     between = max(union.entropy() - within, 0.0)
+    chance = _between_by_chance(list(drawn.values()), union.entropy(), seed)
+    room = math.log(len(pools)) - chance
     names = list(pools)
     together = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     return Comparison(
@@ -162,23 +173,31 @@ def compare(
         differences=[difference(a, found[a], b, found[b]) for a, b in together],
         union=union.gvendi(),
         between=between,
-        between_share=between / math.log(len(names)) if len(names) > 1 else 0.0,
+        between_chance=chance,
+        # No room: all rows are orthogonal to each other, and random sets have nothing in common either.
+        between_share=(between - chance) / room if room > 1e-6 else 0.0,
         overlaps=[_overlap(a, pools[a], b, pools[b], pairs, threshold, seed) for a, b in together],
     )
 
 
 def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
-    """The difference of two independent samples' corrected G-Vendi, from each one's jackknife."""
-    gap = math.log(a.corrected) - math.log(b.corrected)
+    """The difference of two samples' G-Vendi at their n, from each one's jackknife.
+
+    The samples count as independent; rows that stand in both make the interval too wide, not too narrow.
+    """
+    gap = math.log(a.value) - math.log(b.value)
     se = math.hypot(a.se, b.se)
-    reach = NormalDist().inv_cdf(0.5 + a.level / 2) * se
-    low, high = gap - reach, gap + reach
+    z = NormalDist().inv_cdf(0.5 + a.level / 2)
+    low, high = gap - z * se, gap + z * se
+    # From each value to its own limits.
+    a_down, a_up = -a.value * math.expm1(-z * a.se), a.value * math.expm1(z * a.se)
+    b_down, b_up = -b.value * math.expm1(-z * b.se), b.value * math.expm1(z * b.se)
     return Difference(
         first=first,
         second=second,
-        difference=a.corrected - b.corrected,
-        low=a.corrected - b.corrected - math.hypot(a.corrected - a.low, b.high - b.corrected),
-        high=a.corrected - b.corrected + math.hypot(a.high - a.corrected, b.corrected - b.low),
+        difference=a.value - b.value,
+        low=a.value - b.value - math.hypot(a_down, b_up),
+        high=a.value - b.value + math.hypot(a_up, b_down),
         ratio=math.exp(gap),
         ratio_low=math.exp(low),
         ratio_high=math.exp(high),
@@ -219,9 +238,9 @@ def _at(pool: Pool, key: str) -> Any:
     return (pool.spec or {}).get(key, "(absent)")
 
 
-def _draw(pool: Pool, n: int, seed: int) -> np.ndarray:
-    """n row numbers in order of their hashed ids, the smallest: a random order that ids alone decide."""
-    keys = [hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest() for name in pool.ids]
+def draw(ids: Iterable[str], n: int, seed: int) -> np.ndarray:
+    """Places of n ids: those with the smallest hashes, in that order, which is random and which ids alone decide."""
+    keys = [hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest() for name in ids]
     order = np.argsort(np.frombuffer(b"".join(keys), dtype=">u8"), kind="stable")
     return order[:n]
 
@@ -243,8 +262,25 @@ def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
     return {name: everything - mixed([other for other in names if other != name]) for name in names}
 
 
+def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> float:
+    """Mean between-source entropy of random partitions of all rows into as many sets of the same size."""
+    if len(drawn) == 1:
+        return 0.0
+    sets, n = len(drawn), len(drawn[0])
+    words = np.random.Philox(key=seed % 2**128)
+    within = 0.0
+    for _ in range(PARTITIONS):
+        # Each row's random set, n rows a set; raw words are the same in every release of NumPy.
+        label = np.argsort(words.random_raw(sets * n), kind="stable").reshape(sets, n) % sets
+        label = torch.from_numpy(label)
+        for k in range(sets):
+            part = torch.cat([rows[label[i] == k] for i, rows in enumerate(drawn)])
+            within += math.log(gvendi(part)) / (sets * PARTITIONS)
+    return union - within
+
+
 def _overlap(first: str, a: Pool, second: str, b: Pool, pairs: int, threshold: float, seed: int) -> Overlap:
-    picked = [_draw(pool, min(len(pool), MOST_ROWS), seed) for pool in (a, b)]
+    picked = [np.sort(draw(pool.ids, min(len(pool), MOST_ROWS), seed)) for pool in (a, b)]
     found = nearest_pairs(a, picked[0], b, picked[1], pairs, threshold)
     return Overlap(
         first=first,
@@ -253,6 +289,7 @@ def _overlap(first: str, a: Pool, second: str, b: Pool, pairs: int, threshold: f
         share_of_first=found.share_of_first,
         share_of_second=found.share_of_second,
         same_ids=len(set(a.ids) & set(b.ids)) if a.spec is not None and b.spec is not None else 0,
+        same_sketches=found.identical,
         compared=(len(picked[0]), len(picked[1])),
         pairs=found.pairs,
     )

@@ -112,7 +112,7 @@ def score_run(
 
     by: must be the field that the directory was sketched with. seed: of the draws of rows from groups.
     """
-    _check_by(run, by)
+    check_by(run, by)
     dim = run.spec["sketch"]["dim"]
     state, tokens = VendiState(dim, spec=run.spec), 0
     for part in run.iterate(["sketch", "length"]):
@@ -196,7 +196,8 @@ def _draw_key(seed: int, group: str, row: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _check_by(run: RunDirectory, by: str | None) -> None:
+def check_by(run: RunDirectory, by: str | None) -> None:
+    """GvendiError unless the run directory was sketched with this --by (None always passes)."""
     recorded = (run.manifest or {}).get("fields", {}).get("by")
     if by is not None and by != recorded:
         raise GvendiError(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,18 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the shared data folder beside the repository, which a plain clone does not have")
     return SHARED / "data"
+
+
+@pytest.fixture
+def gvendi(monkeypatch, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+    from gvendi_fast import cli
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return run

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.compare import compare
+from gvendi_fast.compare import compare, difference
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import MatrixPool
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 
 def population(dim, seed, decay=0.7):
@@ -23,6 +23,10 @@ def draw(rows, n, rng):
     return rows[rng.integers(0, len(rows), n)]
 
 
+def scored(rows):
+    return jackknife(VendiState(rows.shape[1]).update(rows), rows)
+
+
 def test_a_set_beside_itself_adds_nothing():
     rows = population(16, 0)
     found = compare({"a": rows, "b": rows})
@@ -30,10 +34,12 @@ def test_a_set_beside_itself_adds_nothing():
     assert one.difference == 0
     assert not one.real
     assert one.p_value == 1
+    assert found.between_share < 0
     assert found.between == pytest.approx(0, abs=1e-9)
     assert found.union == pytest.approx(gvendi(rows), rel=1e-6)
     (overlap,) = found.overlaps
     assert overlap.share_of_first == overlap.share_of_second == 1
+    assert overlap.same_sketches == len(rows)
     assert all(pair.first == pair.second for pair in overlap.pairs)
 
 
@@ -54,15 +60,39 @@ def test_the_interval_of_a_difference_is_calibrated():
     base, narrow = population(dim, 1), population(dim, 1, decay=1.1)
     held = noticed = 0
     for _ in range(200):
-        same = compare({"a": draw(base, n, rng), "b": draw(base, n, rng)}, pairs=0).differences[0]
+        same = difference("a", scored(draw(base, n, rng)), "b", scored(draw(base, n, rng)))
         held += same.low <= 0 <= same.high
         assert same.real == (not same.ratio_low <= 1 <= same.ratio_high)
         assert same.real == (same.p_value < 0.05)
     for _ in range(20):
-        apart = compare({"a": draw(base, n, rng), "b": draw(narrow, n, rng)}, pairs=0).differences[0]
+        apart = difference("a", scored(draw(base, n, rng)), "b", scored(draw(narrow, n, rng)))
         noticed += apart.real and apart.low > 0
     assert 0.90 <= held / 200 <= 0.99
     assert noticed == 20
+
+
+def test_the_interval_holds_where_n_is_not_much_more_than_gvendi():
+    rng, n = np.random.default_rng(5), 60
+    base = population(256, 6, decay=0.2)
+    held = of_corrected = 0
+    for _ in range(60):
+        rows = base[rng.permutation(len(base))[: 2 * n]]
+        a, b = scored(rows[:n]), scored(rows[n:])
+        assert a.value > n / 2
+        held += not difference("a", a, "b", b).real
+        of_corrected += abs(math.log(a.corrected / b.corrected)) < 1.96 * math.hypot(a.se, b.se)
+    # Of 60, 57 are 95 %. The same interval around the corrected values, which spread more, is too narrow.
+    assert held >= 55
+    assert of_corrected < 55
+
+
+def test_between_sets_is_held_against_chance():
+    rng, base = np.random.default_rng(7), population(128, 8, decay=0.25)
+    alike = [compare({name: draw(base, 80, rng) for name in "abc"}, pairs=0) for _ in range(10)]
+    assert min(found.between for found in alike) > 0.2
+    assert np.mean([found.between_share for found in alike]) == pytest.approx(0, abs=0.02)
+    other = {"a": draw(base, 80, rng), "b": draw(base, 80, rng)[:, ::-1].copy()}
+    assert compare(other, pairs=0).between_share > 0.05
 
 
 def test_equal_n_is_drawn_by_id_and_not_by_place():
@@ -79,7 +109,7 @@ def test_equal_n_is_drawn_by_id_and_not_by_place():
 def test_nearest_pairs_are_those_of_the_whole_matrix():
     rng = np.random.default_rng(4)
     a, b = rng.standard_normal((60, 12)), rng.standard_normal((50, 12))
-    b[7], b[8] = 2 * a[31], 0.5 * a[3] + 1e-3
+    b[7], b[8] = 2 * a[31], 0.5 * a[3] + 1e-2
     (overlap,) = compare({"a": a, "b": b}, pairs=3, threshold=0.99).overlaps
     assert [(p.first_id, p.second_id) for p in overlap.pairs[:2]] == [("31", "7"), ("3", "8")]
     assert overlap.pairs[0].cosine == pytest.approx(1, abs=1e-6)
@@ -87,7 +117,26 @@ def test_nearest_pairs_are_those_of_the_whole_matrix():
     cosine = unit[0] @ unit[1].T
     assert overlap.pairs[2].cosine == pytest.approx(np.sort(cosine.ravel())[-3], abs=1e-5)
     assert overlap.share_of_first == pytest.approx(2 / 60)
+    assert overlap.same_sketches == 1
     assert overlap.share_of_second == pytest.approx(2 / 50)
+
+
+def test_pairs_are_a_greedy_matching_of_the_whole_matrix():
+    rng, count = np.random.default_rng(11), 12
+    # One row of b is the nearest of most rows of a; 3,000 rows are two blocks.
+    a, b = rng.standard_normal((40, 6)) + 2, rng.standard_normal((3000, 6))
+    b[2500] = 2
+    (overlap,) = compare({"a": a, "b": b}, pairs=count).overlaps
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    cosine = unit[0] @ unit[1].T
+    wanted = []
+    for _ in range(count):
+        i, j = np.unravel_index(np.argmax(cosine), cosine.shape)
+        wanted.append((i, j))
+        cosine[i], cosine[:, j] = -2, -2
+    assert [(p.first, p.second) for p in overlap.pairs] == wanted
+    few = compare({"a": a, "b": b[:8]}, pairs=count).overlaps[0].pairs
+    assert sorted(p.second for p in few) == list(range(8))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ FLOORS = {
     "pool": 4,
     "neighbours": 5,
     "compare": 5,
+    "row_texts": 5,
+    "measures": 5,
     "memory": 5,
     "sketching": 5,
     "scoring": 5,
