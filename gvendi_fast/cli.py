@@ -13,6 +13,8 @@ import typer
 
 from gvendi_fast._version import __version__
 from gvendi_fast.commands.cluster import cluster
+from gvendi_fast.commands.compare import compare
+from gvendi_fast.commands.measures import measures
 from gvendi_fast.commands.select import select
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
@@ -102,7 +104,7 @@ def info() -> None:
         print(f"{name:<24}{value}")
 
 
-for _command in (select, cluster, weights):
+for _command in (select, cluster, compare, measures, weights):
     app.command()(_command)
 
 
