@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from gvendi_fast import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -15,6 +19,24 @@ def test_python_example_runs(capsys):
     exec(compile(example, "README.md", "exec"), {})
     first, second = map(float, capsys.readouterr().out.split())
     assert 1 < second <= first <= 3
+
+
+def test_the_example_on_rows_runs(capsys):
+    example = re.findall(r"```python\n(.*?)```", README, re.S)[1]
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert "Interval(" in capsys.readouterr().out
+    assert names["gain"].shape == (1000,)
+    assert float(names["surprisal"].mean()) == pytest.approx(names["state"].entropy(), abs=1e-5)
+    assert len(names["best"]) == 100
+
+
+def test_commands_that_it_names_exist():
+    named = set(re.findall(r"^    gvendi ([a-z]+)", README, re.M)) | set(
+        re.findall(r"`gvendi ([a-z]+)", README)
+    )
+    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert named <= known
 
 
 def test_tables_are_rendered_from_the_results():
