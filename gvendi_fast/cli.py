@@ -13,6 +13,7 @@ import typer
 
 from gvendi_fast._version import __version__
 from gvendi_fast.commands.cluster import cluster
+from gvendi_fast.commands.report import report
 from gvendi_fast.commands.select import select
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
@@ -102,7 +103,7 @@ def info() -> None:
         print(f"{name:<24}{value}")
 
 
-for _command in (select, cluster, weights):
+for _command in (select, cluster, weights, report):
     app.command()(_command)
 
 
