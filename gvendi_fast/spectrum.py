@@ -76,11 +76,14 @@ def marginal_change(
     return closed[:, 0] + integral, mu[:, 0], excess, length[:, 0]
 
 
-def renyi_entropy(spectrum: torch.Tensor, q: float) -> float:
-    """H_q of eigenvalues that sum to 1, without cancellation near q = 1 or underflow at large q."""
+def renyi_entropy(spectrum: torch.Tensor, q: float, noise: float = NOISE) -> float:
+    """H_q of eigenvalues that sum to 1, without cancellation near q = 1 or underflow at large q.
+
+    At q < 1 eigenvalues up to `noise` do not count.
+    """
     if not q > 0:
         raise GvendiError(f"q is {q}; wanted an order above 0, or inf")
-    p = spectrum[spectrum > (NOISE if q < 1 else 0)]
+    p = spectrum[spectrum > (noise if q < 1 else 0)]
     if q == 1:
         return float(-torch.special.xlogy(p, p).sum())
     if math.isinf(q):

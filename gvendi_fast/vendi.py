@@ -1,4 +1,8 @@
-"""Sketches -> G-Vendi: the score of a matrix of rows, the mergeable state and the jackknife in one place."""
+"""Sketches -> G-Vendi: the score of a matrix of rows, the mergeable state and the jackknife in one place.
+
+`score`, `score_K`, `score_X` and `score_dual` take the arguments that users of `vendi-score` know, so that
+`from gvendi_fast import vendi` stands in for `from vendi_score import vendi`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import torch
 
 from gvendi_fast.decompose import Decomposition, Source, between_source
 from gvendi_fast.jackknife import Interval, jackknife, leave_one_out
+from gvendi_fast.similarity import score, score_dual, score_K, score_X
 from gvendi_fast.spectrum import renyi_entropy
 from gvendi_fast.state import VendiState
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_rows
@@ -21,6 +26,10 @@ __all__ = [
     "gvendi",
     "jackknife",
     "leave_one_out",
+    "score",
+    "score_K",
+    "score_X",
+    "score_dual",
 ]
 
 

@@ -16,6 +16,9 @@ import pytest
 CAPABILITIES = (80, 90, 100)
 # What a block may use without asking for more.
 SHARED_BYTES = 48 << 10
+# Bytes of a thread's stack: two registers that a program keeps there, out of a loop's way, rather than have half the
+# columns and form every gradient twice as often.
+STACK_BYTES = {"dense_linear-bf16-512-aligned": 8, "dense_linear-fp16-512-aligned": 8}
 
 
 def compile_all() -> dict[str, dict[str, int]]:
@@ -74,6 +77,7 @@ def usage() -> dict[str, dict[str, int]]:
 def test_no_register_is_spilled(usage, name, capability):
     found = usage[f"{name} sm_{capability}"]
     # Spilled registers live on a thread's stack.
-    assert found["stack"] == found["local"] == 0
+    assert found["stack"] <= STACK_BYTES.get(name, 0)
+    assert found["local"] == 0
     assert 0 < found["registers"] <= 255
     assert found["shared"] <= SHARED_BYTES

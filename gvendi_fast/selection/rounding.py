@@ -142,12 +142,14 @@ class _Swaps:
         if state.n < 2:
             # One row has entropy 0, whichever it is.
             return inside
-        value, many = self.value(state, inside), max(self.size // 4, 1)
-        for number in range(_ROUNDS):
+        first = value = self.value(state, inside)
+        many, rounds = max(self.size // 4, 1), 0
+        while rounds < _ROUNDS:
             outside = np.setdiff1d(np.arange(len(self.numbers)), inside)
             many = min(many, len(outside))
             if many == 0:
                 break
+            rounds += 1
             tried = self._swap(state, inside, outside, many)
             after = self.state(tried)
             risen = self.value(after, tried)
@@ -156,8 +158,8 @@ class _Swaps:
                 inside, state, value = tried, after, risen
             if gained < max(_WORTH * many / self.size, _LEAST):
                 many //= 2
-            if progress:
-                progress(f"swaps {number + 1}: {value:.4f}, {many} rows at once")
+        if progress:
+            progress(f"whole rows: {first:.4f} nats, {value:.4f} after {rounds} rounds of swaps")
         return inside
 
     def _swap(self, state: VendiState, inside: np.ndarray, outside: np.ndarray, many: int) -> np.ndarray:

@@ -21,6 +21,7 @@ except ImportError as error:
 if triton is not None:
     from gvendi_fast.backends.triton.assign import assign
     from gvendi_fast.backends.triton.covariance import covariance
+    from gvendi_fast.backends.triton.dense_sketch import dense_sketch
     from gvendi_fast.backends.triton.entropy import entropy
     from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
     from gvendi_fast.backends.triton.gain import gain
@@ -33,6 +34,7 @@ if triton is not None:
     _kernels = (
         assign,
         covariance,
+        dense_sketch,
         entropy,
         fold_hadamard,
         gain,

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from gvendi_fast.backends.triton.assign import builds as assign
 from gvendi_fast.backends.triton.covariance import builds as covariance
+from gvendi_fast.backends.triton.dense_sketch import BLOCKS
+from gvendi_fast.backends.triton.dense_sketch import builds as dense_sketch
 from gvendi_fast.backends.triton.entropy import SIZES
 from gvendi_fast.backends.triton.entropy import builds as entropy
 from gvendi_fast.backends.triton.fold_hadamard import builds as fold_hadamard
@@ -63,6 +65,10 @@ def _listed() -> Iterator[Build]:
         yield from gain("fp32", GAIN_COLUMNS, sign)
     yield from gain("fp32", 2 * GAIN_COLUMNS, 1)
     yield from gain("fp64", GAIN_COLUMNS, 1)
+    for block in BLOCKS:
+        yield from dense_sketch("bf16", block)
+    for dtype in ("fp32", "fp16"):
+        yield from dense_sketch(dtype, BLOCKS[-1])
     for size in SIZES:
         yield from entropy(size)
     yield from assign()

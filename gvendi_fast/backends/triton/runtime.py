@@ -59,10 +59,16 @@ class Build:
 
 def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:
     """The chunks of a batch on `device`; segments int64 [B, 2] on the CPU."""
-    # A list belongs to the stream that copied it: its copy comes before the stream's kernels, and its memory is not
-    # given to other work of the stream while they read it.
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _chunks(segments.numpy().tobytes(), device, stream)
+    return _chunks(segments.numpy().tobytes(), device, stream_of(device))
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream, which belongs into the key of a cache of lists.
+
+    A list is its stream's alone: its copy comes before the stream's kernels, and its memory is not given to other work
+    of the stream while they read it.
+    """
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 @functools.lru_cache(maxsize=CHUNK_LISTS)

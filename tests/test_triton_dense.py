@@ -1,0 +1,199 @@
+"""The Triton kernels of the dense mode against the fp64 definition: on a GPU, else in Triton's interpreter.
+
+Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
+entry of the definition's result. FLOOR is 4 units of the last place of float32 and, on a GPU, one more for each of
+the 12 steps of a tensor core's chain, which may truncate.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gvendi_fast import ops, reference
+from gvendi_fast.backends import backend, use_backend
+from gvendi_fast.signs import sign_key, signs
+
+triton = backend("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if triton.why_not("dense_sketch", torch.empty(0, device=DEVICE)):
+    pytest.skip(f"Triton kernels: {triton.status()}", allow_module_level=True)
+
+from gvendi_fast.backends.triton.dense_sketch import BLOCK_B, BLOCKS, columns  # noqa: E402
+
+FLOOR = (4 if DEVICE.type == "cpu" else 16) * 2.0**-24
+KEY = sign_key(0, "w")
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+# Rows, input width, output width, K: T of 1, 7, 63, 64, 65 and 1000; widths below, at and above 128, even and odd,
+# whole tiles of aligned rows and others, rows of each place in a word, K of each block of columns and between.
+SHAPES = [
+    (0, 16, 16, 64),
+    (1, 128, 16, 1024),
+    (1, 1, 130, 192),
+    (7, 127, 2, 64),
+    (7, 32, 130, 64),
+    (63, 33, 1, 192),
+    (63, 128, 32, 64),
+    (64, 300, 1, 128),
+    (65, 129, 3, 64),
+    (65, 8, 66, 192),
+    (65, 32, 15, 576),
+    (1000, 32, 32, 64),
+    (1000, 12, 3, 192),
+]
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with use_backend("triton"):
+        yield
+
+
+def draw(rows: int, width: int, dtype: torch.dtype, seed: int, beside: int = 9) -> torch.Tensor:
+    """Normal numbers with NaN beside and below the rows, so that a read outside of them shows."""
+    x = torch.full((rows + 1, width + beside), math.nan)
+    x[:rows, :width] = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return x.to(DEVICE, dtype)[:rows, :width]
+
+
+def spans(rows: int) -> torch.Tensor:
+    """Four samples: two of uneven length, an empty one, and one over the same rows."""
+    cut = [0, rows // 3, rows // 3, max(rows - 1, rows // 3)]
+    return torch.tensor([[0, cut[1]], [cut[1], cut[2]], [cut[2], cut[3]], [cut[1] // 2, rows]])
+
+
+def sketch(a: torch.Tensor, e: torch.Tensor, segments: torch.Tensor, dim: int, key=KEY) -> torch.Tensor:
+    return ops.dense_sketch(a, e, segments, key, torch.zeros(len(segments), dim, device=DEVICE))
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want).abs().max()) / (float(want.abs().max()) or 1.0)
+
+
+def check(got: torch.Tensor, gradients: list[torch.Tensor], want: torch.Tensor) -> None:
+    """got against want, both less 1, and the projection of the samples' float32 gradients."""
+    g = torch.stack([x.flatten() for x in gradients])
+    pi = torch.from_numpy(signs(KEY, 0, g.shape[1], want.shape[1])).to(DEVICE, torch.float32)
+    torch32 = g @ pi / math.sqrt(want.shape[1]) + 1
+    assert torch.isfinite(got).all()
+    assert error(got, want + 1) <= 2 * error(torch32, want + 1) + FLOOR, error(got, want + 1)
+
+
+def check_linear(a: torch.Tensor, e: torch.Tensor, dim: int) -> None:
+    segments = spans(len(e))
+    gradients = [e[begin:end].float().T @ a[begin:end].float() for begin, end in segments.tolist()]
+    # What is in out stays: one buffer collects all parameters.
+    got = ops.dense_sketch(a, e, segments, KEY, torch.ones(len(segments), dim, device=DEVICE))
+    check(got, gradients, reference.dense_sketch(a, e, segments, KEY, dim))
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(("rows", "width_in", "width_out", "dim"), SHAPES)
+def test_dense_sketch(rows, width_in, width_out, dim, dtype):
+    # Rows of aligned shapes begin 16 elements from one another, so that the kernel of aligned rows runs.
+    beside = 16 if width_in % 16 == width_out % 16 == 0 else 9
+    check_linear(draw(rows, width_in, dtype, 1, beside), draw(rows, width_out, dtype, 2, beside), dim)
+
+
+@pytest.mark.parametrize(("left", "right"), [(BF16, BF16), (BF16, FP32), (FP32, FP16)], ids=str)
+def test_dense_sketch_of_other_and_mixed_dtypes(left, right):
+    check_linear(draw(33, 40, left, 1), draw(33, 5, right, 2), 64)
+
+
+def test_dense_sketch_of_a_wide_range_of_numbers():
+    # Far below what float16 holds, and a sum that cancels to 2^-12 of its terms.
+    a, e = draw(33, 40, FP32, 1) * 1e-12, draw(33, 5, FP32, 2) * 1e-9
+    a[1:16:2], e[1:16:2] = -a[0:16:2] * (1 + 2.0**-12), e[0:16:2]
+    segments = torch.tensor([[0, 33], [0, 16]])
+    want = reference.dense_sketch(a, e, segments, KEY, 64)
+    gradients = [e[begin:end].T @ a[begin:end] for begin, end in segments.tolist()]
+    pi = torch.from_numpy(signs(KEY, 0, 200, 64)).to(DEVICE, FP32)
+    torch32 = torch.stack([g.flatten() for g in gradients]) @ pi
+    got = sketch(a, e, segments, 64)
+    for row in range(2):
+        assert error(got[row], want[row]) <= 2 * error(torch32[row] / 8, want[row]) + FLOOR
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "width", "dim", "dtype"),
+    [
+        (0, 5, 16, 64, FP32),
+        (1, 3, 1, 64, FP16),
+        (7, 3, 129, 64, FP32),
+        (63, 40, 50, 64, FP16),
+        (40, 9, 33, 192, BF16),
+        (65, 2, 16, 576, FP32),
+    ],
+    ids=str,
+)
+def test_dense_sketch_of_an_embedding(rows, vocabulary, width, dim, dtype):
+    e, segments = draw(rows, width, dtype, 3), spans(rows)
+    ids = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    onehot = torch.nn.functional.one_hot(ids, vocabulary).float()
+    gradients = [onehot[begin:end].T @ e[begin:end].float() for begin, end in segments.tolist()]
+    got = ops.dense_sketch(ids, e, segments, KEY, torch.ones(len(segments), dim, device=DEVICE))
+    check(got, gradients, reference.dense_sketch(ids, e, segments, KEY, dim))
+
+
+def test_signs_are_the_definition_bit_for_bit():
+    # A sample per coordinate: neighbours in a word, words, blocks, rows and tiles; more samples than a launch takes.
+    width, height, dim = 68, 40, 192
+    places = torch.tensor([0, 1, 31, 32, 33, 63, 64, 67, 68, 96, 127, 128, 255, 256, 300, 1087, 1088, 2719])
+    assert len(places) > BLOCK_B
+    e, a = torch.zeros(len(places), height, device=DEVICE), torch.zeros(len(places), width, device=DEVICE)
+    e[torch.arange(len(places)), places // width] = 1
+    a[torch.arange(len(places)), places % width] = 1
+    each = torch.stack([torch.arange(len(places)), torch.arange(1, len(places) + 1)], 1)
+    want = np.concatenate([signs(KEY, int(j), int(j) + 1, dim) for j in places])
+    got = sketch(a, e, each, dim).cpu().numpy()
+    assert np.array_equal(np.sign(got), want)
+    assert len(np.unique(np.abs(got))) == 1
+
+
+@pytest.mark.parametrize("key", [(0, 0), (0xFFFFFFFF, 0xFFFFFFFF), (0x80000000, 0x7FFFFFFF)], ids=str)
+def test_signs_of_far_coordinates_and_of_every_key(key):
+    # Blocks of coordinates on both sides of 2^32, with columns past the first block of them.
+    ids, width, dim = torch.tensor([2**34 - 1, 2**34, 2**35]), 32, 320
+    e, each = torch.eye(3, width, device=DEVICE), torch.tensor([[0, 1], [1, 2], [2, 3]])
+    places = [int(row) * width + n for n, row in enumerate(ids)]
+    want = [signs(key, place, place + 1, dim)[0] for place in places]
+    got = sketch(ids.to(DEVICE), e, each, dim, key)
+    assert np.array_equal(np.sign(got.cpu().numpy()), np.stack(want))
+
+
+def test_an_embedding_is_the_same_parameter_as_its_one_hot_matrix():
+    ids = torch.arange(40, device=DEVICE) % 17
+    e, onehot = draw(40, 20, FP32, 5), torch.nn.functional.one_hot(ids, 17).float()
+    got, want = (sketch(*x, torch.tensor([[0, 40]]), 64) for x in ((ids, e), (e, onehot)))
+    assert error(got, want.double()) <= FLOOR
+
+
+def results(order=slice(None)):
+    """Both kernels on one batch of five samples; `order` picks samples."""
+    segments = torch.tensor([[0, 20], [20, 21], [21, 21], [21, 54], [54, 60]])[order]
+    a, e = draw(60, 12, FP16, 6), draw(60, 7, FP32, 7)
+    yield sketch(a, e, segments, 192)
+    yield sketch(torch.arange(60, device=DEVICE) % 45, e, segments, 192)
+
+
+def test_results_are_the_same_bits_again_and_in_another_batch():
+    once = list(results())
+    assert all(torch.equal(x, y) for x, y in zip(once, results(), strict=True))
+    for picked in ([3], [4, 1, 3], [1] * BLOCK_B + [3]):
+        for together, other in zip(once, results(picked), strict=True):
+            assert torch.equal(together[picked], other)
+
+
+def test_a_batch_without_rows_or_samples_adds_nothing():
+    a, e = draw(5, 20, FP32, 8), draw(5, 30, FP32, 9)
+    for left in (a, torch.arange(5, device=DEVICE)):
+        assert sketch(left, e, torch.empty(0, 2, dtype=torch.int64), 64).shape == (0, 64)
+        assert not sketch(left, e, torch.tensor([[2, 2], [0, 0]]), 64).any()
+
+
+@pytest.mark.parametrize(
+    ("dim", "block"), [(64, 64), (128, 128), (192, 256), (512, 512), (576, 256), (1024, 512)]
+)
+def test_programs_cover_the_columns_without_much_waste(dim, block):
+    assert columns(dim, BLOCKS) == block
