@@ -15,6 +15,7 @@ from gvendi_fast._version import __version__
 from gvendi_fast.commands.cluster import cluster
 from gvendi_fast.commands.compare import compare
 from gvendi_fast.commands.measures import measures
+from gvendi_fast.commands.report import report
 from gvendi_fast.commands.select import select
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
@@ -104,7 +105,7 @@ def info() -> None:
         print(f"{name:<24}{value}")
 
 
-for _command in (select, cluster, compare, measures, weights):
+for _command in (select, cluster, compare, measures, weights, report):
     app.command()(_command)
 
 

@@ -1,0 +1,549 @@
+"""The report: its numbers against their definitions, hostile texts, odd runs, and the page in a browser."""
+
+import datetime
+import hashlib
+import html.parser
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gvendi_fast import cli, report, report_rows
+from gvendi_fast import report_data as report_data_module
+from gvendi_fast.clusters import SphericalKMeans
+from gvendi_fast.corpus import Fields
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.group_scoring import group_scores
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.pool import as_pool
+from gvendi_fast.proxy import load_proxy
+from gvendi_fast.report import render, write_report
+from gvendi_fast.report_data import rejected_reasons, report_data
+from gvendi_fast.rows import Rejected
+from gvendi_fast.sketching import Settings, sketch_corpus
+from gvendi_fast.store import RunDirectory
+from gvendi_fast.vendi import VendiState, gvendi, jackknife
+
+DAY = datetime.date(2020, 2, 29)
+FIGURES = ("growth", "groups", "map", "clusters", "surprisal", "duplicates", "rejected", "spectrum")
+HOSTILE = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>",
+    "{{ 7 * 191 }} {% for x in y %} {# gone? #} ${7 * 191}",
+    "\u202eright to left\u202c שלום עולם, مرحبا",
+    "bell \x07, escape \x1b[31m, null \x00, delete \x7f",
+    "</p></section></main></body></html> &amp; \"quoted\" 'too' $x^2$",
+    "x" * 30_000,
+    "数学 🎲 e\u0301 " + "\u0336" * 20,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDirectory:
+    """126 rows of three groups under the tiny proxy: 20 repeated ones, some hostile, 6 more that are rejected."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = [
+        {
+            "prompt": f"What is {i} plus {7 * i % 13}?" + " Say why." * (i % 3),
+            "completion": f"{i} + {7 * i % 13} = {i + 7 * i % 13}" + " because" * (i % 5),
+            "meta": {"kind": "sum"},
+        }
+        for i in range(60)
+    ]
+    words = "red blue green tall small old young round kind quick".split()
+    rows += [
+        {
+            "prompt": f"Who is {a}?",
+            "completion": f"The {a} {b} one, not the {b} one.",
+            "meta": {"kind": "<b onclick='window.hacked=3'>who</b> {{ 7 * 191 }}"},
+        }
+        for a in words
+        for b in words[:4]
+    ]
+    rows += [{**rows[i], "id": f"again {i}"} for i in range(20)]
+    rows += [
+        {"id": f"<i>{text[:40]}", "prompt": text[:200], "completion": text, "meta": {"kind": HOSTILE[4]}}
+        for text in HOSTILE[:5] + HOSTILE[6:]
+    ]
+    rows += [{"prompt": "<u>q</u>", "completion": "", "meta": {"kind": "sum"}}] * 2
+    rows += [{"prompt": "q", "completion": HOSTILE[5]}] * 3
+    lines = [json.dumps(row) for row in rows] + ["{<script>window.hacked = 4</script>"]
+    (folder / "d.jsonl").write_text("\n".join(lines) + "\n")
+    settings = Settings(spec=SketchSpec(dim=256), fields=Fields(by="meta.kind"), unit_rows=64, max_tokens=300)
+    return sketch_corpus(folder / "d.jsonl", folder / "run", load_proxy("tiny", dtype="float32"), settings)
+
+
+@pytest.fixture(scope="module")
+def data(run) -> dict:
+    return report_data(run, clusters=13)
+
+
+@pytest.fixture(scope="module")
+def written(data, tmp_path_factory) -> tuple[Path, Path]:
+    """The report of `data` as files."""
+    return write_report(data, tmp_path_factory.mktemp("written") / "page.html", date=DAY)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without figures, which take most of the time, for tests of words."""
+    blank = dict.fromkeys(report._FIGURES, lambda numbers: {"wide": "", "narrow": ""})
+    monkeypatch.setattr(report, "_FIGURES", blank)
+
+
+@pytest.fixture(scope="module")
+def rows(run) -> np.ndarray:
+    found = np.concatenate([part.sketches for part in run.iterate(["sketch"])]).astype(np.float64)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def made_run(path: Path, sketches: np.ndarray, groups: list[str] | None = None, **manifest) -> RunDirectory:
+    """A run directory of these sketches, whose corpus is nowhere."""
+    n, dim = sketches.shape
+    spec = {
+        "sketch": {"dim": dim, "kind": "hadamard"},
+        "coverage": {"sketched": 1, "total": 1},
+        "proxy": {"name": "none"},
+        "dtype": "float32",
+    }
+    fields = vars(Fields(by="kind" if groups else None))
+    source = {"path": "nowhere.jsonl", "kind": "jsonl", "size": 1, "rows": n, "digest": ""}
+    whole = {"units_total": 1, "rows": n, "limit": None, "fields": fields, "files": [source]} | manifest
+    made = RunDirectory.open(path, spec, whole)
+    ones = np.ones(n)
+    made.write_part(
+        0,
+        ids=[f"row {i}" for i in range(n)],
+        groups=groups or [""] * n,
+        rows=np.arange(n),
+        sketches=sketches,
+        tokens=ones,
+        length=ones,
+        loss=ones,
+        gradient_norm=ones,
+    )
+    return made
+
+
+def drawn(n: int, dim: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+
+def test_scores_and_spectrum_are_those_of_the_sketches(data, rows):
+    n = len(rows)
+    interval = jackknife(VendiState(256).update(rows), rows)
+    score = data["score"]
+    assert (score["n"], score["dim"], score["rejected"]) == (n, 256, 6)
+    assert score["gvendi"] == pytest.approx(gvendi(rows), rel=1e-5)
+    assert score["gvendi_corrected"] == pytest.approx(interval.corrected, rel=1e-4)
+    assert score["ci95"] == pytest.approx([interval.low, interval.high], rel=1e-4)
+    wanted = np.linalg.eigvalsh(rows.T @ rows / n)[::-1]
+    found = np.array(data["spectrum"]["eigenvalues"])
+    assert found == pytest.approx(wanted[: len(found)], abs=1e-6)
+    assert len(found) <= n
+    held = np.cumsum(wanted)
+    for entry in data["spectrum"]["effective"]:
+        assert held[entry["count"] - 1] >= entry["share"] - 1e-5 > held[entry["count"] - 2] - 2e-5
+
+
+def test_surprisal_is_its_definition(data, rows):
+    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    wanted = ((rows @ vectors) ** 2 * -np.log(np.maximum(values, 2.0**-52))).sum(axis=1)
+    found = data["surprisal"]
+    assert found["mean"] == pytest.approx(data["score"]["entropy"], rel=1e-5)
+    assert [e["surprisal"] for e in found["most"]] == pytest.approx(np.sort(wanted)[::-1][:10], rel=1e-4)
+    assert [e["surprisal"] for e in found["least"]] == pytest.approx(np.sort(wanted)[:10], rel=1e-4)
+    for entry in (*found["most"], *found["least"]):
+        assert entry["surprisal"] == pytest.approx(wanted[entry["row"]], rel=1e-4)
+    assert sum(found["counts"]) == len(rows)
+    assert found["edges"][0] == pytest.approx(wanted.min(), rel=1e-4)
+
+
+def test_growth_is_that_of_the_beginnings_of_five_orders(data, rows):
+    n, points = len(rows), data["growth"]["points"]
+    assert [p["n"] for p in points] == [7, 15, 31, 40, 63, 126]
+    key = [hashlib.blake2b(f"growth|0|{draw}".encode(), digest_size=16).digest() for draw in range(5)]
+    orders = [
+        np.random.Philox(key=int.from_bytes(k, "little")).random_raw(n).argsort(kind="stable") for k in key
+    ]
+    for point in points[:-1]:
+        values = [gvendi(rows[order[: point["n"]]]) for order in orders]
+        assert point["mean"] == pytest.approx(np.mean(values), rel=1e-5)
+        assert [point["low"], point["high"]] == pytest.approx(np.percentile(values, (20, 80)), rel=1e-5)
+    assert points[-1]["mean"] == data["score"]["gvendi"]
+    assert data["growth"]["last_doubling"] == pytest.approx(points[-1]["mean"] / points[-2]["mean"] - 1)
+
+
+def test_groups_are_those_of_the_score_with_their_parts_of_the_entropy(run, data, rows):
+    groups, wanted = data["groups"]["groups"], group_scores(run)
+    assert data["groups"]["field"] == "meta.kind"
+    assert {g["group"]: (g["gvendi"], g["low"], g["high"], g["n"], g["rows"]) for g in groups} == {
+        name: (g.gvendi, g.low, g.high, g.n, g.rows) for name, g in wanted.items()
+    }
+    compared = [g["gvendi"] for g in groups if g["gvendi"] is not None]
+    assert len(compared) == 2
+    assert compared == sorted(compared, reverse=True)
+    assert [g["gvendi"] for g in groups[2:]] == [None]
+    assert sum(g["entropy_share"] for g in groups) == pytest.approx(1)
+    state = VendiState(256).update(rows)
+    names = np.array(as_pool(run).groups, dtype=object)
+    for group in groups:
+        mean = float(state.contributions(rows[names == group["group"]]).mean())
+        assert group["surprisal"] == pytest.approx(mean, rel=1e-4)
+        assert group["entropy_share"] == pytest.approx(group["row_share"] * mean / state.entropy(), rel=1e-4)
+    assert data["groups"]["mixed"] == data["growth"]["points"][3]
+
+
+def test_clusters_are_those_of_spherical_k_means(run, data, rows):
+    model = SphericalKMeans(13, seed=0).fit(run)
+    label = model.assign(run).label.numpy()
+    found = data["clusters"]
+    assert found["sizes"] == np.bincount(label, minlength=13).tolist()
+    assert (len(found["largest"]), len(found["sparsest"])) == (5, 5)
+    sizes = [c["size"] for c in (*found["largest"], *found["sparsest"])]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (max(found["sizes"]), min(found["sizes"]))
+    assert found["sparse_rows"] == sum(sorted(found["sizes"])[:6])
+    for cluster in (*found["largest"], *found["sparsest"]):
+        members = np.flatnonzero(label == cluster["cluster"])
+        cosine = rows[members] @ model.centroids[cluster["cluster"]].double().numpy()
+        assert cluster["mean_cosine"] == pytest.approx(cosine.mean(), rel=1e-5)
+        assert [r["cosine"] for r in cluster["rows"]] == pytest.approx(np.sort(cosine)[::-1][:3], rel=1e-5)
+        assert {r["row"] for r in cluster["rows"]} <= set(members.tolist())
+
+
+def test_map_is_the_first_two_principal_components(run, data, rows):
+    centred = rows - rows.mean(axis=0)
+    _, values, axes = np.linalg.svd(centred, full_matrices=False)
+    for axis, name in enumerate("xy"):
+        assert np.abs(data["map"][name]) == pytest.approx(np.abs(centred @ axes[axis]), abs=1e-5)
+        share = values[axis] ** 2 / (values**2).sum()
+        assert data["map"]["shares"][axis] == pytest.approx(share, rel=1e-4)
+    names = as_pool(run).groups
+    colours = data["map"]["colours"]
+    assert [colours[c] for c in data["map"]["colour"]] == names
+
+
+def test_large_runs_get_a_map_of_drawn_rows_and_clusters_fitted_to_some(undrawn, monkeypatch, tmp_path):
+    monkeypatch.setattr(report_rows, "MAP_POINTS", 50)
+    monkeypatch.setattr(report_rows, "CLUSTER_ROWS", 60)
+    monkeypatch.setattr(report_rows, "DUPLICATE_ROWS", 100)
+    found = report_data(made_run(tmp_path / "r", drawn(200, 16)), clusters=4)
+    assert (len(found["map"]["x"]), found["map"]["of"]) == (50, 200)
+    assert len(set(found["map"]["ids"])) == 50
+    assert (found["clusters"]["fitted_rows"], sum(found["clusters"]["sizes"])) == (60, 200)
+    assert found["duplicates"] is None
+    page = render(found)
+    assert "50 rows drawn at random from 200" in page
+    assert "centroids from 60 rows drawn at random" in page
+    assert "which 200 rows are too many for" in page
+
+
+def test_near_duplicates_are_counted_once_each(data, rows):
+    near = rows @ rows.T >= 0.99
+    np.fill_diagonal(near, False)
+    assert data["duplicates"]["rows"] == near.any(axis=1).sum()
+    assert data["duplicates"]["repeats"] == np.tril(near).any(axis=1).sum() >= 20
+    assert sum(data["duplicates"]["counts"]) == len(rows)
+    for family in data["duplicates"]["families"]:
+        first, second = (row["row"] for row in family["rows"])
+        assert first < second
+        assert near[first, second]
+    blocks = np.repeat(drawn(5, 16), 3, axis=0)
+    found = report_rows.duplicates(as_pool(blocks))
+    assert (found["rows"], found["repeats"]) == (15, 10)
+    assert [(f["size"], [r["row"] for r in f["rows"]]) for f in found["families"]] == [
+        (3, [3 * i, 3 * i + 1]) for i in range(5)
+    ]
+
+
+def test_near_duplicates_do_not_depend_on_the_block(monkeypatch):
+    rows = np.concatenate([drawn(20, 32), drawn(20, 32), drawn(30, 32, seed=1)])
+    whole = report_rows.duplicates(as_pool(rows))
+    monkeypatch.setattr(report_rows, "DUPLICATE_BLOCK", 7)
+    parts = report_rows.duplicates(as_pool(rows))
+    assert (parts["rows"], parts["repeats"], parts["families"]) == (40, 20, whole["families"])
+
+
+def test_rejected_rows_are_counted_by_kind_of_reason(data):
+    found = {kind["reason"]: kind["count"] for kind in data["rejected"]["reasons"]}
+    assert found == {"too long": 3, "empty completion": 2, "broken JSON": 1}
+    assert [len(kind["examples"]) for kind in data["rejected"]["reasons"]] == [3, 2, 1]
+    assert data["rejected"]["count"] == 6
+    ids = [Rejected("f", i, f"duplicate id 'a:{i}' (first at f:{i})", f"a:{i}") for i in range(9)]
+    kinds = rejected_reasons(iter(ids))["reasons"]
+    assert [(kind["reason"], kind["count"], len(kind["examples"])) for kind in kinds] == [
+        ("duplicate id #", 9, 3)
+    ]
+
+
+def test_rows_come_with_the_text_of_the_corpus(run, data):
+    lines = [
+        json.loads(line) for line in Path(run.manifest["files"][0]["path"]).read_text().splitlines()[:-1]
+    ]
+    assert data["texts_missing"] is None
+    named = list(report_rows.row_numbers(data))
+    assert len(named) > 40
+    for entry in named:
+        source = lines[entry["row"]]
+        assert entry["group"] == source["meta"]["kind"]
+        assert entry["id"] == source.get("id", f"{run.manifest['files'][0]['path']}:{entry['row'] + 1}")
+        for part in entry["text"]:
+            assert part["text"] == source[part["role"]][:4000]
+            assert part["length"] == len(source[part["role"]])
+
+
+def test_long_texts_are_cut_and_say_so(undrawn, run, monkeypatch):
+    monkeypatch.setattr(report_data_module, "TEXT", 12)
+    found = report_data(run)
+    parts = [part for entry in report_rows.row_numbers(found) for part in entry["text"]]
+    assert {len(part["text"]) for part in parts if part["length"] > 12} == {12}
+    longest = max(part["length"] for part in parts)
+    assert f"… and {longest - 12} more characters in the corpus" in render(found)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, their attributes' names and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.words = set(), set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_what_users_wrote_is_text_and_nothing_else(undrawn, data):
+    # The hostile rows are few: every place that shows rows gets all of them.
+    hostile = [
+        {
+            "row": i,
+            "surprisal": 1.0,
+            "id": text,
+            "group": text,
+            "text": [{"role": text, "text": text, "length": len(text)}],
+        }
+        for i, text in enumerate((*HOSTILE, ""))
+    ]
+    spoiled = json.loads(json.dumps(data))
+    spoiled["surprisal"]["most"] = hostile
+    spoiled["map"]["colours"] = [*HOSTILE[:6], ""]
+    spoiled["rejected"]["reasons"][0]["examples"] = [
+        {"file": text, "line": 1, "id": text, "reason": text} for text in HOSTILE
+    ]
+    page = render(spoiled, title=HOSTILE[0] + HOSTILE[4])
+    seen = Page(page)
+    assert not seen.tags & {"script", "img", "b onclick", "iframe", "object", "embed", "form", "i", "u"}
+    assert not any(name.startswith("on") for name in seen.attributes)
+    words = "".join(seen.words)
+    for text in (*HOSTILE[:3], HOSTILE[4], HOSTILE[6]):
+        assert text in words
+    assert "bell ␇, escape ␛[31m, null ␀, delete ␡" in words
+    assert "1337" not in words
+    assert "(empty)" in words
+    assert not set(page) & set(map(chr, (*range(9), 11, *range(13, 32), *range(127, 160))))
+
+
+def test_the_same_run_gives_the_same_bytes(run, data, written, tmp_path):
+    again = report_data(RunDirectory.load(run.path), clusters=13)
+    for one, other in zip(written, write_report(again, tmp_path / "b" / "b.html", date=DAY), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert json.loads(written[1].read_text()) == json.loads(json.dumps(data))
+    assert "2020-02-29" in written[0].read_text()
+    other = report_data(run, clusters=13, seed=1)
+    assert other["score"]["gvendi"] == data["score"]["gvendi"]
+    assert other["growth"]["points"] != data["growth"]["points"]
+
+
+def test_a_users_matplotlibrc_changes_nothing(data, written):
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
+        assert render(data, date=DAY) == written[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("sketches", "groups"),
+    [
+        (drawn(1, 16), None),
+        (drawn(2, 16), ["a", "b"]),
+        (drawn(3, 16), None),
+        (np.repeat(drawn(1, 16), 40, axis=0), ["a"] * 20 + ["b"] * 20),
+        (np.eye(16, dtype=np.float32), None),
+        (drawn(300, 8), None),
+        (drawn(2000, 16), [f"group {i % 1000}" for i in range(2000)]),
+    ],
+    ids=["one row", "two rows", "three rows", "all equal", "all orthogonal", "no groups", "1000 groups"],
+)
+def test_odd_runs_have_a_report(tmp_path, sketches, groups):
+    run = made_run(tmp_path / "r", sketches, groups)
+    found = report_data(run, clusters=min(len(sketches), 20))
+    page, numbers = write_report(found, tmp_path / "r.html")
+    assert json.loads(numbers.read_text())["score"]["n"] == len(sketches)
+    shown = set(FIGURES) - {"rejected"} - ({"groups"} if groups is None else set())
+    shown -= {"map"} if len(sketches) < 3 else set()
+    shown -= {"duplicates"} if len(sketches) < 2 else set()
+    assert {name for name in FIGURES if f'data-figure="{name}"' in page.read_text()} == shown
+    assert "None: every row that was read is in the score." in page.read_text()
+
+
+def test_many_groups_show_both_ends_and_list_all(undrawn, tmp_path):
+    found = report_data(made_run(tmp_path / "r", drawn(400, 16), [f"<{i % 100:02d}>" for i in range(400)]))
+    page = render(found)
+    assert len(found["groups"]["groups"]) == 100
+    names = [group["group"] for group in found["groups"]["groups"]]
+    for name in (*names[:20], *names[-20:]):
+        assert f'data-group="&lt;{name[1:3]}&gt;"' in page
+    assert page.count("data-group=") == 40
+    assert "60 groups between these are in the JSON file" in page
+
+
+def test_clusters_of_one_row_each(tmp_path):
+    found = report_data(made_run(tmp_path / "r", drawn(30, 64)), clusters=30)["clusters"]
+    assert found["sizes"] == [1] * 30
+    assert {(c["size"], len(c["rows"])) for c in (*found["largest"], *found["sparsest"])} == {(1, 1)}
+    assert (found["sparse"], found["sparse_rows"]) == (15, 15)
+
+
+def test_a_changed_corpus_leaves_a_report_without_texts(undrawn, run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run.path, copied)
+    manifest = json.loads((copied / "units.json").read_text())
+    manifest["files"][0]["path"] = str(tmp_path / "gone.jsonl")
+    (copied / "units.json").write_text(json.dumps(manifest))
+    found = report_data(copied)
+    assert "gone.jsonl" in found["texts_missing"]
+    assert all(entry["text"] is None for entry in report_rows.row_numbers(found))
+    assert "No texts are shown" in render(found)
+    corpus = Path(run.manifest["files"][0]["path"])
+    (tmp_path / "gone.jsonl").write_text(corpus.read_text().replace("What", "That"))
+    assert "has changed" in report_data(copied)["texts_missing"]
+    shutil.copy(corpus, tmp_path / "gone.jsonl")
+    assert report_data(copied)["texts_missing"] is None
+
+
+def test_an_incomplete_run_says_so(undrawn, tmp_path):
+    run = made_run(tmp_path / "r", drawn(20, 16), units_total=3)
+    assert "1 of 3 work units are done" in render(report_data(run))
+    (run.path / "units.json").unlink()
+    found = report_data(run.path)
+    assert "does not record its corpus" in render(found)
+    assert "units.json" in found["texts_missing"]
+
+
+def test_what_cannot_be_used_is_refused(run, tmp_path):
+    with pytest.raises(GvendiError, match=r"sketched with --by meta\.kind, not --by source"):
+        report_data(run, by="source")
+    with pytest.raises(GvendiError, match="not a run directory"):
+        report_data(tmp_path)
+    with pytest.raises(GvendiError, match="no file"):
+        report_data(run, clusters="absent.parquet")
+    (tmp_path / "broken.parquet").write_text("x")
+    with pytest.raises(GvendiError, match="cannot be read"):
+        report_data(run, clusters=tmp_path / "broken.parquet")
+
+
+@pytest.fixture
+def gvendi_command(monkeypatch, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call
+
+
+def test_the_command_writes_both_files_and_overwrites_none(undrawn, run, gvendi_command, tmp_path):
+    out = tmp_path / "pages" / "mine.html"
+    assert gvendi_command("cluster", run.path, "--clusters", 9, "--out", tmp_path / "c.parquet")[0] == 0
+    code, said, steps = gvendi_command("report", run.path, "--clusters", tmp_path / "c.parquet", "--out", out)
+    assert (code, said) == (0, f"{out}, numbers in {out.with_suffix('.json')}\n")
+    assert "report: scoring" in steps
+    found = json.loads(out.with_suffix(".json").read_text())["clusters"]
+    wanted = report_data(run, clusters=9)["clusters"]
+    assert {**found, "file": None} == wanted
+    code, _, error = gvendi_command("report", run.path, "--out", out)
+    assert (code, "is there already" in error) == (1, True)
+    code, _, error = gvendi_command("report", run.path, "--out", tmp_path / "report.pdf")
+    assert (code, "ends in .html" in error) == (1, True)
+    code, _, error = gvendi_command("report", run.path, "--out", out, "--force", "--title", "<Mine>")
+    assert code == 0, error
+    assert "<title>&lt;Mine&gt;</title>" in out.read_text()
+    made_run(tmp_path / "other", drawn(5, 16))
+    code, _, error = gvendi_command(
+        "report", tmp_path / "other", "--clusters", tmp_path / "c.parquet", "--out", tmp_path / "o.html"
+    )
+    assert (code, "run 'gvendi cluster' on this run directory again" in error) == (1, True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium in an empty profile."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(names)} is on PATH")
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    args = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with api.sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=path, headless=True, args=args
+        )
+        yield context
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(browser, written, width, scheme):
+    path = written[0]
+    page, troubles, requests = browser.new_page(), [], []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("dialog", lambda dialog: troubles.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
+    assert page.evaluate(f"{beyond}.map(e => e.outerHTML.slice(0, 90))") == []
+    sizes = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('[data-figure]')].map(e => [e, e.getBoundingClientRect()])"
+        ".filter(([e, r]) => r.width > 0).map(([e, r]) => [e.dataset.figure, [r.width, r.height, e.ariaLabel]]))"
+    )
+    assert set(sizes) == set(FIGURES)
+    for figure_width, height, label in sizes.values():
+        assert figure_width > 0.6 * min(width, 900)
+        assert height > 40
+        assert label
+    # Text of the figures, as drawn at this width, in CSS pixels.
+    heights = page.evaluate(
+        "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height).filter(h => h > 0)"
+    )
+    assert min(heights) >= 9
+    ink, paper = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    luminance = [sum(int(part) for part in colour[4:-1].split(",")) / 3 for colour in (ink, paper)]
+    assert (luminance[0] > luminance[1] + 150) if scheme == "dark" else (luminance[1] > luminance[0] + 150)
+    assert page.evaluate("window.hacked === undefined")
+    assert troubles == []
+    assert requests == [path.as_uri()]
+    page.close()
+
+
+def test_a_page_can_be_drawn_again_from_its_json(written):
+    page, numbers = written
+    assert render(json.loads(numbers.read_text()), date=DAY) == page.read_text()
