@@ -66,7 +66,13 @@ class MatrixPool(Pool):
             yield first, unit_rows(self._rows[first : first + BLOCK], first=first).float()
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
-        return unit_rows(self._rows[np.asarray(numbers, np.int64)]).float()
+        wanted = np.asarray(numbers, np.int64)
+        out = torch.empty(len(wanted), self.dim)
+        # In blocks, for in float64 they are twice the size.
+        for first in range(0, len(wanted), BLOCK):
+            here = wanted[first : first + BLOCK]
+            out[first : first + len(here)] = unit_rows(self._rows[here]).float()
+        return out
 
 
 class RunPool(Pool):
