@@ -12,12 +12,15 @@ import json
 import sys
 from pathlib import Path
 
+from engine_report import engine_entries, engine_table
 from environment import ROOT
 from gpu_report import MISSING, dispatch_record, gpu_results, gpu_tables
 from shapes import SHAPES
 
 from gvendi_fast.backends.measured import RECORD
 
+# Entries of cpu.json that are of sketching.
+SPEED = ("test_sketch", "test_linear_sketch")
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -133,10 +136,11 @@ def machine_line(entries: list[dict]) -> str:
 
 def render(results: Path = RESULTS) -> str:
     """Everything between the markers, from a folder of results."""
-    cpu, found = load(results / "cpu.json"), load(results / "fidelity.json")
+    cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
+    speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
-        machine_line(list(cpu.values())),
+        machine_line(speed),
         speed_table(cpu),
         copy_table(cpu),
         "**Faithfulness** to exact gradients, 8 seeds, "
@@ -147,6 +151,9 @@ def render(results: Path = RESULTS) -> str:
         else f"**Faithfulness** to exact gradients: {MISSING}.",
         fidelity_table(found),
         bf16_table(found),
+        "**The engine** on finished sketches.",
+        machine_line(engine_entries(cpu, selection)),
+        engine_table(cpu, selection, table),
         gpu_tables(gpu_results(results), table),
     ]
     return "\n\n".join(sections)
