@@ -11,24 +11,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from gvendi_fast import ops
-from gvendi_fast.atomic import atomic_write
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.seeding import plus_plus, row_keys
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.tally import Tally, Worst
+from gvendi_fast.tensor_files import load_tensors, save_tensors
 from gvendi_fast.unit_rows import Rows
 
-_FORMAT, _VERSION = "gvendi_fast.spherical_kmeans", "1"
+_KIND = "gvendi_fast.spherical_kmeans"
 _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", "converged")
 # Rows that k-means++ looks at: these many a cluster, and never fewer than the least.
 SEED_ROWS, SEED_LEAST = 8, 4096
@@ -205,33 +202,16 @@ class SphericalKMeans:
         """Write centroids, sums and counts to one safetensors file, which is there whole or not at all."""
         self._check_fitted()
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        meta = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "spec": json.dumps(self.spec),
-            "settings": json.dumps(settings),
-        }
-        tensors = {"centroids": self._centroids, **self._tally.tensors()}
-        with atomic_write(Path(path)) as stream:
-            stream.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, meta))
+        words = {"spec": json.dumps(self.spec), "settings": json.dumps(settings)}
+        save_tensors(path, _KIND, {"centroids": self._centroids, **self._tally.tensors()}, words)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> SphericalKMeans:
         """Read what `save` wrote; it goes on as before. Another file or version raises GvendiError."""
-        wanted = f"wanted a file written by SphericalKMeans.save ({_FORMAT} version {_VERSION})"
-        try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                if (meta.get("format"), meta.get("version")) != (_FORMAT, _VERSION):
-                    raise GvendiError(
-                        f"{path} holds {meta.get('format')} version {meta.get('version')}; {wanted}"
-                    )
-                tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None
-        settings = json.loads(meta["settings"])
+        tensors, words = load_tensors(path, _KIND, "SphericalKMeans.save", device)
+        settings = json.loads(words["settings"])
         state = cls(**{name: settings[name] for name in _SETTINGS[:4]}, device=device)
-        state.spec, state.iterations = json.loads(meta["spec"]), settings["iterations"]
+        state.spec, state.iterations = json.loads(words["spec"]), settings["iterations"]
         state.converged, state._centroids = settings["converged"], tensors["centroids"]
         state._tally = Tally(state._centroids)
         state._tally.sums, state._tally.counts, state._tally.cosines = (

@@ -11,20 +11,18 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from gvendi_fast import gains, ops
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.jackknife import Interval, jackknife
 from gvendi_fast.spectrum import renyi_entropy
+from gvendi_fast.tensor_files import load_tensors, save_tensors
 from gvendi_fast.unit_rows import BLOCK, Rows, check_matrix, is_double, unit_rows
 
-_FORMAT, _VERSION = "gvendi_fast.vendi_state", "1"
+_KIND = "gvendi_fast.vendi_state"
 
 
 class VendiState:
@@ -94,32 +92,15 @@ class VendiState:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to one safetensors file, which appears under its name only when complete."""
-        path = Path(path)
-        meta = {"format": _FORMAT, "version": _VERSION, "n": str(self.n), "spec": json.dumps(self.spec)}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file({"matrix": self.matrix.cpu()}, partial, metadata=meta)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_tensors(path, _KIND, {"matrix": self.matrix}, {"n": str(self.n), "spec": json.dumps(self.spec)})
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> VendiState:
         """Read a state written by `save`. Another kind of file, or another version, raises GvendiError."""
-        wanted = f"wanted a file written by VendiState.save ({_FORMAT} version {_VERSION})"
-        try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                if (meta.get("format"), meta.get("version")) != (_FORMAT, _VERSION):
-                    raise GvendiError(
-                        f"{path} holds {meta.get('format')} version {meta.get('version')}; {wanted}"
-                    )
-                matrix = file.get_tensor("matrix")
-        except SafetensorError as error:
-            raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None
-        state = cls(len(matrix), json.loads(meta["spec"]), device)
-        state.matrix.copy_(matrix)
-        return state._grown(int(meta["n"]))
+        tensors, words = load_tensors(path, _KIND, "VendiState.save", device)
+        state = cls(len(tensors["matrix"]), json.loads(words["spec"]), device)
+        state.matrix.copy_(tensors["matrix"])
+        return state._grown(int(words["n"]))
 
     def spectrum(self) -> torch.Tensor:
         """Eigenvalues of A / n in descending order: float64 [K] on the CPU, none negative, sum 1."""

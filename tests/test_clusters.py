@@ -3,14 +3,13 @@
 import gzip
 import itertools
 import json
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gvendi_fast import cli, seeding, tally
+from gvendi_fast import seeding, tally
 from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec
@@ -341,25 +340,11 @@ def test_a_run_directory_gives_what_its_matrix_gives(tmp_path):
         stored.assign(other)
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `gvendi ...`: exit code, stdout, stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-def test_the_command_writes_clusters_by_id(command, tmp_path):
+def test_the_command_writes_clusters_by_id(gvendi, tmp_path):
     x = blobs(120, 16, 4)
     run_directory(tmp_path / "run", x)
     out = tmp_path / "made" / "clusters.parquet"
-    code, stdout, stderr = command(
+    code, stdout, stderr = gvendi(
         "cluster", tmp_path / "run", "--clusters", 5, "--seed", 3, "--out", out, "--json"
     )
     assert code == 0, stderr
@@ -377,17 +362,17 @@ def test_the_command_writes_clusters_by_id(command, tmp_path):
     assert same(SphericalKMeans.load(out.with_suffix(".safetensors")), model)
 
     before = out.read_bytes()
-    code, stdout, stderr = command("cluster", tmp_path / "run", "--out", out)
+    code, stdout, stderr = gvendi("cluster", tmp_path / "run", "--out", out)
     assert (code, stdout) == (1, "")
     assert "--force" in stderr
     assert out.read_bytes() == before
-    code, stdout, stderr = command("cluster", tmp_path / "run", "--out", out, "--force")
+    code, stdout, stderr = gvendi("cluster", tmp_path / "run", "--out", out, "--force")
     assert code == 0, stderr
     assert "120 in 1 clusters" in stdout
     assert pq.read_table(out)["second_cluster"].null_count == 120
 
 
-def test_the_command_refuses_what_it_cannot_do(command, tmp_path):
+def test_the_command_refuses_what_it_cannot_do(gvendi, tmp_path):
     x = blobs(20, 16, 4)
     run_directory(tmp_path / "run", x)
     for args, message in (
@@ -395,7 +380,7 @@ def test_the_command_refuses_what_it_cannot_do(command, tmp_path):
         ((tmp_path / "run", "--out", tmp_path / "c.csv"), "ends in .parquet"),
         ((tmp_path / "run", "--out", tmp_path / "c.parquet", "--clusters", 21), "pool has 20 rows"),
     ):
-        code, stdout, stderr = command("cluster", *args)
+        code, stdout, stderr = gvendi("cluster", *args)
         assert (code, stdout) == (1, "")
         assert message in stderr
     assert not (tmp_path / "c.parquet").exists()

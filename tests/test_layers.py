@@ -28,6 +28,7 @@ FLOORS = {
     "atomic": 1,
     "parts": 1,
     "store": 1,
+    "tensor_files": 1,
     "progress": 1,
     "originals": 1,
     "figures": 1,

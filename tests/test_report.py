@@ -5,13 +5,12 @@ import hashlib
 import html.parser
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gvendi_fast import cli, report, report_rows
+from gvendi_fast import report, report_rows
 from gvendi_fast import report_data as report_data_module
 from gvendi_fast.clusters import SphericalKMeans
 from gvendi_fast.corpus import Fields
@@ -450,38 +449,24 @@ def test_what_cannot_be_used_is_refused(run, tmp_path):
         report_data(run, clusters=tmp_path / "broken.parquet")
 
 
-@pytest.fixture
-def gvendi_command(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
-
-
-def test_the_command_writes_both_files_and_overwrites_none(undrawn, run, gvendi_command, tmp_path):
+def test_the_command_writes_both_files_and_overwrites_none(undrawn, run, gvendi, tmp_path):
     out = tmp_path / "pages" / "mine.html"
-    assert gvendi_command("cluster", run.path, "--clusters", 9, "--out", tmp_path / "c.parquet")[0] == 0
-    code, said, steps = gvendi_command("report", run.path, "--clusters", tmp_path / "c.parquet", "--out", out)
+    assert gvendi("cluster", run.path, "--clusters", 9, "--out", tmp_path / "c.parquet")[0] == 0
+    code, said, steps = gvendi("report", run.path, "--clusters", tmp_path / "c.parquet", "--out", out)
     assert (code, said) == (0, f"{out}, numbers in {out.with_suffix('.json')}\n")
     assert "report: scoring" in steps
     found = json.loads(out.with_suffix(".json").read_text())["clusters"]
     wanted = report_data(run, clusters=9)["clusters"]
     assert {**found, "file": None} == wanted
-    code, _, error = gvendi_command("report", run.path, "--out", out)
+    code, _, error = gvendi("report", run.path, "--out", out)
     assert (code, "is there already" in error) == (1, True)
-    code, _, error = gvendi_command("report", run.path, "--out", tmp_path / "report.pdf")
+    code, _, error = gvendi("report", run.path, "--out", tmp_path / "report.pdf")
     assert (code, "ends in .html" in error) == (1, True)
-    code, _, error = gvendi_command("report", run.path, "--out", out, "--force", "--title", "<Mine>")
+    code, _, error = gvendi("report", run.path, "--out", out, "--force", "--title", "<Mine>")
     assert code == 0, error
     assert "<title>&lt;Mine&gt;</title>" in out.read_text()
     made_run(tmp_path / "other", drawn(5, 16))
-    code, _, error = gvendi_command(
+    code, _, error = gvendi(
         "report", tmp_path / "other", "--clusters", tmp_path / "c.parquet", "--out", tmp_path / "o.html"
     )
     assert (code, "run 'gvendi cluster' on this run directory again" in error) == (1, True)

@@ -1,11 +1,9 @@
 """`gvendi select`: the rows it writes, the file beside them, its summary, and its errors."""
 
 import json
-import sys
 
 import pytest
 
-from gvendi_fast import cli
 from gvendi_fast.commands.select import parse_bytes
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec
@@ -35,20 +33,6 @@ def corpus(tmp_path_factory):
     settings = Settings(spec=SketchSpec(dim=64), fields=Fields(by="source"), unit_rows=16)
     sketch_corpus(folder / "data.jsonl", folder / "run", load_proxy("tiny", dtype="float32"), settings)
     return folder, lines
-
-
-@pytest.fixture
-def gvendi(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return run
 
 
 def test_rows_are_written_unchanged_in_rank_order(gvendi, corpus, tmp_path):
