@@ -129,7 +129,7 @@ def machine_line(entries: list[dict]) -> str:
         return ", ".join(sorted({str(entry["machine"][name]) for entry in entries}))
 
     return (
-        f"Measured on {all_of('cpu')}, {all_of('threads')} threads, torch {all_of('torch')}, transformers "
+        f"Measured on {all_of('cpu')}, threads: {all_of('threads')}, torch {all_of('torch')}, transformers "
         f"{all_of('transformers')}, commits {all_of('commit')}, {all_of('date')}."
     )
 

@@ -54,7 +54,9 @@ def jackknife(state: Spectral, rows: Rows | Iterable[Rows], level: float = 0.95,
         SE^2 = (n-1)/n sum_i (H_{-i} - mean)^2 = var_i(Delta S_i) / n          (Quenouille 1956, Tukey 1958)
     The interval is exp(H_J -+ z SE), for rows drawn independently from one population, clipped to [1, K], the
     bounds of that population's value; n bounds only the sample's. The correction is of first order: below
-    about n = 2 G-Vendi only more data helps, and orthogonal rows even give se = 0. Nor can it see what too
+    about n = 2 G-Vendi only more data helps, orthogonal rows even give se = 0, and up to about n = 3 G-Vendi the
+    interval is too narrow, for se is the plain entropy's and the corrected one spreads more. To say whether two data
+    sets differ, compare their plain values at equal n (`compare`). Nor can it see what too
     few rows show: where a small part of the population spans more directions of its own than the sample has rows of
     it, too many intervals lie below the population's value. One row says nothing:
     corrected = 1, interval [1, K], se = inf.
