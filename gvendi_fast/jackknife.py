@@ -56,9 +56,9 @@ def jackknife(state: Spectral, rows: Rows | Iterable[Rows], level: float = 0.95,
     bounds of that population's value; n bounds only the sample's. The correction is of first order: below
     about n = 2 G-Vendi only more data helps, orthogonal rows even give se = 0, and up to about n = 3 G-Vendi the
     interval is too narrow, for se is the plain entropy's and the corrected one spreads more. To say whether two data
-    sets differ, compare their plain values at equal n (`compare`). Nor can it see what too
-    few rows show: where a small part of the population spans more directions of its own than the sample has rows of
-    it, too many intervals lie below the population's value. One row says nothing:
+    sets differ, compare their plain values at equal n (`compare`). What too few rows do not show it cannot know: where
+    a small part of the population spans more directions of its own than the sample has rows of it, too many intervals
+    lie below the population's value. One row says nothing:
     corrected = 1, interval [1, K], se = inf.
     Raises GvendiError where the rows are not the state's, q is not 1 or level is not in (0, 1).
     """
