@@ -15,61 +15,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.requests import FINAL, OK, SENT
+from gvendi_fast.synthesis import request_table
+from gvendi_fast.synthesis.request_table import Record, Tokens
 
-# "GVRQ" in ASCII: marks the file as ours. The version changes with the columns.
-_APPLICATION, _VERSION = 0x47565251, 1
-_TABLE = """
-CREATE TABLE IF NOT EXISTS requests (
-    key TEXT PRIMARY KEY NOT NULL,
-    request TEXT NOT NULL,
-    answer TEXT,
-    status TEXT NOT NULL,
-    reason TEXT,
-    attempts INTEGER NOT NULL,
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    created TEXT NOT NULL
-)"""
-_FINAL = ", ".join(f"'{status}'" for status in FINAL)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row.
-
-    request: canonical JSON (requests.py). answer: the body as it came, None before there is one. status: "sent"
-    (no answer yet), "ok", "failed", "refused" or "unserved". attempts: times it was sent, counted before sending.
-    created: when it was first sent, ISO 8601 in UTC.
-    """
-
-    key: str
-    request: str
-    answer: str | None
-    status: str
-    reason: str | None
-    attempts: int
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    created: str
-
-
-_COLUMNS = ", ".join(column.name for column in fields(Record))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Sums over the final answers; uncounted: how many usable ones came without a count."""
-
-    prompt: int
-    completion: int
-    uncounted: int
+__all__ = ["Record", "RequestStore", "Tokens"]
 
 
 class RequestStore:
@@ -107,17 +60,17 @@ class RequestStore:
 
     def get(self, key: str) -> Record | None:
         """The row of a key (`Request.key`), or None."""
-        return self._submit(_get, key).result()
+        return self._submit(request_table.get, key).result()
 
     async def get_async(self, key: str) -> Record | None:
-        return await asyncio.wrap_future(self._submit(_get, key))
+        return await asyncio.wrap_future(self._submit(request_table.get, key))
 
     def begin(self, key: str, request: str) -> int:
         """Note, before it happens, that the request is sent once more; returns the number of times so far."""
-        return self._submit(_begin, key, request).result()
+        return self._submit(request_table.begin, key, request).result()
 
     async def begin_async(self, key: str, request: str) -> int:
-        return await asyncio.wrap_future(self._submit(_begin, key, request))
+        return await asyncio.wrap_future(self._submit(request_table.begin, key, request))
 
     def put(
         self,
@@ -132,25 +85,25 @@ class RequestStore:
 
         The first final answer stands: where there is one already, nothing changes and that row is returned.
         """
-        job = self._submit(_put, key, (status, answer, reason, prompt_tokens, completion_tokens))
+        job = self._submit(request_table.put, key, (status, answer, reason, prompt_tokens, completion_tokens))
         return _begun(key, job.result())
 
     async def put_async(self, key: str, *outcome: Any) -> Record:
         """As `put`; outcome: its arguments after the key, by position, all five."""
-        return _begun(key, await asyncio.wrap_future(self._submit(_put, key, outcome)))
+        return _begun(key, await asyncio.wrap_future(self._submit(request_table.put, key, outcome)))
 
     def counts(self) -> dict[str, int]:
         """Number of rows by status."""
-        return self._submit(_counts).result()
+        return self._submit(request_table.counts).result()
 
     def tokens(self) -> Tokens:
         """Tokens of all final answers."""
-        return self._submit(_tokens).result()
+        return self._submit(request_table.tokens).result()
 
     def rows(self) -> Iterator[Record]:
         """All rows in order of their keys; one row at a time is in memory."""
         after = ""
-        while (record := self._submit(_following, after).result()) is not None:
+        while (record := self._submit(request_table.following, after).result()) is not None:
             yield record
             after = record.key
 
@@ -167,7 +120,7 @@ class RequestStore:
     def _serve(self) -> None:
         opened, _ = self._jobs.get()
         try:
-            connection = _open(self.path)
+            connection = request_table.open_table(self.path)
         except (sqlite3.Error, GvendiError) as error:
             opened.set_exception(self._error(error))
             return
@@ -231,75 +184,3 @@ def _resolve(future: Future, result: Any = None, error: Exception | None = None)
             future.set_result(result)
         else:
             future.set_exception(error)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
-    try:
-        # Exclusive before WAL: one process at a time, and no shared memory, which network file systems lack.
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        found = tuple(
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if found != (_APPLICATION, _VERSION) and not (empty and found == (0, 0)):
-            raise GvendiError(
-                f"{path} is not a request store of this version (application {found[0]:#x}, version {found[1]}; "
-                f"wanted {_APPLICATION:#x} and {_VERSION}); give another path"
-            )
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(_TABLE)
-        connection.execute(f"PRAGMA application_id={_APPLICATION}")
-        connection.execute(f"PRAGMA user_version={_VERSION}")
-        connection.execute("COMMIT")
-    except (sqlite3.Error, GvendiError):
-        connection.close()
-        raise
-    return connection
-
-
-def _get(connection: sqlite3.Connection, key: str) -> Record | None:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM requests WHERE key = ?", (key,)).fetchone()
-    return None if row is None else Record(*row)
-
-
-def _following(connection: sqlite3.Connection, key: str) -> Record | None:
-    query = f"SELECT {_COLUMNS} FROM requests WHERE key > ? ORDER BY key LIMIT 1"
-    row = connection.execute(query, (key,)).fetchone()
-    return None if row is None else Record(*row)
-
-
-def _begin(connection: sqlite3.Connection, key: str, request: str) -> int:
-    new = Record(key, request, None, SENT, None, 1, None, None, datetime.now(timezone.utc).isoformat())
-    marks = ", ".join("?" * len(fields(Record)))
-    connection.execute(
-        f"INSERT INTO requests ({_COLUMNS}) VALUES ({marks}) "
-        "ON CONFLICT (key) DO UPDATE SET attempts = attempts + 1",
-        astuple(new),
-    )
-    return connection.execute("SELECT attempts FROM requests WHERE key = ?", (key,)).fetchone()[0]
-
-
-def _put(connection: sqlite3.Connection, key: str, outcome: tuple) -> Record | None:
-    connection.execute(
-        "UPDATE requests SET status = ?, answer = ?, reason = ?, prompt_tokens = ?, completion_tokens = ? "
-        f"WHERE key = ? AND status NOT IN ({_FINAL})",
-        (*outcome, key),
-    )
-    return _get(connection, key)
-
-
-def _counts(connection: sqlite3.Connection) -> dict[str, int]:
-    return dict(connection.execute("SELECT status, count(*) FROM requests GROUP BY status"))
-
-
-def _tokens(connection: sqlite3.Connection) -> Tokens:
-    row = connection.execute(
-        "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), "
-        "coalesce(sum(status = ? AND (prompt_tokens IS NULL OR completion_tokens IS NULL)), 0) "
-        f"FROM requests WHERE status IN ({_FINAL})",
-        (OK,),
-    ).fetchone()
-    return Tokens(*row)
