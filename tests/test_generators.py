@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from email.utils import formatdate
+from itertools import pairwise
 
 import pytest
 from chat_server import TRUNCATED, ChatServer, Fault, completion, content
@@ -146,6 +147,15 @@ def test_failures_on_the_way_are_sent_again(store, kind):
         assert (found.status, found.attempts) == ("ok", 3)
         assert server.arrived.total() == 3
         assert store.counts() == {"ok": 1}
+
+
+def test_the_time_between_tries_doubles(store):
+    with ChatServer(echo, lambda arrival, body: Fault(status=500) if arrival < 4 else None) as server:
+        (found,), _ = run(server, store, [request()], {"first_delay": 0.05, "longest_delay": 1.0})
+        assert found.attempts == 5
+        gaps = [after - before for before, after in pairwise(server.times)]
+        # A delay is at least half of the full one.
+        assert all(gap >= 0.05 * 2**n / 2 for n, gap in enumerate(gaps))
 
 
 def test_an_unserved_request_is_asked_again_by_the_next_run(store):
