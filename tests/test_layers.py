@@ -58,6 +58,7 @@ FLOORS = {
     "scoring": 5,
     "group_scoring": 5,
     "selection": 5,
+    "synthesis": 5,
     "about": 6,
     "options": 7,
     "commands": 7,

@@ -1,0 +1,1 @@
+"""Prismatic synthesis: growing a pool of training data where its gradients are sparse."""
