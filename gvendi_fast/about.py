@@ -36,9 +36,13 @@ def describe() -> dict[str, str]:
     return lines
 
 
+# Sketches are float32, whatever the proxy's weights are.
+ON_SKETCHES = ("assign", "covariance", "entropy", "gain")
+
+
 def operation_lines(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """{operation: its backend on a GPU and why}; on a CPU {backend: its operations}."""
-    found = {op: choose(op, device, dtype) for op in operations()}
+    found = {op: choose(op, device, torch.float32 if op in ON_SKETCHES else dtype) for op in operations()}
     if device.type == "cuda":
         return {
             op: f"{one.name} ({one.why})" if one.runs else f"{one.name} cannot run it: {one.why}"

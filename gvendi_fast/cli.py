@@ -19,7 +19,8 @@ from gvendi_fast.commands.report import report
 from gvendi_fast.commands.select import select
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import CorpusOptions, Data, Order, unbundled
+from gvendi_fast.options import CorpusOptions, Data, Order, unbundled, warn_unfinished
+from gvendi_fast.sources import find_files
 
 app = typer.Typer(
     name="gvendi",
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="Measure how diverse language-model training data is: G-Vendi, from sketches of per-sample gradients.",
 )
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+TINY_NOTE = " (for trying things out: report no numbers made with it)"
 
 
 @app.command()
@@ -56,10 +58,14 @@ def score(
             raise GvendiError(
                 f"--out does not go with a run directory: '{data[0]}' holds its sketches already"
             )
+        corpus.only("by", "seed", command="score of a run directory")
         run = RunDirectory.load(data[0])
+        warn_unfinished(run)
         result = scoring.score_run(run, by=corpus.by, orders=orders, seed=corpus.seed)
     else:
         settings = corpus.settings()
+        # A wrong path should be known before a proxy is fetched.
+        find_files(data)
         with _Advice(out, "score"):
             result = scoring.score(
                 data,
@@ -88,6 +94,7 @@ def sketch(
     from gvendi_fast.sketching import sketch_corpus
 
     settings = corpus.settings()
+    find_files(data)
     with _Advice(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
@@ -141,23 +148,29 @@ def _print_score(result, by: str | None) -> None:
         f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  (n = {result.n:,}, K = {result.dim})", highlight=False
     )
     orders = {f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()}
+    interval = f"95 % interval {low:.2f} to {high:.2f}"
+    if not result.ci95_reliable:
+        interval = "rough: with fewer rows than 3 times G-Vendi it still grows with n"
+    proxy = result.spec["proxy"]["name"]
+    reasons = "; ".join(
+        f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
+    )
     lines = {
-        "corrected for n": f"{result.gvendi_corrected:.2f}, 95 % interval {low:.2f} to {high:.2f}",
+        "corrected for n": f"{result.gvendi_corrected:.2f}, {interval}",
         "entropy": f"{result.entropy:.4f} nats",
         **orders,
         "tokens": f"{result.tokens:,}",
-        "rejected rows": f"{result.rejected:,}",
+        "rejected rows": f"{result.rejected:,}" + (f" ({reasons})" if reasons else ""),
         "coverage": f"{100 * result.coverage:.1f} % of the proxy's parameters",
-        "proxy": f"{result.spec['proxy']['name']} in {result.spec['dtype']}",
+        "proxy": f"{proxy} in {result.spec['dtype']}{TINY_NOTE if proxy == 'tiny' else ''}",
     }
     if result.tokens_per_second:
         lines["time"] = f"{result.seconds:,.1f} s, {result.tokens_per_second:,.0f} tokens/s"
-    done, total = result.units
-    if total is not None and done < total:
-        lines["incomplete"] = f"{done} of {total} work units are done; sketch again to go on"
     for name, value in lines.items():
         console.print(f"  {name:<16}{value}", highlight=False, soft_wrap=True)
-    if by is not None:
+    if by is not None and set(result.by) == {""}:
+        print(f"warning: no row has the field {by!r}, so there are no groups", file=sys.stderr)
+    elif by is not None:
         most = max(result.by.values(), key=lambda g: (g.n, g.draws))
         drawn = f", mean of {most.draws} draws" if most.draws > 1 else ""
         console.print(f"\nby {by}, at n = {most.n:,} rows each{drawn}", highlight=False, soft_wrap=True)
@@ -191,6 +204,7 @@ class _Advice:
                 else "nothing was kept; with --out DIR a run can be resumed"
             )
             print(f"\ninterrupted: {advice}", file=sys.stderr)
+            error.explained = True
 
 
 def _plain_warning(message, category, *_) -> None:
@@ -205,7 +219,9 @@ def main() -> None:
     except GvendiError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if not getattr(stop, "explained", False):
+            print("\ninterrupted: files are written whole or not at all", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

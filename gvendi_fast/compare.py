@@ -142,10 +142,12 @@ def compare(
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
     pools = _pools(sets)
     smallest = min(len(pool) for pool in pools.values())
+    name = min(pools, key=lambda name: len(pools[name]))
+    if smallest < LEAST_ROWS:
+        raise GvendiError(f"{name!r} has {smallest} rows; to compare, every set needs at least {LEAST_ROWS}")
     if n is None:
         n = min(smallest, MOST_ROWS)
     if not LEAST_ROWS <= n <= smallest:
-        name = min(pools, key=lambda name: len(pools[name]))
         raise GvendiError(
             f"n is {n}; wanted {LEAST_ROWS} to {smallest}, the rows of the smallest set ({name!r})"
         )

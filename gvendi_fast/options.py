@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -181,6 +182,15 @@ class CorpusOptions:
     text_field: TextField = "text"
     id_field: IdField = "id"
 
+    def only(self, *names: str, command: str) -> None:
+        """GvendiError where an option other than these was given, for the `command` does not use it."""
+        for field in fields(self):
+            if field.name not in names and getattr(self, field.name) != field.default:
+                raise GvendiError(
+                    f"--{field.name.replace('_', '-')} does not go with the {command}: its sketches are made already; "
+                    "sketch the corpus again into another --out"
+                )
+
     def load_proxy(self):
         """The proxy model with its tokenizer."""
         from gvendi_fast.proxy import load_proxy
@@ -212,6 +222,12 @@ class CorpusOptions:
             max_rejected=parse_max_rejected(self.max_rejected),
             exclude=tuple(self.exclude or ()),
         )
+
+
+def warn_unfinished(run) -> None:
+    """Say on stderr that work units of a run directory are missing, if any are."""
+    if said := run.missing():
+        print(f"warning: {said}", file=sys.stderr)
 
 
 def unbundled(command: Callable) -> Callable:

@@ -97,6 +97,7 @@ def _score(score: Score) -> dict[str, Any]:
         "gvendi",
         "gvendi_corrected",
         "ci95",
+        "ci95_reliable",
         "entropy",
         "n",
         "dim",

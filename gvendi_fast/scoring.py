@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ class Score:
     ci95: the estimate for unlimited data of the same kind and its 95 % interval (jackknife). tokens: all tokens
     of the accepted rows. seconds and tokens_per_second: of this run; None when everything was there already.
     rejected: rows that could not be scored. by: groups at equal n. coverage: share of the proxy's parameters
-    sketched. spec: what the sketches depend on. units: (done, total) work units. orders: G-Vendi of the other
+    sketched. spec: what the sketches depend on. units: (done, total) work units. ci95_reliable: whether n is at least
+    three times G-Vendi, below which the corrected value still grows with n. orders: G-Vendi of the other
     orders that were asked for, by their names ("2", "inf").
     """
 
@@ -45,11 +47,14 @@ class Score:
     coverage: float
     spec: dict[str, Any]
     units: tuple[int, int | None]
+    ci95_reliable: bool
+    rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
         result = {name: value for name, value in vars(self).items() if name != "units"}
+        result |= {"units_done": self.units[0], "units_total": self.units[1]}
         return {**result, "ci95": list(self.ci95), "by": {k: vars(v) for k, v in self.by.items()}}
 
 
@@ -113,10 +118,12 @@ def score_run(
     for part in run.iterate(["sketch", "length"]):
         state.update(part.sketches)
         tokens += int(part.length.sum())
-    rejected = sum(1 for _ in run.rejected())
+    reasons = Counter(item.reason for item in run.rejected())
+    rejected = reasons.total()
     if state.n == 0:
+        counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
         raise GvendiError(
-            f"no row of '{run.path}' could be scored, {rejected} were rejected; see parts/rejected-*.jsonl there"
+            f"no row of '{run.path}' could be scored, {rejected} were rejected: {counts or 'none'}"
         )
     interval = jackknife(state, (part.sketches for part in run.iterate(["sketch"])))
     coverage = run.spec["coverage"]
@@ -124,7 +131,7 @@ def score_run(
         gvendi=interval.value,
         gvendi_corrected=interval.corrected,
         ci95=(interval.low, interval.high),
-        entropy=state.entropy(),
+        entropy=max(state.entropy(), 0.0),
         n=state.n,
         dim=dim,
         tokens=tokens,
@@ -135,6 +142,8 @@ def score_run(
         coverage=coverage["sketched"] / coverage["total"],
         spec=run.spec,
         units=(run.units_done, run.units_total),
+        ci95_reliable=interval.reliable,
+        rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": state.gvendi(q) for q in orders},
     )
 

@@ -238,6 +238,6 @@ def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory) -> Non
         return
     first = [f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(), range(3), strict=False)]
     raise GvendiError(
-        f"{rejected} rows are rejected and max_rejected allows {allowed}; what was done is kept in '{run.path}' "
-        "(parts/rejected-*.jsonl lists them). The first:\n" + "\n".join(first)
+        f"{rejected} rows are rejected and --max-rejected allows {allowed}; where --out was given, "
+        f"'{run.parts}' keeps what was done and lists them all. The first:\n" + "\n".join(first)
     )

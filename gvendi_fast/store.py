@@ -63,7 +63,12 @@ class RunDirectory:
                     "manifest has no integer 'units_total'; wanted Manifest.to_dict() of the corpus"
                 )
         _check_free(root)
-        (root / "parts").mkdir(parents=True, exist_ok=True)
+        try:
+            (root / "parts").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GvendiError(
+                f"the folder '{root}' cannot be made ({error.strerror}); give another --out"
+            ) from error
         flush_folder(root)
         recorded = _agree(root / "spec.json", spec)
         if recorded != spec:
@@ -109,6 +114,15 @@ class RunDirectory:
         """Ordinals of the units whose part is there, ascending, by looking."""
         names = os.listdir(self.parts) if self.parts.is_dir() else []
         return sorted(int(match[1]) for match in map(_PART.match, names) if match)
+
+    def missing(self) -> str | None:
+        """What a reader of an unfinished directory should know; None where all work units are done."""
+        if self.units_total is None or self.units_done == self.units_total:
+            return None
+        return (
+            f"'{self.path}' is not finished: {self.units_done} of {self.units_total} work units are done, and only "
+            "their rows count; run the command that made it again to go on"
+        )
 
     def has_part(self, unit: int) -> bool:
         """Whether this unit is done."""

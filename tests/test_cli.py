@@ -40,6 +40,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
             "tokens_per_second",
         ),
         *("rejected", "by", "coverage", "spec", "orders"),
+        *("ci95_reliable", "rejected_by_reason", "units_done", "units_total"),
     }
     assert result["n"] == 20
     assert result["dim"] == 256
@@ -144,3 +145,50 @@ def test_info_and_version_and_help(gvendi):
         text = gvendi(command, "--help")[1]
         for option in ("--proxy", "--dim", "--max-tokens", "--by", "--out"):
             assert option in text
+
+
+def test_what_a_run_directory_cannot_take_is_said(gvendi, data, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--dim", 64, "--unit-rows", 8, "--out", run)
+    assert code == 0, err
+    code, _, err = gvendi("score", run, "--limit", 5)
+    assert (code, "--limit does not go with" in err) == (1, True)
+    assert gvendi("score", run, "--seed", 3)[0] == 0
+    (run / "parts" / "part-000001.parquet").unlink()
+    for command in (
+        ("score", run),
+        ("score", run, "--json"),
+        ("select", run, "--size", 2, "--out", tmp_path / "c.jsonl"),
+    ):
+        code, _, err = gvendi(*command)
+        assert (code, "is not finished: 2 of 3 work units are done" in err) == (0, True), command
+
+
+def test_a_wrong_path_is_known_before_a_proxy_is_loaded(gvendi, tmp_path):
+    code, _, err = gvendi("score", tmp_path / "nope.jsonl", "--proxy", "no/such-model")
+    assert code == 1
+    assert "nope.jsonl" in err
+    assert "no/such-model" not in err
+    code, _, err = gvendi(
+        "sketch", tmp_path / "nope.jsonl", "--proxy", "no/such-model", "--out", tmp_path / "run"
+    )
+    assert "nope.jsonl" in err
+
+
+def test_few_rows_have_no_interval_and_reasons_stand_beside_the_count(gvendi, tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [{"prompt": f"{i} + {i}?", "completion": f"{2 * i}"} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
+    code, out, err = gvendi("score", path, "--proxy", "tiny", "--dim", 64, "--by", "source")
+    assert code == 0, err
+    assert "rough" in out
+    assert "report no numbers made with it" in out
+    assert re.search(r"rejected rows +1 \(.+: 1\)", out)
+    assert "no row has the field 'source'" in err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(gvendi, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--out", tmp_path / "file" / "run")
+    assert code == 1
+    assert "cannot be made" in err

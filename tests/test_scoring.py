@@ -114,7 +114,7 @@ def test_max_rejected_ends_the_run_and_keeps_what_was_done(proxy, tmp_path, allo
         assert sketch_corpus(data, tmp_path / "r", proxy, settings).units_done == 3
         return
     with pytest.raises(
-        GvendiError, match=r"2 rows are rejected and max_rejected allows 1(.|\n)*d\.jsonl:1: broken"
+        GvendiError, match=r"2 rows are rejected and --max-rejected allows 1(.|\n)*d\.jsonl:1: broken"
     ):
         sketch_corpus(data, tmp_path / "r", proxy, settings)
     assert len(list((tmp_path / "r" / "parts").glob("*.parquet"))) == 3

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.clusters import Assignment, SphericalKMeans
@@ -72,11 +73,7 @@ def cluster(
 
     centroids = _outputs(out, force)
     run = RunDirectory.load(directory)
-    if run.units_total is not None and run.units_done < run.units_total:
-        print(
-            f"warning: {run.units_done} of {run.units_total} work units are done; only their rows are clustered",
-            file=sys.stderr,
-        )
+    warn_unfinished(run)
     pool = as_pool(run)
     model = SphericalKMeans(clusters, seed=seed, max_iterations=max_iterations, tolerance=tolerance)
     model.fit(pool, progress=_say)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import warn_unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +102,7 @@ def compare(
     pairs = (10 if len(runs) == 2 else 3) if pairs is None else pairs
     with_text = pairs > 0 and not no_text
     for run in runs.values():
-        warn_if_incomplete(run)
+        warn_unfinished(run)
         if with_text:
             locate_corpus(run, corpus)
     pools = {name: as_pool(run) for name, run in runs.items()}
@@ -126,15 +126,6 @@ def set_names(paths: Sequence[str | os.PathLike]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         length = [size + (names.count(name) > 1) for size, name in zip(length, names, strict=True)]
-
-
-def warn_if_incomplete(run: RunDirectory) -> None:
-    """Say on stderr that work units are missing, if any are."""
-    if run.units_total is not None and run.units_done < run.units_total:
-        print(
-            f"warning: '{run.path}' has {run.units_done} of {run.units_total} work units; only their rows count",
-            file=sys.stderr,
-        )
 
 
 def _texts(found: Comparison, pools: dict[str, RunPool], corpus: Path | None) -> Texts:
@@ -169,6 +160,8 @@ def _print(found: Comparison, texts: Texts) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from gvendi_fast.jackknife import ENOUGH
+
     console = Console(highlight=False)
     say = _plain(console)
     say(f"{len(found.sets)} sets, n = {found.n:,} rows of each (K = {found.dim})")
@@ -191,9 +184,10 @@ def _print(found: Comparison, texts: Texts) -> None:
         f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "
         f"{100 * found.between_share:.0f} % of the way from one kind of data to nothing in common"
     )
-    if found.n < 2 * max(score.gvendi for score in found.sets.values()):
+    if found.n < ENOUGH * max(score.gvendi for score in found.sets.values()):
         say(
-            "n is less than twice G-Vendi: corrected values and their intervals are rough; ratios at n are not"
+            f"n is less than {ENOUGH} times G-Vendi: corrected values and their intervals are rough, "
+            "ratios at n are not"
         )
     say("")
     if len(found.sets) == 2:

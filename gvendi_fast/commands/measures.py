@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gvendi_fast.commands.compare import warn_if_incomplete
-from gvendi_fast.options import By
+from gvendi_fast.options import By, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.measures import Measured
@@ -77,7 +76,7 @@ def measures(
     from gvendi_fast.store import RunDirectory
 
     run = RunDirectory.load(directory)
-    warn_if_incomplete(run)
+    warn_unfinished(run)
     found = measure(run, by=by, n=n, embedding=embedding, text=not no_text, corpus=corpus, seed=seed)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))

@@ -53,10 +53,13 @@ def report(
 
     Example: gvendi report runs/mine --out mine.html
     """
+    from gvendi_fast.options import warn_unfinished
     from gvendi_fast.report import output_paths, write_report
     from gvendi_fast.report_data import report_data
+    from gvendi_fast.store import RunDirectory
 
     output_paths(out, force)
+    warn_unfinished(RunDirectory.load(directory))
     wanted = int(clusters) if clusters is not None and clusters.isdecimal() else clusters
     data = report_data(directory, by=by, clusters=wanted, seed=seed, corpus=corpus, say=_say)
     if data["texts_missing"]:

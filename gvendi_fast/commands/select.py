@@ -12,6 +12,7 @@ from typing import IO, Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -134,6 +135,7 @@ def select(
     if (quality is not None) != (objective is Objective.quality):
         raise GvendiError("--quality FIELD goes with --objective quality, and that objective needs it")
     run = RunDirectory.load(directory)
+    warn_unfinished(run)
     # A corpus that is gone should be known before the work, not after it.
     for path in map(Path, locate_corpus(run, corpus)):
         if path.resolve() in (out.resolve(), sidecar.resolve()):
@@ -255,8 +257,11 @@ def _print_summary(summary: dict) -> None:
         low, high = random[f"{key}_band"]
         print(
             f"  {title:<12}{summary[key]:.4g}   random subsets {random[key]:.4g} "
-            f"({low:.4g} to {high:.4g} in {random['draws']} draws)"
+            f"(lowest {low:.4g}, highest {high:.4g} of {random['draws']} draws)"
         )
+    for key, what in (("gvendi_bound", "G-Vendi"), ("value_bound", name)):
+        if key in summary["details"]:
+            print(f"  no choice of {summary['size']:,} rows has a {what} above {summary['details'][key]:.4g}")
     if summary["n"] != summary["size"]:
         print(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
     print(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")

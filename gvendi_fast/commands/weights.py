@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import warn_unfinished
 
 # K x K numbers a source are held at once.
 MOST_SOURCES = 256
@@ -42,6 +43,7 @@ def weights(
     from gvendi_fast.store import RunDirectory
 
     directory = RunDirectory.load(run)
+    warn_unfinished(directory)
     check_by(directory, by)
     states = _states(directory)
     found = mixture_weights(states, floor=floor, cap=cap, tolerance=tolerance)
@@ -108,7 +110,7 @@ def _print(result: dict) -> None:
         highlight=False,
     )
     table = Table()
-    for name in (result["by"], "rows", "G-Vendi", "share now", "best weight", "times each row"):
+    for name in (result["by"], "rows", "G-Vendi (all rows)", "share now", "best weight", "times each row"):
         table.add_column(name, justify="left" if name == result["by"] else "right", overflow="fold")
     ranked = sorted(result["sources"].items(), key=lambda item: (-item[1]["weight"], item[0]))
     for name, source in ranked:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex
 from gvendi_fast.selection.greedy import Picks
@@ -26,10 +25,6 @@ def relaxed(problem: Problem) -> Picks:
     The gain of a row is what the entropy (in nats, with the given rows) would lose without it. details: the gap of
     the weights, and `gvendi_bound` (quality: `value_bound`), which no choice of as many rows exceeds.
     """
-    if problem.objective not in ("vendi", "quality"):
-        raise GvendiError(
-            f"method 'relaxed' is for the objectives vendi and quality, not {problem.objective}; use 'lazy'"
-        )
     problem.progress.start(problem.size, 0)
     given = problem.given if problem.given.n else None
     limits = None if problem.labels is None else Limits(problem.labels, problem.limits)

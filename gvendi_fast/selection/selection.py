@@ -144,6 +144,14 @@ def select(
         raise GvendiError(f"objective is {objective!r}; wanted one of {', '.join(OBJECTIVES)}")
     if method not in METHODS:
         raise GvendiError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
+    if method == "relaxed" and objective not in ("vendi", "quality"):
+        raise GvendiError(
+            f"method 'relaxed' is for the objectives vendi and quality, not {objective}; use 'lazy'"
+        )
+    if len(pool) == 0:
+        raise GvendiError("the pool is empty; give at least one row")
+    if not isinstance(size, int | np.integer):
+        raise GvendiError(f"size is {size!r}; wanted an integer")
     if not 1 <= size <= len(pool):
         raise GvendiError(f"size is {size}; wanted 1 to {len(pool)}, the number of rows in the pool")
     if not 1e-6 <= eps < np.inf:
