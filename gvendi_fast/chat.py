@@ -43,6 +43,10 @@ class ChatTemplate:
             return self._blame(messages)
         return text, [span for turn in turns for span in self._spans(text, *turn)]
 
+    def prompt(self, messages: list[dict[str, Any]]) -> str:
+        """The text that the assistant's next turn would follow. Raises jinja2's TemplateError where it is refused."""
+        return self._apply(messages, prompt=True)
+
     def _apply(self, messages: list[dict[str, Any]], prompt: bool = False) -> str:
         return self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=prompt

@@ -68,6 +68,7 @@ FLOORS = {
     "selection": 5,
     "report_rows": 5,
     "report_data": 5,
+    "synthesis": 5,
     "about": 6,
     "options": 7,
     "commands": 7,
