@@ -1,0 +1,112 @@
+"""Any prompt and completion: the user's own prompt, sections to read, and a function of the user's that accepts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.rows import Reason
+from gvendi_fast.synthesis.prompts import Ask, Template
+from gvendi_fast.synthesis.sections import LONGEST, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks import (
+    Accepted,
+    Candidate,
+    Refused,
+    ask_with,
+    check_counts,
+    echoes,
+    pair_shot,
+)
+from gvendi_fast.synthesis.verifiers import RowVerifier
+
+_PARTS = ("prompt", "completion")
+
+
+class GenericTask:
+    """Rows in the sections <prompt> and <completion>, accepted by the user's check or, without one, as they are.
+
+    shots: rows in a prompt. template: the prompt's file, in place of this package's; it is given shots (each with
+    prompt, completion, meta). verifier: "module:function" (see RowVerifier), run in a process of its own with a time
+    limit. longest: characters of an answer. checks: further settings of RowVerifier.
+    """
+
+    name = "generic"
+
+    def __init__(
+        self,
+        shots: int = 5,
+        template: str | os.PathLike | None = None,
+        verifier: str | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        longest: int = LONGEST,
+        checks: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_counts(shots=(shots, 1), longest=(longest, 1))
+        self.shots, self.verifier = shots, verifier
+        self._sampling = (temperature, top_p)
+        self._template = Template("generic_row", template)
+        self._longest, self._checks = longest, dict(checks or {})
+
+    def shot(self, row: Mapping[str, Any]) -> dict[str, Any] | Reason:
+        """See Task."""
+        return pair_shot(row)
+
+    def ask(self, rows: Sequence[Mapping[str, Any]], sample: int = 0) -> Ask:
+        """See Task; the template is given shots."""
+        return ask_with(self._template, [self.shot(row) for row in rows], sample, *self._sampling)
+
+    def parse(self, answer: str | None, rows: Sequence[Mapping[str, Any]] = ()) -> list[Candidate] | Refused:
+        """See Task."""
+        text = clean(answer, self._longest)
+        text = text if isinstance(text, Reason) else without_thinking(text)
+        found = text if isinstance(text, Reason) else sections(text, _PARTS)
+        if isinstance(found, Reason):
+            return Refused("parse", str(found))
+        shown = [shot["prompt"] for row in rows if not isinstance(shot := self.shot(row), Reason)]
+        if echoes(found[0]["prompt"], shown):
+            return Refused("parse", "echoes a row of the prompt")
+        return [Candidate(found[0])]
+
+    def follow_ups(self, candidate: Candidate) -> list[Ask]:
+        """Nothing further is asked."""
+        return []
+
+    def checker(self, workers: int = 1) -> RowVerifier | None:
+        """Runs the user's function, if there is one."""
+        return None if self.verifier is None else RowVerifier(self.verifier, workers=workers, **self._checks)
+
+    def decide(
+        self, candidate: Candidate, answers: Sequence[str | None] = (), checker: RowVerifier | None = None
+    ) -> Accepted | Refused:
+        """The candidate as a row, if the user's function accepts it; an error of the function refuses it."""
+        row = {**candidate.values, "meta": {"task": self.name}}
+        if self.verifier is None:
+            return Accepted(row)
+        if checker is None:
+            raise GvendiError(
+                f"checker is None; the verifier '{self.verifier}' wants the one that `checker` makes"
+            )
+        verdict = checker.verify(row)
+        if verdict.outcome == "accepted":
+            return Accepted({**row, "meta": {**row["meta"], "verifier": self.verifier}})
+        reason = f"error: {verdict.reason}" if verdict.outcome == "error" else verdict.reason
+        return Refused("verifier", reason)
+
+    def prompt_of(self, candidate: Candidate) -> str:
+        """The section <prompt>."""
+        return candidate.values["prompt"]
+
+    def describe(self) -> dict[str, Any]:
+        """See Task."""
+        return {
+            "task": self.name,
+            "shots": self.shots,
+            "verifier": self.verifier,
+            "sampling": list(self._sampling),
+            "longest": self._longest,
+            "checks": self._checks,
+            "templates": {"row": self._template.digest()},
+        }

@@ -1,0 +1,144 @@
+"""Mathematics: a problem as hard as those shown or harder, then the answer that most of N solutions agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.rows import Reason
+from gvendi_fast.synthesis.prompts import Ask, Template
+from gvendi_fast.synthesis.sections import LONGEST, boxed_answer, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks import (
+    Accepted,
+    Candidate,
+    Refused,
+    ask_with,
+    check_answers,
+    check_counts,
+    echoes,
+    pair_shot,
+)
+from gvendi_fast.synthesis.verifiers import AnswerChecker, majority
+
+
+class MathTask:
+    """Problems with one final answer, decided by vote.
+
+    shots: rows in a prompt. problems: most candidates of one answer. solutions: N follow-up requests per problem.
+    tau: votes that the winning answer needs. Temperatures and top_p: of problems and of solutions.
+    problem_template, solution_template: files in place of this package's. longest: characters of an answer.
+    checks: further settings of AnswerChecker.
+    """
+
+    name = "math"
+
+    def __init__(
+        self,
+        shots: int = 5,
+        problems: int = 1,
+        solutions: int = 3,
+        tau: int = 2,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        solution_temperature: float = 0.75,
+        solution_top_p: float = 0.95,
+        problem_template: str | os.PathLike | None = None,
+        solution_template: str | os.PathLike | None = None,
+        longest: int = LONGEST,
+        checks: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_counts(
+            shots=(shots, 1),
+            problems=(problems, 1),
+            solutions=(solutions, 1),
+            tau=(tau, 1),
+            longest=(longest, 1),
+        )
+        if tau > solutions:
+            raise GvendiError(f"tau is {tau} but there are {solutions} solutions; wanted at most {solutions}")
+        self.shots, self.problems, self.solutions, self.tau = shots, problems, solutions, tau
+        self._generation, self._solving = (temperature, top_p), (solution_temperature, solution_top_p)
+        self._problem = Template("math_problem", problem_template)
+        self._solution = Template("math_solution", solution_template)
+        self._longest, self._checks = longest, dict(checks or {})
+
+    def shot(self, row: Mapping[str, Any]) -> dict[str, Any] | Reason:
+        """See Task."""
+        return pair_shot(row)
+
+    def ask(self, rows: Sequence[Mapping[str, Any]], sample: int = 0) -> Ask:
+        """See Task; the template is given shots and problems."""
+        shots = [self.shot(row) for row in rows]
+        return ask_with(self._problem, shots, sample, *self._generation, problems=self.problems)
+
+    def parse(self, answer: str | None, rows: Sequence[Mapping[str, Any]] = ()) -> list[Candidate] | Refused:
+        """See Task. Of several problems those that echo a row are left out; the answer is refused if all do."""
+        text = clean(answer, self._longest)
+        text = text if isinstance(text, Reason) else without_thinking(text)
+        found = text if isinstance(text, Reason) else sections(text, ("problem",), self.problems)
+        if isinstance(found, Reason):
+            return Refused("parse", str(found))
+        shown = [shot["prompt"] for row in rows if not isinstance(shot := self.shot(row), Reason)]
+        candidates = [Candidate(values) for values in found if not echoes(values["problem"], shown)]
+        return candidates or Refused("parse", "echoes a row of the prompt")
+
+    def follow_ups(self, candidate: Candidate) -> list[Ask]:
+        """N draws of the solution of one problem."""
+        messages = self._solution.messages(candidate.values)
+        return [Ask(messages, sample, *self._solving) for sample in range(self.solutions)]
+
+    def checker(self, workers: int = 1) -> AnswerChecker:
+        """Compares final answers."""
+        return AnswerChecker(workers=workers, **self._checks)
+
+    def decide(
+        self, candidate: Candidate, answers: Sequence[str | None], checker: AnswerChecker
+    ) -> Accepted | Refused:
+        """The first solution of the majority, if at least tau of N give its answer."""
+        check_answers(answers, self.solutions)
+        texts = [clean(answer, self._longest) for answer in answers]
+        finals = [_final_answer(text) for text in texts]
+        given = [None if isinstance(final, Reason) else str(final) for final in finals]
+        vote = majority(given, checker.compare)
+        if vote.winner is None or vote.votes < self.tau:
+            faults = [str(final) for final in finals if isinstance(final, Reason)] + list(vote.errors)
+            because = f" ({'; '.join(dict.fromkeys(faults))})" if faults else ""
+            return Refused(
+                "answers", f"no majority: {vote.votes} of {len(answers)} agree, wanted {self.tau}{because}"
+            )
+        meta = {
+            "task": self.name,
+            "answer": given[vote.winner],
+            "votes": vote.votes,
+            "answers": given,
+            "errors": list(vote.errors),
+        }
+        return Accepted({"prompt": self.prompt_of(candidate), "completion": texts[vote.winner], "meta": meta})
+
+    def prompt_of(self, candidate: Candidate) -> str:
+        """The problem."""
+        return candidate.values["problem"]
+
+    def describe(self) -> dict[str, Any]:
+        """See Task."""
+        return {
+            "task": self.name,
+            "shots": self.shots,
+            "problems": self.problems,
+            "solutions": self.solutions,
+            "tau": self.tau,
+            "sampling": [*self._generation, *self._solving],
+            "longest": self._longest,
+            "checks": self._checks,
+            "templates": {"problem": self._problem.digest(), "solution": self._solution.digest()},
+        }
+
+
+def _final_answer(text: str | Reason) -> str | Reason:
+    if isinstance(text, Reason):
+        return text
+    # The thinking of a reasoning model stays in the completion, but a box in it is not the answer.
+    solution = without_thinking(text)
+    return solution if isinstance(solution, Reason) else boxed_answer(solution)

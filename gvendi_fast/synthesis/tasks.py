@@ -1,0 +1,158 @@
+"""What a task of the synthesis loop is: from few-shot rows to prompts, from answers to accepted rows.
+
+A task is a pure function of its inputs: it asks no network and draws nothing at random, so that a run can be
+resumed and replayed from the recorded answers. Only `decide` may call a checker, which is deterministic too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.rows import Fields, Reason, Rejected, parse_row
+from gvendi_fast.synthesis.decontaminate import normal_form
+from gvendi_fast.synthesis.prompts import Ask, Template
+from gvendi_fast.synthesis.verifiers import AnswerChecker, RowVerifier
+
+# A longer row is left out of prompts: five of them would not fit a small model's context.
+SHOT_CHARS = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What one answer proposed, before it is checked: named texts, such as premise, hypothesis and label."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A row that passed its task's check: JSON-able dict with prompt, completion and meta."""
+
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why an answer or a candidate is no row; `stage` is "parse", "answers" or "verifier"."""
+
+    stage: str
+    reason: str
+
+
+class Task(Protocol):
+    """The interface between the loop and a task."""
+
+    name: str
+    shots: int
+
+    def shot(self, row: Mapping[str, Any]) -> dict[str, Any] | Reason:
+        """A pool row as the values a prompt shows, or why it cannot be shown (too long, no label, ...)."""
+
+    def ask(self, rows: Sequence[Mapping[str, Any]], sample: int = 0) -> Ask:
+        """The request for new candidates that shows these rows; GvendiError where one cannot be shown."""
+
+    def parse(self, answer: str | None, rows: Sequence[Mapping[str, Any]] = ()) -> list[Candidate] | Refused:
+        """The candidates in an answer to `ask`; None is a request that failed. One that echoes a row is refused."""
+
+    def follow_ups(self, candidate: Candidate) -> list[Ask]:
+        """The requests whose answers decide about a candidate; empty where nothing is asked."""
+
+    def checker(self, workers: int = 1) -> AnswerChecker | RowVerifier | None:
+        """A new checker of the kind that `decide` wants (a context manager), None where it wants none."""
+
+    def decide(self, candidate: Candidate, answers: Sequence[str | None], checker: Any) -> Accepted | Refused:
+        """The accepted row, or why not. answers: to `follow_ups`, in their order, None for one that failed."""
+
+    def prompt_of(self, candidate: Candidate) -> str:
+        """The prompt that the accepted row would have: what is compared with tests and with earlier rows."""
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting and template that decides what the task makes, JSON-able, for the run's fingerprint."""
+
+
+def make_task(name: str, **settings: Any) -> Task:
+    """The task "math", "nli" or "generic" with its settings; GvendiError for another name or setting."""
+    # Imported here because every task builds on this module.
+    from gvendi_fast.synthesis.generic_task import GenericTask
+    from gvendi_fast.synthesis.math_task import MathTask
+    from gvendi_fast.synthesis.nli_task import NliTask
+
+    kinds: dict[str, Callable[..., Task]] = {"math": MathTask, "nli": NliTask, "generic": GenericTask}
+    if name not in kinds:
+        raise GvendiError(f"task is '{name}'; wanted one of {', '.join(kinds)}")
+    known = inspect.signature(kinds[name]).parameters
+    for setting in settings:
+        if setting not in known:
+            raise GvendiError(f"task '{name}' has no setting '{setting}'; it has {', '.join(known)}")
+    return kinds[name](**settings)
+
+
+def text_fields(row: Mapping[str, Any]) -> tuple[str, str] | Reason:
+    """(prompt, completion) of a row, the fields that are sketched; of a conversation its last question and answer."""
+    parsed = parse_row(dict(row), Fields(), 0, "row", 1)
+    if isinstance(parsed, Rejected):
+        return Reason(parsed.reason)
+    if parsed.prompt is not None:
+        return parsed.prompt, parsed.completion
+    if parsed.messages is None:
+        return Reason("a bare text has no prompt and completion")
+    turns = parsed.messages
+    last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+    asked = [turn["content"] for turn in turns[:last] if turn["role"] == "user"]
+    return (asked[-1], turns[last]["content"]) if asked else Reason("no user turn before the last answer")
+
+
+def pair_shot(row: Mapping[str, Any]) -> dict[str, Any] | Reason:
+    """A row as the shot {prompt, completion, meta}, or why it cannot be one."""
+    texts = text_fields(row)
+    if isinstance(texts, Reason):
+        return texts
+    if sum(map(len, texts)) > SHOT_CHARS:
+        return Reason(
+            f"a row of {sum(map(len, texts))} characters; at most {SHOT_CHARS} are shown in a prompt"
+        )
+    return {"prompt": texts[0], "completion": texts[1], "meta": row.get("meta") or {}}
+
+
+def ask_with(
+    template: Template,
+    shots: Sequence[dict[str, Any] | Reason],
+    sample: int,
+    temperature: float,
+    top_p: float,
+    **values: Any,
+) -> Ask:
+    """The request that `template` makes of `shots`. Raises GvendiError for none and for one that is a Reason."""
+    if not shots:
+        raise GvendiError("a prompt needs at least one row of the pool to show; got none")
+    for number, shot in enumerate(shots, 1):
+        if isinstance(shot, Reason):
+            raise GvendiError(
+                f"row {number} of the prompt cannot be shown: {shot}; choose rows that `shot` takes"
+            )
+    messages = template.messages({"shots": list(shots), **values})
+    return Ask(messages, sample, temperature, top_p)
+
+
+def echoes(text: str, shown: Sequence[str]) -> bool:
+    """Whether `text` is one of the texts that the prompt showed, but for case and white space."""
+    return normal_form(text) in {normal_form(other) for other in shown}
+
+
+def check_answers(answers: Sequence[str | None], wanted: int) -> None:
+    """Raises GvendiError where a decision does not get one answer, or None, for every follow-up."""
+    if len(answers) != wanted:
+        raise GvendiError(
+            f"answers holds {len(answers)}; wanted one, or None, for each of {wanted} follow-ups"
+        )
+
+
+def check_counts(**counts: tuple[int, int]) -> None:
+    """Raises GvendiError for a setting (value, least) that is no integer or below its least value."""
+    for name, (value, least) in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise GvendiError(f"{name} is {value!r}; wanted an integer of at least {least}")

@@ -1,0 +1,202 @@
+"""Checks run in processes that can be killed: a check that hangs or crashes is an answer like any other.
+
+A worker handles one request at a time through a pair of pipes. It is killed when its time is up, and a worker that
+has ended is replaced at the next request. Time is wall-clock; the state of the machine can turn a verdict into an
+error, never into another verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from gvendi_fast.errors import GvendiError
+
+# Importing a user's module may take long and is no part of a check.
+_START_S = 120.0
+# How long a process may take to end by itself before it is killed.
+_END_S = 0.3
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from gvendi_fast.synthesis.check_worker import main; main()"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found: "same"/"different" of two answers, "accepted"/"rejected" of a row, or "error".
+
+    An error says nothing about the answers: the check hung, crashed or could not be made; `reason` says which.
+    """
+
+    outcome: str
+    reason: str = ""
+
+
+class Workers:
+    """`workers` processes that run one check function; for use by any number of threads at once.
+
+    target: "math", or "module:function" of the user's. limit_s: wall-clock seconds for one check. memory_mb: address
+    space of a worker. Processes start at the first request (`start` asks for one now) and end with `close`.
+    """
+
+    def __init__(self, target: str, workers: int = 1, limit_s: float = 5.0, memory_mb: int = 2048) -> None:
+        if workers < 1:
+            raise GvendiError(f"workers is {workers}; wanted at least 1")
+        if not 0 < limit_s < float("inf"):
+            raise GvendiError(f"limit_s is {limit_s}; wanted a number of seconds above 0")
+        if memory_mb < 1:
+            raise GvendiError(f"memory_mb is {memory_mb}; wanted at least 1")
+        self.target, self.limit_s = target, limit_s
+        settings = {"target": target, "limit_s": limit_s, "memory_mb": memory_mb}
+        self._all = [_Worker(settings) for _ in range(workers)]
+        # Last in, first out: while one worker is enough, no other is started.
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._all:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="check")
+        self._closed = False
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start a worker now; raises GvendiError with the reason where the check cannot be loaded."""
+        self._with_worker(_Worker.start)
+
+    def ask(self, request: Any) -> Verdict:
+        """The verdict on one JSON-able request; returns within the limit plus the time a new worker needs."""
+        body = json.dumps(request).encode()
+        return self._with_worker(lambda worker: worker.ask(body))
+
+    def ask_all(self, requests: Iterable[Any]) -> list[Verdict]:
+        """The verdicts in the order of the requests, as many at a time as there are workers."""
+        return list(self._threads.map(self.ask, requests))
+
+    def close(self) -> None:
+        """End every worker. Checks in other threads must have returned."""
+        self._closed = True
+        self._threads.shutdown()
+        for worker in self._all:
+            worker.stop()
+
+    def _with_worker(self, use: Any) -> Any:
+        if self._closed:
+            raise GvendiError("the check's workers are closed; make new ones")
+        worker = self._idle.get()
+        try:
+            return use(worker)
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """One process, started when it is needed."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen | None = None
+        self._requests: Connection | None = None
+        self._replies: Connection | None = None
+
+    def start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.stop()
+        read_requests, write_requests = os.pipe()
+        read_replies, write_replies = os.pipe()
+        self._requests = Connection(write_requests, readable=False)
+        self._replies = Connection(read_replies, writable=False)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, json.dumps(sys.path), str(read_requests), str(write_replies)],
+                # A fixed hash seed: SymPy orders some of its work by hashes.
+                env={**os.environ, "PYTHONHASHSEED": "0"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # The LaTeX parser writes a line for every text it does not understand.
+                stderr=subprocess.DEVNULL if self._settings["target"] == "math" else None,
+                pass_fds=(read_requests, write_replies),
+                # A group of its own, so that what a user's check has started is killed with it.
+                start_new_session=True,
+            )
+        finally:
+            os.close(read_requests)
+            os.close(write_replies)
+        verdict = self._exchange(json.dumps(self._settings).encode(), _START_S)
+        if verdict.outcome != "ready":
+            self.stop()
+            raise GvendiError(
+                f"the check '{self._settings['target']}' cannot start: {verdict.reason}{self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        if self._settings["target"] == "math":
+            return "; math-verify comes with pip install 'gvendi-fast[synthesis]'"
+        return "; wanted an importable 'module:function' that takes one row"
+
+    def ask(self, body: bytes) -> Verdict:
+        self.start()
+        verdict = self._exchange(body, self._settings["limit_s"])
+        if verdict.outcome == "error":
+            # It hangs, has ended, or is about to.
+            self.stop()
+        return verdict
+
+    def _exchange(self, body: bytes, limit_s: float) -> Verdict:
+        complete = False
+        try:
+            self._requests.send_bytes(body)
+            if self._replies.poll(limit_s):
+                verdict = Verdict(*json.loads(self._replies.recv_bytes()))
+            else:
+                verdict = Verdict("error", f"no verdict within {limit_s:g} s")
+                self._kill()
+            complete = True
+        except (EOFError, ConnectionError):
+            verdict = Verdict("error", f"the checking process ended: {self._ending()}")
+            complete = True
+        finally:
+            # An interrupted exchange leaves a reply behind, which must never be read as the next one.
+            if not complete:
+                self.stop()
+        return verdict
+
+    def _ending(self) -> str:
+        self._end()
+        code = self._process.returncode
+        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+
+    def stop(self) -> None:
+        for pipe in (self._requests, self._replies):
+            if pipe is not None:
+                pipe.close()
+        if self._process is not None:
+            self._end()
+        self._process = self._requests = self._replies = None
+
+    def _end(self) -> None:
+        try:
+            # An idle worker, and one whose check has raised, ends by itself when the pipes are closed.
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._kill()
+
+    def _kill(self) -> None:
+        # It may end by itself at this very moment.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

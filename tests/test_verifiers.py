@@ -1,0 +1,305 @@
+"""Comparing answers in processes that can be killed, and voting."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+
+import pytest
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.synthesis.verifiers import AnswerChecker, RowVerifier, majority
+from gvendi_fast.synthesis.workers import Verdict
+
+LIMIT_S = 1.0
+# A new worker has to start, on a machine that may be busy.
+SLACK_S = 8.0
+USER_CHECKS = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+def good(row):
+    print("a check may print")
+    return row["completion"] == "good" or "not good"
+
+def slow(row):
+    time.sleep(60)
+
+def raises(row):
+    raise KeyError(row["prompt"])
+
+def leaves(row):
+    sys.exit(3)
+
+def crashes(row):
+    os.kill(os.getpid(), 11)
+
+def hoards(row):
+    return len(bytearray(1 << 40)) > 0
+
+def regex(row):
+    import re
+    return re.fullmatch("(a+)+b", "a" * 64) is None
+
+def counts(row):
+    return 3
+
+def by_name(row):
+    name = row["prompt"]
+    return globals()[name](row) if name in globals() else True
+
+def forks(row):
+    child = subprocess.Popen(["sleep", "60"])
+    Path(row["prompt"]).write_text(str(child.pid))
+    time.sleep(60)
+
+class Checks:
+    @staticmethod
+    def both(row):
+        return bool(row["prompt"] and row["completion"])
+"""
+
+
+@pytest.fixture(scope="module")
+def checker():
+    pytest.importorskip("math_verify", reason="needs the extra 'synthesis'")
+    with AnswerChecker(limit_s=LIMIT_S) as answers:
+        yield answers
+
+
+@pytest.fixture(scope="module")
+def user_checks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checks")
+    (folder / "my_checks.py").write_text(USER_CHECKS)
+    sys.path.insert(0, str(folder))
+    yield "my_checks"
+    sys.path.remove(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *product(["1/2", "0.5", r"\frac12", r"\frac{1}{2}", r"\dfrac{1}{2}"], ["1/2", r"50\%", ".5"]),
+        (r"2\sqrt{2}", r"\sqrt{8}"),
+        ("1,000", "1000"),
+        (r"\{1, 2\}", r"\{2, 1\}"),
+        ("x = 5", "5"),
+        ("x^2 + 2x + 1", "(x+1)^2"),
+        ("5 ", " 5"),
+        (r"\text{yes}", "yes"),
+    ],
+)
+def test_equal_forms_are_the_same_in_both_orders(checker, one, other):
+    assert [checker.same(one, other).outcome, checker.same(other, one).outcome] == ["same", "same"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("1", "2"), ("x", "y"), ("yes", "no"), ("-3", "3"), ("1\x00", "2")]
+)
+def test_other_answers_are_different(checker, one, other):
+    assert checker.same(one, other) == Verdict("different")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "empty"),
+        ("9" * 1_000_000, "1000000 characters"),
+        ("}{", "unbalanced"),
+        ("1} \\boxed{2", "unbalanced"),
+        ("\\frac{1}{2", "unbalanced"),
+    ],
+)
+def test_unusable_answers_are_errors_without_a_comparison(checker, answer, reason):
+    begun = time.monotonic()
+    for pair in [(answer, "1"), ("1", answer), (answer, answer)]:
+        verdict = checker.same(*pair)
+        assert verdict.outcome == "error"
+        assert reason in verdict.reason
+    assert time.monotonic() - begun < LIMIT_S
+
+
+def test_a_hostile_answer_is_an_error_in_time_and_the_next_comparison_works(checker):
+    for answer in ["9^{9^{9^{9}}}", "10000000!", "{" * 60 + "1" + "}" * 60]:
+        begun = time.monotonic()
+        assert checker.same(answer, "1") == Verdict("error", "no verdict within 1 s")
+        assert time.monotonic() - begun < LIMIT_S + SLACK_S
+        assert checker.same("1/2", "0.5").outcome == "same"
+
+
+@pytest.mark.parametrize(
+    "answer", [r"\frac{1}{0}", "(" * 90 + "1" + ")" * 90, "x^{" * 60 + "2" + "}" * 60, "\\" * 99]
+)
+def test_an_answer_that_upsets_the_checker_is_never_the_same(checker, answer):
+    begun = time.monotonic()
+    assert checker.same(answer, "1").outcome in ("different", "error")
+    assert time.monotonic() - begun < LIMIT_S + SLACK_S
+    assert checker.same("1/2", "0.5").outcome == "same"
+
+
+def test_division_by_zero_is_an_error_that_names_itself(checker):
+    verdict = checker.same(r"\frac{1}{0}", "1")
+    assert verdict.outcome == "error"
+    assert "ValueError" in verdict.reason
+
+
+def test_identical_texts_are_the_same_even_where_they_cannot_be_computed(checker):
+    assert checker.same("9^{9^{9^{9}}}", "9^{9^{9^{9}}} ").outcome == "same"
+
+
+def test_many_comparisons_keep_their_order_and_the_hung_one_is_alone():
+    pytest.importorskip("math_verify", reason="needs the extra 'synthesis'")
+    pairs = [("1/2", "0.5"), ("9^{9^{9^{9}}}", "1"), ("1", "2"), ("x", "x"), ("", "1")] * 2
+    with AnswerChecker(workers=2, limit_s=LIMIT_S) as answers:
+        outcomes = [verdict.outcome for verdict in answers.compare(pairs)]
+    assert outcomes == ["same", "error", "different", "same", "error"] * 2
+
+
+def test_memory_has_a_limit(user_checks):
+    with RowVerifier(f"{user_checks}:hoards", memory_mb=512) as rows:
+        assert rows.verify({"prompt": ""}) == Verdict("error", "MemoryError")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("raises", "KeyError: 'raises'"),
+        ("leaves", "the checking process ended: exit code 3"),
+        ("crashes", "the checking process ended: signal 11"),
+        ("counts", "returned a int; wanted True, False or a reason"),
+        ("slow", "no verdict within 1 s"),
+        ("regex", "no verdict within 1 s"),
+    ],
+)
+def test_a_failing_check_is_an_error_and_the_next_row_is_checked(user_checks, name, reason):
+    with RowVerifier(f"{user_checks}:by_name", limit_s=LIMIT_S) as rows:
+        begun = time.monotonic()
+        first, second = rows.verify_all([{"prompt": name}, {"prompt": "-"}])
+    assert time.monotonic() - begun < LIMIT_S + SLACK_S
+    assert first.outcome == "error"
+    assert reason in first.reason
+    assert second == Verdict("accepted")
+
+
+def test_a_users_check_accepts_and_rejects_with_its_reason(user_checks):
+    with RowVerifier(f"{user_checks}:good") as rows:
+        good, bad = rows.verify_all([{"completion": "good"}, {"completion": "bad"}])
+    assert (good, bad) == (Verdict("accepted"), Verdict("rejected", "not good"))
+    with RowVerifier(f"{user_checks}:Checks.both") as rows:
+        assert rows.verify({"prompt": "a", "completion": ""}).reason == "refused by my_checks:Checks.both"
+
+
+def test_what_a_hung_check_started_is_killed_with_it(user_checks, tmp_path):
+    note = tmp_path / "pid"
+    with RowVerifier(f"{user_checks}:forks", limit_s=2.0) as rows:
+        assert rows.verify({"prompt": str(note)}).outcome == "error"
+    pid = note.read_text()
+    # It is gone, or dead and waits for an adopter to notice.
+    status = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+    assert status == "" or status.startswith("Z")
+
+
+def test_a_worker_that_died_between_requests_is_replaced(user_checks):
+    with RowVerifier(f"{user_checks}:good") as rows:
+        rows.start()
+        process = rows._workers._all[0]._process
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert rows.verify({"completion": "good"}) == Verdict("accepted")
+
+
+def test_an_interrupted_exchange_leaves_no_reply_for_the_next_request(user_checks, monkeypatch):
+    with RowVerifier(f"{user_checks}:good") as rows:
+        rows.start()
+        worker = rows._workers._all[0]
+
+        def interrupt(limit_s):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(worker._replies, "poll", interrupt, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            worker.ask(b'{"completion": "bad"}')
+        assert rows.verify({"completion": "good"}) == Verdict("accepted")
+
+
+@pytest.mark.parametrize("target", ["no_such_module:check", "my_checks:no_such_function"])
+def test_a_check_that_cannot_be_loaded_is_named(user_checks, target):
+    with RowVerifier(target) as rows, pytest.raises(GvendiError, match="no_such_.*wanted an importable"):
+        rows.start()
+
+
+@pytest.mark.parametrize("target", ["my_checks", "os.system('x'):f", "a:b c", ":f", ""])
+def test_a_verifier_that_is_no_module_and_function_is_refused(target):
+    with pytest.raises(GvendiError, match="wanted 'module:function'"):
+        RowVerifier(target)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"workers": 0}, {"limit_s": 0}, {"limit_s": float("nan")}, {"memory_mb": 0}, {"longest": 0}]
+)
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(GvendiError, match=next(iter(settings))):
+        AnswerChecker(**settings)
+
+
+def test_closed_workers_say_so(user_checks):
+    with RowVerifier(f"{user_checks}:good") as rows:
+        pass
+    with pytest.raises(GvendiError, match="closed"):
+        rows.start()
+
+
+def test_a_worker_imports_neither_torch_nor_numpy():
+    code = "import sys, gvendi_fast.synthesis.check_worker; print({'torch', 'numpy'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "set()"
+
+
+def by_table(*same, error=()):
+    def compare(pairs):
+        return [
+            Verdict("error", "hung")
+            if {a, b} in error
+            else Verdict("same" if a == b or {a, b} in same else "different")
+            for a, b in pairs
+        ]
+
+    return compare
+
+
+@pytest.mark.parametrize(
+    ("answers", "same", "winner", "votes"),
+    [
+        ([], [], None, 0),
+        ([None, None], [], None, 0),
+        (["1"], [], 0, 1),
+        (["1", "2", "3"], [], 0, 1),
+        (["1", "2", "2"], [], 1, 2),
+        ([None, "2", "1", "2"], [], 1, 2),
+        (["1", "2", "1", "2"], [], 0, 2),
+        # 50% is 50 and 1/2, which are not each other: only the one in the middle has three.
+        (["50", "50%", "1/2"], [{"50", "50%"}, {"50%", "1/2"}], 1, 3),
+        (["a", "b", "c", "d"], [{"a", "b"}, {"c", "d"}], 0, 2),
+    ],
+)
+def test_majority(answers, same, winner, votes):
+    vote = majority(answers, by_table(*same))
+    assert (vote.winner, vote.votes, vote.errors) == (winner, votes, ())
+
+
+def test_errors_count_for_nothing_and_are_kept():
+    vote = majority(["a", "b", "a"], by_table({"a", "b"}, error=[{"a", "b"}]))
+    assert (vote.winner, vote.votes, vote.errors) == (0, 2, ("hung",))
+
+
+def test_two_answers_too_long_to_compare_do_not_agree(checker):
+    vote = majority(["9" * 2000, "9" * 2000, "1"], checker.compare)
+    assert (vote.winner, vote.votes) == (0, 1)
+    assert len(vote.errors) == 2
+
+
+def test_sameness_that_is_not_transitive_is_counted_as_math_verify_sees_it(checker):
+    vote = majority(["50", r"50\%", "1/2"], checker.compare)
+    assert (vote.winner, vote.votes) == (1, 3)
