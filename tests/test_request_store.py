@@ -1,6 +1,7 @@
 """The request store: one final answer per key, on disk before anybody has it, and one process at a time."""
 
 import asyncio
+import hashlib
 import json
 import multiprocessing
 import sqlite3
@@ -39,12 +40,13 @@ def test_tokens_sum_final_answers_and_tell_what_was_not_counted(tmp_path):
             ("a", "ok", (5, 6)),
             ("b", "failed", (1, None)),
             ("c", "unserved", (100, 100)),
+            ("d", "ok", (None, None)),
         ):
             store.begin(key, "{}")
             store.put(key, status, None, None, *counts)
         assert store.tokens() == Tokens(6, 6, 1)
-        assert store.counts() == {"ok": 1, "failed": 1, "unserved": 1}
-        assert [record.key for record in store.rows()] == ["a", "b", "c"]
+        assert store.counts() == {"ok": 2, "failed": 1, "unserved": 1}
+        assert [record.key for record in store.rows()] == ["a", "b", "c", "d"]
 
 
 def test_put_needs_a_request_that_began(tmp_path):
@@ -158,7 +160,13 @@ def test_the_key_is_the_content_and_nothing_else():
         Request(PROMPT, extra={"stop": ["x"]}),
     ]
     assert len({request.key("m") for request in [one, *others]} | {one.key("n")}) == 8
-    assert json.loads(canonical_json(one.canonical("m")))["messages"] == PROMPT
+    # Another form of the key would make everybody pay again for what is on disk.
+    written = (
+        '{"extra":{},"max_tokens":null,"messages":[{"content":"one?","role":"user"}],"model":"m","sample":0,'
+        '"temperature":1.0,"top_p":0.95}'
+    )
+    assert canonical_json(one.canonical("m")) == written
+    assert one.key("m") == hashlib.sha256(written.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

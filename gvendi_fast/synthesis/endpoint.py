@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.pacing import retry_after_seconds
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Of a text that the endpoint sends with an error, as much as fits a message.
 _TOLD = 200
+# Seconds to reach the endpoint; a host that drops packets says nothing at all.
+_CONNECT = 15.0
 # Shorter keys are placeholders for local servers, such as EMPTY, and may be words of an answer.
 _SECRET = 12
 
@@ -56,12 +58,12 @@ class Endpoint:
 
     def __init__(self, base_url: str, key_variable: str | None, time_limit: float) -> None:
         try:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, Timeout
         except ImportError as error:
             raise GvendiError(
                 f"An endpoint needs the openai client ({error}); install it with `pip install gvendi-fast[synthesis]`"
             ) from error
-        parts = urlsplit(base_url)
+        parts = _parts(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise GvendiError(
                 "base_url must be an address such as http://localhost:8000/v1, with http or https and a host; "
@@ -77,7 +79,10 @@ class Endpoint:
         self._time_limit = time_limit
         # The client insists on a key; endpoints without keys do not look at it.
         self._client = AsyncOpenAI(
-            base_url=base_url, api_key=self._key or "none", max_retries=0, timeout=time_limit
+            base_url=base_url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=Timeout(time_limit, connect=min(_CONNECT, time_limit)),
         )
 
     async def aclose(self) -> None:
@@ -91,16 +96,21 @@ class Endpoint:
         try:
             # The client's own limit is between two bytes; a reply that trickles would never meet it.
             raw = await asyncio.wait_for(create(**body), self._time_limit)
-        except (asyncio.TimeoutError, APITimeoutError):
-            return Reply(Kind.SLOW, reason=f"no reply within {self._time_limit:g} s")
+        except asyncio.TimeoutError:
+            return self._slow()
         except APIConnectionError as error:
             cause = error.__cause__ or error
             # By name, because the client's HTTP library has changed between its releases.
-            kind = Kind.SILENT if type(cause).__name__.startswith("Connect") else Kind.BROKEN
+            kind = Kind.SILENT if type(cause).__name__ in ("ConnectError", "ConnectTimeout") else Kind.BROKEN
+            if isinstance(error, APITimeoutError) and kind is Kind.BROKEN:
+                return self._slow()
             return Reply(kind, reason=self._clean(f"{type(cause).__name__}: {cause}".removesuffix(": ")))
         except APIStatusError as error:
             return self._by_status(error)
         return Reply(Kind.ANSWERED, self._cut_key(raw.content.decode("utf-8", "replace")))
+
+    def _slow(self) -> Reply:
+        return Reply(Kind.SLOW, reason=f"no reply within {self._time_limit:g} s")
 
     def _by_status(self, error: APIStatusError) -> Reply:
         status, code = error.status_code, error.code
@@ -129,6 +139,18 @@ class Endpoint:
 
     def _cut_key(self, text: str) -> str:
         return text.replace(self._key, "[API key]") if len(self._key or "") >= _SECRET else text
+
+
+def _parts(base_url: str) -> SplitResult:
+    try:
+        parts = urlsplit(base_url)
+        # Read here, because a port that is no number shows only now.
+        _ = parts.port
+    except ValueError as error:
+        raise GvendiError(
+            "base_url has brackets or a port that cannot be read; give an address such as http://localhost:8000/v1"
+        ) from error
+    return parts
 
 
 def read_key(variable: str | None) -> str | None:

@@ -48,7 +48,8 @@ class Pace:
     concurrency, max_concurrency: requests under way at the start and at most. retries: further tries after a server
     error, a broken connection or a time-out; being told to wait and finding nobody there do not count.
     time_limit: of one try.
-    patience: how long the endpoint may serve nothing at all while it fails, and the longest Retry-After that is obeyed.
+    patience: how long the endpoint may serve nothing at all while it fails, the longest Retry-After that is obeyed,
+    and how long one request is tried while others are served.
     connection_failures: tries in a row without any reply that end the run; tries that were under way together count
     once. first_delay, longest_delay: of the exponential back-off. seed: of its jitter.
     """
@@ -115,7 +116,7 @@ class OpenAIGenerator(StoredGenerator):
         self._not_before = 0.0
         self._failing_since: float | None = None
         self._silent = self._refusals = 0
-        self._served = False
+        self._served = answered > 0
 
     @property
     def concurrency(self) -> int:
@@ -129,8 +130,11 @@ class OpenAIGenerator(StoredGenerator):
         await self._endpoint.aclose()
 
     async def _produce(self, request: Request, key: str, written: str) -> Record:
+        # Nothing else is under way: an old failure says nothing about the time since.
+        if len(self._under_way) == 1:
+            self._failing_since = None
         body = self._wire(request, key)
-        failures = 0
+        failures, failing_since = 0, None
         while True:
             reply = await self._try(body, key, written)
             if isinstance(reply, Record):
@@ -138,10 +142,11 @@ class OpenAIGenerator(StoredGenerator):
             if reply.kind is Kind.REFUSED:
                 return await self.store.put_async(key, REFUSED, None, reply.reason, None, None)
             failures += 1
-            # These are no fault of the request: patience ends the one, the circuit breaker the other.
+            failing_since = failing_since or time.monotonic()
+            # No fault of the request, as a rule; but one that is too large for a rate limit hears 429 for ever.
             if reply.kind in (Kind.BUSY, Kind.SILENT):
                 failures = min(failures, self.pace.retries)
-            if failures > self.pace.retries:
+            if failures > self.pace.retries or time.monotonic() - failing_since > self.pace.patience:
                 return await self.store.put_async(key, UNSERVED, None, reply.reason, None, None)
             if reply.kind is not Kind.SILENT:
                 await self._sleep(
@@ -163,8 +168,7 @@ class OpenAIGenerator(StoredGenerator):
                 record = None
                 if reply.kind is Kind.ANSWERED:
                     record = await self._keep(key, reply.text)
-                    counts = record.prompt_tokens, record.completion_tokens
-                    self._spending.settle(None if None in counts else sum(counts))
+                    self._spending.settle(record)
             finally:
                 self._spending.release()
             self._learn(reply, round_)

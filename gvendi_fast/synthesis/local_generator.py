@@ -21,7 +21,7 @@ from gvendi_fast.chat import ChatTemplate
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.proxy import Proxy, load_proxy
 from gvendi_fast.synthesis.request_store import Record, RequestStore
-from gvendi_fast.synthesis.requests import REFUSED, Request
+from gvendi_fast.synthesis.requests import FINAL, REFUSED, Request
 from gvendi_fast.synthesis.stops import GenerationStoppedError, Stop
 from gvendi_fast.synthesis.stored import StoredGenerator
 
@@ -71,14 +71,15 @@ class HFGenerator(StoredGenerator):
 
     def _halt(self) -> None:
         self._halted = True
-        stop = Stop(GenerationStoppedError, "The generator was closed", "run the same again to go on")
-        counts = self.store.counts()
         for *_, future in self._waiting:
             if not future.done():
-                future.set_exception(
-                    stop.error(counts.get("ok", 0) + counts.get("failed", 0), str(self.store.path))
-                )
+                future.set_exception(self._closed())
         self._waiting.clear()
+
+    def _closed(self) -> GenerationStoppedError:
+        counts = self.store.counts()
+        stop = Stop(GenerationStoppedError, "The generator was closed", "run the same again to go on")
+        return stop.error(sum(counts.get(status, 0) for status in FINAL), str(self.store.path))
 
     async def _free(self) -> None:
         if self._worker is not None:
@@ -86,7 +87,7 @@ class HFGenerator(StoredGenerator):
 
     async def _produce(self, request: Request, key: str, written: str) -> Record:
         if self._halted:
-            raise GvendiError("The generator is closed; make another one with the same store")
+            raise self._closed()
         await self.store.begin_async(key, written)
         prompt = self._prompt(request)
         if isinstance(prompt, str):

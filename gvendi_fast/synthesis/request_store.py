@@ -2,7 +2,8 @@
 
 One thread owns the connection. It takes whatever jobs are waiting, does them in one transaction, commits, and only
 then hands out results: an answer that anybody has seen is on disk. A process killed at any moment leaves the last
-commit. While the file is open no other process can open it, so two runs cannot pay for the same answers.
+commit: what was under way then is asked again, and paid again if the endpoint had answered it already; `attempts`
+tells. While the file is open no other process can open it, so two runs cannot pay for the same answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.requests import FINAL, SENT
+from gvendi_fast.synthesis.requests import FINAL, OK, SENT
 
 # "GVRQ" in ASCII: marks the file as ours. The version changes with the columns.
 _APPLICATION, _VERSION = 0x47565251, 1
@@ -64,7 +65,7 @@ _COLUMNS = ", ".join(column.name for column in fields(Record))
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sums over the final answers; uncounted: how many of them came without a count."""
+    """Sums over the final answers; uncounted: how many usable ones came without a count."""
 
     prompt: int
     completion: int
@@ -297,7 +298,8 @@ def _counts(connection: sqlite3.Connection) -> dict[str, int]:
 def _tokens(connection: sqlite3.Connection) -> Tokens:
     row = connection.execute(
         "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), "
-        "coalesce(sum(prompt_tokens IS NULL OR completion_tokens IS NULL), 0) "
-        f"FROM requests WHERE status IN ({_FINAL})"
+        "coalesce(sum(status = ? AND (prompt_tokens IS NULL OR completion_tokens IS NULL)), 0) "
+        f"FROM requests WHERE status IN ({_FINAL})",
+        (OK,),
     ).fetchone()
     return Tokens(*row)

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.synthesis.request_store import Record
+from gvendi_fast.synthesis.requests import OK
 
 
 class GenerationStoppedError(GvendiError):
@@ -49,7 +51,8 @@ class Budget:
 
     requests: answers that the endpoint has given, over all runs with the same store, those under way included.
     tokens: of prompts and answers together, over all runs; checked before a request is sent, so what is under way
-    then comes on top. seconds: of this run, from its first request; answers under way are waited for.
+    then comes on top, and a damaged answer without a count costs none. seconds: of this run, from its first request;
+    answers under way are waited for.
     """
 
     requests: int | None = None
@@ -66,7 +69,7 @@ class Budget:
 class Spending:
     """What a run has spent of its budget.
 
-    answered, tokens: what the store holds at the start. uncounted: its answers without a count of tokens.
+    answered, tokens: what the store holds at the start. uncounted: its usable answers without a count of tokens.
     """
 
     def __init__(self, budget: Budget, answered: int, tokens: int, uncounted: int) -> None:
@@ -88,13 +91,15 @@ class Spending:
         """The request reserved last is over; `settle` it if it was answered."""
         self.under_way -= 1
 
-    def settle(self, tokens: int | None) -> None:
-        """Book an answer; tokens None if the endpoint did not count them."""
+    def settle(self, record: Record) -> None:
+        """Book an answer."""
         self.answered += 1
-        self.tokens += tokens or 0
-        self.uncounted += tokens is None
+        self.tokens += (record.prompt_tokens or 0) + (record.completion_tokens or 0)
+        # A damaged answer may well lack the count that the endpoint gives with the others.
+        self.uncounted += record.status == OK and None in (record.prompt_tokens, record.completion_tokens)
 
     def refusal(self) -> Stop | None:
+        """Which budget forbids one more request, or None."""
         limit = self.budget
         if limit.requests is not None and self.answered + self.under_way >= limit.requests:
             return _spent("requests", f"{limit.requests} answers")
