@@ -41,16 +41,16 @@ def tests(tmp_path):
 
 
 def test_words_are_letters_and_digits_of_the_normal_form():
-    assert words("The “Ｆｕｌｌ” width, naïve_x: $x^2+3=½$\n") == [
+    assert words("The “Ｆｕｌｌ” width, naïve_x: $x^2+3$\n") == [
         "the",
         "full",
         "width",
         "naïve",
         "x",
-        *"x23",
-        "1",
+        "x",
         "2",
-    ] or (words("x^2") == ["x", "2"])
+        "3",
+    ]
     assert words("Straße STRASSE") == ["strasse", "strasse"]
     assert words("東京に 行く") == ["東", "京", "に", "行", "く"]
     assert words("!?… \x00") == []

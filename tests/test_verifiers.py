@@ -226,8 +226,17 @@ def test_an_interrupted_exchange_leaves_no_reply_for_the_next_request(user_check
 
 @pytest.mark.parametrize("target", ["no_such_module:check", "my_checks:no_such_function"])
 def test_a_check_that_cannot_be_loaded_is_named(user_checks, target):
-    with RowVerifier(target) as rows, pytest.raises(GvendiError, match="no_such_.*wanted an importable"):
+    with RowVerifier(target) as rows, pytest.raises(GvendiError, match=r"no_such_.*wanted an importable"):
         rows.start()
+
+
+def test_a_check_that_does_not_fit_is_named_at_the_start():
+    pytest.importorskip("math_verify", reason="needs the extra 'synthesis'")
+    with (
+        AnswerChecker(memory_mb=50) as answers,
+        pytest.raises(GvendiError, match=r"cannot start: .*50 MB \(memory_mb"),
+    ):
+        answers.same("1", "2")
 
 
 @pytest.mark.parametrize("target", ["my_checks", "os.system('x'):f", "a:b c", ":f", ""])

@@ -33,8 +33,9 @@ def main() -> None:
     _report_uncaught(replies)
     settings = json.loads(requests.recv_bytes())
     target = settings["target"]
-    function = _math() if target == "math" else _user_function(target)
+    # Before the check is loaded: where it does not fit, the start says so, not every single verdict.
     _limit_memory(settings["memory_mb"])
+    function = _math() if target == "math" else _user_function(target)
     _reply(replies, "ready")
     while True:
         try:

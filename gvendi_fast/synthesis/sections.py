@@ -30,11 +30,11 @@ def clean(text: object, longest: int = LONGEST) -> str | Reason:
         return Reason(f"answer of {len(text)} characters; at most {longest} are read")
     if lone_surrogate(text):
         return Reason("invalid Unicode: lone surrogate")
-    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     control = _CONTROL.search(text)
     if control:
         return Reason(f"control character U+{ord(control.group()):04X}")
-    return text or Reason("empty answer")
+    return text.strip() or Reason("empty answer")
 
 
 def without_thinking(text: str) -> str | Reason:

@@ -139,14 +139,16 @@ class _Worker:
         verdict = self._exchange(json.dumps(self._settings).encode(), _START_S)
         if verdict.outcome != "ready":
             self.stop()
-            raise GvendiError(
-                f"the check '{self._settings['target']}' cannot start: {verdict.reason}{self._remedy()}"
-            )
+            raise GvendiError(f"the check '{self._settings['target']}' cannot start: {self._fault(verdict)}")
 
-    def _remedy(self) -> str:
-        if self._settings["target"] == "math":
-            return "; math-verify comes with pip install 'gvendi-fast[synthesis]'"
-        return "; wanted an importable 'module:function' that takes one row"
+    def _fault(self, verdict: Verdict) -> str:
+        is_math = self._settings["target"] == "math"
+        wanted = (
+            "math-verify (pip install 'gvendi-fast[synthesis]')"
+            if is_math
+            else "an importable 'module:function'"
+        )
+        return f"{verdict.reason}; wanted {wanted} that loads within {self._settings['memory_mb']} MB (memory_mb)"
 
     def ask(self, body: bytes) -> Verdict:
         self.start()
