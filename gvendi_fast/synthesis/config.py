@@ -306,8 +306,8 @@ def _wanted(hint: Any, limits: Mapping[str, Any]) -> str:
         else:
             said.append(names[kind])
     least, most = limits.get("least"), limits.get("most")
-    ends = [f"of at least {least:g}"] * (least is not None) + [f"at most {most:g}"] * (most is not None)
-    said[0] += f" {' and '.join(ends)}" if ends else ""
+    said[0] += "" if least is None else f" of at least {least:g}"
+    said[0] += "" if most is None else f" and at most {most:g}"
     return " or ".join(said)
 
 
