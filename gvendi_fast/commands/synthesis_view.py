@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TextIO
 from gvendi_fast.progress import LINE_EVERY
 
 if TYPE_CHECKING:
-    from gvendi_fast.synthesis.loop import Status
+    from gvendi_fast.synthesis.status import Status
 
 
 def view_for(stream: TextIO | None = None) -> Table | Lines:
-    """The view that fits a stream (stderr unless said); a context manager and a `loop.Watcher`."""
+    """The view that fits a stream (stderr unless said); a context manager and a `status.Watcher`."""
     stream = sys.stderr if stream is None else stream
     return Table(stream) if stream.isatty() else Lines(stream)
 
@@ -55,7 +55,7 @@ class Lines:
         """Nothing is open."""
 
     def update(self, status: Status) -> None:
-        """See `loop.Watcher`."""
+        """See `status.Watcher`."""
         if time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
             print("; ".join(f"{k} {v}" for k, v in describe(status).items()), file=self.stream, flush=True)
@@ -81,7 +81,7 @@ class Table:
             self._live.stop()
 
     def update(self, status: Status) -> None:
-        """See `loop.Watcher`."""
+        """See `status.Watcher`."""
         from rich.table import Table as Grid
         from rich.text import Text
 

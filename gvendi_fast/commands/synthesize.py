@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 from gvendi_fast.errors import GvendiError
 
 if TYPE_CHECKING:
-    from gvendi_fast.synthesis.loop import Status
+    from gvendi_fast.synthesis.status import Status
 
 
 def synthesize(
@@ -102,8 +103,15 @@ def synthesize(
     from gvendi_fast.commands.synthesis_view import view_for
     from gvendi_fast.progress import progress_for
 
-    with view_for() as view:
-        status = run(settings, view, progress_for(verb="sketching the pool:"))
+    try:
+        with view_for() as view:
+            status = run(settings, view, progress_for(verb="sketching the pool:"))
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted: answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on",
+            file=sys.stderr,
+        )
+        raise
     if as_json:
         print(json.dumps({**asdict(status), "out": settings.out}, ensure_ascii=False, allow_nan=False))
     else:

@@ -6,23 +6,16 @@ is an error, for a run takes hours and a misspelt limit would be found out too l
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import os
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.sources import find_files
-
-
-def _number(default: Any = MISSING, least: float | None = None, most: float | None = None) -> Any:
-    """A field with a range; both ends belong to it."""
-    return field(default=default, metadata={"least": least, "most": most})
+from gvendi_fast.synthesis.schema import number, section, shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class PoolConfig:
     """Where growth starts. data: files, folders or globs, or one run directory of `gvendi sketch`. limit: rows."""
 
     data: list[str]
-    limit: int | None = _number(None, 1)
+    limit: int | None = number(None, 1)
 
 
 @dataclass(frozen=True)
@@ -54,17 +47,17 @@ class GeneratorConfig:
     base_url: str | None = None
     key_variable: str | None = "OPENAI_API_KEY"
     prices: list[float] | None = None
-    max_tokens: int | None = _number(None, 1)
+    max_tokens: int | None = number(None, 1)
     limit_field: str = "max_tokens"
     send_seed: bool = False
-    concurrency: int = _number(8, 1)
-    max_concurrency: int = _number(64, 1)
-    retries: int = _number(6, 0)
-    time_limit: float = _number(600.0, 0.001)
-    patience: float = _number(900.0, 0.001)
-    first_delay: float = _number(0.5, 0.001)
-    longest_delay: float = _number(60.0, 0.001)
-    batch: int = _number(8, 1)
+    concurrency: int = number(8, 1)
+    max_concurrency: int = number(64, 1)
+    retries: int = number(6, 0)
+    time_limit: float = number(600.0, 0.001)
+    patience: float = number(900.0, 0.001)
+    first_delay: float = number(0.5, 0.001)
+    longest_delay: float = number(60.0, 0.001)
+    batch: int = number(8, 1)
 
 
 @dataclass(frozen=True)
@@ -72,13 +65,13 @@ class ProxyConfig:
     """The model whose gradients are sketched, and how; as the options of `gvendi sketch`."""
 
     name: str = "Qwen/Qwen2.5-0.5B-Instruct"
-    dim: int = _number(1024, 64, 8192)
+    dim: int = number(1024, 64, 8192)
     sketch: Literal["hadamard", "rademacher"] = "hadamard"
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    max_tokens: int | None = _number(None, 2)
-    batch_tokens: int | None = _number(None, 1)
+    max_tokens: int | None = number(None, 2)
+    batch_tokens: int | None = number(None, 1)
     mask: Literal["completion", "released"] = "completion"
     exclude: list[str] = field(default_factory=list)
 
@@ -92,9 +85,9 @@ class FilterConfig:
     """
 
     tests: list[str] = field(default_factory=list)
-    ngram: int = _number(10, 1)
-    near: float | None = _number(0.98, 0.0, 1.0)
-    workers: int = _number(1, 1)
+    ngram: int = number(10, 1)
+    near: float | None = number(0.98, 0.0, 1.0)
+    workers: int = number(1, 1)
 
 
 @dataclass(frozen=True)
@@ -110,13 +103,13 @@ class AcceptConfig:
     """
 
     rule: Literal["cluster", "gain", "all"] = "cluster"
-    clusters: float = _number(0.01, 0.0)
-    round: float = _number(0.1, 0.0)
+    clusters: float = number(0.01, 0.0)
+    round: float = number(0.1, 0.0)
     frozen: bool = False
     from_sparse: bool = False
-    quantile: float = _number(0.5, 0.0, 1.0)
+    quantile: float = number(0.5, 0.0, 1.0)
     reference: Literal["pool", "candidates"] = "pool"
-    recent: int = _number(1000, 100)
+    recent: int = number(1000, 100)
 
 
 @dataclass(frozen=True)
@@ -126,12 +119,12 @@ class StopConfig:
     floor: share of accepted candidates, among the last `window` or more, below which the run ends.
     """
 
-    target: int = _number(least=1)
-    requests: int | None = _number(None, 1)
-    tokens: int | None = _number(None, 1)
-    seconds: float | None = _number(None, 0.001)
-    floor: float = _number(0.01, 0.0, 1.0)
-    window: int = _number(1000, 1)
+    target: int = number(least=1)
+    requests: int | None = number(None, 1)
+    tokens: int | None = number(None, 1)
+    seconds: float | None = number(None, 0.001)
+    floor: float = number(0.01, 0.0, 1.0)
+    window: int = number(1000, 1)
 
 
 @dataclass(frozen=True)
@@ -150,8 +143,8 @@ class Config:
     filter: FilterConfig = field(default_factory=FilterConfig)
     accept: AcceptConfig = field(default_factory=AcceptConfig)
     seed: int = 0
-    block: int = _number(64, 1)
-    ahead: int = _number(4, 1)
+    block: int = number(64, 1)
+    ahead: int = number(4, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as the file has them."""
@@ -192,7 +185,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), **values
         ) from error
     if not isinstance(found, dict):
         raise GvendiError(
-            f"the configuration '{path}' holds {_shown(found)}; wanted sections such as pool and task"
+            f"the configuration '{path}' holds {shown(found)}; wanted sections such as pool and task"
         )
     for override in overrides:
         _override(found, override)
@@ -201,7 +194,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), **values
 
 def config_from(values: Mapping[str, Any]) -> Config:
     """The configuration of nested dicts; GvendiError as in `load_config`."""
-    config = _section(Config, values, "")
+    config = section(Config, values)
     generator = config.generator
     if generator.kind == "openai" and generator.base_url is None:
         raise GvendiError("generator.base_url is missing; wanted an address such as http://localhost:8000/v1")
@@ -228,91 +221,12 @@ def _override(values: dict[str, Any], text: str) -> None:
     for key in keys[:-1]:
         inner = values.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise GvendiError(f"{text!r}: '{key}' is {_shown(inner)}, not a section")
+            raise GvendiError(f"{text!r}: '{key}' is {shown(inner)}, not a section")
         values = inner
     try:
         values[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise GvendiError(f"{text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
-
-
-def _section(kind: type, values: Any, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise GvendiError(f"{path or 'the configuration'} is {_shown(values)}; wanted a section with keys")
-    known = {f.name: f for f in fields(kind)}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1, 0.5)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            where = f"{path}.{key}" if path else str(key)
-            raise GvendiError(f"{where} is not known; {hint}Known here: {', '.join(known)}")
-    hints, taken = get_type_hints(kind), {}
-    for name, f in known.items():
-        where = f"{path}.{name}" if path else name
-        if name in values:
-            taken[name] = _value(hints[name], values[name], where, f.metadata)
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise GvendiError(f"{where} is missing; wanted {_wanted(hints[name], f.metadata)}")
-    return kind(**taken)
-
-
-def _value(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
-    if is_dataclass(hint):
-        return _section(hint, value, path)
-    kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    (kind,) = (k for k in kinds if k is not type(None))
-    origin, good = get_origin(kind), False
-    if origin is Literal:
-        good = isinstance(value, str) and value in get_args(kind)
-    elif origin is list:
-        item = get_args(kind)[0]
-        value = [value] if isinstance(value, str) and item is str else value
-        good = isinstance(value, list) and all(_is(item, v) for v in value)
-        value = list(map(item, value)) if good else value
-    elif origin is dict:
-        good = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    else:
-        good = _is(kind, value)
-        value = kind(value) if good else value
-        if good and not isinstance(value, str):
-            least, most = limits.get("least"), limits.get("most")
-            good = (least is None or value >= least) and (most is None or value <= most)
-    if not good:
-        raise GvendiError(f"{path} is {_shown(value)}; wanted {_wanted(hint, limits)}")
-    return value
-
-
-def _is(kind: type, value: Any) -> bool:
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) < float("inf")
-    return isinstance(value, kind)
-
-
-def _wanted(hint: Any, limits: Mapping[str, Any]) -> str:
-    kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    names = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
-    said = []
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            said.append("one of " + ", ".join(get_args(kind)))
-        elif get_origin(kind) is list:
-            said.append(f"a list of {'texts' if get_args(kind)[0] is str else 'numbers'}")
-        elif is_dataclass(kind) or get_origin(kind) is dict:
-            said.append("a section with keys")
-        else:
-            said.append(names[kind])
-    least, most = limits.get("least"), limits.get("most")
-    said[0] += "" if least is None else f" of at least {least:g}"
-    said[0] += "" if most is None else f" and at most {most:g}"
-    return " or ".join(said)
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:80]
 
 
 def _digest(path: str) -> str:

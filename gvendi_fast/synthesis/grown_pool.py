@@ -89,7 +89,7 @@ class GrownPool:
     def add(self, id_: str, record: Mapping[str, Any], sketch: torch.Tensor) -> None:
         """Take up a row; the state follows with `settle`."""
         if self._used == len(self._matrix):
-            grown = torch.empty(max(1024, 2 * self._used), self._matrix.shape[1])
+            grown = torch.empty(self._used + max(1024, self._used // 4), self._matrix.shape[1])
             grown[: self._used] = self._matrix
             self._matrix = grown
         self._matrix[self._used] = sketch

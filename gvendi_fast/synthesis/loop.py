@@ -14,8 +14,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -26,56 +26,9 @@ from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
-from gvendi_fast.synthesis.requests import FINAL
+from gvendi_fast.synthesis.status import Spent, Status, Watcher
 from gvendi_fast.synthesis.stops import BudgetSpentError
 from gvendi_fast.synthesis.stored import StoredGenerator
-
-
-@dataclass
-class Status:
-    """Where a run stands.
-
-    pool, seeds: rows now and at the start. accepted, rejected: candidates over all runs of the directory, the latter by
-    stage. gvendi, start_gvendi: of the pool now (as of the last block) and at the start. requests: final answers;
-    tokens: (prompt, completion) of them; cost: in the currency of the prices, None without. seconds: where this run's
-    time went; "checks" run beside the others. stopped, why: the limit that ended the run, and in words.
-    """
-
-    pool: int
-    seeds: int
-    target: int
-    round: int
-    clusters: int
-    accepted: int
-    rejected: dict[str, int]
-    gvendi: float
-    start_gvendi: float
-    requests: int
-    tokens: tuple[int, int]
-    cost: float | None
-    seconds: dict[str, float] = field(default_factory=dict)
-    stopped: str = ""
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class _Spent:
-    requests: int
-    tokens: tuple[int, int]
-    cost: float | None
-
-    @classmethod
-    def of(cls, generator: StoredGenerator) -> _Spent:
-        counts, tokens = generator.store.counts(), generator.store.tokens()
-        requests = sum(counts.get(status, 0) for status in FINAL)
-        return cls(requests, (tokens.prompt, tokens.completion), generator.cost())
-
-
-class Watcher(Protocol):
-    """Is told how a run goes, from the run's own thread."""
-
-    def update(self, status: Status) -> None:
-        """Another block is decided."""
 
 
 class Loop:
@@ -101,8 +54,8 @@ class Loop:
         self._gvendi = pool.start_gvendi
         self._rejected = Counter(journal.rejections())
         self._clusters = 0
-        # The store is summed up once: a large one takes seconds.
-        self._spent = _Spent.of(generator)
+        # Once, and what is new is added up.
+        self._spent = Spent.of(generator)
 
     def replay(self) -> None:
         """Bring pool and judge to where the journal ends."""
@@ -143,7 +96,7 @@ class Loop:
                 await asyncio.gather(*pending, return_exceptions=True)
         with self._time("gvendi"):
             self._gvendi = self.pool.state.gvendi()
-        spent = _Spent.of(self.generator)
+        spent = Spent.of(self.generator)
         final = replace(self.status(), requests=spent.requests, tokens=spent.tokens, cost=spent.cost)
         final.stopped, final.why = stopped
         self.journal.note({"event": "stop", "reason": final.stopped, "why": final.why, "pool": final.pool})

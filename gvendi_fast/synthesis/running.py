@@ -28,9 +28,10 @@ from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
-from gvendi_fast.synthesis.loop import Loop, Status, Watcher
+from gvendi_fast.synthesis.loop import Loop
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.requests import Request
+from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
 
 CONFIG, REQUESTS, POOL = "config.yaml", "requests.sqlite", "pool"
