@@ -17,6 +17,7 @@ from gvendi_fast.commands.compare import compare
 from gvendi_fast.commands.measures import measures
 from gvendi_fast.commands.report import report
 from gvendi_fast.commands.select import select
+from gvendi_fast.commands.synthesize import synthesize
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.options import CorpusOptions, Data, Order, unbundled, warn_unfinished
@@ -112,7 +113,7 @@ def info() -> None:
         print(f"{name:<24}{value}")
 
 
-for _command in (select, cluster, compare, measures, weights, report):
+for _command in (select, cluster, compare, measures, weights, report, synthesize):
     app.command()(_command)
 
 

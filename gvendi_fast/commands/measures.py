@@ -100,7 +100,9 @@ def _print(found: Measured, by: str | None) -> None:
             if name != "gvendi":
                 console.print(f"  {heading:<18}{getattr(found.whole, name):{form}}", highlight=False)
         return
-    console.print(f"by {by}, n = {found.n:,} rows of each (K = {found.dim})", highlight=False, markup=False)
+    console.print(
+        f"by {by}, one draw of n = {found.n:,} rows of each (K = {found.dim})", highlight=False, markup=False
+    )
     table = Table()
     table.add_column(escape(by), overflow="fold")
     for heading in ("rows", *(heading for heading, _ in columns.values())):

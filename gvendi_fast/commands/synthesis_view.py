@@ -1,0 +1,94 @@
+"""How a synthesis run shows where it is: a live table on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from gvendi_fast.progress import LINE_EVERY
+
+if TYPE_CHECKING:
+    from gvendi_fast.synthesis.status import Status
+
+
+def view_for(stream: TextIO | None = None) -> Table | Lines:
+    """The view that fits a stream (stderr unless said); a context manager and a `status.Watcher`."""
+    stream = sys.stderr if stream is None else stream
+    return Table(stream) if stream.isatty() else Lines(stream)
+
+
+def describe(status: Status) -> dict[str, str]:
+    """What a status says, by name."""
+    rejected = sum(status.rejected.values())
+    decided = status.accepted + rejected
+    reasons = sorted(status.rejected.items(), key=lambda item: -item[1])
+    lines = {
+        "pool": f"{status.pool:,} rows of {status.target:,} wanted; it began with {status.seeds:,}",
+        "G-Vendi": f"{status.gvendi:.2f}, at the start {status.start_gvendi:.2f} (it grows with the rows)",
+        "candidates": f"{decided:,}, of them accepted {status.accepted:,} ({_share(status.accepted, decided)})",
+        "rejected": ", ".join(f"{stage} {n:,} ({_share(n, decided)})" for stage, n in reasons) or "none",
+        "round": f"{status.round + 1}, with {status.clusters:,} clusters",
+        "requests": f"{status.requests:,} answered",
+        "tokens": f"{status.tokens[0]:,} in prompts, {status.tokens[1]:,} in answers",
+    }
+    if status.cost is not None:
+        lines["cost"] = f"{status.cost:,.4f}, in the currency of the prices"
+    return lines
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+class Lines:
+    """One plain line every ten seconds, for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self._last = stream, float("-inf")
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def update(self, status: Status) -> None:
+        """See `status.Watcher`."""
+        if time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            print("; ".join(f"{k} {v}" for k, v in describe(status).items()), file=self.stream, flush=True)
+
+
+class Table:
+    """A table that stays in place, on a terminal; it appears with the first block."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(file=stream), auto_refresh=False)
+        self._shown = False
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._live.stop()
+
+    def update(self, status: Status) -> None:
+        """See `status.Watcher`."""
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        if not self._shown:
+            self._live.start()
+            self._shown = True
+        grid = Grid.grid(padding=(0, 2))
+        for name, value in describe(status).items():
+            grid.add_row(Text(name, style="bold"), Text(value))
+        self._live.update(grid, refresh=True)

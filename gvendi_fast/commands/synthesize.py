@@ -1,0 +1,148 @@
+"""`gvendi synthesize`: grow a pool of training data where it is sparse, with candidates that a model writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gvendi_fast.errors import GvendiError
+
+if TYPE_CHECKING:
+    from gvendi_fast.synthesis.status import Status
+
+
+def synthesize(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="The configuration; not with --resume.", show_default=False
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Settings over those of the file: stop.target=5000.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[
+        int | None,
+        typer.Option(
+            "--preview",
+            metavar="N",
+            help="Ask for N prompts, print them with what was read, and write nothing.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", metavar="DIR", help="Go on with the run in DIR, under its own configuration."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+    ] = False,
+) -> None:
+    """Grow a pool of training data: a model writes candidates, those in sparse regions stay.
+
+    Candidates come from prompts that show rows of the pool. They are checked
+    by the task (math: several solutions must agree; nli: fresh labels; generic:
+    a function of yours), compared with test files and with the pool, sketched
+    by the proxy, and join the pool if their gradient lies in a sparse cluster
+    (arXiv 2505.20161) or raises the entropy (accept.rule=gain).
+
+    A configuration:
+
+        out: runs/grown
+        pool: {data: seeds.jsonl}
+        task: {name: math}
+        generator: {base_url: "http://localhost:8000/v1", model: my-model,
+                    key_variable: null}
+        filter: {tests: "tests/*.jsonl"}
+        stop: {target: 20000, requests: 100000}
+
+    DIR (out) gets accepted.jsonl, rejected.jsonl with a reason for each,
+    events.jsonl, every request with its answer in requests.sqlite, and the
+    configuration as used. A run that was stopped or killed goes on with
+    --resume DIR, or with the same command: no answer is paid for twice, and
+    the result is that of a run without the break.
+
+    It ends at stop.target rows, at stop.requests, stop.tokens or
+    stop.seconds, or when fewer than stop.floor of the last stop.window
+    candidates are accepted, and says which.
+    """
+    from gvendi_fast.synthesis.config import load_config
+    from gvendi_fast.synthesis.running import CONFIG, preview
+    from gvendi_fast.synthesis.running import synthesize as run
+
+    given = list(overrides or ())
+    if resume is not None:
+        given = [*([] if config is None else [config]), *given]
+        if not (resume / CONFIG).is_file():
+            raise GvendiError(
+                f"--resume: '{resume}' holds no run ({CONFIG} is not there); give its directory"
+            )
+        settings = load_config(resume / CONFIG, given, out=str(resume))
+    elif config is None:
+        raise GvendiError("a configuration is missing; give CONFIG.yaml, or --resume DIR")
+    else:
+        settings = load_config(config, given)
+    if show is not None:
+        previews = preview(settings, show)
+        if as_json:
+            print(json.dumps(previews, ensure_ascii=False))
+        else:
+            _print_previews(previews)
+        return
+    from gvendi_fast.commands.synthesis_view import view_for
+    from gvendi_fast.progress import progress_for
+
+    try:
+        with view_for() as view:
+            status = run(settings, view, progress_for(verb="sketching the pool:"))
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted: answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on",
+            file=sys.stderr,
+        )
+        raise
+    if as_json:
+        print(json.dumps({**asdict(status), "out": settings.out}, ensure_ascii=False, allow_nan=False))
+    else:
+        _print_end(status, settings.out)
+
+
+def _print_previews(previews: list[dict]) -> None:
+    for number, found in enumerate(previews, 1):
+        print(f"--- prompt {number} of {len(previews)}")
+        for message in found["messages"]:
+            print(f"[{message['role']}]\n{message['content']}\n")
+        print(f"--- answer {number}\n{found['answer'] or '(none)'}\n")
+        if found["reason"]:
+            print(f"--- no candidate: {found['reason']}\n")
+        for candidate in found["candidates"]:
+            print("--- candidate")
+            for name, text in candidate.items():
+                print(f"{name}: {text}")
+            print()
+
+
+def _print_end(status: Status, out: str) -> None:
+    from gvendi_fast.commands.synthesis_view import describe
+
+    print(f"stopped: {status.why}")
+    for name, value in describe(status).items():
+        print(f"  {name:<16}{value}")
+    whole = sum(seconds for stage, seconds in status.seconds.items() if stage != "checks")
+    shares = sorted(status.seconds.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
+    print(f"  {'time':<16}{whole:,.1f} s: {told or 'none'}; checks run beside the others")
+    print(f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl")
+    if status.stopped != "target":
+        print(f"  'gvendi synthesize --resume {out}' goes on, with a higher limit where one was reached")

@@ -1,0 +1,164 @@
+"""The parts of a synthesis run, made from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.memory import choose_batch_tokens
+from gvendi_fast.originals import original_rows
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.pool import as_pool
+from gvendi_fast.proxy import Proxy, load_proxy
+from gvendi_fast.rows import Fields, Reason, decode_line
+from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
+from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.store import RunDirectory
+from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
+from gvendi_fast.synthesis.config import Config
+from gvendi_fast.synthesis.decontaminate import Decontaminator
+from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
+from gvendi_fast.synthesis.local_generator import HFGenerator
+from gvendi_fast.synthesis.request_store import RequestStore
+from gvendi_fast.synthesis.stops import Budget
+from gvendi_fast.synthesis.stored import StoredGenerator
+
+
+@dataclass(frozen=True)
+class SeedPool:
+    """ids, records and unit sketches [N, K] of the rows that growth starts from; spec: what the sketches depend on."""
+
+    ids: list[str]
+    records: list[dict[str, Any]]
+    sketches: torch.Tensor
+    spec: dict[str, Any]
+
+
+def make_generator(config: Config, store: RequestStore) -> StoredGenerator:
+    """The generator of the configuration, in front of `store`."""
+    given, stop = config.generator, config.stop
+    prices = None if given.prices is None else (given.prices[0], given.prices[1])
+    budget = Budget(stop.requests, stop.tokens, stop.seconds)
+    if given.kind == "local":
+        if budget != Budget():
+            raise GvendiError(
+                "stop.requests, stop.tokens and stop.seconds are of an endpoint; a local generator ends at stop.target "
+                "or stop.floor"
+            )
+        limit = {} if given.max_tokens is None else {"max_tokens": given.max_tokens}
+        return HFGenerator(given.model, store, batch=given.batch, prices=prices, **limit)
+    names = (
+        "concurrency",
+        "max_concurrency",
+        "retries",
+        "time_limit",
+        "patience",
+        "first_delay",
+        "longest_delay",
+    )
+    return OpenAIGenerator(
+        given.base_url,
+        given.model,
+        store,
+        key_variable=given.key_variable,
+        budget=budget,
+        pace=Pace(**{name: getattr(given, name) for name in names}, seed=config.seed),
+        prices=prices,
+        limit_field=given.limit_field,
+        send_seed=given.send_seed,
+    )
+
+
+def make_tests(config: Config) -> Decontaminator | None:
+    """The test questions to keep out, if there are any."""
+    return Decontaminator(config.filter.tests, config.filter.ngram) if config.filter.tests else None
+
+
+def make_sketching(config: Config) -> tuple[Proxy, GradientSketcher, Settings]:
+    """The proxy, its sketcher and the settings that the pool is sketched with."""
+    given = config.proxy
+    attention = None if given.attention == "auto" else given.attention
+    proxy = load_proxy(given.name, dtype=given.dtype, attention=attention)
+    settings = Settings(
+        spec=SketchSpec(dim=given.dim, kind=given.sketch, seed=given.seed),
+        max_tokens=given.max_tokens,
+        batch_tokens=given.batch_tokens,
+        mask=given.mask,
+        limit=config.pool.limit,
+        exclude=tuple(given.exclude),
+    )
+    return proxy, GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude), settings
+
+
+def open_pool(
+    config: Config,
+    folder: Path,
+    proxy: Proxy,
+    sketcher: GradientSketcher,
+    settings: Settings,
+    progress: Progress,
+) -> SeedPool:
+    """The seed pool: a run directory as it is, or a corpus, sketched into `folder` first."""
+    data = config.pool.data
+    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+        run = RunDirectory.load(data[0])
+        wanted = describe(proxy, sketcher, settings, run.spec["max_tokens"])
+        if run.spec != wanted:
+            differing = [key for key in wanted if run.spec.get(key) != wanted[key]]
+            shown = "\n".join(
+                f"  {key}: {run.spec.get(key)} there, {wanted[key]} in proxy" for key in differing
+            )
+            raise GvendiError(
+                f"pool.data: '{data[0]}' was sketched with other settings than the section proxy says\n{shown}"
+            )
+    else:
+        run = sketch_corpus(data, folder, proxy, settings, progress)
+    pool = as_pool(run)
+    size = len(pool) if config.pool.limit is None else min(len(pool), config.pool.limit)
+    ordinals = pool.numbers("row").tolist()[:size]
+    records = {row.ordinal: row.record() for row in original_rows(run, ordinals)}
+    return SeedPool(
+        list(pool.ids[:size]), [records[ordinal] for ordinal in ordinals], pool.take(range(size)), run.spec
+    )
+
+
+def make_candidate_sketcher(
+    config: Config, proxy: Proxy, sketcher: GradientSketcher, spec: dict[str, Any], batch_tokens: int | None
+) -> CandidateSketcher:
+    """Sketches candidates as the pool with this spec was. batch_tokens: of an earlier run, None to choose."""
+    tokens = batch_tokens or choose_batch_tokens(sketcher, config.proxy.batch_tokens)
+    return CandidateSketcher(proxy, sketcher, spec["max_tokens"], config.proxy.mask, tokens)
+
+
+def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:
+    """The first readable rows of the pool's files, at most `most`, without sketching them."""
+    data = config.pool.data
+    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+        run = RunDirectory.load(data[0])
+        ordinals = as_pool(run).numbers("row").tolist()[:most]
+        yield from [row.record() for row in original_rows(run, ordinals)]
+        return
+    left = min(most, config.pool.limit or most)
+    for path in find_files(data):
+        for record in _records(path):
+            if left == 0:
+                return
+            if not isinstance(record, Reason):
+                left -= 1
+                yield record
+
+
+def _records(path: str) -> Iterator[dict[str, Any] | Reason]:
+    kind = kind_of(path)
+    if kind == "parquet":
+        with ParquetSource(path, Fields()) as parquet:
+            yield from (record for _, record in parquet.rows())
+        return
+    for _, _, raw in read_lines(path, kind):
+        yield raw if isinstance(raw, Reason) else decode_line(raw)

@@ -1,0 +1,50 @@
+"""Rows that candidates have become -> unit sketches, in batches that depend on the rows of the block alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from gvendi_fast.corpus import Fields, Rejected
+from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.memory import sketch_batch
+from gvendi_fast.proxy import Proxy
+from gvendi_fast.rows import parse_row
+from gvendi_fast.text import Encoder, Sample, batches
+
+
+class CandidateSketcher:
+    """max_tokens, mask: as the pool was read with. batch_tokens: of one batch, padding included."""
+
+    def __init__(
+        self, proxy: Proxy, sketcher: GradientSketcher, max_tokens: int, mask: str, batch_tokens: int
+    ) -> None:
+        self.sketcher, self.batch_tokens = sketcher, batch_tokens
+        self._encoder = Encoder(proxy.tokenizer, max_tokens, mask)
+        pad = proxy.tokenizer.pad_token_id
+        self._pad = 0 if pad is None else pad
+
+    def sketch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, list[str | None]]:
+        """Unit sketches float32 [m, K] on the CPU, and for each row why it has none (its sketch is 0), or None."""
+        out = torch.zeros(len(rows), self.sketcher.spec.dim)
+        reasons: list[str | None] = [None] * len(rows)
+        parsed = [parse_row(dict(row), Fields(), i, "candidate", i + 1) for i, row in enumerate(rows)]
+        encoded = self._encoder.encode([row for row in parsed if not isinstance(row, Rejected)])
+        for found in (*parsed, *encoded):
+            if isinstance(found, Rejected):
+                reasons[found.line - 1] = found.reason
+        samples = [sample for sample in encoded if isinstance(sample, Sample)]
+        for batch in batches(samples, self.batch_tokens):
+            places = [sample.row for sample in batch]
+            out[places] = sketch_batch(self.sketcher, batch, self._pad).z.float().cpu()
+        norm = torch.linalg.vector_norm(out.double(), dim=1)
+        usable = (norm > 0) & norm.isfinite()
+        for place in torch.nonzero(~usable)[:, 0].tolist():
+            reasons[place] = reasons[place] or (
+                "zero gradient" if norm[place] == 0 else "non-finite gradient"
+            )
+        out[usable] = (out[usable].double() / norm[usable, None]).float()
+        out[~usable] = 0
+        return out, reasons

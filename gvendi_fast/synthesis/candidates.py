@@ -1,0 +1,122 @@
+"""From a prompt to checked candidates: ask, read, keep tests and known questions out, ask on, check.
+
+Whatever happens here depends on the prompt and the answers alone, not on the pool as it has grown meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from gvendi_fast.synthesis.decontaminate import Decontaminator
+from gvendi_fast.synthesis.prompts import Ask
+from gvendi_fast.synthesis.requests import FINAL, Answer, Request
+from gvendi_fast.synthesis.stored import Generator
+from gvendi_fast.synthesis.tasks import Candidate, Refused, Task
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One prompt: its number, the id of its first candidate, and the rows it shows with their ids."""
+
+    number: int
+    id: str
+    parents: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate, or of an answer without any: a row, or the stage and the reason that refused it.
+
+    stage: "request", "parse", "tests", "answers" or "verifier". prompt: the candidate's question, where there is one.
+    """
+
+    id: str
+    parents: tuple[str, ...]
+    prompt: str | None = None
+    row: dict[str, Any] | None = None
+    stage: str = ""
+    reason: str = ""
+
+
+class Proposer:
+    """Makes outcomes of proposals. checker: as the task's `checker` gives it. threads: that wait for it.
+
+    checking: seconds spent in the task's decisions and in looking for test questions, all threads together.
+    requests, tokens, cost: of answers that were not on disk before (see `Answer`).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        generator: Generator,
+        checker: Any,
+        threads: ThreadPoolExecutor,
+        tests: Decontaminator | None,
+        max_tokens: int | None,
+    ) -> None:
+        self.task, self.generator, self.checker, self.threads = task, generator, checker, threads
+        self.tests, self.max_tokens = tests, max_tokens
+        self.checking = self.cost = 0.0
+        self.requests, self.tokens = 0, (0, 0)
+
+    async def propose(self, proposal: Proposal) -> list[Outcome]:
+        """The outcomes of one prompt, in the order of its answer."""
+        # The number makes every request one of its own, also where a small pool gives the same rows again.
+        answer = await self._answer(self.task.ask(proposal.rows, sample=proposal.number))
+        id_ = proposal.id
+        if not answer.ok:
+            return [Outcome(id_, proposal.parents, stage="request", reason=answer.reason or answer.status)]
+        found = self.task.parse(answer.text, proposal.rows)
+        if isinstance(found, Refused):
+            return [Outcome(id_, proposal.parents, stage=found.stage, reason=found.reason)]
+        ids = [id_, *(f"{id_}.{number}" for number in range(1, len(found)))]
+        return await asyncio.gather(
+            *(self._examine(i, proposal, candidate) for i, candidate in zip(ids, found, strict=True))
+        )
+
+    async def _examine(self, id_: str, proposal: Proposal, candidate: Candidate) -> Outcome:
+        prompt = self.task.prompt_of(candidate)
+        # Before the follow-ups, which cost the most.
+        refused = self._in_tests(prompt)
+        if refused is None:
+            answers = await asyncio.gather(*map(self._answer, self.task.follow_ups(candidate)))
+            texts = [answer.text if answer.ok else None for answer in answers]
+            loop = asyncio.get_running_loop()
+            decided = await loop.run_in_executor(self.threads, self._decide, candidate, texts)
+            if not isinstance(decided, Refused):
+                return Outcome(id_, proposal.parents, prompt, decided.row)
+            refused = decided
+        return Outcome(id_, proposal.parents, prompt, stage=refused.stage, reason=refused.reason)
+
+    def _decide(self, candidate: Candidate, answers: Sequence[str | None]):
+        began = time.perf_counter()
+        decided = self.task.decide(candidate, answers, self.checker)
+        if not isinstance(decided, Refused):
+            decided = self._in_tests(decided.row["prompt"], decided.row["completion"]) or decided
+        self.checking += time.perf_counter() - began
+        return decided
+
+    def _in_tests(self, prompt: str, completion: str = "") -> Refused | None:
+        match = None if self.tests is None else self.tests.check(prompt, completion)
+        return None if match is None else Refused("tests", str(match))
+
+    async def _answer(self, ask: Ask) -> Answer:
+        request = Request(
+            ask.messages,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            max_tokens=self.max_tokens,
+            sample=ask.sample,
+        )
+        answer = await self.generator.generate(request)
+        if answer.status in FINAL and not answer.cached:
+            prompt, completion = self.tokens
+            self.tokens = prompt + (answer.prompt_tokens or 0), completion + (answer.completion_tokens or 0)
+            self.requests, self.cost = self.requests + 1, self.cost + (answer.cost or 0.0)
+        return answer

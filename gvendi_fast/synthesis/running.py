@@ -1,0 +1,148 @@
+"""A synthesis run from its configuration: everything opened in order, the loop run, everything closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gvendi_fast.atomic import atomic_write
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.rows import Reason
+from gvendi_fast.sketching import Progress, Silent
+from gvendi_fast.synthesis.acceptance import Judge
+from gvendi_fast.synthesis.build import (
+    make_candidate_sketcher,
+    make_generator,
+    make_sketching,
+    make_tests,
+    open_pool,
+    read_records,
+)
+from gvendi_fast.synthesis.candidates import Proposer
+from gvendi_fast.synthesis.config import Config
+from gvendi_fast.synthesis.draws import draw
+from gvendi_fast.synthesis.grown_pool import GrownPool
+from gvendi_fast.synthesis.journal import Journal
+from gvendi_fast.synthesis.loop import Loop
+from gvendi_fast.synthesis.request_store import RequestStore
+from gvendi_fast.synthesis.requests import Request
+from gvendi_fast.synthesis.status import Status, Watcher
+from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
+
+CONFIG, REQUESTS, POOL = "config.yaml", "requests.sqlite", "pool"
+# Rows that a preview reads at most.
+_PREVIEW_ROWS = 10_000
+
+
+class _Unwatched:
+    def update(self, status: Status) -> None:
+        """Nobody looks."""
+
+
+def synthesize(config: Config, watcher: Watcher | None = None, progress: Progress | None = None) -> Status:
+    """Grow a pool in the directory `config.out`, going on where an earlier run of the same settings stopped.
+
+    Writes accepted.jsonl, rejected.jsonl, events.jsonl, requests.sqlite, config.yaml and what resuming needs. Returns
+    where the run ended and which limit ended it. progress: of sketching the seed pool. Raises GvendiError for a
+    configuration or a directory that cannot be used, and EndpointDownError or KeyRefusedError where the endpoint ends
+    the run; what was answered and decided is kept then too.
+    """
+    folder, task = Path(config.out), make_task(config.task.name, **config.task.settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as open_:
+        # First, for it keeps a second process out.
+        store = open_.enter_context(RequestStore(folder / REQUESTS))
+        generator = make_generator(config, store)
+        checker = task.checker(config.filter.workers)
+        if checker is not None:
+            open_.enter_context(checker).start()
+        tests = make_tests(config)
+        proxy, sketcher, settings = make_sketching(config)
+        seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress or Silent())
+        before = _fingerprint(folder).get("batch_tokens")
+        candidates = make_candidate_sketcher(config, proxy, sketcher, seeds.spec, before)
+        pool = GrownPool(seeds.ids, seeds.records, seeds.sketches, task, config.accept.round)
+        fingerprint = {
+            "settings": config.deciding(),
+            "task": task.describe(),
+            "sketches": seeds.spec,
+            "seeds": pool.digest(),
+            "batch_tokens": candidates.batch_tokens,
+        }
+        journal = Journal(folder, fingerprint, config.stop.target)
+        open_.callback(journal.close)
+        with atomic_write(folder / CONFIG) as stream:
+            stream.write(_as_yaml(config))
+        threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
+        proposer = Proposer(task, generator, checker, threads, tests, config.generator.max_tokens)
+        judge = Judge(pool, config.accept, config.seed)
+        loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
+        loop.replay()
+        return asyncio.run(loop.run())
+
+
+def preview(config: Config, count: int) -> list[dict[str, Any]]:
+    """`count` prompts and what was read from their answers; nothing is kept and nothing sketched.
+
+    Each: messages, answer (text or None), reason (of a failure, or of a refused answer) and candidates, a list of
+    dicts. Rows are drawn uniformly from the pool's first 10,000.
+    """
+    if count < 1:
+        raise GvendiError(f"a preview of {count} prompts; wanted at least 1")
+    task = make_task(config.task.name, **config.task.settings)
+    found = read_records(config, _PREVIEW_ROWS)
+    rows = [row for row in found if not isinstance(task.shot(row), Reason)]
+    if not rows:
+        raise GvendiError(f"pool.data has no row that the task '{task.name}' can show in a prompt")
+    shown = [[rows[i] for i in draw(config.seed, 0, n, len(rows), task.shots)] for n in range(count)]
+    asks = [task.ask(some, sample=number) for number, some in enumerate(shown)]
+    requests = [
+        Request(
+            ask.messages,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            max_tokens=config.generator.max_tokens,
+            sample=ask.sample,
+        )
+        for ask in asks
+    ]
+
+    async def answers(store: RequestStore):
+        async with make_generator(config, store) as generator:
+            return await asyncio.gather(*map(generator.generate, requests))
+
+    with TemporaryDirectory() as folder, RequestStore(Path(folder) / REQUESTS) as store:
+        answered = asyncio.run(answers(store))
+    previews = []
+    for ask, answer, some in zip(asks, answered, shown, strict=True):
+        parsed = task.parse(answer.text if answer.ok else None, some)
+        refused = parsed.reason if isinstance(parsed, Refused) else None
+        previews.append(
+            {
+                "messages": list(ask.messages),
+                "answer": answer.text,
+                "reason": answer.reason or refused,
+                "candidates": [] if isinstance(parsed, Refused) else [_values(found) for found in parsed],
+            }
+        )
+    return previews
+
+
+def _values(candidate: Candidate) -> dict[str, str]:
+    return dict(candidate.values)
+
+
+def _fingerprint(folder: Path) -> dict[str, Any]:
+    path = folder / "fingerprint.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _as_yaml(config: Config) -> bytes:
+    import yaml
+
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()

@@ -1,0 +1,528 @@
+"""The Prismatic loop against a real HTTP server and a writer that prefers one family of problems."""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chat_server import TRUNCATED, ChatServer, Fault, content
+from problem_families import FAMILIES, family_of, seed_rows, writer
+
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.synthesis.acceptance import Judge, nearest
+from gvendi_fast.synthesis.config import AcceptConfig, config_from, load_config
+from gvendi_fast.synthesis.draws import draw
+from gvendi_fast.synthesis.generic_task import GenericTask
+from gvendi_fast.synthesis.grown_pool import GrownPool
+from gvendi_fast.synthesis.request_store import RequestStore
+from gvendi_fast.synthesis.running import synthesize
+from gvendi_fast.vendi import gvendi as score_of
+
+pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
+pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
+FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_and_one_thread(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("seeds") / "seeds.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in seed_rows(4)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ChatServer(writer()) as running:
+        yield running
+
+
+def settings(out: Path, url: str, seeds: Path, **sections) -> dict:
+    """A configuration as nested dicts; sections go over these key by key."""
+    base = {
+        "out": str(out),
+        "pool": {"data": str(seeds)},
+        "task": {"name": "generic"},
+        "generator": {
+            "model": "m",
+            "base_url": url,
+            "key_variable": None,
+            "send_seed": True,
+            "first_delay": 0.01,
+            "longest_delay": 0.04,
+        },
+        "proxy": {"name": "tiny", "dim": 256, "dtype": "float32"},
+        "accept": {"clusters": 12, "round": 0.2},
+        "stop": {"target": 80},
+        "block": 8,
+        "ahead": 3,
+    }
+    for name, value in sections.items():
+        base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
+    return base
+
+
+def run(out: Path, url: str, seeds: Path, **sections):
+    return synthesize(config_from(settings(out, url, seeds, **sections)))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+def paid(out: Path) -> Counter:
+    """Final answers of the run's store, by the content that the server counts."""
+    found = Counter()
+    with RequestStore(out / "requests.sqlite") as store:
+        for record in store.rows():
+            if record.status in ("ok", "failed"):
+                body = json.loads(record.request)
+                body = {k: body[k] for k in ("model", "messages", "temperature", "top_p")}
+                found[content({**body, "seed": int(record.key[:7], 16)})] += 1
+    return found
+
+
+def family_entropy(rows: list[dict]) -> float:
+    counts = Counter(family_of(row["prompt"]) for row in rows).values()
+    return -sum(n / len(rows) * math.log(n / len(rows)) for n in counts)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, seeds, server):
+    """A run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    torch.set_num_threads(1)
+    return out, run(out, server.url, seeds)
+
+
+def test_a_run_grows_the_pool_where_it_is_sparse(whole, tmp_path, seeds, server):
+    out, status = whole
+    accepted, rejected = lines(out / "accepted.jsonl"), lines(out / "rejected.jsonl")
+    assert (status.stopped, status.pool, status.accepted) == ("target", 80, 32)
+    assert len(accepted) == 32
+    assert Counter(row["stage"] for row in rejected) == status.rejected
+    assert all(row["reason"] for row in rejected)
+    ids = {row["id"] for row in lines(seeds)}
+    for row in accepted:
+        assert row["sparse"]
+        assert len(row["parents"]) == 5
+        assert set(row["parents"]) <= ids
+        ids.add(row["id"])
+    assert len(ids) == 80
+
+    everything = run(tmp_path / "all", server.url, seeds, accept={"rule": "all"})
+    plain = lines(tmp_path / "all" / "accepted.jsonl")
+    assert len(plain) == 32
+    assert everything.start_gvendi == status.start_gvendi
+    assert status.gvendi > everything.gvendi
+    assert family_entropy(accepted) > family_entropy(plain) + 0.5
+    assert len({family_of(row["prompt"]) for row in accepted}) > len(
+        {family_of(row["prompt"]) for row in plain}
+    )
+
+
+def test_sketches_and_scores_are_those_of_the_rows(whole, tmp_path, seeds):
+    from gvendi_fast.scoring import score
+
+    out, status = whole
+    sketches = torch.from_numpy(np.fromfile(out / "sketches.f32", np.float32).reshape(-1, 256))
+    assert torch.allclose(sketches.norm(dim=1), torch.ones(32), atol=1e-6)
+    grown = tmp_path / "grown.jsonl"
+    shutil.copy(seeds, grown)
+    with grown.open("ab") as stream:
+        stream.write((out / "accepted.jsonl").read_bytes())
+    from gvendi_fast.plan import SketchSpec
+    from gvendi_fast.proxy import load_proxy
+    from gvendi_fast.sketching import Settings
+
+    again = score(grown, proxy=load_proxy("tiny", dtype="float32"), settings=Settings(SketchSpec(dim=256)))
+    assert again.n == 80
+    assert status.gvendi == pytest.approx(again.gvendi, rel=1e-4)
+
+
+def test_the_same_run_again_asks_nothing_and_changes_nothing(whole, seeds, server, tmp_path):
+    out, _ = whole
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    before = server.arrived.total()
+    status = run(copy, server.url, seeds)
+    assert status.stopped == "target"
+    assert server.arrived.total() == before
+    assert contents(copy) == contents(out)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        {},
+        {"rule": "gain", "reference": "candidates", "recent": 100, "quantile": 0.8},
+        {"frozen": True, "from_sparse": True},
+    ],
+    ids=["cluster", "gain", "frozen"],
+)
+def test_files_cut_anywhere_are_mended_to_the_same_bytes(accept, tmp_path, seeds, server):
+    """What a kill leaves: decided blocks whole, whatever stands behind them, a torn last line."""
+    out = tmp_path / "whole"
+    run(out, server.url, seeds, accept=accept, stop={"target": 64})
+    events = (out / "events.jsonl").read_bytes()
+    generator = random.Random(0)
+    for number, cut in enumerate(sorted(generator.sample(range(1, len(events)), 4))):
+        torn = tmp_path / f"torn-{number}"
+        shutil.copytree(out, torn)
+        (torn / "events.jsonl").write_bytes(events[:cut])
+        # The files of the rows may be ahead of the events, and end within a line.
+        for name in FILES:
+            with (torn / name).open("ab") as stream:
+                stream.write(b'{"torn')
+        before = server.arrived.total()
+        run(torn, server.url, seeds, accept=accept, stop={"target": 64})
+        assert contents(torn) == contents(out), f"cut at byte {cut} of {len(events)}"
+        assert server.arrived.total() == before
+
+
+def test_order_of_the_answers_does_not_matter(whole, tmp_path, seeds):
+    delays = random.Random(5)
+    with ChatServer(writer(), lambda arrival, body: Fault(stall=delays.uniform(0, 0.05))) as slow:
+        run(tmp_path / "run", slow.url, seeds, generator={"concurrency": 3, "max_concurrency": 5})
+    assert contents(tmp_path / "run") == contents(whole[0])
+
+
+def test_a_higher_target_goes_on_as_if_it_had_been_there(whole, tmp_path, seeds, server):
+    out = tmp_path / "run"
+    for target in (55, 63, 80):
+        status = run(out, server.url, seeds, stop={"target": target})
+        assert status.pool == target
+    assert contents(out) == contents(whole[0])
+
+
+def _child(config: dict) -> None:
+    torch.set_num_threads(1)
+    synthesize(config_from(config))
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bytes_and_pays_nothing_twice(whole, tmp_path, seeds):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["gvendi_fast.synthesis.running", "transformers.models.qwen2.modeling_qwen2", "openai"]
+    )
+    generator, out = random.Random(3), tmp_path / "run"
+    with ChatServer(writer()) as server:
+        config = settings(out, server.url, seeds, generator={"concurrency": 4, "max_concurrency": 4})
+        for kill in range(5):
+            more = generator.randint(5, 60)
+            server.hold_after(more)
+            wanted = server.served.total() + more
+            process = context.Process(target=_child, args=(config,))
+            process.start()
+            deadline = time.monotonic() + 30
+            while not (server.served.total() == wanted and server.under_way == 4):
+                assert process.exitcode is None, f"the run ended before kill {kill}"
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            # The last answers are committed; blocks may be sketched and written.
+            time.sleep(0.2 + generator.uniform(0, 0.2))
+            process.kill()
+            process.join()
+            server.let_go()
+            while server.under_way:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        process = context.Process(target=_child, args=(config,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert contents(out) == contents(whole[0])
+        assert paid(out) == server.served
+        assert max(server.served.values()) == 1
+
+
+def test_faults_of_the_endpoint_change_nothing_but_what_is_damaged(whole, tmp_path, seeds):
+    kinds = [Fault(429, "0.01"), Fault(500), Fault(503), Fault(drop="within")]
+    generator = random.Random(1)
+
+    def plan(arrival, body):
+        return generator.choice(kinds) if generator.random() < 0.3 else None
+
+    with ChatServer(writer(), plan) as server:
+        status = run(tmp_path / "run", server.url, seeds, generator={"retries": 20})
+        assert server.rejected.total() > 5
+    assert status.stopped == "target"
+    assert contents(tmp_path / "run") == contents(whole[0])
+
+    with ChatServer(
+        writer(), lambda arrival, body: Fault(body=TRUNCATED) if arrival % 3 == 0 else None
+    ) as server:
+        damaged = run(tmp_path / "damaged", server.url, seeds, stop={"target": 60})
+    assert damaged.stopped == "target"
+    assert damaged.rejected["request"] > 5
+    reasons = {r["reason"] for r in lines(tmp_path / "damaged" / "rejected.jsonl") if r["stage"] == "request"}
+    assert reasons == {"the answer is not JSON (JSONDecodeError)"}
+
+
+def test_one_cluster_takes_all_and_a_pool_of_five_grows(tmp_path, server):
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in seed_rows(1)[:5]))
+    status = run(tmp_path / "run", server.url, seeds, accept={"clusters": 0.01}, stop={"target": 20})
+    assert (status.stopped, status.clusters) == ("target", 1)
+    assert status.rejected.get("dense", 0) == 0
+    for row in lines(tmp_path / "run" / "accepted.jsonl"):
+        assert (row["cluster"], row["sparse"]) == (0, True)
+
+
+@pytest.mark.parametrize("near", [0.98, None])
+def test_candidates_that_are_all_equal_end_at_the_floor(near, tmp_path, seeds):
+    same = "<prompt>How many legs has a spider?</prompt><completion>Eight.</completion>"
+    with ChatServer(lambda messages, draw: same) as server:
+        status = run(
+            tmp_path / "run",
+            server.url,
+            seeds,
+            accept={"rule": "all"},
+            filter={"near": near},
+            stop={"target": 80, "floor": 0.2, "window": 30},
+        )
+    assert status.stopped == "acceptance"
+    assert "less than 20 %" in status.why
+    assert status.accepted == 1
+    assert set(status.rejected) == {"copy"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ({"requests": 40}, "budget of requests"),
+        ({"tokens": 900}, "budget of tokens"),
+        ({"seconds": 0.3}, "budget of seconds"),
+    ],
+)
+def test_a_spent_budget_ends_the_run_and_more_of_it_goes_on(limit, words, whole, tmp_path, seeds):
+    with ChatServer(writer(), lambda arrival, body: Fault(stall=0.01)) as server:
+        status = run(tmp_path / "run", server.url, seeds, stop=limit)
+        assert status.stopped == "budget"
+        assert words in status.why
+        assert status.pool < 80
+        if "requests" in limit:
+            assert status.requests == 40 == server.served.total()
+        last = lines(tmp_path / "run" / "events.jsonl")[-1]
+        assert (last["event"], last["reason"], last["why"]) == ("stop", "budget", status.why)
+        assert run(tmp_path / "run", server.url, seeds).stopped == "target"
+        assert max(server.served.values()) == 1
+    assert contents(tmp_path / "run") == contents(whole[0])
+
+
+def test_questions_of_tests_and_of_the_pool_are_kept_out(tmp_path, seeds):
+    known, test = seed_rows(4)[0], "The quick brown fox jumps over the lazy dog every single day. Why?"
+    (tmp_path / "tests.jsonl").write_text(json.dumps({"prompt": test, "completion": "It likes to."}) + "\n")
+    texts = [test, known["prompt"].upper(), *(p["prompt"] for p in seed_rows(1, seed=9))]
+
+    def answer(messages, draw):
+        return f"<prompt>{texts[draw % len(texts)]}</prompt><completion>I do not know.</completion>"
+
+    with ChatServer(answer) as server:
+        status = run(
+            tmp_path / "run",
+            server.url,
+            seeds,
+            filter={"tests": str(tmp_path / "tests.jsonl"), "near": None},
+            accept={"rule": "all"},
+            stop={"target": 48 + 11},
+        )
+    assert status.rejected["tests"] > 0
+    assert status.rejected["copy"] > 0
+    prompts = {row["prompt"] for row in lines(tmp_path / "run" / "accepted.jsonl")}
+    assert not prompts & set(texts[:2])
+
+
+def test_math_asks_for_solutions_and_keeps_the_majority(tmp_path, seeds):
+    pytest.importorskip("math_verify", reason="needs the extra 'synthesis'")
+
+    def answer(messages, draw):
+        r = random.Random(f"{draw}|{messages[-1]['content']}")
+        text = messages[-1]["content"]
+        if "<problem>" in text:
+            return f"<problem>What is {r.randint(2, 99)} times {r.randint(2, 99)}?</problem>"
+        one, other = (int(word.rstrip("?")) for word in text.split() if word.rstrip("?").isdigit())
+        return f"We multiply. \\boxed{{{one * other + (r.random() < 0.4)}}}"
+
+    with ChatServer(answer) as server:
+        status = run(
+            tmp_path / "run",
+            server.url,
+            seeds,
+            task={"name": "math"},
+            accept={"rule": "all"},
+            filter={"near": None, "workers": 2},
+            stop={"target": 56},
+        )
+        assert paid(tmp_path / "run") == server.served
+    rows = lines(tmp_path / "run" / "accepted.jsonl")
+    assert len(rows) == 8
+    assert all(row["meta"]["votes"] >= 2 for row in rows)
+    assert status.rejected.get("answers", 0) == sum(
+        row["stage"] == "answers" for row in lines(tmp_path / "run" / "rejected.jsonl")
+    )
+    assert status.seconds["checks"] > 0
+
+
+def test_other_settings_in_the_same_directory_are_refused(whole, tmp_path, seeds, server):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    with pytest.raises(GvendiError, match=r"settings\.accept\.clusters: 12\.0 there, 7\.0 now"):
+        run(copy, server.url, seeds, accept={"clusters": 7})
+    (copy / "sketches.f32").write_bytes(b"")
+    with pytest.raises(GvendiError, match=r"sketches\.f32' has 0 bytes"):
+        run(copy, server.url, seeds)
+
+
+def test_decisions_of_a_block_follow_the_definitions():
+    rows = torch.nn.functional.normalize(torch.randn(60, 16, generator=torch.Generator().manual_seed(0)))
+    records = [{"prompt": f"q{i}", "completion": "a"} for i in range(40)]
+    pool = GrownPool([str(i) for i in range(40)], records, rows[:40], GenericTask(), 0.5)
+    judge = Judge(pool, AcceptConfig(clusters=6, quantile=0.25), seed=0)
+    judge.begin(rows[40:])
+    before, counts, centroids = score_of(rows[:40]), None, None
+    others = [score_of(torch.cat([rows[:i], rows[i + 1 : 40]])) for i in range(40)]
+    threshold = np.quantile([math.log(before / other) for other in others], 0.25)
+    centroids = judge._of(pool.round).kmeans.centroids
+    counts = Counter((rows[:40] @ centroids.T).argmax(1).tolist())
+    for number, row in enumerate(rows[40:]):
+        found = judge.judge(number)
+        assert found.cluster == int((centroids @ row).argmax())
+        smaller = sorted(range(6), key=lambda c: (counts[c], c))[:3]
+        assert found.sparse == (found.cluster in smaller)
+        gain = math.log(score_of(torch.cat([rows[:40], row[None]])) / before)
+        assert found.gain == pytest.approx(gain, abs=2e-6)
+        assert found.above == (found.gain > threshold)
+        cosine, place = judge.nearest(number)
+        cosines = pool.sketches() @ row
+        assert (place, cosine) == (int(cosines.argmax()), pytest.approx(float(cosines.max()), abs=1e-6))
+        if found.sparse:
+            pool.add(f"new-{number}", {"prompt": f"n{number}", "completion": "a"}, row)
+            judge.joined(found)
+            counts[found.cluster] += 1
+    assert nearest(rows[:2], rows) == [(pytest.approx(1.0), 0), (pytest.approx(1.0), 1)]
+
+
+def test_draws_are_distinct_uniform_and_fixed():
+    found = Counter()
+    for number in range(3000):
+        rows = draw(7, 0, number, 20, 5)
+        assert len(set(rows)) == 5
+        found.update(rows)
+    assert set(found) == set(range(20))
+    # 15,000 draws of 20: 750 each, standard deviation 24.
+    assert all(abs(n - 750) < 5 * 24 for n in found.values())
+    assert sorted(draw(0, 0, 0, 3, 5)) == [0, 1, 2]
+    assert draw(0, 1, 2, 10**6, 5) == draw(0, 1, 2, 10**6, 5)
+    assert len({tuple(draw(0, r, n, 10**6, 5)) for r in range(3) for n in range(3)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stop": {"taget": 5}}, "stop.taget is not known; did you mean 'target'?"),
+        ({"pol": {}}, "pol is not known; did you mean 'pool'?"),
+        ({"stop": {"target": "many"}}, 'stop.target is "many"; wanted an integer of at least 1'),
+        ({"stop": {"target": True}}, "stop.target is true; wanted an integer"),
+        ({"stop": {"target": 0}}, "stop.target is 0; wanted an integer of at least 1"),
+        ({"stop": {"floor": 2}}, "stop.floor is 2; wanted a number of at least 0 and at most 1"),
+        ({"accept": {"rule": "both"}}, 'accept.rule is "both"; wanted one of cluster, gain, all'),
+        (
+            {"filter": {"near": "x"}},
+            'filter.near is "x"; wanted a number of at least 0 and at most 1 or null',
+        ),
+        ({"pool": {"data": [1]}}, "pool.data is [1]; wanted a list of texts"),
+        ({"generator": {"prices": [1]}}, "generator.prices is [1.0]; wanted two numbers"),
+        ({"generator": {"base_url": None}}, "generator.base_url is missing"),
+        ({"task": 3}, "task is 3; wanted a section with keys"),
+    ],
+)
+def test_configuration_errors_name_the_key(change, message):
+    values = settings(Path("o"), "http://localhost/v1", Path("s.jsonl"), **change)
+    with pytest.raises(GvendiError) as error:
+        config_from(values)
+    assert message in str(error.value)
+
+
+def test_configuration_from_a_file_with_overrides(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "out: o\npool: {data: a.jsonl}\ntask: {name: math}\n"
+        "generator: {model: m, base_url: 'http://h/v1'}\nstop: {target: 9}\n"
+    )
+    config = load_config(path, ["stop.target=12", "accept.frozen=true", "task.settings.problems=2"], out="p")
+    assert (config.stop.target, config.accept.frozen, config.out) == (12, True, "p")
+    assert config.pool.data == ["a.jsonl"]
+    assert config.task.settings == {"problems": 2}
+    assert config_from(config.to_dict()) == config
+    for wrong, message in [
+        ("stop.target", "is no setting"),
+        ("out.x=1", "not a section"),
+        ("stop.target=[", "the value is not YAML"),
+    ]:
+        with pytest.raises(GvendiError, match=message):
+            load_config(path, [wrong])
+    path.write_text("- 1\n")
+    with pytest.raises(GvendiError, match=r"holds \[1\]"):
+        load_config(path)
+
+
+def test_command_previews_runs_and_resumes(gvendi, tmp_path, seeds, server, whole):
+    out, path = tmp_path / "run", tmp_path / "c.yaml"
+    path.write_text(json.dumps(settings(out, server.url, seeds)))
+    code, shown, _ = gvendi("synthesize", path, "--preview", 2)
+    assert code == 0
+    assert shown.count("--- candidate") + shown.count("--- no candidate") == 2
+    assert "Here are 5 examples of a task" in shown
+    assert not out.exists()
+    assert os.listdir(tmp_path) == ["c.yaml"]
+
+    code, shown, told = gvendi("synthesize", path, "stop.target=56", "generator.prices=[1, 10]")
+    assert code == 0
+    assert "stopped: the pool has 56 rows" in shown
+    assert "cost" in shown
+    assert "in dense" not in told
+    code, shown, _ = gvendi("synthesize", "--resume", out, "stop.target=80", "--json")
+    assert code == 0
+    found = json.loads(shown)
+    assert (found["stopped"], found["pool"]) == ("target", 80)
+    assert contents(out) == contents(whole[0])
+    code, _, told = gvendi("synthesize", "--resume", tmp_path / "none")
+    assert code == 1
+    assert "holds no run" in told
+    code, _, told = gvendi("synthesize", path, "stop.goal=3")
+    assert code == 1
+    assert "stop.goal is not known" in told
+
+
+def test_events_tell_the_rounds(whole):
+    events = lines(whole[0] / "events.jsonl")
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [event["round"] for event in rounds] == list(range(len(rounds)))
+    assert rounds[0]["pool"] == 12 * 4 == len(FAMILIES) * 4
+    assert all(b["pool"] >= 1.2 * a["pool"] for a, b in pairwise(rounds))
+    blocks = [event for event in events if event["event"] == "block"]
+    assert [event["block"] for event in blocks] == list(range(len(blocks)))
+    assert blocks[-1]["pool"] == 80
+    assert events[-1]["event"] == "stop"
