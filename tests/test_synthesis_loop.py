@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from chat_server import TRUNCATED, ChatServer, Fault, content
 from problem_families import FAMILIES, family_of, seed_rows, writer
 
+from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.acceptance import Judge, nearest
 from gvendi_fast.synthesis.config import AcceptConfig, config_from, load_config
@@ -187,7 +189,7 @@ def test_files_cut_anywhere_are_mended_to_the_same_bytes(accept, tmp_path, seeds
     run(out, server.url, seeds, accept=accept, stop={"target": 64})
     events = (out / "events.jsonl").read_bytes()
     generator = random.Random(0)
-    for number, cut in enumerate(sorted(generator.sample(range(1, len(events)), 4))):
+    for number, cut in enumerate(sorted(generator.sample(range(1, len(events)), 3))):
         torn = tmp_path / f"torn-{number}"
         shutil.copytree(out, torn)
         (torn / "events.jsonl").write_bytes(events[:cut])
@@ -385,6 +387,45 @@ def test_math_asks_for_solutions_and_keeps_the_majority(tmp_path, seeds):
     assert status.seconds["checks"] > 0
 
 
+def test_a_local_model_whose_answers_cannot_be_read_ends_at_the_floor(tmp_path, seeds):
+    status = run(
+        tmp_path / "run",
+        None,
+        seeds,
+        task={"name": "generic", "settings": {"shots": 1}},
+        generator={"kind": "local", "model": "tiny", "max_tokens": 4, "batch": 8},
+        stop={"floor": 0.5, "window": 8},
+        ahead=1,
+    )
+    assert (status.stopped, status.accepted) == ("acceptance", 0)
+    assert sum(status.rejected.values()) == 8
+    assert set(status.rejected) <= {"request", "parse"}
+    with pytest.raises(GvendiError, match="are of an endpoint"):
+        run(tmp_path / "run", None, seeds, generator={"kind": "local", "model": "tiny"}, stop={"requests": 5})
+
+
+def test_a_run_that_another_process_holds_is_refused(whole, seeds, server):
+    with RequestStore(whole[0] / "requests.sqlite"), pytest.raises(GvendiError, match="open elsewhere"):
+        run(whole[0], server.url, seeds)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_view_tells_pool_reasons_and_scores(whole, terminal):
+    stream = StringIO()
+    stream.isatty = lambda: terminal
+    with view_for(stream) as view:
+        view.update(whole[1])
+    shown = stream.getvalue()
+    for told in (
+        "80 rows of 80 wanted",
+        "accepted 32",
+        f"dense {whole[1].rejected['dense']}",
+        "at the start",
+    ):
+        assert told in shown
+    assert f"{whole[1].gvendi:.2f}" in shown
+
+
 def test_other_settings_in_the_same_directory_are_refused(whole, tmp_path, seeds, server):
     copy = tmp_path / "copy"
     shutil.copytree(whole[0], copy)
@@ -404,7 +445,7 @@ def test_decisions_of_a_block_follow_the_definitions():
     before, counts, centroids = score_of(rows[:40]), None, None
     others = [score_of(torch.cat([rows[:i], rows[i + 1 : 40]])) for i in range(40)]
     threshold = np.quantile([math.log(before / other) for other in others], 0.25)
-    centroids = judge._of(pool.round).kmeans.centroids
+    centroids = judge.centroids
     counts = Counter((rows[:40] @ centroids.T).argmax(1).tolist())
     for number, row in enumerate(rows[40:]):
         found = judge.judge(number)

@@ -24,7 +24,7 @@ from gvendi_fast.synthesis.build import (
     read_records,
 )
 from gvendi_fast.synthesis.candidates import Proposer
-from gvendi_fast.synthesis.config import Config
+from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
@@ -77,10 +77,10 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         journal = Journal(folder, fingerprint, config.stop.target)
         open_.callback(journal.close)
         with atomic_write(folder / CONFIG) as stream:
-            stream.write(_as_yaml(config))
+            stream.write(dump_config(config).encode())
         threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
         proposer = Proposer(task, generator, checker, threads, tests, config.generator.max_tokens)
-        judge = Judge(pool, config.accept, config.seed)
+        judge = Judge(pool, config.accept, config.seed, proxy.device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
         return asyncio.run(loop.run())
@@ -140,9 +140,3 @@ def _values(candidate: Candidate) -> dict[str, str]:
 def _fingerprint(folder: Path) -> dict[str, Any]:
     path = folder / "fingerprint.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _as_yaml(config: Config) -> bytes:
-    import yaml
-
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()
