@@ -138,6 +138,8 @@ def test_a_run_grows_the_pool_where_it_is_sparse(whole, tmp_path, seeds, server)
     assert len(plain) == 32
     assert everything.start_gvendi == status.start_gvendi
     assert status.gvendi > everything.gvendi
+    by_gain = run(tmp_path / "gain", server.url, seeds, accept={"rule": "gain"})
+    assert by_gain.gvendi > 1.05 * everything.gvendi
     assert family_entropy(accepted) > family_entropy(plain) + 0.5
     assert len({family_of(row["prompt"]) for row in accepted}) > len(
         {family_of(row["prompt"]) for row in plain}
@@ -186,7 +188,7 @@ def test_the_same_run_again_asks_nothing_and_changes_nothing(whole, seeds, serve
 def test_files_cut_anywhere_are_mended_to_the_same_bytes(accept, tmp_path, seeds, server):
     """What a kill leaves: decided blocks whole, whatever stands behind them, a torn last line."""
     out = tmp_path / "whole"
-    run(out, server.url, seeds, accept=accept, stop={"target": 64})
+    run(out, server.url, seeds, accept=accept, stop={"target": 60})
     events = (out / "events.jsonl").read_bytes()
     generator = random.Random(0)
     for number, cut in enumerate(sorted(generator.sample(range(1, len(events)), 3))):
@@ -198,7 +200,7 @@ def test_files_cut_anywhere_are_mended_to_the_same_bytes(accept, tmp_path, seeds
             with (torn / name).open("ab") as stream:
                 stream.write(b'{"torn')
         before = server.arrived.total()
-        run(torn, server.url, seeds, accept=accept, stop={"target": 64})
+        run(torn, server.url, seeds, accept=accept, stop={"target": 60})
         assert contents(torn) == contents(out), f"cut at byte {cut} of {len(events)}"
         assert server.arrived.total() == before
 
@@ -328,9 +330,10 @@ def test_a_spent_budget_ends_the_run_and_more_of_it_goes_on(limit, words, whole,
             assert status.requests == 40 == server.served.total()
         last = lines(tmp_path / "run" / "events.jsonl")[-1]
         assert (last["event"], last["reason"], last["why"]) == ("stop", "budget", status.why)
-        assert run(tmp_path / "run", server.url, seeds).stopped == "target"
-        assert max(server.served.values()) == 1
-    assert contents(tmp_path / "run") == contents(whole[0])
+        if "requests" in limit:
+            assert run(tmp_path / "run", server.url, seeds).stopped == "target"
+            assert max(server.served.values()) == 1
+            assert contents(tmp_path / "run") == contents(whole[0])
 
 
 def test_questions_of_tests_and_of_the_pool_are_kept_out(tmp_path, seeds):
@@ -363,7 +366,8 @@ def test_math_asks_for_solutions_and_keeps_the_majority(tmp_path, seeds):
         r = random.Random(f"{draw}|{messages[-1]['content']}")
         text = messages[-1]["content"]
         if "<problem>" in text:
-            return f"<problem>What is {r.randint(2, 99)} times {r.randint(2, 99)}?</problem>"
+            made = [f"<problem>What is {r.randint(2, 99)} times {r.randint(2, 99)}?</problem>" for _ in "ab"]
+            return "\n".join(made[: r.randint(1, 2)])
         one, other = (int(word.rstrip("?")) for word in text.split() if word.rstrip("?").isdigit())
         return f"We multiply. \\boxed{{{one * other + (r.random() < 0.4)}}}"
 
@@ -372,7 +376,7 @@ def test_math_asks_for_solutions_and_keeps_the_majority(tmp_path, seeds):
             tmp_path / "run",
             server.url,
             seeds,
-            task={"name": "math"},
+            task={"name": "math", "settings": {"problems": 2}},
             accept={"rule": "all"},
             filter={"near": None, "workers": 2},
             stop={"target": 56},
@@ -380,6 +384,7 @@ def test_math_asks_for_solutions_and_keeps_the_majority(tmp_path, seeds):
         assert paid(tmp_path / "run") == server.served
     rows = lines(tmp_path / "run" / "accepted.jsonl")
     assert len(rows) == 8
+    assert any(row["id"].endswith(".1") for row in rows)
     assert all(row["meta"]["votes"] >= 2 for row in rows)
     assert status.rejected.get("answers", 0) == sum(
         row["stage"] == "answers" for row in lines(tmp_path / "run" / "rejected.jsonl")

@@ -95,7 +95,7 @@ class Loop:
                     block += 1
                     self.watcher.update(self.status())
             except BudgetSpentError as error:
-                stopped = "budget", str(error)
+                stopped = "budget", error.why
             finally:
                 for task in pending:
                     task.cancel()

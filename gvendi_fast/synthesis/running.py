@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,6 +63,7 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         if checker is not None:
             open_.enter_context(checker).start()
         tests = make_tests(config)
+        began = time.perf_counter()
         proxy, sketcher, settings = make_sketching(config)
         seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress or Silent())
         before = _fingerprint(folder).get("batch_tokens")
@@ -83,6 +85,7 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         judge = Judge(pool, config.accept, config.seed, proxy.device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
+        loop.seconds["seed pool"] = time.perf_counter() - began
         return asyncio.run(loop.run())
 
 
