@@ -25,6 +25,7 @@ from gvendi_fast.synthesis.config import AcceptConfig, config_from, load_config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
+from gvendi_fast.synthesis.journal import Journal
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.running import synthesize
 from gvendi_fast.vendi import gvendi as score_of
@@ -468,6 +469,32 @@ def test_decisions_of_a_block_follow_the_definitions():
             judge.joined(found)
             counts[found.cluster] += 1
     assert nearest(rows[:2], rows) == [(pytest.approx(1.0), 0), (pytest.approx(1.0), 1)]
+
+
+def test_journal_keeps_any_text_and_cuts_what_no_block_names(tmp_path):
+    event = {
+        "block": 0,
+        "accepted": 1,
+        "rejected": {"verifier": 1},
+        "cut_short": False,
+        "pool": 2,
+        "gains": [],
+    }
+    row, refused = {"id": "a", "prompt": "\u2028 \r\n é"}, {"id": "b", "reason": "half: \ud800"}
+    journal = Journal(tmp_path, {"a": 1}, 5)
+    journal.block([row], [refused], np.ones((1, 4), np.float32), event)
+    journal.close()
+    before = contents(tmp_path)
+    for name in FILES:
+        with (tmp_path / name).open("ab") as stream:
+            stream.write(b"behind\n")
+    journal = Journal(tmp_path, {"a": 1}, 5)
+    journal.close()
+    assert contents(tmp_path) == before
+    assert journal.accepted() == [row]
+    assert json.loads((tmp_path / "rejected.jsonl").read_bytes()) == refused
+    assert journal.sketches(4).tolist() == [[1.0] * 4]
+    assert journal.rejections() == {"verifier": 1}
 
 
 def test_draws_are_distinct_uniform_and_fixed():

@@ -28,7 +28,7 @@ from gvendi_fast.synthesis.candidates import Proposer
 from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
-from gvendi_fast.synthesis.journal import Journal
+from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.requests import Request
@@ -141,5 +141,5 @@ def _values(candidate: Candidate) -> dict[str, str]:
 
 
 def _fingerprint(folder: Path) -> dict[str, Any]:
-    path = folder / "fingerprint.json"
+    path = folder / FINGERPRINT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
