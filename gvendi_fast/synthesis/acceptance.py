@@ -49,14 +49,16 @@ class _Regions:
 
 
 class Judge:
-    """Decides on the candidates of one block after the other. seed: of the clustering.
+    """Decides on the candidates of one block after the other. seed: of the clustering; device: where it runs.
 
     What a round needs is made when it is first asked for, from the rows at its start, so that a resumed run makes it
     for the rounds that are still needed only.
     """
 
-    def __init__(self, pool: GrownPool, config: AcceptConfig, seed: int) -> None:
-        self.pool, self.config, self.seed = pool, config, seed
+    def __init__(
+        self, pool: GrownPool, config: AcceptConfig, seed: int, device: str | torch.device = "cpu"
+    ) -> None:
+        self.pool, self.config, self.seed, self.device = pool, config, seed, device
         self.recent: deque[float] = deque(maxlen=config.recent)
         self._regions: dict[int, _Regions] = {}
         self._counted = -1
@@ -105,9 +107,9 @@ class Judge:
         return float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
     @property
-    def clusters(self) -> int:
-        """How many there are in the present round."""
-        return len(self._of(self.pool.round).kmeans.centroids)
+    def centroids(self) -> torch.Tensor:
+        """Of the present round: float32 [C, K]."""
+        return self._of(self.pool.round).kmeans.centroids
 
     def sparse_rows(self, round_: Round) -> np.ndarray:
         """Whether a row is in a sparse cluster at the start of the round: bool [size]."""
@@ -122,7 +124,7 @@ class Judge:
         if round_.number not in self._regions:
             rows, asked = self.pool.sketches(round_.size), self.config.clusters
             number = int(asked * round_.size) if asked < 1 else min(int(asked), round_.size)
-            kmeans = SphericalKMeans(max(1, number), seed=self.seed).fit(rows)
+            kmeans = SphericalKMeans(max(1, number), seed=self.seed, device=self.device).fit(rows)
             self._regions[round_.number] = _Regions(round_.number, kmeans, kmeans.assign(rows).label)
         return self._regions[round_.number]
 

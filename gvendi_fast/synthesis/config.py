@@ -171,8 +171,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), **values
 
     Raises GvendiError that names the key, what it was and what is allowed.
     """
-    import yaml
-
+    yaml = _yaml()
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -211,9 +210,23 @@ def config_from(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _override(values: dict[str, Any], text: str) -> None:
-    import yaml
+def dump_config(config: Config) -> str:
+    """The configuration as a file that `load_config` reads."""
+    return _yaml().safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
 
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise GvendiError(
+            f"A configuration needs PyYAML ({error}); install it with `pip install gvendi-fast[synthesis]`"
+        ) from error
+    return yaml
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    yaml = _yaml()
     name, equals, value = text.partition("=")
     keys = name.split(".")
     if not equals or not all(keys):

@@ -21,6 +21,7 @@ from gvendi_fast.atomic import atomic_write, flush_folder, remove_stale
 from gvendi_fast.errors import GvendiError
 
 ACCEPTED, REJECTED, SKETCHES, EVENTS = "accepted.jsonl", "rejected.jsonl", "sketches.f32", "events.jsonl"
+FINGERPRINT = "fingerprint.json"
 _FILES = (ACCEPTED, REJECTED, SKETCHES)
 
 
@@ -35,7 +36,7 @@ class Journal:
     def __init__(self, path: Path, fingerprint: Mapping[str, Any], target: int) -> None:
         self.path = path
         remove_stale(path)
-        _check_fingerprint(path / "fingerprint.json", json.loads(json.dumps(fingerprint)))
+        _check_fingerprint(path / FINGERPRINT, json.loads(json.dumps(fingerprint)))
         events = _whole_lines(path / EVENTS)
         self.blocks = [event for event in events if event["event"] == "block"]
         if self.blocks and self.blocks[-1]["cut_short"] and self.blocks[-1]["pool"] < target:
@@ -155,7 +156,9 @@ def _open_at(path: Path, size: int | None):
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    # Half a surrogate pair, in the reason of a user's check, becomes its JSON escape.
+    texts = (json.dumps(row, ensure_ascii=False) for row in rows)
+    return b"".join(text.encode("utf-8", "backslashreplace") + b"\n" for text in texts)
 
 
 def _flush(stream: Any) -> None:

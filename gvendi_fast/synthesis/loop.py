@@ -30,6 +30,12 @@ from gvendi_fast.synthesis.status import Spent, Status, Watcher
 from gvendi_fast.synthesis.stops import BudgetSpentError
 from gvendi_fast.synthesis.stored import StoredGenerator
 
+# Stage and reason of a candidate that the rule refuses.
+_NOT_WANTED = {
+    "cluster": ("dense", "its cluster is not among the sparse ones"),
+    "gain": ("low gain", "it raises the entropy by too little"),
+}
+
 
 class Loop:
     """One run over its parts. `run` returns the final status; the journal stays open.
@@ -89,7 +95,7 @@ class Loop:
                     block += 1
                     self.watcher.update(self.status())
             except BudgetSpentError as error:
-                stopped = "budget", str(error)
+                stopped = "budget", error.why
             finally:
                 for task in pending:
                     task.cancel()
@@ -196,7 +202,7 @@ class Loop:
                 self.judge.forget(self.pool.round.number)
 
     def _begin_round(self, block: int) -> None:
-        round_, self._clusters = self.pool.round, self.judge.clusters
+        round_, self._clusters = self.pool.round, len(self.judge.centroids)
         if round_.number not in self.journal.rounds:
             about = {"block": block, "pool": round_.size, "clusters": self._clusters}
             self.journal.round(round_.number, {**about, "gvendi": self.pool.round_state.gvendi()})
@@ -232,9 +238,9 @@ class Loop:
                 self.judge.joined(judged)
                 accepted.append(line)
             else:
-                why = "in a dense cluster" if self.config.accept.rule == "cluster" else "adds too little"
+                stage, why = _NOT_WANTED[self.config.accept.rule]
                 rejected.append(
-                    {**about, "stage": "dense", "reason": why, **judged.to_dict(), "row": outcome.row}
+                    {**about, "stage": stage, "reason": why, **judged.to_dict(), "row": outcome.row}
                 )
         return accepted, rejected, len(outcomes), gains
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,10 +25,10 @@ from gvendi_fast.synthesis.build import (
     read_records,
 )
 from gvendi_fast.synthesis.candidates import Proposer
-from gvendi_fast.synthesis.config import Config
+from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
-from gvendi_fast.synthesis.journal import Journal
+from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.requests import Request
@@ -62,6 +63,7 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         if checker is not None:
             open_.enter_context(checker).start()
         tests = make_tests(config)
+        began = time.perf_counter()
         proxy, sketcher, settings = make_sketching(config)
         seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress or Silent())
         before = _fingerprint(folder).get("batch_tokens")
@@ -77,12 +79,13 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         journal = Journal(folder, fingerprint, config.stop.target)
         open_.callback(journal.close)
         with atomic_write(folder / CONFIG) as stream:
-            stream.write(_as_yaml(config))
+            stream.write(dump_config(config).encode())
         threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
         proposer = Proposer(task, generator, checker, threads, tests, config.generator.max_tokens)
-        judge = Judge(pool, config.accept, config.seed)
+        judge = Judge(pool, config.accept, config.seed, proxy.device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
+        loop.seconds["seed pool"] = time.perf_counter() - began
         return asyncio.run(loop.run())
 
 
@@ -138,11 +141,5 @@ def _values(candidate: Candidate) -> dict[str, str]:
 
 
 def _fingerprint(folder: Path) -> dict[str, Any]:
-    path = folder / "fingerprint.json"
+    path = folder / FINGERPRINT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _as_yaml(config: Config) -> bytes:
-    import yaml
-
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()

@@ -15,7 +15,9 @@ from gvendi_fast.synthesis.requests import OK
 
 
 class GenerationStoppedError(GvendiError):
-    """Base of all: the message says why, what is kept and how to go on."""
+    """Base of all: the message says why, what is kept and how to go on; `why` is its first part alone."""
+
+    why = ""
 
 
 class EndpointDownError(GenerationStoppedError):
@@ -40,9 +42,11 @@ class Stop:
 
     def error(self, kept: int, where: str) -> GenerationStoppedError:
         """The exception, with `kept` answers in the file `where`."""
-        return self.kind(
+        error = self.kind(
             f"{self.why}. {kept} answers are kept in {where}, and none of them is asked for again; {self.remedy}"
         )
+        error.why = self.why
+        return error
 
 
 @dataclass(frozen=True)
