@@ -21,8 +21,8 @@ SHARED_BYTES = 48 << 10
 STACK_BYTES = {"dense_linear-bf16-512-aligned": 8, "dense_linear-fp16-512-aligned": 8}
 
 
-def compile_all() -> dict[str, dict[str, int]]:
-    """{"name sm_80": registers, stack, local and shared bytes of a thread or block} of every build."""
+def compile_all(capability: int) -> dict[str, dict[str, int]]:
+    """{"name sm_80": registers, stack, local and shared bytes of a thread or block} of every build for one target."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -37,14 +37,13 @@ def compile_all() -> dict[str, dict[str, int]]:
             # Tensors are aligned to 16 bytes, as a launch would find them.
             pointers = [index for index, kind in enumerate(types.values()) if kind.startswith("*")]
             aligned = {(index,): [["tt.divisibility", 16]] for index in pointers}
-            for capability in CAPABILITIES:
-                source = ASTSource(build.kernel, types, build.constants, aligned)
-                target = GPUTarget("cuda", capability, 32)
-                kernel = triton.compile(source, target=target, options={"num_warps": build.warps})
-                key = f"{build.name} sm_{capability}"
-                cubins[key] = Path(folder) / f"{len(cubins)}.cubin"
-                cubins[key].write_bytes(kernel.asm["cubin"])
-                found[key] = {"shared": kernel.metadata.shared}
+            source = ASTSource(build.kernel, types, build.constants, aligned)
+            target = GPUTarget("cuda", capability, 32)
+            kernel = triton.compile(source, target=target, options={"num_warps": build.warps})
+            key = f"{build.name} sm_{capability}"
+            cubins[key] = Path(folder) / f"{len(cubins)}.cubin"
+            cubins[key].write_bytes(kernel.asm["cubin"])
+            found[key] = {"shared": kernel.metadata.shared}
         for key, cubin in cubins.items():
             usage = subprocess.run(
                 [cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True
@@ -55,7 +54,7 @@ def compile_all() -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all()))
+    print(json.dumps(compile_all(int(sys.argv[1]))))
     sys.exit()
 
 pytest.importorskip("triton", reason="needs Triton's compiler: pip install triton")
@@ -67,9 +66,23 @@ from gvendi_fast.backends.triton.registry import builds  # noqa: E402
 def usage() -> dict[str, dict[str, int]]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    # One process for each target, side by side.
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(capability)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for capability in CAPABILITIES
+    ]
+    found: dict[str, dict[str, int]] = {}
+    for process in running:
+        out, error = process.communicate()
+        assert process.returncode == 0, error
+        found |= json.loads(out)
+    return found
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
