@@ -27,7 +27,8 @@ def describe_machine() -> dict[str, object]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "numpy", "transformers")},
         **describe_gpu(),
-        "backends": explain(),
+        # Where the tree lies says nothing of the machine.
+        "backends": {name: said.replace(f"{ROOT}/", "") for name, said in explain().items()},
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }

@@ -20,7 +20,7 @@ from gvendi_fast.commands.select import select
 from gvendi_fast.commands.synthesize import synthesize
 from gvendi_fast.commands.weights import weights
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import CorpusOptions, Data, Order, unbundled, warn_unfinished
+from gvendi_fast.options import CorpusOptions, Data, Json, Order, unbundled, warn_unfinished
 from gvendi_fast.sources import find_files
 
 app = typer.Typer(
@@ -45,9 +45,7 @@ def score(
         typer.Option("--out", metavar="DIR", help="Keep the sketches here; the same command again resumes."),
     ] = None,
     order: Order = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Score a corpus, or a run directory that 'gvendi sketch' made."""
     from gvendi_fast import scoring

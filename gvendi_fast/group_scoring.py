@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,12 @@ class GroupScore:
     rows: int
 
 
+def equal_n(sizes: Collection[int]) -> tuple[int, int]:
+    """The least rows that a group needs (32, or the median where most have fewer), and the n to compare at."""
+    least = min(MIN_GROUP_ROWS, statistics.median_low(sizes))
+    return least, min(size for size in sizes if size >= least)
+
+
 def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
     """G-Vendi of every group of a run at equal n: that of the smallest group with at least 32 rows.
 
@@ -51,8 +57,7 @@ def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
     """
     rows = _rows_of_groups(run)
     sizes = {group: len(numbers) for group, numbers in rows.items()}
-    least = min(MIN_GROUP_ROWS, statistics.median_low(sizes.values()))
-    n = min(size for size in sizes.values() if size >= least)
+    least, n = equal_n(sizes.values())
     compared = {group: rows[group] for group in sorted(rows) if sizes[group] >= least}
     dim = run.spec["sketch"]["dim"]
     found: dict[str, list[float]] = {group: [] for group in compared}

@@ -14,7 +14,6 @@ import importlib.util
 import math
 import os
 import re
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ import torch
 
 from gvendi_fast.compare import MOST_ROWS, draw
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.group_scoring import equal_n
 from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.row_texts import locate_corpus, row_texts
 from gvendi_fast.scoring import check_by
@@ -32,8 +32,6 @@ from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_blocks
 from gvendi_fast.vendi import gvendi
 
-# Groups below this many rows would drag the equal n of all others down to theirs.
-LEAST_GROUP_ROWS = 32
 # Sketches of drawn groups held in memory at once.
 GROUP_BYTES = 1 << 30
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -203,8 +201,7 @@ def _equal_n(sets: Mapping[str | None, np.ndarray], n: int | None) -> int:
     sizes = [len(places) for places in sets.values()]
     groups = sizes[1:] or sizes
     if n is None:
-        least = min(LEAST_GROUP_ROWS, statistics.median_low(groups))
-        n = min(MOST_ROWS, *(size for size in groups if size >= least))
+        n = min(MOST_ROWS, equal_n(groups)[1])
     if not 2 <= n <= max(groups):
         what = "the largest group" if len(sizes) > 1 else "the run"
         raise GvendiError(f"n is {n}; wanted 2 to {max(groups)}, the rows of {what}")

@@ -148,6 +148,7 @@ MessagesField = Annotated[
 ]
 TextField = Annotated[str, typer.Option("--text-field", metavar="NAME", help="Name of the text field.")]
 IdField = Annotated[str, typer.Option("--id-field", metavar="NAME", help="Name of the id field.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Order = Annotated[
     list[float] | None,
     typer.Option(

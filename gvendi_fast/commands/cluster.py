@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import warn_unfinished
+from gvendi_fast.options import Json, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.clusters import Assignment, SphericalKMeans
@@ -51,9 +51,7 @@ def cluster(
         typer.Option("--tolerance", metavar="T", min=0.0, help="Stop when the mean cosine grows by no more."),
     ] = 1e-5,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Group samples whose gradients point the same way: spherical k-means of a run's sketches.
 

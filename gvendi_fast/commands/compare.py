@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import warn_unfinished
+from gvendi_fast.options import Json, warn_unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,9 +68,7 @@ def compare(
         typer.Option("--no-text", help="Do not read the corpora: show the nearest pairs by their ids only."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare data sets: which is more diverse, what each adds, which rows they share.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gvendi_fast.options import By, warn_unfinished
+from gvendi_fast.options import By, Json, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.measures import Measured
@@ -56,9 +56,7 @@ def measures(
         typer.Option("--no-text", help="Do not read the corpus: no 2-gram entropy, no embeddings."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show G-Vendi beside other measures of diversity, all of the same rows.
 

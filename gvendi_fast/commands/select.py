@@ -12,7 +12,7 @@ from typing import IO, Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import warn_unfinished
+from gvendi_fast.options import Json, warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -103,9 +103,7 @@ def select(
         typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out and the file beside it.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Choose the most diverse rows of a corpus that has been sketched.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import Json
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.status import Status
@@ -45,9 +46,7 @@ def synthesize(
             "--resume", metavar="DIR", help="Go on with the run in DIR, under its own configuration."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Grow a pool of training data: a model writes candidates, those in sparse regions stay.
 

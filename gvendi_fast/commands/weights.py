@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import warn_unfinished
+from gvendi_fast.options import Json, warn_unfinished
 
 # K x K numbers a source are held at once.
 MOST_SOURCES = 256
@@ -28,9 +28,7 @@ def weights(
             "--tolerance", metavar="NATS", help="Stop when the entropy is this close to its optimum."
         ),
     ] = 1e-3,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Weigh sources so that their mixture is as diverse as it can be.
 

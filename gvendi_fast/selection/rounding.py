@@ -127,9 +127,7 @@ class _Swaps:
         return state.entropy() + bonus
 
     def surprisal(self, inside: np.ndarray) -> np.ndarray:
-        eigenvalues, vectors = self.state(inside).eigenbasis()
-        log = -(eigenvalues / eigenvalues.sum()).clamp_min(1e-12).log()
-        return ((self.rows[torch.from_numpy(inside)].double() @ vectors).square_() @ log).numpy()
+        return self.state(inside).contributions(self.rows[torch.from_numpy(inside)]).numpy()
 
     def improve(self, inside: np.ndarray, progress: Callable[[str], None] | None) -> np.ndarray:
         """Swap for as long as it helps: half as many rows at once after a round that hardly did."""

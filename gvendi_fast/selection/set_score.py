@@ -85,12 +85,8 @@ def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, n
         rows = problem.pool.take(numbers[chunk])
         state.update(rows)
         score.add(numbers[chunk], rows)
-    eigenvalues, vectors = state.eigenbasis()
-    # A chosen row has nothing in directions without eigenvalue; rounding there must not meet ln 0.
-    logs = (eigenvalues / eigenvalues.sum()).clamp_min(1e-14).log()
     for chunk in chunks:
-        energy = (problem.pool.take(numbers[chunk]).double() @ vectors).square_()
-        surprisal[chunk] = -(energy @ logs).numpy()
+        surprisal[chunk] = state.contributions(problem.pool.take(numbers[chunk])).numpy()
     return *score.scores(), surprisal
 
 
