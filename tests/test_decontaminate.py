@@ -1,15 +1,13 @@
-"""n-grams shared with test files, duplicates, and the paraphrase question."""
+"""n-grams shared with test files, and duplicates."""
 
 import json
 
 import pytest
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Reason
 from gvendi_fast.synthesis.decontaminate import (
     Decontaminator,
     Match,
-    ParaphraseCheck,
     Seen,
     normal_form,
     words,
@@ -176,31 +174,3 @@ def test_duplicates_are_found_but_for_case_space_and_unicode_form():
     assert "What is 3 + 5?" not in seen
     assert [seen.add("new"), seen.add("NEW"), len(seen)] == [True, False, 2]
     assert normal_form(" A\n\tb ") == "a b"
-
-
-def test_the_paraphrase_question_holds_both_texts_as_they_are():
-    check = ParaphraseCheck()
-    ask = check.ask("{{ 7*7 }}", "{% for x in y %}")
-    assert "{{ 7*7 }}" in ask.messages[-1]["content"]
-    assert "{% for x in y %}" in ask.messages[-1]["content"]
-    assert ask.temperature == 0.0
-
-
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        ("They differ in one number.\n<verdict>Yes.</verdict>", True),
-        ("<think>yes? no</think><verdict>no</verdict>", False),
-        ("yes", "no <verdict>"),
-        ("<verdict>maybe</verdict>", "neither yes nor no"),
-        ("<verdict>yes</verdict><verdict>no</verdict>", "two <verdict>"),
-        (None, "no answer"),
-    ],
-)
-def test_the_answer_is_yes_or_no_or_a_reason(answer, verdict):
-    found = ParaphraseCheck().parse(answer)
-    if isinstance(verdict, bool):
-        assert found is verdict
-    else:
-        assert isinstance(found, Reason)
-        assert verdict in found

@@ -54,7 +54,9 @@ def synthesize(
     by the task (math: several solutions must agree; nli: fresh labels; generic:
     a function of yours), compared with test files and with the pool, sketched
     by the proxy, and join the pool if their gradient lies in a sparse cluster
-    (arXiv 2505.20161) or raises the entropy (accept.rule=gain).
+    (arXiv 2505.20161) or raises the entropy (accept.rule=gain). With
+    filter.paraphrase=N the model is also asked whether a candidate says one of
+    the N most similar test questions in other words.
 
     A configuration:
 

@@ -22,9 +22,10 @@ from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
 from gvendi_fast.synthesis.config import Config
-from gvendi_fast.synthesis.decontaminate import Decontaminator
+from gvendi_fast.synthesis.decontaminate import Decontaminator, read_questions
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
 from gvendi_fast.synthesis.local_generator import HFGenerator
+from gvendi_fast.synthesis.paraphrase import ParaphraseCheck, SimilarQuestions
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.stops import Budget
 from gvendi_fast.synthesis.stored import StoredGenerator
@@ -78,6 +79,15 @@ def make_generator(config: Config, store: RequestStore) -> StoredGenerator:
 def make_tests(config: Config) -> Decontaminator | None:
     """The test questions to keep out, if there are any."""
     return Decontaminator(config.filter.tests, config.filter.ngram) if config.filter.tests else None
+
+
+def make_paraphrase_check(config: Config) -> ParaphraseCheck | None:
+    """The check on paraphrases of the test questions, if it is asked for."""
+    given = config.filter
+    if not given.paraphrase:
+        return None
+    questions = SimilarQuestions(read_questions(given.tests))
+    return ParaphraseCheck(questions, given.paraphrase, given.paraphrase_template)
 
 
 def make_sketching(config: Config) -> tuple[Proxy, GradientSketcher, Settings]:

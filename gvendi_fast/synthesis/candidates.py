@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from gvendi_fast.synthesis.decontaminate import Decontaminator
+from gvendi_fast.synthesis.decontaminate import Decontaminator, Question
+from gvendi_fast.synthesis.paraphrase import ParaphraseCheck
 from gvendi_fast.synthesis.prompts import Ask
 from gvendi_fast.synthesis.requests import FINAL, Answer, Request
 from gvendi_fast.synthesis.stored import Generator
@@ -33,7 +34,8 @@ class Proposal:
 class Outcome:
     """What became of a candidate, or of an answer without any: a row, or the stage and the reason that refused it.
 
-    stage: "request", "parse", "tests", "answers" or "verifier". prompt: the candidate's question, where there is one.
+    stage: "request", "parse", "tests", "paraphrase", "answers" or "verifier". prompt: the candidate's question, where
+    there is one.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Outcome:
 class Proposer:
     """Makes outcomes of proposals. checker: as the task's `checker` gives it. threads: that wait for it.
 
+    paraphrase: asks about the test questions most like a candidate; None asks nothing.
     checking: seconds spent in the task's decisions and in looking for test questions, all threads together.
     requests, tokens, cost: of answers that were not on disk before (see `Answer`).
     """
@@ -59,9 +62,10 @@ class Proposer:
         threads: ThreadPoolExecutor,
         tests: Decontaminator | None,
         max_tokens: int | None,
+        paraphrase: ParaphraseCheck | None = None,
     ) -> None:
         self.task, self.generator, self.checker, self.threads = task, generator, checker, threads
-        self.tests, self.max_tokens = tests, max_tokens
+        self.tests, self.max_tokens, self.paraphrase = tests, max_tokens, paraphrase
         self.checking = self.cost = 0.0
         self.requests, self.tokens = 0, (0, 0)
 
@@ -82,8 +86,8 @@ class Proposer:
 
     async def _examine(self, id_: str, proposal: Proposal, candidate: Candidate) -> Outcome:
         prompt = self.task.prompt_of(candidate)
-        # Before the follow-ups, which cost the most.
-        refused = self._in_tests(prompt)
+        # The cheapest first; the follow-ups cost the most.
+        refused = self._in_tests(prompt) or await self._paraphrases(prompt)
         if refused is None:
             answers = await asyncio.gather(*map(self._answer, self.task.follow_ups(candidate)))
             texts = [answer.text if answer.ok else None for answer in answers]
@@ -105,6 +109,22 @@ class Proposer:
     def _in_tests(self, prompt: str, completion: str = "") -> Refused | None:
         match = None if self.tests is None else self.tests.check(prompt, completion)
         return None if match is None else Refused("tests", str(match))
+
+    async def _paraphrases(self, prompt: str) -> Refused | None:
+        if self.paraphrase is None:
+            return None
+        # Its time grows with the tests, so it keeps off the event loop.
+        loop = asyncio.get_running_loop()
+        similar = await loop.run_in_executor(self.threads, self._similar, prompt)
+        asks = [self.paraphrase.ask(prompt, question) for question in similar]
+        answers = await asyncio.gather(*map(self._answer, asks))
+        return self.paraphrase.decide(similar, answers)
+
+    def _similar(self, prompt: str) -> list[Question]:
+        began = time.perf_counter()
+        found = self.paraphrase.similar(prompt)
+        self.checking += time.perf_counter() - began
+        return found
 
     async def _answer(self, ask: Ask) -> Answer:
         request = Request(

@@ -80,12 +80,16 @@ class ProxyConfig:
 class FilterConfig:
     """What is kept out before acceptance. tests: files whose questions must not come back, by word n-grams of `ngram`.
 
+    paraphrase: how many of the most similar test questions the generator is asked about, whether the candidate says
+    one of them in other words; 0 asks nothing. paraphrase_template: a file in place of this package's question.
     near: sketch cosine to a row of the pool from which a candidate counts as its copy; null takes none for one.
     workers: processes that check answers.
     """
 
     tests: list[str] = field(default_factory=list)
     ngram: int = number(10, 1)
+    paraphrase: int = number(0, 0)
+    paraphrase_template: str | None = None
     # Under the embedded proxy at K = 1024, GSM8K: a word more in the prompt 0.979 at least, another name 0.91 in the
     # median, another question 0.22 at most. Templated rows lie closer (MED: one in ten has a neighbour above 0.98).
     near: float | None = number(0.98, 0.0, 1.0)
@@ -158,7 +162,9 @@ class Config:
         # The pool counts by its rows.
         for name in ("out", "stop", "pool"):
             del whole[name]
-        del whole["filter"]["workers"]
+        # The check on paraphrases describes itself, where there is one.
+        for name in ("workers", "paraphrase", "paraphrase_template"):
+            del whole["filter"][name]
         whole["generator"] = {key: whole["generator"][key] for key in ("kind", "model", "max_tokens")}
         # Their content counts, wherever they lie.
         del whole["filter"]["tests"]
@@ -208,6 +214,17 @@ def config_from(values: Mapping[str, Any]) -> Config:
         raise GvendiError(
             f"generator.concurrency is {generator.concurrency}; wanted at most generator.max_concurrency, "
             f"{generator.max_concurrency}"
+        )
+    filter_ = config.filter
+    if filter_.paraphrase and not filter_.tests:
+        raise GvendiError(
+            f"filter.paraphrase is {filter_.paraphrase} but filter.tests names no file; name the test files there, or "
+            "set filter.paraphrase to 0"
+        )
+    if filter_.paraphrase_template is not None and not filter_.paraphrase:
+        raise GvendiError(
+            f"filter.paraphrase_template is '{filter_.paraphrase_template}' but filter.paraphrase is 0, which asks "
+            "nothing; wanted at least 1, or no template"
         )
     return config
 

@@ -20,8 +20,6 @@ import numpy as np
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
-from gvendi_fast.synthesis.prompts import Ask, Template
-from gvendi_fast.synthesis.sections import clean, sections, without_thinking
 
 _ONE_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_ONE_CHARACTER}]|[^\\W_{_ONE_CHARACTER}]+")
@@ -39,6 +37,15 @@ class Match:
 
     def __str__(self) -> str:
         return f'shares "{self.words}" with {self.file}:{self.line}'
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of a test set and where its row stands (line or Parquet row from 1)."""
+
+    file: str
+    line: int
+    text: str
 
 
 def words(text: str) -> list[str]:
@@ -160,27 +167,14 @@ class Seen:
         return len(self._hashes) > before
 
 
-class ParaphraseCheck:
-    """The question to a model whether one text is a paraphrase of a test; path: a template file of the user's."""
-
-    def __init__(self, path: str | os.PathLike | None = None) -> None:
-        self.template = Template("paraphrase", path)
-
-    def ask(self, candidate: str, test: str) -> Ask:
-        """The request, at temperature 0."""
-        return Ask(self.template.messages({"candidate": candidate, "test": test}), temperature=0.0)
-
-    def parse(self, answer: str | None) -> bool | Reason:
-        """True for yes, False for no, or why the answer is neither."""
-        text = clean(answer)
-        text = text if isinstance(text, Reason) else without_thinking(text)
-        found = text if isinstance(text, Reason) else sections(text, ("verdict",))
-        if isinstance(found, Reason):
-            return found
-        word = found[0]["verdict"].rstrip(".").lower()
-        if word not in ("yes", "no"):
-            return Reason(f"verdict {word[:40]!r} is neither yes nor no")
-        return word == "yes"
+def read_questions(
+    inputs: str | os.PathLike | Sequence[str | os.PathLike], fields: Fields | None = None
+) -> Iterator[Question]:
+    """Every question of test files in their order: prompts, user turns, bare texts. Unreadable rows are left out."""
+    for path in find_files(inputs):
+        for row in _rows(path, fields or Fields()):
+            if not isinstance(row, Rejected):
+                yield from (Question(path, row.line, text) for text, asked in _texts_of(row) if asked)
 
 
 def _rows(path: str, fields: Fields) -> Iterator[Row | Rejected]:

@@ -19,6 +19,7 @@ from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
     make_candidate_sketcher,
     make_generator,
+    make_paraphrase_check,
     make_sketching,
     make_tests,
     open_pool,
@@ -62,7 +63,7 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         checker = task.checker(config.filter.workers)
         if checker is not None:
             open_.enter_context(checker).start()
-        tests = make_tests(config)
+        tests, paraphrase = make_tests(config), make_paraphrase_check(config)
         began = time.perf_counter()
         proxy, sketcher, settings = make_sketching(config)
         seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress or Silent())
@@ -76,12 +77,15 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
             "seeds": pool.digest(),
             "batch_tokens": candidates.batch_tokens,
         }
+        if paraphrase is not None:
+            fingerprint["paraphrase"] = paraphrase.describe()
         journal = Journal(folder, fingerprint, config.stop.target)
         open_.callback(journal.close)
         with atomic_write(folder / CONFIG) as stream:
             stream.write(dump_config(config).encode())
         threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
-        proposer = Proposer(task, generator, checker, threads, tests, config.generator.max_tokens)
+        max_tokens = config.generator.max_tokens
+        proposer = Proposer(task, generator, checker, threads, tests, max_tokens, paraphrase)
         judge = Judge(pool, config.accept, config.seed, proxy.device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()

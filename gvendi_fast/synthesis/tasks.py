@@ -37,7 +37,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why an answer or a candidate is no row; `stage` is "parse", "answers" or "verifier"."""
+    """Why an answer or a candidate is no row.
+
+    stage: "parse", "answers" or "verifier", of a task; "tests" or "paraphrase", of the comparison with test questions.
+    """
 
     stage: str
     reason: str
