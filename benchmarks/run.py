@@ -17,7 +17,7 @@ from pathlib import Path
 
 from environment import ROOT, describe_machine
 
-FILES = ("bench_speed.py", "bench_vendi.py")
+FILES = ("bench_speed.py", "bench_vendi.py", "bench_attention.py")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from gvendi_fast.batch import Batch, prepare
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.head import autograd_loss, find_head
 from gvendi_fast.plan import SketchSpec
+from gvendi_fast.short_attention import short_attention
 from gvendi_fast.taps import EMBEDDING, Recorder, find_taps
 from gvendi_fast.transfer import to_device
 
@@ -108,7 +109,7 @@ class GradientSketcher:
         shape = tuple(batch.ids.shape)
         out = torch.zeros(shape[0], self.spec.dim, dtype=torch.float32, device=device)
         recorder = Recorder(self._taps, self.spec, shape, batch.segments, out)
-        with _frozen(self.model), torch.enable_grad(), recorder:
+        with _frozen(self.model), torch.enable_grad(), recorder, short_attention(self.model):
             loss = self._run(batch, device, out)
             recorder.finish()
         return Sketches(out, loss.float(), to_device(batch.tokens, device))

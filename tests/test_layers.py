@@ -24,6 +24,7 @@ FLOORS = {
     "corpus": 1,
     "hub": 1,
     "attention": 1,
+    "short_attention": 1,
     "proxy": 1,
     "atomic": 1,
     "parts": 1,
