@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from io import StringIO
@@ -21,7 +22,7 @@ from problem_families import FAMILIES, family_of, seed_rows, writer
 from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.acceptance import Judge, nearest
-from gvendi_fast.synthesis.config import AcceptConfig, config_from, load_config
+from gvendi_fast.synthesis.config import AcceptConfig, ProxyConfig, config_from, load_config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
@@ -71,7 +72,8 @@ def settings(out: Path, url: str, seeds: Path, **sections) -> dict:
             "first_delay": 0.01,
             "longest_delay": 0.04,
         },
-        "proxy": {"name": "tiny", "dim": 256, "dtype": "float32"},
+        # A process of its own takes seconds to start.
+        "proxy": {"name": "tiny", "dim": 256, "dtype": "float32", "process": False},
         "accept": {"clusters": 12, "round": 0.2},
         "stop": {"target": 80},
         "block": 8,
@@ -211,6 +213,65 @@ def test_order_of_the_answers_does_not_matter(whole, tmp_path, seeds):
     with ChatServer(writer(), lambda arrival, body: Fault(stall=delays.uniform(0, 0.05))) as slow:
         run(tmp_path / "run", slow.url, seeds, generator={"concurrency": 3, "max_concurrency": 5})
     assert contents(tmp_path / "run") == contents(whole[0])
+
+
+def test_a_process_of_its_own_sketches_the_same(whole, tmp_path, seeds, server):
+    out = tmp_path / "run"
+    status = run(out, server.url, seeds, proxy={"process": True})
+    assert contents(out) == contents(whole[0])
+    assert status.seconds["sketching"] > 0
+    assert status.queued >= 0
+
+
+def test_a_sketching_process_that_ends_is_named_and_the_run_goes_on(
+    whole, tmp_path, seeds, server, monkeypatch
+):
+    from gvendi_fast.synthesis.sketch_process import SketchProcess
+
+    plain, blocks = SketchProcess.sketch, []
+
+    def dies_at_the_third(self, rows):
+        blocks.append(len(rows))
+        if len(blocks) == 3:
+            os.kill(self._child._process.pid, signal.SIGKILL)
+        return plain(self, rows)
+
+    monkeypatch.setattr(SketchProcess, "sketch", dies_at_the_third)
+    out = tmp_path / "run"
+    with pytest.raises(GvendiError, match=r"sketching process ended: signal 9.*proxy\.batch_tokens"):
+        run(out, server.url, seeds, proxy={"process": True})
+    monkeypatch.undo()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    run(out, server.url, seeds)
+    assert contents(out) == contents(whole[0])
+
+
+def test_what_the_sketching_process_refuses_is_told(tmp_path):
+    from gvendi_fast.synthesis.sketch_process import SketchProcess
+
+    with SketchProcess(ProxyConfig(name=str(tmp_path / "none")), 128, 2048) as process:
+        with pytest.raises(GvendiError, match="none"):
+            process.sketch([{"prompt": "a", "completion": "b"}])
+        child = process._child
+    assert not child.alive
+
+
+@pytest.mark.parametrize("refresh", [0.0, 0.1])
+def test_gains_refer_to_a_pool_that_is_smaller_by_less_than_refresh(refresh):
+    rows = torch.nn.functional.normalize(torch.randn(80, 16, generator=torch.Generator().manual_seed(0)))
+    records = [{"prompt": f"q{i}", "completion": "a"} for i in range(40)]
+    pool = GrownPool([str(i) for i in range(40)], records, rows[:40], GenericTask(), 0.5, refresh)
+    judge = Judge(pool, AcceptConfig(clusters=2, refresh=refresh), seed=0)
+    for block, first in enumerate(range(40, 76, 2)):
+        judge.begin(rows[76:])
+        of = pool.recent_state.n
+        assert len(pool) < of * (1 + refresh) or len(pool) == of
+        gain = math.log(score_of(torch.cat([rows[:of], rows[76:77]])) / score_of(rows[:of]))
+        assert judge.judge(0).gain == pytest.approx(gain, abs=2e-6)
+        assert judge.gvendi == (pytest.approx(score_of(rows[:of]), rel=1e-6), of)
+        for number in (first, first + 1):
+            pool.add(str(number), {"prompt": f"q{number}", "completion": "a"}, rows[number])
+        pool.settle(block)
 
 
 def test_a_higher_target_goes_on_as_if_it_had_been_there(whole, tmp_path, seeds, server):

@@ -136,14 +136,17 @@ def _print_previews(previews: list[dict]) -> None:
 
 def _print_end(status: Status, out: str) -> None:
     from gvendi_fast.commands.synthesis_view import describe
+    from gvendi_fast.synthesis.status import BESIDE
 
     print(f"stopped: {status.why}")
     for name, value in describe(status).items():
         print(f"  {name:<16}{value}")
-    whole = sum(seconds for stage, seconds in status.seconds.items() if stage != "checks")
-    shares = sorted(status.seconds.items(), key=lambda item: -item[1])
+    spent = {stage: seconds for stage, seconds in status.seconds.items() if stage not in BESIDE}
+    whole = sum(spent.values())
+    shares = sorted(spent.items(), key=lambda item: -item[1])
     told = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
-    print(f"  {'time':<16}{whole:,.1f} s: {told or 'none'}; checks run beside the others")
+    beside = ", ".join(f"{stage} {status.seconds.get(stage, 0.0):,.1f} s" for stage in BESIDE)
+    print(f"  {'time':<16}{whole:,.1f} s: {told or 'none'}; beside it {beside}")
     print(f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl")
     if status.stopped != "target":
         print(f"  'gvendi synthesize --resume {out}' goes on, with a higher limit where one was reached")

@@ -3,7 +3,8 @@
     cluster:  argmax_c <z, m_c> is among the smaller half of the clusters by count (`clusters.sparse_clusters`)
     gain:     Delta H_1 of z joining the pool > quantile of the reference's gains
 Both are found for every candidate, whichever decides. Centroids m [C, K] are those of the round's start; counts grow
-with every row that is accepted and gains refer to the pool before the block, unless they are frozen for the round.
+with every row that is accepted; gains refer to the pool before the block or to one that is smaller by less than the
+share `refresh`. Both stay as they are at the start of a round if they are frozen.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Judge:
         """Look at the unit sketches [m, K] of a block's candidates; near: `nearest` will be asked for."""
         regions = self._of(self.pool.round)
         self._count(regions)
-        self._state = self.pool.round_state if self.config.frozen else self.pool.state
+        self._state = self.pool.round_state if self.config.frozen else self.pool.recent_state
         self._gains = self._state.gain(sketches).numpy()
         self._labels = regions.kmeans.assign(sketches).label.numpy() if len(sketches) else np.zeros(0, int)
         self._threshold = self._gain_wanted()
@@ -101,10 +102,10 @@ class Judge:
             self._counts[judgement.cluster] += 1
 
     @property
-    def gvendi(self) -> float:
-        """G-Vendi of the rows that the last block's gains refer to, from the eigenbasis that they were made with."""
+    def gvendi(self) -> tuple[float, int]:
+        """G-Vendi and number of the rows that the last block's gains refer to, from the eigenbasis made for them."""
         p = self._state.eigenbasis()[0] / self._state.n
-        return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+        return float(torch.exp(-torch.special.xlogy(p, p).sum())), self._state.n
 
     @property
     def centroids(self) -> torch.Tensor:

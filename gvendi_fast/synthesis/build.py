@@ -11,7 +11,6 @@ import torch
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.memory import choose_batch_tokens
 from gvendi_fast.originals import original_rows
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
@@ -21,7 +20,7 @@ from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
-from gvendi_fast.synthesis.config import Config
+from gvendi_fast.synthesis.config import Config, ProxyConfig
 from gvendi_fast.synthesis.decontaminate import Decontaminator, read_questions
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
 from gvendi_fast.synthesis.local_generator import HFGenerator
@@ -90,20 +89,27 @@ def make_paraphrase_check(config: Config) -> ParaphraseCheck | None:
     return ParaphraseCheck(questions, given.paraphrase, given.paraphrase_template)
 
 
+def load_sketcher(given: ProxyConfig) -> tuple[Proxy, GradientSketcher]:
+    """The proxy and its sketcher."""
+    attention = None if given.attention == "auto" else given.attention
+    proxy = load_proxy(given.name, dtype=given.dtype, attention=attention)
+    spec = SketchSpec(dim=given.dim, kind=given.sketch, seed=given.seed)
+    return proxy, GradientSketcher(proxy.model, spec, exclude=tuple(given.exclude))
+
+
 def make_sketching(config: Config) -> tuple[Proxy, GradientSketcher, Settings]:
     """The proxy, its sketcher and the settings that the pool is sketched with."""
     given = config.proxy
-    attention = None if given.attention == "auto" else given.attention
-    proxy = load_proxy(given.name, dtype=given.dtype, attention=attention)
+    proxy, sketcher = load_sketcher(given)
     settings = Settings(
-        spec=SketchSpec(dim=given.dim, kind=given.sketch, seed=given.seed),
+        spec=sketcher.spec,
         max_tokens=given.max_tokens,
         batch_tokens=given.batch_tokens,
         mask=given.mask,
         limit=config.pool.limit,
         exclude=tuple(given.exclude),
     )
-    return proxy, GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude), settings
+    return proxy, sketcher, settings
 
 
 def open_pool(
@@ -138,12 +144,11 @@ def open_pool(
     )
 
 
-def make_candidate_sketcher(
-    config: Config, proxy: Proxy, sketcher: GradientSketcher, spec: dict[str, Any], batch_tokens: int | None
+def candidate_sketcher(
+    given: ProxyConfig, proxy: Proxy, sketcher: GradientSketcher, max_tokens: int, batch_tokens: int
 ) -> CandidateSketcher:
-    """Sketches candidates as the pool with this spec was. batch_tokens: of an earlier run, None to choose."""
-    tokens = batch_tokens or choose_batch_tokens(sketcher, config.proxy.batch_tokens)
-    return CandidateSketcher(proxy, sketcher, spec["max_tokens"], config.proxy.mask, tokens)
+    """Sketches candidates as a pool of rows of at most `max_tokens` was."""
+    return CandidateSketcher(proxy, sketcher, max_tokens, given.mask, batch_tokens)
 
 
 def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:

@@ -51,6 +51,7 @@ class Proposer:
 
     paraphrase: asks about the test questions most like a candidate; None asks nothing.
     checking: seconds spent in the task's decisions and in looking for test questions, all threads together.
+    made: outcomes so far.
     requests, tokens, cost: of answers that were not on disk before (see `Answer`).
     """
 
@@ -67,10 +68,15 @@ class Proposer:
         self.task, self.generator, self.checker, self.threads = task, generator, checker, threads
         self.tests, self.max_tokens, self.paraphrase = tests, max_tokens, paraphrase
         self.checking = self.cost = 0.0
-        self.requests, self.tokens = 0, (0, 0)
+        self.made, self.requests, self.tokens = 0, 0, (0, 0)
 
     async def propose(self, proposal: Proposal) -> list[Outcome]:
         """The outcomes of one prompt, in the order of its answer."""
+        outcomes = await self._propose(proposal)
+        self.made += len(outcomes)
+        return outcomes
+
+    async def _propose(self, proposal: Proposal) -> list[Outcome]:
         # The number makes every request one of its own, also where a small pool gives the same rows again.
         answer = await self._answer(self.task.ask(proposal.rows, sample=proposal.number))
         id_ = proposal.id

@@ -62,7 +62,11 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class ProxyConfig:
-    """The model whose gradients are sketched, and how; as the options of `gvendi sketch`."""
+    """The model whose gradients are sketched, and how; as the options of `gvendi sketch`.
+
+    process: candidates are sketched in a process of their own, which loads the proxy once more; null does so for an
+    endpoint and not for a local model, which would wait anyway.
+    """
 
     name: str = "Qwen/Qwen2.5-0.5B-Instruct"
     dim: int = number(1024, 64, 8192)
@@ -74,6 +78,7 @@ class ProxyConfig:
     batch_tokens: int | None = number(None, 1)
     mask: Literal["completion", "released"] = "completion"
     exclude: list[str] = field(default_factory=list)
+    process: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,15 @@ class AcceptConfig:
     more than the `quantile` of `reference`; "all". reference "pool": what each row of the pool adds to the others;
     "candidates": the gains of the `recent` last candidates (the pool's while there are fewer than 100).
     clusters: a share of the pool below 1, or their number. round: growth of the pool, as a share, after which it is
-    clustered again. frozen: counts and gains stay as they are at the start of a round, as in the paper.
+    clustered again; refresh: after which gains refer to the pool as it is then (0: after every block that added rows).
+    frozen: counts and gains stay as they are at the start of a round, as in the paper.
     from_sparse: prompts show rows of the sparse clusters only.
     """
 
     rule: Literal["cluster", "gain", "all"] = "cluster"
     clusters: float = number(0.01, 0.0)
     round: float = number(0.1, 0.0)
+    refresh: float = number(0.05, 0.0, 1.0)
     frozen: bool = False
     from_sparse: bool = False
     quantile: float = number(0.5, 0.0, 1.0)
@@ -165,6 +172,7 @@ class Config:
         # The check on paraphrases describes itself, where there is one.
         for name in ("workers", "paraphrase", "paraphrase_template"):
             del whole["filter"][name]
+        del whole["proxy"]["process"]
         whole["generator"] = {key: whole["generator"][key] for key in ("kind", "model", "max_tokens")}
         # Their content counts, wherever they lie.
         del whole["filter"]["tests"]

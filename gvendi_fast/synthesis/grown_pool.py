@@ -34,7 +34,8 @@ class Round:
 class GrownPool:
     """ids, records (dicts) and sketches [N, K] of the seed pool; grows by `add`.
 
-    growth: share by which the pool grows in a round.
+    growth: share by which the pool grows in a round. refresh: share by which it grows until `recent_state`, which gains
+    are made with, follows: new eigenvectors cost as much as sketching dozens of rows.
     prefix: of the ids of new rows; no seed has it. Raises GvendiError where no row can be shown in a prompt.
     Memory: the sketches in float32, 4 K bytes a row, and the records.
     """
@@ -46,9 +47,10 @@ class GrownPool:
         sketches: torch.Tensor,
         task: Task,
         growth: float,
+        refresh: float = 0.0,
     ) -> None:
         self.ids, self.records, self.seeds = list(ids), list(records), len(ids)
-        self.task, self.growth = task, growth
+        self.task, self.growth, self.refresh = task, growth, refresh
         self.prefix = _free_prefix(self.ids)
         self._matrix, self._used = sketches.float().contiguous(), len(sketches)
         self.state = VendiState(sketches.shape[1]).update(sketches)
@@ -106,6 +108,8 @@ class GrownPool:
         grown = self._used > self.round.size and self._used >= self.round.size * (1 + self.growth)
         if grown:
             self.begin_round(block + 1)
+        elif self._used > self.recent_state.n and self._used >= self.recent_state.n * (1 + self.refresh):
+            self.recent_state = self._copy_of_state()
         return grown
 
     def digest(self) -> str:
@@ -118,7 +122,10 @@ class GrownPool:
     def begin_round(self, block: int) -> None:
         """The pool as it is now is the start of a round."""
         self.rounds.append(Round(len(self.rounds), block, self._used))
-        self.round_state = VendiState(self.state.dim).merge(self.state)
+        self.round_state = self.recent_state = self._copy_of_state()
+
+    def _copy_of_state(self) -> VendiState:
+        return VendiState(self.state.dim).merge(self.state)
 
     def _take_up(self, number: int) -> None:
         record = self.records[number]

@@ -13,8 +13,9 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
+from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Spent, Status, Watcher
 from gvendi_fast.synthesis.stops import BudgetSpentError
 from gvendi_fast.synthesis.stored import StoredGenerator
@@ -35,6 +37,17 @@ _NOT_WANTED = {
     "cluster": ("dense", "its cluster is not among the sparse ones"),
     "gain": ("low gain", "it raises the entropy by too little"),
 }
+
+# By an outcome's id the place of its sketch, or why it has none; and the sketches [m, K].
+_Sketched = tuple[dict[str, int | str], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block under way: what became of its prompts, and the sketches of the rows among it."""
+
+    outcomes: asyncio.Task[list[Outcome]]
+    sketched: asyncio.Task[_Sketched]
 
 
 class Loop:
@@ -51,7 +64,7 @@ class Loop:
         journal: Journal,
         generator: StoredGenerator,
         proposer: Proposer,
-        sketcher: CandidateSketcher,
+        sketcher: CandidateSketcher | SketchProcess,
         watcher: Watcher,
     ) -> None:
         self.config, self.pool, self.judge, self.journal = config, pool, judge, journal
@@ -59,7 +72,8 @@ class Loop:
         self.seconds: Counter[str] = Counter()
         self._gvendi = pool.start_gvendi
         self._rejected = Counter(journal.rejections())
-        self._clusters = 0
+        self._clusters = self._decided = 0
+        self._sketching = 0.0
         # Once, and what is new is added up.
         self._spent = Spent.of(generator)
 
@@ -77,29 +91,34 @@ class Loop:
 
     async def run(self) -> Status:
         """Go on until a limit is reached."""
-        pending: deque[asyncio.Task] = deque()
+        pending: deque[_Block] = deque()
         block, stopped = len(self.journal.blocks), None
         following = block
-        async with self.generator:
-            try:
-                while (stopped := self._limit()) is None:
-                    while len(pending) < self.config.ahead:
-                        with self._time("prompts"):
-                            proposals = await asyncio.to_thread(self._proposals, following)
-                        pending.append(asyncio.ensure_future(self._ask(proposals)))
-                        following += 1
-                    with self._time("answers"):
-                        outcomes = await pending[0]
-                    pending.popleft()
-                    await asyncio.to_thread(self._decide, block, outcomes)
-                    block += 1
-                    self.watcher.update(self.status())
-            except BudgetSpentError as error:
-                stopped = "budget", error.why
-            finally:
-                for task in pending:
-                    task.cancel()
-                await asyncio.gather(*pending, return_exceptions=True)
+        # One thread: blocks are sketched one after the other, beside the decisions on those before.
+        with ThreadPoolExecutor(1, thread_name_prefix="sketch") as thread:
+            async with self.generator:
+                try:
+                    while (stopped := self._limit()) is None:
+                        while len(pending) < self.config.ahead:
+                            with self._time("prompts"):
+                                proposals = await asyncio.to_thread(self._proposals, following)
+                            pending.append(self._begin(proposals, thread))
+                            following += 1
+                        with self._time("answers"):
+                            outcomes = await pending[0].outcomes
+                        with self._time("sketches"):
+                            places, sketches = await pending[0].sketched
+                        pending.popleft()
+                        await asyncio.to_thread(self._decide, block, outcomes, places, sketches)
+                        block += 1
+                        self.watcher.update(self.status())
+                except BudgetSpentError as error:
+                    stopped = "budget", error.why
+                finally:
+                    tasks = [task for begun in pending for task in (begun.outcomes, begun.sketched)]
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
         with self._time("gvendi"):
             self._gvendi = self.pool.state.gvendi()
         spent = Spent.of(self.generator)
@@ -124,7 +143,8 @@ class Loop:
             requests=self._spent.requests + new.requests,
             tokens=(self._spent.tokens[0] + new.tokens[0], self._spent.tokens[1] + new.tokens[1]),
             cost=None if self._spent.cost is None else self._spent.cost + new.cost,
-            seconds={**self.seconds, "checks": new.checking},
+            queued=new.made - self._decided,
+            seconds={**self.seconds, "checks": new.checking, "sketching": self._sketching},
         )
 
     def _limit(self) -> tuple[str, str] | None:
@@ -165,25 +185,33 @@ class Loop:
             )
         return found
 
-    async def _ask(self, proposals: list[Proposal]) -> list[Outcome]:
-        found = await asyncio.gather(*map(self.proposer.propose, proposals))
-        return [outcome for outcomes in found for outcome in outcomes]
+    def _begin(self, proposals: list[Proposal], thread: ThreadPoolExecutor) -> _Block:
+        async def ask() -> list[Outcome]:
+            found = await asyncio.gather(*map(self.proposer.propose, proposals))
+            return [outcome for outcomes in found for outcome in outcomes]
 
-    def _decide(self, block: int, outcomes: list[Outcome]) -> None:
-        """Sketch a block's rows, decide on all outcomes in order and write what was decided."""
-        with self._time("sketches"):
-            rows = [outcome.row for outcome in outcomes if outcome.row is not None]
-            sketches, reasons = self.sketcher.sketch(rows)
-        usable = [place for place, reason in enumerate(reasons) if reason is None]
+        async def sketch() -> _Sketched:
+            # Cancelling this wait must not cancel the outcomes, which others wait for.
+            outcomes = await asyncio.shield(asked)
+            return await asyncio.get_running_loop().run_in_executor(thread, self._sketch, outcomes)
+
+        asked = asyncio.ensure_future(ask())
+        return _Block(asked, asyncio.ensure_future(sketch()))
+
+    def _decide(
+        self, block: int, outcomes: list[Outcome], places: dict[str, int | str], sketches: torch.Tensor
+    ) -> None:
+        """Decide on a block's outcomes in order and write what was decided."""
         before = len(self.pool)
         with self._time("clusters"):
-            self.judge.begin(sketches[usable], near=self.config.filter.near is not None)
+            self.judge.begin(sketches, near=self.config.filter.near is not None)
             self._begin_round(block)
         with self._time("decisions"):
-            accepted, rejected, decided, gains = self._go_through(outcomes, reasons, sketches[usable])
+            accepted, rejected, decided, gains = self._go_through(outcomes, places, sketches)
+        self._decided += len(outcomes)
         with self._time("writing"):
             self._rejected.update(line["stage"] for line in rejected)
-            self._gvendi = self.judge.gvendi
+            self._gvendi, of_rows = self.judge.gvendi
             event = {
                 "block": block,
                 "round": self.pool.round.number,
@@ -193,6 +221,7 @@ class Loop:
                 "decided": decided,
                 "rejected": dict(Counter(line["stage"] for line in rejected)),
                 "gvendi": self._gvendi,
+                "gvendi_rows": of_rows,
                 "gains": gains if self.config.accept.reference == "candidates" else [],
                 "cut_short": decided < len(outcomes),
             }
@@ -207,14 +236,23 @@ class Loop:
             about = {"block": block, "pool": round_.size, "clusters": self._clusters}
             self.journal.round(round_.number, {**about, "gvendi": self.pool.round_state.gvendi()})
 
+    def _sketch(self, outcomes: list[Outcome]) -> _Sketched:
+        began = time.perf_counter()
+        rows = [outcome for outcome in outcomes if outcome.row is not None]
+        sketches, faults = self.sketcher.sketch([outcome.row for outcome in rows])
+        usable = [number for number, fault in enumerate(faults) if fault is None]
+        places: dict[str, int | str] = {o.id: fault for o, fault in zip(rows, faults, strict=True) if fault}
+        places.update({rows[number].id: place for place, number in enumerate(usable)})
+        self._sketching += time.perf_counter() - began
+        return places, sketches[usable]
+
     def _go_through(
-        self, outcomes: list[Outcome], reasons: list[str | None], sketches: torch.Tensor
+        self, outcomes: list[Outcome], places: dict[str, int | str], sketches: torch.Tensor
     ) -> tuple[list[dict], list[dict], int, list[float]]:
         """Lines for the two files, how many outcomes were decided (fewer where the target is met), their gains."""
         accepted: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
         gains: list[float] = []
-        reason_of, places = iter(reasons), iter(range(len(sketches)))
         for number, outcome in enumerate(outcomes):
             if len(self.pool) >= self.config.stop.target:
                 return accepted, rejected, number, gains
@@ -224,9 +262,8 @@ class Loop:
                     {**about, "stage": outcome.stage, "reason": outcome.reason, "prompt": outcome.prompt}
                 )
                 continue
-            fault = next(reason_of)
-            place = None if fault else next(places)
-            refusal = ("sketch", fault) if fault else self._copy_of(outcome, place)
+            place = places[outcome.id]
+            refusal = self._refusal(outcome, place)
             if refusal is not None:
                 rejected.append({**about, "stage": refusal[0], "reason": refusal[1], "row": outcome.row})
                 continue
@@ -244,9 +281,11 @@ class Loop:
                 )
         return accepted, rejected, len(outcomes), gains
 
-    def _copy_of(self, outcome: Outcome, place: int) -> tuple[str, str] | None:
+    def _refusal(self, outcome: Outcome, place: int | str) -> tuple[str, str] | None:
         if outcome.row["prompt"] in self.pool.seen:
             return "copy", "the pool has this prompt"
+        if isinstance(place, str):
+            return "sketch", place
         near = self.config.filter.near
         if near is None:
             return None

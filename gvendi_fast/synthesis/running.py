@@ -13,11 +13,12 @@ from typing import Any
 
 from gvendi_fast.atomic import atomic_write
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.memory import choose_batch_tokens
 from gvendi_fast.rows import Reason
 from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
-    make_candidate_sketcher,
+    candidate_sketcher,
     make_generator,
     make_paraphrase_check,
     make_sketching,
@@ -33,6 +34,7 @@ from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.requests import Request
+from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
 
@@ -67,15 +69,24 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         began = time.perf_counter()
         proxy, sketcher, settings = make_sketching(config)
         seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress or Silent())
-        before = _fingerprint(folder).get("batch_tokens")
-        candidates = make_candidate_sketcher(config, proxy, sketcher, seeds.spec, before)
-        pool = GrownPool(seeds.ids, seeds.records, seeds.sketches, task, config.accept.round)
+        tokens = _fingerprint(folder).get("batch_tokens")
+        tokens = tokens or choose_batch_tokens(sketcher, config.proxy.batch_tokens)
+        device, max_tokens = proxy.device, seeds.spec["max_tokens"]
+        apart = config.proxy.process
+        if config.generator.kind == "openai" if apart is None else apart:
+            # Its memory is the other process's from here on.
+            del proxy, sketcher
+            candidates = open_.enter_context(SketchProcess(config.proxy, max_tokens, tokens))
+        else:
+            candidates = candidate_sketcher(config.proxy, proxy, sketcher, max_tokens, tokens)
+        accept = config.accept
+        pool = GrownPool(seeds.ids, seeds.records, seeds.sketches, task, accept.round, accept.refresh)
         fingerprint = {
             "settings": config.deciding(),
             "task": task.describe(),
             "sketches": seeds.spec,
             "seeds": pool.digest(),
-            "batch_tokens": candidates.batch_tokens,
+            "batch_tokens": tokens,
         }
         if paraphrase is not None:
             fingerprint["paraphrase"] = paraphrase.describe()
@@ -84,9 +95,9 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         with atomic_write(folder / CONFIG) as stream:
             stream.write(dump_config(config).encode())
         threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
-        max_tokens = config.generator.max_tokens
-        proposer = Proposer(task, generator, checker, threads, tests, max_tokens, paraphrase)
-        judge = Judge(pool, config.accept, config.seed, proxy.device)
+        longest = config.generator.max_tokens
+        proposer = Proposer(task, generator, checker, threads, tests, longest, paraphrase)
+        judge = Judge(pool, config.accept, config.seed, device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
         loop.seconds["seed pool"] = time.perf_counter() - began

@@ -8,15 +8,20 @@ from typing import Protocol
 from gvendi_fast.synthesis.requests import FINAL
 from gvendi_fast.synthesis.stored import StoredGenerator
 
+# Stages in `Status.seconds` that run beside the others: the task's checks, and sketching, waited for or not.
+BESIDE = ("checks", "sketching")
+
 
 @dataclass
 class Status:
     """Where a run stands.
 
     pool, seeds: rows now and at the start. accepted, rejected: candidates over all runs of the directory, the latter by
-    stage. gvendi, start_gvendi: of the pool now (as of the last block) and at the start. requests: final answers;
-    tokens: (prompt, completion) of them; cost: in the currency of the prices, None without. seconds: where this run's
-    time went; "checks" run beside the others. stopped, why: the limit that ended the run, and in words.
+    stage. gvendi, start_gvendi: of the pool as gains know it (at most `accept.refresh` behind; exact at the end) and at
+    the start. requests: final answers; tokens: (prompt, completion) of them; cost: in the currency of the prices, None
+    without. queued: candidates that are answered and not yet decided. seconds: where this run's time went, "answers"
+    and "sketches" being waits for them; BESIDE: time of what runs beside that. stopped, why: the limit that ended the
+    run, and in words.
     """
 
     pool: int
@@ -31,6 +36,7 @@ class Status:
     requests: int
     tokens: tuple[int, int]
     cost: float | None
+    queued: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     stopped: str = ""
     why: str = ""

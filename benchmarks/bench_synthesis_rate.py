@@ -1,0 +1,205 @@
+"""Whether sketching and accepting keep up with an endpoint: the whole loop against a server that gives so many answers
+a second and no more.
+
+    python benchmarks/bench_synthesis_rate.py --rate 200 --grow 1500
+
+The server is a process of its own (tests/chat_server.py), answers every request in its turn, one each 1/rate seconds,
+and counts. First a bare client asks it for the same prompts, then the whole loop runs with the embedded proxy at
+K = 1024 and the defaults of the configuration. Printed: requests a second of both, the share of the loop's time by
+stage, and the queue, candidates that are answered and not yet decided, over the thirds of the run: where the loop is
+the slower one the queue fills up to its bound. The figures go to benchmarks/results/synthesis_rate.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import mean
+
+from environment import ROOT, describe_machine
+
+sys.path.insert(0, str(ROOT / "tests"))
+from chat_server import ChatServer, Fault
+from problem_families import FAMILIES, seed_rows, writer
+
+RESULTS = ROOT / "benchmarks" / "results" / "synthesis_rate.json"
+
+
+def serve(pipe, rate: float, favour: float) -> None:
+    """Answer until the pipe says so; sends the address, then the number of answers."""
+    lock, following = threading.Lock(), [0.0]
+
+    def turn(arrival: int, body: dict) -> Fault:
+        with lock:
+            now = time.monotonic()
+            following[0] = max(now, following[0]) + 1 / rate
+            return Fault(stall=following[0] - now)
+
+    with ChatServer(writer(favour), turn) as server:
+        pipe.send(server.url)
+        pipe.recv()
+        pipe.send(server.served.total())
+
+
+class Server:
+    """A server in its own process, as a context manager. url; after the end: served."""
+
+    def __init__(self, rate: float, favour: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=serve, args=(other, rate, favour))
+
+    def __enter__(self) -> Server:
+        self._process.start()
+        self.url = self._pipe.recv()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.send("end")
+        self.served = self._pipe.recv()
+        self._process.join()
+
+
+class Clock:
+    """Watches a run: when each block was decided, and the status then."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int, int, int]] = []
+
+    def update(self, status) -> None:
+        """See `status.Watcher`."""
+        decided = status.accepted + sum(status.rejected.values())
+        self.seen.append((time.perf_counter(), status.requests, decided, status.queued))
+
+
+def settings(folder: Path, url: str, options: argparse.Namespace) -> dict:
+    """The run's configuration: defaults wherever the benchmark does not need another value."""
+    rows = folder / "seeds.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in seed_rows(options.each)))
+    return {
+        "out": str(folder / "run"),
+        "pool": {"data": str(rows)},
+        "task": {"name": "generic"},
+        "generator": {
+            "model": "m",
+            "base_url": url,
+            "key_variable": None,
+            "send_seed": True,
+            "concurrency": 64,
+        },
+        "proxy": {"name": "tiny", "dim": options.dim},
+        "accept": {"rule": options.rule},
+        "stop": {"target": options.each * len(FAMILIES) + options.grow},
+    }
+
+
+def bare_rate(url: str, folder: Path, count: int) -> float:
+    """Requests a second of the generator alone, which keeps every answer as in a run."""
+    from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
+    from gvendi_fast.synthesis.generic_task import GenericTask
+    from gvendi_fast.synthesis.request_store import RequestStore
+    from gvendi_fast.synthesis.requests import Request
+
+    task, rows = GenericTask(), seed_rows(4)
+    asks = [task.ask(rows[number % 40 :][:5], sample=number) for number in range(count)]
+    pace = Pace(concurrency=64, max_concurrency=64)
+
+    async def ask_all(store: RequestStore) -> float:
+        async with OpenAIGenerator(
+            url, "m", store, key_variable=None, send_seed=True, pace=pace
+        ) as generator:
+            began = time.perf_counter()
+            requests = [
+                Request(ask.messages, temperature=ask.temperature, top_p=ask.top_p, sample=ask.sample)
+                for ask in asks
+            ]
+            await asyncio.gather(*map(generator.generate, requests))
+            return count / (time.perf_counter() - began)
+
+    with RequestStore(folder / "bare.sqlite") as store:
+        return asyncio.run(ask_all(store))
+
+
+def thirds(clock: Clock) -> list[dict[str, float]]:
+    """Requests and decisions a second and the mean queue, in each third of the blocks."""
+    size = len(clock.seen) // 3
+    found = []
+    for third in range(3):
+        part = clock.seen[third * size : (third + 1) * size + 1]
+        (first, asked, decided, _), (last, asked_then, decided_then, _) = part[0], part[-1]
+        found.append(
+            {
+                "requests per second": (asked_then - asked) / (last - first),
+                "decisions per second": (decided_then - decided) / (last - first),
+                "queue": mean(queued for *_, queued in part),
+            }
+        )
+    return found
+
+
+def main() -> None:
+    """Run both, print and keep the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rate", type=float, default=200.0, help="answers a second of the server")
+    parser.add_argument("--each", type=int, default=50, help="seed rows of each family")
+    parser.add_argument("--grow", type=int, default=1500, help="rows to add")
+    parser.add_argument("--favour", type=float, default=0.8, help="share of the favourite family")
+    parser.add_argument("--rule", default="cluster", help="rule of acceptance")
+    parser.add_argument("--dim", type=int, default=1024, help="K")
+    options = parser.parse_args()
+    os.environ["NO_PROXY"] = "127.0.0.1"
+    from gvendi_fast.synthesis.config import config_from
+    from gvendi_fast.synthesis.running import synthesize
+    from gvendi_fast.synthesis.status import BESIDE
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Server(options.rate, options.favour) as server:
+            bare = bare_rate(server.url, folder, int(5 * options.rate))
+        print(f"bare client: {bare:.0f} requests a second", flush=True)
+        with Server(options.rate, options.favour) as server:
+            config = config_from(settings(folder, server.url, options))
+            began = time.perf_counter()
+            status = synthesize(config, clock)
+            whole = time.perf_counter() - began
+        ahead = config.ahead * config.block
+    parts = thirds(clock)
+    for number, part in enumerate(parts, 1):
+        print(f"third {number}: " + ", ".join(f"{key} {value:.0f}" for key, value in part.items()))
+    beside = (*BESIDE, "seed pool")
+    spent = {key: value for key, value in status.seconds.items() if key not in beside}
+    running = sum(spent.values())
+    print(
+        f"pool {status.seeds} -> {status.pool}, {server.served} answers served, {status.requests} kept; "
+        f"at most {ahead} prompts ahead"
+    )
+    print(f"time {whole:.1f} s, of it seeds {status.seconds['seed pool']:.1f}; the loop's shares:")
+    for stage, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"  {stage:<12}{100 * seconds / running:5.1f} %")
+    for stage in BESIDE:
+        print(f"beside it, {stage} {100 * status.seconds[stage] / running:.1f} % of the time")
+    result = {
+        "options": vars(options),
+        "bare requests per second": bare,
+        "thirds": parts,
+        "seconds": status.seconds,
+        "pool": [status.seeds, status.pool],
+        "requests": [server.served, status.requests],
+        "machine": describe_machine(),
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A Python process of our own at the other end of two pipes, which ends with whoever started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+# How long a process may take to end by itself before it is killed.
+_END_S = 0.3
+
+
+class Child:
+    """Runs `main()` of `module` with the file descriptors to read from and to write to as its last two arguments.
+
+    environment: variables on top of this process's. quiet: its stderr is thrown away. It is a process group of its
+    own: no Ctrl-C of a terminal reaches it, and what it has started is killed with it. When the parent ends, however,
+    reading from the pipe gives EOFError.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str], quiet: bool = False) -> None:
+        read_requests, write_requests = os.pipe()
+        read_replies, write_replies = os.pipe()
+        self._requests = Connection(write_requests, readable=False)
+        self._replies = Connection(read_replies, writable=False)
+        code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(sys.path), str(read_requests), str(write_replies)],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL if quiet else None,
+                pass_fds=(read_requests, write_replies),
+                start_new_session=True,
+            )
+        finally:
+            os.close(read_requests)
+            os.close(write_replies)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, body: bytes) -> None:
+        """Raises ConnectionError where the process has ended."""
+        self._requests.send_bytes(body)
+
+    def receive(self, limit_s: float | None = None) -> bytes | None:
+        """Its next reply, None where none came in time. Raises EOFError or ConnectionError where it has ended."""
+        return self._replies.recv_bytes() if self._replies.poll(limit_s) else None
+
+    def ending(self) -> str:
+        """Wait for its end, and say how it ended."""
+        self._end()
+        code = self._process.returncode
+        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+
+    def stop(self) -> None:
+        """Close the pipes and end it."""
+        self._requests.close()
+        self._replies.close()
+        self._end()
+
+    def kill(self) -> None:
+        """End it now, and what it has started."""
+        # It may end by itself at this very moment.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _end(self) -> None:
+        try:
+            # An idle process ends by itself when the pipes are closed.
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
