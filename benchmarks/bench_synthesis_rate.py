@@ -1,7 +1,7 @@
 """Whether sketching and accepting keep up with an endpoint: the whole loop against a server that gives so many answers
 a second and no more.
 
-    python benchmarks/bench_synthesis_rate.py --rate 200 --grow 1500
+    python benchmarks/bench_synthesis_rate.py --rate 200 --task generic
 
 The server is a process of its own (tests/chat_server.py), answers every request in its turn, one each 1/rate seconds,
 and counts. First a bare client asks it for the same prompts, then the whole loop runs with the embedded proxy at
@@ -28,12 +28,13 @@ from environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT / "tests"))
 from chat_server import ChatServer, Fault
-from problem_families import FAMILIES, seed_rows, writer
+from problem_families import NUMERIC, family_of, math_writer, seed_rows, writer
 
+WRITERS = {"generic": writer, "math": math_writer}
 RESULTS = ROOT / "benchmarks" / "results" / "synthesis_rate.json"
 
 
-def serve(pipe, rate: float, favour: float) -> None:
+def serve(pipe, rate: float, favour: float, task: str) -> None:
     """Answer until the pipe says so; sends the address, then the number of answers."""
     lock, following = threading.Lock(), [0.0]
 
@@ -43,7 +44,7 @@ def serve(pipe, rate: float, favour: float) -> None:
             following[0] = max(now, following[0]) + 1 / rate
             return Fault(stall=following[0] - now)
 
-    with ChatServer(writer(favour), turn) as server:
+    with ChatServer(WRITERS[task](favour), turn) as server:
         pipe.send(server.url)
         pipe.recv()
         pipe.send(server.served.total())
@@ -52,10 +53,12 @@ def serve(pipe, rate: float, favour: float) -> None:
 class Server:
     """A server in its own process, as a context manager. url; after the end: served."""
 
-    def __init__(self, rate: float, favour: float) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, rate, favour))
+        self._process = context.Process(
+            target=serve, args=(other, options.rate, options.favour, options.task)
+        )
 
     def __enter__(self) -> Server:
         self._process.start()
@@ -80,14 +83,20 @@ class Clock:
         self.seen.append((time.perf_counter(), status.requests, decided, status.queued))
 
 
+def seed_rows_of(task: str, each: int) -> list[dict]:
+    """Seed rows of the families that the task's writer has."""
+    rows = seed_rows(each)
+    return rows if task == "generic" else [row for row in rows if family_of(row["prompt"]) in NUMERIC]
+
+
 def settings(folder: Path, url: str, options: argparse.Namespace) -> dict:
     """The run's configuration: defaults wherever the benchmark does not need another value."""
-    rows = folder / "seeds.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in seed_rows(options.each)))
+    path, rows = folder / "seeds.jsonl", seed_rows_of(options.task, options.each)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "out": str(folder / "run"),
-        "pool": {"data": str(rows)},
-        "task": {"name": "generic"},
+        "pool": {"data": str(path)},
+        "task": {"name": options.task},
         "generator": {
             "model": "m",
             "base_url": url,
@@ -97,18 +106,18 @@ def settings(folder: Path, url: str, options: argparse.Namespace) -> dict:
         },
         "proxy": {"name": "tiny", "dim": options.dim},
         "accept": {"rule": options.rule},
-        "stop": {"target": options.each * len(FAMILIES) + options.grow},
+        "stop": {"target": len(rows) + options.grow},
     }
 
 
-def bare_rate(url: str, folder: Path, count: int) -> float:
+def bare_rate(url: str, folder: Path, count: int, name: str) -> float:
     """Requests a second of the generator alone, which keeps every answer as in a run."""
     from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
-    from gvendi_fast.synthesis.generic_task import GenericTask
     from gvendi_fast.synthesis.request_store import RequestStore
     from gvendi_fast.synthesis.requests import Request
+    from gvendi_fast.synthesis.tasks import make_task
 
-    task, rows = GenericTask(), seed_rows(4)
+    task, rows = make_task(name), seed_rows_of(name, 20)
     asks = [task.ask(rows[number % 40 :][:5], sample=number) for number in range(count)]
     pace = Pace(concurrency=64, max_concurrency=64)
 
@@ -131,6 +140,8 @@ def bare_rate(url: str, folder: Path, count: int) -> float:
 def thirds(clock: Clock) -> list[dict[str, float]]:
     """Requests and decisions a second and the mean queue, in each third of the blocks."""
     size = len(clock.seen) // 3
+    if size < 2:
+        raise SystemExit(f"{len(clock.seen)} blocks are too few to look at thirds of them; give a larger --grow")
     found = []
     for third in range(3):
         part = clock.seen[third * size : (third + 1) * size + 1]
@@ -151,8 +162,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rate", type=float, default=200.0, help="answers a second of the server")
-    parser.add_argument("--each", type=int, default=50, help="seed rows of each family")
-    parser.add_argument("--grow", type=int, default=1500, help="rows to add")
+    parser.add_argument(
+        "--task",
+        choices=WRITERS,
+        default="generic",
+        help="generic: one request a candidate; math: one for the problem and three for its answer",
+    )
+    parser.add_argument("--each", type=int, default=150, help="seed rows of each family")
+    parser.add_argument("--grow", type=int, default=300, help="rows to add")
     parser.add_argument("--favour", type=float, default=0.8, help="share of the favourite family")
     parser.add_argument("--rule", default="cluster", help="rule of acceptance")
     parser.add_argument("--dim", type=int, default=1024, help="K")
@@ -165,10 +182,10 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with Server(options.rate, options.favour) as server:
-            bare = bare_rate(server.url, folder, int(5 * options.rate))
+        with Server(options) as server:
+            bare = bare_rate(server.url, folder, int(5 * options.rate), options.task)
         print(f"bare client: {bare:.0f} requests a second", flush=True)
-        with Server(options.rate, options.favour) as server:
+        with Server(options) as server:
             config = config_from(settings(folder, server.url, options))
             began = time.perf_counter()
             status = synthesize(config, clock)
@@ -198,7 +215,8 @@ def main() -> None:
         "requests": [server.served, status.requests],
         "machine": describe_machine(),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**known, options.task: result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

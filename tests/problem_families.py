@@ -147,3 +147,26 @@ def writer(favour: float = 0.8, favourite: str = "addition"):
         return f"Here it is.\n<prompt>{prompt}</prompt>\n<completion>{completion}</completion>"
 
     return answer
+
+
+# Families whose completion ends with the answer, a number.
+NUMERIC = ("addition", "remainder", "letters", "sequence")
+
+
+def math_writer(favour: float = 0.8, favourite: str = "addition", wrong: float = 0.2):
+    """The `answer` of a chat server for the math task; it solves the problems that it has written, some wrongly."""
+    answers = {}
+
+    def answer(messages: list, draw: int) -> str:
+        text = messages[-1]["content"]
+        r = random.Random(f"{draw}|{text}")
+        problem = text.partition("\n\n")[2].strip()
+        if problem in answers:
+            return f"We work it out. \\boxed{{{answers[problem] + (r.random() < wrong)}}}"
+        shown = [family_of(p) for p in re.findall(r"Problem \d+:\n(.+)", text)]
+        family = favourite if r.random() < favour else r.choice(shown)
+        prompt, completion = FAMILIES[family](r)
+        answers[prompt] = int(re.findall(r"\d+", completion)[-1])
+        return f"<problem>{prompt}</problem>"
+
+    return answer
