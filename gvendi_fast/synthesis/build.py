@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,16 @@ from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
+from gvendi_fast.synthesis.candidates import request_of
 from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.decontaminate import Decontaminator
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
 from gvendi_fast.synthesis.local_generator import HFGenerator
+from gvendi_fast.synthesis.paths import is_run_directory
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.stops import Budget
 from gvendi_fast.synthesis.stored import StoredGenerator
+from gvendi_fast.synthesis.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,24 @@ class SeedPool:
     records: list[dict[str, Any]]
     sketches: torch.Tensor
     spec: dict[str, Any]
+
+
+def check_prompts(config: Config, task: Task) -> None:
+    """Raises GvendiError where the task can make no request of the pool.
+
+    Of files that are still to be sketched, which may take hours, all rows are looked at until one can be shown.
+    """
+    sketched, first = is_run_directory(config.pool.data), None
+    for row in read_records(config, 1 if sketched else sys.maxsize):
+        why = task.shot(row)
+        if not isinstance(why, Reason):
+            request_of(task.ask([row]), config.generator.max_tokens)
+            return
+        first = first or why
+    if not sketched:
+        raise GvendiError(
+            f"pool.data has no row that the task '{task.name}' can show in a prompt (first row: {first or 'none'})"
+        )
 
 
 def make_generator(config: Config, store: RequestStore) -> StoredGenerator:
@@ -106,7 +128,7 @@ def open_pool(
 ) -> SeedPool:
     """The seed pool: a run directory as it is, or a corpus, sketched into `folder` first."""
     data = config.pool.data
-    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+    if is_run_directory(data):
         run = RunDirectory.load(data[0])
         wanted = describe(proxy, sketcher, settings, run.spec["max_tokens"])
         if run.spec != wanted:
@@ -122,7 +144,7 @@ def open_pool(
     pool = as_pool(run)
     size = len(pool) if config.pool.limit is None else min(len(pool), config.pool.limit)
     ordinals = pool.numbers("row").tolist()[:size]
-    records = {row.ordinal: row.record() for row in original_rows(run, ordinals)}
+    records = {row.ordinal: row.record() for row in original_rows(run, ordinals, config.pool.corpus)}
     return SeedPool(
         list(pool.ids[:size]), [records[ordinal] for ordinal in ordinals], pool.take(range(size)), run.spec
     )
@@ -139,10 +161,10 @@ def make_candidate_sketcher(
 def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:
     """The first readable rows of the pool's files, at most `most`, without sketching them."""
     data = config.pool.data
-    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+    if is_run_directory(data):
         run = RunDirectory.load(data[0])
         ordinals = as_pool(run).numbers("row").tolist()[:most]
-        yield from [row.record() for row in original_rows(run, ordinals)]
+        yield from [row.record() for row in original_rows(run, ordinals, config.pool.corpus)]
         return
     left = min(most, config.pool.limit or most)
     for path in find_files(data):

@@ -18,6 +18,7 @@ from gvendi_fast.synthesis.tasks import (
     ask_with,
     check_answers,
     check_counts,
+    check_sampling,
     echoes,
 )
 
@@ -51,6 +52,12 @@ class NliTask:
         longest: int = LONGEST,
     ) -> None:
         check_counts(shots=(shots, 1), labels=(labels, 0), longest=(longest, 1))
+        check_sampling(
+            temperature=temperature,
+            top_p=top_p,
+            label_temperature=label_temperature,
+            label_top_p=label_top_p,
+        )
         self.shots, self.labels = shots, labels
         self._generation, self._labelling = (temperature, top_p), (label_temperature, label_top_p)
         self._pair = Template("nli_pair", pair_template)

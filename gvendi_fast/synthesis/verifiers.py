@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.workers import Verdict, Workers
+from gvendi_fast.synthesis.workers import Verdict, Workers, find_module
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -82,15 +85,23 @@ class RowVerifier:
     """The user's function "module:function", called in a process that can be killed.
 
     The function takes a row (dict with "prompt", "completion" and "meta", JSON values) and returns True, False, or the
-    reason it refuses the row for. limit_s and memory_mb as for AnswerChecker. Thread-safe. A context manager.
+    reason it refuses the row for. limit_s and memory_mb as for AnswerChecker. folder: comes first on the Python path
+    of the process. Thread-safe. A context manager.
     """
 
-    def __init__(self, target: str, workers: int = 1, limit_s: float = 5.0, memory_mb: int = 2048) -> None:
-        if not _TARGET.fullmatch(target):
+    def __init__(
+        self,
+        target: str,
+        workers: int = 1,
+        limit_s: float = 5.0,
+        memory_mb: int = 2048,
+        folder: str | os.PathLike | None = None,
+    ) -> None:
+        if not isinstance(target, str) or not _TARGET.fullmatch(target):
             raise GvendiError(
                 f"verifier is '{target}'; wanted 'module:function', such as 'my_checks:is_good'"
             )
-        self._workers = Workers(target, workers, limit_s, memory_mb)
+        self._workers = Workers(target, workers, limit_s, memory_mb, folder)
 
     def __enter__(self) -> RowVerifier:
         return self
@@ -123,6 +134,17 @@ class Vote:
     winner: int | None
     votes: int
     errors: tuple[str, ...] = ()
+
+
+def source_digest(target: str, folder: str | os.PathLike | None = None) -> str | None:
+    """BLAKE2b (8 bytes, hex) of the file of a "module:function"; None where no file of Python source is found.
+
+    Another check keeps other rows. What the module imports is not part of it.
+    """
+    spec = find_module(target.partition(":")[0], folder)
+    if spec is None or not spec.has_location:
+        return None
+    return hashlib.blake2b(Path(spec.origin).read_bytes(), digest_size=8).hexdigest()
 
 
 def majority(answers: Sequence[str | None], compare: Compare) -> Vote:
