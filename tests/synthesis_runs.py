@@ -7,7 +7,7 @@ from pathlib import Path
 from chat_server import content
 
 from gvendi_fast.synthesis.config import config_from
-from gvendi_fast.synthesis.request_store import RequestStore
+from gvendi_fast.synthesis.request_store import Record, RequestStore
 from gvendi_fast.synthesis.running import synthesize
 
 FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
@@ -67,3 +67,22 @@ def paid(out: Path) -> Counter:
                 body = {k: body[k] for k in ("model", "messages", "temperature", "top_p")}
                 found[content({**body, "seed": int(record.key[:7], 16)})] += 1
     return found
+
+
+def stored(out: Path) -> list[tuple[int, Record]]:
+    """Rows of the run's store, each with the number of its draw: for a new candidate that of its prompt."""
+    with RequestStore(out / "requests.sqlite") as store:
+        return [(json.loads(record.request)["sample"], record) for record in store.rows()]
+
+
+def outcomes_of(out: Path, block: int = 8) -> list[dict]:
+    """All outcomes in the order of their prompts, each of which is checked to have exactly one."""
+    outcomes = lines(out / "accepted.jsonl") + lines(out / "rejected.jsonl")
+    ids = [row["id"] for row in outcomes]
+    assert len(set(ids)) == len(ids)
+    by_number = {int(id_.rpartition("-")[2]): row for id_, row in zip(ids, outcomes, strict=True)}
+    events = [event for event in lines(out / "events.jsonl") if event["event"] == "block"]
+    assert [event["decided"] for event in events[:-1]] == [block] * (len(events) - 1)
+    assert sorted(by_number) == list(range(sum(event["decided"] for event in events)))
+    assert events[-1]["decided"] == block or events[-1]["cut_short"]
+    return [by_number[number] for number in sorted(by_number)]

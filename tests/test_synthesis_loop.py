@@ -192,24 +192,6 @@ def test_one_cluster_takes_all_and_a_pool_of_five_grows(tmp_path, server):
         assert (row["cluster"], row["sparse"]) == (0, True)
 
 
-@pytest.mark.parametrize("near", [0.98, None])
-def test_candidates_that_are_all_equal_end_at_the_floor(near, tmp_path, seeds):
-    same = "<prompt>How many legs has a spider?</prompt><completion>Eight.</completion>"
-    with ChatServer(lambda messages, draw: same) as server:
-        status = run(
-            tmp_path / "run",
-            server.url,
-            seeds,
-            accept={"rule": "all"},
-            filter={"near": near},
-            stop={"target": 80, "floor": 0.2, "window": 30},
-        )
-    assert status.stopped == "acceptance"
-    assert "less than 20 %" in status.why
-    assert status.accepted == 1
-    assert set(status.rejected) == {"copy"}
-
-
 @pytest.mark.parametrize(
     ("limit", "words"),
     [

@@ -24,6 +24,8 @@ from gvendi_fast.synthesis.tasks import (
 
 LABELS = ("entailment", "neutral", "contradiction")
 _PARTS = ("premise", "hypothesis", "label")
+# White space, punctuation and the signs of emphasis.
+_AROUND = re.compile(r"^[\W_]+|[\W_]+$")
 _LABEL = re.compile("|".join(LABELS), re.IGNORECASE)
 
 
@@ -157,7 +159,7 @@ class NliTask:
 
 
 def _one_label(text: str) -> str | Reason:
-    word = text.strip().rstrip(".").strip("*\"'` ").lower()
+    word = _AROUND.sub("", text).lower()
     if word in LABELS:
         return word
     named = list(dict.fromkeys(match.group().lower() for match in _LABEL.finditer(text)))

@@ -15,6 +15,8 @@ from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.workers import Verdict, Workers, find_module
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+# Between the digits of a thousand; LaTeX sets a space in them as nothing or as a gap.
+_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{,\}| )(?=\d{3}(?!\d))")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 Compare = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
@@ -60,11 +62,10 @@ class AnswerChecker:
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """`same` of every pair, in order, as many at a time as there are workers."""
-        verdicts = [self._without_asking(*map(str.strip, pair)) for pair in pairs]
+        pairs = [tuple(map(_plain, pair)) for pair in pairs]
+        verdicts = [self._without_asking(*pair) for pair in pairs]
         # The order of a pair must not change the verdict, not even by the order of the two trials.
-        asked = [
-            sorted(map(str.strip, pair)) for pair, known in zip(pairs, verdicts, strict=True) if not known
-        ]
+        asked = [sorted(pair) for pair, known in zip(pairs, verdicts, strict=True) if not known]
         answers = iter(self._workers.ask_all(asked))
         return [known or next(answers) for known in verdicts]
 
@@ -166,6 +167,12 @@ def majority(answers: Sequence[str | None], compare: Compare) -> Vote:
         return Vote(None, 0, errors)
     best = max(votes)
     return Vote(given[votes.index(best)], best, errors)
+
+
+def _plain(answer: str) -> str:
+    """The answer without what math-verify stumbles over: gaps between thousands and the period of a sentence."""
+    answer = _THOUSANDS.sub("", answer.strip())
+    return answer[:-1] if answer[-2:-1].isdigit() and answer.endswith(".") else answer
 
 
 def _balanced(text: str) -> bool:
