@@ -57,15 +57,14 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in FILES}
 
 
-def paid(out: Path) -> Counter:
-    """Final answers of the run's store, by the content that the server counts."""
+def paid(out: Path, statuses: tuple[str, ...] = ("ok", "failed")) -> Counter:
+    """Requests of the run's store with these statuses, by the content that the server counts; final ones as a rule."""
     found = Counter()
-    with RequestStore(out / "requests.sqlite") as store:
-        for record in store.rows():
-            if record.status in ("ok", "failed"):
-                body = json.loads(record.request)
-                body = {k: body[k] for k in ("model", "messages", "temperature", "top_p")}
-                found[content({**body, "seed": int(record.key[:7], 16)})] += 1
+    for _, record in stored(out):
+        if record.status in statuses:
+            body = json.loads(record.request)
+            body = {k: body[k] for k in ("model", "messages", "temperature", "top_p")}
+            found[content({**body, "seed": int(record.key[:7], 16)})] += 1
     return found
 
 
