@@ -235,6 +235,8 @@ def test_questions_of_tests_and_of_the_pool_are_kept_out(tmp_path, seeds):
         )
     assert status.rejected["tests"] > 0
     assert status.rejected["copy"] > 0
+    reasons = {r["reason"] for r in lines(tmp_path / "run" / "rejected.jsonl") if r["stage"] == "tests"}
+    assert [reason.rpartition(" with ")[2] for reason in reasons] == ["tests.jsonl:1"]
     prompts = {row["prompt"] for row in lines(tmp_path / "run" / "accepted.jsonl")}
     assert not prompts & set(texts[:2])
 

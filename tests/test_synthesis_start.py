@@ -111,7 +111,9 @@ def test_a_run_that_has_begun_is_kept_when_the_endpoint_refuses_the_key(tmp_path
 def files_of_a_run(home: Path) -> dict:
     """Files of all kinds in `home`, and the sections that name them by relative paths."""
     write_rows(home / "data" / "seeds-1.jsonl", seed_rows(2)[:12])
-    write_rows(home / "data" / "seeds-2.jsonl", seed_rows(2)[12:])
+    # These have no id of their own.
+    unnamed = [{key: row[key] for key in ("prompt", "completion")} for row in seed_rows(2)[12:]]
+    write_rows(home / "data" / "seeds-2.jsonl", unnamed)
     test = "The quick brown fox jumps over the lazy dog every single day. Why?"
     write_rows(home / "tests.jsonl", [{"prompt": test, "completion": "It likes to."}])
     (home / "lib" / "my_pack").mkdir(parents=True)
@@ -160,7 +162,10 @@ def test_a_run_goes_on_from_another_working_directory(tmp_path, gvendi, monkeypa
         assert code == 0, told
         assert max(server.served.values()) == 2
     assert contents(home / "run") == contents(home / "whole")
-    assert len(lines(home / "run" / "accepted.jsonl")) == 10
+    rows = lines(home / "run" / "accepted.jsonl")
+    assert len(rows) == 10
+    assert any(id_.startswith("seeds-2.jsonl:") for row in rows for id_ in row["parents"])
+    assert all(b"home" not in content for content in contents(home / "run").values())
     fingerprints = [(home / name / "fingerprint.json").read_text() for name in ("whole", "run")]
     assert fingerprints[0] == fingerprints[1]
     assert "home" not in fingerprints[0]

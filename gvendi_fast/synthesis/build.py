@@ -17,9 +17,9 @@ from gvendi_fast.originals import original_rows
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
 from gvendi_fast.proxy import Proxy, load_proxy
-from gvendi_fast.rows import Fields, Reason, decode_line
+from gvendi_fast.rows import Fields, Reason, decode_line, record_id
 from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
-from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
 from gvendi_fast.synthesis.candidates import request_of
@@ -36,7 +36,10 @@ from gvendi_fast.synthesis.tasks import Task
 
 @dataclass(frozen=True)
 class SeedPool:
-    """ids, records and unit sketches [N, K] of the rows that growth starts from; spec: what the sketches depend on."""
+    """ids, records and unit sketches [N, K] of the rows that growth starts from; spec: what the sketches depend on.
+
+    A row without an id has its file, as seen from the folder that holds all files of the pool, and its line for one.
+    """
 
     ids: list[str]
     records: list[dict[str, Any]]
@@ -144,10 +147,17 @@ def open_pool(
     pool = as_pool(run)
     size = len(pool) if config.pool.limit is None else min(len(pool), config.pool.limit)
     ordinals = pool.numbers("row").tolist()[:size]
-    records = {row.ordinal: row.record() for row in original_rows(run, ordinals, config.pool.corpus)}
-    return SeedPool(
-        list(pool.ids[:size]), [records[ordinal] for ordinal in ordinals], pool.take(range(size)), run.spec
-    )
+    found = {row.ordinal: row for row in original_rows(run, ordinals, config.pool.corpus)}
+    records = [found[ordinal].record() for ordinal in ordinals]
+    paths = sorted({row.file for row in found.values()})
+    names = dict(zip(paths, short_names(paths), strict=True))
+    ids = [
+        id_
+        if record_id(record, Fields()) is not None
+        else f"{names[found[ordinal].file]}:{found[ordinal].line}"
+        for id_, record, ordinal in zip(pool.ids, records, ordinals, strict=False)
+    ]
+    return SeedPool(ids, records, pool.take(range(size)), run.spec)
 
 
 def make_candidate_sketcher(

@@ -19,7 +19,7 @@ import numpy as np
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
-from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.synthesis.prompts import Ask, Template
 from gvendi_fast.synthesis.sections import clean, sections, without_thinking
 
@@ -31,7 +31,10 @@ _BASE = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a text shares with a test row: where that row stands (line or Parquet row from 1) and the words."""
+    """What a text shares with a test row: where that row stands (line or Parquet row from 1) and the words.
+
+    file: as seen from the folder that holds all test files.
+    """
 
     file: str
     line: int
@@ -73,6 +76,7 @@ class Decontaminator:
         self.n, self.rows = n, 0
         self.rejected: list[Rejected] = []
         self._files = find_files(inputs)
+        self._names = short_names(self._files)
         self._where: list[tuple[int, int]] = []
         self._whole: dict[int, int] = {}
         hashes, owners = [], []
@@ -136,7 +140,7 @@ class Decontaminator:
 
     def _match(self, row: int, found: list[str]) -> Match:
         file, line = self._where[row]
-        return Match(self._files[file], line, " ".join(found))
+        return Match(self._names[file], line, " ".join(found))
 
 
 class Seen:
