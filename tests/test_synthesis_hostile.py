@@ -5,9 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer
+from chat_server import ChatServer, Fault
 from problem_families import seed_rows
-from synthesis_runs import lines, outcomes_of, paid, run, stored, write_rows
+from synthesis_runs import lines, outcomes_of, paid, run, settings, stored, write_rows
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
@@ -109,13 +109,13 @@ def test_hostile_rows_are_refused_or_shown_as_they_are(tmp_path):
     (tmp_path / "hostile_rules.py").write_text(CHECK)
     seeds, out = write_rows(tmp_path / "seeds.jsonl", seed_rows(1)), tmp_path / "run"
     cases = Cases(generic_cases())
-    settings = {"verifier": "hostile_rules:check", "verifier_folder": str(tmp_path), "checks": LIMIT}
+    checked = {"verifier": "hostile_rules:check", "verifier_folder": str(tmp_path), "checks": LIMIT}
     with ChatServer(cases) as server:
         status = run(
             out,
             server.url,
             seeds,
-            task={"name": "generic", "settings": settings},
+            task={"name": "generic", "settings": checked},
             accept={"rule": "all", "round": 0.05},
             filter={"near": None, "workers": 2},
             stop={"target": 999, "floor": 1.0, "window": 48},
@@ -150,6 +150,26 @@ def test_hostile_rows_are_refused_or_shown_as_they_are(tmp_path):
     assert shown >= 20
     assert not (tmp_path / "x").exists()
     assert not Path("x").exists()
+
+
+def test_a_preview_and_an_error_show_what_a_terminal_would_obey(gvendi, tmp_path):
+    seeds, path = write_rows(tmp_path / "seeds.jsonl", seed_rows(1)), tmp_path / "c.yaml"
+    with ChatServer(lambda messages, draw: pair(1, "red \x1b[31m \u202eleft")) as server:
+        path.write_text(json.dumps(settings(tmp_path / "run", server.url, seeds)))
+        code, shown, _ = gvendi("synthesize", path, "--preview", 1)
+    assert code == 0
+    assert "red \\x1b[31m \\u202eleft" in shown
+    assert "--- no candidate: control character U+001B" in shown
+    assert not set("\x1b\u202e") & set(shown)
+    refusal = Fault(status=401, body={"error": {"message": "red \x1b[31m"}})
+    raw = Fault(status=401, body=b"red \x1b[31m \xff")
+    for fault in (refusal, raw):
+        with ChatServer(pair, lambda arrival, body, fault=fault: fault) as server:
+            path.write_text(json.dumps(settings(tmp_path / "run", server.url, seeds)))
+            code, _, told = gvendi("synthesize", path)
+        assert code == 1
+        assert "red" in told
+        assert "\x1b[31m" not in told
 
 
 def math_cases(made: Path) -> list[tuple]:
