@@ -241,5 +241,7 @@ def test_names_of_models_are_no_paths_and_folders_of_models_are(tmp_path, seeds,
         config = config_from(settings(Path("o"), NOWHERE, seeds, generator=generator, proxy={"name": name}))
         found = absolute(config)
         assert (found.proxy.name, found.generator.model) == (wanted, wanted)
+        served = config_from(settings(Path("o"), NOWHERE, seeds, generator={"model": "/models/mine"}))
+        assert served.deciding()["generator"]["model"] == "/models/mine"
         deciding = found.deciding()
         assert str(tmp_path) not in json.dumps(deciding)

@@ -22,6 +22,8 @@ from gvendi_fast.synthesis.config import AcceptConfig
 from gvendi_fast.synthesis.grown_pool import GrownPool, Round
 
 _BLOCK = 65536
+# Empty clusters that are compared with all others at a time.
+_EMPTY = 1024
 # Fewer gains of candidates than this make no quantile.
 _LEAST_RECENT = 100
 
@@ -164,15 +166,13 @@ def _clusters(rows: torch.Tensor, number: int, seed: int, device: str | torch.de
 
 
 def _twins(kmeans: SphericalKMeans) -> int:
-    """How many empty clusters have the direction of another cluster, each group of equal ones counted once less."""
-    empty = torch.nonzero(kmeans.counts == 0)[:, 0]
-    centroids = kmeans.centroids.cpu()
-    taken = kmeans.counts != 0
-    twins = 0
-    for cluster in empty.tolist():
-        same = bool((centroids[taken] @ centroids[cluster] > 1 - SAME_DIRECTION).any())
-        twins += same
-        taken[cluster] = not same
+    """How many empty clusters lie on the direction of a cluster with rows, or of an empty one before them."""
+    centroids, taken, twins = kmeans.centroids.cpu(), kmeans.counts != 0, 0
+    for part in torch.nonzero(~taken)[:, 0].split(_EMPTY):
+        same = centroids[part] @ centroids.T > 1 - SAME_DIRECTION
+        for cluster, others in zip(part.tolist(), same, strict=True):
+            taken[cluster] = not bool((others & taken).any())
+            twins += not taken[cluster]
     return twins
 
 

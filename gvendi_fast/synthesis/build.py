@@ -147,16 +147,16 @@ def open_pool(
     pool = as_pool(run)
     size = len(pool) if config.pool.limit is None else min(len(pool), config.pool.limit)
     ordinals = pool.numbers("row").tolist()[:size]
-    found = {row.ordinal: row for row in original_rows(run, ordinals, config.pool.corpus)}
-    records = [found[ordinal].record() for ordinal in ordinals]
-    paths = sorted({row.file for row in found.values()})
-    names = dict(zip(paths, short_names(paths), strict=True))
-    ids = [
-        id_
-        if record_id(record, Fields()) is not None
-        else f"{names[found[ordinal].file]}:{found[ordinal].line}"
-        for id_, record, ordinal in zip(pool.ids, records, ordinals, strict=False)
-    ]
+    found = {
+        row.ordinal: (row.record(), row.file, row.line)
+        for row in original_rows(run, ordinals, config.pool.corpus)
+    }
+    paths = sorted({file for _, file, _ in found.values()})
+    names, ids, records = dict(zip(paths, short_names(paths), strict=True)), [], []
+    for id_, ordinal in zip(pool.ids[:size], ordinals, strict=True):
+        record, file, line = found[ordinal]
+        ids.append(id_ if record_id(record, Fields()) is not None else f"{names[file]}:{line}")
+        records.append(record)
     return SeedPool(ids, records, pool.take(range(size)), run.spec)
 
 

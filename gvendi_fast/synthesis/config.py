@@ -167,8 +167,9 @@ class Config:
         del whole["filter"]["workers"]
         whole["generator"] = {key: whole["generator"][key] for key in ("kind", "model", "max_tokens")}
         # A folder counts by its digest, wherever it lies.
-        for name, of in (("model", whole["generator"]), ("name", whole["proxy"])):
-            of[name] = os.path.basename(of[name]) if os.path.isabs(of[name]) else of[name]
+        whole["proxy"]["name"] = _name_of_model(self.proxy.name)
+        if self.generator.kind == "local":
+            whole["generator"]["model"] = _name_of_model(self.generator.model)
         settings = whole["task"]["settings"]
         whole["task"]["settings"] = {key: settings[key] for key in settings if not is_path_setting(key)}
         # Their content counts, wherever they lie.
@@ -258,6 +259,10 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise GvendiError(f"{text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _name_of_model(name: str) -> str:
+    return os.path.basename(name) if os.path.isabs(name) else name
 
 
 def _digest(path: str) -> str:

@@ -55,8 +55,9 @@ class AnswerChecker:
         """ "same", "different" or "error" of two final answers: LaTeX without \\boxed and without dollars.
 
         Symmetric: math-verify's order matters, so "same" in one order is enough. Identical texts are the same without
-        a comparison. An error is a comparison that took too long, crashed or raised, or an answer that is empty, too
-        long or has unbalanced braces. Memory that runs out inside SymPy may also show as "different".
+        a comparison; gaps between thousands and a final period count for nothing. An error is a comparison that took
+        too long, crashed or raised, or an answer that is empty, too long or has unbalanced braces. Memory that runs
+        out inside SymPy may also show as "different".
         """
         return self.compare([(one, other)])[0]
 
