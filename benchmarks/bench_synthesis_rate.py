@@ -141,7 +141,9 @@ def thirds(clock: Clock) -> list[dict[str, float]]:
     """Requests and decisions a second and the mean queue, in each third of the blocks."""
     size = len(clock.seen) // 3
     if size < 2:
-        raise SystemExit(f"{len(clock.seen)} blocks are too few to look at thirds of them; give a larger --grow")
+        raise SystemExit(
+            f"{len(clock.seen)} blocks are too few to look at thirds of them; give a larger --grow"
+        )
     found = []
     for third in range(3):
         part = clock.seen[third * size : (third + 1) * size + 1]

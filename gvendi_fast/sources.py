@@ -8,6 +8,7 @@ import io
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from gvendi_fast.errors import GvendiError
@@ -52,6 +53,15 @@ def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         if lone_surrogate(path):
             raise GvendiError(f"corpus: the file name {path!r} is not UTF-8; rename the file")
     return list(found.values())
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Each path as seen from the lowest folder that holds all of them, so that it does not tell where that lies."""
+    if not paths:
+        return []
+    whole = [os.path.abspath(path) for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in whole])
+    return [Path(path).relative_to(folder).as_posix() for path in whole]
 
 
 def _expand(item: str) -> list[str]:

@@ -26,7 +26,7 @@ class Fault:
 
     status, retry_after: an error reply. body: this JSON (or these bytes) in place of a completion, as a 200 unless
     `status` is set. stall: seconds before anything is sent. trickle: seconds over which the reply is sent, in pieces.
-    drop: "before" the first byte or "within" the reply. usage: False leaves the token counts out.
+    drop: "before" the first byte or "within" the reply. usage: False leaves the token counts out. type: of the content.
     """
 
     status: int = 200
@@ -36,6 +36,7 @@ class Fault:
     trickle: float = 0.0
     drop: str = ""
     usage: bool = True
+    type: str = "application/json"
 
 
 class ChatServer:
@@ -57,6 +58,7 @@ class ChatServer:
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.gate, self.gate_after = threading.Event(), None
+        self.closing = threading.Event()
         self.http = _Server(("127.0.0.1", port), _Handler)
         self.http.chat = self
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
@@ -70,6 +72,7 @@ class ChatServer:
 
     def __exit__(self, *_):
         self.let_go()
+        self.closing.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -136,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         chat = self.server.chat
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path != "/v1/chat/completions":
-            self._send(404, b'{"error": {"message": "no such path"}}')
+            self._send(Fault(404), b'{"error": {"message": "no such path"}}')
             return
         what = content(body)
         with chat.lock:
@@ -155,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, chat, body, arrival, draw, what):
         fault = chat.plan(arrival, body) or Fault()
-        time.sleep(fault.stall)
+        chat.closing.wait(fault.stall)
         found = fault.body
         if found is None and fault.status == 200:
             found = completion(chat.answer(body["messages"], draw), usage=fault.usage, model=body["model"])
@@ -163,13 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.drop:
             with chat.lock:
                 chat.abandoned[what] += 1
-            self._cut(b"" if fault.drop == "before" else self._head(200, raw) + raw[: len(raw) // 2])
+            self._cut(b"" if fault.drop == "before" else self._head(fault, raw) + raw[: len(raw) // 2])
             return
         counter = chat.served if fault.status == 200 else chat.rejected
         if not chat.claim(counter, what, self._gone):
             return
         try:
-            self._send(fault.status, raw, fault.retry_after, fault.trickle)
+            self._send(fault, raw)
         except ConnectionError:
             self.close_connection = True
             with chat.lock:
@@ -185,14 +188,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.sendall(sent)
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _head(self, status: int, raw: bytes, retry_after: str | None = None) -> bytes:
-        lines = [f"HTTP/1.1 {status} x", "Content-Type: application/json", f"Content-Length: {len(raw)}"]
-        if retry_after is not None:
-            lines.append(f"Retry-After: {retry_after}")
+    def _head(self, fault: Fault, raw: bytes) -> bytes:
+        lines = [f"HTTP/1.1 {fault.status} x", f"Content-Type: {fault.type}", f"Content-Length: {len(raw)}"]
+        if fault.retry_after is not None:
+            lines.append(f"Retry-After: {fault.retry_after}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
-    def _send(self, status: int, raw: bytes, retry_after: str | None = None, trickle: float = 0.0) -> None:
-        whole = self._head(status, raw, retry_after) + raw
+    def _send(self, fault: Fault, raw: bytes) -> None:
+        whole, trickle = self._head(fault, raw) + raw, fault.trickle
         if not trickle:
             self.connection.sendall(whole)
             return

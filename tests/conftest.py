@@ -43,6 +43,16 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def loopback(monkeypatch):
+    """No proxy before a server of this machine, and one thread for sums that are the same everywhere."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def gvendi(monkeypatch, capsys):
     """Run the command; returns (exit code, stdout, stderr)."""
     from gvendi_fast import cli

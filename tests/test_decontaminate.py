@@ -57,7 +57,7 @@ def test_words_are_letters_and_digits_of_the_normal_form():
 def test_a_shared_run_of_ten_words_names_file_and_line(tests):
     guard = Decontaminator(tests)
     text = "Once upon a time NATALIA sold clips — to 48 of her friends in ‘April’. The end."
-    assert guard.match(text) == Match(str(tests), 2, "natalia sold clips to 48 of her friends in april")
+    assert guard.match(text) == Match(tests.name, 2, "natalia sold clips to 48 of her friends in april")
     assert str(guard.match(text)).endswith("test.jsonl:2")
 
 
@@ -110,7 +110,7 @@ def test_all_forms_and_files_are_read_and_the_first_is_named(tmp_path):
     text = "alpha beta gamma delta epsilon zeta eta theta iota kappa"
     first = write(tmp_path / "a.jsonl", [{"text": "short"}, {"text": text}])
     pq.write_table(pa.table({"text": ["x", text, "y z"]}), tmp_path / "b.parquet")
-    assert Decontaminator(tmp_path).match(text).file == str(first)
+    assert Decontaminator(tmp_path).match(text).file == first.name
     assert Decontaminator(tmp_path / "b.parquet").match(text).line == 2
     assert Decontaminator(tmp_path).match("Y, z!").line == 3
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import multiprocessing
 import os
 import socket
 import time
@@ -13,6 +12,7 @@ from itertools import pairwise
 
 import pytest
 from chat_server import TRUNCATED, ChatServer, Fault, completion, content
+from children import children
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
@@ -560,8 +560,7 @@ def ask_all(url: str, path: str, pipe) -> None:
 
 @pytest.fixture(scope="module")
 def child():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gvendi_fast.synthesis.generators", "openai.resources.chat"])
+    context = children()
 
     def start(url, path):
         ours, theirs = context.Pipe(duplex=False)

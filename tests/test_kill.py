@@ -6,12 +6,12 @@ compared and the next one begins.
 
 import hashlib
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
 import pytest
+from children import children
 
 KILLS = 20
 ROWS = 240
@@ -54,8 +54,7 @@ def test_killed_and_resumed_run_gives_the_same_bytes_and_score(tmp_path):
     corpus = tmp_path / "data.jsonl"
     write_corpus(corpus)
     # A server that has imported everything, so that a kill hits the run and not its imports.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gvendi_fast.sketching", "transformers.models.qwen2.modeling_qwen2"])
+    context = children()
 
     def start(out: Path):
         process = context.Process(target=sketch, args=(str(corpus), str(out)))

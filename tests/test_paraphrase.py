@@ -15,7 +15,7 @@ import pytest
 import torch
 from chat_server import TRUNCATED, ChatServer, Fault
 from problem_families import seed_rows, writer
-from test_synthesis_loop import contents, lines, paid, run, settings
+from synthesis_runs import contents, lines, paid, run, settings
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Reason
@@ -309,7 +309,7 @@ def test_a_run_refuses_paraphrases_and_what_it_cannot_decide(whole, files):
     assert (status.stopped, status.pool) == ("target", 80)
     refused = [row for row in lines(out / "rejected.jsonl") if row["stage"] == "paraphrase"]
     assert status.rejected["paraphrase"] == len(refused)
-    where = {text: f"{files[1]}:{line}" for text, (_, line) in LINES.items()}
+    where = {text: f"{files[1].name}:{line}" for text, (_, line) in LINES.items()}
     assert {row["prompt"]: row["reason"] for row in refused} == {
         GOATS_AGAIN: f"a paraphrase of {where[GOATS_AGAIN]}",
         FERRY_AGAIN: f"not known whether a paraphrase of {where[FERRY_AGAIN]}: no <verdict>",

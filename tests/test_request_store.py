@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import json
-import multiprocessing
 import sqlite3
 import threading
 import time
 
 import pytest
+from children import children
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.request_store import Record, RequestStore, Tokens
@@ -120,8 +120,7 @@ def write_until_killed(path: str, pipe) -> None:
 
 
 def test_what_was_handed_on_survives_kill_at_any_moment(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gvendi_fast.synthesis.request_store"])
+    context = children()
     for attempt, wanted in enumerate((0, 1, 7, 40, 90)):
         path = tmp_path / f"{attempt}.sqlite"
         ours, theirs = context.Pipe(duplex=False)

@@ -2,12 +2,10 @@
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import time
 from collections import Counter
 from io import StringIO
 from itertools import pairwise
@@ -16,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_server import TRUNCATED, ChatServer, Fault, content
+from chat_server import TRUNCATED, ChatServer, Fault
 from problem_families import FAMILIES, family_of, seed_rows, writer
+from synthesis_runs import FILES, contents, lines, paid, run, settings, write_rows
 
 from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
@@ -28,84 +27,22 @@ from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
 from gvendi_fast.synthesis.request_store import RequestStore
-from gvendi_fast.synthesis.running import synthesize
 from gvendi_fast.vendi import gvendi as score_of
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy_and_one_thread(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("seeds") / "seeds.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in seed_rows(4)))
-    return path
+    return write_rows(tmp_path_factory.mktemp("seeds") / "seeds.jsonl", seed_rows(4))
 
 
 @pytest.fixture(scope="module")
 def server():
     with ChatServer(writer()) as running:
         yield running
-
-
-def settings(out: Path, url: str, seeds: Path, **sections) -> dict:
-    """A configuration as nested dicts; sections go over these key by key."""
-    base = {
-        "out": str(out),
-        "pool": {"data": str(seeds)},
-        "task": {"name": "generic"},
-        "generator": {
-            "model": "m",
-            "base_url": url,
-            "key_variable": None,
-            "send_seed": True,
-            "first_delay": 0.01,
-            "longest_delay": 0.04,
-        },
-        # A process of its own takes seconds to start.
-        "proxy": {"name": "tiny", "dim": 256, "dtype": "float32", "process": False},
-        "accept": {"clusters": 12, "round": 0.2},
-        "stop": {"target": 80},
-        "block": 8,
-        "ahead": 3,
-    }
-    for name, value in sections.items():
-        base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
-    return base
-
-
-def run(out: Path, url: str, seeds: Path, **sections):
-    return synthesize(config_from(settings(out, url, seeds, **sections)))
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in FILES}
-
-
-def paid(out: Path) -> Counter:
-    """Final answers of the run's store, by the content that the server counts."""
-    found = Counter()
-    with RequestStore(out / "requests.sqlite") as store:
-        for record in store.rows():
-            if record.status in ("ok", "failed"):
-                body = json.loads(record.request)
-                body = {k: body[k] for k in ("model", "messages", "temperature", "top_p")}
-                found[content({**body, "seed": int(record.key[:7], 16)})] += 1
-    return found
 
 
 def family_entropy(rows: list[dict]) -> float:
@@ -282,47 +219,6 @@ def test_a_higher_target_goes_on_as_if_it_had_been_there(whole, tmp_path, seeds,
     assert contents(out) == contents(whole[0])
 
 
-def _child(config: dict) -> None:
-    torch.set_num_threads(1)
-    synthesize(config_from(config))
-
-
-def test_killed_and_resumed_it_ends_with_the_same_bytes_and_pays_nothing_twice(whole, tmp_path, seeds):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["gvendi_fast.synthesis.running", "transformers.models.qwen2.modeling_qwen2", "openai"]
-    )
-    generator, out = random.Random(3), tmp_path / "run"
-    with ChatServer(writer()) as server:
-        config = settings(out, server.url, seeds, generator={"concurrency": 4, "max_concurrency": 4})
-        for kill in range(5):
-            more = generator.randint(5, 60)
-            server.hold_after(more)
-            wanted = server.served.total() + more
-            process = context.Process(target=_child, args=(config,))
-            process.start()
-            deadline = time.monotonic() + 30
-            while not (server.served.total() == wanted and server.under_way == 4):
-                assert process.exitcode is None, f"the run ended before kill {kill}"
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            # The last answers are committed; blocks may be sketched and written.
-            time.sleep(0.2 + generator.uniform(0, 0.2))
-            process.kill()
-            process.join()
-            server.let_go()
-            while server.under_way:
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-        process = context.Process(target=_child, args=(config,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        assert contents(out) == contents(whole[0])
-        assert paid(out) == server.served
-        assert max(server.served.values()) == 1
-
-
 def test_faults_of_the_endpoint_change_nothing_but_what_is_damaged(whole, tmp_path, seeds):
     kinds = [Fault(429, "0.01"), Fault(500), Fault(503), Fault(drop="within")]
     generator = random.Random(1)
@@ -354,24 +250,6 @@ def test_one_cluster_takes_all_and_a_pool_of_five_grows(tmp_path, server):
     assert status.rejected.get("dense", 0) == 0
     for row in lines(tmp_path / "run" / "accepted.jsonl"):
         assert (row["cluster"], row["sparse"]) == (0, True)
-
-
-@pytest.mark.parametrize("near", [0.98, None])
-def test_candidates_that_are_all_equal_end_at_the_floor(near, tmp_path, seeds):
-    same = "<prompt>How many legs has a spider?</prompt><completion>Eight.</completion>"
-    with ChatServer(lambda messages, draw: same) as server:
-        status = run(
-            tmp_path / "run",
-            server.url,
-            seeds,
-            accept={"rule": "all"},
-            filter={"near": near},
-            stop={"target": 80, "floor": 0.2, "window": 30},
-        )
-    assert status.stopped == "acceptance"
-    assert "less than 20 %" in status.why
-    assert status.accepted == 1
-    assert set(status.rejected) == {"copy"}
 
 
 @pytest.mark.parametrize(
@@ -417,6 +295,8 @@ def test_questions_of_tests_and_of_the_pool_are_kept_out(tmp_path, seeds):
         )
     assert status.rejected["tests"] > 0
     assert status.rejected["copy"] > 0
+    reasons = {r["reason"] for r in lines(tmp_path / "run" / "rejected.jsonl") if r["stage"] == "tests"}
+    assert [reason.rpartition(" with ")[2] for reason in reasons] == ["tests.jsonl:1"]
     prompts = {row["prompt"] for row in lines(tmp_path / "run" / "accepted.jsonl")}
     assert not prompts & set(texts[:2])
 

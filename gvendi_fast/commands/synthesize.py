@@ -70,9 +70,9 @@ def synthesize(
 
     DIR (out) gets accepted.jsonl, rejected.jsonl with a reason for each,
     events.jsonl, every request with its answer in requests.sqlite, and the
-    configuration as used. A run that was stopped or killed goes on with
-    --resume DIR, or with the same command: no answer is paid for twice, and
-    the result is that of a run without the break.
+    configuration as used, with absolute paths. A run that was stopped or killed
+    goes on with --resume DIR from anywhere, or with the same command: no answer
+    is paid for twice, and the result is that of a run without the break.
 
     It ends at stop.target rows, at stop.requests, stop.tokens or
     stop.seconds, or when fewer than stop.floor of the last stop.window
@@ -123,15 +123,20 @@ def _print_previews(previews: list[dict]) -> None:
     for number, found in enumerate(previews, 1):
         print(f"--- prompt {number} of {len(previews)}")
         for message in found["messages"]:
-            print(f"[{message['role']}]\n{message['content']}\n")
-        print(f"--- answer {number}\n{found['answer'] or '(none)'}\n")
+            print(f"[{message['role']}]\n{_visible(message['content'])}\n")
+        print(f"--- answer {number}\n{_visible(found['answer'] or '(none)')}\n")
         if found["reason"]:
             print(f"--- no candidate: {found['reason']}\n")
         for candidate in found["candidates"]:
             print("--- candidate")
             for name, text in candidate.items():
-                print(f"{name}: {text}")
+                print(f"{name}: {_visible(text)}")
             print()
+
+
+def _visible(text: str) -> str:
+    """A text of a model's or of the pool's without what a terminal would obey, such as colours and bidi overrides."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_end(status: Status, out: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,29 +16,53 @@ from gvendi_fast.originals import original_rows
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
 from gvendi_fast.proxy import Proxy, load_proxy
-from gvendi_fast.rows import Fields, Reason, decode_line
+from gvendi_fast.rows import Fields, Reason, decode_line, record_id
 from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
-from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
+from gvendi_fast.synthesis.candidates import request_of
 from gvendi_fast.synthesis.config import Config, ProxyConfig
 from gvendi_fast.synthesis.decontaminate import Decontaminator, read_questions
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
 from gvendi_fast.synthesis.local_generator import HFGenerator
 from gvendi_fast.synthesis.paraphrase import ParaphraseCheck, SimilarQuestions
+from gvendi_fast.synthesis.paths import is_run_directory
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.stops import Budget
 from gvendi_fast.synthesis.stored import StoredGenerator
+from gvendi_fast.synthesis.tasks import Task
 
 
 @dataclass(frozen=True)
 class SeedPool:
-    """ids, records and unit sketches [N, K] of the rows that growth starts from; spec: what the sketches depend on."""
+    """ids, records and unit sketches [N, K] of the rows that growth starts from; spec: what the sketches depend on.
+
+    A row without an id has its file, as seen from the folder that holds all files of the pool, and its line for one.
+    """
 
     ids: list[str]
     records: list[dict[str, Any]]
     sketches: torch.Tensor
     spec: dict[str, Any]
+
+
+def check_prompts(config: Config, task: Task) -> None:
+    """Raises GvendiError where the task can make no request of the pool.
+
+    Of files that are still to be sketched, which may take hours, all rows are looked at until one can be shown.
+    """
+    sketched, first = is_run_directory(config.pool.data), None
+    for row in read_records(config, 1 if sketched else sys.maxsize):
+        why = task.shot(row)
+        if not isinstance(why, Reason):
+            request_of(task.ask([row]), config.generator.max_tokens)
+            return
+        first = first or why
+    if not sketched:
+        raise GvendiError(
+            f"pool.data has no row that the task '{task.name}' can show in a prompt (first row: {first or 'none'})"
+        )
 
 
 def make_generator(config: Config, store: RequestStore) -> StoredGenerator:
@@ -122,7 +147,7 @@ def open_pool(
 ) -> SeedPool:
     """The seed pool: a run directory as it is, or a corpus, sketched into `folder` first."""
     data = config.pool.data
-    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+    if is_run_directory(data):
         run = RunDirectory.load(data[0])
         wanted = describe(proxy, sketcher, settings, run.spec["max_tokens"])
         if run.spec != wanted:
@@ -138,10 +163,17 @@ def open_pool(
     pool = as_pool(run)
     size = len(pool) if config.pool.limit is None else min(len(pool), config.pool.limit)
     ordinals = pool.numbers("row").tolist()[:size]
-    records = {row.ordinal: row.record() for row in original_rows(run, ordinals)}
-    return SeedPool(
-        list(pool.ids[:size]), [records[ordinal] for ordinal in ordinals], pool.take(range(size)), run.spec
-    )
+    found = {
+        row.ordinal: (row.record(), row.file, row.line)
+        for row in original_rows(run, ordinals, config.pool.corpus)
+    }
+    paths = sorted({file for _, file, _ in found.values()})
+    names, ids, records = dict(zip(paths, short_names(paths), strict=True)), [], []
+    for id_, ordinal in zip(pool.ids[:size], ordinals, strict=True):
+        record, file, line = found[ordinal]
+        ids.append(id_ if record_id(record, Fields()) is not None else f"{names[file]}:{line}")
+        records.append(record)
+    return SeedPool(ids, records, pool.take(range(size)), run.spec)
 
 
 def candidate_sketcher(
@@ -154,10 +186,10 @@ def candidate_sketcher(
 def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:
     """The first readable rows of the pool's files, at most `most`, without sketching them."""
     data = config.pool.data
-    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+    if is_run_directory(data):
         run = RunDirectory.load(data[0])
         ordinals = as_pool(run).numbers("row").tolist()[:most]
-        yield from [row.record() for row in original_rows(run, ordinals)]
+        yield from [row.record() for row in original_rows(run, ordinals, config.pool.corpus)]
         return
     left = min(most, config.pool.limit or most)
     for path in find_files(data):

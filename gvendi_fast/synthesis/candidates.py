@@ -133,16 +133,20 @@ class Proposer:
         return found
 
     async def _answer(self, ask: Ask) -> Answer:
-        request = Request(
-            ask.messages,
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            max_tokens=self.max_tokens,
-            sample=ask.sample,
-        )
-        answer = await self.generator.generate(request)
+        answer = await self.generator.generate(request_of(ask, self.max_tokens))
         if answer.status in FINAL and not answer.cached:
             prompt, completion = self.tokens
             self.tokens = prompt + (answer.prompt_tokens or 0), completion + (answer.completion_tokens or 0)
             self.requests, self.cost = self.requests + 1, self.cost + (answer.cost or 0.0)
         return answer
+
+
+def request_of(ask: Ask, max_tokens: int | None) -> Request:
+    """The request for what a task asks."""
+    return Request(
+        ask.messages,
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        max_tokens=max_tokens,
+        sample=ask.sample,
+    )

@@ -20,9 +20,13 @@ from gvendi_fast.synthesis.schema import number, section, shown
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Where growth starts. data: files, folders or globs, or one run directory of `gvendi sketch`. limit: rows."""
+    """Where growth starts. data: files, folders or globs, or one run directory of `gvendi sketch`. limit: rows.
+
+    corpus: the folder that holds the files which a run directory was made from, if they have moved.
+    """
 
     data: list[str]
+    corpus: str | None = None
     limit: int | None = number(None, 1)
 
 
@@ -145,6 +149,8 @@ class Config:
     """A synthesis run. out: its directory. block: prompts that are decided together; ahead: blocks under way at once.
 
     Prompts of a block show the pool as it was at the start of the round that was current `ahead` blocks before.
+    Relative paths are seen from the working directory in which a run begins. Its config.yaml has them as absolute
+    ones, so that it is resumed from anywhere.
     """
 
     out: str
@@ -174,12 +180,23 @@ class Config:
             del whole["filter"][name]
         del whole["proxy"]["process"]
         whole["generator"] = {key: whole["generator"][key] for key in ("kind", "model", "max_tokens")}
+        # A folder counts by its digest, wherever it lies.
+        whole["proxy"]["name"] = _name_of_model(self.proxy.name)
+        if self.generator.kind == "local":
+            whole["generator"]["model"] = _name_of_model(self.generator.model)
+        settings = whole["task"]["settings"]
+        whole["task"]["settings"] = {key: settings[key] for key in settings if not is_path_setting(key)}
         # Their content counts, wherever they lie.
         del whole["filter"]["tests"]
         whole["tests"] = (
             [_digest(path) for path in find_files(self.filter.tests)] if self.filter.tests else []
         )
         return whole
+
+
+def is_path_setting(name: str) -> bool:
+    """Whether the setting of a task or a filter is a path."""
+    return name in ("template", "verifier_folder") or name.endswith("_template")
 
 
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), **values: Any) -> Config:
@@ -267,6 +284,10 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise GvendiError(f"{text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _name_of_model(name: str) -> str:
+    return os.path.basename(name) if os.path.isabs(name) else name
 
 
 def _digest(path: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
-from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 
 _ONE_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_ONE_CHARACTER}]|[^\\W_{_ONE_CHARACTER}]+")
@@ -29,7 +29,10 @@ _BASE = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a text shares with a test row: where that row stands (line or Parquet row from 1) and the words."""
+    """What a text shares with a test row: where that row stands (line or Parquet row from 1) and the words.
+
+    file: as seen from the folder that holds all test files.
+    """
 
     file: str
     line: int
@@ -41,7 +44,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a test set and where its row stands (line or Parquet row from 1)."""
+    """A question of a test set and where its row stands (line or Parquet row from 1); file: as in `Match`."""
 
     file: str
     line: int
@@ -80,6 +83,7 @@ class Decontaminator:
         self.n, self.rows = n, 0
         self.rejected: list[Rejected] = []
         self._files = find_files(inputs)
+        self._names = short_names(self._files)
         self._where: list[tuple[int, int]] = []
         self._whole: dict[int, int] = {}
         hashes, owners = [], []
@@ -143,7 +147,7 @@ class Decontaminator:
 
     def _match(self, row: int, found: list[str]) -> Match:
         file, line = self._where[row]
-        return Match(self._files[file], line, " ".join(found))
+        return Match(self._names[file], line, " ".join(found))
 
 
 class Seen:
@@ -171,10 +175,11 @@ def read_questions(
     inputs: str | os.PathLike | Sequence[str | os.PathLike], fields: Fields | None = None
 ) -> Iterator[Question]:
     """Every question of test files in their order: prompts, user turns, bare texts. Unreadable rows are left out."""
-    for path in find_files(inputs):
+    files = find_files(inputs)
+    for path, name in zip(files, short_names(files), strict=True):
         for row in _rows(path, fields or Fields()):
             if not isinstance(row, Rejected):
-                yield from (Question(path, row.line, text) for text, asked in _texts_of(row) if asked)
+                yield from (Question(name, row.line, text) for text, asked in _texts_of(row) if asked)
 
 
 def _rows(path: str, fields: Fields) -> Iterator[Row | Rejected]:

@@ -135,7 +135,9 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         """Free of the key, on one line, short; cut last, so that no part of the key stays at the edge."""
-        return " ".join(self._cut_key(text).split())[:_TOLD]
+        # A terminal would obey control sequences.
+        plain = "".join(c if c.isprintable() else " " for c in self._cut_key(text))
+        return " ".join(plain.split())[:_TOLD]
 
     def _cut_key(self, text: str) -> str:
         return text.replace(self._key, "[API key]") if len(self._key or "") >= _SECRET else text

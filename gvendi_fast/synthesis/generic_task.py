@@ -16,10 +16,12 @@ from gvendi_fast.synthesis.tasks import (
     Refused,
     ask_with,
     check_counts,
+    check_sampling,
     echoes,
+    known_settings,
     pair_shot,
 )
-from gvendi_fast.synthesis.verifiers import RowVerifier
+from gvendi_fast.synthesis.verifiers import RowVerifier, source_digest
 
 _PARTS = ("prompt", "completion")
 
@@ -29,7 +31,8 @@ class GenericTask:
 
     shots: rows in a prompt. template: the prompt's file, in place of this package's; it is given shots (each with
     prompt, completion, meta). verifier: "module:function" (see RowVerifier), run in a process of its own with a time
-    limit. longest: characters of an answer. checks: further settings of RowVerifier.
+    limit. verifier_folder: where the module lies, if Python does not find it. longest: characters of an answer.
+    checks: further settings of RowVerifier.
     """
 
     name = "generic"
@@ -43,12 +46,16 @@ class GenericTask:
         top_p: float = 0.95,
         longest: int = LONGEST,
         checks: Mapping[str, Any] | None = None,
+        verifier_folder: str | os.PathLike | None = None,
     ) -> None:
         check_counts(shots=(shots, 1), longest=(longest, 1))
-        self.shots, self.verifier = shots, verifier
+        check_sampling(temperature=temperature, top_p=top_p)
+        if verifier is not None:
+            RowVerifier(verifier).close()
+        self.shots, self.verifier, self._folder = shots, verifier, verifier_folder
         self._sampling = (temperature, top_p)
         self._template = Template("generic_row", template)
-        self._longest, self._checks = longest, dict(checks or {})
+        self._longest, self._checks = longest, known_settings("checks", checks, RowVerifier)
 
     def shot(self, row: Mapping[str, Any]) -> dict[str, Any] | Reason:
         """See Task."""
@@ -76,7 +83,9 @@ class GenericTask:
 
     def checker(self, workers: int = 1) -> RowVerifier | None:
         """Runs the user's function, if there is one."""
-        return None if self.verifier is None else RowVerifier(self.verifier, workers=workers, **self._checks)
+        if self.verifier is None:
+            return None
+        return RowVerifier(self.verifier, workers=workers, folder=self._folder, **self._checks)
 
     def decide(
         self, candidate: Candidate, answers: Sequence[str | None] = (), checker: RowVerifier | None = None
@@ -101,10 +110,12 @@ class GenericTask:
 
     def describe(self) -> dict[str, Any]:
         """See Task."""
+        source = None if self.verifier is None else source_digest(self.verifier, self._folder)
         return {
             "task": self.name,
             "shots": self.shots,
             "verifier": self.verifier,
+            "verifier_source": source,
             "sampling": list(self._sampling),
             "longest": self._longest,
             "checks": self._checks,

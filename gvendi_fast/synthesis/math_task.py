@@ -17,7 +17,9 @@ from gvendi_fast.synthesis.tasks import (
     ask_with,
     check_answers,
     check_counts,
+    check_sampling,
     echoes,
+    known_settings,
     pair_shot,
 )
 from gvendi_fast.synthesis.verifiers import AnswerChecker, majority
@@ -56,13 +58,19 @@ class MathTask:
             tau=(tau, 1),
             longest=(longest, 1),
         )
+        check_sampling(
+            temperature=temperature,
+            top_p=top_p,
+            solution_temperature=solution_temperature,
+            solution_top_p=solution_top_p,
+        )
         if tau > solutions:
             raise GvendiError(f"tau is {tau} but there are {solutions} solutions; wanted at most {solutions}")
         self.shots, self.problems, self.solutions, self.tau = shots, problems, solutions, tau
         self._generation, self._solving = (temperature, top_p), (solution_temperature, solution_top_p)
         self._problem = Template("math_problem", problem_template)
         self._solution = Template("math_solution", solution_template)
-        self._longest, self._checks = longest, dict(checks or {})
+        self._longest, self._checks = longest, known_settings("checks", checks, AnswerChecker)
 
     def shot(self, row: Mapping[str, Any]) -> dict[str, Any] | Reason:
         """See Task."""

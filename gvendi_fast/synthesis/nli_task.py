@@ -18,11 +18,14 @@ from gvendi_fast.synthesis.tasks import (
     ask_with,
     check_answers,
     check_counts,
+    check_sampling,
     echoes,
 )
 
 LABELS = ("entailment", "neutral", "contradiction")
 _PARTS = ("premise", "hypothesis", "label")
+# White space, punctuation and the signs of emphasis.
+_AROUND = re.compile(r"^[\W_]+|[\W_]+$")
 _LABEL = re.compile("|".join(LABELS), re.IGNORECASE)
 
 
@@ -51,6 +54,12 @@ class NliTask:
         longest: int = LONGEST,
     ) -> None:
         check_counts(shots=(shots, 1), labels=(labels, 0), longest=(longest, 1))
+        check_sampling(
+            temperature=temperature,
+            top_p=top_p,
+            label_temperature=label_temperature,
+            label_top_p=label_top_p,
+        )
         self.shots, self.labels = shots, labels
         self._generation, self._labelling = (temperature, top_p), (label_temperature, label_top_p)
         self._pair = Template("nli_pair", pair_template)
@@ -150,7 +159,7 @@ class NliTask:
 
 
 def _one_label(text: str) -> str | Reason:
-    word = text.strip().rstrip(".").strip("*\"'` ").lower()
+    word = _AROUND.sub("", text).lower()
     if word in LABELS:
         return word
     named = list(dict.fromkeys(match.group().lower() for match in _LABEL.finditer(text)))

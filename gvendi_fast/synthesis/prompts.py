@@ -36,8 +36,8 @@ class Template:
         from jinja2 import StrictUndefined, TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        self.source = _read(path) if path is not None else _packaged(f"{name}.j2")
         self.name = os.fspath(path) if path is not None else f"{name}.j2"
-        self.source = _read(path) if path is not None else _packaged(self.name)
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
         )
@@ -79,6 +79,9 @@ class Template:
 
 
 def _read(path: str | os.PathLike) -> str:
+    # A number would be taken for an open file.
+    if not isinstance(path, (str, os.PathLike)):
+        raise GvendiError(f"a template is {path!r}; wanted the path of a file")
     try:
         with open(path, encoding="utf-8") as stream:
             return stream.read()

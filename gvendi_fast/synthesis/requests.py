@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.rows import lone_surrogate
 
 OK = "ok"
 FAILED = "failed"
@@ -169,7 +170,7 @@ def _count(value: Any) -> int | None:
 
 
 def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return not lone_surrogate(text)
 
 
 def _check_messages(messages: Any) -> None:

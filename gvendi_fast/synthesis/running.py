@@ -19,6 +19,7 @@ from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
     candidate_sketcher,
+    check_prompts,
     make_generator,
     make_paraphrase_check,
     make_sketching,
@@ -26,19 +27,19 @@ from gvendi_fast.synthesis.build import (
     open_pool,
     read_records,
 )
-from gvendi_fast.synthesis.candidates import Proposer
+from gvendi_fast.synthesis.candidates import Proposer, request_of
 from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
+from gvendi_fast.synthesis.paths import absolute
 from gvendi_fast.synthesis.request_store import RequestStore
-from gvendi_fast.synthesis.requests import Request
+from gvendi_fast.synthesis.run_folder import CONFIG, POOL, REQUESTS, open_run
 from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
 
-CONFIG, REQUESTS, POOL = "config.yaml", "requests.sqlite", "pool"
 # Rows that a preview reads at most.
 _PREVIEW_ROWS = 10_000
 
@@ -53,14 +54,16 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
 
     Writes accepted.jsonl, rejected.jsonl, events.jsonl, requests.sqlite, config.yaml and what resuming needs. Returns
     where the run ended and which limit ended it. progress: of sketching the seed pool. Raises GvendiError for a
-    configuration or a directory that cannot be used, and EndpointDownError or KeyRefusedError where the endpoint ends
-    the run; what was answered and decided is kept then too.
+    configuration or a directory that cannot be used, which leaves no new directory behind, and EndpointDownError or
+    KeyRefusedError where the endpoint ends the run; what was answered and decided is kept then too.
     """
+    config = absolute(config)
     folder, task = Path(config.out), make_task(config.task.name, **config.task.settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    # Whatever can be refused without a directory is refused before one is made.
+    check_prompts(config, task)
     with ExitStack() as open_:
         # First, for it keeps a second process out.
-        store = open_.enter_context(RequestStore(folder / REQUESTS))
+        store = open_.enter_context(open_run(folder))
         generator = make_generator(config, store)
         checker = task.checker(config.filter.workers)
         if checker is not None:
@@ -90,6 +93,8 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         }
         if paraphrase is not None:
             fingerprint["paraphrase"] = paraphrase.describe()
+        if config.generator.kind == "local":
+            fingerprint["generator"] = generator.model
         journal = Journal(folder, fingerprint, config.stop.target)
         open_.callback(journal.close)
         with atomic_write(folder / CONFIG) as stream:
@@ -112,6 +117,7 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     """
     if count < 1:
         raise GvendiError(f"a preview of {count} prompts; wanted at least 1")
+    config = absolute(config)
     task = make_task(config.task.name, **config.task.settings)
     found = read_records(config, _PREVIEW_ROWS)
     rows = [row for row in found if not isinstance(task.shot(row), Reason)]
@@ -119,16 +125,7 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
         raise GvendiError(f"pool.data has no row that the task '{task.name}' can show in a prompt")
     shown = [[rows[i] for i in draw(config.seed, 0, n, len(rows), task.shots)] for n in range(count)]
     asks = [task.ask(some, sample=number) for number, some in enumerate(shown)]
-    requests = [
-        Request(
-            ask.messages,
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            max_tokens=config.generator.max_tokens,
-            sample=ask.sample,
-        )
-        for ask in asks
-    ]
+    requests = [request_of(ask, config.generator.max_tokens) for ask in asks]
 
     async def answers(store: RequestStore):
         async with make_generator(config, store) as generator:

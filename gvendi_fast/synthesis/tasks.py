@@ -159,3 +159,31 @@ def check_counts(**counts: tuple[int, int]) -> None:
     for name, (value, least) in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise GvendiError(f"{name} is {value!r}; wanted an integer of at least {least}")
+
+
+def check_sampling(**values: float) -> None:
+    """Raises GvendiError for a temperature below 0 or infinite, and for a top_p (by its name) outside of (0, 1]."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name.endswith("top_p") and not (number and 0 < value <= 1):
+            raise GvendiError(
+                f"{name} is {value!r}; wanted a number above 0 and at most 1, which keeps every token"
+            )
+        if not (number and 0 <= value < float("inf")):
+            raise GvendiError(f"{name} is {value!r}; wanted a finite number of at least 0")
+
+
+def known_settings(name: str, given: Any, kind: type) -> dict[str, Any]:
+    """The section `name` as settings of a checker of this kind; GvendiError for one that it does not have."""
+    known = [key for key in inspect.signature(kind).parameters if key not in ("target", "workers", "folder")]
+    if not isinstance(given or {}, Mapping):
+        raise GvendiError(f"{name} is {given!r}; wanted a section with {', '.join(known)}")
+    settings = dict(given or {})
+    for key, value in settings.items():
+        if key not in known:
+            raise GvendiError(f"{name} has no setting {key!r}; it has {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise GvendiError(f"{name}.{key} is {value!r}; wanted a number")
+    # What is out of range is refused now, not when the run has begun.
+    kind(**({} if kind is AnswerChecker else {"target": "a:b"}), **settings).close()
+    return settings

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.workers import Verdict, Workers
+from gvendi_fast.synthesis.workers import Verdict, Workers, find_module
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+# Between the digits of a thousand; LaTeX sets a space in them as nothing or as a gap.
+_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{,\}| )(?=\d{3}(?!\d))")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 Compare = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
@@ -50,18 +55,18 @@ class AnswerChecker:
         """ "same", "different" or "error" of two final answers: LaTeX without \\boxed and without dollars.
 
         Symmetric: math-verify's order matters, so "same" in one order is enough. Identical texts are the same without
-        a comparison. An error is a comparison that took too long, crashed or raised, or an answer that is empty, too
-        long or has unbalanced braces. Memory that runs out inside SymPy may also show as "different".
+        a comparison; gaps between thousands and a final period count for nothing. An error is a comparison that took
+        too long, crashed or raised, or an answer that is empty, too long or has unbalanced braces. Memory that runs
+        out inside SymPy may also show as "different".
         """
         return self.compare([(one, other)])[0]
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """`same` of every pair, in order, as many at a time as there are workers."""
-        verdicts = [self._without_asking(*map(str.strip, pair)) for pair in pairs]
+        pairs = [tuple(map(_plain, pair)) for pair in pairs]
+        verdicts = [self._without_asking(*pair) for pair in pairs]
         # The order of a pair must not change the verdict, not even by the order of the two trials.
-        asked = [
-            sorted(map(str.strip, pair)) for pair, known in zip(pairs, verdicts, strict=True) if not known
-        ]
+        asked = [sorted(pair) for pair, known in zip(pairs, verdicts, strict=True) if not known]
         answers = iter(self._workers.ask_all(asked))
         return [known or next(answers) for known in verdicts]
 
@@ -82,15 +87,23 @@ class RowVerifier:
     """The user's function "module:function", called in a process that can be killed.
 
     The function takes a row (dict with "prompt", "completion" and "meta", JSON values) and returns True, False, or the
-    reason it refuses the row for. limit_s and memory_mb as for AnswerChecker. Thread-safe. A context manager.
+    reason it refuses the row for. limit_s and memory_mb as for AnswerChecker. folder: comes first on the Python path
+    of the process. Thread-safe. A context manager.
     """
 
-    def __init__(self, target: str, workers: int = 1, limit_s: float = 5.0, memory_mb: int = 2048) -> None:
-        if not _TARGET.fullmatch(target):
+    def __init__(
+        self,
+        target: str,
+        workers: int = 1,
+        limit_s: float = 5.0,
+        memory_mb: int = 2048,
+        folder: str | os.PathLike | None = None,
+    ) -> None:
+        if not isinstance(target, str) or not _TARGET.fullmatch(target):
             raise GvendiError(
                 f"verifier is '{target}'; wanted 'module:function', such as 'my_checks:is_good'"
             )
-        self._workers = Workers(target, workers, limit_s, memory_mb)
+        self._workers = Workers(target, workers, limit_s, memory_mb, folder)
 
     def __enter__(self) -> RowVerifier:
         return self
@@ -125,6 +138,17 @@ class Vote:
     errors: tuple[str, ...] = ()
 
 
+def source_digest(target: str, folder: str | os.PathLike | None = None) -> str | None:
+    """BLAKE2b (8 bytes, hex) of the file of a "module:function"; None where no file of Python source is found.
+
+    Another check keeps other rows. What the module imports is not part of it.
+    """
+    spec = find_module(target.partition(":")[0], folder)
+    if spec is None or not spec.has_location:
+        return None
+    return hashlib.blake2b(Path(spec.origin).read_bytes(), digest_size=8).hexdigest()
+
+
 def majority(answers: Sequence[str | None], compare: Compare) -> Vote:
     """The answer that most answers are the same as; ties go to the lowest index.
 
@@ -144,6 +168,12 @@ def majority(answers: Sequence[str | None], compare: Compare) -> Vote:
         return Vote(None, 0, errors)
     best = max(votes)
     return Vote(given[votes.index(best)], best, errors)
+
+
+def _plain(answer: str) -> str:
+    """The answer without what math-verify stumbles over: gaps between thousands and the period of a sentence."""
+    answer = _THOUSANDS.sub("", answer.strip())
+    return answer[:-1] if answer[-2:-1].isdigit() and answer.endswith(".") else answer
 
 
 def _balanced(text: str) -> bool:

@@ -7,16 +7,18 @@ error, never into another verdict.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -50,7 +52,14 @@ class Workers:
     space of a worker. Processes start at the first request (`start` asks for one now) and end with `close`.
     """
 
-    def __init__(self, target: str, workers: int = 1, limit_s: float = 5.0, memory_mb: int = 2048) -> None:
+    def __init__(
+        self,
+        target: str,
+        workers: int = 1,
+        limit_s: float = 5.0,
+        memory_mb: int = 2048,
+        folder: str | os.PathLike | None = None,
+    ) -> None:
         if workers < 1:
             raise GvendiError(f"workers is {workers}; wanted at least 1")
         if not 0 < limit_s < float("inf"):
@@ -59,7 +68,8 @@ class Workers:
             raise GvendiError(f"memory_mb is {memory_mb}; wanted at least 1")
         self.target, self.limit_s = target, limit_s
         settings = {"target": target, "limit_s": limit_s, "memory_mb": memory_mb}
-        self._all = [_Worker(settings) for _ in range(workers)]
+        path = sys.path if folder is None else [os.path.abspath(folder), *sys.path]
+        self._all = [_Worker(settings, path) for _ in range(workers)]
         # Last in, first out: while one worker is enough, no other is started.
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._all:
@@ -106,8 +116,8 @@ class Workers:
 class _Worker:
     """One process, started when it is needed."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
+    def __init__(self, settings: dict[str, Any], path: Sequence[str]) -> None:
+        self._settings, self._path = settings, list(path)
         self._process: subprocess.Popen | None = None
         self._requests: Connection | None = None
         self._replies: Connection | None = None
@@ -122,7 +132,7 @@ class _Worker:
         self._replies = Connection(read_replies, writable=False)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, json.dumps(sys.path), str(read_requests), str(write_replies)],
+                [sys.executable, "-c", _CODE, json.dumps(self._path), str(read_requests), str(write_replies)],
                 # A fixed hash seed: SymPy orders some of its work by hashes.
                 env={**os.environ, "PYTHONHASHSEED": "0"},
                 stdin=subprocess.DEVNULL,
@@ -202,3 +212,21 @@ class _Worker:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def find_module(name: str, folder: str | os.PathLike | None = None) -> ModuleSpec | None:
+    """Where a module's file lies, without importing anything; None where it is not found.
+
+    It is looked for in `folder` first, then on Python's path.
+    """
+    # Files that are younger than the last look into their folder count too.
+    importlib.invalidate_caches()
+    places = [*([] if folder is None else [os.fspath(folder)]), *sys.path]
+    whole, spec = "", None
+    for step in name.split("."):
+        whole = f"{whole}.{step}" if whole else step
+        spec = PathFinder.find_spec(whole, places)
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or ())
+    return spec
