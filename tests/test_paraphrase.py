@@ -304,6 +304,11 @@ def whole(tmp_path_factory, files):
         yield out, run(out, server.url, **with_check(*files)), server
 
 
+def texts(path):
+    """The lines of accepted.jsonl or rejected.jsonl, each with its prompt."""
+    return [{**row, **row.get("row", {})} for row in lines(path)]
+
+
 def test_a_run_refuses_paraphrases_and_what_it_cannot_decide(whole, files):
     out, status, server = whole
     assert (status.stopped, status.pool) == ("target", 80)
@@ -330,7 +335,12 @@ def test_a_run_refuses_paraphrases_and_what_it_cannot_decide(whole, files):
     asked = Counter(candidate for candidate, _ in pairs)
     assert PLANET not in asked
     index = SimilarQuestions(read_questions(files[1]))
-    assert all(len(index.nearest(candidate, 2)) == count for candidate, count in asked.items())
+    # The end of a run may come between two questions about a candidate that is not decided then.
+    decided = {row["prompt"] for name in ("accepted", "rejected") for row in texts(out / f"{name}.jsonl")}
+    assert decided & set(asked)
+    for candidate, count in asked.items():
+        wanted = len(index.nearest(candidate, 2))
+        assert count == wanted or (candidate not in decided and count < wanted)
 
 
 def test_run_again_it_asks_nothing_and_from_its_answers_alone_nothing_twice(whole, files, tmp_path):

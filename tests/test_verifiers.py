@@ -204,7 +204,7 @@ def test_what_a_hung_check_started_is_killed_with_it(user_checks, tmp_path):
 def test_a_worker_that_died_between_requests_is_replaced(user_checks):
     with RowVerifier(f"{user_checks}:good") as rows:
         rows.start()
-        process = rows._workers._all[0]._process
+        process = rows._workers._all[0]._child._process
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert rows.verify({"completion": "good"}) == Verdict("accepted")
@@ -218,7 +218,7 @@ def test_an_interrupted_exchange_leaves_no_reply_for_the_next_request(user_check
         def interrupt(limit_s):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(worker._replies, "poll", interrupt, raising=False)
+        monkeypatch.setattr(worker._child._replies, "poll", interrupt, raising=False)
         with pytest.raises(KeyboardInterrupt):
             worker.ask(b'{"completion": "bad"}')
         assert rows.verify({"completion": "good"}) == Verdict("accepted")

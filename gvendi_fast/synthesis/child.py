@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -18,12 +18,14 @@ _END_S = 0.3
 class Child:
     """Runs `main()` of `module` with the file descriptors to read from and to write to as its last two arguments.
 
-    environment: variables on top of this process's. quiet: its stderr is thrown away. It is a process group of its
-    own: no Ctrl-C of a terminal reaches it, and what it has started is killed with it. When the parent ends, however,
-    reading from the pipe gives EOFError.
+    environment: variables on top of this process's. path: its `sys.path`. quiet: its stderr is thrown away. It is a
+    process group of its own: no Ctrl-C of a terminal reaches it, and what it has started is killed with it. When the
+    parent ends, however that comes, reading from the pipe gives EOFError.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str], quiet: bool = False) -> None:
+    def __init__(
+        self, module: str, environment: Mapping[str, str], path: Sequence[str], quiet: bool = False
+    ) -> None:
         read_requests, write_requests = os.pipe()
         read_replies, write_replies = os.pipe()
         self._requests = Connection(write_requests, readable=False)
@@ -31,7 +33,7 @@ class Child:
         code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, json.dumps(sys.path), str(read_requests), str(write_replies)],
+                [sys.executable, "-c", code, json.dumps(list(path)), str(read_requests), str(write_replies)],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -33,7 +33,7 @@ class SketchProcess:
 
     def __init__(self, proxy: ProxyConfig, max_tokens: int, batch_tokens: int) -> None:
         self.batch_tokens, self._dim = batch_tokens, proxy.dim
-        self._child = Child(_MODULE, {})
+        self._child = Child(_MODULE, {}, sys.path)
         threads = max(1, torch.get_num_threads() - 1)
         self._send(
             {

@@ -11,27 +11,19 @@ import importlib
 import json
 import os
 import queue
-import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
-from multiprocessing.connection import Connection
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.synthesis.child import Child
 
 # Importing a user's module may take long and is no part of a check.
 _START_S = 120.0
-# How long a process may take to end by itself before it is killed.
-_END_S = 0.3
-_CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from gvendi_fast.synthesis.check_worker import main; main()"
-)
+_MODULE = "gvendi_fast.synthesis.check_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,34 +110,16 @@ class _Worker:
 
     def __init__(self, settings: dict[str, Any], path: Sequence[str]) -> None:
         self._settings, self._path = settings, list(path)
-        self._process: subprocess.Popen | None = None
-        self._requests: Connection | None = None
-        self._replies: Connection | None = None
+        self._child: Child | None = None
 
     def start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._child is not None and self._child.alive:
             return
         self.stop()
-        read_requests, write_requests = os.pipe()
-        read_replies, write_replies = os.pipe()
-        self._requests = Connection(write_requests, readable=False)
-        self._replies = Connection(read_replies, writable=False)
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, json.dumps(self._path), str(read_requests), str(write_replies)],
-                # A fixed hash seed: SymPy orders some of its work by hashes.
-                env={**os.environ, "PYTHONHASHSEED": "0"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # The LaTeX parser writes a line for every text it does not understand.
-                stderr=subprocess.DEVNULL if self._settings["target"] == "math" else None,
-                pass_fds=(read_requests, write_replies),
-                # A group of its own, so that what a user's check has started is killed with it.
-                start_new_session=True,
-            )
-        finally:
-            os.close(read_requests)
-            os.close(write_replies)
+        # A fixed hash seed: SymPy orders some of its work by hashes. The LaTeX parser writes a line for every text it
+        # does not understand.
+        quiet = self._settings["target"] == "math"
+        self._child = Child(_MODULE, {"PYTHONHASHSEED": "0"}, self._path, quiet)
         verdict = self._exchange(json.dumps(self._settings).encode(), _START_S)
         if verdict.outcome != "ready":
             self.stop()
@@ -171,15 +145,16 @@ class _Worker:
     def _exchange(self, body: bytes, limit_s: float) -> Verdict:
         complete = False
         try:
-            self._requests.send_bytes(body)
-            if self._replies.poll(limit_s):
-                verdict = Verdict(*json.loads(self._replies.recv_bytes()))
-            else:
+            self._child.send(body)
+            reply = self._child.receive(limit_s)
+            if reply is None:
+                self._child.kill()
                 verdict = Verdict("error", f"no verdict within {limit_s:g} s")
-                self._kill()
+            else:
+                verdict = Verdict(*json.loads(reply))
             complete = True
         except (EOFError, ConnectionError):
-            verdict = Verdict("error", f"the checking process ended: {self._ending()}")
+            verdict = Verdict("error", f"the checking process ended: {self._child.ending()}")
             complete = True
         finally:
             # An interrupted exchange leaves a reply behind, which must never be read as the next one.
@@ -187,31 +162,10 @@ class _Worker:
                 self.stop()
         return verdict
 
-    def _ending(self) -> str:
-        self._end()
-        code = self._process.returncode
-        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-
     def stop(self) -> None:
-        for pipe in (self._requests, self._replies):
-            if pipe is not None:
-                pipe.close()
-        if self._process is not None:
-            self._end()
-        self._process = self._requests = self._replies = None
-
-    def _end(self) -> None:
-        try:
-            # An idle worker, and one whose check has raised, ends by itself when the pipes are closed.
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._kill()
-
-    def _kill(self) -> None:
-        # It may end by itself at this very moment.
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if self._child is not None:
+            self._child.stop()
+        self._child = None
 
 
 def find_module(name: str, folder: str | os.PathLike | None = None) -> ModuleSpec | None:
