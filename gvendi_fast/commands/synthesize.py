@@ -67,8 +67,10 @@ def synthesize(
         stop: {target: 20000, requests: 100000}
 
     DIR (out) gets accepted.jsonl, rejected.jsonl with a reason for each,
-    events.jsonl, every request with its answer in requests.sqlite, and the
-    configuration as used. A run that was stopped or killed goes on with
+    events.jsonl, every request with its answer in requests.sqlite, the
+    configuration as used, and at the end report.html, a page to look at:
+    G-Vendi and acceptance over time, clusters before and after, examples
+    ('gvendi report DIR' writes it at any other time). A run that was stopped or killed goes on with
     --resume DIR, or with the same command: no answer is paid for twice, and
     the result is that of a run without the break.
 
@@ -104,7 +106,7 @@ def synthesize(
 
     try:
         with view_for() as view:
-            status = run(settings, view, progress_for(verb="sketching the pool:"))
+            status = run(settings, view, progress_for(verb="sketching the pool:"), view.say)
     except KeyboardInterrupt:
         print(
             f"\ninterrupted: answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on",
@@ -142,6 +144,8 @@ def _print_end(status: Status, out: str) -> None:
     shares = sorted(status.seconds.items(), key=lambda item: -item[1])
     told = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
     print(f"  {'time':<16}{whole:,.1f} s: {told or 'none'}; checks run beside the others")
-    print(f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl")
+    print(
+        f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl, all at a glance in {out}/report.html"
+    )
     if status.stopped != "target":
         print(f"  'gvendi synthesize --resume {out}' goes on, with a higher limit where one was reached")

@@ -122,9 +122,8 @@ class Judge:
 
     def _of(self, round_: Round) -> _Regions:
         if round_.number not in self._regions:
-            rows, asked = self.pool.sketches(round_.size), self.config.clusters
-            number = int(asked * round_.size) if asked < 1 else min(int(asked), round_.size)
-            kmeans = SphericalKMeans(max(1, number), seed=self.seed, device=self.device).fit(rows)
+            rows = self.pool.sketches(round_.size)
+            kmeans = cluster_rows(rows, self.config.clusters, self.seed, self.device)
             self._regions[round_.number] = _Regions(round_.number, kmeans, kmeans.assign(rows).label)
         return self._regions[round_.number]
 
@@ -147,6 +146,14 @@ class Judge:
             found = own_gains(self.pool.round_state, self.pool.sketches(round_.size))
             self._pool_gain = round_.number, float(np.quantile(found, self.config.quantile))
         return self._pool_gain[1]
+
+
+def cluster_rows(
+    rows: torch.Tensor, clusters: float, seed: int, device: str | torch.device = "cpu"
+) -> SphericalKMeans:
+    """The clusters of a round that begins with these unit rows [N, K]. clusters: a share of N below 1, or a number."""
+    number = int(clusters * len(rows)) if clusters < 1 else min(int(clusters), len(rows))
+    return SphericalKMeans(max(1, number), seed=seed, device=device).fit(rows)
 
 
 def own_gains(state: VendiState, rows: torch.Tensor) -> np.ndarray:

@@ -100,12 +100,19 @@ class Loop:
                 for task in pending:
                     task.cancel()
                 await asyncio.gather(*pending, return_exceptions=True)
+        return self.end(*stopped)
+
+    def end(self, reason: str, why: str) -> Status:
+        """Note why the run ends and what it took, in events.jsonl; the final status."""
         with self._time("gvendi"):
             self._gvendi = self.pool.state.gvendi()
         spent = Spent.of(self.generator)
         final = replace(self.status(), requests=spent.requests, tokens=spent.tokens, cost=spent.cost)
-        final.stopped, final.why = stopped
-        self.journal.note({"event": "stop", "reason": final.stopped, "why": final.why, "pool": final.pool})
+        final.stopped, final.why = reason, why
+        # Not the pool in memory, which may be within a block where an error ended the run.
+        pool = self.journal.blocks[-1]["pool"] if self.journal.blocks else self.pool.seeds
+        took = {name: getattr(final, name) for name in ("requests", "tokens", "cost", "seconds")}
+        self.journal.note({"event": "stop", "reason": reason, "why": why, "pool": pool, **took})
         return final
 
     def status(self) -> Status:
