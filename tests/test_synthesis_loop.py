@@ -20,6 +20,7 @@ from problem_families import FAMILIES, family_of, seed_rows, writer
 
 from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.synthesis import running
 from gvendi_fast.synthesis.acceptance import Judge, nearest
 from gvendi_fast.synthesis.config import AcceptConfig, config_from, load_config
 from gvendi_fast.synthesis.draws import draw
@@ -38,6 +39,8 @@ FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
 @pytest.fixture(autouse=True)
 def _no_proxy_and_one_thread(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Drawing takes half a second a run; what a page shows is found out all the same.
+    monkeypatch.setattr(running, "write_synthesis_report", lambda data: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

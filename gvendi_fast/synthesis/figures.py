@@ -88,16 +88,13 @@ def _layers(data: dict[str, Any]) -> list[tuple[str, list[int]]]:
 
 
 def _rows_on_top(ax, points: list[dict[str, Any]], most: int) -> None:
-    """An axis on top that says how many rows the pool has; every row of ticks has room for its numbers."""
+    """An axis on top that says how many rows the pool has, at the points nearest to so many even places."""
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
-    chosen, end = {}, max(points[-1]["decided"], 1)
-    for point in points:
-        # The last of those that would lie on each other, but the first of all.
-        chosen[int((most - 1) * point["decided"] / end + 0.5)] = point
-    chosen[0] = points[0]
+    decided = np.array([point["decided"] for point in points])
+    chosen = {int(abs(decided - place).argmin()) for place in np.linspace(0, decided[-1], most)}
     top = ax.secondary_xaxis("top")
-    labels = {point["decided"]: f"{point['rows']:,}" for point in chosen.values()}
+    labels = {points[i]["decided"]: f"{points[i]['rows']:,}" for i in sorted(chosen)}
     top.xaxis.set_major_locator(FixedLocator(list(labels)))
     top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.get(value, "")))
     top.set_xlabel("rows of the pool")
