@@ -316,7 +316,9 @@ def test_a_run_that_was_killed_shows_what_was_decided(undrawn, whole, tmp_path):
     ],
     ids=["endpoint", "key"],
 )
-def test_a_fault_that_ends_the_run_is_noted_and_the_run_goes_on(fault, error, reason, whole, tmp_path, seeds):
+def test_a_fault_that_ends_the_run_is_noted_and_the_run_goes_on(
+    undrawn, fault, error, reason, whole, tmp_path, seeds
+):
     out = tmp_path / "run"
     with ChatServer(answer, lambda arrival, body: fault if arrival > 40 else None) as server:
         with pytest.raises(error) as raised:
@@ -377,7 +379,7 @@ def test_a_report_that_fails_hides_neither_result_nor_error(monkeypatch, whole, 
         synthesize(config_from(settings(out, server.url, seeds, stop={"target": 60})))
 
 
-def test_nothing_accepted_and_nothing_decided(tmp_path, seeds):
+def test_nothing_accepted_and_nothing_decided(undrawn, tmp_path, seeds):
     with ChatServer(lambda messages, draw: HOSTILE[1]) as server:
         synthesize(config_from(settings(tmp_path / "a", server.url, seeds, stop={"floor": 0.5, "window": 8})))
     refuse = Fault(status=401, body={"error": {"message": "no"}})
