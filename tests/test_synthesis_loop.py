@@ -39,8 +39,6 @@ FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
 @pytest.fixture(autouse=True)
 def _no_proxy_and_one_thread(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Drawing takes half a second a run; what a page shows is found out all the same.
-    monkeypatch.setattr(running, "write_synthesis_report", lambda data: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -112,6 +110,12 @@ def paid(out: Path) -> Counter:
 def family_entropy(rows: list[dict]) -> float:
     counts = Counter(family_of(row["prompt"]) for row in rows).values()
     return -sum(n / len(rows) * math.log(n / len(rows)) for n in counts)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    """Reports are not drawn, which takes half a second a run; what they show is found out all the same."""
+    monkeypatch.setattr(running, "write_synthesis_report", lambda data: None)
 
 
 @pytest.fixture(scope="module")

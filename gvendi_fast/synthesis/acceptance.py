@@ -148,14 +148,6 @@ class Judge:
         return self._pool_gain[1]
 
 
-def cluster_rows(
-    rows: torch.Tensor, clusters: float, seed: int, device: str | torch.device = "cpu"
-) -> SphericalKMeans:
-    """The clusters of a round that begins with these unit rows [N, K]. clusters: a share of N below 1, or a number."""
-    number = int(clusters * len(rows)) if clusters < 1 else min(int(clusters), len(rows))
-    return SphericalKMeans(max(1, number), seed=seed, device=device).fit(rows)
-
-
 def own_gains(state: VendiState, rows: torch.Tensor) -> np.ndarray:
     """What each row of a state adds to the others, H_1 - H_1 without it: float64 [n]; a single row adds 0."""
     return state.contributions(rows, "loo").numpy() if state.n > 1 else np.zeros(1)
@@ -170,3 +162,11 @@ def nearest(rows: torch.Tensor, pool: torch.Tensor) -> list[tuple[float, int]]:
         better = cosine > best
         best, place = torch.where(better, cosine, best), torch.where(better, number + first, place)
     return list(zip(best.tolist(), place.tolist(), strict=True))
+
+
+def cluster_rows(
+    rows: torch.Tensor, clusters: float, seed: int, device: str | torch.device = "cpu"
+) -> SphericalKMeans:
+    """The clusters of a round that begins with these unit rows [N, K]. clusters: a share of N below 1, or a number."""
+    number = int(clusters * len(rows)) if clusters < 1 else min(int(clusters), len(rows))
+    return SphericalKMeans(max(1, number), seed=seed, device=device).fit(rows)
