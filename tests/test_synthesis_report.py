@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from collections import Counter
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from pages import Page, check_in_browser
 from problem_families import FAMILIES, seed_rows
 
 from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
+from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.group_scoring import draws
 from gvendi_fast.pool import as_pool
@@ -154,12 +156,13 @@ def test_a_run_leaves_its_report(whole, data):
     assert (spent["runs"], spent["later"]) == (1, False)
 
 
-def test_scores_are_those_of_the_sketches_at_equal_n(data, sketches):
+def test_scores_are_those_of_the_sketches_at_equal_n(whole, data, sketches):
     old, new = sketches
     rows, score = np.concatenate(sketches), data["score"]
     assert (score["seeds"], score["accepted"], score["rows"]) == (25, 25, 50)
     assert score["gvendi_start"] == pytest.approx(gvendi(old), rel=1e-6)
     assert score["gvendi"] == pytest.approx(gvendi(rows), rel=1e-6)
+    assert score["gvendi"] == pytest.approx(whole[1].gvendi, rel=1e-6)
     pool, alone = score["equal"]["pool"], score["equal"]["alone"]
     values = [gvendi(rows[numbers]) for numbers in draws(np.arange(50), 25, "synthesis|0|grown")]
     assert (len(values), len(set(values))) == (20, 20)
@@ -493,6 +496,8 @@ def test_what_cannot_be_read_is_refused_by_name(undrawn, whole, tmp_path):
     address = "http://name:secret@host:1/v1?key=secret"
     url = load_config(whole[0] / "config.yaml").generator.base_url
     (out / "config.yaml").write_text(config.replace(url, f"'{address}'"))
+    with (out / "events.jsonl").open("a") as stream:
+        stream.write(json.dumps({"event": "stop", "reason": "endpoint", "why": f"{address} is down"}) + "\n")
     seeds = seeds_of(whole)
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -503,6 +508,7 @@ def test_what_cannot_be_read_is_refused_by_name(undrawn, whole, tmp_path):
         assert "The seeds have no texts here" in (page := render(found))
         assert "secret" not in page + json.dumps(found)
         assert found["settings"]["generator"]["base_url"] == "http://host:1/v1"
+        assert found["stop"]["why"] == "http://host:1/v1 is down"
         assert synthesis_report_data(out, corpus=moved)["texts_missing"] is None
     finally:
         shutil.move(moved / seeds.name, seeds)
@@ -531,6 +537,19 @@ def test_a_page_can_be_drawn_again_from_its_json(whole, data, tmp_path):
     one, numbers = write_synthesis_report(data, tmp_path / "one.html", date=DAY)
     assert render(json.loads(numbers.read_text()), date=DAY) == one.read_text()
     assert "2020-02-29" in one.read_text()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_stands_below_the_view(whole, terminal):
+    stream = StringIO()
+    stream.isatty = lambda: terminal
+    with view_for(stream) as view:
+        view.update(whole[1])
+        view.say("writing the report")
+    # A terminal's cursor is shown again before the line.
+    shown = stream.getvalue().replace("\x1b[?25h", "")
+    assert shown.endswith("\nwriting the report\n")
+    assert "50 rows of 50 wanted" in shown
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

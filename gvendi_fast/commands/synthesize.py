@@ -70,9 +70,10 @@ def synthesize(
     events.jsonl, every request with its answer in requests.sqlite, the
     configuration as used, and at the end report.html, a page to look at:
     G-Vendi and acceptance over time, clusters before and after, examples
-    ('gvendi report DIR' writes it at any other time). A run that was stopped or killed goes on with
-    --resume DIR, or with the same command: no answer is paid for twice, and
-    the result is that of a run without the break.
+    ('gvendi report DIR' writes it at any other time). A run that was
+    stopped or killed goes on with --resume DIR, or with the same command: no
+    answer is paid for twice, and the result is that of a run without the
+    break.
 
     It ends at stop.target rows, at stop.requests, stop.tokens or
     stop.seconds, or when fewer than stop.floor of the last stop.window

@@ -20,6 +20,7 @@ ABOUT = {
     "request": "the endpoint gave no usable answer",
     "parse": "no candidate could be read from the answer",
     "tests": "a question of the test files",
+    "paraphrase": "a question of the test files in other words",
     "answers": "the answers to the follow-up requests did not agree",
     "verifier": "your check refused it",
     "sketch": "the proxy could not score it",

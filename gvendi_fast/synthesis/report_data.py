@@ -106,7 +106,14 @@ _CELLS = ("sparse_above", "sparse_below", "dense_above", "dense_below")
 
 
 def _stop(record: RunRecord) -> dict[str, str] | None:
-    return None if record.stop is None else {name: record.stop[name] for name in ("reason", "why")}
+    """Why the last run ended; None where it has not."""
+    if record.stop is None:
+        return None
+    why, address = record.stop["why"], record.config.generator.base_url
+    return {
+        "reason": record.stop["reason"],
+        "why": why if address is None else why.replace(address, _public(address)),
+    }
 
 
 def _at_equal_n(seeds: torch.Tensor, new: np.ndarray, start: float, seed: int) -> dict[str, Any]:
@@ -260,10 +267,14 @@ def _spent(record: RunRecord) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The configuration; of the endpoint's address what names it, for the rest may hold a password."""
+    """The configuration, which has no key; of the endpoint's address what can be shown."""
     found = asdict(config)
-    address = found["generator"]["base_url"]
-    if address is not None:
-        parts = urlsplit(address)
-        found["generator"]["base_url"] = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if config.generator.base_url is not None:
+        found["generator"]["base_url"] = _public(config.generator.base_url)
     return found
+
+
+def _public(address: str) -> str:
+    """Scheme, host and path of a URL; a name, a password or a key in its query is for nobody's eyes."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
