@@ -152,17 +152,17 @@ def _at_equal_n(seeds: torch.Tensor, new: np.ndarray, start: float, seed: int) -
 def _growth(record: RunRecord, now: float) -> dict[str, Any]:
     """G-Vendi and rows by the number of candidates decided, and the rounds' starts.
 
-    An event holds the score of the pool that its gains refer to: before the block, or, frozen, before its round.
+    An event holds the score of the rows that its gains refer to. Where these are not all of the pool before the block,
+    for it has grown since, the point is there already.
     """
     points, before, starts = [], 0, {event["block"]: event for event in record.rounds}
-    rounds, pool = [], record.seeds
+    rounds, pool, frozen = [], record.seeds, record.config.accept.frozen
     for event in record.blocks:
-        point = {"decided": before, "rows": pool, "gvendi": event["gvendi"]}
         begins = starts.get(event["block"])
         if begins is not None:
             rounds.append({"round": begins["round"], "decided": before, "rows": pool})
-        if begins is not None or not record.config.accept.frozen:
-            points.append(point)
+        if event.get("gvendi_rows", rounds[-1]["rows"] if frozen else pool) == pool:
+            points.append({"decided": before, "rows": pool, "gvendi": event["gvendi"]})
         before, pool = before + event["decided"], event["pool"]
     points.append({"decided": before, "rows": pool, "gvendi": now})
     return {"points": points, "rounds": rounds}
