@@ -15,7 +15,8 @@ WIDE, NARROW = (840, 320), (340, 280)
 # Colours of the page (variables of its style sheet), by the stand-ins that matplotlib draws.
 INK, FAINT, ACCENT, SECOND, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", SECOND: "--second", WARM: "--warm"}
-_VARIABLES |= {f"#0600{i:02x}": f"--group-{i}" for i in range(9)}
+GROUPS = [f"#0600{i:02x}" for i in range(9)]
+_VARIABLES |= {colour: f"--group-{i}" for i, colour in enumerate(GROUPS)}
 # One shape a colour, and the character that looks like it in a legend; the last is everything else.
 MARKERS = "osD^vPX*."
 SIGNS = "●■◆▲▼✚✖★•"
@@ -50,14 +51,14 @@ def spectrum_figure(data: dict[str, Any]) -> dict[str, str]:
         # The tail falls off a cliff where the rank ends; what is of interest stands above it.
         ax.set_ylim(max(values[-1], values[0] * 1e-6) / 2, 2 * values[0])
         ax.set_xlim(0.9, 1.15 * max(len(values), 2))
-        _plain_ticks(ax.xaxis)
+        plain_ticks(ax.xaxis)
         ax.yaxis.set_minor_locator(NullLocator())
         for level, entry in enumerate(data["effective"]):
             left = entry["count"] ** 2 > len(values)
             name = f"{100 * entry['share']:g} %: {entry['count']:,}"
             _marked(ax, entry["count"], 0.96 - 0.1 * level, name, left)
 
-    return _both("spectrum", draw)
+    return both("spectrum", draw)
 
 
 def growth_figure(data: dict[str, Any]) -> dict[str, str]:
@@ -78,7 +79,7 @@ def growth_figure(data: dict[str, Any]) -> dict[str, str]:
         ax.plot(n, [point["mean"] for point in points], color=ACCENT, marker="o", markersize=4)
         ax.set(xscale="log", xlabel="rows", ylabel="G-Vendi", ylim=(0, top))
         ax.set_xlim(n[0] / 1.15, n[-1] * 1.15)
-        _plain_ticks(ax.xaxis, n if len(n) < 3 else None)
+        plain_ticks(ax.xaxis, n if len(n) < 3 else None)
         ax.annotate(
             f"corrected {number(data['corrected'])}",
             (0.02, data["corrected"]),
@@ -89,32 +90,32 @@ def growth_figure(data: dict[str, Any]) -> dict[str, str]:
             **_HALO,
         )
 
-    return _both("growth", draw)
+    return both("growth", draw)
 
 
 def surprisal_figure(data: dict[str, Any]) -> dict[str, str]:
     """Histogram of the surprisal, its mean marked."""
 
     def draw(ax, narrow: bool) -> None:
-        _bars(ax, data["counts"], data["edges"])
+        bars(ax, data["counts"], data["edges"])
         ax.set(xlabel="surprisal in nats", ylabel="rows", ylim=(0, 1.2 * max(data["counts"])))
         left = data["mean"] > (data["edges"][0] + data["edges"][-1]) / 2
         _marked(ax, data["mean"], 0.96, f"mean {data['mean']:.2f}", left)
-        _plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis)
 
-    return _both("surprisal", draw)
+    return both("surprisal", draw)
 
 
 def nearest_figure(data: dict[str, Any]) -> dict[str, str]:
     """Histogram of the cosine to the nearest other row, the limit of near-duplicates marked."""
 
     def draw(ax, narrow: bool) -> None:
-        _bars(ax, data["counts"], data["edges"])
+        bars(ax, data["counts"], data["edges"])
         ax.set(xlabel="cosine to the nearest other row", ylabel="rows", ylim=(0, 1.2 * max(data["counts"])))
         _marked(ax, data["cosine"], 0.96, f"{data['cosine']:g}", True)
-        _plain_ticks(ax.yaxis)
+        plain_ticks(ax.yaxis)
 
-    return _both("nearest", draw)
+    return both("nearest", draw)
 
 
 def clusters_figure(data: dict[str, Any]) -> dict[str, str]:
@@ -125,20 +126,20 @@ def clusters_figure(data: dict[str, Any]) -> dict[str, str]:
         large = len(sizes) - data["sparse"]
         edges = [i + 0.5 for i in range(len(sizes) + 1)]
         for part, colour in ((slice(0, large), ACCENT), (slice(large, None), WARM)):
-            _bars(ax, sizes[part], edges[part.start :][: len(sizes[part]) + 1], colour)
+            bars(ax, sizes[part], edges[part.start :][: len(sizes[part]) + 1], colour)
         ax.set(xlabel="cluster, largest first", ylabel="rows", xlim=(0.4, len(sizes) + 0.6))
         ax.set_ylim(0, 1.1 * max(sizes))
         if sizes[0] > 100 * max(sizes[len(sizes) // 2], 1):
             ax.set(yscale="log", ylim=(0.7, 1.5 * sizes[0]))
-        _whole_ticks(ax.xaxis)
-        _plain_ticks(ax.yaxis)
+        whole_ticks(ax.xaxis)
+        plain_ticks(ax.yaxis)
         if large:
             at = (large + 0.5, sizes[large])
             ax.annotate(
                 "sparse half", at, (2, 5), textcoords="offset points", color=WARM, annotation_clip=False
             )
 
-    return _both("clusters", draw)
+    return both("clusters", draw)
 
 
 def map_figure(data: dict[str, Any]) -> dict[str, str]:
@@ -158,7 +159,7 @@ def map_figure(data: dict[str, Any]) -> dict[str, str]:
                     # A dot is drawn at a quarter of the size of the other shapes.
                     s=(9 if narrow else 16) * (2.5 if rest else 1),
                     marker=MARKERS[index],
-                    color=f"#0600{index:02x}",
+                    color=GROUPS[index],
                     alpha=0.6,
                     linewidths=0,
                 )
@@ -170,7 +171,7 @@ def map_figure(data: dict[str, Any]) -> dict[str, str]:
             if limits[1] - limits[0] < 1e-3:
                 setter(-0.1, 0.1)
 
-    return _both("map", draw, wide=(840, 460), narrow=(340, 340))
+    return both("map", draw, wide=(840, 460), narrow=(340, 340))
 
 
 def number(value: float) -> str:
@@ -183,8 +184,9 @@ _HALO: dict[str, Any] = {"bbox": {"facecolor": "#070707", "edgecolor": "none", "
 _VARIABLES["#070707"] = "--card"
 
 
-def _bars(ax, counts: list[int], edges: list[float], colour: str = ACCENT) -> None:
-    if counts:
+def bars(ax, counts: list[int], edges: list[float], colour: str = ACCENT) -> None:
+    """Filled bars without gaps: counts [n] between edges [n + 1]."""
+    if len(counts):
         ax.stairs(counts, edges, fill=True, color=colour)
 
 
@@ -203,7 +205,7 @@ def _marked(ax, x: float, height: float, name: str, left: bool) -> None:
     )
 
 
-def _plain_ticks(axis, at: list[float] | None = None) -> None:
+def plain_ticks(axis, at: list[float] | None = None) -> None:
     """Ticks as whole numbers with separators (10,000), where a logarithmic axis would write 10^4."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -215,18 +217,23 @@ def _plain_ticks(axis, at: list[float] | None = None) -> None:
         axis.set_major_locator(FixedLocator(at))
 
 
-def _whole_ticks(axis) -> None:
+def whole_ticks(axis) -> None:
+    """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
-def _both(
+def both(
     name: str,
     draw: Callable[[Any, bool], None],
     wide: tuple[int, int] = WIDE,
     narrow: tuple[int, int] = NARROW,
 ) -> dict[str, str]:
+    """A figure as two <svg> elements, "wide" and "narrow", of these sizes in CSS pixels.
+
+    name: unlike all others on the page. draw: is given the axes and whether they are the narrow ones.
+    """
     return {
         kind: _svg(f"{name}-{kind}", draw, size, kind == "narrow")
         for kind, size in (("wide", wide), ("narrow", narrow))

@@ -85,8 +85,11 @@ def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
     return {group: np.sort(np.concatenate(numbers)) for group, numbers in found.items()}
 
 
-def _draws(rows: np.ndarray, n: int, key: str) -> Iterator[np.ndarray]:
-    """Row numbers [n] in ascending order, once for each draw."""
+def draws(rows: np.ndarray, n: int, key: str) -> Iterator[np.ndarray]:
+    """n of the numbers `rows` in ascending order, once for each draw: 20 of them, 5 where n is above 256.
+
+    Where there are exactly n, all of them, once. A draw depends on `key` and the number of rows alone.
+    """
     if len(rows) == n:
         yield rows
         return
@@ -105,7 +108,7 @@ def _batches(
     others = 0
     for group, numbers in rows.items():
         own = np.empty(0, np.int64)
-        for drawn in _draws(numbers, n, f"{seed}|{group}"):
+        for drawn in draws(numbers, n, f"{seed}|{group}"):
             own = np.union1d(own, drawn)
             if batch and others + len(own) > most:
                 yield batch
@@ -117,8 +120,8 @@ def _batches(
 
 def _score(run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int) -> list[float]:
     """G-Vendi of each draw of a batch, whose sketches are read in one pass over the run."""
-    draws = [drawn for _, drawn in batch]
-    wanted, n = np.unique(np.concatenate(draws)), len(draws[0])
+    drawings = [drawn for _, drawn in batch]
+    wanted, n = np.unique(np.concatenate(drawings)), len(drawings[0])
     held = np.empty((len(wanted), dim), np.float32)
     for part in run.iterate(["row", "sketch"]):
         at = np.minimum(np.searchsorted(wanted, part.rows), len(wanted) - 1)
@@ -126,8 +129,8 @@ def _score(run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int) -> 
         held[at[here]] = part.sketches[here]
     sketches, values = torch.from_numpy(held), []
     step = max(1, DRAW_BYTES // (4 * n * dim)) if n <= MAX_GROUP else 1
-    for first in range(0, len(draws), step):
-        places = np.searchsorted(wanted, np.concatenate(draws[first : first + step]))
+    for first in range(0, len(drawings), step):
+        places = np.searchsorted(wanted, np.concatenate(drawings[first : first + step]))
         drawn = sketches[torch.from_numpy(places)]
         if n <= MAX_GROUP:
             values += ops.entropy(drawn, torch.arange(0, len(drawn) + 1, n)).exp().tolist()

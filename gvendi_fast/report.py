@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvendi_fast import figures
 from gvendi_fast.atomic import atomic_write
 from gvendi_fast.errors import GvendiError
+
+if TYPE_CHECKING:
+    import jinja2
+    from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets" / "report"
 # Groups shown from each end where there are more than twice as many.
 SHOWN_GROUPS = 20
 # Characters of a text before the reader opens it, and of a name before it is cut.
 PREVIEW, NAME = 240, 80
-# Control characters, which HTML forbids or hides, and halves of a surrogate pair, which no file takes.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters, which HTML forbids or hides, overrides of the direction, which show a text other than it is, and
+# halves of a surrogate pair, which no file takes.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff]")
 
 
 def write_report(
@@ -39,8 +45,13 @@ def write_report(
     title: the heading (None: the run's name). date: printed in the HTML (None: today). The same data give the same
     bytes. Raises GvendiError for a name that does not end in .html, and for files that are there unless force.
     """
-    page, numbers = output_paths(out, force)
-    text = render(data, title=title, date=date)
+    paths = output_paths(out, force)
+    write_files(data, render(data, title=title, date=date), *paths)
+    return paths
+
+
+def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> None:
+    """Write a page's text and its data as JSON; each is there whole or as it was."""
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(numbers) as stream:
         # JSON escapes what UTF-8 cannot hold the way Python does.
@@ -48,7 +59,6 @@ def write_report(
         stream.write(encoded.encode("utf-8", "backslashreplace") + b"\n")
     with atomic_write(page) as stream:
         stream.write(text.encode())
-    return page, numbers
 
 
 def output_paths(out: str | os.PathLike, force: bool = False) -> tuple[Path, Path]:
@@ -66,9 +76,28 @@ def output_paths(out: str | os.PathLike, force: bool = False) -> tuple[Path, Pat
 
 def render(data: dict[str, Any], *, title: str | None = None, date: datetime.date | None = None) -> str:
     """The page of a report's data, as `write_report` writes it."""
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            data=data,
+            title=title or f"Diversity of {Path(data['run']).name or data['run']}",
+            date=printed(date),
+            figures={
+                name: figure(draw(data[name])) for name, draw in _FIGURES.items() if data[name] is not None
+            },
+            groups=_shown_groups(data["groups"]),
+            signs=figures.SIGNS,
+            preview=PREVIEW,
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Templates of pages: every value is escaped, control characters are shown, a missing name is an error."""
     import jinja2
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -76,7 +105,7 @@ def render(data: dict[str, Any], *, title: str | None = None, date: datetime.dat
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {
+    found.filters |= {
         "count": lambda value: f"{value:,}",
         "number": figures.number,
         "percent": lambda value: (
@@ -84,19 +113,15 @@ def render(data: dict[str, Any], *, title: str | None = None, date: datetime.dat
         ),
         "width": lambda value: f"{100 * min(max(value, 0.0), 1.0):.2f}%",
         "flat": _flat,
-        "short": lambda text: text if len(text) <= NAME else text[:NAME] + "…",
+        "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
+        "exp": math.exp,
     }
-    return environment.get_template("report.html.jinja").render(
-        data=data,
-        title=title or f"Diversity of {Path(data['run']).name or data['run']}",
-        date=(date or datetime.datetime.now(datetime.timezone.utc).date()).isoformat(),
-        figures={
-            name: _figure(draw(data[name])) for name, draw in _FIGURES.items() if data[name] is not None
-        },
-        groups=_shown_groups(data["groups"]),
-        signs=figures.SIGNS,
-        preview=PREVIEW,
-    )
+    return found
+
+
+def printed(date: datetime.date | None) -> str:
+    """The date that stands on a page; today, in UTC, where none is given."""
+    return (date or datetime.datetime.now(datetime.timezone.utc).date()).isoformat()
 
 
 _FIGURES = {
@@ -109,7 +134,8 @@ _FIGURES = {
 }
 
 
-def _figure(drawn: dict[str, str]):
+def figure(drawn: dict[str, str]) -> dict[str, Markup]:
+    """A figure as `gvendi_fast.figures` makes it, for a template."""
     from markupsafe import Markup
 
     # Made of numbers alone, so it needs no escape.
@@ -146,6 +172,8 @@ def _visible(value: Any) -> Any:
 
 
 def _picture(code: int) -> str:
+    if code in (0x202D, 0x202E):
+        return f"⟨U+{code:X}⟩"
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 

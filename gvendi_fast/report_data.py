@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +226,12 @@ def _add_texts(
         if field is not None:
             entry["group"] = pool.groups[number]
         original = found.get(entry["row"])
-        entry["text"] = None if original is None else _text(original, run)
+        entry["text"] = None if original is None else original_text(original, run)
     return missing
 
 
-def _text(original: Original, run: RunDirectory) -> list[dict[str, Any]]:
-    """A row as its messages: role, text of at most TEXT characters, and its whole length."""
+def original_text(original: Original, run: RunDirectory) -> list[dict[str, Any]]:
+    """A row as its messages (see `text_parts`)."""
     row = parse_row(
         original.record(), Fields(**run.manifest["fields"]), original.ordinal, original.file, original.line
     )
@@ -243,4 +243,9 @@ def _text(original: Original, run: RunDirectory) -> list[dict[str, Any]]:
         parts = [("text", row.text)]
     else:
         parts = [("prompt", row.prompt), ("completion", row.completion)]
+    return text_parts(parts)
+
+
+def text_parts(parts: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """(role, text) pairs as a page shows them: role, text of at most TEXT characters, and its whole length."""
     return [{"role": role, "text": text[:TEXT], "length": len(text)} for role, text in parts]

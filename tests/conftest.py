@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,3 +66,21 @@ def gvendi(monkeypatch, capsys):
         return stop.value.code or 0, out.out, out.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium in an empty profile."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(names)} is on PATH")
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    args = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with api.sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=path, headless=True, args=args
+        )
+        yield context
+        context.close()

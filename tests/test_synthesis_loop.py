@@ -20,6 +20,7 @@ from synthesis_runs import FILES, contents, lines, paid, run, settings, write_ro
 
 from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.synthesis import running
 from gvendi_fast.synthesis.acceptance import Judge, nearest
 from gvendi_fast.synthesis.config import AcceptConfig, ProxyConfig, config_from, load_config
 from gvendi_fast.synthesis.draws import draw
@@ -48,6 +49,12 @@ def server():
 def family_entropy(rows: list[dict]) -> float:
     counts = Counter(family_of(row["prompt"]) for row in rows).values()
     return -sum(n / len(rows) * math.log(n / len(rows)) for n in counts)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    """Reports are not drawn, which takes half a second a run; what they show is found out all the same."""
+    monkeypatch.setattr(running, "write_synthesis_report", lambda data: None)
 
 
 @pytest.fixture(scope="module")

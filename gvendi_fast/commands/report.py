@@ -8,11 +8,16 @@ from typing import Annotated
 
 import typer
 
+from gvendi_fast.errors import GvendiError
+
 
 def report(
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made."),
+        typer.Argument(
+            metavar="DIR",
+            help="A run directory that 'gvendi sketch' or 'score --out' made, or the directory of 'gvendi synthesize'.",
+        ),
     ],
     by: Annotated[
         str | None,
@@ -32,9 +37,14 @@ def report(
         ),
     ] = None,
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE.html", help="The page; its numbers go beside it with .json."),
-    ] = Path("report.html"),
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="The page; its numbers go beside it with .json. (Default: report.html here; of a synthesis, "
+            "DIR/report.html, written anew.)",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of all draws of rows.")] = 0,
     title: Annotated[
         str | None, typer.Option("--title", metavar="TEXT", help="Heading. (Default: the run's name.)")
@@ -47,12 +57,42 @@ def report(
 ) -> None:
     """Show a run as one HTML page: its score, groups, clusters, odd and repeated rows.
 
+    Of a synthesis: G-Vendi and acceptance over time, clusters before and
+    after, examples; --by and --clusters do not go with it.
+
     The page needs no network and no script. It holds texts of the corpus:
     those of the rows that it names, the first 4,000 characters of each. The
     same run and seed give the same numbers.
 
     Example: gvendi report runs/mine --out mine.html
     """
+    from gvendi_fast.synthesis.record import holds_run
+
+    if holds_run(directory):
+        for name, given in (("--by", by), ("--clusters", clusters)):
+            if given is not None:
+                raise GvendiError(
+                    f"{name} does not go with the directory of a synthesis: '{directory}' has the clusters that it was "
+                    f"grown with, and no groups; leave {name} out"
+                )
+        page, numbers = _of_synthesis(directory, out, seed, title, corpus, force)
+    else:
+        page, numbers = _of_run(
+            directory, by, clusters, out or Path("report.html"), seed, title, corpus, force
+        )
+    print(f"{page}, numbers in {numbers}")
+
+
+def _of_run(
+    directory: Path,
+    by: str | None,
+    clusters: str | None,
+    out: Path,
+    seed: int,
+    title: str | None,
+    corpus: Path | None,
+    force: bool,
+) -> tuple[Path, Path]:
     from gvendi_fast.options import warn_unfinished
     from gvendi_fast.report import output_paths, write_report
     from gvendi_fast.report_data import report_data
@@ -64,8 +104,20 @@ def report(
     data = report_data(directory, by=by, clusters=wanted, seed=seed, corpus=corpus, say=_say)
     if data["texts_missing"]:
         print(f"warning: the report has no texts: {data['texts_missing']}", file=sys.stderr)
-    page, numbers = write_report(data, out, title=title, force=force)
-    print(f"{page}, numbers in {numbers}")
+    return write_report(data, out, title=title, force=force)
+
+
+def _of_synthesis(
+    directory: Path, out: Path | None, seed: int, title: str | None, corpus: Path | None, force: bool
+) -> tuple[Path, Path]:
+    from gvendi_fast.synthesis.report import report_paths, write_synthesis_report
+    from gvendi_fast.synthesis.report_data import synthesis_report_data
+
+    report_paths(directory, out, force)
+    data = synthesis_report_data(directory, seed=seed, corpus=corpus, say=_say)
+    if data["texts_missing"]:
+        print(f"warning: the report has no texts of the seeds: {data['texts_missing']}", file=sys.stderr)
+    return write_synthesis_report(data, out, title=title, force=force)
 
 
 def _say(step: str) -> None:

@@ -58,7 +58,11 @@ class Lines:
         """See `status.Watcher`."""
         if time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
-            print("; ".join(f"{k} {v}" for k, v in describe(status).items()), file=self.stream, flush=True)
+            self.say("; ".join(f"{k} {v}" for k, v in describe(status).items()))
+
+    def say(self, text: str) -> None:
+        """One line."""
+        print(text, file=self.stream, flush=True)
 
 
 class Table:
@@ -68,6 +72,7 @@ class Table:
         from rich.console import Console
         from rich.live import Live
 
+        self.stream = stream
         self._live = Live(console=Console(file=stream), auto_refresh=False)
         self._shown = False
 
@@ -77,8 +82,17 @@ class Table:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave()
+
+    def say(self, text: str) -> None:
+        """One line below the table, which stays as it is."""
+        self._leave()
+        print(text, file=self.stream, flush=True)
+
+    def _leave(self) -> None:
         if self._shown:
             self._live.stop()
+            self._shown = False
 
     def update(self, status: Status) -> None:
         """See `status.Watcher`."""

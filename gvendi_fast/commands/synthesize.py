@@ -69,10 +69,13 @@ def synthesize(
         stop: {target: 20000, requests: 100000}
 
     DIR (out) gets accepted.jsonl, rejected.jsonl with a reason for each,
-    events.jsonl, every request with its answer in requests.sqlite, and the
-    configuration as used, with absolute paths. A run that was stopped or killed
-    goes on with --resume DIR from anywhere, or with the same command: no answer
-    is paid for twice, and the result is that of a run without the break.
+    events.jsonl, every request with its answer in requests.sqlite, the
+    configuration as used, with absolute paths, and at the end report.html, a
+    page to look at: G-Vendi and acceptance over time, clusters before and
+    after, examples ('gvendi report DIR' writes it at any other time). A run
+    that was stopped or killed goes on with --resume DIR from anywhere, or with
+    the same command: no answer is paid for twice, and the result is that of a
+    run without the break.
 
     It ends at stop.target rows, at stop.requests, stop.tokens or
     stop.seconds, or when fewer than stop.floor of the last stop.window
@@ -106,7 +109,7 @@ def synthesize(
 
     try:
         with view_for() as view:
-            status = run(settings, view, progress_for(verb="sketching the pool:"))
+            status = run(settings, view, progress_for(verb="sketching the pool:"), view.say)
     except KeyboardInterrupt:
         print(
             f"\ninterrupted: answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on",
@@ -152,6 +155,8 @@ def _print_end(status: Status, out: str) -> None:
     told = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
     beside = ", ".join(f"{stage} {status.seconds.get(stage, 0.0):,.1f} s" for stage in BESIDE)
     print(f"  {'time':<16}{whole:,.1f} s: {told or 'none'}; beside it {beside}")
-    print(f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl")
+    print(
+        f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl, all at a glance in {out}/report.html"
+    )
     if status.stopped != "target":
         print(f"  'gvendi synthesize --resume {out}' goes on, with a higher limit where one was reached")

@@ -17,14 +17,12 @@ import numpy as np
 import torch
 
 from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
-from gvendi_fast.seeding import SAME_DIRECTION
 from gvendi_fast.state import VendiState
 from gvendi_fast.synthesis.config import AcceptConfig
 from gvendi_fast.synthesis.grown_pool import GrownPool, Round
+from gvendi_fast.synthesis.regions import cluster_rows
 
 _BLOCK = 65536
-# Empty clusters that are compared with all others at a time.
-_EMPTY = 1024
 # Fewer gains of candidates than this make no quantile.
 _LEAST_RECENT = 100
 
@@ -126,9 +124,8 @@ class Judge:
 
     def _of(self, round_: Round) -> _Regions:
         if round_.number not in self._regions:
-            rows, asked = self.pool.sketches(round_.size), self.config.clusters
-            number = int(asked * round_.size) if asked < 1 else min(int(asked), round_.size)
-            kmeans = _clusters(rows, max(1, number), self.seed, self.device)
+            rows = self.pool.sketches(round_.size)
+            kmeans = cluster_rows(rows, self.config.clusters, self.seed, self.device)
             self._regions[round_.number] = _Regions(round_.number, kmeans, kmeans.assign(rows).label)
         return self._regions[round_.number]
 
@@ -151,30 +148,6 @@ class Judge:
             found = own_gains(self.pool.round_state, self.pool.sketches(round_.size))
             self._pool_gain = round_.number, float(np.quantile(found, self.config.quantile))
         return self._pool_gain[1]
-
-
-def _clusters(rows: torch.Tensor, number: int, seed: int, device: str | torch.device) -> SphericalKMeans:
-    """k-means with at most `number` clusters: as many as the rows have different directions, where these are fewer.
-
-    A cluster on the direction of another one stays empty for ever, for no candidate is nearest to it. Among the
-    smaller half such clusters would make every other one dense.
-    """
-    kmeans = SphericalKMeans(number, seed=seed, device=device).fit(rows)
-    while twins := _twins(kmeans):
-        number -= twins
-        kmeans = SphericalKMeans(number, seed=seed, device=device).fit(rows)
-    return kmeans
-
-
-def _twins(kmeans: SphericalKMeans) -> int:
-    """How many empty clusters lie on the direction of a cluster with rows, or of an empty one before them."""
-    centroids, taken, twins = kmeans.centroids.cpu(), kmeans.counts != 0, 0
-    for part in torch.nonzero(~taken)[:, 0].split(_EMPTY):
-        same = centroids[part] @ centroids.T > 1 - SAME_DIRECTION
-        for cluster, others in zip(part.tolist(), same, strict=True):
-            taken[cluster] = not bool((others & taken).any())
-            twins += not taken[cluster]
-    return twins
 
 
 def own_gains(state: VendiState, rows: torch.Tensor) -> np.ndarray:

@@ -13,14 +13,14 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from gvendi_fast.synthesis.acceptance import Judge
+from gvendi_fast.synthesis.blocks import Block, Pipeline, Sketched
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
 from gvendi_fast.synthesis.candidates import Outcome, Proposal, Proposer
 from gvendi_fast.synthesis.config import Config
@@ -37,17 +37,6 @@ _NOT_WANTED = {
     "cluster": ("dense", "its cluster is not among the sparse ones"),
     "gain": ("low gain", "it raises the entropy by too little"),
 }
-
-# By an outcome's id the place of its sketch, or why it has none; and the sketches [m, K].
-_Sketched = tuple[dict[str, int | str], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A block under way: what became of its prompts, and the sketches of the rows among it."""
-
-    outcomes: asyncio.Task[list[Outcome]]
-    sketched: asyncio.Task[_Sketched]
 
 
 class Loop:
@@ -68,12 +57,12 @@ class Loop:
         watcher: Watcher,
     ) -> None:
         self.config, self.pool, self.judge, self.journal = config, pool, judge, journal
-        self.generator, self.proposer, self.sketcher, self.watcher = generator, proposer, sketcher, watcher
+        self.generator, self.proposer, self.watcher = generator, proposer, watcher
+        self.pipeline = Pipeline(proposer, sketcher)
         self.seconds: Counter[str] = Counter()
         self._gvendi = pool.start_gvendi
         self._rejected = Counter(journal.rejections())
         self._clusters = self._decided = 0
-        self._sketching = 0.0
         # Once, and what is new is added up.
         self._spent = Spent.of(generator)
 
@@ -91,40 +80,43 @@ class Loop:
 
     async def run(self) -> Status:
         """Go on until a limit is reached."""
-        pending: deque[_Block] = deque()
+        pending: deque[Block] = deque()
         block, stopped = len(self.journal.blocks), None
         following = block
-        # One thread: blocks are sketched one after the other, beside the decisions on those before.
-        with ThreadPoolExecutor(1, thread_name_prefix="sketch") as thread:
+        with self.pipeline:
             async with self.generator:
                 try:
                     while (stopped := self._limit()) is None:
                         while len(pending) < self.config.ahead:
                             with self._time("prompts"):
                                 proposals = await asyncio.to_thread(self._proposals, following)
-                            pending.append(self._begin(proposals, thread))
+                            pending.append(self.pipeline.begin(proposals))
                             following += 1
                         with self._time("answers"):
                             outcomes = await pending[0].outcomes
                         with self._time("sketches"):
-                            places, sketches = await pending[0].sketched
+                            sketched = await pending[0].sketched
                         pending.popleft()
-                        await asyncio.to_thread(self._decide, block, outcomes, places, sketches)
+                        await asyncio.to_thread(self._decide, block, outcomes, sketched)
                         block += 1
                         self.watcher.update(self.status())
                 except BudgetSpentError as error:
                     stopped = "budget", error.why
                 finally:
-                    tasks = [task for begun in pending for task in (begun.outcomes, begun.sketched)]
-                    for task in tasks:
-                        task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
+                    await asyncio.gather(*(begun.cancel() for begun in pending))
+        return self.end(*stopped)
+
+    def end(self, reason: str, why: str) -> Status:
+        """Note why the run ends and what it took, in events.jsonl; the final status."""
         with self._time("gvendi"):
             self._gvendi = self.pool.state.gvendi()
         spent = Spent.of(self.generator)
         final = replace(self.status(), requests=spent.requests, tokens=spent.tokens, cost=spent.cost)
-        final.stopped, final.why = stopped
-        self.journal.note({"event": "stop", "reason": final.stopped, "why": final.why, "pool": final.pool})
+        final.stopped, final.why = reason, why
+        # Not the pool in memory, which may be within a block where an error ended the run.
+        pool = self.journal.blocks[-1]["pool"] if self.journal.blocks else self.pool.seeds
+        took = {name: getattr(final, name) for name in ("requests", "tokens", "cost", "seconds")}
+        self.journal.note({"event": "stop", "reason": reason, "why": why, "pool": pool, **took})
         return final
 
     def status(self) -> Status:
@@ -144,7 +136,7 @@ class Loop:
             tokens=(self._spent.tokens[0] + new.tokens[0], self._spent.tokens[1] + new.tokens[1]),
             cost=None if self._spent.cost is None else self._spent.cost + new.cost,
             queued=new.made - self._decided,
-            seconds={**self.seconds, "checks": new.checking, "sketching": self._sketching},
+            seconds={**self.seconds, "checks": new.checking, "sketching": self.pipeline.seconds},
         )
 
     def _limit(self) -> tuple[str, str] | None:
@@ -185,29 +177,14 @@ class Loop:
             )
         return found
 
-    def _begin(self, proposals: list[Proposal], thread: ThreadPoolExecutor) -> _Block:
-        async def ask() -> list[Outcome]:
-            found = await asyncio.gather(*map(self.proposer.propose, proposals))
-            return [outcome for outcomes in found for outcome in outcomes]
-
-        async def sketch() -> _Sketched:
-            # Cancelling this wait must not cancel the outcomes, which others wait for.
-            outcomes = await asyncio.shield(asked)
-            return await asyncio.get_running_loop().run_in_executor(thread, self._sketch, outcomes)
-
-        asked = asyncio.ensure_future(ask())
-        return _Block(asked, asyncio.ensure_future(sketch()))
-
-    def _decide(
-        self, block: int, outcomes: list[Outcome], places: dict[str, int | str], sketches: torch.Tensor
-    ) -> None:
+    def _decide(self, block: int, outcomes: list[Outcome], sketched: Sketched) -> None:
         """Decide on a block's outcomes in order and write what was decided."""
         before = len(self.pool)
         with self._time("clusters"):
-            self.judge.begin(sketches, near=self.config.filter.near is not None)
+            self.judge.begin(sketched.sketches, near=self.config.filter.near is not None)
             self._begin_round(block)
         with self._time("decisions"):
-            accepted, rejected, decided, gains = self._go_through(outcomes, places, sketches)
+            accepted, rejected, decided, gains = self._go_through(outcomes, sketched)
         self._decided += len(outcomes)
         with self._time("writing"):
             self._rejected.update(line["stage"] for line in rejected)
@@ -236,18 +213,8 @@ class Loop:
             about = {"block": block, "pool": round_.size, "clusters": self._clusters}
             self.journal.round(round_.number, {**about, "gvendi": self.pool.round_state.gvendi()})
 
-    def _sketch(self, outcomes: list[Outcome]) -> _Sketched:
-        began = time.perf_counter()
-        rows = [outcome for outcome in outcomes if outcome.row is not None]
-        sketches, faults = self.sketcher.sketch([outcome.row for outcome in rows])
-        usable = [number for number, fault in enumerate(faults) if fault is None]
-        places: dict[str, int | str] = {o.id: fault for o, fault in zip(rows, faults, strict=True) if fault}
-        places.update({rows[number].id: place for place, number in enumerate(usable)})
-        self._sketching += time.perf_counter() - began
-        return places, sketches[usable]
-
     def _go_through(
-        self, outcomes: list[Outcome], places: dict[str, int | str], sketches: torch.Tensor
+        self, outcomes: list[Outcome], sketched: Sketched
     ) -> tuple[list[dict], list[dict], int, list[float]]:
         """Lines for the two files, how many outcomes were decided (fewer where the target is met), their gains."""
         accepted: list[dict[str, Any]] = []
@@ -262,7 +229,7 @@ class Loop:
                     {**about, "stage": outcome.stage, "reason": outcome.reason, "prompt": outcome.prompt}
                 )
                 continue
-            place = places[outcome.id]
+            place = sketched.places[outcome.id]
             refusal = self._refusal(outcome, place)
             if refusal is not None:
                 rejected.append({**about, "stage": refusal[0], "reason": refusal[1], "row": outcome.row})
@@ -271,7 +238,7 @@ class Loop:
             gains.append(judged.gain)
             if judged.accepted(self.config.accept.rule):
                 line = {**outcome.row, **about, **judged.to_dict()}
-                self.pool.add(outcome.id, line, sketches[place])
+                self.pool.add(outcome.id, line, sketched.sketches[place])
                 self.judge.joined(judged)
                 accepted.append(line)
             else:

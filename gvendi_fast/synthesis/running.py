@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,10 +36,13 @@ from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
 from gvendi_fast.synthesis.paths import absolute
+from gvendi_fast.synthesis.report import REPORT, write_synthesis_report
+from gvendi_fast.synthesis.report_data import synthesis_report_data
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.run_folder import CONFIG, POOL, REQUESTS, open_run
 from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Status, Watcher
+from gvendi_fast.synthesis.stops import EndpointDownError, GenerationStoppedError, KeyRefusedError
 from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
 
 # Rows that a preview reads at most.
@@ -49,13 +54,20 @@ class _Unwatched:
         """Nobody looks."""
 
 
-def synthesize(config: Config, watcher: Watcher | None = None, progress: Progress | None = None) -> Status:
+def synthesize(
+    config: Config,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Status:
     """Grow a pool in the directory `config.out`, going on where an earlier run of the same settings stopped.
 
-    Writes accepted.jsonl, rejected.jsonl, events.jsonl, requests.sqlite, config.yaml and what resuming needs. Returns
-    where the run ended and which limit ended it. progress: of sketching the seed pool. Raises GvendiError for a
+    Writes accepted.jsonl, rejected.jsonl, events.jsonl, requests.sqlite, config.yaml and what resuming needs, and at
+    the end, whatever it is, report.html and report.json. Returns where the run ended and which limit ended it.
+    progress: of sketching the seed pool; say: is told that the report is being written. Raises GvendiError for a
     configuration or a directory that cannot be used, which leaves no new directory behind, and EndpointDownError or
-    KeyRefusedError where the endpoint ends the run; what was answered and decided is kept then too.
+    KeyRefusedError where the endpoint ends the run; what was answered and decided is kept then too. Warns where no
+    report can be written.
     """
     config = absolute(config)
     folder, task = Path(config.out), make_task(config.task.name, **config.task.settings)
@@ -106,7 +118,8 @@ def synthesize(config: Config, watcher: Watcher | None = None, progress: Progres
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
         loop.seconds["seed pool"] = time.perf_counter() - began
-        return asyncio.run(loop.run())
+        with _reported(loop, folder, say):
+            return asyncio.run(loop.run())
 
 
 def preview(config: Config, count: int) -> list[dict[str, Any]]:
@@ -146,6 +159,40 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
             }
         )
     return previews
+
+
+@contextmanager
+def _reported(loop: Loop, folder: Path, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Note an end that is no limit's, and leave a report at any end."""
+    try:
+        yield
+    except (GvendiError, KeyboardInterrupt) as error:
+        with _warned(f"the end of the run is not noted in '{folder}'"):
+            loop.end(*_why(error))
+        raise
+    finally:
+        with _warned(f"no report was written ('gvendi report {folder}' tries again)"):
+            if say is not None:
+                say(f"writing {folder / REPORT}")
+            write_synthesis_report(synthesis_report_data(folder))
+
+
+def _why(error: BaseException) -> tuple[str, str]:
+    """Reason and words for the event of a stop."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "it was interrupted from the keyboard"
+    kinds = {EndpointDownError: "endpoint", KeyRefusedError: "key"}
+    reason = next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
+    return reason, (error.why if isinstance(error, GenerationStoppedError) else "") or str(error)
+
+
+@contextmanager
+def _warned(what: str) -> Iterator[None]:
+    """Tell a failure that must hide neither how the run ended nor the error that ended it."""
+    try:
+        yield
+    except (GvendiError, OSError) as error:
+        warnings.warn(f"{what}: {error}", stacklevel=2)
 
 
 def _values(candidate: Candidate) -> dict[str, str]:
