@@ -16,6 +16,7 @@ from engine_report import engine_entries, engine_table
 from environment import ROOT
 from gpu_report import MISSING, dispatch_record, gpu_results, gpu_tables
 from shapes import SHAPES
+from synthesis_tables import rate_table, study_line, study_table, synthesis_entries
 
 from gvendi_fast.backends.measured import RECORD
 
@@ -137,6 +138,7 @@ def machine_line(entries: list[dict]) -> str:
 def render(results: Path = RESULTS) -> str:
     """Everything between the markers, from a folder of results."""
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
+    study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
@@ -154,6 +156,10 @@ def render(results: Path = RESULTS) -> str:
         "**The engine** on finished sketches.",
         machine_line(engine_entries(cpu, selection)),
         engine_table(cpu, selection, table),
+        study_line(study),
+        machine_line(synthesis_entries(study, rate)),
+        study_table(study, table),
+        rate_table(rate, table),
         gpu_tables(gpu_results(results), table),
     ]
     return "\n\n".join(sections)
