@@ -86,8 +86,8 @@ def test_equal_rows_make_no_clusters_that_no_candidate_can_reach(number, copies)
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_tiny_pool_grows_with_more_clusters_and_columns_than_rows(rule, size, tmp_path, server):
     seeds = write_rows(tmp_path / "seeds.jsonl", seed_rows(1)[:size])
-    # A row adds more to four others than a sixth one can to five, so a pool this small is no reference for gains.
     sections = {
+        # The rows are of as many families, so what repeats one adds less than the median of them does.
         "accept": {"rule": rule, "clusters": 100, "reference": "candidates", "recent": 100},
         "filter": {"near": None},
     }

@@ -399,6 +399,7 @@ def test_decisions_of_a_block_follow_the_definitions():
     before, counts, centroids = score_of(rows[:40]), None, None
     others = [score_of(torch.cat([rows[:i], rows[i + 1 : 40]])) for i in range(40)]
     threshold = np.quantile([math.log(before / other) for other in others], 0.25)
+    threshold *= math.log(41 / 40) / math.log(40 / 39)
     centroids = judge.centroids
     counts = Counter((rows[:40] @ centroids.T).argmax(1).tolist())
     for number, row in enumerate(rows[40:]):

@@ -1,7 +1,9 @@
 """Which candidates join the pool: those in sparse regions, or those that raise the entropy.
 
     cluster:  argmax_c <z, m_c> is among the smaller half of the clusters by count (`clusters.sparse_clusters`)
-    gain:     Delta H_1 of z joining the pool > quantile of the reference's gains
+    gain:     Delta H_1 of z joining the pool's n rows > quantile of the reference's gains
+              reference "pool": what each of the n_0 rows at the round's start adds to the others, times
+              ln(1 + 1/n) / ln(1 + 1/(n_0 - 1)); ln(1 + 1/n) is what a row adds to n others if all are orthogonal
 Both are found for every candidate, whichever decides. Centroids m [C, K] are those of the round's start; counts grow
 with every row that is accepted; gains refer to the pool before the block or to one that is smaller by less than the
 share `refresh`. Both stay as they are at the start of a round if they are frozen.
@@ -9,6 +11,7 @@ share `refresh`. Both stay as they are at the start of a round if they are froze
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +150,9 @@ class Judge:
         if self._pool_gain is None or self._pool_gain[0] != round_.number:
             found = own_gains(self.pool.round_state, self.pool.sketches(round_.size))
             self._pool_gain = round_.number, float(np.quantile(found, self.config.quantile))
-        return self._pool_gain[1]
+        # A single row adds 0 whatever the size.
+        scale = math.log1p(1 / self._state.n) / math.log1p(1 / (round_.size - 1)) if round_.size > 1 else 1.0
+        return scale * self._pool_gain[1]
 
 
 def own_gains(state: VendiState, rows: torch.Tensor) -> np.ndarray:

@@ -110,8 +110,9 @@ class AcceptConfig:
     """Which candidates join the pool.
 
     rule: "cluster", those whose nearest cluster is among the smaller half; "gain", those that raise the entropy by
-    more than the `quantile` of `reference`; "all". reference "pool": what each row of the pool adds to the others;
-    "candidates": the gains of the `recent` last candidates (the pool's while there are fewer than 100).
+    more than the `quantile` of `reference`; "all". reference "pool": what each row of the pool adds to the others,
+    brought to the size that it has now; "candidates": the gains of the `recent` last candidates (the pool's while there
+    are fewer than 100).
     clusters: a share of the pool below 1, or their number. round: growth of the pool, as a share, after which it is
     clustered again; refresh: after which gains refer to the pool as it is then (0: after every block that added rows).
     frozen: counts and gains stay as they are at the start of a round, as in the paper.
