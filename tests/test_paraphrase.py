@@ -31,6 +31,7 @@ from gvendi_fast.synthesis.running import preview
 pytest.importorskip("sklearn", reason="the extra `synthesis` is not installed")
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
+pytestmark = pytest.mark.usefixtures("loopback")
 PARAPHRASES = Path(__file__).parent / "golden" / "paraphrases.jsonl"
 
 GOATS = "Mara has twelve goats and buys nine sheep. How many animals graze on her meadow?"
@@ -231,15 +232,6 @@ def test_paraphrases_are_refused_before_the_follow_ups(verdict, labels):
     if verdict == "yes":
         assert (outcome.stage, outcome.reason) == ("paraphrase", "a paraphrase of tests.jsonl:2")
     assert proposer.checking > 0
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy_and_one_thread(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

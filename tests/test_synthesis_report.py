@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import synthesis_runs
 import torch
 from chat_server import ChatServer, Fault
 from pages import Page, check_in_browser
 from problem_families import FAMILIES, seed_rows
+from synthesis_runs import FILES, contents, lines
 
 from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
 from gvendi_fast.commands.synthesis_view import view_for
@@ -34,7 +36,6 @@ from gvendi_fast.vendi import gvendi
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
 DAY = datetime.date(2020, 2, 29)
-FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
 FIGURES = {"equal", "growth", "acceptance", "stages", "clusters", "rules", "seconds"}
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>",
@@ -78,37 +79,17 @@ def answer(messages: list, draw: int) -> str:
 
 
 def settings(out: Path, url: str, seeds: Path, **sections) -> dict:
-    base = {
-        "out": str(out),
-        "pool": {"data": str(seeds)},
-        "task": {"name": "generic"},
-        "generator": {
-            "model": "m",
-            "base_url": url,
-            "key_variable": None,
-            "send_seed": True,
-            "prices": [1, 10],
-            "first_delay": 0.001,
-            "longest_delay": 0.002,
-            "retries": 20,
-        },
-        "proxy": {"name": "tiny", "dim": 128, "dtype": "float32", "max_tokens": 400, "process": False},
-        "accept": {"clusters": 12, "round": 0.3},
+    """A smaller run with prices, over which sections go key by key."""
+    own = {
+        "generator": {"prices": [1, 10], "first_delay": 0.001, "longest_delay": 0.002, "retries": 20},
+        "proxy": {"dim": 128, "max_tokens": 400},
+        "accept": {"round": 0.3},
         "stop": {"target": 50},
-        "block": 8,
         "ahead": 2,
     }
     for name, value in sections.items():
-        base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
-    return base
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in FILES}
+        own[name] = {**own.get(name, {}), **value} if isinstance(value, dict) else value
+    return synthesis_runs.settings(out, url, seeds, **own)
 
 
 @pytest.fixture(scope="module")
