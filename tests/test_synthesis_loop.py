@@ -198,6 +198,11 @@ def test_what_the_sketching_process_refuses_is_told(tmp_path):
             process.sketch([{"prompt": "a", "completion": "b"}])
         child = process._child
     assert not child.alive
+    # It may have ended before anybody asks.
+    with SketchProcess(ProxyConfig(name=str(tmp_path / "none")), 128, 2048) as process:
+        process._child._process.wait(60)
+        with pytest.raises(GvendiError, match="none"):
+            process.sketch([{"prompt": "a" * 1000, "completion": "b"}])
 
 
 @pytest.mark.parametrize("refresh", [0.0, 0.1])
@@ -400,7 +405,7 @@ def test_decisions_of_a_block_follow_the_definitions():
     others = [score_of(torch.cat([rows[:i], rows[i + 1 : 40]])) for i in range(40)]
     threshold = np.quantile([math.log(before / other) for other in others], 0.25)
     threshold *= math.log(41 / 40) / math.log(40 / 39)
-    centroids = judge.centroids
+    centroids = judge.kmeans.centroids
     counts = Counter((rows[:40] @ centroids.T).argmax(1).tolist())
     for number, row in enumerate(rows[40:]):
         found = judge.judge(number)

@@ -55,6 +55,11 @@ def forks(row):
     Path(row["prompt"]).write_text(str(child.pid))
     time.sleep(60)
 
+def leaves_behind(row):
+    child = subprocess.Popen(["sleep", "60"])
+    Path(row["prompt"]).write_text(str(child.pid))
+    return True
+
 class Checks:
     @staticmethod
     def both(row):
@@ -195,10 +200,48 @@ def test_what_a_hung_check_started_is_killed_with_it(user_checks, tmp_path):
     note = tmp_path / "pid"
     with RowVerifier(f"{user_checks}:forks", limit_s=2.0) as rows:
         assert rows.verify({"prompt": str(note)}).outcome == "error"
-    pid = note.read_text()
-    # It is gone, or dead and waits for an adopter to notice.
+    assert is_gone(note.read_text())
+
+
+def is_gone(pid: str) -> bool:
+    """Whether a process is gone, or dead and waits for an adopter to notice."""
     status = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
-    assert status == "" or status.startswith("Z")
+    return status == "" or status.startswith("Z")
+
+
+def test_what_a_check_started_ends_with_the_worker(user_checks, tmp_path):
+    note = tmp_path / "pid"
+    with RowVerifier(f"{user_checks}:leaves_behind") as rows:
+        assert rows.verify({"prompt": str(note)}) == Verdict("accepted")
+    assert is_gone(note.read_text())
+
+
+def test_the_limit_counts_while_a_long_row_is_handed_over(user_checks):
+    with RowVerifier(f"{user_checks}:good", limit_s=1.0) as rows:
+        rows.start()
+        os.kill(rows._workers._all[0]._child._process.pid, signal.SIGSTOP)
+        verdict = rows.verify({"completion": "x" * 300_000})
+        assert verdict == Verdict("error", "no verdict within 1 s")
+        assert rows.verify({"completion": "good"}) == Verdict("accepted")
+
+
+def test_a_worker_that_ends_within_its_reply_is_an_error(user_checks, monkeypatch):
+    with RowVerifier(f"{user_checks}:good") as rows:
+        rows.start()
+
+        def torn():
+            raise OSError("got end of file during message")
+
+        monkeypatch.setattr(rows._workers._all[0]._child._replies, "recv_bytes", torn, raising=False)
+        assert rows.verify({"completion": "good"}).reason.startswith("the checking process ended")
+        assert rows.verify({"completion": "good"}) == Verdict("accepted")
+
+
+def test_an_answer_that_is_no_expression_costs_no_new_worker(checker):
+    checker.same("1", "2")
+    workers = [worker._child._process.pid for worker in checker._workers._all if worker._child]
+    assert checker.same("\\text{}", "1").outcome == "error"
+    assert [worker._child._process.pid for worker in checker._workers._all if worker._child] == workers
 
 
 def test_a_worker_that_died_between_requests_is_replaced(user_checks):

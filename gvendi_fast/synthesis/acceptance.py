@@ -112,9 +112,9 @@ class Judge:
         return float(torch.exp(-torch.special.xlogy(p, p).sum())), self._state.n
 
     @property
-    def centroids(self) -> torch.Tensor:
-        """Of the present round: float32 [C, K]."""
-        return self._of(self.pool.round).kmeans.centroids
+    def kmeans(self) -> SphericalKMeans:
+        """The clusters of the present round."""
+        return self._of(self.pool.round).kmeans
 
     def sparse_rows(self, round_: Round) -> np.ndarray:
         """Whether a row is in a sparse cluster at the start of the round: bool [size]."""

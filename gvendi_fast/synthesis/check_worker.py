@@ -57,7 +57,7 @@ def _report_uncaught(replies: Connection) -> None:
         # What the failed check holds is still there, and the report needs memory of its own.
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        _reply(replies, "error", f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+        _reply(replies, "ended", f"{kind.__name__}: {error}" if str(error) else kind.__name__)
 
     sys.excepthook = report
 

@@ -55,7 +55,11 @@ class Child:
 
     def receive(self, limit_s: float | None = None) -> bytes | None:
         """Its next reply, None where none came in time. Raises EOFError or ConnectionError where it has ended."""
-        return self._replies.recv_bytes() if self._replies.poll(limit_s) else None
+        try:
+            return self._replies.recv_bytes() if self._replies.poll(limit_s) else None
+        # What it raises where the process ends within a reply.
+        except OSError as error:
+            raise EOFError(str(error)) from error
 
     def ending(self) -> str:
         """Wait for its end, and say how it ended."""
@@ -71,14 +75,13 @@ class Child:
 
     def kill(self) -> None:
         """End it now, and what it has started."""
-        # It may end by itself at this very moment.
-        with suppress(ProcessLookupError):
+        # It may end by itself at this very moment; some systems refuse to kill the dead.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _end(self) -> None:
-        try:
-            # An idle process ends by itself when the pipes are closed.
+        # An idle process ends by itself when the pipes are closed; what it has started may not.
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self.kill()

@@ -2,7 +2,7 @@
 
     accepted.jsonl    rows that joined the pool, in order          sketches.f32   their unit sketches, float32 [n, K]
     rejected.jsonl    every other candidate, with its reason       events.jsonl   rounds, blocks and stops
-    fingerprint.json  the settings that the result follows from
+    fingerprint.json  the settings that the result follows from    clusters.safetensors   of the first round
     config.yaml       all settings, as used last     pool/          run directory of the seeds, where data is a corpus
 A block is written to the first three, flushed, and then named in events.jsonl with the files' sizes: what stands behind
 the sizes of the last block that is named there is cut off when the run is opened again.
@@ -22,7 +22,7 @@ from gvendi_fast.atomic import atomic_write, flush_folder, remove_stale
 from gvendi_fast.errors import GvendiError
 
 ACCEPTED, REJECTED, SKETCHES, EVENTS = "accepted.jsonl", "rejected.jsonl", "sketches.f32", "events.jsonl"
-FINGERPRINT = "fingerprint.json"
+FINGERPRINT, CLUSTERS = "fingerprint.json", "clusters.safetensors"
 _FILES = (ACCEPTED, REJECTED, SKETCHES)
 
 

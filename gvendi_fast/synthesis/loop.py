@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ from gvendi_fast.synthesis.candidates import Outcome, Proposal, Proposer
 from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
-from gvendi_fast.synthesis.journal import Journal
+from gvendi_fast.synthesis.journal import CLUSTERS, Journal
 from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Spent, Status, Watcher
 from gvendi_fast.synthesis.stops import BudgetSpentError
@@ -59,6 +60,7 @@ class Loop:
         self.config, self.pool, self.judge, self.journal = config, pool, judge, journal
         self.generator, self.proposer, self.watcher = generator, proposer, watcher
         self.pipeline = Pipeline(proposer, sketcher)
+        self._decider = ThreadPoolExecutor(1, thread_name_prefix="decide")
         self.seconds: Counter[str] = Counter()
         self._gvendi = pool.start_gvendi
         self._rejected = Counter(journal.rejections())
@@ -97,7 +99,9 @@ class Loop:
                         with self._time("sketches"):
                             sketched = await pending[0].sketched
                         pending.popleft()
-                        await asyncio.to_thread(self._decide, block, outcomes, sketched)
+                        await asyncio.get_running_loop().run_in_executor(
+                            self._decider, self._decide, block, outcomes, sketched
+                        )
                         block += 1
                         self.watcher.update(self.status())
                 except BudgetSpentError as error:
@@ -108,6 +112,8 @@ class Loop:
 
     def end(self, reason: str, why: str) -> Status:
         """Note why the run ends and what it took, in events.jsonl; the final status."""
+        # An interrupt does not reach a thread: a block that is being decided is, before the end is noted.
+        self._decider.shutdown()
         with self._time("gvendi"):
             self._gvendi = self.pool.state.gvendi()
         spent = Spent.of(self.generator)
@@ -208,8 +214,10 @@ class Loop:
                 self.judge.forget(self.pool.round.number)
 
     def _begin_round(self, block: int) -> None:
-        round_, self._clusters = self.pool.round, len(self.judge.centroids)
+        round_, self._clusters = self.pool.round, len(self.judge.kmeans.centroids)
         if round_.number not in self.journal.rounds:
+            if round_.number == 0:
+                self.judge.kmeans.save(self.journal.path / CLUSTERS)
             about = {"block": block, "pool": round_.size, "clusters": self._clusters}
             self.journal.round(round_.number, {**about, "gvendi": self.pool.round_state.gvendi()})
 
@@ -262,5 +270,7 @@ class Loop:
     @contextmanager
     def _time(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.clusters import SphericalKMeans
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.config import load_config
-from gvendi_fast.synthesis.journal import ACCEPTED, EVENTS, FINGERPRINT, REJECTED, SKETCHES
+from gvendi_fast.synthesis.journal import ACCEPTED, CLUSTERS, EVENTS, FINGERPRINT, REJECTED, SKETCHES
 from gvendi_fast.synthesis.run_folder import CONFIG, POOL
 
 
@@ -87,6 +88,12 @@ class RunRecord:
     def dim(self) -> int:
         """Width K of the sketches."""
         return self.seed_pool.dim
+
+    @cached_property
+    def clusters(self) -> SphericalKMeans | None:
+        """Those of the first round; None where no block has been decided."""
+        path = self.path / CLUSTERS
+        return SphericalKMeans.load(path) if path.is_file() else None
 
     def seed_sketches(self) -> torch.Tensor:
         """Unit sketches of the seeds: float32 [seeds, K], as the run clustered them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections import Counter
@@ -16,7 +17,7 @@ import torch
 from gvendi_fast._version import __version__
 from gvendi_fast.clusters import sparse_clusters
 from gvendi_fast.compare import LEAST_ROWS
-from gvendi_fast.group_scoring import draws
+from gvendi_fast.group_scoring import DRAWS, LARGE_DRAWS, draws
 from gvendi_fast.pool import MatrixPool
 from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.record import RunRecord
@@ -101,6 +102,8 @@ def synthesis_report_data(
     return data
 
 
+# Student's t by the number of draws m, for m - 1 degrees of freedom: two-sided, 5 %.
+_STUDENT = {DRAWS: 2.093, LARGE_DRAWS: 2.776}
 # Candidates by what both rules said of them: in a sparse cluster or not, gain above the threshold or not.
 _CELLS = ("sparse_above", "sparse_below", "dense_above", "dense_below")
 
@@ -137,16 +140,32 @@ def _at_equal_n(seeds: torch.Tensor, new: np.ndarray, start: float, seed: int) -
             "low": low,
             "high": high,
             "draws": len(values),
+            "reach": _reach(values),
             "rows": rows,
         }
 
     n = min(s, m)
+    grown = score(0, s + m, s, "grown")
     return {
-        "pool": {"n": s, "seeds": score(0, s, s, "seeds"), "grown": score(0, s + m, s, "grown")},
+        "pool": {
+            "n": s,
+            "seeds": score(0, s, s, "seeds"),
+            "grown": grown,
+            "told_apart": abs(start - grown["gvendi"]) > grown["reach"],
+        },
         "alone": {"n": n, "seeds": score(0, s, n, "seeds alone"), "accepted": score(s, m, n, "accepted")}
         if n >= LEAST_ROWS
         else None,
     }
+
+
+def _reach(values: list[float]) -> float:
+    """How far from the mean of these draws another one lies at most, in 95 of 100 cases: t s sqrt(1 + 1/m).
+
+    If the new rows are of the seeds' kind, the seeds are another draw of the pool like any other.
+    """
+    m = len(values)
+    return _STUDENT[m] * statistics.stdev(values) * math.sqrt(1 + 1 / m) if m > 1 else 0.0
 
 
 def _growth(record: RunRecord, now: float) -> dict[str, Any]:
@@ -201,7 +220,7 @@ def _acceptance(record: RunRecord, examples: dict[str, list[dict[str, Any]]]) ->
 def _clusters(record: RunRecord, seeds: torch.Tensor, new: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Rows of the first round's clusters before and after, and the accepted rows' clusters, int64 [n]."""
     config = record.config
-    model = cluster_rows(seeds, config.accept.clusters, config.seed)
+    model = record.clusters or cluster_rows(seeds, config.accept.clusters, config.seed)
     found = [model.assign(seeds)] + ([model.assign(MatrixPool(new))] if len(new) else [])
     label, cosine = (np.concatenate([part[i].numpy() for part in found]) for i in (0, 1))
     count, s = len(model.centroids), len(seeds)

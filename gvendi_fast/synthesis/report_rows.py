@@ -6,6 +6,7 @@ Files are gone through line by line; no more than the rows that are shown stays 
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -42,8 +43,8 @@ def accepted_rows(record: RunRecord, label: np.ndarray) -> dict[str, Any]:
             first.append(_accepted(row))
         else:
             last.append(row)
-        # Of equal gains the first stays.
-        entry = (row["gain"], -number, row)
+        # A gain falls with the rows there are; of equal ones the first stays.
+        entry = (row["gain"] / math.log1p(1 / (record.seeds + number)), -number, row)
         if len(best) < SHOWN:
             heapq.heappush(best, entry)
         else:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from gvendi_fast.atomic import atomic_write
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.memory import choose_batch_tokens
@@ -45,6 +47,8 @@ from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.stops import EndpointDownError, GenerationStoppedError, KeyRefusedError
 from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
 
+# Of how answers become decisions; another number where the same answers come to be decided otherwise.
+_RULES = 1
 # Rows that a preview reads at most.
 _PREVIEW_ROWS = 10_000
 
@@ -91,6 +95,8 @@ def synthesize(
         if config.generator.kind == "openai" if apart is None else apart:
             # Its memory is the other process's from here on.
             del proxy, sketcher
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
             candidates = open_.enter_context(SketchProcess(config.proxy, max_tokens, tokens))
         else:
             candidates = candidate_sketcher(config.proxy, proxy, sketcher, max_tokens, tokens)
@@ -102,7 +108,10 @@ def synthesize(
             "sketches": seeds.spec,
             "seeds": pool.digest(),
             "batch_tokens": tokens,
+            "rules": _RULES,
         }
+        # The pool grows into a matrix of its own.
+        del seeds
         if paraphrase is not None:
             fingerprint["paraphrase"] = paraphrase.describe()
         if config.generator.kind == "local":
@@ -117,6 +126,7 @@ def synthesize(
         judge = Judge(pool, config.accept, config.seed, device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
+        journal.note({"event": "start", "pool": len(pool)})
         loop.seconds["seed pool"] = time.perf_counter() - began
         with _reported(loop, folder, say):
             return asyncio.run(loop.run())
@@ -166,14 +176,14 @@ def _reported(loop: Loop, folder: Path, say: Callable[[str], None] | None) -> It
     """Note an end that is no limit's, and leave a report at any end."""
     try:
         yield
-    except (GvendiError, KeyboardInterrupt) as error:
+    except BaseException as error:
         with _warned(f"the end of the run is not noted in '{folder}'"):
             loop.end(*_why(error))
         raise
     finally:
+        if say is not None:
+            say(f"writing {folder / REPORT}")
         with _warned(f"no report was written ('gvendi report {folder}' tries again)"):
-            if say is not None:
-                say(f"writing {folder / REPORT}")
             write_synthesis_report(synthesis_report_data(folder))
 
 
@@ -183,7 +193,8 @@ def _why(error: BaseException) -> tuple[str, str]:
         return "interrupted", "it was interrupted from the keyboard"
     kinds = {EndpointDownError: "endpoint", KeyRefusedError: "key"}
     reason = next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
-    return reason, (error.why if isinstance(error, GenerationStoppedError) else "") or str(error)
+    why = error.why if isinstance(error, GenerationStoppedError) else ""
+    return reason, why or str(error) or type(error).__name__
 
 
 @contextmanager
@@ -191,8 +202,9 @@ def _warned(what: str) -> Iterator[None]:
     """Tell a failure that must hide neither how the run ended nor the error that ended it."""
     try:
         yield
-    except (GvendiError, OSError) as error:
-        warnings.warn(f"{what}: {error}", stacklevel=2)
+    # Whatever it is, the library that draws included: the run itself has ended as it has.
+    except Exception as error:
+        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _values(candidate: Candidate) -> dict[str, str]:

@@ -70,7 +70,18 @@ class SketchProcess:
         except ConnectionError as error:
             raise self._ended() from error
 
+    def _last_words(self) -> str | None:
+        """What the process said before it ended, which nobody has read."""
+        try:
+            found = self._child.receive(0)
+        except EOFError:
+            return None
+        said = None if found is None else pickle.loads(found)
+        return said if isinstance(said, str) else None
+
     def _ended(self) -> GvendiError:
+        if (said := self._last_words()) is not None:
+            return GvendiError(said)
         return GvendiError(
             f"the sketching process ended: {self._child.ending()}. What is decided is kept, and the same run goes on "
             "from there; if memory ran out, set a smaller proxy.batch_tokens, or proxy.process=false, which loads the "
@@ -91,11 +102,10 @@ def main() -> None:
             given, proxy, sketcher, settings["max_tokens"], settings["batch_tokens"]
         )
         while True:
-            try:
-                rows = pickle.loads(requests.recv_bytes())
-            except EOFError:
-                return
-            sketches, reasons = candidates.sketch(rows)
+            sketches, reasons = candidates.sketch(pickle.loads(requests.recv_bytes()))
             replies.send_bytes(pickle.dumps((sketches.numpy().tobytes(), reasons)))
     except GvendiError as error:
         replies.send_bytes(pickle.dumps(str(error)))
+    # The parent has ended or wants no more.
+    except (EOFError, ConnectionError):
+        return

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -136,31 +137,31 @@ class _Worker:
 
     def ask(self, body: bytes) -> Verdict:
         self.start()
-        verdict = self._exchange(body, self._settings["limit_s"])
-        if verdict.outcome == "error":
-            # It hangs, has ended, or is about to.
-            self.stop()
-        return verdict
+        return self._exchange(body, self._settings["limit_s"])
 
     def _exchange(self, body: bytes, limit_s: float) -> Verdict:
-        complete = False
+        # A long request waits, too, for a process that reads.
+        late = threading.Event()
+        timer = threading.Timer(limit_s, lambda: (late.set(), self._child.kill()))
+        going_on = False
         try:
+            timer.start()
             self._child.send(body)
-            reply = self._child.receive(limit_s)
-            if reply is None:
-                self._child.kill()
-                verdict = Verdict("error", f"no verdict within {limit_s:g} s")
-            else:
-                verdict = Verdict(*json.loads(reply))
-            complete = True
+            reply = self._child.receive()
+            verdict = Verdict(*json.loads(reply))
+            # "ended": what the check has raised, which ends the process.
+            going_on = verdict.outcome != "ended"
+            return verdict if going_on else Verdict("error", verdict.reason)
         except (EOFError, ConnectionError):
-            verdict = Verdict("error", f"the checking process ended: {self._child.ending()}")
-            complete = True
+            timer.cancel()
+            if late.is_set():
+                return Verdict("error", f"no verdict within {limit_s:g} s")
+            return Verdict("error", f"the checking process ended: {self._child.ending()}")
         finally:
+            timer.cancel()
             # An interrupted exchange leaves a reply behind, which must never be read as the next one.
-            if not complete:
+            if not going_on:
                 self.stop()
-        return verdict
 
     def stop(self) -> None:
         if self._child is not None:
