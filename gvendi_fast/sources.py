@@ -66,6 +66,14 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 def _expand(item: str) -> list[str]:
     if os.path.isdir(item):
+        # Its files hold accepted rows, rejected ones and settings side by side.
+        if os.path.isfile(os.path.join(item, "events.jsonl")) and os.path.isfile(
+            os.path.join(item, "rejected.jsonl")
+        ):
+            raise GvendiError(
+                f"corpus: '{item}' is the directory of a synthesis run; name its accepted.jsonl, beside the files of "
+                "its seeds"
+            )
         return _folder(item)
     if os.path.exists(item):
         if kind_of(item) is None:

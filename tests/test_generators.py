@@ -420,7 +420,9 @@ def test_budget_of_requests_counts_all_runs(store):
             assert sum(a.cached for a in answers) == cached
             stopped = [e for e in found if isinstance(e, BudgetSpentError)]
             assert len(stopped) == 30 - limit
-            assert f"budget of requests is spent ({limit} answers)" in str(stopped[0])
+            assert f"budget of requests is spent ({limit} answers, those under way included)" in str(
+                stopped[0]
+            )
         assert paid(store) == server.served
 
 

@@ -84,7 +84,14 @@ def generic_cases() -> list[tuple]:
     ]
     return [
         *((lambda n, text=text: pair(n, text), None, "") for text in INJECTED),
-        *((lambda n, word=word: pair(n, "one", word), "verifier", why) for word, why in checks),
+        *(
+            (
+                lambda n, word=word: pair(n, "one", word),
+                "verifier error" if why.startswith("error: ") else "verifier",
+                why.removeprefix("error: "),
+            )
+            for word, why in checks
+        ),
         *((make, "parse", why) for make, why in parsed),
         (lambda n: pair(n, "half \ud800"), "request", "the content has half a surrogate pair"),
         (lambda n: pair(n, "word " * 19_000), "sketch", "tokens"),

@@ -28,6 +28,7 @@ from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
 from gvendi_fast.synthesis.request_store import RequestStore
+from gvendi_fast.synthesis.running import preview, synthesize
 from gvendi_fast.vendi import gvendi as score_of
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
@@ -515,6 +516,45 @@ def test_configuration_from_a_file_with_overrides(tmp_path):
         load_config(path)
 
 
+def test_a_verifier_that_never_works_ends_the_run(tmp_path, seeds, server):
+    (tmp_path / "broken.py").write_text("def check(row, more):\n    return True\n")
+    task = {"name": "generic", "settings": {"verifier": "broken:check", "verifier_folder": str(tmp_path)}}
+    with pytest.raises(GvendiError, match="first 16 checks all ended in an error, the last: TypeError"):
+        run(tmp_path / "run", server.url, seeds, task=task)
+    stop = lines(tmp_path / "run" / "events.jsonl")[-1]
+    assert (stop["event"], stop["reason"]) == ("stop", "error")
+    previews = preview(config_from(settings(tmp_path / "other", server.url, seeds, task=task)), 3)
+    checks = [found["check"] for shown in previews for found in shown["candidates"]]
+    assert checks
+    assert all(check.startswith("verifier error: TypeError") for check in checks)
+
+
+def test_the_directory_of_a_run_is_no_corpus(whole, tmp_path, server):
+    with pytest.raises(GvendiError, match=r"directory of a synthesis run; name its accepted\.jsonl"):
+        run(tmp_path / "run", server.url, whole[0])
+
+
+def test_a_run_of_few_clusters_or_of_less_than_a_block_is_told(tmp_path, seeds, server):
+    told = []
+    sections = {"accept": {"clusters": 0.01}, "stop": {"target": 49, "requests": 7}}
+    synthesize(config_from(settings(tmp_path / "run", server.url, seeds, **sections)), say=told.append)
+    assert [line.partition("=")[0] for line in told if "note" in line] == [
+        "note: accept.clusters",
+        "note: stop.requests",
+    ]
+
+
+def test_all_keys_are_listed_with_their_defaults(gvendi):
+    code, shown, _ = gvendi("synthesize", "--keys")
+    assert code == 0
+    values = config_from(settings(Path("o"), "http://localhost/v1", Path("s.jsonl"))).to_dict()
+    for name, section in values.items():
+        for key in section if isinstance(section, dict) else ():
+            assert f"\n  {name}.{key}: " in shown
+    for line in ("accept.round: 0.1", "stop.target: (needed)", "tau: 2", "generator.retries: 6"):
+        assert f"\n  {line}\n" in shown
+
+
 def test_command_previews_runs_and_resumes(gvendi, tmp_path, seeds, server, whole):
     out, path = tmp_path / "run", tmp_path / "c.yaml"
     path.write_text(json.dumps(settings(out, server.url, seeds)))
@@ -535,6 +575,9 @@ def test_command_previews_runs_and_resumes(gvendi, tmp_path, seeds, server, whol
     found = json.loads(shown)
     assert (found["stopped"], found["pool"]) == ("target", 80)
     assert contents(out) == contents(whole[0])
+    code, _, told = gvendi("synthesize", "--resume", out, "out=elsewhere")
+    assert code == 1
+    assert "out= does not go with --resume" in told
     code, _, told = gvendi("synthesize", "--resume", tmp_path / "none")
     assert code == 1
     assert "holds no run" in told

@@ -29,10 +29,14 @@ def describe(status: Status) -> dict[str, str]:
         "G-Vendi": f"{status.gvendi:.2f}, at the start {status.start_gvendi:.2f} (it grows with the rows)",
         "candidates": f"{decided:,}, of them accepted {status.accepted:,} ({_share(status.accepted, decided)})",
         "rejected": ", ".join(f"{stage} {n:,} ({_share(n, decided)})" for stage, n in reasons) or "none",
-        "round": f"{status.round + 1}, with {status.clusters:,} clusters",
+        "round": f"{status.round + 1}, with {status.clusters:,} cluster{'s' * (status.clusters != 1)}"
+        if status.clusters
+        else "none yet",
         "requests": f"{status.requests:,} answered",
         "tokens": f"{status.tokens[0]:,} in prompts, {status.tokens[1]:,} in answers",
     }
+    if status.queued:
+        lines["waiting"] = f"{status.queued:,} candidates that are answered, kept, and not decided yet"
     if status.cost is not None:
         lines["cost"] = f"{status.cost:,.4f}, in the currency of the prices"
     return lines

@@ -46,6 +46,10 @@ def synthesize(
             "--resume", metavar="DIR", help="Go on with the run in DIR, under its own configuration."
         ),
     ] = None,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="Print every key of a configuration, its default and what it means."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Grow a pool of training data: a model writes candidates, those in sparse regions stay.
@@ -68,6 +72,12 @@ def synthesize(
         filter: {tests: "tests/*.jsonl"}
         stop: {target: 20000, requests: 100000}
 
+    '--keys' prints all others: which proxy, which rule, what is kept out, the
+    settings of the tasks. Templates are Jinja files with blocks 'user' and, if
+    wanted, 'system', which loop over 'shots' (prompt, completion, meta). A
+    verifier takes one row (a dict) and returns True, False, or the reason why
+    the row is refused. Prices are per million tokens.
+
     DIR (out) gets accepted.jsonl, rejected.jsonl with a reason for each,
     events.jsonl, every request with its answer in requests.sqlite, the
     configuration as used, with absolute paths, and at the end report.html, a
@@ -77,7 +87,7 @@ def synthesize(
     the same command: no answer is paid for twice, and the result is that of a
     run without the break.
 
-    It ends at stop.target rows, at stop.requests, stop.tokens or
+    It ends at stop.target rows (the seeds count), at stop.requests, stop.tokens or
     stop.seconds, or when fewer than stop.floor of the last stop.window
     candidates are accepted, and says which.
     """
@@ -85,12 +95,21 @@ def synthesize(
     from gvendi_fast.synthesis.running import CONFIG, preview
     from gvendi_fast.synthesis.running import synthesize as run
 
+    if keys:
+        from gvendi_fast.synthesis.keys import describe_keys
+
+        print(describe_keys())
+        return
     given = list(overrides or ())
     if resume is not None:
         given = [*([] if config is None else [config]), *given]
         if not (resume / CONFIG).is_file():
             raise GvendiError(
                 f"--resume: '{resume}' holds no run ({CONFIG} is not there); give its directory"
+            )
+        if any(text.startswith("out=") for text in given):
+            raise GvendiError(
+                "out= does not go with --resume, which goes on in its DIR; move the directory itself"
             )
         settings = load_config(resume / CONFIG, given, out=str(resume))
     elif config is None:
@@ -111,10 +130,11 @@ def synthesize(
         with view_for() as view:
             status = run(settings, view, progress_for(verb="sketching the pool:"), view.say)
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted: answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on",
-            file=sys.stderr,
-        )
+        if (Path(settings.out) / CONFIG).is_file():
+            kept = f"answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on"
+        else:
+            kept = "nothing was asked for yet; the same command begins again"
+        print(f"\ninterrupted: {kept}", file=sys.stderr)
         raise
     if as_json:
         print(json.dumps({**asdict(status), "out": settings.out}, ensure_ascii=False, allow_nan=False))
@@ -132,8 +152,10 @@ def _print_previews(previews: list[dict]) -> None:
             print(f"--- no candidate: {found['reason']}\n")
         for candidate in found["candidates"]:
             print("--- candidate")
-            for name, text in candidate.items():
+            for name, text in candidate["values"].items():
                 print(f"{name}: {_visible(text)}")
+            if candidate["check"] is not None:
+                print(f"--- check: {_visible(candidate['check'])}")
             print()
 
 
@@ -159,4 +181,5 @@ def _print_end(status: Status, out: str) -> None:
         f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl, all at a glance in {out}/report.html"
     )
     if status.stopped != "target":
-        print(f"  'gvendi synthesize --resume {out}' goes on, with a higher limit where one was reached")
+        limit = "a lower stop.floor" if status.stopped == "acceptance" else "a higher limit"
+        print(f"  'gvendi synthesize --resume {out}' goes on, with {limit} where one was reached")

@@ -108,7 +108,10 @@ class Judge:
     @property
     def gvendi(self) -> tuple[float, int]:
         """G-Vendi and number of the rows that the last block's gains refer to, from the eigenbasis made for them."""
-        p = self._state.eigenbasis()[0] / self._state.n
+        p = self._state.eigenbasis()[0].clamp(min=0).sort(descending=True).values
+        # The rank is at most n: what stands behind is rounding.
+        p[self._state.n :] = 0
+        p /= p.sum()
         return float(torch.exp(-torch.special.xlogy(p, p).sum())), self._state.n
 
     @property

@@ -12,12 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.decontaminate import Decontaminator, Question
 from gvendi_fast.synthesis.paraphrase import ParaphraseCheck
 from gvendi_fast.synthesis.prompts import Ask
 from gvendi_fast.synthesis.requests import FINAL, Answer, Request
 from gvendi_fast.synthesis.stored import Generator
-from gvendi_fast.synthesis.tasks import Candidate, Refused, Task
+from gvendi_fast.synthesis.tasks import Accepted, Candidate, Refused, Task
+
+# Checks that may all end in an error before the check is taken for broken.
+_BROKEN = 16
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ class Proposal:
 class Outcome:
     """What became of a candidate, or of an answer without any: a row, or the stage and the reason that refused it.
 
-    stage: "request", "parse", "tests", "paraphrase", "answers" or "verifier". prompt: the candidate's question, where
-    there is one.
+    stage: "request", or as in `Refused`. prompt: the candidate's question, where there is one.
     """
 
     id: str
@@ -68,6 +71,7 @@ class Proposer:
         self.task, self.generator, self.checker, self.threads = task, generator, checker, threads
         self.tests, self.max_tokens, self.paraphrase = tests, max_tokens, paraphrase
         self.checking = self.cost = 0.0
+        self._working, self._failures = False, 0
         self.made, self.requests, self.tokens = 0, 0, (0, 0)
 
     async def propose(self, proposal: Proposal) -> list[Outcome]:
@@ -104,13 +108,27 @@ class Proposer:
             refused = decided
         return Outcome(id_, proposal.parents, prompt, stage=refused.stage, reason=refused.reason)
 
-    def _decide(self, candidate: Candidate, answers: Sequence[str | None]):
+    def _decide(self, candidate: Candidate, answers: Sequence[str | None]) -> Accepted | Refused:
         began = time.perf_counter()
         decided = self.task.decide(candidate, answers, self.checker)
+        self._look_at_checks(decided)
         if not isinstance(decided, Refused):
             decided = self._in_tests(decided.row["prompt"], decided.row["completion"]) or decided
         self.checking += time.perf_counter() - began
         return decided
+
+    def _look_at_checks(self, decided: Accepted | Refused) -> None:
+        """A verifier that never works would spend the whole budget."""
+        failed = isinstance(decided, Refused) and decided.stage == "verifier error"
+        if not failed:
+            self._working = True
+        elif not self._working:
+            self._failures += 1
+            if self._failures >= _BROKEN:
+                raise GvendiError(
+                    f"the first {_BROKEN} checks all ended in an error, the last: {decided.reason}; mend the verifier "
+                    "(--preview shows what it says of single candidates)"
+                )
 
     def _in_tests(self, prompt: str, completion: str = "") -> Refused | None:
         match = None if self.tests is None else self.tests.check(prompt, completion)

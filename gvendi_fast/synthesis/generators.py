@@ -230,7 +230,7 @@ class OpenAIGenerator(StoredGenerator):
             self._not_before = max(self._not_before, now + reply.wait)
         told, patience = reply.wait or 0.0, self.pace.patience
         if told > patience or now - self._failing_since > patience:
-            why = f"asks to wait {told:g} s" if told > patience else "has served nothing"
+            why = f"asks to wait {told:g} s" if told > patience else f"has served nothing for {patience:g} s"
             why = f"{self._endpoint.place} {why}, and patience ends at {patience:g} s; the last reply: {reply.reason}"
             self._end(Stop(EndpointDownError, why, f"when it is well again, {AGAIN}"))
             raise self._error()

@@ -101,8 +101,9 @@ class GenericTask:
         verdict = checker.verify(row)
         if verdict.outcome == "accepted":
             return Accepted({**row, "meta": {**row["meta"], "verifier": self.verifier}})
-        reason = f"error: {verdict.reason}" if verdict.outcome == "error" else verdict.reason
-        return Refused("verifier", reason)
+        if verdict.outcome == "error":
+            return Refused("verifier error", verdict.reason)
+        return Refused("verifier", verdict.reason)
 
     def prompt_of(self, candidate: Candidate) -> str:
         """The section <prompt>."""

@@ -31,7 +31,8 @@ class Journal:
 
     fingerprint: nested dict of JSON values. Raises GvendiError where the folder holds a run of another one, and names
     what differs. target: a last block that was cut short by a lower target is taken back.
-    blocks: the events of the blocks that are decided, in order. rounds: numbers of the rounds that are noted.
+    blocks: the events of the blocks that are decided, in order. rounds: clusters of the rounds that are noted, by their
+    numbers.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any], target: int) -> None:
@@ -46,7 +47,9 @@ class Journal:
                 event for event in events if event is not last and event.get("block", 0) <= last["block"]
             ]
             self._rewrite(events)
-        self.rounds = {event["round"] for event in events if event["event"] == "round"}
+        self.rounds = {
+            event["round"]: event.get("clusters", 0) for event in events if event["event"] == "round"
+        }
         sizes = self.blocks[-1]["bytes"] if self.blocks else [0] * len(_FILES)
         self._streams = [_open_at(path / name, size) for name, size in zip(_FILES, sizes, strict=True)]
         self._events = _open_at(path / EVENTS, None)
@@ -91,7 +94,7 @@ class Journal:
 
     def round(self, number: int, event: Mapping[str, Any]) -> None:
         """Note the start of a round."""
-        self.rounds.add(number)
+        self.rounds[number] = event.get("clusters", 0)
         self.note({"event": "round", "round": number, **event})
 
     def note(self, event: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Loop:
         self.seconds: Counter[str] = Counter()
         self._gvendi = pool.start_gvendi
         self._rejected = Counter(journal.rejections())
-        self._clusters = self._decided = 0
+        self._decided = 0
         # Once, and what is new is added up.
         self._spent = Spent.of(generator)
 
@@ -132,8 +132,9 @@ class Loop:
             pool=len(self.pool),
             seeds=self.pool.seeds,
             target=self.config.stop.target,
-            round=self.pool.round.number,
-            clusters=self._clusters,
+            # Behind the last block of a run the next round may have begun, which nothing is decided in.
+            round=max(self.journal.rounds, default=0),
+            clusters=self.journal.rounds[max(self.journal.rounds)] if self.journal.rounds else 0,
             accepted=len(self.pool) - self.pool.seeds,
             rejected=dict(self._rejected),
             gvendi=self._gvendi,
@@ -214,11 +215,11 @@ class Loop:
                 self.judge.forget(self.pool.round.number)
 
     def _begin_round(self, block: int) -> None:
-        round_, self._clusters = self.pool.round, len(self.judge.kmeans.centroids)
+        round_ = self.pool.round
         if round_.number not in self.journal.rounds:
             if round_.number == 0:
                 self.judge.kmeans.save(self.journal.path / CLUSTERS)
-            about = {"block": block, "pool": round_.size, "clusters": self._clusters}
+            about = {"block": block, "pool": round_.size, "clusters": len(self.judge.kmeans.centroids)}
             self.journal.round(round_.number, {**about, "gvendi": self.pool.round_state.gvendi()})
 
     def _go_through(

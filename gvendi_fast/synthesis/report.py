@@ -18,11 +18,12 @@ REPORT = "report.html"
 # What happened at a stage, by its name in rejected.jsonl.
 ABOUT = {
     "request": "the endpoint gave no usable answer",
-    "parse": "no candidate could be read from the answer",
+    "parse": "the answer holds no candidate that can be used",
     "tests": "a question of the test files",
     "paraphrase": "a question of the test files in other words",
     "answers": "the answers to the follow-up requests did not agree",
     "verifier": "your check refused it",
+    "verifier error": "your check hung, crashed or gave no verdict",
     "sketch": "the proxy could not score it",
     "copy": "its prompt is in the pool",
     "near copy": "its sketch is that of a row of the pool, or nearly",

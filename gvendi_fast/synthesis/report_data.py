@@ -238,6 +238,7 @@ def _clusters(record: RunRecord, seeds: torch.Tensor, new: np.ndarray) -> tuple[
         nearest = members[np.argsort(-cosine[members], kind="stable")[:SHOWN_ROWS]]
         return {
             "cluster": cluster,
+            "column": int(np.flatnonzero(order == cluster)[0]) + 1,
             "before": int(before[cluster]),
             "after": int(before[cluster] + joined[cluster]),
             "sparse": bool(sparse[cluster]),

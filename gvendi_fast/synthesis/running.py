@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,10 +45,12 @@ from gvendi_fast.synthesis.run_folder import CONFIG, POOL, REQUESTS, open_run
 from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.stops import EndpointDownError, GenerationStoppedError, KeyRefusedError
-from gvendi_fast.synthesis.tasks import Candidate, Refused, make_task
+from gvendi_fast.synthesis.tasks import Candidate, Refused, Task, make_task
 
 # Of how answers become decisions; another number where the same answers come to be decided otherwise.
 _RULES = 1
+# Below so many clusters a half of them says little.
+_FEW_CLUSTERS = 10
 # Rows that a preview reads at most.
 _PREVIEW_ROWS = 10_000
 
@@ -120,6 +122,9 @@ def synthesize(
         open_.callback(journal.close)
         with atomic_write(folder / CONFIG) as stream:
             stream.write(dump_config(config).encode())
+        if say is not None:
+            for note in _notes(config, len(pool)):
+                say(f"note: {note}")
         threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
         longest = config.generator.max_tokens
         proposer = Proposer(task, generator, checker, threads, tests, longest, paraphrase)
@@ -136,7 +141,8 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     """`count` prompts and what was read from their answers; nothing is kept and nothing sketched.
 
     Each: messages, answer (text or None), reason (of a failure, or of a refused answer) and candidates, a list of
-    dicts. Rows are drawn uniformly from the pool's first 10,000.
+    dicts: values, and what the task's check says where it asks nothing further (None where it does). Rows are drawn
+    uniformly from the pool's first 10,000.
     """
     if count < 1:
         raise GvendiError(f"a preview of {count} prompts; wanted at least 1")
@@ -157,18 +163,47 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder, RequestStore(Path(folder) / REQUESTS) as store:
         answered = asyncio.run(answers(store))
     previews = []
-    for ask, answer, some in zip(asks, answered, shown, strict=True):
-        parsed = task.parse(answer.text if answer.ok else None, some)
-        refused = parsed.reason if isinstance(parsed, Refused) else None
-        previews.append(
-            {
-                "messages": list(ask.messages),
-                "answer": answer.text,
-                "reason": answer.reason or refused,
-                "candidates": [] if isinstance(parsed, Refused) else [_values(found) for found in parsed],
-            }
-        )
+    with task.checker() or nullcontext() as checker:
+        for ask, answer, some in zip(asks, answered, shown, strict=True):
+            parsed = task.parse(answer.text if answer.ok else None, some)
+            refused = parsed.reason if isinstance(parsed, Refused) else None
+            candidates = [] if isinstance(parsed, Refused) else parsed
+            previews.append(
+                {
+                    "messages": list(ask.messages),
+                    "answer": answer.text,
+                    "reason": answer.reason or refused,
+                    "candidates": [
+                        {"values": dict(found.values), "check": _checked(task, found, checker)}
+                        for found in candidates
+                    ],
+                }
+            )
     return previews
+
+
+def _checked(task: Task, candidate: Candidate, checker: Any) -> str | None:
+    """What a check without further requests says of a candidate; None where there is none."""
+    if checker is None or task.follow_ups(candidate):
+        return None
+    decided = task.decide(candidate, [], checker)
+    return f"{decided.stage}: {decided.reason}" if isinstance(decided, Refused) else "accepted"
+
+
+def _notes(config: Config, seeds: int) -> Iterator[str]:
+    """What a run of so many seeds is told before it begins."""
+    asked, block = config.accept.clusters, config.block
+    clusters = int(asked * seeds) if asked < 1 else min(int(asked), seeds)
+    if config.accept.rule == "cluster" and clusters < _FEW_CLUSTERS:
+        yield (
+            f"accept.clusters={asked:g} makes {max(1, clusters)} of {seeds:,} seeds, too few to tell sparse regions "
+            "(one cluster is always sparse); accept.clusters=0.1 or a number suits a small pool"
+        )
+    if config.stop.requests is not None and config.stop.requests < block:
+        yield (
+            f"stop.requests={config.stop.requests} does not reach for one block of {block} prompts, and a block is "
+            "decided whole; set a smaller block too"
+        )
 
 
 @contextmanager
@@ -205,10 +240,6 @@ def _warned(what: str) -> Iterator[None]:
     # Whatever it is, the library that draws included: the run itself has ended as it has.
     except Exception as error:
         warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
-
-
-def _values(candidate: Candidate) -> dict[str, str]:
-    return dict(candidate.values)
 
 
 def _fingerprint(folder: Path) -> dict[str, Any]:

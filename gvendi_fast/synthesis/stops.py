@@ -106,7 +106,7 @@ class Spending:
         """Which budget forbids one more request, or None."""
         limit = self.budget
         if limit.requests is not None and self.answered + self.under_way >= limit.requests:
-            return _spent("requests", f"{limit.requests} answers")
+            return _spent("requests", f"{limit.requests} answers, those under way included")
         if limit.tokens is not None and self.uncounted:
             return Stop(
                 BudgetSpentError,
@@ -114,7 +114,9 @@ class Spending:
                 "to go on, set a budget of requests or seconds in its place",
             )
         if limit.tokens is not None and self.tokens >= limit.tokens:
-            return _spent("tokens", f"{self.tokens} of {limit.tokens} tokens")
+            return _spent(
+                "tokens", f"{self.tokens} of {limit.tokens} tokens, and what is under way comes on top"
+            )
         if limit.seconds is not None and self.remaining_seconds() <= 0:
             return _spent("seconds", f"{limit.seconds:g} seconds")
         return None

@@ -39,7 +39,8 @@ class Accepted:
 class Refused:
     """Why an answer or a candidate is no row.
 
-    stage: "parse", "answers" or "verifier", of a task; "tests" or "paraphrase", of the comparison with test questions.
+    stage, of a task: "parse", "answers", "verifier" or, where a user's function hung, crashed or gave no verdict,
+    "verifier error"; of the comparison with test questions: "tests" or "paraphrase".
     """
 
     stage: str
