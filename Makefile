@@ -14,7 +14,8 @@ demo: $(VENV)/.installed
 	$(BIN)/gvendi score demo/narrow.jsonl --proxy tiny
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	@# A process for each of two cores, with one thread each: two that spin for the same core take many times as long.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
