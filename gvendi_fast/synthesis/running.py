@@ -50,7 +50,7 @@ from gvendi_fast.synthesis.tasks import Candidate, Refused, Task, make_task
 # Of how answers become decisions; another number where the same answers come to be decided otherwise.
 _RULES = 1
 # Below so many clusters a half of them says little.
-_FEW_CLUSTERS = 10
+_FEW_CLUSTERS = 5
 # Rows that a preview reads at most.
 _PREVIEW_ROWS = 10_000
 
@@ -197,7 +197,7 @@ def _notes(config: Config, seeds: int) -> Iterator[str]:
     if config.accept.rule == "cluster" and clusters < _FEW_CLUSTERS:
         yield (
             f"accept.clusters={asked:g} makes {max(1, clusters)} of {seeds:,} seeds, too few to tell sparse regions "
-            "(one cluster is always sparse); accept.clusters=0.1 or a number suits a small pool"
+            f"(one cluster is always sparse); such a pool wants about accept.clusters={max(10, seeds // 10)}"
         )
     if config.stop.requests is not None and config.stop.requests < block:
         yield (
