@@ -20,7 +20,6 @@ from gvendi_fast.rows import Fields, Reason, decode_line, record_id
 from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
-from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
 from gvendi_fast.synthesis.candidates import request_of
 from gvendi_fast.synthesis.config import Config, ProxyConfig
 from gvendi_fast.synthesis.decontaminate import Decontaminator, read_questions
@@ -174,13 +173,6 @@ def open_pool(
         ids.append(id_ if record_id(record, Fields()) is not None else f"{names[file]}:{line}")
         records.append(record)
     return SeedPool(ids, records, pool.take(range(size)), run.spec)
-
-
-def candidate_sketcher(
-    given: ProxyConfig, proxy: Proxy, sketcher: GradientSketcher, max_tokens: int, batch_tokens: int
-) -> CandidateSketcher:
-    """Sketches candidates as a pool of rows of at most `max_tokens` was."""
-    return CandidateSketcher(proxy, sketcher, max_tokens, given.mask, batch_tokens)
 
 
 def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:

@@ -21,12 +21,17 @@ def cluster_rows(
     A cluster on the direction of another one stays empty for ever, for no candidate is nearest to it. Among the
     smaller half such clusters would make every other one dense.
     """
-    number = max(1, int(clusters * len(rows)) if clusters < 1 else min(int(clusters), len(rows)))
+    number = cluster_number(clusters, len(rows))
     kmeans = SphericalKMeans(number, seed=seed, device=device).fit(rows)
     while twins := _twins(kmeans):
         number -= twins
         kmeans = SphericalKMeans(number, seed=seed, device=device).fit(rows)
     return kmeans
+
+
+def cluster_number(clusters: float, rows: int) -> int:
+    """How many clusters `accept.clusters` asks for of so many rows: a share below 1, or a number; at least one."""
+    return max(1, int(clusters * rows) if clusters < 1 else min(int(clusters), rows))
 
 
 def _twins(kmeans: SphericalKMeans) -> int:

@@ -22,7 +22,6 @@ from gvendi_fast.rows import Reason
 from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
-    candidate_sketcher,
     check_prompts,
     make_generator,
     make_paraphrase_check,
@@ -31,6 +30,7 @@ from gvendi_fast.synthesis.build import (
     open_pool,
     read_records,
 )
+from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
 from gvendi_fast.synthesis.candidates import Proposer, request_of
 from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.draws import draw
@@ -38,6 +38,7 @@ from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
 from gvendi_fast.synthesis.paths import absolute
+from gvendi_fast.synthesis.regions import cluster_number
 from gvendi_fast.synthesis.report import REPORT, write_synthesis_report
 from gvendi_fast.synthesis.report_data import synthesis_report_data
 from gvendi_fast.synthesis.request_store import RequestStore
@@ -101,7 +102,7 @@ def synthesize(
                 torch.cuda.empty_cache()
             candidates = open_.enter_context(SketchProcess(config.proxy, max_tokens, tokens))
         else:
-            candidates = candidate_sketcher(config.proxy, proxy, sketcher, max_tokens, tokens)
+            candidates = CandidateSketcher(proxy, sketcher, max_tokens, config.proxy.mask, tokens)
         accept = config.accept
         pool = GrownPool(seeds.ids, seeds.records, seeds.sketches, task, accept.round, accept.refresh)
         fingerprint = {
@@ -193,10 +194,10 @@ def _checked(task: Task, candidate: Candidate, checker: Any) -> str | None:
 def _notes(config: Config, seeds: int) -> Iterator[str]:
     """What a run of so many seeds is told before it begins."""
     asked, block = config.accept.clusters, config.block
-    clusters = int(asked * seeds) if asked < 1 else min(int(asked), seeds)
+    clusters = cluster_number(asked, seeds)
     if config.accept.rule == "cluster" and clusters < _FEW_CLUSTERS:
         yield (
-            f"accept.clusters={asked:g} makes {max(1, clusters)} of {seeds:,} seeds, too few to tell sparse regions "
+            f"accept.clusters={asked:g} makes {clusters} of {seeds:,} seeds, too few to tell sparse regions "
             f"(one cluster is always sparse); such a pool wants about accept.clusters={max(10, seeds // 10)}"
         )
     if config.stop.requests is not None and config.stop.requests < block:

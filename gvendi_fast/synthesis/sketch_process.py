@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.build import candidate_sketcher, load_sketcher
+from gvendi_fast.synthesis.build import load_sketcher
+from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
 from gvendi_fast.synthesis.child import Child
 from gvendi_fast.synthesis.config import ProxyConfig
 from gvendi_fast.synthesis.schema import section
@@ -98,8 +99,8 @@ def main() -> None:
     try:
         given = section(ProxyConfig, settings["proxy"])
         proxy, sketcher = load_sketcher(given)
-        candidates = candidate_sketcher(
-            given, proxy, sketcher, settings["max_tokens"], settings["batch_tokens"]
+        candidates = CandidateSketcher(
+            proxy, sketcher, settings["max_tokens"], given.mask, settings["batch_tokens"]
         )
         while True:
             sketches, reasons = candidates.sketch(pickle.loads(requests.recv_bytes()))
