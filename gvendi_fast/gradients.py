@@ -17,10 +17,11 @@ from torch import nn
 
 from gvendi_fast.batch import Batch, prepare
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.head import autograd_loss, find_head
+from gvendi_fast.head import autograd_loss, find_head, sum_by_sample
 from gvendi_fast.plan import SketchSpec
+from gvendi_fast.probe import HeadLoss, ProbedModel
 from gvendi_fast.short_attention import short_attention
-from gvendi_fast.taps import EMBEDDING, Recorder, find_taps
+from gvendi_fast.taps import EMBEDDING, find_taps
 from gvendi_fast.transfer import to_device
 
 
@@ -75,7 +76,9 @@ class GradientSketcher:
         self.coverage = Coverage(layout.sketched, layout.total)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names)
-        self._taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        with _frozen(model):
+            self._probed = ProbedModel(model, taps, self.spec)
         # Rotary models place every sample alike; learned positions are looked up and must be told apart.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
         core = self.model if self._head is None else self._head.base
@@ -102,30 +105,57 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        device = next(self.model.parameters()).device
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        embedding = self.model.get_input_embeddings().weight
+        device = embedding.device
         mask = None if attention_mask is None else attention_mask.cpu()
-        batch = prepare(input_ids.cpu(), labels.cpu(), mask, vocabulary)
-        shape = tuple(batch.ids.shape)
-        out = torch.zeros(shape[0], self.spec.dim, dtype=torch.float32, device=device)
-        recorder = Recorder(self._taps, self.spec, shape, batch.segments, out)
-        with _frozen(self.model), torch.enable_grad(), recorder, short_attention(self.model):
-            loss = self._run(batch, device, out)
-            recorder.finish()
-        return Sketches(out, loss.float(), to_device(batch.tokens, device))
+        batch = prepare(input_ids.cpu(), labels.cpu(), mask, embedding.shape[0])
+        samples = len(batch.ids)
+        probe = torch.zeros(samples, self.spec.dim, dtype=torch.float32, device=device, requires_grad=True)
+        inputs = self._inputs(batch, device)
+        targets = self._targets(batch, device)
+        with _frozen(self.model), torch.enable_grad(), self._probed.attached():
+            total, loss = self._pass(inputs, targets, probe, batch.segments)
+            (z,) = torch.autograd.grad(total, probe)
+        if self._head is not None:
+            loss = sum_by_sample(loss, batch.tokens)
+        return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device))
 
-    def _run(self, batch: Batch, device: torch.device, out: torch.Tensor) -> torch.Tensor:
-        inputs = {"input_ids": to_device(batch.ids, device), "use_cache": False}
+    def _inputs(self, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": to_device(batch.ids, device)}
         if self._gives_positions or batch.mask is not None:
             inputs["position_ids"] = to_device(batch.positions, device)
         if batch.mask is not None:
             inputs["attention_mask"] = to_device(batch.mask, device)
-        if self._head is not None:
-            hidden = self._head.base(**inputs).last_hidden_state
-            return self._head.backward(hidden, batch, self.spec, out)
-        loss = autograd_loss(self.model(**inputs).logits, to_device(batch.targets, device))
-        loss.sum().backward()
-        return loss.detach()
+        return inputs
+
+    def _targets(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
+        if self._head is None:
+            return (to_device(batch.targets, device),)
+        rows, labels = (to_device(x, self._head.weight.device) for x in (batch.rows, batch.labels))
+        return rows, labels, batch.target_segments
+
+    def _pass(
+        self, inputs: dict, targets: tuple[torch.Tensor, ...], probe: torch.Tensor, segments: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
+        self._probed.begin(probe, segments, inputs["input_ids"].shape[1])
+        with short_attention(self.model):
+            if self._head is None:
+                logits = self.model(**inputs, use_cache=False).logits
+                loss = autograd_loss(logits, targets[0].to(logits.device))
+                total = loss.sum()
+            else:
+                hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
+                total, loss = self._head_loss(hidden, targets, probe)
+        self._probed.end()
+        return total, loss.detach()
+
+    def _head_loss(self, hidden, targets, probe) -> tuple[torch.Tensor, torch.Tensor]:
+        head, (rows, labels, segments) = self._head, targets
+        return HeadLoss.apply(
+            hidden.to(head.weight.device), probe, head.weight.detach(), rows, labels, segments,
+            head.name, head.softcap, head.scale, self._probed.spec,
+        )  # fmt: skip
 
     def _is_head(self, tap) -> bool:
         return tap.module is self.model.get_output_embeddings()

@@ -11,12 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gvendi_fast.batch import Batch
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.sketches import layer_sketch
 from gvendi_fast.taps import LINEAR, Tap
-from gvendi_fast.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -28,30 +24,6 @@ class Head:
     name: str
     softcap: float | None
     scale: float
-
-    def backward(
-        self, hidden: torch.Tensor, batch: Batch, spec: SketchSpec, out: torch.Tensor
-    ) -> torch.Tensor:
-        """Run loss and backward from the hidden states [B, T, d] of a batch.
-
-        Adds the head's sketch to out [B, K] and the gradients of all layers below through autograd.
-        Returns the loss summed over each sample's targets, float32 [B].
-        """
-        flat = hidden.detach().reshape(-1, hidden.shape[-1])
-        rows, labels = (to_device(x, hidden.device) for x in (batch.rows, batch.labels))
-        loss, picked_gradient = layer_sketch(spec).head(
-            self.name,
-            flat[rows],
-            self.weight.detach(),
-            labels,
-            batch.target_segments,
-            out,
-            self.softcap,
-            self.scale,
-        )
-        gradient = torch.zeros_like(flat).index_copy_(0, rows, picked_gradient)
-        hidden.backward(gradient.view_as(hidden))
-        return sum_by_sample(loss, batch.tokens)
 
 
 def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | None:

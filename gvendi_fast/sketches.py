@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gvendi_fast import ops
-from gvendi_fast.plan import SketchSpec, Table, column_table, row_table
+from gvendi_fast.plan import SketchSpec, column_table, parent_path, row_table
 from gvendi_fast.signs import sign_key
 
 
@@ -35,27 +35,33 @@ class HadamardSketch:
 
     spec: SketchSpec
 
-    def input_table(self, parameter: str, width: int) -> Table | None:
-        """What layers must have in common to share an input; None if none can."""
-        return column_table(self.spec, parameter, width)
+    def shares_input(self, parameter: str, other: str) -> bool:
+        """Whether layers that read one input can share its transform: their tables are keyed by the parent alone."""
+        return parent_path(parameter) == parent_path(other)
 
-    def kept_input(self, a: torch.Tensor, table: Table | None) -> tuple[torch.Tensor, Table | None]:
-        """What is kept of an input [T, I] until the gradients come: the narrower of a and H S a, and its table."""
-        if table is not None and table.width > self.spec.dim:
-            return ops.fold_hadamard(a, table), None
-        return a, table
+    def keeps_transform(self, width: int) -> bool:
+        """Whether H S a is kept of an input [T, width] until the gradients come, being the narrower of the two."""
+        return width > self.spec.dim
+
+    def transform(self, parameter: str, a: torch.Tensor) -> torch.Tensor:
+        """H S a, float32 [T, K], of the input [T, I] of a layer."""
+        return ops.fold_hadamard(a, column_table(self.spec, parameter, a.shape[1]))
 
     def linear(
         self,
         a: torch.Tensor,
-        a_table: Table | None,
         parts: Sequence[tuple[str, torch.Tensor]],
         segments: torch.Tensor,
         out: torch.Tensor,
+        transformed: bool,
     ) -> None:
-        """Add the weights' sketches: a and a_table from `kept_input`, (parameter, e [T, O]) per layer that reads it."""
+        """Add the sketches of weights that read one input: (parameter, e [T, O]) a layer.
+
+        a [T, I], or, if `transformed`, what `transform` gave for any of the parameters.
+        """
+        table = None if transformed else column_table(self.spec, parts[0][0], a.shape[1])
         folded = [(e, row_table(self.spec, parameter, e.shape[1])) for parameter, e in parts]
-        ops.linear_sketch(a, a_table, folded, segments, out)
+        ops.linear_sketch(a, table, folded, segments, out)
 
     def token(
         self,
@@ -106,15 +112,15 @@ class RademacherSketch:
 
     spec: SketchSpec
 
-    def input_table(self, parameter: str, width: int) -> Table | None:
-        """None: no two layers share an input."""
-        return None
+    def shares_input(self, parameter: str, other: str) -> bool:
+        """False: no two layers have anything in common."""
+        return False
 
-    def kept_input(self, a: torch.Tensor, table: Table | None) -> tuple[torch.Tensor, Table | None]:
-        """The input as it is."""
-        return a, None
+    def keeps_transform(self, width: int) -> bool:
+        """False: inputs are kept as they are."""
+        return False
 
-    def linear(self, a, a_table, parts, segments, out) -> None:
+    def linear(self, a, parts, segments, out, transformed=False) -> None:
         """As `HadamardSketch.linear`."""
         for parameter, e in parts:
             ops.dense_sketch(a, e, segments, self._key(parameter), out)

@@ -42,6 +42,8 @@ FLOORS = {
     "sketches": 4,
     "norms": 4,
     "taps": 4,
+    "layer_ops": 4,
+    "probe": 4,
     "head": 4,
     "gradients": 4,
     "similarity": 4,

@@ -1,0 +1,160 @@
+"""The sketch of a layer, or of layers that share an input, as an operator that a compiler takes as one node.
+
+Operators of `torch.library` take tensors, numbers and text, so a spec comes as `spec_text` and parameters by their
+names, one a line, an empty line for one that is left out. Each returns a sketch [B, K] of its own, float32 on the
+device of the gradients; what `sketches` does with them is unchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.sketches import HadamardSketch, RademacherSketch, layer_sketch
+
+
+def spec_text(spec: SketchSpec) -> str:
+    """A spec as an operator's argument."""
+    return f"{spec.kind} {spec.dim} {spec.seed}"
+
+
+@functools.lru_cache(maxsize=64)
+def _sketch(text: str) -> HadamardSketch | RademacherSketch:
+    kind, dim, seed = text.split()
+    return layer_sketch(SketchSpec(dim=int(dim), kind=kind, seed=int(seed)))
+
+
+def rows(x: Tensor) -> Tensor:
+    """[..., d] -> [T, d], contiguous."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _empty(segments: Tensor, spec: str, like: Tensor) -> Tensor:
+    """What an operator returns, without values: float32 [B, K]."""
+    return like.new_empty((segments.shape[0], _sketch(spec).spec.dim), dtype=torch.float32)
+
+
+def _zeros(segments: Tensor, spec: str, like: Tensor) -> Tensor:
+    return _empty(segments, spec, like).zero_()
+
+
+@torch.library.custom_op("gvendi::transformed_input", mutates_args=())
+def transformed_input(a: Tensor, parameter: str, spec: str) -> Tensor:
+    """H S_i a, float32 [T, K]: what is kept of an input [..., I] that is wider than K."""
+    return _sketch(spec).transform(parameter, rows(a))
+
+
+@transformed_input.register_fake
+def _(a: Tensor, parameter: str, spec: str) -> Tensor:
+    count = a.numel() // a.shape[-1]
+    return a.new_empty((count, _sketch(spec).spec.dim), dtype=torch.float32)
+
+
+@torch.library.custom_op("gvendi::linear_layers", mutates_args=())
+def linear_layers(
+    a: Tensor,
+    transformed: bool,
+    gradients: list[Tensor],
+    segments: Tensor,
+    weights: str,
+    biases: str,
+    spec: str,
+) -> Tensor:
+    """Sketch of linear layers that read one input: weights and biases named in the order of their gradients.
+
+    a [..., I], or, if `transformed`, float32 [T, K] from `transformed_input`; gradients [..., O] of the layers' outputs;
+    segments int64 [B, 2] on the CPU.
+    """
+    sketch, out = _sketch(spec), _zeros(segments, spec, gradients[0])
+    parts = []
+    for e, weight, bias in zip(map(rows, gradients), weights.split("\n"), biases.split("\n"), strict=True):
+        if bias:
+            sketch.vector(bias, None, e, segments, out)
+        if weight:
+            parts.append((weight, e))
+    if parts:
+        sketch.linear(rows(a), parts, segments, out, transformed)
+    return out
+
+
+@linear_layers.register_fake
+def _(a, transformed, gradients, segments, weights, biases, spec) -> Tensor:
+    return _empty(segments, spec, gradients[0])
+
+
+@torch.library.custom_op("gvendi::norm_layer", mutates_args=())
+def norm_layer(
+    x: Tensor, gradient: Tensor, segments: Tensor, weight: str, bias: str, norm: str, eps: float, spec: str
+) -> Tensor:
+    """Sketch of a norm from its input and the gradient of its output, both [..., d].
+
+    norm "rms" or "layer": the formula of x_hat. "given": x is x_hat already. A norm may run once a head, before or after
+    heads and positions change places, so a sample is all of its rows; padding has no gradient.
+    """
+    sketch, out = _sketch(spec), _zeros(segments, spec, gradient)
+    e, samples = rows(gradient), len(segments)
+    starts = torch.arange(samples, dtype=torch.int64) * (len(e) // samples)
+    whole = torch.stack([starts, starts + len(e) // samples], dim=1)
+    if bias:
+        sketch.vector(bias, None, e, whole, out)
+    if weight and norm == "given":
+        sketch.vector(weight, None, e * rows(x), whole, out)
+    elif weight:
+        sketch.vector(weight, rows(x), e, whole, out, norm, eps)
+    return out
+
+
+@norm_layer.register_fake
+def _(x, gradient, segments, weight, bias, norm, eps, spec) -> Tensor:
+    return _empty(segments, spec, gradient)
+
+
+@torch.library.custom_op("gvendi::embedding_layer", mutates_args=())
+def embedding_layer(
+    ids: Tensor,
+    gradient: Tensor,
+    segments: Tensor,
+    parameter: str,
+    vocabulary: int,
+    padding_idx: int,
+    spec: str,
+) -> Tensor:
+    """Sketch of an embedding: ids int64 [...], gradient [..., d] of what was looked up; padding_idx -1 for none."""
+    flat, e = ids.reshape(-1).long().contiguous(), rows(gradient)
+    if padding_idx >= 0:
+        # The row of padding_idx gets no gradient, even where it stands for a real token.
+        e = e.masked_fill((flat == padding_idx)[:, None], 0)
+    out = _zeros(segments, spec, e)
+    _sketch(spec).token(parameter, vocabulary, flat, e, segments, out)
+    return out
+
+
+@embedding_layer.register_fake
+def _(ids, gradient, segments, parameter, vocabulary, padding_idx, spec) -> Tensor:
+    return _empty(segments, spec, gradient)
+
+
+@torch.library.custom_op("gvendi::output_head", mutates_args=())
+def output_head(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    segments: Tensor,
+    parameter: str,
+    softcap: float | None,
+    scale: float,
+    spec: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss float32 [R], gradient of hidden [R, d] and sketch of the head [V, d] for the R rows that have a target."""
+    out = _zeros(segments, spec, hidden)
+    loss, gradient = _sketch(spec).head(parameter, hidden, weight, labels, segments, out, softcap, scale)
+    return loss, gradient, out
+
+
+@output_head.register_fake
+def _(hidden, weight, labels, segments, parameter, softcap, scale, spec):
+    loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    return loss, torch.empty_like(hidden), _empty(segments, spec, hidden)
