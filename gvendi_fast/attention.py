@@ -7,6 +7,10 @@ leaves out the cap that Gemma 2 puts on attention scores) sdpa is refused.
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -90,3 +94,44 @@ def _supports(config: PretrainedConfig, flag: str) -> bool:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
     return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], flag, False))
+
+
+class _NeverPacked:
+    """Stands in for transformers' function while threads run passes of ours; one object, so that compilers know it."""
+
+    def __init__(self) -> None:
+        self.lock, self.passes, self.plain = threading.Lock(), Counter(), None
+
+    def __call__(self, position_ids: torch.Tensor) -> torch.Tensor | None:
+        ours = torch.compiler.is_compiling() or self.passes[threading.get_ident()] > 0
+        return None if ours else self.plain(position_ids)
+
+
+_never_packed = _NeverPacked()
+
+
+@contextmanager
+def never_packed() -> Iterator[None]:
+    """transformers without its look for several sequences in one row of a batch, in this thread: ours hold one each.
+
+    It would read position ids from the GPU once a forward pass, and wait for it. A compiler, which cannot read, would
+    take every batch for a packed one and build masks [B, 1, T, T] for it.
+    """
+    from transformers import masking_utils
+
+    name, state, thread = "find_packed_sequence_indices", _never_packed, threading.get_ident()
+    if not hasattr(masking_utils, name):
+        yield
+        return
+    with state.lock:
+        if not state.passes.total():
+            state.plain = getattr(masking_utils, name)
+            setattr(masking_utils, name, state)
+        state.passes[thread] += 1
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.passes[thread] -= 1
+            if not state.passes.total():
+                setattr(masking_utils, name, state.plain)

@@ -65,8 +65,8 @@ def linear_layers(
 ) -> Tensor:
     """Sketch of linear layers that read one input: weights and biases named in the order of their gradients.
 
-    a [..., I], or, if `transformed`, float32 [T, K] from `transformed_input`; gradients [..., O] of the layers' outputs;
-    segments int64 [B, 2] on the CPU.
+    a [..., I], or, if `transformed`, float32 [T, K] from `transformed_input`; gradients [..., O] of the layers'
+    outputs; segments int64 [B, 2] on the CPU.
     """
     sketch, out = _sketch(spec), _zeros(segments, spec, gradients[0])
     parts = []
@@ -91,8 +91,8 @@ def norm_layer(
 ) -> Tensor:
     """Sketch of a norm from its input and the gradient of its output, both [..., d].
 
-    norm "rms" or "layer": the formula of x_hat. "given": x is x_hat already. A norm may run once a head, before or after
-    heads and positions change places, so a sample is all of its rows; padding has no gradient.
+    norm "rms" or "layer": the formula of x_hat. "given": x is x_hat already. A norm may run once a head, before or
+    after heads and positions change places, so a sample is all of its rows; padding has no gradient.
     """
     sketch, out = _sketch(spec), _zeros(segments, spec, gradient)
     e, samples = rows(gradient), len(segments)

@@ -101,7 +101,9 @@ class NormOutput(torch.autograd.Function):
     """The output of a norm layer as it is; x is the layer's input, or x_hat where no formula is known."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, probe: Tensor, x: Tensor, segments: Tensor, tap: Tap, spec: str) -> Tensor:
+    def forward(
+        ctx, output: Tensor, probe: Tensor, x: Tensor, segments: Tensor, tap: Tap, spec: str
+    ) -> Tensor:
         ctx.tap, ctx.spec, ctx.home = tap, spec, probe.device
         ctx.save_for_backward(x, segments)
         return output.detach()
@@ -122,7 +124,14 @@ class LookedUp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, output: Tensor, probe: Tensor, ids: Tensor, segments: Tensor, tap: Tap, padding_idx: int, spec: str
+        ctx,
+        output: Tensor,
+        probe: Tensor,
+        ids: Tensor,
+        segments: Tensor,
+        tap: Tap,
+        padding_idx: int,
+        spec: str,
     ) -> Tensor:
         ctx.tap, ctx.padding_idx, ctx.spec, ctx.home = tap, padding_idx, spec, probe.device
         ctx.vocabulary = tap.module.weight.shape[0]
@@ -190,7 +199,7 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
     sketch, text = layer_sketch(spec), layer_ops.spec_text(spec)
     seen: list[tuple[Tap, Tensor, int]] = []
 
-    def watch(tap: Tap):
+    def watch(tap: Tap) -> Callable:
         def hook(module, args, kwargs, output):
             source = _first(args, kwargs)
             seen.append((tap, source, source._version))
@@ -256,10 +265,9 @@ class ProbedModel:
         self.taps, self.spec = list(taps), layer_ops.spec_text(spec)
         self._hooks: list[tuple[nn.Module, Callable]] = []
         self._embeddings: list[_EmbeddingTap] = []
-        for group in find_groups(model, taps, spec):
-            key = object()
+        for number, group in enumerate(find_groups(model, taps, spec)):
             for slot, tap in enumerate(group.taps):
-                self._hooks.append((tap.module, self._linear_hook(group, key, slot, tap)))
+                self._hooks.append((tap.module, self._linear_hook(group, number, slot, tap)))
         for tap in taps:
             if tap.kind == NORM:
                 self._hooks.append((tap.module, self._norm_hook(tap)))
@@ -273,7 +281,7 @@ class ProbedModel:
         segments: the rows of the flattened [B * T] batch in which a sample's gradient can differ from zero.
         """
         self._probe, self._segments, self._length = probe, segments, length
-        self._open: dict[object, tuple[Tensor, int, list[Tensor | None]]] = {}
+        self._open: dict[int, tuple[Tensor, int, list[Tensor | None]] | None] = {}
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
@@ -296,7 +304,7 @@ class ProbedModel:
                 handle.remove()
             self.end()
 
-    def _linear_hook(self, group: Group, key: object, slot: int, tap: Tap):
+    def _linear_hook(self, group: Group, number: int, slot: int, tap: Tap) -> Callable:
         def hook(module, args, kwargs, output: Tensor) -> Tensor | None:
             if not output.requires_grad:
                 return None
@@ -307,14 +315,14 @@ class ProbedModel:
                     f"layer {tap.path!r} saw an input of shape {tuple(x.shape)} for a batch of {batch} x {length} "
                     f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
                 )
-            return LayerOutput.apply(output, self._place(group, key, slot, x, output.device))
+            return LayerOutput.apply(output, self._place(group, number, slot, x, output.device))
 
         return hook
 
-    def _place(self, group: Group, key: object, slot: int, x: Tensor, device: torch.device) -> Tensor:
+    def _place(self, group: Group, number: int, slot: int, x: Tensor, device: torch.device) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
         version = _version(x)
-        known = self._open.get(key)
+        known = self._open.get(number)
         if known is None or known[0] is not x or known[1] != version or known[2][slot] is None:
             # A device map may leave it to the layer to fetch its input.
             source = x.detach().to(device)
@@ -322,10 +330,10 @@ class ProbedModel:
         places = known[2]
         place, places[slot] = places[slot], None
         # The input is held until the last layer has read it, no longer.
-        self._open[key] = known if any(p is not None for p in places) else None
+        self._open[number] = known if any(p is not None for p in places) else None
         return place
 
-    def _norm_hook(self, tap: Tap):
+    def _norm_hook(self, tap: Tap) -> Callable:
         def hook(module, args, kwargs, output: Tensor) -> Tensor | None:
             if not output.requires_grad:
                 return None

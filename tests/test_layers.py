@@ -44,6 +44,7 @@ FLOORS = {
     "taps": 4,
     "layer_ops": 4,
     "probe": 4,
+    "compiled": 4,
     "head": 4,
     "gradients": 4,
     "similarity": 4,

@@ -1,0 +1,261 @@
+"""The sketch as the gradient of a probe: one graph, shared inputs, layers left as they are, samples told apart."""
+
+import threading
+
+import pytest
+import torch
+import transformers
+from test_gradients import CONFIGS, SPEC, autograd_sketch, build, pad, samples
+
+from gvendi_fast.attention import never_packed
+from gvendi_fast.compiled import LEAST_TOKENS, CompileError, choose_compile, why_no_compiler
+from gvendi_fast.errors import GvendiError
+from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.probe import ProbedModel, find_groups
+from gvendi_fast.taps import EMBEDDING, NORM, find_taps
+
+# One summation order against another in float32.
+SAME = 1e-6
+
+
+def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def one_layer(name: str) -> torch.nn.Module:
+    """A model of one layer, which compiles in a fraction of the time."""
+    config_class, values = CONFIGS[name]
+    layers = {"n_layer": 1} if "n_layer" in values else {"num_hidden_layers": 1}
+    torch.manual_seed(1)
+    config = getattr(transformers, config_class)(**{**values, **layers, "bos_token_id": 1, "eos_token_id": 2})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """torch.compile with the graph's own operators, counting graphs; the caches of compilers empty before and after."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter, plain = CompileCounterWithBackend("aot_eager"), torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda run, **options: plain(run, backend=counter, **options))
+    yield counter
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "llama_untied", "gemma2", "gpt2"])
+def test_compiled_pass_is_one_graph_for_batches_of_every_shape(name, graphs):
+    model = one_layer(name)
+    eager, compiled = GradientSketcher(model, SPEC), GradientSketcher(model, SPEC, compile=True)
+    rows = samples()
+    for batch in (rows, rows[:3], rows[2:4]):
+        wanted, got = eager.sketch(*pad(batch)), compiled.sketch(*pad(batch))
+        assert relative(got.z, wanted.z) <= SAME
+        assert torch.allclose(got.loss, wanted.loss, rtol=SAME)
+    # Dynamo also hands over graphs without nodes.
+    (graph,) = (graph.graph for graph in graphs.graphs if len(graph.graph.nodes))
+    # One node for an embedding or a norm, one for each input, one for each linear layer, one for the head.
+    nodes = sum("autograd_function_apply" in str(node.target) for node in graph.nodes)
+    groups = find_groups(model, find_taps(model).taps, SPEC)
+    others = sum(tap.kind in (EMBEDDING, NORM) for tap in find_taps(model).taps)
+    layers = [tap for group in groups for tap in group.taps if tap.path != "lm_head"]
+    assert nodes == others + sum(g.path != "lm_head" for g in groups) + len(layers) + 1
+    # A sample by itself is no reason to compile again.
+    before = graphs.frame_count
+    assert relative(compiled.sketch(*pad(rows[:1])).z, eager.sketch(*pad(rows[:1])).z) <= SAME
+    assert graphs.frame_count == before
+
+
+@pytest.mark.skipif(
+    why_no_compiler(torch.device("cpu")) is not None, reason="torch.compile needs a C++ compiler"
+)
+def test_inductor_gives_the_eager_sketch():
+    torch._dynamo.reset()
+    model = one_layer("qwen2_tied")
+    batch = pad(samples())
+    got = GradientSketcher(model, SPEC, compile=True).sketch(*batch)
+    torch._dynamo.reset()
+    wanted = GradientSketcher(model, SPEC).sketch(*batch)
+    assert relative(got.z, wanted.z) <= SAME
+    assert torch.allclose(got.loss, wanted.loss, rtol=SAME)
+
+
+def test_a_pass_that_cannot_be_compiled_says_why_and_what_helps(graphs):
+    model = one_layer("qwen2_tied")
+    sketcher = GradientSketcher(model, SPEC, compile=True)
+    model.model.norm.register_forward_hook(lambda m, a, out: out if bool((out != 0).all()) else None)
+    with pytest.raises(CompileError, match=r"cannot be compiled .*--compile off"):
+        sketcher.sketch(*pad(samples()))
+    assert not any(m._forward_hooks for m in model.modules() if m is not model.model.norm)
+
+
+def test_layers_that_read_one_input_share_its_transform():
+    model = build("qwen2_tied")
+    groups = find_groups(model, find_taps(model).taps, SPEC)
+    named = [[tap.path.split(".")[-1] for tap in group.taps] for group in groups]
+    assert named == 2 * [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ] + [["lm_head"]]
+    # What is kept of an input that is wider than K is its transform.
+    wide = build("llama_wide")
+    kept = {g.path.split(".")[-1]: g.transform for g in find_groups(wide, find_taps(wide).taps, SPEC)}
+    assert kept == {"q_proj": False, "o_proj": False, "gate_proj": False, "down_proj": True, "lm_head": False}
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "gpt2", "phi_biased_head"])
+def test_training_under_the_probe_has_its_own_gradients_and_every_sample_s_sketch(name):
+    model = build(name).requires_grad_(True)
+    rows = samples()
+    ids, labels, mask = pad(rows)
+    # Learned positions are looked up for every sample.
+    places = {"position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
+    plain = model(input_ids=ids, labels=labels, attention_mask=mask, **places).loss
+    plain.backward()
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    layout = find_taps(model)
+    probed = ProbedModel(model, layout.taps, SPEC)
+    probe = torch.zeros(len(rows), SPEC.dim, requires_grad=True)
+    starts = torch.arange(len(rows)) * ids.shape[1]
+    with probed.attached():
+        probed.begin(probe, torch.stack([starts, starts + ids.shape[1]], dim=1), ids.shape[1])
+        loss = model(input_ids=ids, labels=labels, attention_mask=mask, **places).loss
+        probed.end()
+        loss.backward()
+    assert torch.equal(loss, plain)
+    assert all(torch.equal(p.grad, wanted[n]) for n, p in model.named_parameters())
+    sketcher = GradientSketcher(model, SPEC)
+    targets = int((labels[:, 1:] != -100).sum())
+    for i, (row_ids, row_labels) in enumerate(rows):
+        # The model's loss is the mean over the targets of all samples.
+        alone, _ = autograd_sketch(model, sketcher, row_ids, row_labels)
+        assert relative(probe.grad[i] * targets, alone) <= 1e-5
+
+
+def test_an_input_that_is_changed_after_the_layer_read_it_is_refused_by_name():
+    model = build("llama_untied")
+    layer = model.model.layers[1].mlp
+
+    def forward(x):
+        gate = layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x)
+        with torch.no_grad():
+            x.mul_(2)
+        return layer.down_proj(gate)
+
+    layer.forward = forward
+    sketcher = GradientSketcher(model, SPEC)
+    with pytest.raises(GvendiError, match=r"layers\.1\.mlp\.gate_proj.* changed in place"):
+        sketcher(*pad(samples()))
+    del layer.forward
+
+
+def test_an_output_may_be_changed_in_place():
+    model = build("opt")
+    for block in model.model.decoder.layers:
+        block.activation_fn = torch.nn.ReLU(inplace=True)
+    sketcher = GradientSketcher(model, SPEC)
+    ids, labels = samples()[0]
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    assert relative(sketcher(ids[None], labels[None])[0], wanted) <= 1e-5
+
+
+def test_a_layer_that_runs_twice_adds_both_gradients():
+    model = build("llama_untied")
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda x: mlp.down_proj(
+        mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x) + mlp.gate_proj(2 * x)
+    )
+    sketcher = GradientSketcher(model, SPEC)
+    ids, labels = samples()[0]
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    assert relative(sketcher(ids[None], labels[None])[0], wanted) <= 1e-5
+    del mlp.forward
+
+
+@pytest.mark.parametrize("where", ["layer", "norm"])
+def test_samples_that_cannot_be_told_apart_are_refused_by_name(where):
+    model = build("llama_untied")
+    block = model.model.layers[1]
+    part = block.mlp.gate_proj if where == "layer" else block.post_attention_layernorm
+    holder, name = (block.mlp, "gate_proj") if where == "layer" else (block, "post_attention_layernorm")
+    wrapped = torch.nn.Identity()
+    # One sample of the batch comes twice.
+    wrapped.inner, wrapped.forward = part, lambda x: part(torch.cat([x, x[:1]]))[: len(x)]
+    setattr(holder, name, wrapped)
+    sketcher = GradientSketcher(model, SPEC)
+    with pytest.raises(GvendiError, match=r"saw an input of shape \(6, 23, 32\)"):
+        sketcher(*pad(samples()))
+
+
+class Move(torch.autograd.Function):
+    """A tensor's place taken by one on another device, there and back; meta tensors have no values to copy."""
+
+    @staticmethod
+    def forward(ctx, x, device):
+        ctx.home = x.device
+        return torch.zeros(x.shape, dtype=x.dtype, device=device)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros(gradient.shape, dtype=gradient.dtype, device=ctx.home), None
+
+
+def test_a_model_on_two_devices_has_its_sketches_on_the_first():
+    model = build("llama_untied")
+    sketcher = GradientSketcher(model, SPEC)
+    # As a device map would: the embedding and a layer here, the rest there.
+    for part in (model.model.embed_tokens, model.model.rotary_emb, model.model.layers[0]):
+        part.to("meta")
+
+    def bring(module, args, kwargs):
+        def moved(x):
+            if isinstance(x, tuple):
+                return tuple(map(moved, x))
+            return Move.apply(x, "cpu") if isinstance(x, torch.Tensor) else x
+
+        return moved(args), {name: moved(x) for name, x in kwargs.items()}
+
+    model.model.layers[1].register_forward_pre_hook(bring, with_kwargs=True)
+    got = sketcher.sketch(*pad(samples()))
+    assert (got.z.device.type, got.loss.device.type, got.tokens.device.type) == ("meta",) * 3
+    assert got.z.shape == (5, SPEC.dim)
+
+
+def test_batches_are_never_taken_for_packed_ones(monkeypatch):
+    from transformers import masking_utils
+
+    looked = []
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda ids: looked.append(ids))
+    plain = masking_utils.find_packed_sequence_indices
+    sketcher = GradientSketcher(build("qwen2_tied"), SPEC)
+    looked.clear()
+    sketcher(*pad(samples()))
+    assert not looked
+    assert masking_utils.find_packed_sequence_indices is plain
+    with never_packed(), never_packed():
+        assert masking_utils.find_packed_sequence_indices(1) is None
+        # Another thread's batches may be packed.
+        other = threading.Thread(target=lambda: masking_utils.find_packed_sequence_indices(2))
+        other.start()
+        other.join()
+    assert looked == [2]
+    assert masking_utils.find_packed_sequence_indices is plain
+
+
+def test_compiling_is_chosen_where_it_pays(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: None)
+    assert choose_compile("auto", cpu, 1 << 40)[0] is False
+    assert choose_compile("auto", gpu, LEAST_TOKENS - 1)[0] is False
+    assert choose_compile("auto", gpu, LEAST_TOKENS)[0] is True
+    assert choose_compile("on", cpu, 1)[0] is True
+    assert choose_compile("off", gpu, 1 << 40)[0] is False
+    with pytest.raises(GvendiError, match="compile='yes' is unknown"):
+        choose_compile("yes", cpu, 1)
+    monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: "no compiler")
+    assert choose_compile("auto", gpu, LEAST_TOKENS) == (False, "no compiler")
+    with pytest.raises(GvendiError, match="no compiler; leave it out"):
+        choose_compile("on", cpu, 1)
