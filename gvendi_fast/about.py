@@ -10,6 +10,7 @@ import torch
 from gvendi_fast._version import __version__
 from gvendi_fast.attention import resolve_attention
 from gvendi_fast.backends import choose, explain, operations, requested
+from gvendi_fast.compiled import LEAST_TOKENS, choose_compile, why_no_compiler
 from gvendi_fast.proxy import resolve_dtype
 
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "pyarrow", "triton")
@@ -29,6 +30,8 @@ def describe() -> dict[str, str]:
     lines["--dtype auto"] = f"{str(dtype).removeprefix('torch.')} ({reason})"
     attention, why = resolve_attention(None, device, dtype)
     lines["--attention auto"] = f"{attention} ({why})"
+    missing = why_no_compiler(device)
+    lines["--compile auto"] = f"never ({missing})" if missing else choose_compile("auto", device, LEAST_TOKENS)[1]
     lines |= {f"backend {name}": status for name, status in explain().items()}
     lines |= operation_lines(device, dtype)
     if requested():

@@ -7,12 +7,13 @@ leaves out the cap that Gemma 2 puts on attention scores) sdpa is refused.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -96,42 +97,57 @@ def _supports(config: PretrainedConfig, flag: str) -> bool:
     return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], flag, False))
 
 
-class _NeverPacked:
-    """Stands in for transformers' function while threads run passes of ours; one object, so that compilers know it."""
+class _Answered:
+    """A function of transformers that has one answer while threads run passes of ours, and is itself for all others.
 
-    def __init__(self) -> None:
-        self.lock, self.passes, self.plain = threading.Lock(), Counter(), None
+    One object for all passes, so that a compiler knows it again.
+    """
 
-    def __call__(self, position_ids: torch.Tensor) -> torch.Tensor | None:
-        ours = torch.compiler.is_compiling() or self.passes[threading.get_ident()] > 0
-        return None if ours else self.plain(position_ids)
+    def __init__(self, module: str, name: str, answer: bool | None) -> None:
+        self.module, self.name, self.answer = module, name, answer
+        self.passes: Counter[int] = Counter()
+        self.plain: Callable[..., Any] | None = None
+
+    def __call__(self, *args, **kwargs) -> Any:
+        if torch.compiler.is_compiling() or self.passes[threading.get_ident()] > 0:
+            return self.answer
+        return self.plain(*args, **kwargs)
+
+    def enter(self) -> None:
+        """One more pass in this thread."""
+        module = importlib.import_module(self.module)
+        with _lock:
+            # Earlier versions of transformers lack one of them.
+            if not self.passes.total() and hasattr(module, self.name):
+                self.plain = getattr(module, self.name)
+                setattr(module, self.name, self)
+            self.passes[threading.get_ident()] += 1
+
+    def leave(self) -> None:
+        """One pass less; the last one puts the function back."""
+        with _lock:
+            self.passes -= Counter([threading.get_ident()])
+            if not self.passes and self.plain is not None:
+                setattr(importlib.import_module(self.module), self.name, self.plain)
+                self.plain = None
 
 
-_never_packed = _NeverPacked()
+_lock = threading.Lock()
+_LOOKS = (
+    _Answered("transformers.masking_utils", "find_packed_sequence_indices", None),
+    _Answered("transformers.modeling_flash_attention_utils", "_is_packed_sequence", False),
+)
 
 
 @contextmanager
 def never_packed() -> Iterator[None]:
-    """transformers without its look for several sequences in one row of a batch, in this thread: ours hold one each.
+    """transformers without its looks for several sequences in one row of a batch, in this thread: ours hold one each.
 
-    It would read position ids from the GPU once a forward pass, and wait for it. A compiler, which cannot read, would
-    take every batch for a packed one and build masks [B, 1, T, T] for it.
+    They read position ids from the GPU and wait for it: one once a pass, the other, with flash-attn and a batch of one,
+    in every layer. A compiler, which cannot read, would take every batch for a packed one and build masks [B, 1, T, T].
     """
-    from transformers import masking_utils
-
-    name, state, thread = "find_packed_sequence_indices", _never_packed, threading.get_ident()
-    if not hasattr(masking_utils, name):
+    with ExitStack() as stack:
+        for look in _LOOKS:
+            look.enter()
+            stack.callback(look.leave)
         yield
-        return
-    with state.lock:
-        if not state.passes.total():
-            state.plain = getattr(masking_utils, name)
-            setattr(masking_utils, name, state)
-        state.passes[thread] += 1
-    try:
-        yield
-    finally:
-        with state.lock:
-            state.passes[thread] -= 1
-            if not state.passes.total():
-                setattr(masking_utils, name, state.plain)

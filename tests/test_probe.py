@@ -245,6 +245,17 @@ def test_batches_are_never_taken_for_packed_ones(monkeypatch):
     assert masking_utils.find_packed_sequence_indices is plain
 
 
+def test_flash_attention_does_not_read_the_positions_of_a_batch_of_one():
+    from transformers import modeling_flash_attention_utils as flash
+
+    plain, positions = flash._is_packed_sequence, torch.arange(5, device="meta")[None]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(plain(positions, 1))
+    with never_packed():
+        assert flash._is_packed_sequence(positions, 1) is False
+    assert flash._is_packed_sequence is plain
+
+
 def test_compiling_is_chosen_where_it_pays(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: None)
