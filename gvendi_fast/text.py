@@ -239,10 +239,11 @@ def _supervised(encoding: Any, piece: _Piece) -> np.ndarray:
 
 
 def batches(samples: Sequence[Sample], batch_tokens: int) -> Iterator[list[Sample]]:
-    """Samples of similar length together, longest first, ties by row; the same samples give the same batches.
+    """Samples of similar length together, longest first, ties by row, then as given.
 
-    A batch's padded size (longest length times rows) stays within `batch_tokens`; a sample that is longer alone forms
-    a batch of its own. A batch of 8192 padded tokens or more takes no sample that makes more than 1/16 of it padding.
+    The same samples, of one work unit or of several, give the same batches. A batch's padded size (longest length
+    times rows) stays within `batch_tokens`; a sample that is longer alone forms a batch of its own. A batch of 8192
+    padded tokens or more takes no sample that makes more than 1/16 of it padding.
     Raises GvendiError for a budget below 1.
     """
     if batch_tokens < 1:

@@ -1,4 +1,4 @@
-"""A work unit while its batches come in: results put into input order, unusable gradients refused, the part written."""
+"""Work units while their batches come in: results put into input order, unusable gradients refused, parts written."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ class UnitSketches:
         self._loss = np.zeros(len(samples), np.float32)
         self._tokens = np.zeros(len(samples), np.int32)
 
-    def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
-        """Store a batch's (z [B, K], loss [B], tokens [B]), waiting for them where they are under way."""
-        where = [self._place[sample.row] for sample in batch]
-        z, loss, tokens = (x.numpy() for x in fetched.wait())
+    def take(self, samples: Sequence[Sample], z: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
+        """Store the results of some of the unit's samples: z [B, K], loss [B], tokens [B]."""
+        where = [self._place[sample.row] for sample in samples]
         self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
-        self.missing -= len(batch)
+        self.missing -= len(samples)
 
     def write(self, run: RunDirectory) -> int:
         """Write the part; returns how many samples had no usable gradient."""
@@ -57,3 +56,28 @@ class UnitSketches:
             rejected=[*self.refused, *bad],
         )
         return len(bad)
+
+
+class UnitsTogether:
+    """Units whose samples share batches: each result goes to its own unit, each unit is handed out when it is whole."""
+
+    def __init__(self, units: Sequence[UnitSketches]) -> None:
+        self._open = list(units)
+        self._owner = {id(sample): unit for unit in units for sample in unit.samples}
+        self.samples = [sample for unit in units for sample in unit.samples]
+
+    def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
+        """Store a batch's (z [B, K], loss [B], tokens [B]), waiting for them where they are under way."""
+        z, loss, tokens = (x.numpy() for x in fetched.wait())
+        shares: dict[int, list[int]] = {}
+        for place, sample in enumerate(batch):
+            shares.setdefault(id(self._owner[id(sample)]), []).append(place)
+        for places in shares.values():
+            unit = self._owner[id(batch[places[0]])]
+            unit.take([batch[i] for i in places], z[places], loss[places], tokens[places])
+
+    def finished(self) -> list[UnitSketches]:
+        """The units that miss no result any more and were not handed out yet, in input order."""
+        done = [unit for unit in self._open if unit.missing == 0]
+        self._open = [unit for unit in self._open if unit.missing]
+        return done

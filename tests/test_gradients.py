@@ -49,8 +49,8 @@ BOTH_KINDS = pytest.mark.parametrize(
 FP32_RELATIVE = 1e-5
 
 
-def build(name: str) -> torch.nn.Module:
-    config_class, values = CONFIGS[name]
+def build(name: str, configs: dict[str, tuple[str, dict]] = CONFIGS) -> torch.nn.Module:
+    config_class, values = configs[name]
     torch.manual_seed(1)
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     model = transformers.AutoModelForCausalLM.from_config(

@@ -212,7 +212,14 @@ def test_other_settings_are_refused_with_both_values(proxy, tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"batch_tokens": 0}, {"limit": 0}, {"unit_rows": -1}, {"max_rejected": -1}, {"max_rejected": 1.5}],
+    [
+        {"batch_tokens": 0},
+        {"limit": 0},
+        {"unit_rows": -1},
+        {"rows_together": 0},
+        {"max_rejected": -1},
+        {"max_rejected": 1.5},
+    ],
 )
 def test_bad_settings_are_refused_by_name(bad):
     with pytest.raises(GvendiError, match=next(iter(bad))):
