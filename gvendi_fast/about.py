@@ -31,7 +31,9 @@ def describe() -> dict[str, str]:
     attention, why = resolve_attention(None, device, dtype)
     lines["--attention auto"] = f"{attention} ({why})"
     missing = why_no_compiler(device)
-    lines["--compile auto"] = f"never ({missing})" if missing else choose_compile("auto", device, LEAST_TOKENS)[1]
+    lines["--compile auto"] = (
+        f"never ({missing})" if missing else choose_compile("auto", device, LEAST_TOKENS)[1]
+    )
     lines |= {f"backend {name}": status for name, status in explain().items()}
     lines |= operation_lines(device, dtype)
     if requested():

@@ -12,9 +12,9 @@ from gvendi_fast.gradients import GradientSketcher, Sketches
 from gvendi_fast.text import Sample, collate
 
 CPU_BATCH_TOKENS = 2048
-# Tokens of the trial batches and of each of their rows.
+# Tokens of the trial batches and of each of their rows, of which there are at least two: one alone is not compiled.
 TRIALS = (1024, 4096)
-TRIAL_LENGTH = 1024
+TRIAL_LENGTH = 512
 # Share of the free memory that batches may take: padding, attention and the allocator's fragments grow with the batch
 # in ways that two trials do not show.
 MEMORY_SHARE = 0.6

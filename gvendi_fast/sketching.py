@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from gvendi_fast.compiled import CompileError, choose_compile
 from gvendi_fast.corpus import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
@@ -30,6 +34,10 @@ from gvendi_fast.unit_sketches import UnitSketches, UnitsTogether
 # Changes whenever the same settings would give other sketches than before.
 FORMAT = 1
 DEFAULT_MAX_TOKENS = 4096
+# Of a trial's samples, by which the pass is compiled for every length.
+TRIAL_TOKENS = 64
+# English text; only for the choice of compiling.
+BYTES_A_TOKEN = 4
 # Units share batches on a GPU until they have this many rows or tokens. The 7,473 rows of GSM8K make 148 batches of
 # 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
 # bound long rows: 34 MB of ids and labels, twice with the group that is tokenised ahead. A kill loses one group.
@@ -38,7 +46,7 @@ ROWS_TOGETHER, TOKENS_TOGETHER = 8192, 1 << 22
 
 @dataclass(frozen=True)
 class Settings:
-    """How a corpus is sketched. All but the sizes of batches and units and `max_rejected` decide the sketches.
+    """How a corpus is sketched. Sizes of batches and units, `max_rejected` and `compile` do not decide the sketches.
 
     spec: dimension, kind and seed of the sketch. fields: names of the row's fields. max_tokens: longest sequence
     (None: what the proxy can read, at most 4096). batch_tokens: padded tokens of one batch
@@ -47,6 +55,7 @@ class Settings:
     resumed as a whole. rows_together: units share batches until they have that many rows (None: 8192 on a GPU, and
     one unit at a time on a CPU). max_rejected: rejected rows at which the run ends with an error, an int for a count
     or a float below 1 for a share of all rows; None for no limit. exclude: patterns of parameters to leave out.
+    compile: "auto", "on" or "off", see `compiled.choose_compile`.
     """
 
     spec: SketchSpec = field(default_factory=SketchSpec)
@@ -59,6 +68,7 @@ class Settings:
     rows_together: int | None = None
     max_rejected: int | float | None = None
     exclude: tuple[str, ...] = ()
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens"):
@@ -120,6 +130,7 @@ def sketch_corpus(
     """
     settings, progress = settings or Settings(), progress or Silent()
     manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
+    is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     sketcher = GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude)
     limit = _longest(proxy, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask)
@@ -127,11 +138,14 @@ def sketch_corpus(
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
     rejected = sum(1 for _ in run.rejected())
-    # The trial batch of a GPU's budget is for nothing where all is done.
-    batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
     try:
         _check_rejects(rejected, allowed, run)
+        if is_compiled and todo:
+            progress.note("compiling the proxy's pass, once; a large model takes minutes")
+            sketcher = _compiled(sketcher, settings)
+        # The trial batch of a GPU's budget is for nothing where all is done.
+        batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
         on_gpu = proxy.device.type == "cuda"
         rows = settings.rows_together or (ROWS_TOGETHER if on_gpu else 1)
         groups = _ahead(_together(manifest, todo, encoder, sketcher.spec.dim, rows))
@@ -151,11 +165,31 @@ def sketch_corpus(
     return run
 
 
+def _about_tokens(manifest: Manifest) -> int:
+    """About how many tokens a corpus has, by the size of its files; too few where these are packed."""
+    return sum(file.size for file in manifest.files) // BYTES_A_TOKEN
+
+
+def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
+    """The sketcher with its pass compiled; the one given, with a warning, where that fails and nobody asked for it."""
+    compiled = GradientSketcher(sketcher.model, sketcher.spec, exclude=settings.exclude, compile=True)
+    positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_TOKENS
+    trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
+    try:
+        compiled(trial, trial)
+    except CompileError as error:
+        if settings.compile == "on":
+            raise
+        warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
+        return sketcher
+    return compiled
+
+
 def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
     """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
 
-    Device, backend and attention are left out: they change the rounding alone, so that a run which began on one
-    machine may go on on another.
+    Device, backend, attention and compiling are left out: they change the rounding alone, so that a run which began
+    on one machine may go on on another.
     """
     local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)

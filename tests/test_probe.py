@@ -1,6 +1,7 @@
 """The sketch as the gradient of a probe: one graph, shared inputs, layers left as they are, samples told apart."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from gvendi_fast.compiled import LEAST_TOKENS, CompileError, choose_compile, why
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.probe import ProbedModel, find_groups
+from gvendi_fast.proxy import load_proxy
+from gvendi_fast.sketching import Settings, sketch_corpus
 from gvendi_fast.taps import EMBEDDING, NORM, find_taps
 
 # One summation order against another in float32.
@@ -270,3 +273,37 @@ def test_compiling_is_chosen_where_it_pays(monkeypatch):
     assert choose_compile("auto", gpu, LEAST_TOKENS) == (False, "no compiler")
     with pytest.raises(GvendiError, match="no compiler; leave it out"):
         choose_compile("on", cpu, 1)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"prompt": "{i} and {i}", "completion": "are {2 * i}"}}\n' for i in range(20)))
+    return path
+
+
+def test_a_run_with_a_compiled_pass_has_the_same_sketches(graphs, corpus, tmp_path):
+    proxy, settings = load_proxy("tiny", dtype="float32"), Settings(SPEC, unit_rows=8, compile="off")
+    plain = sketch_corpus(corpus, tmp_path / "plain", proxy, settings)
+    compiled = sketch_corpus(corpus, tmp_path / "compiled", proxy, replace(settings, compile="on"))
+    assert graphs.frame_count > 0
+    for wanted, got in zip(plain.iterate(), compiled.iterate(), strict=True):
+        assert relative(torch.tensor(got.sketches), torch.tensor(wanted.sketches)) <= SAME
+
+
+def test_a_pass_that_cannot_be_compiled_ends_the_run_only_if_asked_for(monkeypatch, corpus, tmp_path):
+    def refuse(run):
+        def call(*args):
+            raise CompileError("no graph")
+
+        return call
+
+    monkeypatch.setattr("gvendi_fast.gradients.compile_pass", refuse)
+    monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: None)
+    proxy = load_proxy("tiny", dtype="float32")
+    with pytest.raises(CompileError, match="no graph"):
+        sketch_corpus(corpus, tmp_path / "asked", proxy, Settings(SPEC, compile="on"))
+    monkeypatch.setattr("gvendi_fast.sketching.choose_compile", lambda *_: (True, "a long corpus"))
+    with pytest.warns(RuntimeWarning, match="no graph; the run goes on without it"):
+        run = sketch_corpus(corpus, tmp_path / "auto", proxy, Settings(SPEC))
+    assert run.units_done == 1
