@@ -111,6 +111,26 @@ def test_sketching_against_training(benchmark, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
+def test_compiled_sketching_against_eager(benchmark, shape, dtype):
+    """The compiled pass beside the eager one and a training step; what the compiler took stands beside it."""
+    model, ids = build(shape, DTYPES[dtype])
+    model.requires_grad_(True)
+    eager, compiled = (GradientSketcher(model, SketchSpec(), compile=on) for on in (False, True))
+    benchmark.extra_info.update(shape=shape, dtype=dtype, batch=ids.shape[0], length=ids.shape[1])
+    benchmark.extra_info["seconds of the compiler"] = seconds(lambda: compiled(ids, ids))
+    # A fast wrong sketch is none.
+    cosine = torch.cosine_similarity(compiled(ids, ids).double(), eager(ids, ids).double()).min()
+    benchmark.extra_info["smallest cosine to the eager sketch"] = float(cosine)
+    assert cosine > (1 - 1e-6 if dtype == "fp32" else 0.99)
+    take_turns(
+        benchmark,
+        lambda: compiled(ids, ids),
+        {"eager sketch": lambda: eager(ids, ids), "training step": lambda: training_step(model, ids)},
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_sketching_against_batch_1_autograd_and_countsketch(benchmark, shape, dtype):
     model, ids = build(shape, DTYPES[dtype])
     sketcher, peer = GradientSketcher(model, SketchSpec()), CountSketchPeer(model)

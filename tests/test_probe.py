@@ -63,6 +63,10 @@ def test_compiled_pass_is_one_graph_for_batches_of_every_shape(name, graphs):
     others = sum(tap.kind in (EMBEDDING, NORM) for tap in find_taps(model).taps)
     layers = [tap for group in groups for tap in group.taps if tap.path != "lm_head"]
     assert nodes == others + sum(g.path != "lm_head" for g in groups) + len(layers) + 1
+    # Causal without a mask of all pairs of tokens, where PyTorch's attention is used.
+    attention = [n for n in graph.nodes if "scaled_dot_product_attention" in str(n.target)]
+    assert len(attention) == (model.config._attn_implementation == "sdpa")
+    assert all(n.kwargs["attn_mask"] is None and n.kwargs["is_causal"] for n in attention)
     # A sample by itself is no reason to compile again.
     before = graphs.frame_count
     assert relative(compiled.sketch(*pad(rows[:1])).z, eager.sketch(*pad(rows[:1])).z) <= SAME
