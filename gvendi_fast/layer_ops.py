@@ -8,12 +8,26 @@ device of the gradients; what `sketches` does with them is unchanged.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.sketches import HadamardSketch, RademacherSketch, layer_sketch
+
+
+def _operator(schema: str) -> Callable:
+    """Makes an operator of a function. No gradient passes through one: nodes of `probe` call them."""
+
+    def register(function: Callable) -> Callable:
+        name = f"gvendi::{function.__name__}"
+        torch.library.define(name, schema)
+        # `torch.library.custom_op` would check and wrap every call, for longer than a small layer takes.
+        torch.library.impl(name, "default", function)
+        return function
+
+    return register
 
 
 def spec_text(spec: SketchSpec) -> str:
@@ -41,19 +55,21 @@ def _zeros(segments: Tensor, spec: str, like: Tensor) -> Tensor:
     return _empty(segments, spec, like).zero_()
 
 
-@torch.library.custom_op("gvendi::transformed_input", mutates_args=())
+@_operator("(Tensor a, str parameter, str spec) -> Tensor")
 def transformed_input(a: Tensor, parameter: str, spec: str) -> Tensor:
     """H S_i a, float32 [T, K]: what is kept of an input [..., I] that is wider than K."""
     return _sketch(spec).transform(parameter, rows(a))
 
 
-@transformed_input.register_fake
+@torch.library.register_fake("gvendi::transformed_input")
 def _(a: Tensor, parameter: str, spec: str) -> Tensor:
     count = a.numel() // a.shape[-1]
     return a.new_empty((count, _sketch(spec).spec.dim), dtype=torch.float32)
 
 
-@torch.library.custom_op("gvendi::linear_layers", mutates_args=())
+@_operator(
+    "(Tensor a, bool transformed, Tensor[] gradients, Tensor segments, str weights, str biases, str spec) -> Tensor"
+)
 def linear_layers(
     a: Tensor,
     transformed: bool,
@@ -80,12 +96,14 @@ def linear_layers(
     return out
 
 
-@linear_layers.register_fake
+@torch.library.register_fake("gvendi::linear_layers")
 def _(a, transformed, gradients, segments, weights, biases, spec) -> Tensor:
     return _empty(segments, spec, gradients[0])
 
 
-@torch.library.custom_op("gvendi::norm_layer", mutates_args=())
+@_operator(
+    "(Tensor x, Tensor gradient, Tensor segments, str weight, str bias, str norm, float eps, str spec) -> Tensor"
+)
 def norm_layer(
     x: Tensor, gradient: Tensor, segments: Tensor, weight: str, bias: str, norm: str, eps: float, spec: str
 ) -> Tensor:
@@ -107,12 +125,14 @@ def norm_layer(
     return out
 
 
-@norm_layer.register_fake
+@torch.library.register_fake("gvendi::norm_layer")
 def _(x, gradient, segments, weight, bias, norm, eps, spec) -> Tensor:
     return _empty(segments, spec, gradient)
 
 
-@torch.library.custom_op("gvendi::embedding_layer", mutates_args=())
+@_operator(
+    "(Tensor ids, Tensor gradient, Tensor segments, str parameter, int vocabulary, int padding_idx, str spec) -> Tensor"
+)
 def embedding_layer(
     ids: Tensor,
     gradient: Tensor,
@@ -132,12 +152,15 @@ def embedding_layer(
     return out
 
 
-@embedding_layer.register_fake
+@torch.library.register_fake("gvendi::embedding_layer")
 def _(ids, gradient, segments, parameter, vocabulary, padding_idx, spec) -> Tensor:
     return _empty(segments, spec, gradient)
 
 
-@torch.library.custom_op("gvendi::output_head", mutates_args=())
+@_operator(
+    "(Tensor hidden, Tensor weight, Tensor labels, Tensor segments, str parameter, float? softcap, float scale, "
+    "str spec) -> (Tensor, Tensor, Tensor)"
+)
 def output_head(
     hidden: Tensor,
     weight: Tensor,
@@ -154,7 +177,7 @@ def output_head(
     return loss, gradient, out
 
 
-@output_head.register_fake
+@torch.library.register_fake("gvendi::output_head")
 def _(hidden, weight, labels, segments, parameter, softcap, scale, spec):
     loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     return loss, torch.empty_like(hidden), _empty(segments, spec, hidden)

@@ -2,14 +2,15 @@
 
 Every tapped layer gets a node in autograd's graph that takes the probe beside the layer's tensors and adds nothing to
 the forward pass; its backward pass hands the layer's gradient on and returns, as the probe's "gradient", the sketch
-of that layer (mathematics: mathematics of the README's "The sketch"; z = d(loss)/d(probe), autograd does the sum over
-layers). So there is no order of registration and no state between passes, and a compiler sees one graph.
+of that layer (README, "The sketch"): z = d(loss)/d(probe), and autograd adds the
+layers up. So there is no order of registration and no state between passes, and a compiler sees one graph.
 
 The layers themselves run unchanged: where their weights require a gradient they get it as ever.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Group:
 
 
 class SharedInput(torch.autograd.Function):
-    """The input of a group: one output for each layer, a zero whose gradient is that of the layer's output.
+    """The input of a group: one output for each layer, without values, whose gradient is that of the layer's output.
 
     Autograd calls the backward pass when the gradients of all layers have come, so that they are sketched together.
     """
@@ -60,8 +61,9 @@ class SharedInput(torch.autograd.Function):
         if group.transform:
             kept = torch.ops.gvendi.transformed_input(x, group.weights.split("\n")[0], group.spec)
         ctx.save_for_backward(kept, segments)
-        # One number seen as a whole tensor: no memory.
-        return tuple(x.new_zeros(()).expand(*x.shape[:-1], width) for width in group.widths)
+        # One number seen as a whole tensor, and never read: no memory and no work.
+        shape, nothing = x.shape[:-1], x.new_empty(())
+        return tuple(nothing.expand(*shape, width) for width in group.widths)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor | None):
@@ -280,12 +282,13 @@ class ProbedModel:
 
         segments: the rows of the flattened [B * T] batch in which a sample's gradient can differ from zero.
         """
-        self._probe, self._segments, self._length = probe, segments, length
+        self._probe, self._segments = probe, segments
+        self._batch, self._length = probe.shape[0], length
         self._open: dict[int, tuple[Tensor, int, list[Tensor | None]] | None] = {}
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
-        self._probe = self._segments = self._length = None
+        self._probe = self._segments = self._batch = self._length = None
         self._open = {}
 
     @contextmanager
@@ -308,11 +311,11 @@ class ProbedModel:
         def hook(module, args, kwargs, output: Tensor) -> Tensor | None:
             if not output.requires_grad:
                 return None
-            x = _first(args, kwargs)
-            batch, length = self._probe.shape[0], self._length
-            if x.numel() // x.shape[-1] != batch * length or (x.dim() > 2 and x.shape[0] != batch):
+            x, batch, length = _first(args, kwargs), self._batch, self._length
+            shape = x.shape
+            if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
                 raise GvendiError(
-                    f"layer {tap.path!r} saw an input of shape {tuple(x.shape)} for a batch of {batch} x {length} "
+                    f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                     f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
                 )
             return LayerOutput.apply(output, self._place(group, number, slot, x, output.device))
@@ -337,10 +340,11 @@ class ProbedModel:
         def hook(module, args, kwargs, output: Tensor) -> Tensor | None:
             if not output.requires_grad:
                 return None
-            x, batch = _first(args, kwargs).detach().to(output.device), self._probe.shape[0]
-            if (x.numel() // x.shape[-1]) % batch or (x.dim() > 2 and x.shape[0] != batch):
+            x, batch = _first(args, kwargs).detach().to(output.device), self._batch
+            shape = x.shape
+            if math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
                 raise GvendiError(
-                    f"norm {tap.path!r} saw an input of shape {tuple(x.shape)}, whose rows do not belong to "
+                    f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
                     f"{batch} samples; exclude {tap.weight!r}"
                 )
             if tap.norm == "affine":
@@ -352,7 +356,7 @@ class ProbedModel:
 
     def _embedding_hook(self, tap: Tap) -> Callable:
         def hook(ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
-            batch, length = self._probe.shape[0], self._length
+            batch, length = self._batch, self._length
             if tap.weight is not None and ids.numel() != batch * length:
                 raise GvendiError(
                     f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
