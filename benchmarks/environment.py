@@ -68,9 +68,10 @@ def describe_gpu() -> dict[str, object]:
     driver = "unknown (no nvidia-smi)"
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = (
-            subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        found = (
+            subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
         )
+        driver = found or "unknown (nvidia-smi does not say)"
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {
         "gpu": torch.cuda.get_device_name(0),

@@ -143,6 +143,7 @@ class Run:
             entry["ended"] = "out of time"
             self.results.save()
             return
+        entry["ended"] = "cut short"
         print(f"{name}: {max(0.0, ends - began):.0f} s", flush=True)
         while True:
             known = self.results.figures(name)
@@ -195,6 +196,7 @@ class Run:
                 "dry run": self.args.dry_run,
                 "answer": str(answer),
                 "results": str(self.results.path or ""),
+                "machine": self.results.key,
                 "corpus": self.args.corpus and str(self.args.corpus.resolve()),
                 "tokenizer": self.args.tokenizer and str(self.args.tokenizer.resolve()),
                 "plant": self.args.plant.get(name),

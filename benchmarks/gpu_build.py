@@ -14,8 +14,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from environment import ROOT, describe_machine
@@ -29,7 +32,8 @@ from gvendi_fast.backends import backend, use_backend
 
 TOOLS = ("nvcc", "cmake", "ninja", "g++")
 PACKAGES = ("triton", "pybind11", "liger-kernel", "bergson", "accelerate", "flash-attn")
-FOLDER = ROOT / "build" / "gpu"
+BUILD = ROOT / "build" / "gpu"
+FAILED = "launch failed:"
 TARGETS = ("_cpu", "_cuda")
 # Processes that compile for Triton; nvcc needs some cores too.
 MOST_PROCESSES = 12
@@ -42,11 +46,32 @@ def figures(section: str, bench: Bench) -> list[Figure]:
             Figure("machine", lambda: machine(bench)),
             Figure("limits", lambda: {"limits": bench.limits()}),
         ]
-    extensions = functools.cache(lambda: start_extensions(bench))
     return [
-        Figure("triton builds", lambda: triton_builds(bench, extensions)),
-        Figure("extensions", lambda: finish_extensions(extensions)),
+        Figure("extensions", lambda: finish_extensions(start_builds(bench)), seconds=150),
+        Figure("triton builds", lambda: finish_triton(start_builds(bench)), seconds=150),
     ]
+
+
+@dataclass(frozen=True)
+class Builds:
+    """CMake and the processes that launch Triton kernels, side by side, or why there are none."""
+
+    cmake: subprocess.Popen | str
+    triton: list[subprocess.Popen] | str
+
+
+@functools.cache
+def start_builds(bench: Bench) -> Builds:
+    """Start everything that takes the CPUs' time at once."""
+    folder = Path(tempfile.mkdtemp())
+    return Builds(start_extensions(bench, folder), start_triton(bench, folder))
+
+
+def start(command: list[str], said: Path) -> subprocess.Popen:
+    """A process whose words go to a file: nobody reads them before it is done."""
+    process = subprocess.Popen(command, stdout=said.open("wb"), stderr=subprocess.STDOUT)
+    process.said = said
+    return process
 
 
 def machine(bench: Bench) -> dict[str, object]:
@@ -70,20 +95,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def start_extensions(bench: Bench) -> subprocess.Popen | None:
-    """CMake on both modules, for the GPU that is there alone; None in a rehearsal, which leaves the tree as it is."""
-    if bench.dry:
-        return None
-    if bench.device.type != "cuda":
-        raise NotMeasuredError("no GPU")
+def start_extensions(bench: Bench, folder: Path) -> subprocess.Popen | str:
+    """CMake on both modules, for the GPU that is there alone. A rehearsal leaves the tree as it is."""
+    if bench.device.type != "cuda" or bench.dry:
+        return "a rehearsal builds nothing"
     if shutil.which("cmake") is None:
-        raise NotMeasuredError("there is no cmake")
+        return "there is no cmake"
     cuda = shutil.which("nvcc") is not None
     major, minor = torch.cuda.get_device_capability(0)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
     configure = [
         "cmake",
-        *("-S", str(ROOT), "-B", str(FOLDER)),
+        *("-S", str(ROOT), "-B", str(BUILD)),
         *(["-GNinja"] if shutil.which("ninja") else []),
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'gvendi_fast'}",
@@ -94,51 +117,57 @@ def start_extensions(bench: Bench) -> subprocess.Popen | None:
     targets = TARGETS if cuda else TARGETS[:1]
     # One module that fails does not keep the other from being made.
     go_on = ["-k", "0"] if shutil.which("ninja") else ["-k"]
-    build = ["cmake", "--build", str(FOLDER), "--parallel", "--target", *targets, "--", *go_on]
+    build = ["cmake", "--build", str(BUILD), "--parallel", "--target", *targets, "--", *go_on]
     # A cache of another Python would point into that one.
-    (FOLDER / "CMakeCache.txt").unlink(missing_ok=True)
+    (BUILD / "CMakeCache.txt").unlink(missing_ok=True)
     script = " && ".join(shlex.join(command) for command in (configure, build))
-    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start(["sh", "-c", script], folder / "cmake")
 
 
-def finish_extensions(extensions: functools._lru_cache_wrapper) -> dict[str, object]:
+def finish_extensions(builds: Builds) -> dict[str, object]:
     """Wait for CMake, and ask a new process whether the modules load."""
-    began, process = time.monotonic(), extensions()
-    if process is not None:
-        said, _ = process.communicate()
-        if process.returncode:
-            raise RuntimeError(
-                f"CMake ended with code {process.returncode}: {' | '.join(said.splitlines()[-4:])}"
-            )
+    began = time.monotonic()
+    if isinstance(builds.cmake, str):
+        raise NotMeasuredError(builds.cmake)
+    if builds.cmake.wait():
+        lines = builds.cmake.said.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if "error" in line.lower()][:4] or lines[-4:]
+        raise RuntimeError(f"CMake ended with code {builds.cmake.returncode}: {' | '.join(errors)}")
     ask = "from gvendi_fast.backends import explain; print(explain()['cpu'], explain()['cuda'], sep='\\n')"
     said = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     cpu, cuda = said.stdout.strip().splitlines()
     return {"waited seconds": round(time.monotonic() - began, 1), "cpu": cpu, "cuda": cuda}
 
 
-def triton_builds(bench: Bench, extensions: functools._lru_cache_wrapper) -> dict[str, object]:
-    """Launch every case's kernels once, in as many processes as there are cores for."""
-    extensions()
+def start_triton(bench: Bench, folder: Path) -> list[subprocess.Popen] | str:
+    """Processes that launch every case's kernels once, as many as there are cores for."""
     if bench.device.type != "cuda":
-        raise NotMeasuredError("no GPU")
+        return "no GPU"
     if reason := backend("triton").why_not("linear_sketch", torch.empty(1, 64, device=bench.device)):
-        raise NotMeasuredError(reason)
+        return reason
     count = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) - 2))
-    command = [sys.executable, __file__]
-    running = [
-        subprocess.Popen(
-            [*command, str(i), str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for i in range(count)
+    return [
+        start([sys.executable, __file__, str(i), str(count)], folder / f"triton-{i}") for i in range(count)
     ]
-    said = [process.communicate() for process in running]
-    failed = [
-        f"process {i}: {(error.strip().splitlines() or ['no word'])[-1]}"[:200]
-        for i, (process, (_, error)) in enumerate(zip(running, said, strict=True))
-        if process.returncode
-    ]
-    errors = [line[:200] for out, _ in said for line in out.splitlines()]
-    return {"processes": count, "processes that crashed": failed, "launches that failed": errors}
+
+
+def finish_triton(builds: Builds) -> dict[str, object]:
+    """Wait until all have launched theirs; a launch that fails is seen again where it is checked."""
+    if isinstance(builds.triton, str):
+        raise NotMeasuredError(builds.triton)
+    began, crashed, errors = time.monotonic(), [], []
+    for number, process in enumerate(builds.triton):
+        code = process.wait()
+        lines = process.said.read_text(errors="replace").strip().splitlines()
+        errors += [line[:200] for line in lines if line.startswith(FAILED)]
+        if code:
+            crashed.append(f"process {number}, code {code}: {lines[-1] if lines else ''}"[:200])
+    return {
+        "waited seconds": round(time.monotonic() - began, 1),
+        "processes": len(builds.triton),
+        "processes that crashed": crashed,
+        "launches that failed": errors,
+    }
 
 
 def warm(share: int, of: int) -> None:
@@ -156,7 +185,7 @@ def warm(share: int, of: int) -> None:
                 job()
                 torch.cuda.synchronize()
             except Exception as error:
-                print(f"{type(error).__name__}: {error}".splitlines()[0])
+                print(FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
                 # Raises where the device is lost, which ends this process.
                 torch.cuda.synchronize()
 

@@ -117,7 +117,8 @@ def profiled(bench: Bench, batch: str, name: str, compiled: bool) -> dict[str, o
     taken: dict[str, list[float]] = {}
     for event in profile.key_averages():
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if event.device_type == device and spent:
+        # An annotation spans kernels that are counted themselves.
+        if event.device_type == device and spent and not getattr(event, "is_user_annotation", False):
             entry = taken.setdefault(event.key, [0, 0.0])
             entry[0], entry[1] = entry[0] + event.count, entry[1] + spent / 1e3
     total = sum(spent for _, spent in taken.values())

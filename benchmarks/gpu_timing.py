@@ -90,12 +90,13 @@ class Bench:
         return self._request.get(name)
 
     def measured(self, section: str, figure: str) -> dict | None:
-        """What an earlier section found; None where it found nothing."""
+        """What an earlier section of this source found; None where it found nothing."""
         if not self.option("results"):
             return None
         sections = json.loads(Path(self.option("results")).read_text())["sections"]
         found = sections.get(section, {"figures": {}})["figures"].get(figure)
-        return None if found is None or "not measured" in found else found
+        known = found is not None and found["machine"] == self.option("machine")
+        return found if known and "not measured" not in found else None
 
     def time(self, call: Callable[[], object], rounds: int = 30) -> dict[str, Quantiles]:
         """{"milliseconds", "host milliseconds"} of a short operation on inputs that are not in the cache."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from corpus_ids import load_samples
@@ -334,7 +335,9 @@ def bergson(model: torch.nn.Module, ids: torch.Tensor) -> Yardstick:
         raise NotMeasuredError(f"not installed ({error})") from error
     side, folder = math.isqrt(TIMED_DIM), tempfile.mkdtemp()
     data = Dataset.from_dict({"input_ids": ids.tolist(), "length": [ids.shape[1]] * len(ids)})
-    config = IndexConfig(run_path=folder, projection_dim=side)
+    config = IndexConfig(run_path=f"{folder}/run", projection_dim=side)
+    # It writes a count there.
+    Path(config.partial_run_path).mkdir()
     layers = {name for name, m in model.model.named_modules() if isinstance(m, torch.nn.Linear)}
     # Its loss holds all logits.
     piece = max(1, min(len(ids), 8192 // ids.shape[1]))

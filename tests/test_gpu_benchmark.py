@@ -486,6 +486,47 @@ def test_chunked_loss_and_its_gradients_are_those_of_torch(benchmarks):
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.fixture
+def small_model(benchmarks):
+    """A model of one layer in float32, and ids [4, 16]."""
+    import gpu_model
+    import torch
+
+    bench = benchmarks["gpu_timing"].Bench(torch.device("cpu"), dry=True)
+    model = copy.deepcopy(gpu_model.random_model(bench)).float()
+    return model, gpu_model.random_ids(bench, "64k")
+
+
+def test_kronecker_yardstick_projects_the_per_sample_gradients(small_model):
+    import torch
+    from gpu_yardsticks import kronecker
+
+    model, ids = small_model
+    torch.manual_seed(0)
+    got = kronecker(model, ids).call()
+    torch.manual_seed(0)
+    layers = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
+    pairs = [[torch.randn(width, 32) for width in (m.in_features, m.out_features)] for m in layers]
+    model.requires_grad_(True)
+    for sample, found in zip(ids, got, strict=True):
+        logits = model(input_ids=sample[None], use_cache=False).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, sample[1:], reduction="sum").backward()
+        wanted = sum(b.T @ m.weight.grad @ a for m, (a, b) in zip(layers, pairs, strict=True))
+        torch.testing.assert_close(found, wanted.flatten(), rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+        model.zero_grad(set_to_none=True)
+
+
+def test_vmap_and_batch_1_yardsticks_give_one_sketch(small_model):
+    import torch
+    from gpu_yardsticks import by_vmap, one_by_one
+
+    found = []
+    for make in (by_vmap, one_by_one):
+        torch.manual_seed(0)
+        found.append(make(*small_model).call())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * float(found[0].abs().max()))
+
+
 def test_table_of_a_made_up_gpu(benchmarks, made_up, tmp_path):
     found = table(benchmarks, made_up, tmp_path)
     assert not {figure for figure, cells in found.items() if any("not measured" in cell for cell in cells)}
