@@ -24,6 +24,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -332,8 +333,10 @@ def main() -> None:
         except Stopped as signalled:
             stopped = signalled.args[0]
             print(f"stopped by {signal.Signals(stopped).name}", flush=True)
-    resume = " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
-    print("\n".join(summary(results.content, list(SECTIONS), results.key, str(results.path or ""), resume)))
+    told = summary(
+        results.content, list(SECTIONS), results.key, str(results.path or ""), resume_command(args)
+    )
+    print("\n".join(told))
     if stopped:
         sys.exit(128 + stopped)
     if failed_checks(results.content):
@@ -342,6 +345,13 @@ def main() -> None:
     missing = any("not measured" in found and not found.get("absent") for found in entries)
     ended = {results.section(name)["ended"] for name in args.sections}
     sys.exit(3 if missing or ended - {"complete"} else 0)
+
+
+def resume_command(args: argparse.Namespace) -> str:
+    """The call that measures what is missing, in all sections."""
+    given = [(f"--{name}", getattr(args, name)) for name in ("out", "seconds", "corpus", "tokenizer")]
+    words = [word for name, value in given if value is not None for word in (name, str(value))]
+    return shlex.join(["python", "benchmarks/gpu.py", *(["--dry-run"] if args.dry_run else []), *words])
 
 
 def arguments() -> argparse.Namespace:
