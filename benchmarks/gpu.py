@@ -339,12 +339,16 @@ def main() -> None:
     print("\n".join(told))
     if stopped:
         sys.exit(128 + stopped)
+    sys.exit(exit_code(results, args.sections))
+
+
+def exit_code(results: Results, asked: list[str]) -> int:
+    """1 if a check failed, 3 if a figure did or a section that was asked for is not whole, else 0."""
     if failed_checks(results.content):
-        sys.exit(1)
-    entries = [found for name in SECTIONS for found in results.figures(name).values()]
-    missing = any("not measured" in found and not found.get("absent") for found in entries)
-    ended = {results.section(name)["ended"] for name in args.sections}
-    sys.exit(3 if missing or ended - {"complete"} else 0)
+        return 1
+    figures = [found for name in SECTIONS for found in results.figures(name).values()]
+    missing = any("not measured" in found and not found.get("absent") for found in figures)
+    return 3 if missing or any(results.section(name)["ended"] != "complete" for name in asked) else 0
 
 
 def resume_command(args: argparse.Namespace) -> str:

@@ -3,6 +3,7 @@
 The results files in here are made up: a rehearsal's, relabelled as that of a GPU that does not exist.
 """
 
+import argparse
 import copy
 import json
 import os
@@ -284,15 +285,22 @@ def test_a_second_call_goes_on(stopped, tmp_path):
     assert "figures that failed: 0" in said[-30:]
 
 
-def test_a_process_that_nothing_inside_ends_is_ended_when_its_time_is_up(tmp_path):
-    path = tmp_path / "deaf.json"
-    began = time.monotonic()
-    code, _ = rehearse(path, "--sections", "spectral", "--plant", "spectral=deaf", "--seconds", "10")
-    assert time.monotonic() - began < 60
-    assert code == 3
-    section = json.loads(path.read_text())["sections"]["spectral"]
+def test_a_process_that_nothing_inside_ends_is_ended_when_its_time_is_up(benchmarks, tmp_path):
+    gpu = benchmarks["gpu"]
+    args = argparse.Namespace(dry_run=True, corpus=None, tokenizer=None, plant={"spectral": "deaf"})
+    # On a busy machine the process may not get to what is planted in the shorter time.
+    for seconds in (8, 60):
+        results = gpu.Results(dry=True)
+        results.open(tmp_path / f"{seconds}.json", {"gpu": GPU, "capability": None})
+        began = time.monotonic()
+        gpu.Run(args, results, tmp_path).section("spectral", began + seconds)
+        taken = time.monotonic() - began
+        if "planted" in results.figures("spectral"):
+            break
+    section = json.loads(results.path.read_text())["sections"]["spectral"]
     assert section["figures"]["planted"]["not measured"] == "did not end by itself after its time"
     assert "milliseconds" in section["figures"]["matrix"]
+    assert seconds <= taken < seconds + 30
 
 
 def test_a_run_without_time_keeps_what_was_measured(failing, tmp_path):
@@ -352,6 +360,23 @@ def test_a_figure_stays_until_it_is_measured_again(benchmarks, tmp_path):
     again = benchmarks["gpu"].Results(dry=True)
     again.open(path, {**machine, "tree": "b"})
     assert list(again.figures("spectral")) == ["x"]
+
+
+def test_exit_code_says_whether_a_check_or_a_figure_failed(benchmarks):
+    gpu = benchmarks["gpu"]
+
+    def code(found: dict, ended: str = "complete") -> int:
+        results = gpu.Results(dry=True)
+        results.open(None, {"gpu": GPU, "capability": None})
+        results.take("smoke", {"planned": ["x", "y"], "figures": {"x": found, "y": {"check": "passed"}}})
+        results.section("smoke")["ended"] = ended
+        return gpu.exit_code(results, ["smoke"])
+
+    assert code({"found": 1}) == 0
+    assert code({"not measured": "not installed", "absent": True}) == 0
+    assert code({"not measured": "an error"}) == 3
+    assert code({"found": 1}, "out of time") == 3
+    assert code({"check": "failed: some shape"}, "out of time") == 1
 
 
 def test_an_error_of_a_figure_is_written_down_and_a_lost_device_is_seen(benchmarks, monkeypatch):
@@ -518,6 +543,7 @@ def test_kronecker_yardstick_projects_the_per_sample_gradients(small_model):
         model.zero_grad(set_to_none=True)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_and_batch_1_yardsticks_give_one_sketch(small_model):
     import torch
     from gpu_yardsticks import by_vmap, one_by_one
