@@ -1,8 +1,13 @@
-"""What machine, versions and commit a result was measured with: it travels with every number."""
+"""What machine, versions and commit a result was measured with: it travels with every number.
+
+torch is imported by what describes it alone, so that a process which only starts others does without.
+"""
 
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -10,16 +15,25 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from gvendi_fast.backends import explain
-
 ROOT = Path(__file__).resolve().parents[1]
 UNKNOWN_COMMIT = "unknown (no git history; GVENDI_COMMIT names it)"
+# What decides a GPU's figures.
+SOURCES = (
+    "CMakeLists.txt",
+    "csrc/**/*",
+    "gvendi_fast/**/*.py",
+    "benchmarks/gpu_*.py",
+    "benchmarks/plain.py",
+    "benchmarks/shapes.py",
+)
 
 
 def describe_machine() -> dict[str, object]:
     """CPU, GPU, cores, threads, versions, backends, commit (with "+" if files differ from it) and date."""
+    import torch
+
+    from gvendi_fast.backends import explain
+
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -47,14 +61,17 @@ def cpu_name() -> str:
 
 def describe_gpu() -> dict[str, object]:
     """The first GPU with its memory, driver, CUDA version and Triton; nothing where torch sees none."""
+    import torch
+
     if not torch.cuda.is_available():
         return {}
     driver = "unknown (no nvidia-smi)"
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = (
-            subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+        found = (
+            subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
         )
+        driver = found or "unknown (nvidia-smi does not say)"
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {
         "gpu": torch.cuda.get_device_name(0),
@@ -65,6 +82,7 @@ def describe_gpu() -> dict[str, object]:
     }
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the working tree; GVENDI_COMMIT names it for a copy of the tree without its history."""
     if named := os.environ.get("GVENDI_COMMIT"):
@@ -82,3 +100,12 @@ def commit() -> str:
         "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md"
     )
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+def tree_digest() -> str:
+    """Digest of the sources that decide a GPU's figures: two trees with the same one measure the same thing."""
+    digest = hashlib.blake2b(digest_size=6)
+    found = {path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()}
+    for path in sorted(found - {ROOT / "benchmarks" / "gpu_report.py"}):
+        digest.update(f"{path.relative_to(ROOT)}\0{len(path.read_bytes())}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

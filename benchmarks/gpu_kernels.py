@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from gpu_checks import DTYPES, verdict
-from gpu_timing import Bench, over
+from gpu_checks import BACKENDS, DTYPES
+from gpu_timing import Bench, Figure, NotMeasuredError, over
 from shapes import DENSE_SAMPLES, TIMED_DIM, TIMED_LENGTH, TIMED_ROWS, TIMED_WIDTHS
 
 from gvendi_fast import ops
@@ -23,7 +23,6 @@ VOCABULARY = 151936
 class Work:
     """One call, the bytes it must at least move, or the floating-point operations that its formula has."""
 
-    op: str
     shape: str
     run: Callable[[], object]
     bytes: int = 0
@@ -31,119 +30,138 @@ class Work:
     rate: str = ""
 
 
-def time_operations(bench: Bench, name: str, checked: dict[str, dict]) -> dict[str, object]:
-    """{"limits", "complete", "operations": [one entry for each operation, dtype and shape]} of a backend.
-
-    An operation whose checks did not all pass, or that the time did not suffice for, has the reason in place of times.
-    """
-    found = []
+def figures(section: str, bench: Bench) -> Iterator[Figure]:
+    """One figure for each backend, operation, dtype and shape."""
+    widths = [(64, 96), (64, 64)] if bench.dry else TIMED_WIDTHS
     for label in ("bf16", "fp32"):
-        for work in works(bench, label):
-            entry: dict[str, object] = {"op": work.op, "dtype": label, "shape": work.shape}
-            found.append(entry)
-            lacks = None if hasattr(backend(name), work.op) else "PyTorch's own is the implementation"
-            reason = lacks or verdict(checked, work.op, label) or ("out of time" if bench.late() else None)
-            if reason:
-                entry["not timed"] = reason
-                continue
-            with use_backend(name):
-                entry |= bench.time(work.run)
-            entry["largest error in checks"] = checked["operations"][f"{work.op} {label}"]["largest error"]
-            if work.bytes:
-                rate = bench.limits()["copy bytes per second"]["p50"]
-                entry["share of copy bandwidth"] = over(work.bytes / rate, entry["milliseconds"])
-            if work.flops:
-                rate = bench.limits()[work.rate]["p50"]
-                entry[f"share of {work.rate}"] = over(work.flops / rate, entry["milliseconds"])
-    complete = all(entry.get("not timed") != "out of time" for entry in found)
-    return {"limits": bench.limits(), "complete": complete, "operations": found}
+        for name in BACKENDS[bench.device.type]:
+            for works in (layer_works, other_works):
+                for width, out_width in widths if works is layer_works else widths[-1:]:
+                    for op, make in works(bench, label, width, out_width).items():
+                        yield Figure(
+                            f"{name} {op} {label} {width}x{out_width}",
+                            lambda n=name, o=op, d=label, m=make: time_operation(bench, n, o, d, m),
+                        )
 
 
-def works(bench: Bench, label: str) -> Iterator[Work]:
-    """The operations of a batch of samples of one length, at the widths of a 0.5 B model."""
-    dtype, device = DTYPES[label], bench.device
-    rows, length, dim = (128, 32, 64) if bench.dry else (TIMED_ROWS, TIMED_LENGTH, TIMED_DIM)
+def time_operation(
+    bench: Bench, name: str, op: str, label: str, make: Callable[[], Work]
+) -> dict[str, object]:
+    """Times of one operation, and its share of the limit that it meets first."""
+    probe = torch.empty(1, 64, dtype=DTYPES[label], device=bench.device)
+    lacks = None if hasattr(backend(name), op) else "PyTorch's own is the implementation"
+    if reason := lacks or backend(name).why_not(op, probe):
+        raise NotMeasuredError(reason)
+    limits, work = bench.limits(), make()
+    found: dict[str, object] = {"backend": name, "op": op, "dtype": label, "shape": work.shape}
+    with use_backend(name):
+        found |= bench.time(work.run)
+    found["kernels"] = {op: name}
+    if work.bytes:
+        rate = limits["copy bytes per second"]["p50"]
+        found["share of copy bandwidth"] = over(work.bytes / rate, found["milliseconds"])
+    if work.flops:
+        rate = limits[work.rate]["p50"]
+        found[f"share of {work.rate}"] = over(work.flops / rate, found["milliseconds"])
+    return found
+
+
+def sizes(bench: Bench) -> tuple[int, int, int]:
+    """Rows, their samples' length, and K."""
+    return (128, 32, 64) if bench.dry else (TIMED_ROWS, TIMED_LENGTH, TIMED_DIM)
+
+
+def batch(bench: Bench) -> tuple[torch.Tensor, torch.Tensor]:
+    """The segments of a batch of samples of one length, and a sketch to add to."""
+    rows, length, dim = sizes(bench)
     starts = torch.arange(0, rows, length)
     segments = torch.stack([starts, starts + length], dim=1)
-    for width, out_width in [(64, 96), (64, 64)] if bench.dry else TIMED_WIDTHS:
-        yield from layer_works(dtype, device, segments, width, out_width, dim)
-        if width == out_width:
-            vocabulary = 500 if bench.dry else VOCABULARY
-            yield from other_works(dtype, device, segments, width, vocabulary, dim)
+    return segments, torch.zeros(len(segments), dim, device=bench.device)
 
 
-def layer_works(
-    dtype: torch.dtype, device: torch.device, segments: torch.Tensor, width: int, out_width: int, dim: int
-) -> Iterator[Work]:
+def layer_works(bench: Bench, label: str, width: int, out_width: int) -> dict[str, Callable[[], Work]]:
     """What a linear layer needs."""
-    rows, out = int(segments[-1, 1]), torch.zeros(len(segments), dim, device=device)
-    a, e = (normal(rows, w, dtype, device) for w in (width, out_width))
+    rows, _, dim = sizes(bench)
     columns, table = make_table(0, "in", width, dim), make_table(0, "out", out_width, dim)
-    shape, size = f"{rows} x ({width}, {out_width})", a.element_size()
-    yield Work(
-        "linear_sketch",
-        shape,
-        lambda: ops.linear_sketch(a, columns, [(e, table)], segments, out),
-        (a.numel() + e.numel()) * size,
-    )
-    yield Work(
-        "fold_hadamard",
-        f"{rows} x {out_width}",
-        lambda: ops.fold_hadamard(e, table),
-        e.numel() * size + 4 * rows * dim,
-    )
-    few = segments[:DENSE_SAMPLES].contiguous()
-    used, key = int(few[-1, 1]), sign_key(0, "layer.weight")
-    yield Work(
-        "dense_sketch",
-        f"{used} x ({width}, {out_width})",
-        lambda: ops.dense_sketch(a[:used], e[:used], few, key, out[: len(few)]),
-        flops=2 * width * out_width * (used + len(few) * dim),
-        rate="bf16 FLOP per second",
-    )
+    shape = f"{rows} x ({width}, {out_width})"
 
+    def inputs(count: int) -> list[torch.Tensor]:
+        return [normal(count, w, DTYPES[label], bench.device) for w in (width, out_width)]
 
-def other_works(
-    dtype: torch.dtype, device: torch.device, segments: torch.Tensor, width: int, vocabulary: int, dim: int
-) -> Iterator[Work]:
-    """What norms, embeddings, the head and the score need."""
-    rows, out = int(segments[-1, 1]), torch.zeros(len(segments), dim, device=device)
-    x, e = (normal(rows, width, dtype, device) for _ in range(2))
-    size, shape = e.element_size(), f"{rows} x {width}"
-    columns, tokens = make_table(0, "in", width, dim), make_table(0, "vocabulary", vocabulary, dim)
-    yield Work(
-        "vector_sketch",
-        shape,
-        lambda: ops.vector_sketch(x, e, segments, columns, out, "rms", 1e-6),
-        2 * e.numel() * size,
-    )
-    ids = torch.randint(0, vocabulary, (rows,), device=device)
-    yield Work(
-        "token_sketch",
-        shape,
-        lambda: ops.token_sketch(ids, e, segments, tokens, columns, out),
-        e.numel() * size + 8 * rows,
-    )
-    chunk = min(rows, ops.head_chunk_rows(vocabulary, size, device.type))
-    logits = normal(chunk, vocabulary, dtype, device)
-    yield Work(
-        "softmax_fold",
-        f"{chunk} x {vocabulary}",
-        lambda: ops.softmax_fold(logits, ids[:chunk], tokens),
-        2 * logits.numel() * size + 4 * chunk * dim,
-    )
-    if dtype == torch.float32:
-        z, master = (
-            normal(rows, dim, dtype, device),
-            torch.zeros(dim, dim, dtype=torch.float64, device=device),
+    def linear() -> Work:
+        (a, e), (segments, out) = inputs(rows), batch(bench)
+        return Work(
+            shape,
+            lambda: ops.linear_sketch(a, columns, [(e, table)], segments, out),
+            (a.numel() + e.numel()) * a.element_size(),
         )
-        yield Work(
-            "covariance",
+
+    def fold() -> Work:
+        e = normal(rows, out_width, DTYPES[label], bench.device)
+        size = e.numel() * e.element_size() + 4 * rows * dim
+        return Work(f"{rows} x {out_width}", lambda: ops.fold_hadamard(e, table), size)
+
+    def dense() -> Work:
+        segments, out = (x[:DENSE_SAMPLES].contiguous() for x in batch(bench))
+        used, key = int(segments[-1, 1]), sign_key(0, "layer.weight")
+        a, e = inputs(used)
+        return Work(
+            f"{used} x ({width}, {out_width})",
+            lambda: ops.dense_sketch(a, e, segments, key, out),
+            flops=2 * width * out_width * (used + len(segments) * dim),
+            rate="bf16 FLOP per second",
+        )
+
+    return {"linear_sketch": linear, "fold_hadamard": fold, "dense_sketch": dense}
+
+
+def other_works(bench: Bench, label: str, width: int, out_width: int) -> dict[str, Callable[[], Work]]:
+    """What norms, embeddings, the head and the score need."""
+    rows, _, dim = sizes(bench)
+    vocabulary = 500 if bench.dry else VOCABULARY
+    columns, tokens = make_table(0, "in", width, dim), make_table(0, "vocabulary", vocabulary, dim)
+    shape, dtype, device = f"{rows} x {width}", DTYPES[label], bench.device
+
+    def vector() -> Work:
+        (segments, out), (x, e) = batch(bench), (normal(rows, width, dtype, device) for _ in range(2))
+        return Work(
+            shape,
+            lambda: ops.vector_sketch(x, e, segments, columns, out, "rms", 1e-6),
+            2 * e.numel() * e.element_size(),
+        )
+
+    def token() -> Work:
+        (segments, out), e = batch(bench), normal(rows, width, dtype, device)
+        ids = torch.randint(0, vocabulary, (rows,), device=device)
+        return Work(
+            shape,
+            lambda: ops.token_sketch(ids, e, segments, tokens, columns, out),
+            e.numel() * e.element_size() + 8 * rows,
+        )
+
+    def softmax() -> Work:
+        chunk = min(rows, ops.head_chunk_rows(vocabulary, dtype.itemsize, device.type))
+        logits = normal(chunk, vocabulary, dtype, device)
+        ids = torch.randint(0, vocabulary, (chunk,), device=device)
+        return Work(
+            f"{chunk} x {vocabulary}",
+            lambda: ops.softmax_fold(logits, ids, tokens),
+            2 * logits.numel() * logits.element_size() + 4 * chunk * dim,
+        )
+
+    def covariance() -> Work:
+        z = normal(rows, dim, dtype, device)
+        master = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        return Work(
             f"{rows} x {dim}",
             lambda: ops.covariance(z, master),
             flops=2 * rows * dim * dim,
             rate="fp32 FLOP per second",
         )
+
+    # Sketches are float32.
+    scores = {"covariance": covariance} if label == "fp32" else {}
+    return {"vector_sketch": vector, "token_sketch": token, "softmax_fold": softmax, **scores}
 
 
 def normal(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""What benchmarks/gpu.py found: the README's table of a GPU, and the record by which backends are chosen."""
+"""What benchmarks/gpu.py found: its summary, the README's table of a GPU, and the record by which backends are chosen.
+
+Imports no torch, for gpu.py's own process does not.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,37 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from shapes import DENSE_SAMPLES, QWEN_05B
-
-from gvendi_fast.backends import ORDER
+from shapes import BATCHES, DENSE_SAMPLES, QWEN_05B
 
 MISSING = "not measured"
 HEAD = ["figure", "goal", "measured", "compared to"]
-BACKENDS = tuple(name for name in ORDER["cuda"] if name != "reference")
+# As gvendi_fast.backends.ORDER has them for a GPU.
+BACKENDS = ("cuda", "triton")
 # Operations whose time is set by the bytes they move.
 MOVING = ("linear_sketch", "fold_hadamard", "vector_sketch", "token_sketch", "softmax_fold")
 DTYPES = ("bf16", "fp16", "fp32")
+CHECKS = ("smoke", "checks", "other checks")
+# Yardsticks by their names in the results; those of one size of batch alone stand last.
+STEPS = {
+    "training, eager": "an eager training step",
+    "training, compiled": "a compiled training step",
+    "training, eager, chunked loss": "an eager training step with a chunked loss",
+    "training, compiled, chunked loss": "a compiled training step with a chunked loss",
+    "forward + input gradients": "forward + input gradients, the model's head",
+    "forward + input gradients, our head": "forward + input gradients, this package's head",
+    "Kronecker projections": "a Kronecker projection of each layer",
+}
+SLOW = {
+    "batch-1 autograd + CountSketch": "batch-1 autograd + CountSketch",
+    "vmap + CountSketch": "`torch.func` per-sample gradients + CountSketch",
+    "bergson": "bergson",
+}
+SIZES = ("64k", "16k", "8k")
 GOALS = {
     "checks": "all",
     "tokens": "at least 200,000 on one H200",
-    "speed over training": "at least 1.3",
+    "training, eager": "at least 1.3",
+    "training, compiled": "at least 1.0",
     "sketch work": "at most 15 %",
     "share": "at least 60 %",
     "dense": "at least 40 %",
@@ -27,6 +47,8 @@ GOALS = {
 }
 NO_GOAL = "-"
 VERSIONS = ("gpu", "driver", "cuda", "torch", "triton", "transformers", "commit", "date")
+SUMMARY_LINES, SUMMARY_WIDTH = 30, 240
+Sections = dict[str, dict]
 
 
 def gpu_results(folder: Path) -> list[dict]:
@@ -43,54 +65,93 @@ def gpu_tables(files: list[dict], table: Callable[[list[str], list[list[str]]], 
         "**On a GPU.** Medians, 20th to 80th percentile in brackets; errors are the largest of the checks."
     ]
     for content in files:
-        parts += [machine_line(content["sections"]), table(HEAD, list(rows(content["sections"])))]
+        parts += [machine_line(content), table(HEAD, list(rows(content["sections"])))]
     return "\n\n".join(parts)
 
 
-def machine_line(sections: dict) -> str:
+def machine_line(content: dict) -> str:
     """One line of what a GPU's figures were measured on."""
-    machines = [entry["machine"] for entry in sections.values()]
+    measured = {f["machine"] for s in content["sections"].values() for f in s["figures"].values()}
+    machines = [machine for key, machine in content["machines"].items() if key in measured]
     used = {name: ", ".join(sorted({str(m[name]) for m in machines if name in m})) for name in VERSIONS}
     line = (
         f"Measured on {used['gpu']}, driver {used['driver']}, CUDA {used['cuda']}, torch {used['torch']}, Triton "
         f"{used['triton']}, transformers {used['transformers']}, commits {used['commit']}, {used['date']}."
     )
-    limits = next((e["found"]["limits"] for e in sections.values() if "limits" in e["found"]), None)
-    if limits is None:
+    limits = figure(content["sections"], "versions", "limits")
+    if "limits" not in limits:
         return line
-    copy, product = (limits[name]["p50"] for name in ("copy bytes per second", "bf16 FLOP per second"))
+    copy, product = (
+        limits["limits"][name]["p50"] for name in ("copy bytes per second", "bf16 FLOP per second")
+    )
     return f"{line} It copies at {copy / 1e12:.2f} TB/s and multiplies bf16 matrices at {product / 1e12:.0f} TFLOP/s."
 
 
-def rows(sections: dict) -> Iterator[list[str]]:
+def figure(sections: Sections, section: str, name: str) -> dict:
+    """A figure as it was found; empty where nothing was."""
+    return sections.get(section, {"figures": {}})["figures"].get(name, {})
+
+
+def cell(found: dict, text: Callable[[dict], str]) -> str:
+    """A figure's text and the check that it failed, or why it was not measured."""
+    if not found:
+        return MISSING
+    if "not measured" in found:
+        return f"{MISSING}: {found['not measured']}"
+    failed = str(found.get("check", ""))
+    return text(found) + (f" (check {failed})" if failed.startswith("failed") else "")
+
+
+def cells(found: dict[str, dict], text: Callable[[dict], str]) -> str:
+    """Several figures by name; one word where none of them is there."""
+    if not any(found.values()):
+        return MISSING
+    return "; ".join(f"{name} {cell(entry, text)}" for name, entry in found.items() if entry)
+
+
+def rows(sections: Sections) -> Iterator[list[str]]:
     """The lines of the table; a figure that is not there says so."""
     yield checks_row(sections)
     yield from end_to_end_rows(sections)
+    yield from yardstick_rows(sections)
+    yield from profile_rows(sections)
     yield from share_rows(sections)
     yield dense_row(sections)
     yield from spectral_rows(sections)
     yield agreement_row(sections)
+    yield waiting_row(sections)
 
 
-def row(figure: str, measured: str | None, compared: str, goal: str = "") -> list[str]:
-    return [figure, GOALS.get(goal, NO_GOAL), measured or MISSING, compared]
+def row(name: str, measured: str | None, compared: str, goal: str = "") -> list[str]:
+    # A bar would end the cell.
+    return [
+        part.replace("|", "/") for part in (name, GOALS.get(goal, NO_GOAL), measured or MISSING, compared)
+    ]
 
 
-def checks_row(sections: dict) -> list[str]:
+def checked(sections: Sections, backend: str) -> dict[str, list[int]]:
+    """{dtype: [cases passed, cases]} of a backend, over all sections of checks."""
+    found = {label: [0, 0] for label in DTYPES}
+    for section in CHECKS:
+        for name, entry in sections.get(section, {"figures": {}})["figures"].items():
+            own, _, label = name.split() if name.count(" ") == 2 else ("", "", "")
+            if own == backend and "cases" in entry:
+                found[label][0] += entry["passed"]
+                found[label][1] += entry["cases"]
+    return found
+
+
+def checks_row(sections: Sections) -> list[str]:
     parts = []
+    whole = all(sections.get(name, {}).get("ended") == "complete" for name in CHECKS)
     for name in BACKENDS:
-        titles = [title for title in (f"checks {name}", f"other checks {name}") if title in sections]
-        if not titles:
-            continue
-        checked = [sections[title]["found"] for title in titles]
-        counts = [
-            f"{label} {total(checked, label, 'passed')} of {total(checked, label, 'cases')}"
-            for label in DTYPES
-        ]
-        if any(total(checked, label, "cases") for label in DTYPES):
-            whole = len(titles) == 2 and all(found["complete"] for found in checked)
-            parts.append(f"{name} {', '.join(counts)}{'' if whole else ' (not all were run)'}")
-        else:
+        found = checked(sections, name)
+        if any(cases for _, cases in found.values()):
+            counts = ", ".join(
+                f"{label} {passed} of {cases}" for label, (passed, cases) in found.items() if cases
+            )
+            parts.append(f"{name} {counts}{'' if whole else ' (not all were run)'}")
+        elif any(f.startswith(f"{name} ") for f in sections.get("checks", {"figures": {}})["figures"]):
             parts.append(f"{name} cannot run there")
     return row(
         "kernel checks passed, each run twice to the same bits",
@@ -100,137 +161,198 @@ def checks_row(sections: dict) -> list[str]:
     )
 
 
-def total(checked: list[dict], label: str, count: str) -> int:
-    """Sum of a count over all operations in one dtype."""
-    return sum(
-        e[count] for found in checked for op, e in found["operations"].items() if op.split()[1] == label
-    )
+def end_to_end(sections: Sections, batch: str, kind: str) -> dict[str, dict]:
+    """{backend: the figure of sketching a batch}."""
+    return {name: figure(sections, "end to end", f"{batch} {name} {kind}") for name in BACKENDS}
 
 
-def end_to_end_rows(sections: dict) -> Iterator[list[str]]:
-    found = sections.get("end to end", {}).get("found", {})
-    if reason := found.get("not measured"):
-        found = {}
-    tokens = found.get("tokens", QWEN_05B.batch * QWEN_05B.length)
-    length, piece = found.get("length", QWEN_05B.length), found.get("samples a piece of training")
-    batch = f"{QWEN_05B.name} shape with random weights, bf16, {tokens} tokens in samples of {length}"
-
-    def cell(text: Callable[[], str]) -> str:
-        return text() if found else f"{MISSING}{f': {reason}' if reason else ''}"
-
-    pieces = f", in pieces of {piece} samples, the fastest" if piece else ""
+def end_to_end_rows(sections: Sections) -> Iterator[list[str]]:
+    model = f"{QWEN_05B.name} shape with random weights, bf16"
+    for batch in ("64k", "10k"):
+        samples, length = BATCHES[batch]
+        for kind in ("compiled", "eager"):
+            found = end_to_end(sections, batch, kind)
+            training = next((f["tokens per second"]["training"] for f in found.values() if is_there(f)), None)
+            yield row(
+                f"{model}, {samples * length} tokens in samples of {length}, {kind}: tokens sketched a second",
+                cells(found, lambda f: spread(f["tokens per second"]["sketch"], "{:,.0f}")),
+                f"an eager training step: {spread(training, '{:,.0f}')}" if training else NO_GOAL,
+                "tokens" if (batch, kind) == ("64k", "compiled") else "",
+            )
+    corpus = figure(sections, "yardsticks", "real corpus")
     yield row(
-        f"{batch}: tokens sketched a second",
-        cell(lambda: spread(found["tokens per second"]["sketch"], "{:,.0f}")),
-        cell(lambda: f"training {spread(found['tokens per second']['training'], '{:,.0f}')}")
-        if found
+        "real text in the batches of `gvendi sketch`: tokens a second, padding not counted",
+        cell(
+            corpus,
+            lambda f: (
+                f"{f['sketch']} {spread(f['tokens per second']['sketch'], '{:,.0f}')}, "
+                f"{f['rows']} rows in {f['batches']} batches"
+            ),
+        ),
+        f"an eager training step on the same batches: {spread(corpus['tokens per second']['training'], '{:,.0f}')}"
+        if is_there(corpus)
         else NO_GOAL,
-        "tokens",
     )
     yield row(
-        "times as fast as training on the same batch",
-        cell(lambda: spread(found["speed over training"], "{:.2f}")),
-        f"the model's own forward + full backward, no optimizer step{pieces}, in turns in the same run",
-        "speed over training",
-    )
-    yield row(
-        "all sketch operations, share of forward + input gradients",
-        cell(lambda: percent(found["sketch work over forward + input gradients"])),
-        f"the model's own forward, loss and input gradients{pieces}, same run",
+        "all sketch operations, share of forward + input gradients, 64k eager",
+        cells(
+            {n: f for n, f in end_to_end(sections, "64k", "eager").items()},
+            lambda f: (
+                percent(f["sketch work over forward + input gradients"])
+                if "sketch work over forward + input gradients" in f
+                else f["sketch work"]
+            ),
+        ),
+        "the model's own forward, loss and input gradients, same run",
         "sketch work",
     )
+    peaks = {
+        f"{name} {kind}": found
+        for kind in ("compiled", "eager")
+        for name, found in end_to_end(sections, "64k", kind).items()
+    }
+    weights = next((f["weights bytes"] for f in peaks.values() if is_there(f)), None)
     yield row(
-        f"peak memory of a batch of {tokens} tokens",
-        cell(lambda: f"{found['peak memory bytes'] / 2**30:.1f} GiB"),
-        cell(lambda: f"its weights alone: {found['weights bytes'] / 2**30:.1f} GiB") if found else NO_GOAL,
-        "memory",
+        "peak memory of a batch of 65536 tokens",
+        cells(
+            peaks,
+            lambda f: (
+                f"{f['peak memory bytes'] / 2**30:.1f} GiB"
+                + (f" at {f['tokens']} tokens" if f["tokens"] != 65536 else "")
+            ),
+        ),
+        f"its weights alone: {weights / 2**30:.1f} GiB" if weights else NO_GOAL,
     )
 
 
-def share_rows(sections: dict) -> Iterator[list[str]]:
+def is_there(found: dict) -> bool:
+    """Whether a figure was measured."""
+    return bool(found) and "not measured" not in found
+
+
+def yardstick_rows(sections: Sections) -> Iterator[list[str]]:
+    for name, title in (STEPS | SLOW).items():
+        found = {size: figure(sections, "yardsticks", f"{size} {name}") for size in SIZES}
+        notes = dict.fromkeys(f["note"] for f in found.values() if "note" in f)
+        kinds = dict.fromkeys(f"{f['sketch']} sketch" for f in found.values() if "sketch" in f)
+        yield row(
+            f"times as fast as {title}",
+            cells(found, lambda f: spread(f["speed over it"], "{:.2f}")),
+            "; ".join([*notes, *kinds, "in turns in the same run"]),
+            name,
+        )
+
+
+def profile_rows(sections: Sections) -> Iterator[list[str]]:
+    for kind in ("compiled", "eager"):
+        found = {n: figure(sections, "end to end", f"64k {n} {kind} profile") for n in BACKENDS}
+        yield row(
+            f"kernels that take most of the device's time, 64k {kind}",
+            cells(
+                found,
+                lambda f: ", ".join(
+                    f"`{kernel[:40]}` {100 * share:.0f} %" for kernel, _, _, share in f["profile"][:3]
+                ),
+            ),
+            "; ".join(
+                f"{n}: {f['device milliseconds']:.0f} ms in {f['launches']} launches"
+                for n, f in found.items()
+                if is_there(f)
+            )
+            or NO_GOAL,
+        )
+
+
+def share_rows(sections: Sections) -> Iterator[list[str]]:
     for op in MOVING:
         timed = list(entries(sections, op, "bf16"))
-        for shape in dict.fromkeys(entry["shape"] for _, entry in timed) or [None]:
-            cells = [
-                f"{name} {outcome(entry, 'share of copy bandwidth')}"
-                for name, entry in timed
-                if entry["shape"] == shape
-            ]
-            title = f"`{op}`, bf16" + (f", {shape}" if shape else "")
+        for shape in dict.fromkeys(entry.get("shape", "") for entry in timed) or [""]:
+            found = [(entry["backend"], entry) for entry in timed if entry.get("shape", "") == shape]
             yield row(
-                title,
-                "; ".join(cells),
+                f"`{op}`, bf16" + (f", {shape}" if shape else ""),
+                "; ".join(f"{n} {cell(e, lambda e: share(sections, e))}" for n, e in found),
                 "measured copy bandwidth; bytes of inputs and outputs, cold cache",
                 "share",
             )
 
 
-def dense_row(sections: dict) -> list[str]:
-    cells = [
-        f"{name} {entry['shape']}: {outcome(entry, 'share of bf16 FLOP per second')}"
-        for name, entry in entries(sections, "dense_sketch", "bf16")
+def dense_row(sections: Sections) -> list[str]:
+    found = [
+        f"{e['backend']} {e.get('shape', '')}: {cell(e, lambda e: share(sections, e))}"
+        for e in entries(sections, "dense_sketch", "bf16")
     ]
     return row(
         f"`dense_sketch`, bf16, {DENSE_SAMPLES} samples a batch",
-        "; ".join(cells),
+        "; ".join(found),
         "measured bf16 matrix rate; operations of the gradients and of the projection",
         "dense",
     )
 
 
-def entries(sections: dict, op: str, dtype: str) -> Iterator[tuple[str, dict]]:
-    """(backend, entry) of an operation that a backend has: timed, or not timed for a reason that is not its absence."""
-    for name in BACKENDS:
-        for entry in sections.get(f"times {name}", {}).get("found", {}).get("operations", ()):
-            reason = entry.get("not timed", "")
-            own = not reason or reason == "out of time" or reason.startswith("check failed")
-            if own and (entry["op"], entry["dtype"]) == (op, dtype):
-                yield name, entry
+def entries(sections: Sections, op: str, dtype: str) -> Iterator[dict]:
+    """The figures of an operation by each backend that has it: timed, or with the error that kept it from that."""
+    for name, entry in sections.get("kernel times", {"figures": {}})["figures"].items():
+        backend, own, label = [*name.split(), "", ""][:3]
+        if (own, label) == (op, dtype) and not entry.get("absent"):
+            yield {"backend": backend, "op": own, "dtype": label, **entry}
 
 
-def outcome(entry: dict, share: str) -> str:
-    """The share and the error of a timed operation, or why it was not timed."""
-    if "not timed" in entry:
-        return f"not timed ({entry['not timed']})"
-    return f"{percent(entry[share])}, error {entry['largest error in checks']:.1e}"
+def share(sections: Sections, entry: dict) -> str:
+    """The share of a limit that a kernel reaches, and its error in the checks."""
+    title = next(name for name in entry if name.startswith("share of "))
+    errors = [
+        f["largest error"]
+        for section in CHECKS
+        if "largest error"
+        in (f := figure(sections, section, f"{entry['backend']} {entry['op']} {entry['dtype']}"))
+    ]
+    return percent(entry[title]) + (f", error {max(errors):.1e}" if errors else ", not checked")
 
 
-def spectral_rows(sections: dict) -> Iterator[list[str]]:
-    found = sections.get("spectral", {}).get("found", {})
-    one, many = found.get("matrix", {}), found.get("groups", {})
-    on_cpu = one.get("milliseconds on the CPU")
+def spectral_rows(sections: Sections) -> Iterator[list[str]]:
+    def timed(found: dict) -> str:
+        return f"{spread(found['milliseconds'], '{:.1f}')} ms, error {found['error']:.1e}"
+
+    on_cpu = figure(sections, "spectral", "matrix on the CPU")
     yield row(
         "entropy of a 1024 x 1024 matrix",
-        timed(one),
-        f"the CPU beside it: {spread(on_cpu, '{:.1f}')} ms" if on_cpu else NO_GOAL,
-        "matrix",
+        cell(figure(sections, "spectral", "matrix"), timed),
+        f"the CPU beside it: {spread(on_cpu['milliseconds'], '{:.1f}')} ms" if is_there(on_cpu) else NO_GOAL,
     )
-    alone = many.get("milliseconds of torch.linalg.eigvalsh, one run")
+    alone = figure(sections, "spectral", "groups by torch.linalg.eigvalsh")
     yield row(
         "entropies of 10,000 groups of 64 rows, K = 1024",
-        timed(many),
-        f"`torch.bmm` and `torch.linalg.eigvalsh` in float64: {alone:,.0f} ms, one run" if alone else NO_GOAL,
-        "groups",
+        cell(figure(sections, "spectral", "groups"), timed),
+        f"`torch.bmm` and `torch.linalg.eigvalsh` in float64: {alone['milliseconds, one run']:,.0f} ms, one run"
+        if is_there(alone)
+        else NO_GOAL,
     )
 
 
-def timed(found: dict) -> str | None:
-    """Milliseconds and error of an entropy."""
-    if "milliseconds" not in found:
-        return f"not timed ({found['not timed']})" if "not timed" in found else None
-    return f"{spread(found['milliseconds'], '{:.1f}')} ms, error {found['error']:.1e}"
-
-
-def agreement_row(sections: dict) -> list[str]:
-    found = sections.get("cpu and gpu", {}).get("found", {})
-    cells = [f"{name}, {e['samples']} samples: {e['largest 1 - cosine']:.1e}" for name, e in found.items()]
-    backends = ", ".join(sorted({e["CPU backend"] for e in found.values()}))
+def agreement_row(sections: Sections) -> list[str]:
+    found = own_figures(sections, "cpu and gpu")
+    backends = ", ".join(sorted({f["CPU backend"] for f in found.values() if is_there(f)}))
     return row(
         "1 - cosine between a sample's sketches on CPU and GPU, largest, fp32 weights",
-        "; ".join(cells),
-        f"the same model and samples on the CPU{f', backend {backends}' if found else ''}",
+        cells(found, lambda f: f"{f['largest 1 - cosine']:.1e} ({f['samples']} samples)"),
+        f"the same model and samples on the CPU{f', backend {backends}' if backends else ''}",
         "agreement",
     )
+
+
+def waiting_row(sections: Sections) -> list[str]:
+    found = own_figures(sections, "waiting")
+    return row(
+        "times that a batch makes the CPU wait for the GPU: in this package, in others",
+        cells(found, lambda f: f"{f.get('own waits', 0)}, {f.get('waits elsewhere', 0)}"),
+        "PyTorch's sync debug mode",
+    )
+
+
+def own_figures(sections: Sections, section: str) -> dict[str, dict]:
+    """The figures of a section, without what a rehearsal planted."""
+    found = sections.get(section, {"figures": {}})["figures"]
+    return {name: entry for name, entry in found.items() if name != "planted"}
 
 
 def spread(found: dict[str, float], form: str) -> str:
@@ -245,19 +367,158 @@ def percent(found: dict[str, float]) -> str:
     return f"{p50} % ({p20} to {p80})"
 
 
+def check_marks(content: dict) -> None:
+    """Mark the figures that rest on kernels with what their checks say: "passed", "failed: ..." or "not checked"."""
+    sections = content["sections"]
+    for section, entry in sections.items():
+        for found in entry["figures"].values():
+            if section in CHECKS or "kernels" not in found:
+                continue
+            verdicts = [
+                checks_of(sections, name, op, found["dtype"], found["machine"])
+                for op, name in found["kernels"].items()
+                # The definition itself has nothing to be checked with.
+                if name != "reference"
+            ]
+            failed = [verdict for verdict in verdicts if verdict.startswith("failed")]
+            found["check"] = (failed or [v for v in verdicts if v != "passed"] or ["passed"])[0]
+
+
+def checks_of(sections: Sections, backend: str, op: str, dtype: str, machine: str) -> str:
+    """What the checks of one kernel on one machine say."""
+    found = [figure(sections, section, f"{backend} {op} {dtype}") for section in CHECKS]
+    found = [f for f in found if f.get("machine") == machine and not f.get("absent")]
+    for entry in found:
+        if "not measured" in entry:
+            return f"failed: {op} on {backend}: {entry['not measured']}"
+        if entry["check"] != "passed":
+            return f"failed: {op} on {backend}: {entry['check'].removeprefix('failed: ')}"
+    return "passed" if found else "not checked"
+
+
+def failed_checks(content: dict) -> list[str]:
+    """Every check that failed, without the figures that rest on it."""
+    return [
+        f"{section}, {name}: {found['check'].removeprefix('failed: ')}"
+        for section, entry in content["sections"].items()
+        for name, found in entry["figures"].items()
+        if "kernels" not in found and str(found.get("check", "")).startswith("failed")
+    ]
+
+
+def summary(content: dict, order: list[str], key: str, path: str, resume: str) -> list[str]:
+    """At most 30 lines: every headline figure of this source, what is missing and how to go on."""
+    sections = {
+        name: {**entry, "figures": {f: e for f, e in entry["figures"].items() if e["machine"] == key}}
+        for name, entry in content["sections"].items()
+    }
+    machine = content["machines"].get(key, {})
+    lines = [
+        f"== {machine.get('gpu', 'no machine')}, commit {machine.get('commit')}, torch {machine.get('torch')}, "
+        f"Triton {machine.get('triton')}, transformers {machine.get('transformers')}",
+        *headlines(sections),
+    ]
+    failed = failed_checks({"sections": sections})
+    lines.append(f"checks failed: {len(failed)}{''.join(f'; {f}' for f in failed)}")
+    errors = [
+        f"{section}, {name}: {found['not measured']}"
+        for section in order
+        for name, found in sections.get(section, {"figures": {}})["figures"].items()
+        if "not measured" in found and not found.get("absent")
+    ]
+    lines.append(f"figures that failed: {len(errors)}{''.join(f'; {e}' for e in errors)}")
+    unfinished = [
+        f"{s} ({sections.get(s, {}).get('ended', 'not run')})"
+        for s in order
+        if sections.get(s, {}).get("ended") != "complete"
+    ]
+    lines.append(f"sections not complete: {', '.join(unfinished) or 'none'}")
+    lines.append(f"written to {path}" if path else "written nowhere: --out names a file")
+    lines.append(
+        f"to go on: {resume}" if unfinished or errors else "nothing is left to measure; next: make report"
+    )
+    return [line[:SUMMARY_WIDTH] for line in lines[-SUMMARY_LINES:]]
+
+
+def headlines(sections: Sections) -> Iterator[str]:
+    """One line a figure of the table, in the words of a terminal."""
+    names = [*BACKENDS, "cpu"]
+    counts = {n: [sum(c) for c in zip(*checked(sections, n).values(), strict=True)] for n in names}
+    yield "checks passed: " + ", ".join(f"{n} {p} of {c}" for n, (p, c) in counts.items() if c)
+    for batch in ("64k", "10k"):
+        for kind in ("compiled", "eager"):
+            found = {n: figure(sections, "end to end", f"{batch} {n} {kind}") for n in names}
+            said = cells(
+                found,
+                lambda f: (
+                    f"{f['tokens per second']['sketch']['p50']:,.0f} tokens/s, "
+                    f"{f['speed over training']['p50']:.2f} x eager training, "
+                    f"{(f['peak memory bytes'] or 0) / 2**30:.0f} GiB"
+                ),
+            )
+            yield f"{batch} {kind}: {said}"
+    for name, title in STEPS.items():
+        found = {size: figure(sections, "yardsticks", f"{size} {name}") for size in SIZES}
+        yield f"x {title}: {cells(found, lambda f: '{:.2f}'.format(f['speed over it']['p50']))}"
+    slow = {title: figure(sections, "yardsticks", f"64k {name}") for name, title in SLOW.items()}
+    yield f"x what is slow: {cells(slow, lambda f: '{:.1f}'.format(f['speed over it']['p50']))}"
+    corpus = figure(sections, "yardsticks", "real corpus")
+    yield "real corpus: " + cell(
+        corpus,
+        lambda f: (
+            f"{f['tokens per second']['sketch']['p50']:,.0f} tokens/s in {f['batches']} batches, "
+            f"{f['speed over training']['p50']:.2f} x training"
+        ),
+    )
+    for backend in names:
+        timed = {
+            f"{op} {entry.get('shape', '')}": entry
+            for op in (*MOVING, "dense_sketch")
+            for entry in entries(sections, op, "bf16")
+            if entry["backend"] == backend and is_there(entry)
+        }
+        if timed:
+            shares = {
+                n: next(v["p50"] for k, v in e.items() if k.startswith("share of ")) for n, e in timed.items()
+            }
+            yield f"{backend} shares: " + ", ".join(f"{n} {100 * s:.0f} %" for n, s in shares.items())
+    for kind in ("compiled", "eager"):
+        found = {n: figure(sections, "end to end", f"64k {n} {kind} profile") for n in names}
+        first = next((f for f in found.values() if is_there(f)), {})
+        yield f"64k {kind} profile: " + cell(
+            first,
+            lambda f: (
+                f"{f['device milliseconds']:.0f} ms, host {f['host milliseconds, profiler on']:.0f} ms, "
+                f"{f['launches']} launches, sketch {100 * (f['sketch kernels, share of device time'] or 0):.0f} %; "
+                + ", ".join(f"{kernel[:28]} {100 * s:.0f} %" for kernel, _, _, s in f["profile"][:4])
+            ),
+        )
+    agreed = cells(own_figures(sections, "cpu and gpu"), lambda f: f"{f['largest 1 - cosine']:.1e}")
+    yield f"1 - cosine, CPU and GPU: {agreed}"
+    timed = {n: figure(sections, "spectral", n) for n in ("matrix", "groups")}
+    yield f"entropy: {cells(timed, lambda f: '{:.1f} ms'.format(f['milliseconds']['p50']))}"
+    waits = cells(
+        own_figures(sections, "waiting"),
+        lambda f: f"{f.get('own waits', 0)} own, {f.get('waits elsewhere', 0)} elsewhere",
+    )
+    yield f"waits: {waits}"
+
+
 def dispatch_record(files: Iterable[dict]) -> dict:
-    """What `gvendi_fast/backends/measured.py` reads: median milliseconds by capability, GPU, operation and backend."""
+    """What `gvendi_fast/backends/measured.py` reads: median milliseconds by capability, GPU, operation and backend.
+
+    A kernel that failed a check is left out: being fast is no reason to choose it.
+    """
     record: dict = {}
     for content in files:
-        for name in BACKENDS:
-            section = content["sections"].get(f"times {name}", {"found": {"operations": ()}})
-            for entry in section["found"]["operations"]:
-                if "milliseconds" not in entry:
-                    continue
-                operations = record.setdefault(content["capability"], {}).setdefault(content["gpu"], {})
-                known = operations.setdefault(entry["op"], {"milliseconds": {}, "measured": {}})
-                case = f"{entry['dtype']} {entry['shape']}"
-                median = float(f"{entry['milliseconds']['p50']:.4g}")
-                known["milliseconds"].setdefault(name, {})[case] = median
-                known["measured"][name] = {v: section["machine"].get(v) for v in VERSIONS if v != "gpu"}
+        for entry in content["sections"].get("kernel times", {"figures": {}})["figures"].values():
+            if "milliseconds" not in entry or str(entry.get("check", "")).startswith("failed"):
+                continue
+            operations = record.setdefault(content["capability"], {}).setdefault(content["gpu"], {})
+            known = operations.setdefault(entry["op"], {"milliseconds": {}, "measured": {}})
+            case = f"{entry['dtype']} {entry['shape']}"
+            median = float(f"{entry['milliseconds']['p50']:.4g}")
+            known["milliseconds"].setdefault(entry["backend"], {})[case] = median
+            machine = content["machines"][entry["machine"]]
+            known["measured"][entry["backend"]] = {v: machine.get(v) for v in VERSIONS if v != "gpu"}
     return record

@@ -1,70 +1,92 @@
-"""Entropy of one matrix and of many small groups on a GPU: checked, then timed beside what PyTorch offers."""
+"""Entropy of one matrix and of many small groups on a GPU: checked and timed, beside what PyTorch offers."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from gpu_checks import ENTROPY_TOLERANCE
-from gpu_timing import Bench, Span
+from gpu_timing import Bench, Figure, Span
 
 from gvendi_fast import VendiState, ops, reference
 
 GROUP = 64
 
 
-def spectral(bench: Bench) -> dict[str, object]:
+def figures(section: str, bench: Bench) -> list[Figure]:
     """Entropy of a K x K state, and of 10,000 groups of 64 rows [., K], K = 1024."""
-    dim, groups = (64, 20) if bench.dry else (1024, 10_000)
-    # Columns of falling size, as sketches of real text have; without them all eigenvalues are about the same.
-    scale = torch.arange(1, dim + 1, device=bench.device) ** -0.5
-    rows = torch.randn(groups * GROUP, dim, device=bench.device) * scale
-    return {"matrix": matrix(bench, rows[: 4 * dim]), "groups": many_groups(bench, rows)}
+    return [
+        Figure("matrix", lambda: matrix(bench, bench.device)),
+        Figure("groups", lambda: many_groups(bench)),
+        Figure("matrix on the CPU", lambda: matrix(bench, torch.device("cpu"))),
+        Figure("groups by torch.linalg.eigvalsh", lambda: by_torch(bench)),
+    ]
 
 
-def matrix(bench: Bench, rows: torch.Tensor) -> dict[str, object]:
-    """Entropy of the state of some rows, on the device and on the CPU."""
-    dim, found = rows.shape[1], {"dim": rows.shape[1], "rows": len(rows)}
+def sizes(bench: Bench) -> tuple[int, int]:
+    """K, and how many groups."""
+    return (64, 20) if bench.dry else (1024, 10_000)
+
+
+def draw(bench: Bench, count: int, device: torch.device) -> torch.Tensor:
+    """Rows with columns of falling size, as sketches of real text have: without them all eigenvalues are alike."""
+    dim = sizes(bench)[0]
+    return torch.randn(count, dim, device=device) * torch.arange(1, dim + 1, device=device) ** -0.5
+
+
+def matrix(bench: Bench, device: torch.device) -> dict[str, object]:
+    """Entropy of the state of some rows."""
+    dim = sizes(bench)[0]
+    rows = draw(bench, 4 * dim, device)
+    state = VendiState(dim, device=device).update(rows)
     wanted = reference.entropy(torch.linalg.eigvalsh(reference.covariance(rows.cpu())[0] / len(rows)))
-    for title, device in (("", bench.device), (" on the CPU", torch.device("cpu"))):
-        state = VendiState(dim, device=device).update(rows.to(device))
-        error = abs(state.entropy() - wanted)
-        found |= {f"error{title}": error, f"allowed{title}": ENTROPY_TOLERANCE}
-        if not error <= ENTROPY_TOLERANCE:
-            found[f"not timed{title}"] = "check failed"
-            continue
-        # A state keeps its spectrum, so every call gets a new one.
-        own = Bench(device, bench.dry, 0)
-        times = own.time(lambda s=state, d=device: VendiState(dim, device=d).merge(s).entropy(), 10)
-        found[f"milliseconds{title}"] = times["milliseconds"]
-    return found
+    # A state keeps its spectrum, so every call gets a new one.
+    taken = Bench(device, bench.dry).time(lambda: VendiState(dim, device=device).merge(state).entropy(), 10)
+    return {
+        "dim": dim,
+        "rows": len(rows),
+        **judged(abs(state.entropy() - wanted)),
+        "milliseconds": taken["milliseconds"],
+    }
 
 
-def many_groups(bench: Bench, rows: torch.Tensor) -> dict[str, object]:
-    """Entropies of groups of GROUP rows, and PyTorch's float64 eigenvalues of the same Gram matrices."""
+def many_groups(bench: Bench) -> dict[str, object]:
+    """Entropies of groups of GROUP rows."""
+    dim, groups = sizes(bench)
+    rows = draw(bench, groups * GROUP, bench.device)
     boundaries = torch.arange(0, len(rows) + 1, GROUP)
     some = boundaries[: min(len(boundaries), 65)]
     wanted = reference.group_entropies(rows[: int(some[-1])].cpu(), some)
     got, again = (ops.entropy(rows, boundaries) for _ in range(2))
     error = float((got[: len(wanted)].cpu() - wanted).abs().max())
-    found = {
-        "groups": len(boundaries) - 1,
+    repeats = bool(torch.equal(got, again))
+    return {
+        "groups": groups,
         "rows": GROUP,
-        "dim": rows.shape[1],
-        "error": error,
-        "allowed": ENTROPY_TOLERANCE,
+        "dim": dim,
+        **(judged(error) if repeats else {"error": error, "check": "failed: two runs give other bits"}),
+        "milliseconds": bench.time(lambda: ops.entropy(rows, boundaries), 10)["milliseconds"],
     }
-    if not error <= ENTROPY_TOLERANCE or not torch.equal(got, again):
-        return {**found, "not timed": "check failed"}
 
-    taken = bench.time(lambda: ops.entropy(rows, boundaries), 10)
-    found["milliseconds"] = taken["milliseconds"]
-    if not bench.late():
-        torch_alone(rows[: 64 * GROUP])
-        bench.wait()
-        # One run: it may take many seconds.
-        with Span(bench.device) as span:
-            torch_alone(rows)
-        found["milliseconds of torch.linalg.eigvalsh, one run"] = span.milliseconds()
-    return found
+
+def judged(error: float) -> dict[str, object]:
+    """An absolute error and whether it is allowed."""
+    passed = error <= ENTROPY_TOLERANCE
+    return {
+        "error": error if math.isfinite(error) else str(error),
+        "check": "passed" if passed else f"failed: error {error:.1e}, {ENTROPY_TOLERANCE} is allowed",
+    }
+
+
+def by_torch(bench: Bench) -> dict[str, object]:
+    """PyTorch's float64 eigenvalues of the same Gram matrices; one run, for it may take many seconds."""
+    dim, groups = sizes(bench)
+    rows = draw(bench, groups * GROUP, bench.device)
+    torch_alone(rows[: 16 * GROUP])
+    bench.wait()
+    with Span(bench.device) as span:
+        torch_alone(rows)
+    return {"groups": groups, "rows": GROUP, "dim": dim, "milliseconds, one run": span.milliseconds()}
 
 
 def torch_alone(rows: torch.Tensor) -> torch.Tensor:

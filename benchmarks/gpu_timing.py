@@ -1,4 +1,4 @@
-"""Times on a device: quantiles of CUDA events, and the copy bandwidth and matrix rates they are compared with.
+"""What a figure is, and times on a device: quantiles of CUDA events, and the limits they are compared with.
 
 A short operation is timed behind a pass over FLUSH_BYTES, which takes its inputs out of the L2 cache and keeps the
 device busy while the host prepares the launches: the figure is the device's time, not the host's. The host's own
@@ -7,14 +7,32 @@ time of a call stands beside it; where that is the longer one, launches hold the
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 FLUSH_BYTES = 1 << 30
 WARM_UP = 3
+# A figure that takes longer is taken to hang: its process ends, and the next one goes on behind it.
+FIGURE_SECONDS = 90
 Quantiles = dict[str, float]
+
+
+class NotMeasuredError(Exception):
+    """What a figure needs is not there: no failure, and the reason stands in its place."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something to measure: `call` gives what was found, as JSON has it."""
+
+    name: str
+    call: Callable[[], dict]
+    seconds: float = FIGURE_SECONDS
 
 
 def quantiles(values: list[float]) -> Quantiles:
@@ -57,16 +75,28 @@ class Span:
 
 
 class Bench:
-    """The device, the time that is left, and the limits that figures are compared with."""
+    """The device, what was asked for, and the limits that figures are compared with.
 
-    def __init__(self, device: torch.device, dry: bool, seconds: float) -> None:
-        self.device, self.dry, self.deadline = device, dry, time.monotonic() + seconds
+    request: what `gpu.py` asks for. `option` reads it; "results" in it is the file of everything measured so far.
+    """
+
+    def __init__(self, device: torch.device, dry: bool, request: dict | None = None) -> None:
+        self.device, self.dry, self._request = device, dry, request or {}
         self._flush: torch.Tensor | None = None
         self._limits: dict[str, Quantiles] | None = None
 
-    def late(self) -> bool:
-        """Whether the time is used up."""
-        return time.monotonic() > self.deadline
+    def option(self, name: str) -> str | None:
+        """What was asked for by this name; None if nothing was."""
+        return self._request.get(name)
+
+    def measured(self, section: str, figure: str) -> dict | None:
+        """What an earlier section of this source found; None where it found nothing."""
+        if not self.option("results"):
+            return None
+        sections = json.loads(Path(self.option("results")).read_text())["sections"]
+        found = sections.get(section, {"figures": {}})["figures"].get(figure)
+        known = found is not None and found["machine"] == self.option("machine")
+        return found if known and "not measured" not in found else None
 
     def time(self, call: Callable[[], object], rounds: int = 30) -> dict[str, Quantiles]:
         """{"milliseconds", "host milliseconds"} of a short operation on inputs that are not in the cache."""
@@ -85,10 +115,12 @@ class Bench:
             "host milliseconds": quantiles(host),
         }
 
-    def take_turns(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-        """Milliseconds of long calls by name, one of each in every round, after WARM_UP rounds that do not count."""
+    def take_turns(
+        self, calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1
+    ) -> dict[str, list[float]]:
+        """Milliseconds of long calls by name, one of each in every round, after `warm_up` rounds that do not count."""
         taken: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(-1 if self.dry else -WARM_UP, 2 if self.dry else rounds):
+        for turn in range(-1 if self.dry else -warm_up, 2 if self.dry else rounds):
             for name, call in calls.items():
                 self.wait()
                 with Span(self.device) as span:
@@ -99,6 +131,8 @@ class Bench:
 
     def limits(self) -> dict[str, Quantiles]:
         """Bytes read and written a second by a copy, and FLOP a second of square matrix products; measured once."""
+        if self._limits is None and (known := self.measured("versions", "limits")):
+            self._limits = known["limits"]
         if self._limits is None:
             elements, side = (1 << 16, 128) if self.dry else (1 << 30, 8192)
             # Random numbers: zeros take less power, and a device may run faster on them than on data.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from gvendi_fast.errors import GvendiError
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ QWEN_05B = Shape(
     batch=128,
     length=512,
 )
+# Batches of a GPU by their tokens: (samples, length). The last is what a corpus of short rows gives in one batch.
+BATCHES = {"64k": (128, 512), "16k": (32, 512), "8k": (16, 512), "10k": (64, 160)}
 TIMED_ROWS, TIMED_LENGTH, TIMED_DIM = 65536, 512, 1024
 TIMED_WIDTHS = ((896, 4864), (896, 896))
 DENSE_SAMPLES = 16
@@ -62,7 +64,10 @@ DENSE_SAMPLES = 16
 
 def build(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model in eval mode and a full batch of random token ids int64 [B, T], all of them supervised."""
+    import torch
     import transformers
+
+    from gvendi_fast.errors import GvendiError
 
     if name not in SHAPES:
         raise GvendiError(f"shape must be one of {', '.join(SHAPES)}, got {name!r}")
