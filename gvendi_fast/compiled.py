@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,8 +59,22 @@ def why_no_compiler(device: torch.device) -> str | None:
 
 
 def compile_pass(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` compiled as one graph for batches of any shape; the compiler works at the first call."""
-    return torch.compile(run, fullgraph=True, dynamic=True)
+    """`run(inputs, targets, probe, segments)` compiled as one graph; the compiler works at the first call.
+
+    The graph serves batches of any shape: samples, lengths and targets vary, and nothing else. (dynamic=True would
+    make unknowns of every number of the model as well, and the compiler take more than twice the time.)
+    """
+    compiled = torch.compile(run, fullgraph=True)
+
+    def call(inputs: dict[str, torch.Tensor], targets: Sequence[torch.Tensor], *batch: torch.Tensor) -> Any:
+        for x in inputs.values():
+            torch._dynamo.maybe_mark_dynamic(x, [0, 1])
+        shape = inputs["input_ids"].shape
+        for x in (*targets, *batch):
+            torch._dynamo.maybe_mark_dynamic(x, [0, 1] if x.shape == shape else 0)
+        return compiled(inputs, targets, *batch)
+
+    return call
 
 
 @contextmanager

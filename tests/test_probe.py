@@ -46,7 +46,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["qwen2_tied", "llama_untied", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen2_tied", "llama_untied", "gemma2", "gpt2", "phi_biased_head"])
 def test_compiled_pass_is_one_graph_for_batches_of_every_shape(name, graphs):
     model = one_layer(name)
     eager, compiled = GradientSketcher(model, SPEC), GradientSketcher(model, SPEC, compile=True)
@@ -59,10 +59,11 @@ def test_compiled_pass_is_one_graph_for_batches_of_every_shape(name, graphs):
     (graph,) = (graph.graph for graph in graphs.graphs if len(graph.graph.nodes))
     # One node for an embedding or a norm, one for each input, one for each linear layer, one for the head.
     nodes = sum("autograd_function_apply" in str(node.target) for node in graph.nodes)
-    groups = find_groups(model, find_taps(model).taps, SPEC)
-    others = sum(tap.kind in (EMBEDDING, NORM) for tap in find_taps(model).taps)
-    layers = [tap for group in groups for tap in group.taps if tap.path != "lm_head"]
-    assert nodes == others + sum(g.path != "lm_head" for g in groups) + len(layers) + 1
+    head = model.get_output_embeddings() if eager._head is not None else None
+    taps = [tap for tap in find_taps(model).taps if tap.module is not head]
+    others = sum(tap.kind in (EMBEDDING, NORM) for tap in taps)
+    groups = find_groups(model, taps, SPEC)
+    assert nodes == others + len(groups) + sum(len(g.taps) for g in groups) + (head is not None)
     # Causal without a mask of all pairs of tokens, where PyTorch's attention is used.
     attention = [n for n in graph.nodes if "scaled_dot_product_attention" in str(n.target)]
     assert len(attention) == (model.config._attn_implementation == "sdpa")
