@@ -14,6 +14,8 @@ import triton.language as tl
 
 from gvendi_fast.plan import MAX_DIM, MIN_DIM
 
+WARP = 32
+
 
 class Tile(NamedTuple):
     """Rows that a program transforms at once, and its warps."""
@@ -22,16 +24,17 @@ class Tile(NamedTuple):
     warps: int
 
 
-# K: tile. Eight floats a thread, or at most 32 for large K, where more warps would wait longer for each other.
+# K: tile. The fewest instructions an element at up to 128 registers a thread, counted (results/instructions.md): rows
+# share a table's entries, and 8 to 16 floats a thread and row leave the transform few exchanges.
 TILES = {
-    64: Tile(16, 4),
-    128: Tile(8, 4),
-    256: Tile(4, 4),
-    512: Tile(1, 2),
-    1024: Tile(1, 4),
-    2048: Tile(1, 4),
-    4096: Tile(1, 8),
-    8192: Tile(1, 8),
+    64: Tile(4, 1),
+    128: Tile(4, 1),
+    256: Tile(4, 2),
+    512: Tile(2, 2),
+    1024: Tile(2, 4),
+    2048: Tile(2, 4),
+    4096: Tile(2, 8),
+    8192: Tile(1, 16),
 }
 assert list(TILES) == [1 << bits for bits in range(MIN_DIM.bit_length() - 1, MAX_DIM.bit_length())]
 # log2 of the largest K.
@@ -41,6 +44,11 @@ MAX_BITS = tl.constexpr(MAX_DIM.bit_length() - 1)
 def tile(K: int) -> Tile:
     """The tile for a sketch dimension."""
     return TILES[K]
+
+
+def lanes(K: int) -> int:
+    """Threads that hold neighbouring bins of a tile; thread t has bins t, t + lanes, t + 2 lanes and so on."""
+    return min(K, WARP * TILES[K].warps)
 
 
 @triton.jit

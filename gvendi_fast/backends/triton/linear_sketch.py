@@ -16,7 +16,7 @@ import triton.language as tl
 
 from gvendi_fast.backends.triton import tables
 from gvendi_fast.backends.triton.fold_hadamard import fold_rows
-from gvendi_fast.backends.triton.hadamard import hadamard, tile
+from gvendi_fast.backends.triton.hadamard import hadamard, lanes, tile
 from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
 from gvendi_fast.backends.triton.runtime import (
     Build,
@@ -39,27 +39,29 @@ def linear_sketch_kernel(
     e1, stride1, table1, blocks1,
     e2, stride2, table2, blocks2,
     e3, stride3, table3, blocks3,
-    spans, partial, BLOCK_T: tl.constexpr, K: tl.constexpr,
+    spans, partial, BLOCK_T: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(spans + 2 * chunk), tl.load(spans + 2 * chunk + 1)
-    total = tl.zeros([BLOCK_T, K], dtype=tl.float32)
+    total = tl.zeros([K], dtype=tl.float32)
     while begin < end:
         rows = begin + tl.arange(0, BLOCK_T)
         live = rows < end
-        left = fold_rows(a, stride_a, rows, live, table_a, blocks_a, BLOCK_T, K)
+        rows = tl.minimum(rows, end - 1)
+        left = fold_rows(a, stride_a, rows, table_a, blocks_a, BLOCK_T, K, LANES)
         if table_a is not None:
             left = hadamard(left, BLOCK_T, K)
-        right = fold_rows(e0, stride0, rows, live, table0, blocks0, BLOCK_T, K)
+        right = fold_rows(e0, stride0, rows, table0, blocks0, BLOCK_T, K, LANES)
         if e1 is not None:
-            right += fold_rows(e1, stride1, rows, live, table1, blocks1, BLOCK_T, K)
+            right += fold_rows(e1, stride1, rows, table1, blocks1, BLOCK_T, K, LANES)
         if e2 is not None:
-            right += fold_rows(e2, stride2, rows, live, table2, blocks2, BLOCK_T, K)
+            right += fold_rows(e2, stride2, rows, table2, blocks2, BLOCK_T, K, LANES)
         if e3 is not None:
-            right += fold_rows(e3, stride3, rows, live, table3, blocks3, BLOCK_T, K)
-        total += left * hadamard(right, BLOCK_T, K)
+            right += fold_rows(e3, stride3, rows, table3, blocks3, BLOCK_T, K, LANES)
+        product = left * hadamard(right, BLOCK_T, K)
+        total += tl.sum(tl.where(live[:, None], product, 0.0), axis=0)
         begin += BLOCK_T
-    tl.store(partial + chunk * K + tl.arange(0, K), tl.sum(total, axis=0))
+    tl.store(partial + chunk * K + tl.arange(0, K), total)
 
 
 def linear_sketch(
@@ -90,6 +92,7 @@ def _launch(a, a_table, parts, chunks: Chunks, partial: torch.Tensor) -> None:
             partial,
             BLOCK_T=shape.rows,
             K=K,
+            LANES=lanes(K),
             num_warps=shape.warps,
         )
 
@@ -97,13 +100,13 @@ def _launch(a, a_table, parts, chunks: Chunks, partial: torch.Tensor) -> None:
 def _side(x: torch.Tensor, table: Table | None) -> tuple[torch.Tensor, int, torch.Tensor | None, int]:
     if table is None:
         return x, x.stride(0), None, 0
-    packed = tables.gathered(table, x.device)
+    packed = tables.folding(table, lanes(table.dim), x.device)
     return x, x.stride(0), packed, len(packed)
 
 
 def builds(K: int, dtype: str, parts: int = 1, a_done: bool = False, e_done: bool = False) -> list[Build]:
     """What a launch compiles: `parts` parts, `a_done` for a as H S a, `e_done` for one more part that is S e."""
-    sides = [("fp32", None) if a_done else (dtype, "*i16")] + [(dtype, "*i16")] * parts
+    sides = [("fp32", None) if a_done else (dtype, "*i32")] + [(dtype, "*i32")] * parts
     sides += [("fp32", None)] * e_done
     types, constants = {}, {}
     for position, label in enumerate(("_a", *range(PARTS))):
@@ -114,6 +117,6 @@ def builds(K: int, dtype: str, parts: int = 1, a_done: bool = False, e_done: boo
         constants |= {name: None for name, pointer in pointers.items() if not pointer}
     shape = tile(K)
     types |= {"spans": "*i64", "partial": "*fp32"}
-    constants |= {"BLOCK_T": shape.rows, "K": K}
+    constants |= {"BLOCK_T": shape.rows, "K": K, "LANES": lanes(K)}
     name = f"linear_sketch-{dtype}-{K}-parts{parts}{'-HSa' * a_done}{'-Se' * e_done}"
     return [Build(name, linear_sketch_kernel, shape.warps, types, constants)]

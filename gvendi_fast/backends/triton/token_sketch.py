@@ -37,26 +37,29 @@ def token_sketch_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(spans + 2 * chunk), tl.load(spans + 2 * chunk + 1)
     k = tl.arange(0, K)
-    total = tl.zeros([BLOCK_T, K], dtype=tl.float32)
+    total = tl.zeros([K], dtype=tl.float32)
     while begin < end:
         rows = begin + tl.arange(0, BLOCK_T)
         live = rows < end
-        token = tl.load(ids + rows, mask=live, other=0)
+        rows = tl.minimum(rows, end - 1)
+        token = tl.load(ids + rows)
         known = (token >= 0) & (token < vocabulary)
-        hashed = tl.load(id_table + token, mask=live & known, other=0).to(tl.int32)
+        hashed = tl.load(id_table + token, mask=known, other=0).to(tl.int32)
         # An id outside the vocabulary must not pass for another one: its sample becomes NaN.
         sign = tl.where(known, (1 - 2 * (hashed & 1)).to(tl.float32), float("nan"))
-        source = k[None, :] ^ (hashed >> 1)[:, None]
-        row = e + (rows * stride)[:, None]
+        # Bins on the first axis, as in `fold_rows`; here every row reads the table in an order of its own.
+        source = k[:, None] ^ (hashed >> 1)[None, :]
+        offset = (rows * stride)[None, :]
+        folded = tl.zeros([K, BLOCK_T], dtype=tl.float32)
         block = 0
         while block < blocks:
-            packed = tl.load(table + block * K + source).to(tl.int32)
-            mask = live[:, None] & (packed >= 0)
-            value = tl.load(row + block * K + (packed >> 1), mask=mask, other=0.0).to(tl.float32)
-            total += tl.where((packed & 1) == 1, -value, value) * sign[:, None]
+            entry = tl.load(table + block * K + source)
+            value = tl.load(e + block * K + offset + (entry & 0xFFFF)).to(tl.float32)
+            folded = tl.fma(value, (entry & -65536).to(tl.float32, bitcast=True), folded)
             block += 1
+        total += tl.sum(tl.where(live[None, :], folded * sign[None, :], 0.0), axis=1)
         begin += BLOCK_T
-    tl.store(partial + chunk * K + k, tl.sum(total, axis=0))
+    tl.store(partial + chunk * K + k, total)
 
 
 def token_sketch(
@@ -70,7 +73,7 @@ def token_sketch(
     chunks, K = chunks_of(segments, out.device), out.shape[1]
     if len(chunks) == 0:
         return
-    packed, shape = tables.gathered(e_table, e.device), tile(K)
+    packed, shape = tables.folding(e_table, K, e.device), tile(K)
     partial, total = workspace(len(chunks), K, out), workspace(len(out), K, out)
     with on_device_of(e):
         token_sketch_kernel[(len(chunks),)](
@@ -95,6 +98,6 @@ def builds(K: int, dtype: str) -> list[Build]:
     """What `token_sketch` compiles beside the sum over chunks and the transform."""
     shape = tile(K)
     types = {"ids": "*i64", "id_table": "*i16", "vocabulary": "i32", "e": f"*{dtype}", "stride": "i32"}
-    types |= {"table": "*i16", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
+    types |= {"table": "*i32", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
     constants = {"BLOCK_T": shape.rows, "K": K}
     return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, shape.warps, types, constants)]
