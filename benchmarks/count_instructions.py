@@ -7,7 +7,8 @@ that is there into the tables of instructions.md. Other Tritons count with PYTHO
 
 Method. The disassembly is cut into blocks at its jumps; loops are found as in a compiler, by dominators (sass.py). A
 loop's instructions are counted once a trip, and the trips of every loop follow from the shape and the tile (works
-below). Both sides of a branch count, so a count is an upper bound; slow paths behind calls do not count.
+below); one that the assembler unrolled is known by its loads. Both sides of a branch count, so a count is an upper
+bound; slow paths behind calls do not count.
   loop   thread instructions of one trip of the busiest innermost loop, over the elements that the trip covers
   whole  thread instructions of a program at the shape, prologue and epilogue included, over its elements
 An element is a number that the kernel reads (of a tensor; not tables), or for products what the row says.
@@ -107,7 +108,7 @@ def fold_hadamard_works(build: Build) -> list[Work]:
 
 
 def token_works(build: Build) -> list[Work]:
-    T, K, width = build.constants["BLOCK_T"], build.constants["K"], TIMED_WIDTHS[0][0]
+    T, K, width = 1, build.constants["K"], TIMED_WIDTHS[0][0]
     loops = [Trips(CHUNK_ROWS // T, inner=[fold(T, K, width)])]
     return [Work(f"{width}", CHUNK_ROWS * width, loops, SIZES[build.types["e"]])]
 
@@ -230,21 +231,21 @@ def count(build: Build) -> dict[str, object]:
             ) from error
         entry: dict[str, object] = {"unit": work.unit, "bytes": work.bytes}
         if loops := innermost(code.loops, work.loops):
-            size, trip = max(loops, key=lambda loop: loop[0] * loop[1].count)
-            entry["loop"] = size * threads / trip.covers
+            busiest = max(loops, key=lambda loop: loop[0] * loop[1].count)
+            entry["loop"] = busiest[0] * threads / busiest[1].covers
         entry["whole"] = executed * threads / work.elements
         shapes[work.shape] = entry
     return found
 
 
-def innermost(loops: list[sass.Loop], trips: list[Trips]) -> list[tuple[int, Trips]]:
-    """(instructions, trips) of the loops without inner ones that cover elements."""
+def innermost(loops: list[sass.Loop], trips: list[Trips]) -> list[tuple[float, Trips]]:
+    """(instructions of a trip, trips) of the loops without inner ones that cover elements."""
     found = []
-    for loop, trip in zip(loops, trips, strict=True):
+    for (loop, _, times), trip in zip(sass.paired(loops, len(trips)), trips, strict=True):
         if loop.inner:
             found += innermost(loop.inner, trip.inner)
         elif trip.covers:
-            found.append((loop.own, trip))
+            found.append((loop.own / times, trip))
     return found
 
 

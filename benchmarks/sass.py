@@ -19,10 +19,11 @@ BYTES = 16
 
 @dataclass
 class Loop:
-    """A natural loop: instructions of its body that are in no inner loop, and the inner loops in the code's order."""
+    """A natural loop: instructions, and loads among them, that are in no inner loop, and the inner loops."""
 
     start: int
     own: int
+    loads: int
     inner: list[Loop] = field(default_factory=list)
 
     def size(self) -> int:
@@ -86,13 +87,14 @@ def loops_of(text: str) -> Code:
             if block in dominators[header]:
                 bodies.setdefault(header, {header}).update(_reaching(following, block, header, reached))
     sizes = {start: sum(operation != "NOP" for _, operation in blocks[start]) for start in reached}
+    loads = {start: sum("LDG" in operation for _, operation in blocks[start]) for start in reached}
     bodies = {
         header: body
         for header, body in bodies.items()
         if any(WORK.match(operation) for block in body for _, operation in blocks[block])
     }
     inside = set().union(*bodies.values()) if bodies else set()
-    return Code(sum(sizes[block] for block in reached - inside), _nest(bodies, sizes))
+    return Code(sum(sizes[block] for block in reached - inside), _nest(bodies, sizes, loads))
 
 
 def _next(block: list[tuple[int, str]], jumps: dict[int, re.Match], blocks: dict[int, object]) -> list[int]:
@@ -127,15 +129,15 @@ def _reaching(following: dict[int, list[int]], end: int, header: int, among: set
     return _reached({block: before.get(block, []) for block in among}, end, without=header)
 
 
-def _nest(bodies: dict[int, set[int]], sizes: dict[int, int]) -> list[Loop]:
+def _nest(bodies: dict[int, set[int]], sizes: dict[int, int], loads: dict[int, int]) -> list[Loop]:
     loops = []
     for header in sorted(bodies):
         around = [other for other in bodies if other != header and header in bodies[other]]
         if not around:
             inner = {h: b for h, b in bodies.items() if h != header and h in bodies[header]}
             held = set().union(*inner.values()) if inner else set()
-            own = sum(sizes[block] for block in bodies[header] - held)
-            loops.append(Loop(header, own, _nest(inner, sizes)))
+            own, loaded = (sum(of[block] for block in bodies[header] - held) for of in (sizes, loads))
+            loops.append(Loop(header, own, loaded, _nest(inner, sizes, loads)))
     return loops
 
 
@@ -145,9 +147,31 @@ def executed(code: Code, trips: list) -> int:
 
 
 def _executed(loops: list[Loop], trips: list) -> int:
-    if len(loops) != len(trips):
-        raise ValueError(f"{len(loops)} loops where {len(trips)} were expected")
     return sum(
-        count * (loop.own + _executed(loop.inner, inner))
-        for loop, (count, inner) in zip(loops, trips, strict=True)
+        (count // times) * (loop.own + _executed(loop.inner, inner))
+        + (count % times) * (rest.own if rest else 0)
+        for (loop, rest, times), (count, inner) in zip(paired(loops, len(trips)), trips, strict=True)
     )
+
+
+def paired(loops: list[Loop], count: int) -> list[tuple[Loop, Loop | None, int]]:
+    """The loops of the source: (loop, None, 1), or (loop, loop of the trips left over, how often it was unrolled).
+
+    Of more loops than the source has, an innermost one that loads a multiple of what the next one loads is its unrolled
+    form. Raises ValueError where that does not leave `count` loops.
+    """
+    found: list[tuple[Loop, Loop | None, int]] = []
+    position = 0
+    while position < len(loops):
+        loop, rest = loops[position], loops[position + 1] if position + 1 < len(loops) else None
+        left = len(loops) - position > count - len(found)
+        unrolled = left and rest and not loop.inner and rest.loads and loop.loads > rest.loads
+        if unrolled and loop.loads % rest.loads == 0:
+            found.append((loop, rest, loop.loads // rest.loads))
+            position += 2
+        else:
+            found.append((loop, None, 1))
+            position += 1
+    if len(found) != count:
+        raise ValueError(f"{len(found)} loops where {count} were expected")
+    return found

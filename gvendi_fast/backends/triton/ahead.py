@@ -16,8 +16,12 @@ WARP = 32
 def compile_build(build: Build, capability: int) -> CompiledKernel:
     """The build for a compute capability such as 90, from Triton's cache on disk if it is there."""
     types = {name: build.types.get(name, "constexpr") for name in build.kernel.arg_names}
-    # Tensors are aligned to 16 bytes, as a launch would find them.
-    pointers = [index for index, kind in enumerate(types.values()) if kind.startswith("*")]
+    # Tensors are aligned to 16 bytes, as a launch would find them, or for kernels that do not ask, taken as they come.
+    pointers = [
+        param.num
+        for param in build.kernel.params
+        if types[param.name].startswith("*") and not param.do_not_specialize_on_alignment
+    ]
     aligned = {(index,): [["tt.divisibility", 16]] for index in pointers}
     source = ASTSource(build.kernel, types, build.constants, aligned)
     return triton.compile(

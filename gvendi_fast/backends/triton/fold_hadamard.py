@@ -5,8 +5,9 @@ sign is +1, -1, or 0 for a bin that gets nothing from a block: one multiply-add 
 and no mask. A bin without a coordinate reads the block's first one, so that where that is not finite such bins become
 NaN; the transform makes every output of such a row infinite or NaN in any case.
 
-Bins stand on the first axis: of axes without contiguous addresses Triton lays neighbouring threads along the first, and
-neighbouring bins read one run of 16. Rows on the second share the table's entries.
+A program takes up to MAX_ROWS rows at once, which share the table's entries. Neighbouring threads take neighbouring
+bins, so that they read one run of 16; each row is a load of its own, since of two axes without contiguous addresses
+Triton may put either first.
 """
 
 from __future__ import annotations
@@ -16,43 +17,59 @@ import triton
 import triton.language as tl
 
 from gvendi_fast.backends.triton import tables
-from gvendi_fast.backends.triton.hadamard import hadamard, lanes, tile
+from gvendi_fast.backends.triton.hadamard import TILES, hadamard, tile
 from gvendi_fast.backends.triton.runtime import Build, on_device_of
 from gvendi_fast.plan import Table
 
-_GROUP = tl.constexpr(tables.GROUP)
+MAX_ROWS = 4
+assert {shape.rows for shape in TILES.values()} <= {1, 2, MAX_ROWS}
 
 
 @triton.jit
-def fold_rows(x, stride, rows, table, blocks, T: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr):
-    """S x of `rows` [T], all of which exist, as float32 [T, K]."""
-    offset = (rows * stride)[None, :]
-    if table is None:
-        folded = tl.load(x + offset + tl.arange(0, K)[:, None]).to(tl.float32)
+def load_rows(x, stride, begin, end, at, T: tl.constexpr, K: tl.constexpr):
+    """Columns `at` [K] of T rows from `begin` on, as float32 [K, T]; in place of rows from `end` on, the last one."""
+    value = tl.load(x + begin * stride + at)
+    if T == 1:
+        value = tl.reshape(value, [K, 1])
     else:
-        GROUP: tl.constexpr = _GROUP if K // LANES > _GROUP else K // LANES
-        lane, step = tl.arange(0, LANES)[:, None, None], tl.arange(0, K // LANES // GROUP)[None, :, None]
-        at = (step * LANES + lane) * GROUP + tl.arange(0, GROUP)[None, None, :]
+        second = tl.load(x + tl.minimum(begin + 1, end - 1) * stride + at)
+        if T == 2:
+            value = tl.join(value, second)
+        else:
+            third = tl.load(x + tl.minimum(begin + 2, end - 1) * stride + at)
+            fourth = tl.load(x + tl.minimum(begin + 3, end - 1) * stride + at)
+            value = tl.reshape(tl.join(tl.join(value, third), tl.join(second, fourth)), [K, 4])
+    return value.to(tl.float32)
+
+
+@triton.jit
+def fold_rows(x, stride, begin, end, table, blocks, T: tl.constexpr, K: tl.constexpr):
+    """S x of T rows as float32 [T, K]: rows begin .. end - 1, and the last of them again where there are fewer."""
+    k = tl.arange(0, K)
+    if table is None:
+        folded = load_rows(x, stride, begin, end, k, T, K)
+    else:
         folded = tl.zeros([K, T], dtype=tl.float32)
         block = 0
         while block < blocks:
-            entry = tl.reshape(tl.trans(tl.load(table + block * K + at), 1, 2, 0), [K, 1])
-            value = tl.load(x + block * K + offset + (entry & 0xFFFF)).to(tl.float32)
-            sign = (entry & -65536).to(tl.float32, bitcast=True)
+            entry = tl.load(table + block * K + k)
+            value = load_rows(x, stride, begin, end, block * K + (entry & 0xFFFF), T, K)
+            sign = (entry & -65536).to(tl.float32, bitcast=True)[:, None]
             folded = tl.fma(value, tl.broadcast_to(sign, [K, T]), folded)
             block += 1
     return tl.trans(folded)
 
 
-@triton.jit(do_not_specialize=["stride", "blocks", "count", "scale"])
+@triton.jit(
+    do_not_specialize=["stride", "blocks", "count", "scale"], do_not_specialize_on_alignment=["x", "table"]
+)
 def fold_hadamard_kernel(
-    x, stride, table, blocks, out, count, scale,
-    ADD: tl.constexpr, BLOCK_T: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    x, stride, table, blocks, out, count, scale, ADD: tl.constexpr, BLOCK_T: tl.constexpr, K: tl.constexpr
+):
+    begin = tl.program_id(0).to(tl.int64) * BLOCK_T
+    y = hadamard(fold_rows(x, stride, begin, count, table, blocks, BLOCK_T, K), BLOCK_T, K)
+    rows = begin + tl.arange(0, BLOCK_T)
     live = rows < count
-    folded = fold_rows(x, stride, tl.minimum(rows, count - 1), table, blocks, BLOCK_T, K, LANES)
-    y = hadamard(folded, BLOCK_T, K)
     to = out + rows[:, None] * K + tl.arange(0, K)[None, :]
     if ADD:
         y = tl.load(to, mask=live[:, None], other=0.0) + scale * y
@@ -66,7 +83,7 @@ def fold_hadamard(
     count, K = out.shape
     if count == 0:
         return
-    packed = None if table is None else tables.folding(table, lanes(K), x.device)
+    packed = None if table is None else tables.folding(table, x.device)
     blocks = 0 if packed is None else len(packed)
     shape = tile(K)
     with on_device_of(x):
@@ -81,7 +98,6 @@ def fold_hadamard(
             ADD=scale is not None,
             BLOCK_T=shape.rows,
             K=K,
-            LANES=lanes(K),
             num_warps=shape.warps,
         )
 
@@ -92,7 +108,7 @@ def builds(K: int, dtype: str) -> list[Build]:
     types = {"x": f"*{dtype}", "stride": "i32", "table": "*i32", "blocks": "i32"}
     types |= {"out": "*fp32", "count": "i32", "scale": "fp32"}
     sums = {name: kind for name, kind in types.items() if name != "table"} | {"x": "*fp32"}
-    sizes = {"BLOCK_T": shape.rows, "K": K, "LANES": lanes(K)}
+    sizes = {"BLOCK_T": shape.rows, "K": K}
     kernel, warps = fold_hadamard_kernel, shape.warps
     return [
         Build(f"fold_hadamard-{dtype}-{K}", kernel, warps, types, {"ADD": False, **sizes}),

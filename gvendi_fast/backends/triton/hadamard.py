@@ -14,8 +14,6 @@ import triton.language as tl
 
 from gvendi_fast.plan import MAX_DIM, MIN_DIM
 
-WARP = 32
-
 
 class Tile(NamedTuple):
     """Rows that a program transforms at once, and its warps."""
@@ -24,17 +22,18 @@ class Tile(NamedTuple):
     warps: int
 
 
-# K: tile. The fewest instructions an element at up to 128 registers a thread, counted (results/instructions.md): rows
-# share a table's entries, and 8 to 16 floats a thread and row leave the transform few exchanges.
+# K: tile, by instructions counted (benchmarks/results/instructions.md) among those that spill nothing. Rows share a
+# table's entries, and more floats a thread leave the transform fewer exchanges; fewer threads then wait for memory,
+# with as many loads under way.
 TILES = {
     64: Tile(4, 1),
     128: Tile(4, 1),
     256: Tile(4, 2),
     512: Tile(2, 2),
-    1024: Tile(2, 4),
-    2048: Tile(2, 4),
+    1024: Tile(4, 4),
+    2048: Tile(2, 8),
     4096: Tile(2, 8),
-    8192: Tile(1, 16),
+    8192: Tile(1, 8),
 }
 assert list(TILES) == [1 << bits for bits in range(MIN_DIM.bit_length() - 1, MAX_DIM.bit_length())]
 # log2 of the largest K.
@@ -44,11 +43,6 @@ MAX_BITS = tl.constexpr(MAX_DIM.bit_length() - 1)
 def tile(K: int) -> Tile:
     """The tile for a sketch dimension."""
     return TILES[K]
-
-
-def lanes(K: int) -> int:
-    """Threads that hold neighbouring bins of a tile; thread t has bins t, t + lanes, t + 2 lanes and so on."""
-    return min(K, WARP * TILES[K].warps)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from gvendi_fast.backends.triton import tables
 from gvendi_fast.backends.triton.fold_hadamard import fold_rows
-from gvendi_fast.backends.triton.hadamard import hadamard, lanes, tile
+from gvendi_fast.backends.triton.hadamard import hadamard, tile
 from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
 from gvendi_fast.backends.triton.runtime import (
     Build,
@@ -29,35 +29,35 @@ from gvendi_fast.plan import Table
 
 # Layers that share one input and so one launch: q, k, v, or gate and up.
 PARTS = 4
-_SIZES = [f"{size}{side}" for side in ("_a", *range(PARTS)) for size in ("stride", "blocks")]
+_SIDES = ("_a", *range(PARTS))
+_SIZES = [f"{size}{side}" for side in _SIDES for size in ("stride", "blocks")]
+_ROWS = ["a", *(f"e{part}" for part in range(PARTS)), *(f"table{side}" for side in _SIDES)]
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ROWS)
 def linear_sketch_kernel(
     a, stride_a, table_a, blocks_a,
     e0, stride0, table0, blocks0,
     e1, stride1, table1, blocks1,
     e2, stride2, table2, blocks2,
     e3, stride3, table3, blocks3,
-    spans, partial, BLOCK_T: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr,
+    spans, partial, BLOCK_T: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(spans + 2 * chunk), tl.load(spans + 2 * chunk + 1)
     total = tl.zeros([K], dtype=tl.float32)
     while begin < end:
-        rows = begin + tl.arange(0, BLOCK_T)
-        live = rows < end
-        rows = tl.minimum(rows, end - 1)
-        left = fold_rows(a, stride_a, rows, table_a, blocks_a, BLOCK_T, K, LANES)
+        left = fold_rows(a, stride_a, begin, end, table_a, blocks_a, BLOCK_T, K)
         if table_a is not None:
             left = hadamard(left, BLOCK_T, K)
-        right = fold_rows(e0, stride0, rows, table0, blocks0, BLOCK_T, K, LANES)
+        right = fold_rows(e0, stride0, begin, end, table0, blocks0, BLOCK_T, K)
         if e1 is not None:
-            right += fold_rows(e1, stride1, rows, table1, blocks1, BLOCK_T, K, LANES)
+            right += fold_rows(e1, stride1, begin, end, table1, blocks1, BLOCK_T, K)
         if e2 is not None:
-            right += fold_rows(e2, stride2, rows, table2, blocks2, BLOCK_T, K, LANES)
+            right += fold_rows(e2, stride2, begin, end, table2, blocks2, BLOCK_T, K)
         if e3 is not None:
-            right += fold_rows(e3, stride3, rows, table3, blocks3, BLOCK_T, K, LANES)
+            right += fold_rows(e3, stride3, begin, end, table3, blocks3, BLOCK_T, K)
+        live = begin + tl.arange(0, BLOCK_T) < end
         product = left * hadamard(right, BLOCK_T, K)
         total += tl.sum(tl.where(live[:, None], product, 0.0), axis=0)
         begin += BLOCK_T
@@ -92,7 +92,6 @@ def _launch(a, a_table, parts, chunks: Chunks, partial: torch.Tensor) -> None:
             partial,
             BLOCK_T=shape.rows,
             K=K,
-            LANES=lanes(K),
             num_warps=shape.warps,
         )
 
@@ -100,7 +99,7 @@ def _launch(a, a_table, parts, chunks: Chunks, partial: torch.Tensor) -> None:
 def _side(x: torch.Tensor, table: Table | None) -> tuple[torch.Tensor, int, torch.Tensor | None, int]:
     if table is None:
         return x, x.stride(0), None, 0
-    packed = tables.folding(table, lanes(table.dim), x.device)
+    packed = tables.folding(table, x.device)
     return x, x.stride(0), packed, len(packed)
 
 
@@ -117,6 +116,6 @@ def builds(K: int, dtype: str, parts: int = 1, a_done: bool = False, e_done: boo
         constants |= {name: None for name, pointer in pointers.items() if not pointer}
     shape = tile(K)
     types |= {"spans": "*i64", "partial": "*fp32"}
-    constants |= {"BLOCK_T": shape.rows, "K": K, "LANES": lanes(K)}
+    constants |= {"BLOCK_T": shape.rows, "K": K}
     name = f"linear_sketch-{dtype}-{K}-parts{parts}{'-HSa' * a_done}{'-Se' * e_done}"
     return [Build(name, linear_sketch_kernel, shape.warps, types, constants)]

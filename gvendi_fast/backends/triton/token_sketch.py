@@ -20,7 +20,10 @@ from gvendi_fast.backends.triton.runtime import Build, chunks_of, on_device_of, 
 from gvendi_fast.plan import Table
 
 
-@triton.jit(do_not_specialize=["vocabulary", "stride", "blocks"])
+@triton.jit(
+    do_not_specialize=["vocabulary", "stride", "blocks"],
+    do_not_specialize_on_alignment=["ids", "id_table", "e", "table"],
+)
 def token_sketch_kernel(
     ids,
     id_table,
@@ -31,7 +34,6 @@ def token_sketch_kernel(
     blocks,
     spans,
     partial,
-    BLOCK_T: tl.constexpr,
     K: tl.constexpr,
 ):
     chunk = tl.program_id(0).to(tl.int64)
@@ -39,26 +41,20 @@ def token_sketch_kernel(
     k = tl.arange(0, K)
     total = tl.zeros([K], dtype=tl.float32)
     while begin < end:
-        rows = begin + tl.arange(0, BLOCK_T)
-        live = rows < end
-        rows = tl.minimum(rows, end - 1)
-        token = tl.load(ids + rows)
+        token = tl.load(ids + begin)
         known = (token >= 0) & (token < vocabulary)
         hashed = tl.load(id_table + token, mask=known, other=0).to(tl.int32)
         # An id outside the vocabulary must not pass for another one: its sample becomes NaN.
         sign = tl.where(known, (1 - 2 * (hashed & 1)).to(tl.float32), float("nan"))
-        # Bins on the first axis, as in `fold_rows`; here every row reads the table in an order of its own.
-        source = k[:, None] ^ (hashed >> 1)[None, :]
-        offset = (rows * stride)[None, :]
-        folded = tl.zeros([K, BLOCK_T], dtype=tl.float32)
+        source = k ^ (hashed >> 1)
+        row = e + begin * stride
         block = 0
         while block < blocks:
             entry = tl.load(table + block * K + source)
-            value = tl.load(e + block * K + offset + (entry & 0xFFFF)).to(tl.float32)
-            folded = tl.fma(value, (entry & -65536).to(tl.float32, bitcast=True), folded)
+            value = tl.load(row + block * K + (entry & 0xFFFF)).to(tl.float32)
+            total = tl.fma(value, sign * (entry & -65536).to(tl.float32, bitcast=True), total)
             block += 1
-        total += tl.sum(tl.where(live[None, :], folded * sign[None, :], 0.0), axis=1)
-        begin += BLOCK_T
+        begin += 1
     tl.store(partial + chunk * K + k, total)
 
 
@@ -73,7 +69,7 @@ def token_sketch(
     chunks, K = chunks_of(segments, out.device), out.shape[1]
     if len(chunks) == 0:
         return
-    packed, shape = tables.folding(e_table, K, e.device), tile(K)
+    packed = tables.folding(e_table, e.device)
     partial, total = workspace(len(chunks), K, out), workspace(len(out), K, out)
     with on_device_of(e):
         token_sketch_kernel[(len(chunks),)](
@@ -86,9 +82,8 @@ def token_sketch(
             len(packed),
             chunks.spans,
             partial,
-            BLOCK_T=shape.rows,
             K=K,
-            num_warps=shape.warps,
+            num_warps=tile(K).warps,
         )
     reduce_chunks(partial, chunks, total)
     fold_hadamard(total, None, out, 1 / math.sqrt(K))
@@ -96,8 +91,6 @@ def token_sketch(
 
 def builds(K: int, dtype: str) -> list[Build]:
     """What `token_sketch` compiles beside the sum over chunks and the transform."""
-    shape = tile(K)
     types = {"ids": "*i64", "id_table": "*i16", "vocabulary": "i32", "e": f"*{dtype}", "stride": "i32"}
     types |= {"table": "*i32", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
-    constants = {"BLOCK_T": shape.rows, "K": K}
-    return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, shape.warps, types, constants)]
+    return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, tile(K).warps, types, {"K": K})]
