@@ -23,30 +23,20 @@ STACK_BYTES = {"dense_linear-bf16-512-aligned": 8, "dense_linear-fp16-512-aligne
 
 def compile_all(capability: int) -> dict[str, dict[str, int]]:
     """{"name sm_80": registers, stack, local and shared bytes of a thread or block} of every build for one target."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    from gvendi_fast.backends.triton.ahead import compile_build, tool
     from gvendi_fast.backends.triton.registry import builds
 
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     found, cubins = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for build in builds().values():
-            types = {name: build.types.get(name, "constexpr") for name in build.kernel.arg_names}
-            # Tensors are aligned to 16 bytes, as a launch would find them.
-            pointers = [index for index, kind in enumerate(types.values()) if kind.startswith("*")]
-            aligned = {(index,): [["tt.divisibility", 16]] for index in pointers}
-            source = ASTSource(build.kernel, types, build.constants, aligned)
-            target = GPUTarget("cuda", capability, 32)
-            kernel = triton.compile(source, target=target, options={"num_warps": build.warps})
+            kernel = compile_build(build, capability)
             key = f"{build.name} sm_{capability}"
             cubins[key] = Path(folder) / f"{len(cubins)}.cubin"
             cubins[key].write_bytes(kernel.asm["cubin"])
             found[key] = {"shared": kernel.metadata.shared}
         for key, cubin in cubins.items():
             usage = subprocess.run(
-                [cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True
+                [tool("cuobjdump"), "-res-usage", cubin], capture_output=True, text=True, check=True
             )
             match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout + usage.stderr)
             found[key] |= dict(zip(("registers", "stack", "local"), map(int, match.groups()), strict=True))

@@ -191,6 +191,30 @@ def test_vector_sketch_without_eps_and_with_a_short_chunk():
     check(got, want.float(), want)
 
 
+@DTYPES
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", [0, 3, 63, 64, 99])
+def test_what_is_not_finite_reaches_its_own_sample_alone(column, value, dtype):
+    # Full and partial blocks; the second sample ends in a tile that the bad row, its last one, fills up.
+    a, e = draw(9, 100, dtype, 1), draw(9, 40, dtype, 2)
+    a[6, column] = value
+    a_table, e_table = make_table(0, "a", 100, 64), make_table(0, "e", 40, 64)
+    segments = torch.tensor([[0, 4], [4, 7], [7, 9]])
+    out = ops.linear_sketch(a, a_table, [(e, e_table)], segments, zeros(segments, 64))
+    assert out.isfinite().all(dim=1).tolist() == [True, False, True]
+    folded = ops.fold_hadamard(a, a_table)
+    assert folded.isfinite().all(dim=1).tolist() == [row != 6 for row in range(9)]
+    assert not folded[6].isfinite().any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("dim", TILES)
+def test_every_tile_with_rows_missing_and_widths_about_k(dim, rows):
+    for width in (dim // 4 - 1, dim, dim + 1):
+        x, table = draw(rows, width, torch.float16, 1), make_table(0, "x", width, dim)
+        check(ops.fold_hadamard(x, table), hadamard32(fold32(x, table)), reference.fold_hadamard(x, table))
+
+
 @pytest.mark.parametrize("dim", TILES)
 def test_every_tile_size_transforms_exactly(dim):
     # Row f of H from a unit vector; small integers are exact in any order.
@@ -207,6 +231,12 @@ def test_tables_on_the_device_are_the_host_tables(width, dim):
     packed = tables.scattered(table, DEVICE).cpu().numpy()
     assert np.array_equal(packed >> 1, table.bucket)
     assert np.array_equal(1 - 2 * (packed & 1), table.sign)
+    packed = tables.folding(table, DEVICE).cpu().numpy()
+    block, bin_ = np.nonzero(packed)
+    assert np.array_equal(table.bucket[block * dim + (packed[block, bin_] & 0xFFFF)], bin_)
+    signs = (packed & ~0xFFFF).view(np.float32)
+    assert np.array_equal(table.sign[block * dim + (packed[block, bin_] & 0xFFFF)], signs[block, bin_])
+    assert len(block) == width
     packed = tables.gathered(table, DEVICE).cpu().numpy()
     block, bin_ = np.nonzero(packed != tables.EMPTY)
     coordinate = block * dim + (packed[block, bin_] >> 1)

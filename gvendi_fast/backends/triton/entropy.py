@@ -190,5 +190,5 @@ def builds(M: int) -> list[Build]:
             "SWEEPS": "i32",
             "tolerance": "fp32",
         }
-        found.append(Build(f"jacobi-{M}", jacobi_kernel, warps, types, {"M": M, "T": power}))
+        found.append(Build(f"jacobi-{M}", jacobi_kernel, warps, types, {"M": M, "T": power}, multiples=()))
     return found

@@ -1,6 +1,13 @@
 """out [T, K] = H S x, x [T, d]; or out += scale * H S x. Without a table x [T, K] is S x already.
 
-S x is collected bin by bin: (S x)[k] = sum over blocks of sign * x[block * K + i], i and sign packed in the table.
+S x is collected bin by bin: (S x)[k] = sum over blocks of sign * x[block * K + i], i and sign packed in the table. The
+sign is +1, -1, or 0 for a bin that gets nothing from a block: one multiply-add an element, which rounds as an addition,
+and no mask. A bin without a coordinate reads the block's first one, so that where that is not finite such bins become
+NaN; the transform makes every output of such a row infinite or NaN in any case.
+
+A program takes up to MAX_ROWS rows at once, which share the table's entries. Neighbouring threads take neighbouring
+bins, so that they read one run of 16; each row is a load of its own, since of two axes without contiguous addresses
+Triton may put either first.
 """
 
 from __future__ import annotations
@@ -10,37 +17,59 @@ import triton
 import triton.language as tl
 
 from gvendi_fast.backends.triton import tables
-from gvendi_fast.backends.triton.hadamard import hadamard, tile
+from gvendi_fast.backends.triton.hadamard import TILES, hadamard, tile
 from gvendi_fast.backends.triton.runtime import Build, on_device_of
 from gvendi_fast.plan import Table
 
+MAX_ROWS = 4
+assert {shape.rows for shape in TILES.values()} <= {1, 2, MAX_ROWS}
+
 
 @triton.jit
-def fold_rows(x, stride, rows, live, table, blocks, T: tl.constexpr, K: tl.constexpr):
-    """S x of `rows` [T] as float32 [T, K]; rows that are not live are zero."""
-    k = tl.arange(0, K)
-    row = x + (rows * stride)[:, None]
-    if table is None:
-        folded = tl.load(row + k[None, :], mask=live[:, None], other=0.0).to(tl.float32)
+def load_rows(x, stride, begin, end, at, T: tl.constexpr, K: tl.constexpr):
+    """Columns `at` [K] of T rows from `begin` on, as float32 [K, T]; in place of rows from `end` on, the last one."""
+    value = tl.load(x + begin * stride + at)
+    if T == 1:
+        value = tl.reshape(value, [K, 1])
     else:
-        folded = tl.zeros([T, K], dtype=tl.float32)
+        second = tl.load(x + tl.minimum(begin + 1, end - 1) * stride + at)
+        if T == 2:
+            value = tl.join(value, second)
+        else:
+            third = tl.load(x + tl.minimum(begin + 2, end - 1) * stride + at)
+            fourth = tl.load(x + tl.minimum(begin + 3, end - 1) * stride + at)
+            value = tl.reshape(tl.join(tl.join(value, third), tl.join(second, fourth)), [K, 4])
+    return value.to(tl.float32)
+
+
+@triton.jit
+def fold_rows(x, stride, begin, end, table, blocks, T: tl.constexpr, K: tl.constexpr):
+    """S x of T rows as float32 [T, K]: rows begin .. end - 1, and the last of them again where there are fewer."""
+    k = tl.arange(0, K)
+    if table is None:
+        folded = load_rows(x, stride, begin, end, k, T, K)
+    else:
+        folded = tl.zeros([K, T], dtype=tl.float32)
         block = 0
         while block < blocks:
-            packed = tl.load(table + block * K + k).to(tl.int32)
-            mask = live[:, None] & (packed >= 0)[None, :]
-            value = tl.load(row + (block * K + (packed >> 1))[None, :], mask=mask, other=0.0).to(tl.float32)
-            folded += tl.where((packed & 1)[None, :] == 1, -value, value)
+            entry = tl.load(table + block * K + k)
+            value = load_rows(x, stride, begin, end, block * K + (entry & 0xFFFF), T, K)
+            sign = (entry & -65536).to(tl.float32, bitcast=True)[:, None]
+            folded = tl.fma(value, tl.broadcast_to(sign, [K, T]), folded)
             block += 1
-    return folded
+    return tl.trans(folded)
 
 
-@triton.jit(do_not_specialize=["stride", "blocks", "count", "scale"])
+@triton.jit(
+    do_not_specialize=["stride", "blocks", "count", "scale"], do_not_specialize_on_alignment=["x", "table"]
+)
 def fold_hadamard_kernel(
     x, stride, table, blocks, out, count, scale, ADD: tl.constexpr, BLOCK_T: tl.constexpr, K: tl.constexpr
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    begin = tl.program_id(0).to(tl.int64) * BLOCK_T
+    y = hadamard(fold_rows(x, stride, begin, count, table, blocks, BLOCK_T, K), BLOCK_T, K)
+    rows = begin + tl.arange(0, BLOCK_T)
     live = rows < count
-    y = hadamard(fold_rows(x, stride, rows, live, table, blocks, BLOCK_T, K), BLOCK_T, K)
     to = out + rows[:, None] * K + tl.arange(0, K)[None, :]
     if ADD:
         y = tl.load(to, mask=live[:, None], other=0.0) + scale * y
@@ -54,7 +83,7 @@ def fold_hadamard(
     count, K = out.shape
     if count == 0:
         return
-    packed = None if table is None else tables.gathered(table, x.device)
+    packed = None if table is None else tables.folding(table, x.device)
     blocks = 0 if packed is None else len(packed)
     shape = tile(K)
     with on_device_of(x):
@@ -74,14 +103,16 @@ def fold_hadamard(
 
 
 def builds(K: int, dtype: str) -> list[Build]:
-    """What `fold_hadamard` compiles for inputs of a dtype ("fp32", "bf16", "fp16")."""
+    """What `fold_hadamard` compiles for inputs of a dtype ("fp32", "bf16", "fp16"), and to add transforms of sums."""
     shape = tile(K)
-    types = {"x": f"*{dtype}", "stride": "i32", "table": "*i16", "blocks": "i32"}
+    types = {"x": f"*{dtype}", "stride": "i32", "table": "*i32", "blocks": "i32"}
     types |= {"out": "*fp32", "count": "i32", "scale": "fp32"}
-    sums = {name: kind for name, kind in types.items() if name != "table"} | {"x": "*fp32"}
+    vectors = types | {"x": "*fp32"}
+    sums = {name: kind for name, kind in vectors.items() if name != "table"}
     sizes = {"BLOCK_T": shape.rows, "K": K}
     kernel, warps = fold_hadamard_kernel, shape.warps
     return [
         Build(f"fold_hadamard-{dtype}-{K}", kernel, warps, types, {"ADD": False, **sizes}),
+        Build(f"fold_hadamard-vectors-{K}", kernel, warps, vectors, {"ADD": True, **sizes}),
         Build(f"fold_hadamard-sums-{K}", kernel, warps, sums, {"table": None, "ADD": True, **sizes}),
     ]

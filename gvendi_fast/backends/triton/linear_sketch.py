@@ -29,10 +29,12 @@ from gvendi_fast.plan import Table
 
 # Layers that share one input and so one launch: q, k, v, or gate and up.
 PARTS = 4
-_SIZES = [f"{size}{side}" for side in ("_a", *range(PARTS)) for size in ("stride", "blocks")]
+_SIDES = ("_a", *range(PARTS))
+_SIZES = [f"{size}{side}" for side in _SIDES for size in ("stride", "blocks")]
+_ROWS = ["a", *(f"e{part}" for part in range(PARTS)), *(f"table{side}" for side in _SIDES)]
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ROWS)
 def linear_sketch_kernel(
     a, stride_a, table_a, blocks_a,
     e0, stride0, table0, blocks0,
@@ -43,23 +45,23 @@ def linear_sketch_kernel(
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(spans + 2 * chunk), tl.load(spans + 2 * chunk + 1)
-    total = tl.zeros([BLOCK_T, K], dtype=tl.float32)
+    total = tl.zeros([K], dtype=tl.float32)
     while begin < end:
-        rows = begin + tl.arange(0, BLOCK_T)
-        live = rows < end
-        left = fold_rows(a, stride_a, rows, live, table_a, blocks_a, BLOCK_T, K)
+        left = fold_rows(a, stride_a, begin, end, table_a, blocks_a, BLOCK_T, K)
         if table_a is not None:
             left = hadamard(left, BLOCK_T, K)
-        right = fold_rows(e0, stride0, rows, live, table0, blocks0, BLOCK_T, K)
+        right = fold_rows(e0, stride0, begin, end, table0, blocks0, BLOCK_T, K)
         if e1 is not None:
-            right += fold_rows(e1, stride1, rows, live, table1, blocks1, BLOCK_T, K)
+            right += fold_rows(e1, stride1, begin, end, table1, blocks1, BLOCK_T, K)
         if e2 is not None:
-            right += fold_rows(e2, stride2, rows, live, table2, blocks2, BLOCK_T, K)
+            right += fold_rows(e2, stride2, begin, end, table2, blocks2, BLOCK_T, K)
         if e3 is not None:
-            right += fold_rows(e3, stride3, rows, live, table3, blocks3, BLOCK_T, K)
-        total += left * hadamard(right, BLOCK_T, K)
+            right += fold_rows(e3, stride3, begin, end, table3, blocks3, BLOCK_T, K)
+        live = begin + tl.arange(0, BLOCK_T) < end
+        product = left * hadamard(right, BLOCK_T, K)
+        total += tl.sum(tl.where(live[:, None], product, 0.0), axis=0)
         begin += BLOCK_T
-    tl.store(partial + chunk * K + tl.arange(0, K), tl.sum(total, axis=0))
+    tl.store(partial + chunk * K + tl.arange(0, K), total)
 
 
 def linear_sketch(
@@ -97,13 +99,13 @@ def _launch(a, a_table, parts, chunks: Chunks, partial: torch.Tensor) -> None:
 def _side(x: torch.Tensor, table: Table | None) -> tuple[torch.Tensor, int, torch.Tensor | None, int]:
     if table is None:
         return x, x.stride(0), None, 0
-    packed = tables.gathered(table, x.device)
+    packed = tables.folding(table, x.device)
     return x, x.stride(0), packed, len(packed)
 
 
 def builds(K: int, dtype: str, parts: int = 1, a_done: bool = False, e_done: bool = False) -> list[Build]:
     """What a launch compiles: `parts` parts, `a_done` for a as H S a, `e_done` for one more part that is S e."""
-    sides = [("fp32", None) if a_done else (dtype, "*i16")] + [(dtype, "*i16")] * parts
+    sides = [("fp32", None) if a_done else (dtype, "*i32")] + [(dtype, "*i32")] * parts
     sides += [("fp32", None)] * e_done
     types, constants = {}, {}
     for position, label in enumerate(("_a", *range(PARTS))):

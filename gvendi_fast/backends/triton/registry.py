@@ -16,6 +16,7 @@ from gvendi_fast.backends.triton.entropy import builds as entropy
 from gvendi_fast.backends.triton.fold_hadamard import builds as fold_hadamard
 from gvendi_fast.backends.triton.gain import builds as gain
 from gvendi_fast.backends.triton.hadamard import TILES
+from gvendi_fast.backends.triton.linear_sketch import PARTS
 from gvendi_fast.backends.triton.linear_sketch import builds as linear_sketch
 from gvendi_fast.backends.triton.reduce_chunks import builds as reduce_chunks
 from gvendi_fast.backends.triton.runtime import Build
@@ -26,6 +27,7 @@ from gvendi_fast.backends.triton.vector_sketch import builds as vector_sketch
 from gvendi_fast.plan import make_table
 
 DEFAULT_DIM = 1024
+DTYPES = ("bf16", "fp16", "fp32")
 # A common vocabulary; the fold takes it in parts, whose number is a constant of the kernel.
 VOCABULARY = 151936
 # A spectrum's table has as many columns where n is in the thousands, and up to twice as many beyond.
@@ -43,17 +45,20 @@ def builds() -> dict[str, Build]:
 
 def _listed() -> Iterator[Build]:
     yield from reduce_chunks()
-    for norm in (None, "rms", "layer"):
-        yield from vector_sketch("bf16", norm)
+    for dtype in DTYPES:
+        for norm in (None, "rms", "layer"):
+            yield from vector_sketch(dtype, norm)
+        yield from fold_hadamard(DEFAULT_DIM, dtype)
+        yield from token_sketch(DEFAULT_DIM, dtype)
+        for parts in range(1, PARTS + 1):
+            for a_done in (False, True):
+                yield from linear_sketch(DEFAULT_DIM, dtype, parts, a_done)
+        # The head's fold comes from its softmax.
+        yield from linear_sketch(DEFAULT_DIM, dtype, parts=0, e_done=True)
     for K in TILES:
         yield from fold_hadamard(K, "bf16")
         yield from token_sketch(K, "bf16")
         yield from linear_sketch(K, "bf16")
-    for dtype in ("fp32", "fp16"):
-        yield from linear_sketch(DEFAULT_DIM, dtype)
-    yield from linear_sketch(DEFAULT_DIM, "bf16", parts=4)
-    yield from linear_sketch(DEFAULT_DIM, "bf16", parts=2, a_done=True)
-    yield from linear_sketch(DEFAULT_DIM, "bf16", parts=0, e_done=True)
     for capped in (False, True):
         yield from softmax_fold("bf16", None, capped)
         for K in (64, MAX_BINS, DEFAULT_DIM):

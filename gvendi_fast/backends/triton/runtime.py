@@ -47,7 +47,8 @@ class Build:
     """One kernel with the types and constants of one call: what a launch compiles, and what tests compile ahead.
 
     types: {argument: Triton type such as "*bf16" or "i32"}; constants: {argument: value} of all other arguments,
-    None for a tensor that is not given. warps: num_warps of the launch. name: for test ids.
+    None for a tensor that is not given. warps: num_warps of the launch. name: for test ids. multiples: which of the
+    integers that the kernel specialises on are multiples of 16; None for all of them.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Build:
     warps: int
     types: dict[str, str]
     constants: dict[str, Any]
+    multiples: tuple[str, ...] | None = None
 
 
 def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:

@@ -16,6 +16,8 @@ from gvendi_fast.plan import MAX_DIM, Table
 EMPTY = -1
 # Coordinate (or bucket) and sign share an int16, a quarter of the index traffic of int64.
 assert np.iinfo(np.int16).max >= 2 * MAX_DIM - 1
+# +1, -1 and 0 as the leading half of a float32.
+ONE, MINUS_ONE, NOTHING = 0x3F80, 0xBF80, 0
 
 _cache: weakref.WeakKeyDictionary[Table, dict[tuple[str, torch.device], torch.Tensor]] = (
     weakref.WeakKeyDictionary()
@@ -27,6 +29,14 @@ def gathered(table: Table, device: torch.device) -> torch.Tensor:
     return _on_device("gathered", table, device)
 
 
+def folding(table: Table, device: torch.device) -> torch.Tensor:
+    """S as int32 [blocks, K]: low half i, coordinate block * K + i going to bin k; high half that of the float32 sign.
+
+    Where no coordinate goes, sign and i are 0.
+    """
+    return _on_device("folding", table, device)
+
+
 def scattered(table: Table, device: torch.device) -> torch.Tensor:
     """S as int16 [width]: 2 * bucket + (sign < 0) of every coordinate."""
     return _on_device("scattered", table, device)
@@ -36,9 +46,14 @@ def _on_device(form: str, table: Table, device: torch.device) -> torch.Tensor:
     forms = _cache.setdefault(table, {})
     tensor = forms.get((form, device))
     if tensor is None:
-        packed = _gather(table) if form == "gathered" else _scatter(table)
-        tensor = forms[form, device] = torch.from_numpy(packed).to(device)
+        tensor = forms[form, device] = torch.from_numpy(_PACK[form](table)).to(device)
     return tensor
+
+
+def _fold(table: Table) -> np.ndarray:
+    packed = _gather(table).astype(np.int32)
+    sign = np.where(packed == EMPTY, NOTHING, np.where(packed & 1, MINUS_ONE, ONE)).astype(np.uint32)
+    return (sign << 16 | np.maximum(packed >> 1, 0).astype(np.uint32)).view(np.int32)
 
 
 def _scatter(table: Table) -> np.ndarray:
@@ -56,3 +71,6 @@ def _gather(table: Table) -> np.ndarray:
             "make tables with gvendi_fast.plan.make_table"
         )
     return packed
+
+
+_PACK = {"gathered": _gather, "folding": _fold, "scattered": _scatter}

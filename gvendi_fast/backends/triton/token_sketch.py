@@ -20,7 +20,10 @@ from gvendi_fast.backends.triton.runtime import Build, chunks_of, on_device_of, 
 from gvendi_fast.plan import Table
 
 
-@triton.jit(do_not_specialize=["vocabulary", "stride", "blocks"])
+@triton.jit(
+    do_not_specialize=["vocabulary", "stride", "blocks"],
+    do_not_specialize_on_alignment=["ids", "id_table", "e", "table"],
+)
 def token_sketch_kernel(
     ids,
     id_table,
@@ -31,32 +34,28 @@ def token_sketch_kernel(
     blocks,
     spans,
     partial,
-    BLOCK_T: tl.constexpr,
     K: tl.constexpr,
 ):
     chunk = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(spans + 2 * chunk), tl.load(spans + 2 * chunk + 1)
     k = tl.arange(0, K)
-    total = tl.zeros([BLOCK_T, K], dtype=tl.float32)
+    total = tl.zeros([K], dtype=tl.float32)
     while begin < end:
-        rows = begin + tl.arange(0, BLOCK_T)
-        live = rows < end
-        token = tl.load(ids + rows, mask=live, other=0)
+        token = tl.load(ids + begin)
         known = (token >= 0) & (token < vocabulary)
-        hashed = tl.load(id_table + token, mask=live & known, other=0).to(tl.int32)
+        hashed = tl.load(id_table + token, mask=known, other=0).to(tl.int32)
         # An id outside the vocabulary must not pass for another one: its sample becomes NaN.
         sign = tl.where(known, (1 - 2 * (hashed & 1)).to(tl.float32), float("nan"))
-        source = k[None, :] ^ (hashed >> 1)[:, None]
-        row = e + (rows * stride)[:, None]
+        source = k ^ (hashed >> 1)
+        row = e + begin * stride
         block = 0
         while block < blocks:
-            packed = tl.load(table + block * K + source).to(tl.int32)
-            mask = live[:, None] & (packed >= 0)
-            value = tl.load(row + block * K + (packed >> 1), mask=mask, other=0.0).to(tl.float32)
-            total += tl.where((packed & 1) == 1, -value, value) * sign[:, None]
+            entry = tl.load(table + block * K + source)
+            value = tl.load(row + block * K + (entry & 0xFFFF)).to(tl.float32)
+            total = tl.fma(value, sign * (entry & -65536).to(tl.float32, bitcast=True), total)
             block += 1
-        begin += BLOCK_T
-    tl.store(partial + chunk * K + k, tl.sum(total, axis=0))
+        begin += 1
+    tl.store(partial + chunk * K + k, total)
 
 
 def token_sketch(
@@ -70,7 +69,7 @@ def token_sketch(
     chunks, K = chunks_of(segments, out.device), out.shape[1]
     if len(chunks) == 0:
         return
-    packed, shape = tables.gathered(e_table, e.device), tile(K)
+    packed = tables.folding(e_table, e.device)
     partial, total = workspace(len(chunks), K, out), workspace(len(out), K, out)
     with on_device_of(e):
         token_sketch_kernel[(len(chunks),)](
@@ -83,9 +82,8 @@ def token_sketch(
             len(packed),
             chunks.spans,
             partial,
-            BLOCK_T=shape.rows,
             K=K,
-            num_warps=shape.warps,
+            num_warps=tile(K).warps,
         )
     reduce_chunks(partial, chunks, total)
     fold_hadamard(total, None, out, 1 / math.sqrt(K))
@@ -93,8 +91,6 @@ def token_sketch(
 
 def builds(K: int, dtype: str) -> list[Build]:
     """What `token_sketch` compiles beside the sum over chunks and the transform."""
-    shape = tile(K)
     types = {"ids": "*i64", "id_table": "*i16", "vocabulary": "i32", "e": f"*{dtype}", "stride": "i32"}
-    types |= {"table": "*i16", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
-    constants = {"BLOCK_T": shape.rows, "K": K}
-    return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, shape.warps, types, constants)]
+    types |= {"table": "*i32", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
+    return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, tile(K).warps, types, {"K": K})]

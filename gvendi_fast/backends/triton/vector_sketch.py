@@ -38,7 +38,9 @@ def load_tile(row, live, column, width):
     )
 
 
-@triton.jit(do_not_specialize=["stride_x", "stride_e", "width", "eps"])
+@triton.jit(
+    do_not_specialize=["stride_x", "stride_e", "width", "eps"], do_not_specialize_on_alignment=["x", "e"]
+)
 def vector_sketch_kernel(
     x, stride_x, e, stride_e, spans, partial, width, eps,
     NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
