@@ -175,7 +175,12 @@ def end_to_end_rows(sections: Sections) -> Iterator[list[str]]:
             training = next((f["tokens per second"]["training"] for f in found.values() if is_there(f)), None)
             yield row(
                 f"{model}, {samples * length} tokens in samples of {length}, {kind}: tokens sketched a second",
-                cells(found, lambda f: spread(f["tokens per second"]["sketch"], "{:,.0f}")),
+                cells(
+                    found,
+                    lambda f, whole=samples * length: (
+                        spread(f["tokens per second"]["sketch"], "{:,.0f}") + fewer(f, whole)
+                    ),
+                ),
                 f"an eager training step: {spread(training, '{:,.0f}')}" if training else NO_GOAL,
                 "tokens" if (batch, kind) == ("64k", "compiled") else "",
             )
@@ -223,6 +228,11 @@ def end_to_end_rows(sections: Sections) -> Iterator[list[str]]:
         ),
         f"its weights alone: {weights / 2**30:.1f} GiB" if weights else NO_GOAL,
     )
+
+
+def fewer(found: dict, whole: int) -> str:
+    """A remark where the device's memory took a part of the batch alone."""
+    return "" if found["tokens"] == whole else f" at {found['tokens']} tokens, what fits"
 
 
 def is_there(found: dict) -> bool:
