@@ -42,14 +42,14 @@ SECTIONS = {
     "versions": 20,
     "build": 75,
     "smoke": 30,
-    "end to end": 145,
+    "end to end": 190,
     "yardsticks": 110,
-    "checks": 45,
-    "kernel times": 35,
-    "cpu and gpu": 20,
-    "spectral": 15,
-    "waiting": 15,
-    "other checks": 30,
+    "checks": 35,
+    "kernel times": 30,
+    "cpu and gpu": 15,
+    "spectral": 10,
+    "waiting": 10,
+    "other checks": 15,
 }
 # Both make what the others need on a machine that has just been started, and are quick where it is there.
 ALWAYS = ("versions", "build")

@@ -27,13 +27,14 @@ from shapes import TIMED_DIM
 from gvendi_fast import GradientSketcher, ops
 from gvendi_fast.backends import backend
 from gvendi_fast.memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching import Settings
+from gvendi_fast.sketching import ROWS_TOGETHER
 from gvendi_fast.text import Sample, batches, collate
 from gvendi_fast.transfer import fetch
 
 # Samples of what goes through them one by one, or holds a gradient of the model for each.
 FEW = 2
-CORPUS_UNITS = 8
+# Of a real corpus: every one has batches of all lengths.
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -365,18 +366,18 @@ def bergson(model: torch.nn.Module, ids: torch.Tensor) -> Yardstick:
 def real_corpus(bench: Bench) -> dict[str, object]:
     """Sketching real text in the batches that `gvendi sketch` makes of it, beside training on the same batches.
 
-    A round is a work unit: it is sketched, then trained on.
+    A round is every ROUNDS-th batch of as many rows as share batches on a GPU: it is sketched, then trained on.
     """
     model, (sketcher, kind) = random_model(bench), best_sketcher(bench)
     samples = load_samples(bench.option("corpus"), bench.option("tokenizer"), model.config.vocab_size)
-    size = Settings().unit_rows
-    units = [samples[i : i + size] for i in range(0, len(samples), size)][: 2 if bench.dry else CORPUS_UNITS]
+    together = samples[: 64 if bench.dry else ROWS_TOGETHER]
     taken: dict[str, list[float]] = {"sketch": [], "training": []}
     tokens, padded, counts = [], [], []
     with prefer(first_backend(bench), bench.device):
         budget = choose_batch_tokens(sketcher, None)
-        parts = [list(batches(unit, budget)) for unit in units]
-        for turn in range(-1, len(units)):
+        made = list(batches(together, budget))
+        parts = [made[i::ROUNDS] for i in range(min(ROUNDS, len(made)))]
+        for turn in range(-1, len(parts)):
             unit = parts[max(turn, 0)]
             calls = {
                 "sketch": lambda u=unit: sketch_unit(sketcher, u),
@@ -393,7 +394,7 @@ def real_corpus(bench: Bench) -> dict[str, object]:
                 padded.append(sum(len(batch) * max(s.length for s in batch) for batch in unit))
                 counts.append(len(unit))
     return {
-        "rows": sum(len(unit) for unit in units),
+        "rows": len(together),
         "tokens": sum(tokens),
         "padded tokens": sum(padded),
         "batches": sum(counts),
@@ -408,7 +409,7 @@ def real_corpus(bench: Bench) -> dict[str, object]:
 
 
 def sketch_unit(sketcher: GradientSketcher, unit: list[list[Sample]]) -> None:
-    """All batches of a unit, each one fetched when the next is queued."""
+    """All batches of a round, each one fetched when the next is queued."""
     waiting: deque = deque()
     for batch in unit:
         got = sketch_batch(sketcher, batch, 0)
