@@ -324,7 +324,9 @@ def main() -> None:
     parser.add_argument(
         "--label", choices=LABELS, help="what to count as; without it the tables are written again"
     )
-    parser.add_argument("--only", metavar="REGEX", default="", help="builds whose name matches; others stay")
+    parser.add_argument(
+        "--only", metavar="REGEX", default="", help="builds whose name matches; others stay, and the commit"
+    )
     parser.add_argument("--copy-rate", type=float, default=4.0, help="copy bandwidth, TB/s")
     parser.add_argument("--clock", type=float, default=1.7, help="GHz")
     parser.add_argument("--out", type=Path, default=RESULTS / "instructions.json")
@@ -332,7 +334,8 @@ def main() -> None:
     record = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.label:
         held = record.setdefault(args.label, {}).setdefault(triton.__version__, {"builds": {}})
-        held["commit"] = commit()
+        if not args.only or "commit" not in held:
+            held["commit"] = commit()
         wanted = {name: build for name, build in builds().items() if re.search(args.only, name)}
         if not args.only:
             held["builds"] = {}

@@ -1,4 +1,4 @@
-"""What is compiled ahead is what is launched: Triton's launcher, over a real run of the verbs, asks for the listed builds.
+"""What is compiled ahead is what is launched: over a run of the verbs Triton's launcher asks for the listed builds.
 
 The launcher runs in a process of its own, with a driver that names sm_90 and has no device: it sees the types, the
 alignment and the values of the arguments as it would on a GPU, and is stopped where it would compile.

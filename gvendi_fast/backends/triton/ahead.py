@@ -2,8 +2,8 @@
 
 A launch compiles what its arguments' types say, and besides which pointers are aligned to 16 bytes, which integers are
 multiples of 16 and which are 1, unless the kernel does not specialise on them. Triton's cache on disk is keyed by its
-version and settings, the kernel's source, all of these, the options and the target. So a build goes through Triton's own
-launcher, with stand-ins for its arguments and for the driver: a later launch finds what it made.
+version and settings, the kernel's source, all of these, the options and the target. So a build goes through Triton's
+own launcher, with stand-ins for its arguments and for the driver: a later launch finds what it made.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DTYPES = {
 
 
 class Launch(NamedTuple):
-    """A kernel, and the key by which the launcher knows what it compiled of it: types, attributes, constants, options."""
+    """A kernel, and the launcher's key of what it compiled of it: types, attributes, constants, options."""
 
     kernel: str
     key: str
