@@ -29,9 +29,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["
 ORDERS = (1.0, 2.0, math.inf, 1.001, 1.3, 7.0)
 
 
-def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+def draw(rows: int, width: int, dtype: torch.dtype, seed: int, beside: int = 9) -> torch.Tensor:
     """Normal numbers with NaN beside the rows, so that a read past a row shows."""
-    x = torch.full((rows, width + 9), math.nan)
+    x = torch.full((rows, width + beside), math.nan)
     x[:, :width] = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
     return x.to(DEVICE, dtype)[:, :width]
 
@@ -46,11 +46,13 @@ def check(got: torch.Tensor, torch32: torch.Tensor, want: torch.Tensor) -> None:
 
 
 def run_softmax(logits, labels, table, softcap=None, scale=1.0):
-    """loss, gradient and fold of a copy; outputs start as NaN."""
-    x = logits.clone()
+    """loss, gradient and fold of a copy with as much NaN beside its rows; outputs start as NaN."""
+    memory = torch.full((len(logits), max(logits.stride(0), 1)), math.nan, dtype=logits.dtype, device=DEVICE)
+    x = memory[:, : logits.shape[1]].copy_(logits)
     loss = torch.full((len(x),), math.nan, device=DEVICE)
     folded = None if table is None else torch.full((len(x), table.dim), math.nan, device=DEVICE)
     softmax_fold(x, labels, table, loss, folded, softcap, scale)
+    assert memory[:, logits.shape[1] :].isnan().all()
     return loss, x, folded
 
 
@@ -94,10 +96,45 @@ def check_softmax(logits, labels, table, softcap=None, scale=1.0):
     ],
 )
 def test_softmax_fold(rows, vocabulary, dim, softcap, scale, dtype):
-    logits = draw(rows, vocabulary, dtype, 1) * 4
+    logits = draw(rows, vocabulary, dtype, 1).mul_(4)
     labels = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(2))
     labels[:2] = torch.tensor([vocabulary - 1, 0])[: len(labels[:2])]
     check_softmax(logits, labels.to(DEVICE), make_table(0, "v", vocabulary, dim), softcap, scale)
+
+
+# Rows that begin 16 elements from one another are read 16 bytes at a time; whole tiles, whole parts, and one more.
+@DTYPES
+@pytest.mark.parametrize("vocabulary", [2048, 4096, 16 * 257, 4096 + 31])
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_softmax_fold_of_aligned_rows(vocabulary, softcap, dtype):
+    logits = draw(5, vocabulary, dtype, 1, -vocabulary % 16 or 16).mul_(4)
+    assert logits.stride(0) % 16 == 0
+    labels = torch.tensor([0, vocabulary - 1, 2047, vocabulary // 2, 17], device=DEVICE)
+    check_softmax(logits, labels, make_table(0, "v", vocabulary, 512), softcap)
+
+
+def test_a_label_in_every_part_and_tile():
+    vocabulary = PART_V + 2100
+    labels = torch.tensor([0, PART_V - 1, PART_V, PART_V + 2047, PART_V + 2048], device=DEVICE)
+    logits = draw(len(labels), vocabulary, torch.float32, 1, 12)
+    check_softmax(logits, labels, make_table(0, "v", vocabulary, 1024))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("scale", [0.0, -0.0, 1e-3, -2.0])
+def test_softmax_fold_of_any_scale(scale, softcap):
+    logits = draw(6, 300, torch.float32, 1) * 4
+    check_softmax(logits, torch.arange(6, device=DEVICE) * 59, make_table(0, "v", 300, 64), softcap, scale)
+
+
+def test_a_row_without_logits_above_minus_infinity_beside_its_label():
+    logits = torch.full((2, 100), -math.inf, device=DEVICE)
+    logits[0, 3], logits[1, 4] = 2.0, 2.0
+    loss, e, folded = run_softmax(logits, torch.tensor([3, 5], device=DEVICE), make_table(0, "v", 100, 64))
+    assert loss.tolist() == [0.0, math.inf]
+    assert not e[0].any()
+    assert not folded[0].any()
+    assert e[1, [4, 5]].tolist() == [1.0, -1.0]
 
 
 @pytest.mark.parametrize("softcap", [None, 50.0])
@@ -110,12 +147,17 @@ def test_softmax_fold_of_extreme_logits(softcap):
     check_softmax(logits, labels, make_table(0, "v", 200, 64), softcap)
 
 
-def test_the_label_of_a_sure_model_keeps_its_digits():
-    logits = torch.tensor([[20.0, 0.0, 0.0]], device=DEVICE)
-    loss, e, _ = run_softmax(logits, torch.tensor([0], device=DEVICE), make_table(0, "v", 3, 64))
-    want = 2 * math.exp(-20) / (1 + 2 * math.exp(-20))
-    assert float(loss) == pytest.approx(math.log1p(2 * math.exp(-20)), rel=1e-5)
+# Far from 0 the largest logit in base 2 is rounded, and the loss must not see it.
+@pytest.mark.parametrize(("top", "gap"), [(20.0, 20.0), (1000.0, 20.0), (-333.3, 20.0), (77.7, 60.0)])
+def test_the_label_of_a_sure_model_keeps_its_digits(top, gap):
+    logits = torch.tensor([[top, top - gap, top - gap]], device=DEVICE)
+    gap = float(logits[0, 0].double() - logits[0, 1].double())
+    table = make_table(0, "v", 3, 64)
+    loss, e, folded = run_softmax(logits, torch.tensor([0], device=DEVICE), table)
+    want = 2 * math.exp(-gap) / (1 + 2 * math.exp(-gap))
+    assert float(loss) == pytest.approx(math.log1p(2 * math.exp(-gap)), rel=1e-5)
     assert float(e[0, 0]) == pytest.approx(-want, rel=1e-5)
+    assert float(folded[0, table.bucket[0]]) == pytest.approx(-want * table.sign[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("u", [1e-4, 0.3, 0.62499, 0.62501, 1.7, 9.0])
@@ -309,4 +351,4 @@ def test_head_sketch_holds_one_chunk_of_logits(monkeypatch, dtype):
     row = vocabulary * dtype.itemsize
     assert sum(held) == 300 * row
     assert max(held) == min(300, ops.head_chunk_rows(vocabulary, dtype.itemsize, "cpu")) * row
-    assert max(held) <= max(ops.HEAD_CHUNK_BYTES["cpu"], ops.HEAD_CHUNK_MIN_ROWS * row)
+    assert max(held) <= max(ops.HEAD_CHUNK_BYTES, ops.HEAD_CHUNK_MIN_ROWS * row)

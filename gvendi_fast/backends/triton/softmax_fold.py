@@ -2,152 +2,263 @@
 
 l = scale x, or cap tanh(scale x / cap); p = softmax(l); loss = logsumexp(l) - l[label]; e = (p - onehot(label)) dl/dx.
 
-Pass 1, one program per row and part of V: peak and sum of exp(l - peak) over the part, the label left out. Pass 2, one
-program per few rows and tile of bins: merges the parts, then takes block after block of K coordinates in the order of
-its bins, so that a plain sum over blocks is S e. A block is a permutation, so every logit is read and written by one
-thread alone; a wide block moves in runs of 16, so the permuted reads and writes still fill whole sectors. Together
-three trips over the logits, the least for two passes. No atomics, nothing depends on the grid: the same bits each run.
+Both passes take exponentials in base 2: l log2(e) = c level(x), where level(x) = x and c = scale log2(e), or with a cap
+level(x) = tanh(ratio x), ratio = scale / cap and c = cap log2(e). So a power 2^(c level - base) takes one fused product
+and one instruction for the exponential.
+
+Pass 1, one program per row and part of V: base, the largest c level of the part, and the sum of the powers, the label
+left out. A thread finds the largest of its logits of a tile first and rescales its sum once a tile. The program whose
+part has the label keeps that logit and writes -inf over it, whose power is 0, so pass 2 meets no label in its loop.
+
+Pass 2, one program per few rows and tile of bins: merges the parts, then takes block after block of K coordinates in
+the order of its bins, so that a plain sum over blocks is S e, and at last puts the label's e in its place and its bin.
+A block is a permutation, so every logit is read and written by one thread alone; a wide block moves in runs of 16, so
+the permuted reads and writes still fill whole sectors. Together three trips over the logits, the least for two passes.
+Only the last tile of a row is masked. No atomics, nothing depends on the grid: the same bits each run.
 
 The label's p - 1 is -(sum of the others) / total, which does not cancel where the model is sure.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from gvendi_fast.backends.triton import tables
 from gvendi_fast.backends.triton.runtime import Build, on_device_of
+from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import MAX_DIM, MIN_DIM, Table
 
-# Pass 1: a program's part of V, its tile, its warps.
-PART_V, BLOCK_V, SUM_WARPS = 16384, 1024, 4
-# Pass 2: rows, blocks of K coordinates and bins of a tile. Rows share the table's entries, blocks are loads in flight.
-BLOCK_T, BLOCK_B, MAX_BINS, FOLD_WARPS = 2, 4, 256, 8
+# Pass 1: a program's part of V and its threads; a thread takes two loads of 16 bytes a tile.
+PART_V, SUM_THREADS, LOAD_BYTES = 32768, 128, 16
+# Pass 2: rows, blocks of K coordinates and bins of a tile. Rows share the table's entries, which blocks bring at once.
+BLOCK_T, BLOCK_B, MAX_BINS = 4, 4, 128
 # A cap's tanh and slope take the registers of two blocks.
 CAPPED_BLOCK_B = 2
 # Without a table a block is this many coordinates in their own order.
 PLAIN_BLOCK = 4096
-assert PART_V % BLOCK_V == 0
+# Rows begin at multiples of this many elements where loads take 16 bytes at a time.
+ALIGNED = 16
+WARP = 32
+assert PART_V % (2 * SUM_THREADS * LOAD_BYTES) == 0
 assert MIN_DIM <= MAX_BINS
 assert MAX_DIM % MAX_BINS == PLAIN_BLOCK % MAX_BINS == 0
 
+# An entry of the table in pass 2's order: the coordinate's place in its block, and its sign in the top bit.
+EMPTY = tl.constexpr(0x7FFF)
+assert EMPTY.value >= MAX_DIM
 # Finite, so that a part without logits takes part in differences: lowest - lowest is 0, not NaN.
-LOWEST = tl.constexpr(-3.0e38)
+LOWEST = tl.constexpr(-1.0e30)
+LN_2 = tl.constexpr(math.log(2))
+# The least scale and ratio, for 0 would make NaN of a label's -inf.
+TINY = 2.0**-126
+
+_tables: weakref.WeakKeyDictionary[Table, dict[tuple[torch.device, int], torch.Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @triton.jit
-def tanh(u):
-    """tanh(u) to about one unit in the last place, small u included."""
+def tanh_and_slope(u):
+    """tanh(u) to about one unit in the last place, small u included, and 1 - tanh(u)^2, which would cancel."""
+    # 2 / (1 + exp(2 |u|)), which 1 - |tanh(u)| is.
+    power = tl.exp2(-2.8853900817779268 * tl.abs(u))
+    inverse = 1.0 / (1.0 + power)
+    rest = 2.0 * power * inverse
     s = u * u
     # u + u s P(s) up to 0.625; P fitted there for the least relative error of the whole, 4.4e-9.
     p = -5.7049827e-3 * s + 2.0639077e-2
     p = (p * s - 5.3739712e-2) * s + 1.3331442e-1
     near = u + u * s * (p * s - 3.3333281e-1)
-    power = tl.exp(-2.0 * tl.abs(u))
-    far = 1.0 - 2.0 * power / (1.0 + power)
-    return tl.where(tl.abs(u) <= 0.625, near, tl.where(u < 0, -far, far))
+    far = 1.0 - rest
+    far = tl.where(u < 0, -far, far)
+    return tl.where(tl.abs(u) <= 0.625, near, far), 2.0 * rest * inverse
+
+
+# The interpreter rounds the product of a fused multiply-add, and logits cancel in the sum.
+_INTERPRETED = tl.constexpr(not isinstance(tanh_and_slope, triton.JITFunction))
 
 
 @triton.jit
-def tanh_slope(u):
-    """1 - tanh(u)^2, which would cancel for large u."""
-    power = tl.exp(-2.0 * tl.abs(u))
-    return 4.0 * power / ((1.0 + power) * (1.0 + power))
+def power_of(level, c, base):
+    """2^(c level - base), rounded once before the exponential."""
+    if _INTERPRETED:
+        return tl.exp2((level.to(tl.float64) * c - base).to(tl.float32))
+    return tl.exp2(tl.fma(level, c, -base))
 
 
 @triton.jit
-def cap_logit(x, scale, cap, CAP: tl.constexpr):
-    """l of raw logits x as float32."""
-    scaled = x.to(tl.float32) * scale
+def load_levels(at, column, stop, label, ratio, CAP: tl.constexpr, MASK: tl.constexpr):
+    if MASK:
+        level = tl.load(at + column, mask=column < stop, other=float("-inf")).to(tl.float32)
+    else:
+        level = tl.load(at + column).to(tl.float32)
     if CAP:
-        scaled = cap * tanh(scaled / cap)
-    return scaled
+        level, _ = tanh_and_slope(level * ratio)
+        left_out = column == label
+        if MASK:
+            left_out |= column >= stop
+        level = tl.where(left_out, float("-inf"), level)
+    return level
 
 
-@triton.jit(do_not_specialize=["parts", "scale", "cap"])
+@triton.jit
+def sum_tile(
+    x, column, stop, label, base, total, ratio, c, CAP: tl.constexpr, MASK: tl.constexpr, HALF: tl.constexpr
+):  # fmt: skip
+    left = load_levels(x, column, stop, label, ratio, CAP, MASK)
+    right = load_levels(x, column + HALF, stop, label, ratio, CAP, MASK)
+    # The maximum stands between the product and the difference below, which the compiler would fuse otherwise.
+    highest = tl.maximum(base, tl.maximum(tl.max(left, axis=1), tl.max(right, axis=1)) * c)
+    total *= tl.exp2(base - highest)
+    total += tl.sum(power_of(left, c, highest[:, None]), axis=1)
+    total += tl.sum(power_of(right, c, highest[:, None]), axis=1)
+    return highest, total
+
+
+@triton.jit(do_not_specialize=["stride", "V", "parts", "ratio", "c"])
 def sum_kernel(
-    x, stride, labels, peaks, sums, label_logits, V, parts, scale, cap,
-    CAP: tl.constexpr, PART_V: tl.constexpr, BLOCK_V: tl.constexpr,
+    x, stride, labels, bases, sums, label_logits, V, parts, ratio, c,
+    CAP: tl.constexpr, UNIT: tl.constexpr, PART_V: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     label = tl.load(labels + row)
-    x += row * stride
-    peak = tl.full([BLOCK_V], LOWEST, tl.float32)
-    total = tl.zeros([BLOCK_V], tl.float32)
-    first = part * PART_V
-    for begin in range(first, tl.minimum(first + PART_V, V), BLOCK_V):
-        column = begin + tl.arange(0, BLOCK_V)
-        inside = column < V
-        logit = cap_logit(tl.load(x + column, mask=inside, other=0.0), scale, cap, CAP)
-        logit = tl.where(inside & (column != label), logit, float("-inf"))
-        # One of exp(peak - new peak) and exp(logit - new peak) is 1, so one exponential serves both.
-        ahead = logit - peak
-        power = tl.exp(-tl.abs(ahead))
-        total = tl.where(ahead > 0, total * power + 1.0, total + power)
-        peak = tl.maximum(peak, logit)
-    highest = tl.max(peak, axis=0)
-    tl.store(peaks + row * parts + part, highest)
-    tl.store(sums + row * parts + part, tl.sum(total * tl.exp(peak - highest), axis=0))
-    if part == 0:
-        # A label out of range makes its row NaN instead of reading past it.
-        known = (label >= 0) & (label < V)
-        own = tl.load(x + label, mask=known, other=float("nan"))
-        tl.store(label_logits + row, cap_logit(own, scale, cap, CAP))
+    # A label out of range makes its row NaN instead of reading past it.
+    known = (label >= 0) & (label < V)
+    x += row * (stride.to(tl.int64) * UNIT)
+    begin = part * PART_V
+    stop = tl.minimum(begin + PART_V, V)
+    if part == tl.where(known, label // PART_V, 0):
+        own = tl.load(x + label, mask=known, other=float("nan")).to(tl.float32)
+        tl.store(label_logits + row, own)
+        # Between all threads' reads of the label's logit, the one write and their reads of the tile around it.
+        tl.debug_barrier()
+        tl.store(x + label, float("-inf"), mask=known)
+        tl.debug_barrier()
+    label = tl.where(known, label, -1).to(tl.int32)
+    HALF: tl.constexpr = THREADS * VECTOR
+    thread, element = tl.arange(0, THREADS)[:, None], tl.arange(0, VECTOR)[None, :]
+    # Where rows are not aligned, neighbouring threads read neighbouring logits.
+    column = thread + element * THREADS if UNIT == 1 else thread * VECTOR + element
+    base = tl.full([THREADS], LOWEST, tl.float32)
+    total = tl.zeros([THREADS], tl.float32)
+    while begin + 2 * HALF <= stop:
+        base, total = sum_tile(x, begin + column, stop, label, base, total, ratio, c, CAP, False, HALF)
+        begin += 2 * HALF
+    if begin < stop:
+        base, total = sum_tile(x, begin + column, stop, label, base, total, ratio, c, CAP, True, HALF)
+    highest = tl.max(base, axis=0)
+    tl.store(bases + row * parts + part, highest)
+    tl.store(sums + row * parts + part, tl.sum(total * tl.exp2(base - highest), axis=0))
 
 
-@triton.jit(do_not_specialize=["T", "V", "parts", "blocks", "scale", "cap"])
+@triton.jit
+def sign_of(entry):
+    """+-1 from the top bit of a table's entry, widened with its sign."""
+    return ((entry & -0x80000000) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fold_tile(
+    fold, x, row, live, bins, table, tile, V, base, share, ratio, c,
+    CAP: tl.constexpr, MASK: tl.constexpr, K: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    block = tl.arange(0, BLOCK_B)[None, :]
+    place, sign = bins[:, None], 1.0
+    if table is not None:
+        entry = tl.load(table + (tile * K + place) * BLOCK_B + block).to(tl.int32)
+        place, sign = entry & EMPTY, sign_of(entry)
+    source = (tile * BLOCK_B + block) * K + place
+    mask = live[None, :, None]
+    to = row[None, :, None] + source[:, None, :]
+    if MASK:
+        filled = source < V if table is None else place != EMPTY
+        mask &= filled[:, None, :]
+        level = tl.load(to, mask=mask, other=0.0).to(tl.float32)
+    else:
+        level = tl.load(to).to(tl.float32)
+    if CAP:
+        level, slope = tanh_and_slope(level * ratio)
+    e = power_of(level, c, base[None, :, None]) * share[None, :, None]
+    if CAP:
+        # At the label's -inf the slope is 0, as the power is without a cap.
+        e *= slope
+    tl.store(to, e.to(x.dtype.element_ty), mask=mask)
+    if table is not None:
+        if MASK:
+            e = tl.where(mask, e, 0.0)
+        fold = tl.fma(e, sign[:, None, :], fold)
+    return fold
+
+
+@triton.jit(do_not_specialize=["stride", "T", "V", "parts", "full", "tiles", "scale", "ratio", "c"])
 def fold_kernel(
-    x, stride, labels, table, peaks, sums, label_logits, loss, folded, T, V, parts, blocks, scale, cap,
-    CAP: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr,
+    x, stride, labels, table, bases, sums, label_logits, loss, folded, T, V, parts, full, tiles, scale, ratio, c,
+    CAP: tl.constexpr, UNIT: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    # Neighbouring programs share rows: what memory brings beside a run of 16 logits is another one's run.
+    group, tile_k = tl.program_id(0) // (K // BLOCK_K), tl.program_id(0) % (K // BLOCK_K)
+    rows = group.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     live = rows < T
+    # Rows behind the last one read the last one and store nothing.
+    rows = tl.minimum(rows, T - 1)
     part = tl.arange(0, PARTS)[None, :]
-    at, held = (rows * parts)[:, None] + part, live[:, None] & (part < parts)
-    part_peak = tl.load(peaks + at, mask=held, other=LOWEST)
-    own = tl.load(label_logits + rows, mask=live, other=0.0)
-    peak = tl.maximum(tl.max(part_peak, axis=1), own)
-    others = tl.sum(tl.load(sums + at, mask=held, other=0.0) * tl.exp(part_peak - peak[:, None]), axis=1)
-    total = others.to(tl.float64) + tl.exp(own - peak).to(tl.float64)
-    if tl.program_id(1) == 0:
-        row_loss = tl.log(total) + (peak.to(tl.float64) - own.to(tl.float64))
+    at, held = (rows * parts)[:, None] + part, part < parts
+    part_base = tl.load(bases + at, mask=held, other=LOWEST)
+    own, slope = tl.load(label_logits + rows), 1.0
+    if CAP:
+        own, slope = tanh_and_slope(own * ratio)
+    base = tl.maximum(tl.max(part_base, axis=1), own * c)
+    others = tl.sum(tl.load(sums + at, mask=held, other=0.0) * tl.exp2(part_base - base[:, None]), axis=1)
+    share = scale / (others + power_of(own, c, base))
+    label_e = -others * share * slope
+    if tile_k == 0:
+        ahead = base.to(tl.float64) - own.to(tl.float64) * c
+        others64, own_power = others.to(tl.float64), tl.exp2(-ahead)
+        # 1 + others / own is exact where others are 0; only a label without a power of its own has no such ratio.
+        alone = own_power < 1e-300
+        inside = tl.where(alone, others64, 1.0 + others64 / own_power)
+        row_loss = tl.log(inside) + tl.where(alone, LN_2 * ahead, 0.0)
         tl.store(loss + rows, row_loss.to(tl.float32), mask=live)
-    share = (scale / total).to(tl.float32)
-    label = tl.load(labels + rows, mask=live, other=-1)[None, :, None]
-    label_e = (-others * share)[None, :, None]
-    row_peak, share = peak[None, :, None], share[None, :, None]
 
     # Bins on the first axis: of axes without contiguous addresses Triton lays neighbouring threads along the first.
-    bins = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    row = x + (rows * stride)[None, :, None]
+    bins = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    row = x + rows * (stride.to(tl.int64) * UNIT)
     fold = tl.zeros([BLOCK_K, BLOCK_T, BLOCK_B], tl.float32)
-    for first in range(0, blocks, BLOCK_B):
-        block = (first + tl.arange(0, BLOCK_B))[None, :]
-        if table is None:
-            source = block * K + bins[:, None]
-            filled = source < V
-        else:
-            entry = table + block * K + bins[:, None]
-            packed = tl.load(entry, mask=block < blocks, other=-1).to(tl.int32)
-            source = block * K + (packed >> 1)
-            filled = packed >= 0
-        mask = filled[:, None, :] & live[None, :, None]
-        to = row + source[:, None, :]
-        raw = tl.load(to, mask=mask, other=0.0)
-        e = tl.exp(cap_logit(raw, scale, cap, CAP) - row_peak) * share
-        e = tl.where(source[:, None, :] == label, label_e, e)
-        if CAP:
-            e *= tanh_slope(raw.to(tl.float32) * scale / cap)
-        tl.store(to, e.to(x.dtype.element_ty), mask=mask)
-        if table is not None:
-            e = tl.where(mask, e, 0.0)
-            fold += tl.where(((packed & 1) == 1)[:, None, :], -e, e)
-    if table is not None:
-        tl.store(folded + rows[None, :] * K + bins[:, None], tl.sum(fold, axis=2), mask=live[None, :])
+    tile = 0
+    while tile < full:
+        fold = fold_tile(
+            fold, x, row, live, bins, table, tile, V, base, share, ratio, c, CAP, False, K, BLOCK_B
+        )
+        tile += 1
+    if tile < tiles:
+        fold = fold_tile(
+            fold, x, row, live, bins, table, tile, V, base, share, ratio, c, CAP, True, K, BLOCK_B
+        )
+
+    label = tl.load(labels + rows)
+    known = live & (label >= 0) & (label < V)
+    label = tl.where(known, label, 0)
+    block, place = label // K, (label % K)[None, :]
+    if table is None:
+        mine = known[None, :] & (bins[:, None] == place)
+    else:
+        slot = table + (block // BLOCK_B * K * BLOCK_B + block % BLOCK_B)[None, :]
+        entry = tl.load(slot + bins[:, None] * BLOCK_B).to(tl.int32)
+        mine = known[None, :] & ((entry & EMPTY) == place)
+        total = tl.sum(fold, axis=2)
+        total += tl.where(mine, label_e[None, :] * sign_of(entry), 0.0)
+        tl.store(folded + rows[None, :] * K + bins[:, None], total, mask=live[None, :])
+    # After the tile's write to this place, which may be another thread's.
+    tl.debug_barrier()
+    at_label = (row + label)[None, :] + bins[:, None] * 0
+    tl.store(at_label, (label_e[None, :] + bins[:, None] * 0.0).to(x.dtype.element_ty), mask=mine)
 
 
 def softmax_fold(
@@ -163,47 +274,89 @@ def softmax_fold(
     T, V = logits.shape
     if T == 0:
         return
-    parts, capped = triton.cdiv(V, PART_V), softcap is not None
-    K, at_once, bins = tile(table, capped)
-    packed = None if table is None else tables.gathered(table, logits.device)
-    peaks, sums, label_logits = logits.new_empty(2 * parts + 1, T, dtype=torch.float32).split(
+    if scale < 0:
+        # The kernels take the largest logit for the most likely one.
+        softmax_fold(logits.neg_(), labels, table, loss, folded, softcap, -scale)
+        for gradient in (logits, folded):
+            if gradient is not None:
+                gradient.neg_()
+        return
+    capped = softcap is not None
+    ratio, c = (scale / softcap, softcap) if capped else (1.0, scale)
+    ratio, c = max(ratio, TINY), max(c / math.log(2), TINY)
+    K, at_once, bins = tile_of(table, capped)
+    parts = triton.cdiv(V, PART_V)
+    packed = None if table is None else packed_table(table, at_once, logits.device)
+    bases, sums, label_logits = logits.new_empty(2 * parts + 1, T, dtype=torch.float32).split(
         [parts, parts, 1]
     )
+    unit = ALIGNED if logits.stride(0) % ALIGNED == 0 else 1
+    # Permuted logits are read one by one.
+    fold_unit = unit if table is None else 1
     with on_device_of(logits):
         sum_kernel[(T, parts)](
-            logits, logits.stride(0), labels, peaks, sums, label_logits, V, parts, scale, softcap or 1.0,
-            CAP=capped, PART_V=PART_V, BLOCK_V=BLOCK_V, num_warps=SUM_WARPS,
+            logits, logits.stride(0) // unit, labels, bases, sums, label_logits, V, parts, ratio, c,
+            CAP=capped, UNIT=unit, **_sums(logits.element_size()), num_warps=SUM_THREADS // WARP,
         )  # fmt: skip
-        fold_kernel[(triton.cdiv(T, BLOCK_T), K // bins)](
-            logits, logits.stride(0), labels, packed, peaks, sums, label_logits, loss, folded,
-            T, V, parts, triton.cdiv(V, K), scale, softcap or 1.0,
-            CAP=capped, K=K, PARTS=triton.next_power_of_2(parts),
-            BLOCK_T=BLOCK_T, BLOCK_B=at_once, BLOCK_K=bins, num_warps=FOLD_WARPS,
+        fold_kernel[(triton.cdiv(T, BLOCK_T) * (K // bins),)](
+            logits, logits.stride(0) // fold_unit, labels, packed, bases, sums, label_logits, loss, folded,
+            T, V, parts, V // (K * at_once), triton.cdiv(V, K * at_once), scale, ratio, c,
+            CAP=capped, UNIT=fold_unit, K=K, PARTS=triton.next_power_of_2(parts),
+            BLOCK_T=BLOCK_T, BLOCK_B=at_once, BLOCK_K=bins, num_warps=bins // WARP,
         )  # fmt: skip
 
 
-def tile(table: Table | None, capped: bool) -> tuple[int, int, int]:
+def tile_of(table: Table | None, capped: bool) -> tuple[int, int, int]:
     """K, and the blocks and bins of a tile."""
     K = PLAIN_BLOCK if table is None else table.dim
     return K, CAPPED_BLOCK_B if capped else BLOCK_B, min(K, MAX_BINS)
 
 
+def _sums(element_size: int) -> dict[str, int]:
+    return {"PART_V": PART_V, "THREADS": SUM_THREADS, "VECTOR": LOAD_BYTES // element_size}
+
+
+def packed_table(table: Table, at_once: int, device: torch.device) -> torch.Tensor:
+    """int16 [tiles, K, at_once]: for every bin the coordinates that `at_once` blocks send there, side by side."""
+    copies = _tables.setdefault(table, {})
+    if (device, at_once) not in copies:
+        copies[device, at_once] = torch.from_numpy(_pack(table, at_once)).to(device)
+    return copies[device, at_once]
+
+
+def _pack(table: Table, at_once: int) -> np.ndarray:
+    block, place = np.divmod(np.arange(table.width), table.dim)
+    packed = np.full(
+        (-(-table.width // (table.dim * at_once)), table.dim, at_once), EMPTY.value, dtype=np.uint16
+    )
+    packed[block // at_once, table.bucket, block % at_once] = place + (table.sign < 0) * 0x8000
+    if np.count_nonzero(packed != EMPTY.value) != table.width:
+        raise GvendiError(
+            f"a table of width {table.width} sends two coordinates of one block of {table.dim} to one bucket; "
+            "make tables with gvendi_fast.plan.make_table"
+        )
+    return packed.view(np.int16)
+
+
 def builds(dtype: str, table: Table | None, capped: bool) -> list[Build]:
     """What `softmax_fold` compiles for logits of a dtype ("fp32", "bf16", "fp16") and a vocabulary."""
-    K, at_once, bins = tile(table, capped)
+    K, at_once, bins = tile_of(table, capped)
     V = PLAIN_BLOCK if table is None else table.width
     name = f"{dtype}-{'plain' if table is None else f'{V}-{K}'}{'-capped' if capped else ''}"
     types = {"x": f"*{dtype}", "stride": "i32", "labels": "*i64", "V": "i32", "parts": "i32"}
-    types |= {"peaks": "*fp32", "sums": "*fp32", "label_logits": "*fp32", "scale": "fp32", "cap": "fp32"}
-    sums = {"CAP": capped, "PART_V": PART_V, "BLOCK_V": BLOCK_V}
-    fold_types = {**types, "loss": "*fp32", "T": "i32", "blocks": "i32"}
-    fold = {"CAP": capped, "K": K, "PARTS": triton.next_power_of_2(triton.cdiv(V, PART_V))}
+    types |= {"bases": "*fp32", "sums": "*fp32", "label_logits": "*fp32", "ratio": "fp32", "c": "fp32"}
+    fold_types = {**types, "loss": "*fp32", "T": "i32", "full": "i32", "tiles": "i32", "scale": "fp32"}
+    fold = {"K": K, "PARTS": triton.next_power_of_2(triton.cdiv(V, PART_V))}
     fold |= {"BLOCK_T": BLOCK_T, "BLOCK_B": at_once, "BLOCK_K": bins}
     if table is None:
         fold |= {"table": None, "folded": None}
     else:
         fold_types |= {"table": "*i16", "folded": "*fp32"}
-    return [
-        Build(f"softmax_sum-{name}", sum_kernel, SUM_WARPS, types, sums),
-        Build(f"softmax_fold-{name}", fold_kernel, FOLD_WARPS, fold_types, fold),
-    ]
+    sums, found = _sums(4 if dtype == "fp32" else 2), []
+    for unit, kind in ((ALIGNED, ""), (1, "-unaligned")):
+        same = {"CAP": capped, "UNIT": unit}
+        found.append(Build(f"softmax_sum-{name}{kind}", sum_kernel, SUM_THREADS // WARP, types, same | sums))
+        if table is None or unit == 1:
+            build_name = f"softmax_fold-{name}{kind if table is None else ''}"
+            found.append(Build(build_name, fold_kernel, bins // WARP, fold_types, same | fold))
+    return found
