@@ -42,18 +42,44 @@ __all__ = [
     "vector_sketch",
 ]
 
-# Logits that live at once: about this many bytes, but enough rows for the product to run at full speed (measured for
-# V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220). A GPU needs more rows to be busy.
-HEAD_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+# Logits that live at once on a CPU: about this many bytes, but enough rows for the product to run at full speed
+# (measured for V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220).
+HEAD_CHUNK_BYTES = 64 << 20
 HEAD_CHUNK_MIN_ROWS = 256
+# On a GPU the products' tiles of 128 rows by 128 columns keep every multiprocessor busy: with d = 896 the gradient of
+# 883 rows is 7 x 7 tiles for 132 multiprocessors, of 4,096 rows 32 x 7. A small GPU gives a share of its memory.
+HEAD_CHUNK_GPU_ROWS = 4096
+HEAD_MEMORY_SHARE = 1 / 16
+HEAD_TILE_ROWS = 128
+# A row of logits begins at a multiple of this many elements on a GPU, where loads then take 16 bytes at a time.
+HEAD_ROW_ALIGNMENT = 16
 # Every chunk costs the dense mode all signs of the head, so its chunks are longer.
 DENSE_HEAD_CHUNK_BYTES = 256 << 20
 
 
-def head_chunk_rows(vocabulary: int, element_size: int, device_type: str) -> int:
-    """Rows of logits [rows, vocabulary] of `element_size` bytes that `head_sketch` holds at once."""
-    budget = HEAD_CHUNK_BYTES.get(device_type, HEAD_CHUNK_BYTES["cpu"])
-    return max(HEAD_CHUNK_MIN_ROWS, budget // (vocabulary * element_size))
+def head_chunk_rows(
+    vocabulary: int, element_size: int, device: torch.device | str, memory: int | None = None
+) -> int:
+    """Rows of logits [rows, vocabulary] of `element_size` bytes each that `head_sketch` holds at once.
+
+    On a GPU 4,096, or as many as 1/16 of its memory holds, rounded down to a multiple of 128, but at least 256: a
+    figure of the device alone, neither of what is free nor of the batch. Elsewhere 64 MiB of logits, but at least 256
+    rows. memory: bytes of the GPU, read from the device where not given.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return max(HEAD_CHUNK_MIN_ROWS, HEAD_CHUNK_BYTES // (vocabulary * element_size))
+    if memory is None:
+        memory = torch.cuda.get_device_properties(device).total_memory
+    fitting = int(HEAD_MEMORY_SHARE * memory) // (_pitch(vocabulary, device) * element_size)
+    rows = min(HEAD_CHUNK_GPU_ROWS, fitting) // HEAD_TILE_ROWS * HEAD_TILE_ROWS
+    return max(HEAD_CHUNK_MIN_ROWS, rows)
+
+
+def _pitch(vocabulary: int, device: torch.device) -> int:
+    """Elements from one row of logits to the next."""
+    step = HEAD_ROW_ALIGNMENT if device.type == "cuda" else 1
+    return -(-vocabulary // step) * step
 
 
 def fold_hadamard(x: torch.Tensor, table: Table) -> torch.Tensor:
@@ -220,9 +246,11 @@ def head_sketch(
     """Loss, input gradient and sketch of the LM head in row chunks, so that no [T, V] matrix lives.
 
     hidden [T, d], weight [V, d] of the same dtype, labels int64 [T]. Adds to out [B, K]; returns loss
-    float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk of logits, C V numbers of the
-    weight's dtype with C = `head_chunk_rows`, and (T + C) K float32. For V = 151,936 and K = 1024 that is C = 256
-    and 78 MB + 4 KB a row (bfloat16) or 156 MB + 4 KB a row (float32) on a CPU, and 256 MiB + 4 KB a row on a GPU.
+    float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk of logits, min(C, T) V numbers of the
+    weight's dtype with C = `head_chunk_rows` (on a GPU V rounded up to a multiple of 16), and (T + C) K float32. For
+    V = 151,936 and K = 1024 that is C = 256 and 78 MB + 4 KB a row (bfloat16) or 156 MB + 4 KB a row (float32) on a
+    CPU. On a GPU it is C = 4096 and 1.24 GB + 4 KB a row in bfloat16 from 19.92 GB of memory on, and below that at
+    most 1/16 of the memory: C = 3456 and 1.05 GB with 16 GiB.
     """
     check_rows("hidden", hidden, hidden_table.width)
     check_rows("weight", weight, hidden_table.width)
@@ -232,9 +260,10 @@ def head_sketch(
     loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden)
     folded = torch.empty(rows, vocab_table.dim, dtype=torch.float32, device=hidden.device)
-    chunk = head_chunk_rows(weight.shape[0], weight.element_size(), weight.device.type)
+    vocabulary = weight.shape[0]
+    chunk = head_chunk_rows(vocabulary, weight.element_size(), weight.device)
     # One buffer for all chunks: a new one would be made before the last one is gone.
-    buffer = hidden.new_empty(min(chunk, rows), weight.shape[0])
+    buffer = hidden.new_empty(min(chunk, rows), _pitch(vocabulary, weight.device))[:, :vocabulary]
     for begin in range(0, rows, chunk):
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden[part], weight.T, out=buffer[: min(chunk, rows - begin)])
@@ -257,14 +286,15 @@ def dense_head_sketch(
     """`head_sketch` of the dense mode: hidden [T, d], weight [V, d], labels int64 [T], key as in `dense_sketch`.
 
     Adds to out [B, K]; returns loss float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk
-    of float32 logits (about 256 MB where V is large), and half as much again where the weight is bfloat16.
+    of float32 logits, and half as much again where the weight is bfloat16. A chunk is about 256 MB where V is large,
+    or on a GPU as many rows as `head_chunk_rows` says for both formats together.
     """
     check_rows("hidden", hidden, weight.shape[1])
     check_rows("weight", weight, weight.shape[1])
     check_segments(segments, hidden.shape[0])
     loss = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     grad_hidden = torch.empty_like(hidden)
-    chunk = max(HEAD_CHUNK_MIN_ROWS, DENSE_HEAD_CHUNK_BYTES // (4 * weight.shape[0]))
+    chunk = _dense_chunk_rows(weight)
     for begin in range(0, hidden.shape[0], chunk):
         part = slice(begin, begin + chunk)
         # In float32, for the sketch takes the gradient from here.
@@ -275,3 +305,12 @@ def dense_head_sketch(
         # Gone before the next chunk is made.
         del logits
     return loss, grad_hidden
+
+
+def _dense_chunk_rows(weight: torch.Tensor) -> int:
+    """Rows of logits that `dense_head_sketch` holds at once."""
+    vocabulary, size = weight.shape[0], weight.element_size()
+    if weight.device.type == "cuda":
+        # In float32 and in the weight's own dtype.
+        return head_chunk_rows(vocabulary, size if size == 4 else 4 + size, weight.device)
+    return max(HEAD_CHUNK_MIN_ROWS, DENSE_HEAD_CHUNK_BYTES // (4 * vocabulary))

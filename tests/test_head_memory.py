@@ -117,17 +117,60 @@ def test_dense_head_sketch_holds_one_chunk_of_logits(dtype, monkeypatch):
     assert chunk_bytes <= memory.peak <= allowed
 
 
-@pytest.mark.parametrize("element_size", [2, 4])
-def test_a_gpus_chunk_is_its_stated_size(element_size):
-    rows = ops.head_chunk_rows(V, element_size, "cuda")
-    stated = ops.HEAD_CHUNK_BYTES["cuda"]
-    assert rows * V * element_size <= stated < (rows + 1) * V * element_size
+# GiB of memory, bytes a number, rows of Qwen2.5's logits: 4,096, or 1/16 of the memory in whole tiles of 128 rows.
+@pytest.mark.parametrize(
+    ("gib", "element_size", "rows"),
+    [
+        (141, 2, 4096),
+        (80, 4, 4096),
+        (24, 2, 4096),
+        (24, 4, 2560),
+        (16, 2, 3456),
+        (16, 4, 1664),
+        (8, 2, 1664),
+        (1, 4, 256),
+    ],
+)
+def test_a_gpus_chunk_is_its_stated_size(gib, element_size, rows):
+    memory, row = gib << 30, V * element_size
+    assert ops.head_chunk_rows(V, element_size, "cuda", memory) == rows
+    assert rows == ops.HEAD_CHUNK_MIN_ROWS or rows * row <= memory / 16
+    assert rows == 4096 or (rows + 128) * row > memory / 16
+
+
+def test_a_gpus_rows_of_logits_are_aligned():
+    # GPT-2's vocabulary; in 16-bit numbers and 4 GiB, 2,669 rows of 50,272 fit.
+    assert ops._pitch(50_257, torch.device("cuda")) == 50_272
+    assert ops._pitch(50_257, torch.device("cpu")) == 50_257
+    assert ops.head_chunk_rows(50_257, 2, "cuda", 4 << 30) == 2560
+
+
+@pytest.mark.filterwarnings("error")
+def test_head_sketch_with_rows_of_logits_apart(monkeypatch):
+    # As on a GPU: the buffer's rows are further apart than V, in chunks whose last one is shorter.
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 24, generator=generator) for n in (70, 101))
+    labels, segments = torch.arange(70), torch.tensor([[0, 30], [30, 70]])
+    tables = make_table(0, "hidden", 24, 64), make_table(0, "vocabulary", 101, 64)
+    monkeypatch.setattr(ops, "head_chunk_rows", lambda *_: 32)
+    found = []
+    for pitch in (101, 112):
+        monkeypatch.setattr(ops, "_pitch", lambda *_, pitch=pitch: pitch)
+        out = torch.zeros(2, 64)
+        found.append((*ops.head_sketch(hidden, weight, labels, segments, *tables, out), out))
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart)
+
+
+def test_a_cpus_chunk_does_not_depend_on_memory():
+    assert ops.head_chunk_rows(V, 2, "cpu") == ops.head_chunk_rows(V, 4, torch.device("cpu"), 1 << 40) == 256
+    assert ops.head_chunk_rows(32_000, 4, "cpu") == 524
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; torch sees none")
 @pytest.mark.parametrize("dtype", SIZES, ids=str)
 def test_head_sketch_on_a_gpu_holds_one_chunk_of_logits(dtype, monkeypatch):
-    monkeypatch.setitem(ops.HEAD_CHUNK_BYTES, "cuda", 64 << 20)
+    monkeypatch.setattr(ops, "HEAD_CHUNK_GPU_ROWS", 256)
     args, chosen = inputs(dtype, "cuda"), tables()
     chunk = ops.head_chunk_rows(V, SIZES[dtype], "cuda")
     hidden, weight, labels, segments, out = args
