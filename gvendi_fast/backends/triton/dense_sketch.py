@@ -10,10 +10,13 @@ sample's result does not depend on its batch.
 One word of Philox holds the signs of WORD neighbours, so tiles begin at multiples of WORD coordinates: the rows of a
 tile are `apart` rows from each other, with apart I a multiple of WORD. I mostly is one itself, and then apart is 1.
 
-Precision: the gradient tile is a sum of three bfloat16 parts, which is exact, and so are signs. Float32 inputs are
-multiplied as pairs of TF32 parts, which drops about 2^-22 of a product; 16-bit ones exactly. Tensor cores may
-truncate where they add, so a chain in them is 16 rows or one step of 64 coordinates long, and chains add up in
-ordinary arithmetic.
+Precision: with a power of two that brings a sample's largest number of the tile to 2^14 .. 2^15, the gradient tile is a
+sum of two float16 parts. Rounding to nearest leaves at most 2^-11 of a number to the second part and behind that 2^-22,
+or 2^-39 of the largest where that is more. Signs are exact. Over random signs it is half a unit of 2^-24 of the largest
+sum. Two bfloat16 parts would leave 2^-16, 30 to 60 units at any number of coordinates, where float32 sums of up to
+1,000 are off by 4 to 15 and may be by twice that (tests/test_triton_dense.py has both). Float32 inputs are multiplied
+as pairs of TF32 parts, which drops about 2^-22 of a product; 16-bit ones exactly. Tensor cores may truncate where they
+add, so a chain in them is 16 rows or one step of 64 coordinates long, and chains add up in ordinary arithmetic.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ WORD = 32
 ALIGNED = 16
 BLOCK_B, BLOCK_T, BLOCK_O = 16, 16, 16
 WARPS = 8
-# Columns of a program: the wider, the fewer programs form the same gradient; 1024 would spill registers.
-BLOCKS = (64, 128, 256, 512)
+# Columns of a program: the wider, the fewer programs form the same gradient; 128 and 1024 would spill registers.
+BLOCKS = (64, 256, 512)
 # An embedding's programs share nothing that a wide one would save.
 TOKEN_BLOCKS = (64, 256)
 # A tile costs a program about as much besides its columns as this many columns.
@@ -59,32 +62,34 @@ _WORD = tl.constexpr(WORD)
 assert CHUNK_ROWS == BLOCK_T
 
 
-# The leading 8 bits of x and what is left of it.
+# A power of two that brings `largest` to 2^14 .. 2^15, and one over it.
 @triton.jit
-def leading(x):
-    high = (x.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return high, x - high
+def scales(largest):
+    # Below 2^-112 there is no such power of two.
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 15)
+    up, down = (268 - exponent) << 23, (exponent - 14) << 23
+    return up.to(tl.float32, bitcast=True), down.to(tl.float32, bitcast=True)
 
 
-# z [B, K] += g [B, T, WORD] times the signs whose words are [K, T], T rows of a tile.
+# z [B, K] += down times up g [B, T, WORD] times the signs whose words are [K, T], T rows of a tile. Whoever has g in
+# registers scales it there; where most of it is 0, step by step is less.
 @triton.jit
-def project(z, g, words, B: tl.constexpr, T: tl.constexpr, K: tl.constexpr, OPERAND: tl.constexpr):
+def project(z, g, up, down, words, B: tl.constexpr, T: tl.constexpr, K: tl.constexpr):
     STEPS: tl.constexpr = _WORD // STEP_I
     g = tl.reshape(g, [B, T, STEPS, STEP_I])
     for step in range(STEPS):
         bits = words >> (step * STEP_I)
         # Joined, neighbours lie in one thread as in a tensor core's operand: Triton 3.6 makes signs in their places.
         pi = tl.join(tl.join(sign(bits, 0), sign(bits, 2)), tl.join(sign(bits, 1), sign(bits, 3)))
-        pi = tl.trans(tl.reshape(pi, [K, T * STEP_I])).to(OPERAND)
+        pi = tl.trans(tl.reshape(pi, [K, T * STEP_I]))
         mine = tl.sum(tl.where((tl.arange(0, STEPS) == step)[None, None, :, None], g, 0.0), axis=2)
-        high, rest = leading(tl.reshape(mine, [B, T * STEP_I]))
-        middle, low = leading(rest)
-        # The smallest first.
-        chain = tl.dot(low.to(OPERAND), pi)
-        chain = tl.dot(middle.to(OPERAND), pi, chain)
-        chain = tl.dot(high.to(OPERAND), pi, chain)
-        # A plain addition would be made part of the tensor core's chain.
-        z = tl.fma(chain, 1.0, z)
+        mine = tl.reshape(mine, [B, T * STEP_I]) * up
+        high = mine.to(tl.float16)
+        low = (mine - high.to(tl.float32)).to(tl.float16)
+        # The smaller first.
+        chain = tl.dot(high, pi, tl.dot(low, pi))
+        # A plain sum would be made part of the tensor core's chain.
+        z = tl.fma(chain, down, z)
     return z
 
 
@@ -97,7 +102,7 @@ _KEY = ["key_low", "key_high"]
 def dense_linear_kernel(
     a, stride_a, e, stride_e, spans, partial, samples, height, width, K, apart, strips, key_low, key_high,
     UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
-    BLOCK_K: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     low, high = key_low.to(tl.uint32, bitcast=True), key_high.to(tl.uint32, bitcast=True)
     slab, slabs = tl.program_id(1), tl.num_programs(1)
@@ -145,7 +150,8 @@ def dense_linear_kernel(
         # Plus 0, which keeps the columns' part of Philox from being held in registers from tile to tile.
         column = tl.program_id(0) * BLOCK_K + tl.minimum(longest, 0) + tl.arange(0, BLOCK_K)
         words = sign_words(o * width - skip + strip * _WORD, column, low, high)
-        z = project(z, g, words, BLOCK_B, BLOCK_O, BLOCK_K, OPERAND)
+        up, down = scales(tl.max(tl.max(tl.abs(g), axis=2), axis=1))
+        z = project(z, g * up[:, None, None], 1.0, down[:, None], words, BLOCK_B, BLOCK_O, BLOCK_K)
         tile += 1
     column = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     at = partial + (sample.to(tl.int64) * slabs + slab)[:, None] * K + column[None, :]
@@ -155,7 +161,7 @@ def dense_linear_kernel(
 @triton.jit(do_not_specialize=_TOKEN_SIZES + _KEY)
 def dense_token_kernel(
     ids, e, stride_e, spans, partial, d, K, strips, key_low, key_high,
-    BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     low, high = key_low.to(tl.uint32, bitcast=True), key_high.to(tl.uint32, bitcast=True)
     chunk = tl.program_id(0).to(tl.int64)
@@ -172,17 +178,17 @@ def dense_token_kernel(
         i = strip * _WORD - skip[:, None] + tl.arange(0, _WORD)[None, :]
         mask = live[:, None] & (i >= 0) & (i < d)
         value = tl.load(e + (row * stride_e)[:, None] + i, mask=mask, other=0.0).to(tl.float32)
+        up, down = scales(tl.max(tl.abs(value)))
         g = tl.where(mine, value[None, :, :], 0.0)
         words = sign_words(start - skip + strip * _WORD, column, low, high)
-        z = project(z, g, words, BLOCK_B, BLOCK_T, BLOCK_K, OPERAND)
+        z = project(z, g, up, down, words, BLOCK_B, BLOCK_T, BLOCK_K)
         strip += 1
     total = tl.sum(z, axis=0)
     tl.store(partial + chunk * K + column, total, mask=column < K)
 
 
-# The interpreter cannot multiply bfloat16. All operands are exact in both, so float32 gives the same products there.
+# The interpreter cannot multiply bfloat16.
 _INTERPRETED = not isinstance(dense_linear_kernel, triton.JITFunction)
-_OPERAND = tl.float32 if _INTERPRETED else tl.bfloat16
 
 
 def dense_sketch(
@@ -256,7 +262,7 @@ def _unit(a: torch.Tensor, e: torch.Tensor) -> int:
 
 
 def _tile(block: int) -> dict[str, object]:
-    return {"BLOCK_B": BLOCK_B, "BLOCK_T": BLOCK_T, "BLOCK_K": block, "OPERAND": _OPERAND}
+    return {"BLOCK_B": BLOCK_B, "BLOCK_T": BLOCK_T, "BLOCK_K": block}
 
 
 @functools.lru_cache(maxsize=CHUNK_LISTS)
@@ -273,7 +279,7 @@ def builds(dtype: str, block: int) -> list[Build]:
     """What `dense_sketch` compiles for inputs of a dtype ("fp32", "bf16", "fp16") and a block of columns."""
     key = {"key_low": "i32", "key_high": "i32"}
     sums = {"spans": "*i64", "partial": "*fp32", "K": "i32", "strips": "i32"}
-    tile = {"BLOCK_B": BLOCK_B, "BLOCK_T": BLOCK_T, "BLOCK_K": block, "OPERAND": tl.bfloat16}
+    tile = {"BLOCK_B": BLOCK_B, "BLOCK_T": BLOCK_T, "BLOCK_K": block}
     rows = {"a": f"*{dtype}", "stride_a": "i32", "e": f"*{dtype}", "stride_e": "i32"}
     sizes = {"samples": "i32", "height": "i32", "width": "i32", "apart": "i32"}
     found = []

@@ -30,7 +30,7 @@ def sign_words(coordinate, column, low, high):
     return tl.where(word < 2, tl.where(word == 0, x0, x1), tl.where(word == 2, x2, x3))
 
 
-# +-1 in bfloat16 from bit N of every word.
+# +-1 in float16 from bit N of every word.
 @triton.jit
 def sign(words, N: tl.constexpr):
-    return (((words << (15 - N)) & 0x8000) | 0x3F80).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return (((words << (15 - N)) & 0x8000) | 0x3C00).to(tl.uint16).to(tl.float16, bitcast=True)
