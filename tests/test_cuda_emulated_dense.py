@@ -74,6 +74,31 @@ def test_dense_sketch_of_slabs_with_several_tiles(order, emulated):
     check_dense(a, e, torch.tensor([[0, 2], [2, 3]]), 64)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1e18])
+def test_samples_of_very_different_size_in_one_launch(size):
+    a, e = draw(50, 130, torch.float32, 1), draw(50, 9, torch.float32, 2)
+    a[20:] *= size
+    segments = torch.tensor([[0, 20], [20, 50]])
+    for left in (a, draw_ids(50, 7)):
+        scaled = e * torch.where(torch.arange(50) < 20, 1.0, size)[:, None] if left is not a else e
+        out = torch.zeros(2, 64)
+        cuda.dense_sketch(left, scaled, segments, KEY, out)
+        want = reference.dense_sketch(left, scaled, segments, KEY, 64)
+        for row in range(2):
+            assert (out[row].double() - want[row]).abs().max() <= 2.0**-20 * want[row].abs().max()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_number_that_is_not_finite_spoils_its_sample_alone(value):
+    a, e = draw(40, 130, torch.float32, 1), draw(40, 9, torch.float32, 2)
+    a[25, 3] = e[25, 3] = value
+    for left in (a, draw_ids(40, 7)):
+        out = torch.zeros(2, 64)
+        cuda.dense_sketch(left, e, torch.tensor([[0, 20], [20, 40]]), KEY, out)
+        assert torch.isfinite(out[0]).all()
+        assert not torch.isfinite(out[1]).any()
+
+
 def test_dense_sketch_of_factors_of_two_dtypes():
     check_dense(draw(9, 20, torch.bfloat16, 1), draw(9, 10, torch.float32, 2), torch.tensor([[0, 9]]), 64)
 

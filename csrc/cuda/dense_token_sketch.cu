@@ -8,9 +8,9 @@
 // dense.cuh says. Which group an id belongs to, and the order in it, depend on the id alone, and a sample that lacks an
 // id adds +0, so that a sample's bits do not depend on its batch.
 //
-// Precision: e is widened, sums over rows are float32 in chains of kChainRows.
+// Precision: e is widened, sums over rows are float32 in chains of kChainRows; from there on see dense.cuh.
 //
-// Work per id that occurs and strip: 128 calls of philox and 3 * 2 * 16 * 128 operations a column, however few of the
+// Work per id that occurs and strip: 128 calls of philox and 2 * 2 * 16 * 128 operations a column, however few of the
 // samples use it; T d element bytes for the rows, once for every kDenseColumns columns.
 #include "dense.cuh"
 
@@ -18,10 +18,10 @@ namespace gvendi {
 namespace {
 
 constexpr int kChainRows = 16;
-// Bounds of two samples' rows in the runs of a tile: 3 of 4 entries a run, in the warp's signs.
+// Bounds of two samples' rows in the runs of a tile, first and last of each, in the warp's signs.
 constexpr int kBounds = 4;
 static_assert(kTileRows * kBounds == 32 && 32 * sizeof(int64_t) <= kSignWords * sizeof(uint32_t), "an entry a lane");
-static_assert((kParts * kPartWords) % 2 == 0 && kSignWords % 2 == 0, "entries are aligned");
+static_assert((kParts * kPartWords + kDowns) % 2 == 0 && kSignWords % 2 == 0, "entries are aligned");
 
 // Blocks of signs that d coordinates can touch when they begin at a multiple of d.
 int64_t strips_of(int64_t d) {
@@ -74,9 +74,11 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) dense_token_slab(DenseTokenSketch p) {
   uint32_t* planes = shared_memory<uint32_t>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t* signs = planes + kParts * kPartWords + warp * kSignWords;
+  float* downs = reinterpret_cast<float*>(planes + kParts * kPartWords);
+  uint32_t* signs = planes + kParts * kPartWords + kDowns + warp * kSignWords;
   int64_t* bounds = reinterpret_cast<int64_t*>(signs);
   const int first = p.column + warp * kWarpColumns;
+  const uint32_t sign_bits = kSignBits | static_cast<uint32_t>(p.K) >> 31;
   const int64_t slab = blockIdx.x, group = slab / p.strips, strip = slab % p.strips;
   const int64_t end = p.touches.first[group + 1];
   float z[kColumnTiles][4] = {};
@@ -85,23 +87,32 @@ __global__ void __launch_bounds__(kThreads, 1) dense_token_slab(DenseTokenSketch
     block_sync();
     if (lane / kBounds < rows) {
       const int64_t* begin = p.touches.begin + run + lane / kBounds;
-      bounds[lane] = lower_bound(p.touches.sample, begin[0], begin[1], 2 * warp + lane % kBounds);
+      bounds[lane] = lower_bound(p.touches.sample, begin[0], begin[1], warp + lane % kBounds / 2 * kWarps + lane % 2);
     }
     warp_sync();
 #pragma unroll 1
-    for (int n = 0; n < 2 * rows; ++n) {
-      const int row = n / 2, half = n % 2;
+    for (int row = 0; row < rows; ++row) {
       const int64_t place = p.touches.id[run + row] * p.d;
-      float g[4] = {};
-      add_rows<T>(g, p, bounds[row * kBounds + half], bounds[row * kBounds + half + 1],
-                  block_of(place, strip) - place, lane);
-      uint32_t parts[kParts][2];
-      split<kParts>(parts, 0, g[0], g[2]);
-      split<kParts>(parts, 1, g[1], g[3]);
-      uint32_t* to = planes + (2 * warp + half) * kSamplePitch + row * kRowWords + 2 * lane;
+      uint32_t later[2][kParts] = {}, earlier[2][kParts];
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        *reinterpret_cast<uint2*>(to + part * kPartWords) = {parts[part][0], parts[part][1]};
+        for (int n = 0; n < kParts; ++n) earlier[0][n] = later[0][n], earlier[1][n] = later[1][n];
+        const int64_t* bound = bounds + row * kBounds + 2 * half;
+        float g[4] = {};
+        add_rows<T>(g, p, bound[0], bound[1], block_of(place, strip) - place, lane);
+        float largest = 0.0f;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float size = as_float(as_bits(g[k]) & 0x7fffffffu);
+          largest = size > largest ? size : largest;
+        }
+        const Scale scale = scale_of(largest_of(largest));
+        split(later[0], g[0] * scale.up, g[2] * scale.up);
+        split(later[1], g[1] * scale.up, g[3] * scale.up);
+        if (lane == 0) downs[row * kDenseSamples + warp + half * kWarps] = scale.down;
+      }
+      store_parts(planes + row * kRowPitch + lane / 4 * kStepWords + 4 * (4 * warp + lane % 4), earlier, later);
     }
     block_sync();
     if (first >= p.K) continue;
@@ -112,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1) dense_token_slab(DenseTokenSketch
       if (block >= place + p.d) continue;
       uint32_t words[kColumnTiles];
       row_signs(words, {p.key_low, p.key_high}, block, first, signs, lane);
-      project_row(z, planes + row * kRowWords, words, lane);
+      project_row(z, planes + row * kRowPitch, downs + row * kDenseSamples, words, sign_bits, lane);
     }
   }
   store_sums(p, z, slab, warp, lane);

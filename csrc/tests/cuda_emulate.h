@@ -173,6 +173,9 @@ inline uint32_t as_bits(float x) {
   return bits;
 }
 
+inline uint32_t low_halves(uint32_t x, uint32_t y) { return (x & 0xffffu) | y << 16; }
+inline uint32_t high_halves(uint32_t x, uint32_t y) { return x >> 16 | (y & 0xffff0000u); }
+
 inline float shuffle_xor(float x, int mask) {
   const uint32_t bits = as_bits(x);
   return as_float(exchange(&bits, 1)[((block.current % Block::kLane) ^ mask) * 8]);
@@ -197,12 +200,22 @@ inline uint32_t round_bf16(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
 
-// The fragments' layout as csrc/cuda/device.h quotes it from the PTX ISA.
-inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline uint32_t round_f16(float x) {
+  const uint32_t sign = as_bits(x) >> 31 << 15, bits = as_bits(x) & 0x7fffffffu;
+  if (bits > 0x7f800000u) return 0x7fffu;
+  // From 65,520 on to infinity; below 2^-14 the sum's last place is float16's, 2^-24.
+  if (bits >= 0x477ff000u) return sign | 0x7c00u;
+  if (bits < 0x38800000u) return sign | (as_bits(as_float(bits) + 0.5f) - as_bits(0.5f));
+  return sign | ((bits - (112u << 23) + 0xfffu + (bits >> 13 & 1)) >> 13);
+}
+inline uint32_t pack_f16(float low, float high) { return round_f16(low) | round_f16(high) << 16; }
+
+// The fragments' layout as csrc/cuda/device.h quotes it from the PTX ISA; half(word, k) is number k % 2 of a pair.
+template <typename Half>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Half& half) {
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const uint32_t* all = exchange(words, 6);
   const int lane = block.current % Block::kLane;
-  const auto half = [](uint32_t word, int k) { return as_float(k % 2 ? word & 0xffff0000u : word << 16); };
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
     float sum = c[i];
@@ -213,6 +226,12 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     }
     c[i] = sum;
   }
+}
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma(c, a, b, [](uint32_t word, int k) { return as_float(k % 2 ? word & 0xffff0000u : word << 16); });
+}
+inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma(c, a, b, [](uint32_t word, int k) { return half_to_float(static_cast<uint16_t>(k % 2 ? word >> 16 : word)); });
 }
 
 }  // namespace gvendi
