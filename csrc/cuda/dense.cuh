@@ -18,8 +18,8 @@ namespace gvendi {
 constexpr int kTileRows = 8;
 constexpr int kParts = 2;
 // A word holds two coordinates of one part of one sample. Step s of a row is what one product takes, four words a lane
-// in the operand's order: with q = lane % 4, coordinates 32 q + 2 s + h and 16 further of samples lane / 4 and 8 further,
-// first with h = 0, then with h = 1.
+// in the operand's order: with q = lane % 4, coordinates 32 q + 2 s + h and 16 further of samples lane / 4 and lane / 4
+// + 8, first with h = 0, then with h = 1.
 constexpr int kSteps = 8, kStepWords = 4 * 32;
 // Four words more than a row, so that the rows of a warp's store lie in different banks.
 constexpr int kRowPitch = kSteps * kStepWords + 4;
