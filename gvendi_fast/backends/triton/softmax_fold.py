@@ -35,6 +35,8 @@ from gvendi_fast.plan import MAX_DIM, MIN_DIM, Table
 
 # Pass 1: a program's part of V and its threads; a thread takes two loads of 16 bytes a tile.
 PART_V, SUM_THREADS, LOAD_BYTES = 32768, 128, 16
+# Parts that pass 2 merges at once, whatever the vocabulary up to 524,288: one build for all.
+LEAST_PARTS = 16
 # Pass 2: rows, blocks of K coordinates and bins of a tile. Rows share the table's entries, which blocks bring at once.
 BLOCK_T, BLOCK_B, MAX_BINS = 4, 4, 128
 # A cap's tanh and slope take the registers of two blocks.
@@ -287,9 +289,10 @@ def softmax_fold(
     K, at_once, bins = tile_of(table, capped)
     parts = triton.cdiv(V, PART_V)
     packed = None if table is None else packed_table(table, at_once, logits.device)
-    bases, sums, label_logits = logits.new_empty(2 * parts + 1, T, dtype=torch.float32).split(
-        [parts, parts, 1]
-    )
+    # Each begins at a multiple of 16 bytes, as compiled ahead.
+    bases, sums, label_logits = logits.new_empty(
+        2 * parts + 1, triton.cdiv(T, 4) * 4, dtype=torch.float32
+    ).split([parts, parts, 1])
     unit = ALIGNED if logits.stride(0) % ALIGNED == 0 else 1
     # Permuted logits are read one by one.
     fold_unit = unit if table is None else 1
@@ -301,7 +304,7 @@ def softmax_fold(
         fold_kernel[(triton.cdiv(T, BLOCK_T) * (K // bins),)](
             logits, logits.stride(0) // fold_unit, labels, packed, bases, sums, label_logits, loss, folded,
             T, V, parts, V // (K * at_once), triton.cdiv(V, K * at_once), scale, ratio, c,
-            CAP=capped, UNIT=fold_unit, K=K, PARTS=triton.next_power_of_2(parts),
+            CAP=capped, UNIT=fold_unit, K=K, PARTS=_power_of_parts(V),
             BLOCK_T=BLOCK_T, BLOCK_B=at_once, BLOCK_K=bins, num_warps=bins // WARP,
         )  # fmt: skip
 
@@ -310,6 +313,10 @@ def tile_of(table: Table | None, capped: bool) -> tuple[int, int, int]:
     """K, and the blocks and bins of a tile."""
     K = PLAIN_BLOCK if table is None else table.dim
     return K, CAPPED_BLOCK_B if capped else BLOCK_B, min(K, MAX_BINS)
+
+
+def _power_of_parts(V: int) -> int:
+    return max(LEAST_PARTS, triton.next_power_of_2(triton.cdiv(V, PART_V)))
 
 
 def _sums(element_size: int) -> dict[str, int]:
@@ -346,7 +353,7 @@ def builds(dtype: str, table: Table | None, capped: bool) -> list[Build]:
     types = {"x": f"*{dtype}", "stride": "i32", "labels": "*i64", "V": "i32", "parts": "i32"}
     types |= {"bases": "*fp32", "sums": "*fp32", "label_logits": "*fp32", "ratio": "fp32", "c": "fp32"}
     fold_types = {**types, "loss": "*fp32", "T": "i32", "full": "i32", "tiles": "i32", "scale": "fp32"}
-    fold = {"K": K, "PARTS": triton.next_power_of_2(triton.cdiv(V, PART_V))}
+    fold = {"K": K, "PARTS": _power_of_parts(V)}
     fold |= {"BLOCK_T": BLOCK_T, "BLOCK_B": at_once, "BLOCK_K": bins}
     if table is None:
         fold |= {"table": None, "folded": None}
