@@ -131,14 +131,17 @@ def reduce_works(build: Build) -> list[Work]:
 
 
 def softmax_sum_works(build: Build) -> list[Work]:
-    part, block = build.constants["PART_V"], build.constants["BLOCK_V"]
+    part = build.constants["PART_V"]
+    # Two loads a thread and trip.
+    block = 2 * build.constants["THREADS"] * build.constants["VECTOR"]
     return [Work(f"{part} logits", part, [Trips(part // block, block)], SIZES[build.types["x"]])]
 
 
 def softmax_fold_works(build: Build) -> list[Work]:
     K, T, bins = (build.constants[name] for name in ("K", "BLOCK_T", "BLOCK_K"))
     blocks, at_once = math.ceil(VOCABULARY / K), build.constants["BLOCK_B"]
-    loops = [Trips(math.ceil(blocks / at_once), T * bins * at_once)]
+    # The last tile, which is masked, is behind the loop.
+    loops = [Trips(blocks // at_once, T * bins * at_once)]
     # Read and written.
     return [Work(f"{VOCABULARY} logits", T * VOCABULARY * bins / K, loops, 2 * SIZES[build.types["x"]])]
 

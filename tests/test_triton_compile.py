@@ -21,15 +21,13 @@ TRITON = metadata.version("triton") if importlib.util.find_spec("triton") else "
 SHARED_BYTES = 48 << 10
 # Bytes of a thread's stack, the most of all targets and of Triton 3.6 and 3.9; none elsewhere. They hold what a loop
 # does not need every trip, where the assembler stops at 128 or 255 registers:
-# dense: two registers, rather than half the columns of a program and every gradient formed twice as often; 3.9 more.
+# dense (3.9 alone): rather than half the columns of a program and every gradient formed twice as often.
 # linear_sketch of 4096 (sm_100) and 8192 (sm_80), assign (sm_90) and covariance-64 (3.9 alone): 128 registers, at which
 # two blocks of 8 warps share a multiprocessor.
 STACK_BYTES = {
     "linear_sketch-bf16-4096-parts1": 16,
     "linear_sketch-bf16-8192-parts1": 40,
     "assign": 16,
-    "dense_linear-bf16-512-aligned": 8,
-    "dense_linear-fp16-512-aligned": 8,
 }
 if tuple(map(int, TRITON.split(".")[:2])) >= (3, 7):
     STACK_BYTES |= {
