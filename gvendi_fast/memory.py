@@ -12,8 +12,9 @@ from gvendi_fast.gradients import GradientSketcher, Sketches
 from gvendi_fast.text import Sample, collate
 
 CPU_BATCH_TOKENS = 2048
-# Tokens of the trial batches and of each of their rows, of which there are at least two: one alone is not compiled.
-TRIALS = (1024, 4096)
+# Tokens of the trial batches and of each of their rows, of which there are at least two: one alone is not compiled. The
+# last two say what a token takes: from 4096 on the head's chunk of logits (`ops.head_chunk_rows`) grows no more.
+TRIALS = (1024, 4096, 8192)
 TRIAL_LENGTH = 512
 # Share of the free memory that batches may take: padding, attention and the allocator's fragments grow with the batch
 # in ways that two trials do not show.
@@ -46,9 +47,9 @@ def choose_batch_tokens(
 ) -> int:
     """The token budget of a batch: what was asked for, 2048 on a CPU, or what fits into a GPU's free memory.
 
-    On a GPU two trial batches, of 1024 and 4096 tokens, say what a token takes and what every batch takes (the
-    head's chunk of logits, workspaces); see `fitting_tokens`. memory: read in place of the GPU's own.
-    Raises GvendiError where the smaller trial does not fit.
+    On a GPU trial batches of 4096 and 8192 tokens say what a token takes and what every batch takes (the head's chunk
+    of logits, workspaces); see `fitting_tokens`. Where they do not fit, the largest that did is the budget, from 1024
+    on. memory: read in place of the GPU's own. Raises GvendiError where 1024 tokens do not fit.
     """
     device = next(sketcher.model.parameters()).device
     if asked is not None:
@@ -59,27 +60,26 @@ def choose_batch_tokens(
         memory = GpuMemory(device)
     positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_LENGTH
     length = min(TRIAL_LENGTH, positions)
-    small, large = (torch.ones(-(-tokens // length), length, dtype=torch.int64) for tokens in TRIALS)
-    try:
-        # The first batch compiles kernels and brings tables, which stay and are no batch's.
-        sketcher(small, small)
-        trials = [(small.numel(), memory.peak_of(lambda: sketcher(small, small)))]
-    except torch.OutOfMemoryError as error:
-        raise GvendiError(
-            f"a batch of {small.numel()} tokens does not fit into the GPU's memory; give a smaller --batch-tokens and "
-            "--max-tokens, or a smaller proxy"
-        ) from error
-    try:
-        trials.append((large.numel(), memory.peak_of(lambda: sketcher(large, large))))
-    except torch.OutOfMemoryError:
-        fits = False
-    else:
-        fits = True
-    if fits:
-        return fitting_tokens(trials, memory.free())
+    found: list[tuple[int, int]] = []
+    for tokens in TRIALS:
+        batch = torch.ones(-(-tokens // length), length, dtype=torch.int64)
+        try:
+            if not found:
+                # The first batch compiles kernels and brings tables, which stay and are no batch's.
+                sketcher(batch, batch)
+            found.append((batch.numel(), memory.peak_of(lambda batch=batch: sketcher(batch, batch))))
+        except torch.OutOfMemoryError as error:
+            if not found:
+                raise GvendiError(
+                    f"a batch of {batch.numel()} tokens does not fit into the GPU's memory; give a smaller "
+                    "--batch-tokens and --max-tokens, or a smaller proxy"
+                ) from error
+            break
+    if len(found) == len(TRIALS):
+        return fitting_tokens(found[-2:], memory.free())
     # Outside the except clause, so that the failed batch's tensors are free.
     torch.cuda.empty_cache()
-    return small.numel()
+    return found[-1][0]
 
 
 def fitting_tokens(trials: Sequence[tuple[int, int]], free: int) -> int:

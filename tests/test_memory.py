@@ -97,8 +97,8 @@ def test_a_fixed_overhead_is_not_counted_for_every_token(monkeypatch, sketcher):
     # 256 MiB whatever the batch, and 100 KB a token, of 10 GB: (0.6 * 10e9 - 268e6) / 1e5 = 57,315 tokens.
     gpu = FakeMemory(monkeypatch, 256 << 20, 100_000, 10**10)
     assert memory.choose_batch_tokens(sketcher, None, gpu) == 32768
-    assert gpu.batches == [(2, 512), (2, 512), (8, 512)]
-    # One trial of 1024 tokens would have said 362 KB a token, and 16,384 tokens.
+    assert gpu.batches == [(2, 512), (2, 512), (8, 512), (16, 512)]
+    # The first trial alone would have said 362 KB a token, and 16,384 tokens.
     assert 8192 < 0.6 * 10**10 / ((256 << 20) / 1024 + 100_000) < 32768
 
 
@@ -106,12 +106,14 @@ def test_trials_are_no_longer_than_the_model_reads(monkeypatch, sketcher):
     monkeypatch.setattr(sketcher.model.config, "max_position_embeddings", 300)
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9)
     assert memory.choose_batch_tokens(sketcher, None, gpu) == memory.MOST_BATCH_TOKENS
-    assert gpu.batches == [(4, 300), (4, 300), (14, 300)]
+    assert gpu.batches == [(4, 300), (4, 300), (14, 300), (28, 300)]
 
 
 def test_trials_that_do_not_fit(monkeypatch, sketcher):
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=2_000_000)
     assert memory.choose_batch_tokens(sketcher, None, gpu) == 1024
+    gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=5_000_000)
+    assert memory.choose_batch_tokens(sketcher, None, gpu) == 4096
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=1_000_000)
     with pytest.raises(GvendiError, match=r"a batch of 1024 tokens does not fit.*--batch-tokens"):
         memory.choose_batch_tokens(sketcher, None, gpu)
