@@ -19,8 +19,8 @@ CAPABILITIES = (80, 90, 100)
 TRITON = metadata.version("triton") if importlib.util.find_spec("triton") else "0.0"
 # What a block may use without asking for more.
 SHARED_BYTES = 48 << 10
-# Bytes of a thread's stack, the most of all targets and of Triton 3.6 and 3.9; none elsewhere. They hold what a loop
-# does not need every trip, where the assembler stops at 128 or 255 registers:
+# Bytes of a thread's stack, the most of all targets and of Triton 3.6 and 3.9; none elsewhere. The assembler stops at
+# 128 or 255 registers, and keeps the rest there:
 # dense (3.9 alone): rather than half the columns of a program and every gradient formed twice as often.
 # linear_sketch of 4096 (sm_100) and 8192 (sm_80), assign (sm_90) and covariance-64 (3.9 alone): 128 registers, at which
 # two blocks of 8 warps share a multiprocessor.
