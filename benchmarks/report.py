@@ -21,7 +21,7 @@ from synthesis_tables import rate_table, study_line, study_table, synthesis_entr
 from gvendi_fast.backends.measured import RECORD
 
 # Entries of cpu.json that are of sketching.
-SPEED = ("test_sketch", "test_linear_sketch")
+SPEED = ("test_sketch", "test_linear_sketch", "test_compiled_sketching")
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -46,12 +46,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def speed_table(cpu: dict) -> str:
-    """Sketching a batch over a training step, over the bare pass, and over batch-1 autograd."""
+    """Sketching over a training step, the bare pass and batch-1 autograd; the compiled pass over the eager one."""
     rows = []
     for key, shape in SHAPES.items():
         for dtype in ("fp32", "bf16"):
             one = cpu.get(f"test_sketching_against_training[{key}-{dtype}]")
             work = cpu.get(f"test_sketch_work_of_one_batch[{key}-{dtype}]")
+            compiled = cpu.get(f"test_compiled_sketching_against_eager[{key}-{dtype}]")
             peer = cpu.get(f"test_sketching_against_batch_1_autograd_and_countsketch[{key}-{dtype}]")
             rows.append(
                 [
@@ -61,6 +62,8 @@ def speed_table(cpu: dict) -> str:
                     ratio(one, "ratio to bare forward + input gradients"),
                     ratio(work, "sketch work over bare forward + input gradients", percent=True),
                     ratio(peer, "ratio to batch-1 autograd + CountSketch"),
+                    ratio(compiled, "ratio to eager sketch"),
+                    f"{compiled['seconds of the compiler']:.0f} s" if compiled else MISSING,
                 ]
             )
     head = [
@@ -70,6 +73,8 @@ def speed_table(cpu: dict) -> str:
         "over forward + input gradients",
         "sketch operations, share of the latter",
         "over batch-1 autograd + CountSketch",
+        "compiled pass over the eager one",
+        "compiling took",
     ]
     return table(head, rows)
 
