@@ -130,7 +130,8 @@ class GradientSketcher:
         run, errors = (self._compiled, compiler_errors()) if is_compiled else (self._pass, nullcontext())
         with _frozen(self.model), torch.enable_grad(), self._probed.attached(), never_packed(), errors:
             total, loss = run(inputs, targets, probe, batch.segments)
-            (z,) = torch.autograd.grad(total, probe)
+            # A loss that no sketched parameter takes part in has a zero gradient.
+            (z,) = torch.autograd.grad(total, probe, materialize_grads=True)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device))
