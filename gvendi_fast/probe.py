@@ -297,7 +297,8 @@ class ProbedModel:
         handles = []
         try:
             for module, hook in self._hooks:
-                handles.append(module.register_forward_hook(hook, with_kwargs=True))
+                # First, so that what hooks of others make of an output comes after the layer's own.
+                handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
             for embedding in self._embeddings:
                 handles.append(embedding)
                 embedding.attach()

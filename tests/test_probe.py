@@ -170,6 +170,17 @@ def test_an_output_may_be_changed_in_place():
     assert relative(sketcher(ids[None], labels[None])[0], wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("part", ["mlp.up_proj", "input_layernorm", "mlp"])
+def test_hooks_of_others_may_change_an_output(part):
+    model = build("llama_untied")
+    sketcher = GradientSketcher(model, SPEC)
+    module = model.model.layers[1].get_submodule(part)
+    module.register_forward_hook(lambda module, args, output: output * output.detach().sigmoid())
+    ids, labels = samples()[0]
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    assert relative(sketcher(ids[None], labels[None])[0], wanted) <= 1e-5
+
+
 def test_a_layer_that_runs_twice_adds_both_gradients():
     model = build("llama_untied")
     mlp = model.model.layers[0].mlp
