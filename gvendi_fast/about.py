@@ -31,14 +31,18 @@ def describe() -> dict[str, str]:
     attention, why = resolve_attention(None, device, dtype)
     lines["--attention auto"] = f"{attention} ({why})"
     missing = why_no_compiler(device)
-    lines["--compile auto"] = (
-        f"never ({missing})" if missing else choose_compile("auto", device, LEAST_TOKENS)[1]
-    )
+    lines["--compile auto"] = f"never ({missing})" if missing else _compiles(device)
     lines |= {f"backend {name}": status for name, status in explain().items()}
     lines |= operation_lines(device, dtype)
     if requested():
         lines["backend asked for"] = str(requested())
     return lines
+
+
+def _compiles(device: torch.device) -> str:
+    """When a run compiles its pass there, in one clause."""
+    is_compiled, why = choose_compile("auto", device, LEAST_TOKENS)
+    return f"from about {LEAST_TOKENS:,} tokens on" if is_compiled else f"never ({why})"
 
 
 # Sketches are float32, whatever the proxy's weights are.

@@ -69,9 +69,11 @@ def compile_pass(run: Callable[..., Any]) -> Callable[..., Any]:
     def call(inputs: dict[str, torch.Tensor], targets: Sequence[torch.Tensor], *batch: torch.Tensor) -> Any:
         for x in inputs.values():
             torch._dynamo.maybe_mark_dynamic(x, [0, 1])
-        shape = inputs["input_ids"].shape
         for x in (*targets, *batch):
-            torch._dynamo.maybe_mark_dynamic(x, [0, 1] if x.shape == shape else 0)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        if len(targets) == 1:
+            # Without a chunked head they are the targets [B, T] themselves.
+            torch._dynamo.maybe_mark_dynamic(targets[0], 1)
         return compiled(inputs, targets, *batch)
 
     return call

@@ -31,8 +31,8 @@ from gvendi_fast.text import Encoder, Sample, batches
 from gvendi_fast.transfer import Fetched, fetch
 from gvendi_fast.unit_sketches import UnitSketches, UnitsTogether
 
-# Changes whenever the same settings would give other sketches than before.
-FORMAT = 1
+# Changes whenever the same settings would give other sketches than before. 2: norms and heads of bfloat16 proxies.
+FORMAT = 2
 DEFAULT_MAX_TOKENS = 4096
 # Of a trial's samples, by which the pass is compiled for every length.
 TRIAL_TOKENS = 64
