@@ -64,6 +64,9 @@ def compile_pass(run: Callable[..., Any]) -> Callable[..., Any]:
     The graph serves batches of any shape: samples, lengths and targets vary, and nothing else. (dynamic=True would
     make unknowns of every number of the model as well, and the compiler take more than twice the time.)
     """
+    # Sketchers of one model differ in the hooks that they attach; by default hooks are no part of what a graph is
+    # checked for, and one sketcher would run another's graph.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     compiled = torch.compile(run, fullgraph=True)
 
     def call(inputs: dict[str, torch.Tensor], targets: Sequence[torch.Tensor], *batch: torch.Tensor) -> Any:

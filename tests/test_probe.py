@@ -88,6 +88,13 @@ def test_inductor_gives_the_eager_sketch():
     assert torch.allclose(got.loss, wanted.loss, rtol=SAME)
 
 
+def test_a_compiled_sketcher_does_not_run_the_graph_of_another(graphs):
+    model, batch = one_layer("qwen2_tied"), pad(samples())
+    GradientSketcher(model, SPEC, exclude=["*norm*"], compile=True).sketch(*batch)
+    wanted = GradientSketcher(model, SPEC).sketch(*batch)
+    assert relative(GradientSketcher(model, SPEC, compile=True).sketch(*batch).z, wanted.z) <= SAME
+
+
 def test_a_pass_that_cannot_be_compiled_says_why_and_what_helps(graphs):
     model = one_layer("qwen2_tied")
     sketcher = GradientSketcher(model, SPEC, compile=True)
