@@ -90,6 +90,10 @@ def _matching_form(model: nn.Module, base: nn.Module, output: nn.Linear) -> tupl
     own = _last_hidden(result)
     if own is None or own.shape != (*shape, output.weight.shape[1]):
         return None
+    # The pass runs the base alone, so the model's forward must give it its input as it came.
+    alone = _last_hidden(base(**call))
+    if alone is None or not torch.equal(alone, own):
+        return None
     hidden = _trial_hidden(own, output.weight)
     if hidden is None:
         return None

@@ -197,3 +197,15 @@ def test_compiled_model_has_the_head_of_the_plain_one():
     wanted = form_of(copy.deepcopy(model))
     model.compile(backend="eager")
     assert form_of(model) == wanted
+
+
+def test_a_model_that_changes_what_its_base_reads_is_left_to_autograd():
+    model = build("llama_untied")
+
+    class Scaled(type(model)):
+        def forward(self, input_ids=None, inputs_embeds=None, **rest):
+            return super().forward(inputs_embeds=3 * self.model.embed_tokens(input_ids), **rest)
+
+    model.__class__ = Scaled
+    layout = find_taps(model)
+    assert find_head(model, layout.taps, layout.names) is None
