@@ -17,7 +17,7 @@ from torch import nn
 
 from gvendi_fast.attention import never_packed
 from gvendi_fast.batch import Batch, prepare
-from gvendi_fast.compiled import compile_pass, compiler_errors
+from gvendi_fast.compiled import CompileError, compile_pass, compiler_errors
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.head import autograd_loss, find_head, sum_by_sample
 from gvendi_fast.plan import SketchSpec
@@ -79,7 +79,7 @@ class GradientSketcher:
         compile: bool = False,
     ) -> None:
         self.model, self.spec = model, spec or SketchSpec()
-        self._compiled = compile_pass(self._pass) if compile else None
+        self._compiled, self._is_safe = compile_pass(self._pass) if compile else None, False
         layout = find_taps(model, exclude)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
@@ -129,12 +129,25 @@ class GradientSketcher:
         is_compiled = self._compiled is not None and samples > 1
         run, errors = (self._compiled, compiler_errors()) if is_compiled else (self._pass, nullcontext())
         with _frozen(self.model), torch.enable_grad(), self._probed.attached(), never_packed(), errors:
+            if is_compiled and not self._is_safe:
+                self._look_for_changes(inputs, targets, probe, batch.segments)
             total, loss = run(inputs, targets, probe, batch.segments)
             # A loss that no sketched parameter takes part in has a zero gradient.
             (z,) = torch.autograd.grad(total, probe, materialize_grads=True)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device))
+
+    def _look_for_changes(self, *batch) -> None:
+        """One eager pass before the first compiled one: autograd sees changes in place, a compiler does not."""
+        total, _ = self._pass(*batch)
+        torch.autograd.grad(total, batch[2], materialize_grads=True)
+        if self._probed.changed_between:
+            raise CompileError(
+                f"the input of layer {self._probed.changed_between!r} is changed in place before a further layer reads "
+                "it, which only the eager pass can follow; leave it uncompiled (compile=False, --compile off)"
+            )
+        self._is_safe = True
 
     def _inputs(self, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": to_device(batch.ids, device)}

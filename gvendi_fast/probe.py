@@ -267,6 +267,8 @@ class ProbedModel:
         self.taps, self.spec = list(taps), layer_ops.spec_text(spec)
         self._hooks: list[tuple[nn.Module, Callable]] = []
         self._embeddings: list[_EmbeddingTap] = []
+        # A layer whose input an eager pass has seen changed before the next layer of its group read it.
+        self.changed_between: str | None = None
         for number, group in enumerate(find_groups(model, taps, spec)):
             for slot, tap in enumerate(group.taps):
                 self._hooks.append((tap.module, self._linear_hook(group, number, slot, tap)))
@@ -327,6 +329,8 @@ class ProbedModel:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
         version = _version(x)
         known = self._open.get(number)
+        if known is not None and known[0] is x and known[1] != version:
+            self.changed_between = group.path
         if known is None or known[0] is not x or known[1] != version or known[2][slot] is None:
             # A device map may leave it to the layer to fetch its input.
             source = x.detach().to(device)
@@ -424,5 +428,5 @@ def _first(args: tuple, kwargs: dict) -> Tensor:
 
 
 def _version(x: Tensor) -> int:
-    # A compiler makes every change in place a new tensor.
+    # A compiler knows no versions: an eager pass has looked before it compiles.
     return 0 if torch.compiler.is_compiling() else x._version

@@ -12,6 +12,7 @@ from gvendi_fast.attention import never_packed
 from gvendi_fast.compiled import LEAST_TOKENS, CompileError, choose_compile, why_no_compiler
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
+from gvendi_fast.plan import SketchSpec
 from gvendi_fast.probe import ProbedModel, find_groups
 from gvendi_fast.proxy import load_proxy
 from gvendi_fast.sketching import Settings, sketch_corpus
@@ -165,6 +166,38 @@ def test_an_input_that_is_changed_after_the_layer_read_it_is_refused_by_name():
     with pytest.raises(GvendiError, match=r"layers\.1\.mlp\.gate_proj.* changed in place"):
         sketcher(*pad(samples()))
     del layer.forward
+
+
+def test_a_compiled_pass_refuses_inputs_that_change_in_place(graphs):
+    model = one_layer("llama_untied")
+    layer, batch = model.model.layers[0].mlp, pad(samples())
+
+    def forward(x):
+        y = x * 1
+        gate = layer.gate_proj(y)
+        y.mul_(2)
+        return layer.down_proj(layer.act_fn(gate) * layer.up_proj(y))
+
+    layer.forward = forward
+    with pytest.raises(GvendiError, match=r"mlp\.gate_proj.* changed in place"):
+        GradientSketcher(model, SPEC, compile=True).sketch(*batch)
+    assert not graphs.graphs
+    # Of an input wider than K the transform is kept, so a change is no loss; layers that the trial of one sample saw
+    # share it are told apart by the eager pass alone.
+    layer.gate_proj, layer.up_proj = (torch.nn.Linear(96, 80, bias=False) for _ in range(2))
+
+    def changes_larger_batches(x):
+        y = torch.cat([x, x, x], dim=-1)
+        gate = layer.gate_proj(y)
+        if len(y) > 1:
+            y.mul_(2)
+        return layer.down_proj(layer.act_fn(gate) * layer.up_proj(y))
+
+    layer.forward, narrow = changes_larger_batches, SketchSpec(dim=64)
+    assert GradientSketcher(model, narrow)(*batch).isfinite().all()
+    with pytest.raises(CompileError, match=r"gate_proj.* before a further layer reads it"):
+        GradientSketcher(model, narrow, compile=True).sketch(*batch)
+    assert not graphs.graphs
 
 
 def test_an_output_may_be_changed_in_place():

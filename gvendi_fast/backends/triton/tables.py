@@ -24,11 +24,6 @@ _cache: weakref.WeakKeyDictionary[Table, dict[tuple[str, torch.device], torch.Te
 )
 
 
-def gathered(table: Table, device: torch.device) -> torch.Tensor:
-    """S as int16 [blocks, K]: 2 * i + (sign < 0), coordinate block * K + i going to bin k; -1 where none goes."""
-    return _on_device("gathered", table, device)
-
-
 def folding(table: Table, device: torch.device) -> torch.Tensor:
     """S as int32 [blocks, K]: low half i, coordinate block * K + i going to bin k; high half that of the float32 sign.
 
@@ -61,6 +56,7 @@ def _scatter(table: Table) -> np.ndarray:
 
 
 def _gather(table: Table) -> np.ndarray:
+    """int16 [blocks, K]: 2 * i + (sign < 0), coordinate block * K + i going to bin k; EMPTY where none goes."""
     coordinate = np.arange(table.width)
     block, within = np.divmod(coordinate, table.dim)
     packed = np.full((-(-table.width // table.dim), table.dim), EMPTY, dtype=np.int16)
@@ -73,4 +69,4 @@ def _gather(table: Table) -> np.ndarray:
     return packed
 
 
-_PACK = {"gathered": _gather, "folding": _fold, "scattered": _scatter}
+_PACK = {"folding": _fold, "scattered": _scatter}
