@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -54,9 +55,9 @@ def figures(section: str, bench: Bench) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Builds:
-    """CMake and the processes that launch Triton kernels, side by side, or why there are none."""
+    """CMake and the processes that launch Triton kernels, side by side, or why there are none; None: all is built."""
 
-    cmake: subprocess.Popen | str
+    cmake: subprocess.Popen | str | None
     triton: list[subprocess.Popen] | str
 
 
@@ -95,10 +96,25 @@ def _version(package: str) -> str | None:
         return None
 
 
-def start_extensions(bench: Bench, folder: Path) -> subprocess.Popen | str:
-    """CMake on both modules, for the GPU that is there alone. A rehearsal leaves the tree as it is."""
+def are_built() -> bool:
+    """Whether this Python's modules are there, none of them older than a file of their source."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    modules = [ROOT / "gvendi_fast" / f"{name}{suffix}" for name in TARGETS]
+    sources = [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]
+    return all(module.exists() for module in modules) and min(
+        module.stat().st_mtime for module in modules
+    ) >= max(source.stat().st_mtime for source in sources)
+
+
+def start_extensions(bench: Bench, folder: Path) -> subprocess.Popen | str | None:
+    """CMake on both modules, for the GPU that is there alone; None where they are built.
+
+    A rehearsal leaves the tree as it is.
+    """
     if bench.device.type != "cuda" or bench.dry:
         return "a rehearsal builds nothing"
+    if are_built():
+        return None
     if shutil.which("cmake") is None:
         return "there is no cmake"
     cuda = shutil.which("nvcc") is not None
@@ -129,7 +145,7 @@ def finish_extensions(builds: Builds) -> dict[str, object]:
     began = time.monotonic()
     if isinstance(builds.cmake, str):
         raise NotMeasuredError(builds.cmake)
-    if builds.cmake.wait():
+    if builds.cmake is not None and builds.cmake.wait():
         lines = builds.cmake.said.read_text(errors="replace").splitlines()
         errors = [line for line in lines if "error" in line.lower()][:4] or lines[-4:]
         raise RuntimeError(f"CMake ended with code {builds.cmake.returncode}: {' | '.join(errors)}")

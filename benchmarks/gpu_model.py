@@ -52,8 +52,7 @@ def figures(section: str, bench: Bench) -> Iterator[Figure]:
         yield Figure(
             f"{batch} {name} {kind}{' profile' if what is profiled else ''}",
             lambda w=what, b=batch, n=name, c=kind == "compiled": w(bench, b, n, c),
-            # torch.compile took 132 s of one slow core for 24 layers, and the training beside it nothing.
-            seconds=240 if kind == "compiled" else 90,
+            seconds=120 if kind == "compiled" else 90,
         )
 
 
@@ -74,7 +73,7 @@ def sketching(bench: Bench, batch: str, name: str, compiled: bool) -> dict[str, 
             "training": step.train,
             "forward + input gradients": step.inputs_only,
         }
-        taken = bench.take_turns(calls, 5 if batch == "64k" else 9)
+        taken = bench.take_turns(calls, 4 if batch == "64k" else 7)
         found = {
             "model": (TINY if bench.dry else QWEN_05B).name,
             "samples": len(ids),

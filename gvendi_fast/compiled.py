@@ -1,15 +1,24 @@
-"""The proxy's pass as one graph of torch.compile: where it can be had, where it pays, and what its errors mean."""
+"""The proxy's blocks as graphs of torch.compile: where they can be had, where they pay, and what their errors mean.
+
+One graph serves all blocks of a kind, so that compiling takes as long for 24 of them as for one; what stands outside of
+the blocks (embedding, last norm, head) is one operator each and runs as it is.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.probe import Forward, ProbedModel
+from gvendi_fast.taps import Tap
 
 COMPILES = ("auto", "on", "off")
 # "auto" compiles from this many tokens on. A compiler takes about two minutes for a model of 24 layers, in which a GPU
@@ -58,28 +67,85 @@ def why_no_compiler(device: torch.device) -> str | None:
     return None
 
 
-def compile_pass(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run(inputs, targets, probe, segments)` compiled as one graph; the compiler works at the first call.
+def find_blocks(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
+    """The members of a model's outermost lists of modules that hold layers of `taps`: its blocks, in order.
 
-    The graph serves batches of any shape: samples, lengths and targets vary, and nothing else. (dynamic=True would
-    make unknowns of every number of the model as well, and the compiler take more than twice the time.)
+    Raises CompileError for a model that has none.
     """
-    # Sketchers of one model differ in the hooks that they attach; by default hooks are no part of what a graph is
+    tapped = {id(tap.module) for tap in taps}
+    found: dict[int, nn.Module] = {}
+    inside: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and id(module) not in inside:
+            for block in module:
+                parts = {id(part) for part in block.modules()}
+                inside |= parts
+                if parts & tapped:
+                    found[id(block)] = block
+    if not found:
+        raise CompileError(
+            f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList) that could be compiled; leave it "
+            "uncompiled (compile=False, --compile off)"
+        )
+    return list(found.values())
+
+
+def compiled_blocks(blocks: Sequence[nn.Module], probed: ProbedModel) -> list[CompiledBlock]:
+    """Forwards of blocks that share the graphs of one compiler, which works when a kind of block is first called."""
+    # Sketchers of one model may differ in the hooks of others; by default hooks are no part of what a graph is
     # checked for, and one sketcher would run another's graph.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
-    compiled = torch.compile(run, fullgraph=True)
+    # Graphs are kept with a function's code, and no more than eight of them: this sketcher's are its own.
+    own = FunctionType(_run.__code__.replace(), _run.__globals__, _run.__name__)
+    compiled = torch.compile(own, fullgraph=True)
+    return [CompiledBlock(block, compiled, probed) for block in blocks]
 
-    def call(inputs: dict[str, torch.Tensor], targets: Sequence[torch.Tensor], *batch: torch.Tensor) -> Any:
-        for x in inputs.values():
-            torch._dynamo.maybe_mark_dynamic(x, [0, 1])
-        for x in (*targets, *batch):
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-        if len(targets) == 1:
-            # Without a chunked head they are the targets [B, T] themselves.
-            torch._dynamo.maybe_mark_dynamic(targets[0], 1)
-        return compiled(inputs, targets, *batch)
 
-    return call
+def _run(
+    forward: Callable[..., Any],
+    probed: ProbedModel,
+    tapped: list[Forward],
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    # What is first met inside one of torch's own modules passes for a constant of the model: sizes of a batch, and
+    # what differs between layers, are met here.
+    sizes = probed.probe.shape, probed.segments.shape, probed.ids.shape
+    for forward_of_part in tapped:
+        sizes = forward_of_part.module, sizes
+    return forward(*args, **kwargs)
+
+
+class CompiledBlock(Forward):
+    """A block whose forward is one graph, sketches inside, and the same graph as that of the other blocks of its kind.
+
+    The graph serves batches of any shape: samples and lengths vary, and nothing else. (dynamic=True would make unknowns
+    of every number of the model as well, and the compiler take more than twice the time.)
+    """
+
+    def __init__(self, module: nn.Module, compiled: Callable[..., Any], probed: ProbedModel) -> None:
+        super().__init__(module)
+        self._compiled, self._probed = compiled, probed
+        parts = {id(part) for part in module.modules()}
+        self._tapped = [forward for forward in probed.tapped if id(forward.module) in parts]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block's forward gives."""
+        sizes = set(self._probed.ids.shape)
+        mark(self._probed.probe, [0])
+        mark(self._probed.segments, [0])
+        mark(self._probed.ids, [0, 1])
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, torch.Tensor):
+                # Hidden states [B, T, d], positions [B or 1, T, ...], masks [B or 1, 1, T, T].
+                axes = range(x.dim() if x.dim() == 4 else min(x.dim(), 2))
+                mark(x, [axis for axis in axes if x.shape[axis] in sizes])
+        return self._compiled(self.inner, self._probed, self._tapped, args, kwargs)
+
+
+def mark(x: torch.Tensor, axes: Sequence[int]) -> None:
+    """Sizes along these axes vary from batch to batch; a compiler takes a size of 1 for a constant."""
+    torch._dynamo.maybe_mark_dynamic(x, [axis for axis in axes if x.shape[axis] != 1])
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 
 from gvendi_fast.attention import never_packed
 from gvendi_fast.batch import Batch, prepare
-from gvendi_fast.compiled import CompileError, compile_pass, compiler_errors
+from gvendi_fast.compiled import CompileError, compiled_blocks, compiler_errors, find_blocks
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.head import autograd_loss, find_head, sum_by_sample
 from gvendi_fast.plan import SketchSpec
@@ -61,8 +61,8 @@ class GradientSketcher:
     model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
     spec: dimension, kind and seed of the sketch.
     exclude: shell patterns of parameter names to leave out; `coverage` says what is left.
-    compile: make one graph of the pass, sketches inside, by torch.compile. That takes seconds for a small model and
-        minutes for a large one, once, at the first batch of two samples or more; a sample by itself runs eagerly.
+    compile: make one graph of the model's blocks, sketches inside, by torch.compile. That takes seconds, once, at the
+        first batch of two samples or more; a sample by itself runs eagerly.
         The numbers are those of the eager pass to the rounding of the model's number format.
     Raises GvendiError naming the parameters for which no sketch is known.
 
@@ -79,7 +79,7 @@ class GradientSketcher:
         compile: bool = False,
     ) -> None:
         self.model, self.spec = model, spec or SketchSpec()
-        self._compiled, self._is_safe = compile_pass(self._pass) if compile else None, False
+        self._is_safe = False
         layout = find_taps(model, exclude)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
@@ -90,6 +90,7 @@ class GradientSketcher:
         taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
+        self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be told apart.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
         core = self.model if self._head is None else self._head.base
@@ -119,19 +120,22 @@ class GradientSketcher:
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
         embedding = self.model.get_input_embeddings().weight
         device = embedding.device
-        mask = None if attention_mask is None else attention_mask.cpu()
-        batch = prepare(input_ids.cpu(), labels.cpu(), mask, embedding.shape[0])
+        # A batch that is cut out of a wider one would be compiled anew for its stride.
+        given = (None if x is None else x.cpu().contiguous() for x in (input_ids, labels, attention_mask))
+        batch = prepare(*given, embedding.shape[0])
         samples = len(batch.ids)
         probe = embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
         inputs = self._inputs(batch, device)
         targets = self._targets(batch, device)
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
-        is_compiled = self._compiled is not None and samples > 1
-        run, errors = (self._compiled, compiler_errors()) if is_compiled else (self._pass, nullcontext())
-        with _frozen(self.model), torch.enable_grad(), self._probed.attached(), never_packed(), errors:
-            if is_compiled and not self._is_safe:
-                self._look_for_changes(inputs, targets, probe, batch.segments)
-            total, loss = run(inputs, targets, probe, batch.segments)
+        blocks = self._blocks if samples > 1 else []
+        errors = compiler_errors() if blocks else nullcontext()
+        with _frozen(self.model), torch.enable_grad(), never_packed(), errors:
+            if blocks and not self._is_safe:
+                with self._probed.attached():
+                    self._look_for_changes(inputs, targets, probe, batch.segments)
+            with self._probed.attached(blocks):
+                total, loss = self._pass(inputs, targets, probe, batch.segments)
             # A loss that no sketched parameter takes part in has a zero gradient.
             (z,) = torch.autograd.grad(total, probe, materialize_grads=True)
         if self._head is not None:
@@ -167,7 +171,7 @@ class GradientSketcher:
         self, inputs: dict, targets: tuple[torch.Tensor, ...], probe: torch.Tensor, segments: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
-        self._probed.begin(probe, segments, inputs["input_ids"].shape[1])
+        self._probed.begin(probe, segments, inputs["input_ids"])
         with short_attention(self.model):
             if self._head is None:
                 logits = self.model(**inputs, use_cache=False).logits

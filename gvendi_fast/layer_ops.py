@@ -1,8 +1,9 @@
 """The sketch of a layer, or of layers that share an input, as an operator that a compiler takes as one node.
 
-Operators of `torch.library` take tensors, numbers and text, so a spec comes as `spec_text` and parameters by their
-names, one a line, an empty line for one that is left out. Each returns a sketch [B, K] of its own, float32 on the
-device of the gradients; what `sketches` does with them is unchanged.
+Operators of `torch.library` take tensors, numbers and text, so a spec comes as `spec_text`. A layer's parameters come
+as its `layer_key`, a tensor: text would be part of a compiled graph, and every layer of a model a graph of its own.
+Each returns a sketch [B, K] of its own, float32 on the device of the gradients; what `sketches` does with them is
+unchanged.
 """
 
 from __future__ import annotations
@@ -35,6 +36,25 @@ def spec_text(spec: SketchSpec) -> str:
     return f"{spec.kind} {spec.dim} {spec.seed}"
 
 
+# (weight, bias) by number, and the key of each: one entry for every pair of names that a process has met.
+_names: list[tuple[str, str]] = []
+_keys: dict[tuple[str, str], Tensor] = {}
+
+
+def layer_key(weight: str | None, bias: str | None) -> Tensor:
+    """int64 [] on the CPU that stands for a layer's parameters, None for one that is left out."""
+    names = weight or "", bias or ""
+    if names not in _keys:
+        _names.append(names)
+        _keys[names] = torch.tensor(len(_names) - 1)
+    return _keys[names]
+
+
+def names_of(key: Tensor) -> tuple[str, str]:
+    """(weight, bias) of a `layer_key`, empty where left out."""
+    return _names[int(key)]
+
+
 @functools.lru_cache(maxsize=64)
 def _sketch(text: str) -> HadamardSketch | RademacherSketch:
     kind, dim, seed = text.split()
@@ -55,38 +75,37 @@ def _zeros(segments: Tensor, spec: str, like: Tensor) -> Tensor:
     return _empty(segments, spec, like).zero_()
 
 
-@_operator("(Tensor a, str parameter, str spec) -> Tensor")
-def transformed_input(a: Tensor, parameter: str, spec: str) -> Tensor:
-    """H S_i a, float32 [T, K]: what is kept of an input [..., I] that is wider than K."""
-    return _sketch(spec).transform(parameter, rows(a))
+@_operator("(Tensor a, Tensor key, str spec) -> Tensor")
+def transformed_input(a: Tensor, key: Tensor, spec: str) -> Tensor:
+    """H S_i a, float32 [T, K]: what is kept of an input [..., I] that is wider than K; `key` of any of its layers."""
+    return _sketch(spec).transform(names_of(key)[0], rows(a))
 
 
 @torch.library.register_fake("gvendi::transformed_input")
-def _(a: Tensor, parameter: str, spec: str) -> Tensor:
+def _(a: Tensor, key: Tensor, spec: str) -> Tensor:
     count = a.numel() // a.shape[-1]
     return a.new_empty((count, _sketch(spec).spec.dim), dtype=torch.float32)
 
 
 @_operator(
-    "(Tensor a, bool transformed, Tensor[] gradients, Tensor segments, str weights, str biases, str spec) -> Tensor"
+    "(Tensor a, bool transformed, Tensor[] gradients, Tensor segments, Tensor[] keys, str spec) -> Tensor"
 )
 def linear_layers(
     a: Tensor,
     transformed: bool,
     gradients: list[Tensor],
     segments: Tensor,
-    weights: str,
-    biases: str,
+    keys: list[Tensor],
     spec: str,
 ) -> Tensor:
-    """Sketch of linear layers that read one input: weights and biases named in the order of their gradients.
+    """Sketch of linear layers that read one input: a `layer_key` for each, in the order of their gradients.
 
     a [..., I], or, if `transformed`, float32 [T, K] from `transformed_input`; gradients [..., O] of the layers'
     outputs; segments int64 [B, 2] on the CPU.
     """
     sketch, out = _sketch(spec), _zeros(segments, spec, gradients[0])
     parts = []
-    for e, weight, bias in zip(map(rows, gradients), weights.split("\n"), biases.split("\n"), strict=True):
+    for e, (weight, bias) in zip(map(rows, gradients), map(names_of, keys), strict=True):
         if bias:
             sketch.vector(bias, None, e, segments, out)
         if weight:
@@ -97,22 +116,22 @@ def linear_layers(
 
 
 @torch.library.register_fake("gvendi::linear_layers")
-def _(a, transformed, gradients, segments, weights, biases, spec) -> Tensor:
+def _(a, transformed, gradients, segments, keys, spec) -> Tensor:
     return _empty(segments, spec, gradients[0])
 
 
 @_operator(
-    "(Tensor x, Tensor gradient, Tensor segments, str weight, str bias, str norm, float eps, str spec) -> Tensor"
+    "(Tensor x, Tensor gradient, Tensor segments, Tensor key, str norm, float eps, str spec) -> Tensor"
 )
 def norm_layer(
-    x: Tensor, gradient: Tensor, segments: Tensor, weight: str, bias: str, norm: str, eps: float, spec: str
+    x: Tensor, gradient: Tensor, segments: Tensor, key: Tensor, norm: str, eps: float, spec: str
 ) -> Tensor:
     """Sketch of a norm from its input and the gradient of its output, both [..., d].
 
     norm "rms" or "layer": the formula of x_hat. "given": x is x_hat already. A norm may run once a head, before or
     after heads and positions change places, so a sample is all of its rows; padding has no gradient.
     """
-    sketch, out = _sketch(spec), _zeros(segments, spec, gradient)
+    sketch, out, (weight, bias) = _sketch(spec), _zeros(segments, spec, gradient), names_of(key)
     e, samples = rows(gradient), len(segments)
     starts = torch.arange(samples, dtype=torch.int64) * (len(e) // samples)
     whole = torch.stack([starts, starts + len(e) // samples], dim=1)
@@ -126,18 +145,18 @@ def norm_layer(
 
 
 @torch.library.register_fake("gvendi::norm_layer")
-def _(x, gradient, segments, weight, bias, norm, eps, spec) -> Tensor:
+def _(x, gradient, segments, key, norm, eps, spec) -> Tensor:
     return _empty(segments, spec, gradient)
 
 
 @_operator(
-    "(Tensor ids, Tensor gradient, Tensor segments, str parameter, int vocabulary, int padding_idx, str spec) -> Tensor"
+    "(Tensor ids, Tensor gradient, Tensor segments, Tensor key, int vocabulary, int padding_idx, str spec) -> Tensor"
 )
 def embedding_layer(
     ids: Tensor,
     gradient: Tensor,
     segments: Tensor,
-    parameter: str,
+    key: Tensor,
     vocabulary: int,
     padding_idx: int,
     spec: str,
@@ -148,12 +167,12 @@ def embedding_layer(
         # The row of padding_idx gets no gradient, even where it stands for a real token.
         e = e.masked_fill((flat == padding_idx)[:, None], 0)
     out = _zeros(segments, spec, e)
-    _sketch(spec).token(parameter, vocabulary, flat, e, segments, out)
+    _sketch(spec).token(names_of(key)[0], vocabulary, flat, e, segments, out)
     return out
 
 
 @torch.library.register_fake("gvendi::embedding_layer")
-def _(ids, gradient, segments, parameter, vocabulary, padding_idx, spec) -> Tensor:
+def _(ids, gradient, segments, key, vocabulary, padding_idx, spec) -> Tensor:
     return _empty(segments, spec, gradient)
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +28,32 @@ from gvendi_fast.sketches import layer_sketch
 from gvendi_fast.taps import EMBEDDING, NORM, Tap
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """Linear layers that read one input and share its transform; a layer by itself is a group of one.
 
-    weights, biases: parameter names as `layer_ops.linear_layers` takes them. widths: O of every layer.
+    keys: of each layer, as `layer_ops.layer_key` gives them. widths: O of every layer. transform: H S a is kept of the
+    input. source, version, places: while a pass runs, the input that was read last, and the outputs of `SharedInput`
+    that its layers have not taken yet.
     """
 
     taps: tuple[Tap, ...]
-    weights: str
-    biases: str
+    keys: tuple[Tensor, ...]
     widths: tuple[int, ...]
     spec: str
     transform: bool
+    source: Tensor | None = None
+    version: int = 0
+    places: list[Tensor | None] | None = None
 
     @property
     def path(self) -> str:
         """Of its first layer, for messages."""
         return self.taps[0].path
+
+    def close(self) -> None:
+        """Let go of the input."""
+        self.source = self.places = None
 
 
 class SharedInput(torch.autograd.Function):
@@ -54,36 +63,29 @@ class SharedInput(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, probe: Tensor, x: Tensor, segments: Tensor, group: Group) -> tuple[Tensor, ...]:
+    def forward(
+        ctx, probe: Tensor, x: Tensor, segments: Tensor, group: Group, *keys: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.group, ctx.home = group, probe.device
-        kept = x
-        if group.transform:
-            kept = torch.ops.gvendi.transformed_input(x, group.weights.split("\n")[0], group.spec)
-        ctx.save_for_backward(kept, segments)
+        kept = torch.ops.gvendi.transformed_input(x, keys[0], group.spec) if group.transform else x
+        ctx.save_for_backward(kept, segments, *keys)
         # One number seen as a whole tensor, and never read: no memory and no work.
         shape, nothing = x.shape[:-1], x.new_empty(())
         return tuple(nothing.expand(*shape, width) for width in group.widths)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor | None):
-        group = ctx.group
-        kept, segments = _saved(ctx, group.path)
-        parts = list(zip(group.weights.split("\n"), group.biases.split("\n"), gradients, strict=True))
+        group, none = ctx.group, (None,) * (3 + len(gradients))
+        kept, segments, *keys = _saved(ctx, group)
         # The loss need not depend on every layer.
-        parts = [(weight, bias, e) for weight, bias, e in parts if e is not None]
+        parts = [(key, e) for key, e in zip(keys, gradients, strict=True) if e is not None]
         if not parts:
-            return None, None, None, None
+            return None, *none
         z = torch.ops.gvendi.linear_layers(
-            kept,
-            group.transform,
-            [e for _, _, e in parts],
-            segments,
-            "\n".join(weight for weight, _, _ in parts),
-            "\n".join(bias for _, bias, _ in parts),
-            group.spec,
+            kept, group.transform, [e for _, e in parts], segments, [key for key, _ in parts], group.spec
         )
-        return z.to(ctx.home), None, None, None
+        return z.to(ctx.home), *none
 
 
 class LayerOutput(torch.autograd.Function):
@@ -104,20 +106,17 @@ class NormOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, output: Tensor, probe: Tensor, x: Tensor, segments: Tensor, tap: Tap, spec: str
+        ctx, output: Tensor, probe: Tensor, x: Tensor, segments: Tensor, key: Tensor, of: TappedNorm
     ) -> Tensor:
-        ctx.tap, ctx.spec, ctx.home = tap, spec, probe.device
-        ctx.save_for_backward(x, segments)
+        ctx.of, ctx.home = of, probe.device
+        ctx.save_for_backward(x, segments, key)
         return output.detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        tap = ctx.tap
-        x, segments = _saved(ctx, tap.path)
-        norm = "given" if tap.norm == "affine" else tap.norm
-        z = torch.ops.gvendi.norm_layer(
-            x, gradient, segments, tap.weight or "", tap.bias or "", norm, tap.eps, ctx.spec
-        )
+        of = ctx.of
+        x, segments, key = _saved(ctx, of)
+        z = torch.ops.gvendi.norm_layer(x, gradient, segments, key, of.norm, of.eps, of.probed.spec)
         return gradient, z.to(ctx.home), None, None, None, None
 
 
@@ -131,24 +130,23 @@ class LookedUp(torch.autograd.Function):
         probe: Tensor,
         ids: Tensor,
         segments: Tensor,
-        tap: Tap,
+        key: Tensor,
         padding_idx: int,
-        spec: str,
+        of: TappedEmbedding,
     ) -> Tensor:
-        ctx.tap, ctx.padding_idx, ctx.spec, ctx.home = tap, padding_idx, spec, probe.device
-        ctx.vocabulary = tap.module.weight.shape[0]
-        ctx.save_for_backward(ids, segments)
+        ctx.of, ctx.padding_idx, ctx.home = of, padding_idx, probe.device
+        ctx.save_for_backward(ids, segments, key)
         return output.detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        z = None
-        if ctx.tap.weight is not None:
-            ids, segments = _saved(ctx, ctx.tap.path)
+        z, of = None, ctx.of
+        if of.is_sketched:
+            ids, segments, key = _saved(ctx, of)
             z = torch.ops.gvendi.embedding_layer(
-                ids, gradient, segments, ctx.tap.weight, ctx.vocabulary, ctx.padding_idx, ctx.spec
+                ids, gradient, segments, key, of.vocabulary, ctx.padding_idx, of.probed.spec
             ).to(ctx.home)
-        return gradient, z, None, None, None, None, None
+        return gradient, z, *[None] * 5
 
 
 class HeadLoss(torch.autograd.Function):
@@ -181,11 +179,13 @@ class HeadLoss(torch.autograd.Function):
         return whole, (z * upstream).to(ctx.home), *[None] * 8
 
 
-def _saved(ctx, path: str) -> tuple[Tensor, ...]:
+def _saved(ctx, of: Group | Forward) -> tuple[Tensor, ...]:
     """The tensors that a node keeps; autograd refuses those that were changed since."""
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
+        # Read here alone: a path would make a compiled graph that of one layer.
+        path = of.path
         raise GvendiError(
             f"the input of layer {path!r} was changed in place after the layer read it, so its gradient is lost; "
             f"leave the layer's parameters out with exclude=[{path + '.*'!r}]"
@@ -241,8 +241,7 @@ def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
     sizes = [layer_widths(tap.module) for tap in taps]
     return Group(
         taps=tuple(taps),
-        weights="\n".join(tap.weight or "" for tap in taps),
-        biases="\n".join(tap.bias or "" for tap in taps),
+        keys=tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps),
         widths=tuple(out for _, out in sizes),
         spec=text,
         transform=bool(taps[0].weight) and sketch.keeps_transform(sizes[0][0]),
@@ -264,115 +263,190 @@ class ProbedModel:
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
-        self.taps, self.spec = list(taps), layer_ops.spec_text(spec)
-        self._hooks: list[tuple[nn.Module, Callable]] = []
-        self._embeddings: list[_EmbeddingTap] = []
+        self.spec = layer_ops.spec_text(spec)
+        self.groups = find_groups(model, taps, spec)
         # A layer whose input an eager pass has seen changed before the next layer of its group read it.
         self.changed_between: str | None = None
-        for number, group in enumerate(find_groups(model, taps, spec)):
-            for slot, tap in enumerate(group.taps):
-                self._hooks.append((tap.module, self._linear_hook(group, number, slot, tap)))
+        self.tapped: list[Forward] = [
+            TappedLinear(self, group, slot) for group in self.groups for slot in range(len(group.taps))
+        ]
         for tap in taps:
-            if tap.kind == NORM:
-                self._hooks.append((tap.module, self._norm_hook(tap)))
-            elif tap.kind == EMBEDDING:
-                self._embeddings.append(_EmbeddingTap(tap.module, self._embedding_hook(tap)))
+            if tap.kind in (EMBEDDING, NORM):
+                self.tapped.append((TappedNorm if tap.kind == NORM else TappedEmbedding)(self, tap))
         self.end()
 
-    def begin(self, probe: Tensor, segments: Tensor, length: int) -> None:
-        """Start a pass: probe float32 [B, K], segments int64 [B, 2] on the CPU, length T of the batch [B, T].
+    def begin(self, probe: Tensor, segments: Tensor, ids: Tensor) -> None:
+        """Start a pass: probe float32 [B, K], segments int64 [B, 2] on the CPU, ids [B, T] of the batch.
 
         segments: the rows of the flattened [B * T] batch in which a sample's gradient can differ from zero.
         """
-        self._probe, self._segments = probe, segments
-        self._batch, self._length = probe.shape[0], length
-        self._open: dict[int, tuple[Tensor, int, list[Tensor | None]] | None] = {}
+        self.probe, self.segments, self.ids = probe, segments, ids
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
-        self._probe = self._segments = self._batch = self._length = None
-        self._open = {}
+        self.probe = self.segments = self.ids = None
+        for group in self.groups:
+            group.close()
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Taps attached inside, the model as it was found outside."""
-        handles = []
+    def attached(self, others: Sequence[Forward] = ()) -> Iterator[None]:
+        """Taps attached inside, and then `others`; the model as it was found outside."""
+        attached: list[Forward] = []
         try:
-            for module, hook in self._hooks:
-                # First, so that what hooks of others make of an output comes after the layer's own.
-                handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
-            for embedding in self._embeddings:
-                handles.append(embedding)
-                embedding.attach()
+            for forward in (*self.tapped, *others):
+                attached.append(forward)
+                forward.attach()
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for forward in reversed(attached):
+                forward.remove()
             self.end()
 
-    def _linear_hook(self, group: Group, number: int, slot: int, tap: Tap) -> Callable:
-        def hook(module, args, kwargs, output: Tensor) -> Tensor | None:
-            if not output.requires_grad:
-                return None
-            x, batch, length = _first(args, kwargs), self._batch, self._length
-            shape = x.shape
-            if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
-                raise GvendiError(
-                    f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
-                    f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
-                )
-            return LayerOutput.apply(output, self._place(group, number, slot, x, output.device))
 
-        return hook
+class Forward:
+    """Takes the place of a module's forward, in the module's own attribute, where others may have put theirs.
 
-    def _place(self, group: Group, number: int, slot: int, x: Tensor, device: torch.device) -> Tensor:
+    A bound method of one class for all modules of a kind, so that a compiler takes them for one; state is read from the
+    object, and what differs between layers alone (paths, taps, which torch 2.11 compares whole) for messages only. What
+    a module runs comes after its forward: hooks of others see what they would see without it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._own = self.inner = None
+
+    @property
+    def path(self) -> str:
+        """The module's, for messages."""
+        raise NotImplementedError
+
+    def attach(self) -> None:
+        """Put `run` in the module's place for its forward, which `inner` then is."""
+        own = self.module.__dict__.get("forward")
+        # The same method as last time, so that a compiler knows it again.
+        if self.inner is None or own is not self._own:
+            self._own, self.inner = own, self.module.forward
+        self.module.forward = self.run
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        if self._own is None:
+            self.module.__dict__.pop("forward", None)
+        else:
+            self.module.forward = self._own
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's forward is while this is attached."""
+        raise NotImplementedError
+
+
+class TappedLinear(Forward):
+    """A linear layer, the `slot`-th of its group."""
+
+    def __init__(self, probed: ProbedModel, group: Group, slot: int) -> None:
+        super().__init__(group.taps[slot].module)
+        self.probed, self.group, self.slot = probed, group, slot
+
+    @property
+    def path(self) -> str:
+        """The layer's, for messages."""
+        return self.group.taps[self.slot].path
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, whose gradient is sketched."""
+        output = self.inner(*args, **kwargs)
+        if not output.requires_grad:
+            return output
+        x, (batch, length) = _first(args, kwargs), self.probed.ids.shape
+        shape = x.shape
+        if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
+            tap = self.group.taps[self.slot]
+            raise GvendiError(
+                f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
+                f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
+            )
+        return LayerOutput.apply(output, self._place(x, output.device))
+
+    def _place(self, x: Tensor, device: torch.device) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
-        version = _version(x)
-        known = self._open.get(number)
-        if known is not None and known[0] is x and known[1] != version:
-            self.changed_between = group.path
-        if known is None or known[0] is not x or known[1] != version or known[2][slot] is None:
+        group, probed, slot, version = self.group, self.probed, self.slot, _version(x)
+        if group.source is x and group.version != version:
+            probed.changed_between = group.path
+        if group.source is not x or group.version != version or group.places[slot] is None:
             # A device map may leave it to the layer to fetch its input.
             source = x.detach().to(device)
-            known = x, version, list(SharedInput.apply(self._probe, source, self._segments, group))
-        places = known[2]
+            group.source, group.version = x, version
+            group.places = list(SharedInput.apply(probed.probe, source, probed.segments, group, *group.keys))
+        places = group.places
         place, places[slot] = places[slot], None
         # The input is held until the last layer has read it, no longer.
-        self._open[number] = known if any(p is not None for p in places) else None
+        if all(p is None for p in places):
+            group.close()
         return place
 
-    def _norm_hook(self, tap: Tap) -> Callable:
-        def hook(module, args, kwargs, output: Tensor) -> Tensor | None:
-            if not output.requires_grad:
-                return None
-            x, batch = _first(args, kwargs).detach().to(output.device), self._batch
-            shape = x.shape
-            if math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
-                raise GvendiError(
-                    f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
-                    f"{batch} samples; exclude {tap.weight!r}"
-                )
-            if tap.norm == "affine":
-                with torch.no_grad():
-                    x = affine_input(module, x)
-            return NormOutput.apply(output, self._probe, x, self._segments, tap, self.spec)
 
-        return hook
+class TappedNorm(Forward):
+    """A norm layer. norm: the formula of x_hat as `layer_ops.norm_layer` takes it, "given" where none is known."""
 
-    def _embedding_hook(self, tap: Tap) -> Callable:
-        def hook(ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
-            batch, length = self._batch, self._length
-            if tap.weight is not None and ids.numel() != batch * length:
-                raise GvendiError(
-                    f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
-                    f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
-                )
-            padding = -1 if padding_idx is None else padding_idx
-            return LookedUp.apply(
-                out, self._probe, ids.to(out.device), self._segments, tap, padding, self.spec
+    def __init__(self, probed: ProbedModel, tap: Tap) -> None:
+        super().__init__(tap.module)
+        self.probed, self.tap, self.key = probed, tap, layer_ops.layer_key(tap.weight, tap.bias)
+        self.norm, self.eps = "given" if tap.norm == "affine" else tap.norm, tap.eps
+
+    @property
+    def path(self) -> str:
+        """The norm's, for messages."""
+        return self.tap.path
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The norm's output, whose gradient is sketched."""
+        output = self.inner(*args, **kwargs)
+        if not output.requires_grad:
+            return output
+        probed = self.probed
+        x, batch = _first(args, kwargs).detach().to(output.device), probed.probe.shape[0]
+        shape = x.shape
+        if math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
+            tap = self.tap
+            raise GvendiError(
+                f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
+                f"{batch} samples; exclude {tap.weight!r}"
             )
+        if self.norm == "given":
+            with torch.no_grad():
+                x = affine_input(self.module, x)
+        return NormOutput.apply(output, probed.probe, x, probed.segments, self.key, self)
 
-        return hook
+
+class TappedEmbedding(Forward):
+    """An embedding module: what the F.embedding call inside its forward looks up."""
+
+    def __init__(self, probed: ProbedModel, tap: Tap) -> None:
+        super().__init__(tap.module)
+        self.probed, self.tap, self.key = probed, tap, layer_ops.layer_key(tap.weight, None)
+        self.vocabulary, self.is_sketched = tap.module.weight.shape[0], tap.weight is not None
+
+    @property
+    def path(self) -> str:
+        """The embedding's, for messages."""
+        return self.tap.path
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, with a gradient at what it looked up."""
+        with _EmbeddingCalls(self._looked_up):
+            return self.inner(*args, **kwargs)
+
+    def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
+        probed = self.probed
+        batch, length = probed.ids.shape
+        if self.is_sketched and ids.numel() != batch * length:
+            tap = self.tap
+            raise GvendiError(
+                f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
+                f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
+            )
+        padding = -1 if padding_idx is None else padding_idx
+        return LookedUp.apply(out, probed.probe, ids.to(out.device), probed.segments, self.key, padding, self)
 
 
 class _EmbeddingCalls(TorchFunctionMode):
@@ -390,36 +464,6 @@ class _EmbeddingCalls(TorchFunctionMode):
             padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
             out = self.hook(ids, out, padding)
         return out
-
-
-class _EmbeddingTap:
-    """An embedding module whose forward pass calls `hook` with what it looks up; has the `remove` of a hook handle."""
-
-    def __init__(self, module: nn.Module, hook: Callable) -> None:
-        self.module, self.hook = module, hook
-        self._own = self._forward = None
-
-    def attach(self) -> None:
-        """Put the tapped forward in the module's own attribute, where others may have put theirs."""
-        own = self.module.__dict__.get("forward")
-        # The same function as last time, so that a compiler knows it again.
-        if self._forward is None or own is not self._own:
-            self._own, self._forward = own, self._tapped(self.module.forward)
-        self.module.forward = self._forward
-
-    def remove(self) -> None:
-        """Put back what was there."""
-        if self._own is None:
-            self.module.__dict__.pop("forward", None)
-        else:
-            self.module.forward = self._own
-
-    def _tapped(self, inner: Callable) -> Callable:
-        def forward(*args, **kwargs):
-            with _EmbeddingCalls(self.hook):
-                return inner(*args, **kwargs)
-
-        return forward
 
 
 def _first(args: tuple, kwargs: dict) -> Tensor:

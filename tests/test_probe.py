@@ -1,4 +1,4 @@
-"""The sketch as the gradient of a probe: one graph, shared inputs, layers left as they are, samples told apart."""
+"""The sketch as the gradient of a probe: one graph for all blocks, inputs shared, layers as they are, samples apart."""
 
 import threading
 from dataclasses import replace
@@ -9,14 +9,14 @@ import transformers
 from test_gradients import CONFIGS, SPEC, autograd_sketch, build, pad, samples
 
 from gvendi_fast.attention import never_packed
-from gvendi_fast.compiled import LEAST_TOKENS, CompileError, choose_compile, why_no_compiler
+from gvendi_fast.compiled import LEAST_TOKENS, CompileError, choose_compile, find_blocks, why_no_compiler
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.probe import ProbedModel, find_groups
 from gvendi_fast.proxy import load_proxy
 from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.taps import EMBEDDING, NORM, find_taps
+from gvendi_fast.taps import NORM, find_taps
 
 # One summation order against another in float32.
 SAME = 1e-6
@@ -48,23 +48,28 @@ def graphs(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["qwen2_tied", "llama_untied", "gemma2", "gpt2", "phi_biased_head"])
-def test_compiled_pass_is_one_graph_for_batches_of_every_shape(name, graphs):
-    model = one_layer(name)
+def test_blocks_of_a_model_share_one_graph_for_batches_of_every_shape(name, graphs):
+    model = build(name)
     eager, compiled = GradientSketcher(model, SPEC), GradientSketcher(model, SPEC, compile=True)
     rows = samples()
     for batch in (rows, rows[:3], rows[2:4]):
         wanted, got = eager.sketch(*pad(batch)), compiled.sketch(*pad(batch))
         assert relative(got.z, wanted.z) <= SAME
         assert torch.allclose(got.loss, wanted.loss, rtol=SAME)
+    # A batch that is cut out of a wider one.
+    cut = [x[:3, :10] for x in pad(rows)]
+    assert relative(compiled.sketch(*cut).z, eager.sketch(*cut).z) <= SAME
     # Dynamo also hands over graphs without nodes.
     (graph,) = (graph.graph for graph in graphs.graphs if len(graph.graph.nodes))
-    # One node for an embedding or a norm, one for each input, one for each linear layer, one for the head.
+    # One node for a norm, one for each input, one for each linear layer.
     nodes = sum("autograd_function_apply" in str(node.target) for node in graph.nodes)
-    head = model.get_output_embeddings() if eager._head is not None else None
-    taps = [tap for tap in find_taps(model).taps if tap.module is not head]
-    others = sum(tap.kind in (EMBEDDING, NORM) for tap in taps)
-    groups = find_groups(model, taps, SPEC)
-    assert nodes == others + len(groups) + sum(len(g.taps) for g in groups) + (head is not None)
+    taps = find_taps(model).taps
+    first, *others = find_blocks(model, taps)
+    assert len(others) == 1
+    inside = {id(part) for part in first.modules()}
+    taps = [tap for tap in taps if id(tap.module) in inside]
+    groups = [g for g in find_groups(model, taps, SPEC) if id(g.taps[0].module) in inside]
+    assert nodes == sum(tap.kind == NORM for tap in taps) + len(groups) + sum(len(g.taps) for g in groups)
     # Causal without a mask of all pairs of tokens, where PyTorch's attention is used.
     attention = [n for n in graph.nodes if "scaled_dot_product_attention" in str(n.target)]
     assert len(attention) == (model.config._attn_implementation == "sdpa")
@@ -73,6 +78,52 @@ def test_compiled_pass_is_one_graph_for_batches_of_every_shape(name, graphs):
     before = graphs.frame_count
     assert relative(compiled.sketch(*pad(rows[:1])).z, eager.sketch(*pad(rows[:1])).z) <= SAME
     assert graphs.frame_count == before
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def other_eps(model):
+    model.transformer.h[1].ln_1.eps = 0.5
+
+
+def other_width(model):
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = (torch.nn.Linear(32, 72, bias=False) for _ in range(2))
+    mlp.down_proj = torch.nn.Linear(72, 32, bias=False)
+
+
+def other_parameters(model):
+    model.requires_grad_(True)
+    model.model.layers[1].self_attn.k_proj.weight.requires_grad_(False)
+    model.model.layers[1].input_layernorm.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("gpt2", other_eps), ("llama_untied", other_width), ("qwen2_tied", other_parameters)],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_a_block_that_differs_from_the_others_has_a_graph_of_its_own(name, change, graphs):
+    model = build(name)
+    change(model)
+    wanted = GradientSketcher(model, SPEC).sketch(*pad(samples()))
+    assert relative(GradientSketcher(model, SPEC, compile=True).sketch(*pad(samples())).z, wanted.z) <= SAME
+    assert sum(len(graph.graph.nodes) > 0 for graph in graphs.graphs) == 2
+
+
+def test_sketchers_of_one_process_do_not_use_up_each_other_s_graphs(graphs):
+    batch = pad(samples())
+    for seed in range(torch._dynamo.config.recompile_limit + 1):
+        model = one_layer("opt")
+        spec = SketchSpec(dim=64, seed=seed)
+        got = GradientSketcher(model, spec, compile=True).sketch(*batch)
+        assert relative(got.z, GradientSketcher(model, spec).sketch(*batch).z) <= SAME
+
+
+def test_a_model_without_a_list_of_blocks_is_not_compiled():
+    model = build("llama_untied")
+    model.model.layers = torch.nn.Sequential(*model.model.layers)
+    with pytest.raises(CompileError, match=r"LlamaForCausalLM has no list of blocks .*--compile off"):
+        GradientSketcher(model, SPEC, compile=True)
 
 
 @pytest.mark.skipif(
@@ -99,10 +150,11 @@ def test_a_compiled_sketcher_does_not_run_the_graph_of_another(graphs):
 def test_a_pass_that_cannot_be_compiled_says_why_and_what_helps(graphs):
     model = one_layer("qwen2_tied")
     sketcher = GradientSketcher(model, SPEC, compile=True)
-    model.model.norm.register_forward_hook(lambda m, a, out: out if bool((out != 0).all()) else None)
+    norm = model.model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda m, a, out: out if bool((out != 0).all()) else None)
     with pytest.raises(CompileError, match=r"cannot be compiled .*--compile off"):
         sketcher.sketch(*pad(samples()))
-    assert not any(m._forward_hooks for m in model.modules() if m is not model.model.norm)
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_layers_that_read_one_input_share_its_transform():
@@ -137,7 +189,7 @@ def test_training_under_the_probe_has_its_own_gradients_and_every_sample_s_sketc
     probe = torch.zeros(len(rows), SPEC.dim, requires_grad=True)
     starts = torch.arange(len(rows)) * ids.shape[1]
     with probed.attached():
-        probed.begin(probe, torch.stack([starts, starts + ids.shape[1]], dim=1), ids.shape[1])
+        probed.begin(probe, torch.stack([starts, starts + ids.shape[1]], dim=1), ids)
         loss = model(input_ids=ids, labels=labels, attention_mask=mask, **places).loss
         probed.end()
         loss.backward()
@@ -348,13 +400,10 @@ def test_a_run_with_a_compiled_pass_has_the_same_sketches(graphs, corpus, tmp_pa
 
 
 def test_a_pass_that_cannot_be_compiled_ends_the_run_only_if_asked_for(monkeypatch, corpus, tmp_path):
-    def refuse(run):
-        def call(*args):
-            raise CompileError("no graph")
+    def refuse(*args, **kwargs):
+        raise CompileError("no graph")
 
-        return call
-
-    monkeypatch.setattr("gvendi_fast.gradients.compile_pass", refuse)
+    monkeypatch.setattr("gvendi_fast.compiled.CompiledBlock.run", refuse)
     monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: None)
     proxy = load_proxy("tiny", dtype="float32")
     with pytest.raises(CompileError, match="no graph"):
