@@ -38,7 +38,7 @@ PART_V, SUM_THREADS, LOAD_BYTES = 32768, 128, 16
 # Parts that pass 2 merges at once, whatever the vocabulary up to 524,288: one build for all.
 LEAST_PARTS = 16
 # Pass 2: rows, blocks of K coordinates and bins of a tile. Rows share the table's entries, which blocks bring at once.
-BLOCK_T, BLOCK_B, MAX_BINS = 4, 4, 128
+BLOCK_T, BLOCK_B, MAX_BINS = 4, 4, 64
 # A cap's tanh and slope take the registers of two blocks.
 CAPPED_BLOCK_B = 2
 # Without a table a block is this many coordinates in their own order.
@@ -166,14 +166,23 @@ def sign_of(entry):
 
 
 @triton.jit
+def load_entries(table, bins, tile, K: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Entries [bins, blocks] of a tile; without a table the bins themselves, a place in every block."""
+    entry = bins[:, None]
+    if table is not None:
+        block = tl.arange(0, BLOCK_B)[None, :]
+        entry = tl.load(table + (tile * K + entry) * BLOCK_B + block).to(tl.int32)
+    return entry
+
+
+@triton.jit
 def fold_tile(
-    fold, x, row, live, bins, table, tile, V, base, share, ratio, c,
+    fold, x, row, live, table, entry, tile, V, base, share, ratio, c,
     CAP: tl.constexpr, MASK: tl.constexpr, K: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     block = tl.arange(0, BLOCK_B)[None, :]
-    place, sign = bins[:, None], 1.0
+    place, sign = entry, 1.0
     if table is not None:
-        entry = tl.load(table + (tile * K + place) * BLOCK_B + block).to(tl.int32)
         place, sign = entry & EMPTY, sign_of(entry)
     source = (tile * BLOCK_B + block) * K + place
     mask = live[None, :, None]
@@ -234,14 +243,18 @@ def fold_kernel(
     row = x + rows * (stride.to(tl.int64) * UNIT)
     fold = tl.zeros([BLOCK_K, BLOCK_T, BLOCK_B], tl.float32)
     tile = 0
+    # A tile's entries are on their way while the one before is worked on.
+    entry = load_entries(table, bins, tile, K, BLOCK_B)
     while tile < full:
+        following = load_entries(table, bins, tl.minimum(tile + 1, tiles - 1), K, BLOCK_B)
         fold = fold_tile(
-            fold, x, row, live, bins, table, tile, V, base, share, ratio, c, CAP, False, K, BLOCK_B
+            fold, x, row, live, table, entry, tile, V, base, share, ratio, c, CAP, False, K, BLOCK_B
         )
+        entry = following
         tile += 1
     if tile < tiles:
         fold = fold_tile(
-            fold, x, row, live, bins, table, tile, V, base, share, ratio, c, CAP, True, K, BLOCK_B
+            fold, x, row, live, table, entry, tile, V, base, share, ratio, c, CAP, True, K, BLOCK_B
         )
 
     label = tl.load(labels + rows)

@@ -26,7 +26,7 @@ from gvendi_fast.plan import Table
 
 # All rows of a chunk at once: the rows stay in L1 between the passes. Lanes go along a row and warps across rows, so
 # that a thread makes the mean and the root of half of them only.
-BLOCK_D = 32
+BLOCK_D = 128
 WARPS = 2
 assert CHUNK_ROWS & (CHUNK_ROWS - 1) == 0
 
