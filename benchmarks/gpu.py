@@ -219,7 +219,7 @@ class Run:
                 process.wait()
                 # After a signal to this process as well: what was measured since the last look.
                 self._take(name, read(answer))
-        said = (self.folder / "stderr").read_text(errors="replace").strip().splitlines()
+        said = without_places((self.folder / "stderr").read_text(errors="replace")).strip().splitlines()
         found = read(answer)
         if found is not None and process.returncode == 0:
             return None, found, said
@@ -242,6 +242,11 @@ class Run:
 def read(path: Path) -> dict | None:
     """The content of a JSON file that is written whole or not at all; None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def without_places(text: str) -> str:
+    """Text without where the tree and the packages lie, which says nothing of what happened."""
+    return re.sub(r"[^\s\"]*/site-packages/", "", text.replace(f"{ROOT}/", ""))
 
 
 def how_it_ended(code: int, late: bool, said: list[str]) -> str:

@@ -21,10 +21,9 @@ from gvendi_fast.probe import Forward, ProbedModel
 from gvendi_fast.taps import Tap
 
 COMPILES = ("auto", "on", "off")
-# "auto" compiles from this many tokens on. A compiler takes about two minutes for a model of 24 layers, in which a GPU
-# sketches some 20 M tokens; a saving of a quarter of the time pays that back after four times as many. To be set anew
-# from benchmarks/results once a GPU's are there.
-LEAST_TOKENS = 1 << 26
+# "auto" compiles from this many tokens on. On an H200 (benchmarks/results/nvidia-h200.json, a model of 0.5B parameters)
+# the first compiled batch took 17 s and every 65,536 tokens 0.13 to 0.15 s less: paid back after 7 to 9 M tokens.
+LEAST_TOKENS = 1 << 23
 
 
 class CompileError(GvendiError):
