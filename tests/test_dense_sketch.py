@@ -11,7 +11,7 @@ import torch
 from plain import dense32
 from tolerance import FLOOR, UNIT, check, relative_error
 
-from gvendi_fast import ops, reference
+from gvendi_fast import head_chunks, ops, reference
 from gvendi_fast.backends import cpu, use_backend
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec, make_table
@@ -263,15 +263,17 @@ def test_softmax_without_a_table_gives_the_same_gradient(backend, softcap):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_dense_head_in_chunks_that_cut_samples(softcap, monkeypatch):
-    monkeypatch.setattr(ops, "HEAD_CHUNK_MIN_ROWS", 7)
-    monkeypatch.setattr(ops, "DENSE_HEAD_CHUNK_BYTES", 0)
+    monkeypatch.setattr(head_chunks, "HEAD_CHUNK_MIN_ROWS", 7)
+    monkeypatch.setattr(head_chunks, "DENSE_HEAD_CHUNK_BYTES", 0)
     hidden, weight = draw(40, 32, torch.float32, 9), draw(50, 32, torch.float32, 10)
     labels, segments = torch.arange(40), torch.tensor([[0, 5], [5, 5], [5, 30], [30, 40]])
     key = sign_key(0, "lm_head.weight")
     loss, e, _ = reference.softmax_fold(hidden.double() @ weight.double().T, labels, None, softcap, 0.7)
     want = reference.dense_sketch(hidden, e, segments, key, 192)
     out = torch.zeros(4, 192)
-    got_loss, got_gradient = ops.dense_head_sketch(hidden, weight, labels, segments, key, out, softcap, 0.7)
+    got_loss, got_gradient = head_chunks.dense_head_sketch(
+        hidden, weight, labels, segments, key, out, softcap, 0.7
+    )
     # Two or three products and sums of a few dozen float32 numbers.
     for got, right in ((got_loss, loss), (got_gradient, e @ weight.double()), (out, want)):
         assert relative_error(got, right) <= 32 * UNIT[torch.float32]

@@ -36,7 +36,7 @@ FLOORS = {
     "report": 1,
     "backends": 2,
     "checks": 3,
-    "row_ops": 3,
+    "head_chunks": 4,
     "ops": 3,
     "batch": 4,
     "sketches": 4,

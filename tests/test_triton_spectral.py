@@ -10,7 +10,7 @@ import torch
 from plain import covariance32, softmax32
 from tolerance import check
 
-from gvendi_fast import ops, reference
+from gvendi_fast import head_chunks, ops, reference
 from gvendi_fast.backends import backend, use_backend
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import make_table
@@ -323,8 +323,8 @@ def test_head_sketch_holds_one_chunk_of_logits(monkeypatch, dtype):
     tables = make_table(0, "d", 2, 64), make_table(0, "v", vocabulary, 64)
     labels, segments = torch.zeros(300, dtype=torch.int64), torch.tensor([[0, 300]])
     with use_backend("reference"):
-        ops.head_sketch(hidden, weight, labels, segments, *tables, torch.zeros(1, 64))
+        head_chunks.head_sketch(hidden, weight, labels, segments, *tables, torch.zeros(1, 64))
     row = vocabulary * dtype.itemsize
     assert sum(held) == 300 * row
-    assert max(held) == min(300, ops.head_chunk_rows(vocabulary, dtype.itemsize, "cpu")) * row
-    assert max(held) <= max(ops.HEAD_CHUNK_BYTES, ops.HEAD_CHUNK_MIN_ROWS * row)
+    assert max(held) == min(300, head_chunks.head_chunk_rows(vocabulary, dtype.itemsize, "cpu")) * row
+    assert max(held) <= max(head_chunks.HEAD_CHUNK_BYTES, head_chunks.HEAD_CHUNK_MIN_ROWS * row)
