@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gvendi_fast import head_chunks, ops
+from gvendi_fast.norms import normalised
 from gvendi_fast.plan import SketchSpec, column_table, parent_path, row_table
 from gvendi_fast.signs import sign_key
 
@@ -19,14 +20,6 @@ from gvendi_fast.signs import sign_key
 def layer_sketch(spec: SketchSpec) -> HadamardSketch | RademacherSketch:
     """The operations of the spec's kind."""
     return RademacherSketch(spec) if spec.kind == "rademacher" else HadamardSketch(spec)
-
-
-def normalised(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
-    """x_hat in float32 for rows x [..., d]: "rms" x / sqrt(mean(x^2) + eps), "layer" (x - mean) / sqrt(var + eps)."""
-    x = x.float()
-    if norm == "layer":
-        x = x - x.mean(dim=-1, keepdim=True)
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
 @dataclass(frozen=True)
