@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +35,12 @@ from environment import ROOT, commit
 from report import table
 from shapes import TIMED_DIM, TIMED_LENGTH, TIMED_WIDTHS
 
-from gvendi_fast.backends.triton.ahead import compile_build, tool
-from gvendi_fast.backends.triton.registry import builds
-from gvendi_fast.backends.triton.runtime import CHUNK_ROWS, Build
+from gvendi_fast.backends.triton.runtime import CHUNK_ROWS
+
+sys.path.append(str(ROOT / "tests"))
+
+from triton_ahead import compile_build, tool
+from triton_builds import Build, builds
 
 RESULTS = ROOT / "benchmarks" / "results"
 CAPABILITY, WARP = 90, 32

@@ -23,7 +23,9 @@ SOURCES = (
     "csrc/**/*",
     "gvendi_fast/**/*.py",
     "benchmarks/gpu_*.py",
-    "benchmarks/plain.py",
+    "tests/plain.py",
+    "tests/tolerance.py",
+    "tests/triton_builds.py",
     "benchmarks/shapes.py",
 )
 

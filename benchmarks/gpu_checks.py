@@ -1,9 +1,8 @@
 """Checks of the GPU benchmark: every operation on a device against the float64 reference on the CPU.
 
-Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + floor, errors relative to the largest entry
-of the reference; the floor is 4 units of the last place of the result's dtype. Inputs are rounded to their dtype
-first, so only the arithmetic is judged. Entropies of groups are within 1e-4 absolutely, gains within 1e-5 of the
-largest.
+The rule and the formulas in plain PyTorch are those of the tests, tests/tolerance.py and tests/plain.py. Inputs are
+rounded to their dtype first, so only the arithmetic is judged. Entropies of groups are within 1e-4 absolutely, gains
+within 1e-5 of the largest.
 
 Three sections: "smoke", one small size in bfloat16, says of each kernel whether it runs at all; "checks" goes through
 the default K in every dtype; "other checks" takes other K and odd shapes, each of which is compiled anew.
@@ -13,23 +12,38 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from environment import ROOT
 from gpu_timing import Bench, Figure, NotMeasuredError
-from plain import dense32, fold32, hadamard32, softmax32
 
 from gvendi_fast import ops, reference
 from gvendi_fast.backends import backend, operations, use_backend
 from gvendi_fast.plan import make_table
 from gvendi_fast.signs import sign_key
-from gvendi_fast.sketches import normalised
+
+# A kernel is judged by the same rule, and beside the same formulas, as in the tests.
+sys.path.append(str(ROOT / "tests"))
+
+from plain import (
+    cosines32,
+    covariance32,
+    dense32,
+    fold32,
+    fold_hadamard32,
+    linear32,
+    softmax32,
+    token32,
+    vector32,
+)
+from tolerance import allowed, relative_error
 
 # What is checked and timed on a kind of device.
 BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
-FLOOR = {torch.float32: 4 * 2.0**-24, torch.float16: 4 * 2.0**-11, torch.bfloat16: 4 * 2.0**-8}
 ENTROPY_TOLERANCE, GAIN_TOLERANCE = 1e-4, 1e-5
 # Rows, input width, output width, K.
 SMOKE_SIZE = (40, 160, 96, 1024)
@@ -74,13 +88,10 @@ class Case:
         if not self._known:
             wanted = self.reference()
             if self.tolerance is not None:
-                allowed = (self.tolerance(wanted),) * len(wanted)
+                most = (self.tolerance(wanted),) * len(wanted)
             else:
-                allowed = tuple(
-                    2 * relative_error(p, w) + FLOOR.get(p.dtype, FLOOR[torch.float32])
-                    for p, w in zip(self.plain(), wanted, strict=True)
-                )
-            self._known.append((wanted, allowed))
+                most = tuple(allowed(p, w) for p, w in zip(self.plain(), wanted, strict=True))
+            self._known.append((wanted, most))
         return self._known[0]
 
     def why_not(self, name: str) -> str | None:
@@ -101,11 +112,6 @@ class Case:
             "repeats": repeats,
             "ok": within and repeats,
         }
-
-
-def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference over the largest entry wanted."""
-    return float((got.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
 def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -160,7 +166,7 @@ def _cases(device, label, rows, width, out_width, dim) -> Iterator[Case]:
         once(lambda: reference.fold_hadamard(a, columns)),
         once(lambda: reference.fold(e, table)),
     )
-    transformed32, folded32 = once(lambda: hadamard32(fold32(a, columns))), once(lambda: fold32(e, table))
+    transformed32, folded32 = once(lambda: fold_hadamard32(a, columns)), once(lambda: fold32(e, table))
     # Inputs that are transformed or folded already come in float32.
     transformed_there, folded_there = (
         once(lambda: transformed32().to(device)),
@@ -170,7 +176,7 @@ def _cases(device, label, rows, width, out_width, dim) -> Iterator[Case]:
         "fold_hadamard",
         "",
         lambda: (ops.fold_hadamard(de, table),),
-        lambda: (hadamard32(folded32()),),
+        lambda: (fold_hadamard32(e, table),),
         lambda: (reference.hadamard(folded()),),
         (de,),
     )
@@ -178,44 +184,42 @@ def _cases(device, label, rows, width, out_width, dim) -> Iterator[Case]:
         "linear_sketch",
         "",
         (da, columns, [(de, table)], segments),
-        lambda: total(transformed32() * hadamard32(folded32())),
+        lambda: linear32(a, columns, [(e, table)], segments),
         lambda: reference.linear_sketch(a, e, segments, columns, table),
     )
     yield sketch(
         "linear_sketch",
         " two layers",
         (da, columns, [(de, table), (dx, columns)], segments),
-        lambda: total(transformed32() * hadamard32(folded32() + fold32(x, columns))),
+        lambda: linear32(a, columns, [(e, table), (x, columns)], segments),
         lambda: total(transformed() * reference.hadamard(folded() + reference.fold(x, columns))),
     )
     yield sketch(
         "linear_sketch",
         " transformed input",
         lambda: (transformed_there(), None, [(de, table)], segments),
-        lambda: total(transformed32() * hadamard32(folded32())),
+        lambda: linear32(transformed32(), None, [(e, table)], segments),
         lambda: total(transformed32().double() * reference.hadamard(folded())),
     )
     yield sketch(
         "linear_sketch",
         " folded gradient",
         lambda: (da, columns, [(folded_there(), None)], segments),
-        lambda: total(transformed32() * hadamard32(folded32())),
+        lambda: linear32(a, columns, [(folded32(), None)], segments),
         lambda: total(transformed() * reference.hadamard(folded32())),
     )
-    onehot = once(lambda: torch.nn.functional.one_hot(ids, out_width))
     yield sketch(
         "token_sketch",
         "",
         (dids, da, segments, table, columns),
-        lambda: total(transformed32() * hadamard32(fold32(onehot(), table))),
+        lambda: token32(ids, a, segments, table, columns),
         lambda: reference.token_sketch(ids, a, segments, table, columns),
     )
     for norm in (None, "rms", "layer"):
         vector = (None if norm is None else dx, da, segments, columns)
 
         def plain(norm=norm) -> Tensors:
-            gradient = a.float() if norm is None else a.float() * normalised(x, norm, 1e-6)
-            return (hadamard32(fold32(reference.sum_segments(gradient, segments), columns)) / math.sqrt(dim),)
+            return (vector32(x, a, segments, columns, norm, 1e-6),)
 
         def wanted(norm=norm) -> Tensors:
             v = reference.vector_gradient(None if norm is None else x, a, segments, norm, 1e-6)
@@ -260,7 +264,7 @@ def _cases(device, label, rows, width, out_width, dim) -> Iterator[Case]:
                     dids[:64], da[:64], some, key, torch.zeros(len(segments), dim, device=device)
                 ),
             ),
-            lambda: (dense32(onehot()[:64], a[:64], some, key, dim),),
+            lambda: (dense32(ids[:64], a[:64], some, key, dim),),
             lambda: (reference.dense_sketch(ids[:64], a[:64], some, key, dim),),
             (dids, da),
         )
@@ -272,15 +276,11 @@ def _spectral(device, label, case, dim, rows) -> Iterator[Case]:
     z = draw(rows, dim, DTYPES[label], 7)
     dz = z.to(device)
 
-    def covariance32() -> Tensors:
-        unit = torch.nn.functional.normalize(z.float(), dim=1)
-        return (unit.T @ unit,)
-
     yield case(
         "covariance",
         "",
         lambda: (ops.covariance(dz, torch.zeros(dim, dim, dtype=torch.float64, device=device)),),
-        covariance32,
+        lambda: (covariance32(z),),
         lambda: (reference.covariance(z)[0],),
         (dz,),
     )
@@ -320,7 +320,7 @@ def _assignments(device, case, z, dz) -> Iterator[Case]:
         return cosine, second_cosine, cosines().gather(1, at).to(cosine.dtype)
 
     def plain() -> Tensors:
-        values, order = (torch.nn.functional.normalize(z.float(), dim=1) @ centroids.T).topk(2, dim=1)
+        values, order = cosines32(z, centroids).topk(2, dim=1)
         return named(order[:, 0], values[:, 0], order[:, 1], values[:, 1])
 
     yield case(

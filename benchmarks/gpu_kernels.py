@@ -12,6 +12,7 @@ from shapes import DENSE_SAMPLES, TIMED_DIM, TIMED_LENGTH, TIMED_ROWS, TIMED_WID
 
 from gvendi_fast import ops
 from gvendi_fast.backends import backend, use_backend
+from gvendi_fast.head_chunks import head_chunk_rows
 from gvendi_fast.plan import make_table
 from gvendi_fast.signs import sign_key
 
@@ -140,7 +141,7 @@ def other_works(bench: Bench, label: str, width: int, out_width: int) -> dict[st
         )
 
     def softmax() -> Work:
-        chunk = min(rows, ops.head_chunk_rows(vocabulary, dtype.itemsize, device.type))
+        chunk = min(rows, head_chunk_rows(vocabulary, dtype.itemsize, device.type))
         logits = normal(chunk, vocabulary, dtype, device)
         ids = torch.randint(0, vocabulary, (chunk,), device=device)
         return Work(

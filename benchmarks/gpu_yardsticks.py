@@ -26,6 +26,7 @@ from shapes import TIMED_DIM
 
 from gvendi_fast import GradientSketcher, ops
 from gvendi_fast.backends import backend
+from gvendi_fast.head_chunks import head_chunk_rows
 from gvendi_fast.memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching import ROWS_TOGETHER
 from gvendi_fast.text import Sample, batches, collate
@@ -199,7 +200,7 @@ def input_gradients(model: torch.nn.Module, ids: torch.Tensor) -> None:
     hidden = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     flat, labels = hidden.detach()[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     gradient = torch.empty_like(flat)
-    step = ops.head_chunk_rows(len(weight), weight.element_size(), weight.device.type)
+    step = head_chunk_rows(len(weight), weight.element_size(), weight.device.type)
     for begin in range(0, len(flat), step):
         part = slice(begin, begin + step)
         logits = flat[part] @ weight.T

@@ -13,7 +13,7 @@ from gvendi_fast.text import Sample, collate
 
 CPU_BATCH_TOKENS = 2048
 # Tokens of the trial batches and of each of their rows, of which there are at least two: one alone is not compiled. The
-# last two say what a token takes: from 4096 on the head's chunk of logits (`ops.head_chunk_rows`) grows no more.
+# last two say what a token takes: from 4096 on the head's chunk of logits (`head_chunk_rows`) grows no more.
 TRIALS = (1024, 4096, 8192)
 TRIAL_LENGTH = 512
 # Share of the free memory that batches may take: padding, attention and the allocator's fragments grow with the batch

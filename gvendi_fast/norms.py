@@ -10,13 +10,20 @@ import torch
 from torch import nn
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.sketches import normalised
 
 # Of 1 and of the value together. Two fp32 evaluations of one formula differ by under a tenth of this on the trial
 # input; LayerNorm and RMSNorm, or an eps that is ten times another, differ by more than a thousand times as much.
 TOLERANCE = 256 * torch.finfo(torch.float32).eps
 # The mean is three deviations, so that centring shows; an eps of 1e-6 or more shows in rows of 1e-3.
 SCALES, OFFSET = (1e3, 1.0, 1e-2, 1e-3), 3.0
+
+
+def normalised(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
+    """x_hat in float32 for rows x [..., d]: "rms" x / sqrt(mean(x^2) + eps), "layer" (x - mean) / sqrt(var + eps)."""
+    x = x.float()
+    if norm == "layer":
+        x = x - x.mean(dim=-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
 def norm_formula(module: nn.Module) -> tuple[str, float]:

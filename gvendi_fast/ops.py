@@ -4,7 +4,7 @@ Letters: B samples, T rows (tokens of all samples), O output width, I input widt
 dimension. Inputs are float32 or bfloat16 (any float on the reference backend), row-major with a unit last
 stride; sketches are float32. `segments` int64 [B, 2] on the CPU holds each sample's (begin, end) rows, which may be
 empty and need not cover all rows. Verbs with `out` add to it, so that one buffer collects all parameters.
-Those on finished sketches stand in `row_ops`.
+Behind them stand the verbs on finished sketches, rows [N, K].
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import torch
 
 from gvendi_fast.backends import resolve
 from gvendi_fast.checks import (
+    check_basis,
+    check_centroids,
     check_dim,
+    check_groups,
     check_ids,
     check_out,
     check_rows,
@@ -23,63 +26,13 @@ from gvendi_fast.checks import (
 )
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
-from gvendi_fast.row_ops import assign, covariance, entropy, gain
 from gvendi_fast.signs import MAX_IDS
+from gvendi_fast.spectrum import quadrature
 
-__all__ = [
-    "assign",
-    "covariance",
-    "dense_head_sketch",
-    "dense_sketch",
-    "entropy",
-    "fold_hadamard",
-    "gain",
-    "head_chunk_rows",
-    "head_sketch",
-    "linear_sketch",
-    "softmax_fold",
-    "token_sketch",
-    "vector_sketch",
-]
-
-# Logits that live at once on a CPU: about this many bytes, but enough rows for the product to run at full speed
-# (measured for V = 151,936 in float32 on 2 cores: 64 rows take 1.25 times the time of 220).
-HEAD_CHUNK_BYTES = 64 << 20
-HEAD_CHUNK_MIN_ROWS = 256
-# On a GPU the products' tiles of 128 rows by 128 columns keep every multiprocessor busy: with d = 896 the gradient of
-# 883 rows is 7 x 7 tiles for 132 multiprocessors, of 4,096 rows 32 x 7. A small GPU gives a share of its memory.
-HEAD_CHUNK_GPU_ROWS = 4096
-HEAD_MEMORY_SHARE = 1 / 16
-HEAD_TILE_ROWS = 128
-# A row of logits begins at a multiple of this many elements on a GPU, where loads then take 16 bytes at a time.
-HEAD_ROW_ALIGNMENT = 16
-# Every chunk costs the dense mode all signs of the head, so its chunks are longer.
-DENSE_HEAD_CHUNK_BYTES = 256 << 20
-
-
-def head_chunk_rows(
-    vocabulary: int, element_size: int, device: torch.device | str, memory: int | None = None
-) -> int:
-    """Rows of logits [rows, vocabulary] of `element_size` bytes each that `head_sketch` holds at once.
-
-    On a GPU 4,096, or as many as 1/16 of its memory holds, rounded down to a multiple of 128, but at least 256: a
-    figure of the device alone, neither of what is free nor of the batch. Elsewhere 64 MiB of logits, but at least 256
-    rows. memory: bytes of the GPU, read from the device where not given.
-    """
-    device = torch.device(device)
-    if device.type != "cuda":
-        return max(HEAD_CHUNK_MIN_ROWS, HEAD_CHUNK_BYTES // (vocabulary * element_size))
-    if memory is None:
-        memory = torch.cuda.get_device_properties(device).total_memory
-    fitting = int(HEAD_MEMORY_SHARE * memory) // (_pitch(vocabulary, device) * element_size)
-    rows = min(HEAD_CHUNK_GPU_ROWS, fitting) // HEAD_TILE_ROWS * HEAD_TILE_ROWS
-    return max(HEAD_CHUNK_MIN_ROWS, rows)
-
-
-def _pitch(vocabulary: int, device: torch.device) -> int:
-    """Elements from one row of logits to the next."""
-    step = HEAD_ROW_ALIGNMENT if device.type == "cuda" else 1
-    return -(-vocabulary // step) * step
+# Rows whose coordinates stay in the cache between the product and the sums over them; a GPU needs more to be busy.
+GAIN_ROWS = {"cpu": 512, "cuda": 16384}
+# Squared length that a unit row may gain or lose when it is rotated in float32; TF32 and bfloat16 products exceed it.
+GAIN_LENGTH = 2e-6
 
 
 def fold_hadamard(x: torch.Tensor, table: Table) -> torch.Tensor:
@@ -232,85 +185,99 @@ def softmax_fold(
     return loss, folded
 
 
-def head_sketch(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    segments: torch.Tensor,
-    hidden_table: Table,
-    vocab_table: Table,
-    out: torch.Tensor,
-    softcap: float | None = None,
-    scale: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss, input gradient and sketch of the LM head in row chunks, so that no [T, V] matrix lives.
+def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Add sum_i z_i z_i^T of the rows [N, K], scaled to unit length, to out float64 [K, K]; return out.
 
-    hidden [T, d], weight [V, d] of the same dtype, labels int64 [T]. Adds to out [B, K]; returns loss
-    float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk of logits, min(C, T) V numbers of the
-    weight's dtype with C = `head_chunk_rows` (on a GPU V rounded up to a multiple of 16), and (T + C) K float32. For
-    V = 151,936 and K = 1024 that is C = 256 and 78 MB + 4 KB a row (bfloat16) or 156 MB + 4 KB a row (float32) on a
-    CPU. On a GPU it is C = 4096 and 1.24 GB + 4 KB a row in bfloat16 from 19.92 GB of memory on, and below that at
-    most 1/16 of the memory: C = 3456 and 1.05 GB with 16 GiB.
+    Products are float32, summed per block of rows into the float64 master (README, "The score").
     """
-    check_rows("hidden", hidden, hidden_table.width)
-    check_rows("weight", weight, hidden_table.width)
-    if weight.shape[0] != vocab_table.width:
-        raise GvendiError(f"weight has {weight.shape[0]} rows, vocab_table is for {vocab_table.width}")
-    rows = hidden.shape[0]
-    loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden)
-    folded = torch.empty(rows, vocab_table.dim, dtype=torch.float32, device=hidden.device)
-    vocabulary = weight.shape[0]
-    chunk = head_chunk_rows(vocabulary, weight.element_size(), weight.device)
-    # One buffer for all chunks: a new one would be made before the last one is gone.
-    buffer = hidden.new_empty(min(chunk, rows), _pitch(vocabulary, weight.device))[:, :vocabulary]
-    for begin in range(0, rows, chunk):
-        part = slice(begin, begin + chunk)
-        logits = torch.mm(hidden[part], weight.T, out=buffer[: min(chunk, rows - begin)])
-        loss[part], folded[part] = softmax_fold(logits, labels[part], vocab_table, softcap, scale)
-        torch.mm(logits, weight, out=grad_hidden[part])
-    linear_sketch(hidden, hidden_table, [(folded, None)], segments, out)
-    return loss, grad_hidden
+    check_rows("rows", rows, out.shape[1])
+    if (
+        out.dtype != torch.float64
+        or out.dim() != 2
+        or out.shape[0] != out.shape[1]
+        or not out.is_contiguous()
+    ):
+        raise GvendiError(
+            f"out must be a contiguous square float64 matrix, got {out.dtype} {tuple(out.shape)}"
+        )
+    resolve("covariance", rows, out).covariance(rows, out)
+    return out
 
 
-def dense_head_sketch(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    segments: torch.Tensor,
-    key: tuple[int, int],
-    out: torch.Tensor,
-    softcap: float | None = None,
-    scale: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`head_sketch` of the dense mode: hidden [T, d], weight [V, d], labels int64 [T], key as in `dense_sketch`.
+def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> torch.Tensor:
+    """Renyi entropy of order q (nats) of each of many small groups of rows [N, K] -> float64 [G].
 
-    Adds to out [B, K]; returns loss float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk
-    of float32 logits, and half as much again where the weight is bfloat16. A chunk is about 256 MB where V is large,
-    or on a GPU as many rows as `head_chunk_rows` says for both formats together.
+    Group g is rows boundaries[g] .. boundaries[g + 1], 1 to 256 of them; boundaries int64 [G + 1] on the CPU,
+    increasing. Rows are scaled to unit length; the eigenvalues of a group's Gram matrix, over their sum, have
+    the entropy ln(sum l^q) / (1 - q), q = 1 von Neumann's and q = inf -ln max l (README, "The score"). exp of
+    it is the group's G-Vendi. At q < 1 eigenvalues below 2^-22 do not count: they may be rounding.
+    Raises GvendiError for a group without rows or with too many, and for a row without a direction.
     """
-    check_rows("hidden", hidden, weight.shape[1])
-    check_rows("weight", weight, weight.shape[1])
-    check_segments(segments, hidden.shape[0])
-    loss = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden)
-    chunk = _dense_chunk_rows(weight)
-    for begin in range(0, hidden.shape[0], chunk):
-        part = slice(begin, begin + chunk)
-        # In float32, for the sketch takes the gradient from here.
-        logits = torch.mm(hidden[part], weight.T).float()
-        loss[part], _ = softmax_fold(logits, labels[part], None, softcap, scale)
-        torch.mm(logits.to(weight.dtype), weight, out=grad_hidden[part])
-        dense_sketch(hidden[part], logits, (segments - begin).clamp(0, len(logits)), key, out)
-        # Gone before the next chunk is made.
-        del logits
-    return loss, grad_hidden
+    check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
+    check_groups(rows, boundaries)
+    if not q > 0:
+        raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
+    out = torch.empty(len(boundaries) - 1, dtype=torch.float64, device=rows.device)
+    resolve("entropy", rows).entropy(rows, boundaries, float(q), out)
+    return out
 
 
-def _dense_chunk_rows(weight: torch.Tensor) -> int:
-    """Rows of logits that `dense_head_sketch` holds at once."""
-    vocabulary, size = weight.shape[0], weight.element_size()
-    if weight.device.type == "cuda":
-        # In float32 and in the weight's own dtype.
-        return head_chunk_rows(vocabulary, size if size == 4 else 4 + size, weight.device)
-    return max(HEAD_CHUNK_MIN_ROWS, DENSE_HEAD_CHUNK_BYTES // (4 * vocabulary))
+def gain(
+    rows: torch.Tensor, eigenvalues: torch.Tensor, vectors: torch.Tensor, sign: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Delta S = S(A + sign x x^T) - S(A), S(A) = tr(A ln A), of each unit row x of rows [N, K] alone.
+
+    A = Q diag(l) Q^T: eigenvalues float64 [K], not negative; vectors Q float64 [K, K]. sign: +1 joins, -1 leaves.
+    Returns float64 [N] each: Delta S, mu = x^T A x, and by what part x^T (A + t)^-1 x exceeds 1 / (1 + t), above which
+    x x^T is not in A. The product with Q is in the rows' own precision, float64 or else float32, which adds less than
+    1e-5 of the rows' spread; the rest is float64. Source: README, "The score".
+    Raises GvendiError for a row whose length is not 1.
+    """
+    check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
+    check_basis(rows, eigenvalues, vectors)
+    if sign not in (1, -1):
+        raise GvendiError(f"sign must be 1 (rows join) or -1 (rows leave), got {sign!r}")
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    basis, at = vectors.to(dtype), quadrature(eigenvalues, sign)
+    out = torch.empty(4, len(rows), dtype=torch.float64, device=rows.device)
+    step = GAIN_ROWS.get(rows.device.type, GAIN_ROWS["cpu"])
+    for begin in range(0, len(rows), step):
+        coordinates = rows[begin : begin + step].to(dtype) @ basis
+        resolve("gain", coordinates).gain(coordinates, at, out[:, begin : begin + step])
+    wrong = ~((out[3] - 1).abs() <= GAIN_LENGTH)
+    if bool(wrong.any()):
+        if dtype == torch.float32:
+            return gain(rows.double(), eigenvalues, vectors, sign)
+        row = int(wrong.nonzero()[0, 0])
+        raise GvendiError(
+            f"row {row} of rows has length {float(out[3, row]) ** 0.5}; wanted 1, as unit_rows gives it"
+        )
+    return out[0], out[1], out[2]
+
+
+def assign(
+    rows: torch.Tensor, centroids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most similar centroid of every row and the runner-up, without a matrix of N x C cosines.
+
+    rows [N, K] of any length, centroids float32 [C, K] of length 1. Returns label int64 [N], its cosine float32 [N],
+    second int64 [N] and its cosine float32 [N]; of equal cosines the lower label comes first. With one centroid
+    second is -1 and its cosine NaN. A row's result does not depend on the other rows (README, "Clusters").
+    Raises GvendiError for centroids that are no unit rows and for a row without a direction.
+    """
+    check_centroids(centroids)
+    check_rows("rows", rows, centroids.shape[1])
+    label, second = (torch.empty(len(rows), dtype=torch.int64, device=rows.device) for _ in range(2))
+    cosine, second_cosine = (
+        torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2)
+    )
+    resolve("assign", rows, centroids).assign(rows, centroids, label, cosine, second, second_cosine)
+    # Zero, infinite and NaN rows have no finite cosine, so that no pass of its own must look for them.
+    wrong = torch.nonzero(~cosine.isfinite())
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise GvendiError(
+            f"row {row} of rows has norm {float(rows[row].double().norm())}; wanted finite and not zero: "
+            "leave this sample out and report it"
+        )
+    return label, cosine, second, second_cosine

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gvendi_fast import ops
+from gvendi_fast import head_chunks, ops
+from gvendi_fast.norms import normalised
 from gvendi_fast.plan import SketchSpec, column_table, parent_path, row_table
 from gvendi_fast.signs import sign_key
 
@@ -19,14 +20,6 @@ from gvendi_fast.signs import sign_key
 def layer_sketch(spec: SketchSpec) -> HadamardSketch | RademacherSketch:
     """The operations of the spec's kind."""
     return RademacherSketch(spec) if spec.kind == "rademacher" else HadamardSketch(spec)
-
-
-def normalised(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
-    """x_hat in float32 for rows x [..., d]: "rms" x / sqrt(mean(x^2) + eps), "layer" (x - mean) / sqrt(var + eps)."""
-    x = x.float()
-    if norm == "layer":
-        x = x - x.mean(dim=-1, keepdim=True)
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class HadamardSketch:
         """Loss float32 [T] and gradient of hidden [T, d] of the LM head [V, d], whose sketch is added."""
         columns = column_table(self.spec, parameter, weight.shape[1])
         rows = row_table(self.spec, parameter, weight.shape[0])
-        return ops.head_sketch(hidden, weight, labels, segments, columns, rows, out, softcap, scale)
+        return head_chunks.head_sketch(hidden, weight, labels, segments, columns, rows, out, softcap, scale)
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ class RademacherSketch:
     def head(self, parameter, hidden, weight, labels, segments, out, softcap, scale):
         """As `HadamardSketch.head`."""
         key = self._key(parameter)
-        return ops.dense_head_sketch(hidden, weight, labels, segments, key, out, softcap, scale)
+        return head_chunks.dense_head_sketch(hidden, weight, labels, segments, key, out, softcap, scale)
 
     def _key(self, parameter: str) -> tuple[int, int]:
         return sign_key(self.spec.seed, parameter)

@@ -3,11 +3,11 @@
 emulated_cuda.py says how. The dense mode's kernels have test_cuda_emulated_dense.py.
 """
 
-import math
-
 import pytest
 import torch
-from emulated_cuda import DTYPES, check, draw, error, far_apart, guarded, spans, stand_in
+from emulated_cuda import DTYPES, draw, far_apart, guarded, spans, stand_in
+from plain import fold32, fold_hadamard32, linear32
+from tolerance import check
 
 from gvendi_fast import reference
 from gvendi_fast.backends import cuda
@@ -35,20 +35,6 @@ def emulated(monkeypatch):
     return stand_in(monkeypatch)
 
 
-def fold32(x: torch.Tensor, table: Table) -> torch.Tensor:
-    bucket, sign = torch.tensor(table.bucket, dtype=torch.int64), torch.tensor(table.sign)
-    return torch.zeros(x.shape[0], table.dim).index_add_(1, bucket, x.float() * sign)
-
-
-def hadamard32(x: torch.Tensor) -> torch.Tensor:
-    step = 1
-    while step < x.shape[-1]:
-        low, high = x.reshape(*x.shape[:-1], x.shape[-1] // (2 * step), 2, step).unbind(-2)
-        x = torch.stack([low + high, low - high], -2).reshape(x.shape)
-        step *= 2
-    return x
-
-
 @DTYPES
 @pytest.mark.parametrize(("rows", "width_in", "width_out", "dim"), SHAPES)
 def test_linear_sketch(rows, width_in, width_out, dim, dtype):
@@ -61,17 +47,16 @@ def test_linear_sketch(rows, width_in, width_out, dim, dtype):
     second_table, segments = make_table(0, "second", width_in, dim), spans(rows)
     want = reference.linear_sketch(a, e, segments, a_table, e_table)
     want += reference.linear_sketch(a, second, segments, a_table, second_table)
-    folded = fold32(e, e_table) + fold32(second, second_table)
-    product = hadamard32(fold32(a, a_table)) * hadamard32(folded)
-    torch32 = reference.sum_segments(product, segments) / math.sqrt(dim)
+    parts = [(e, e_table), (second, second_table)]
+    torch32 = linear32(a, a_table, parts, segments)
     out, memory = guarded(len(segments), dim)
-    cuda.linear_sketch(a, a_table, [(e, e_table), (second, second_table)], segments, out)
+    cuda.linear_sketch(a, a_table, parts, segments, out)
     check(out, torch32 + 1, want + 1)
     assert (memory[[0, -1]] == 7).all()
 
     transformed, memory = guarded(rows, dim)
     cuda.fold_hadamard(a, a_table, transformed)
-    check(transformed, hadamard32(fold32(a, a_table)), reference.fold_hadamard(a, a_table))
+    check(transformed, fold_hadamard32(a, a_table), reference.fold_hadamard(a, a_table))
     assert (memory[[0, -1]] == 7).all()
     out, memory = guarded(len(segments), dim)
     parts = [(e, e_table), (fold32(second, second_table), None)]
@@ -85,7 +70,7 @@ def test_more_parts_than_one_launch_takes():
     out = torch.zeros(len(segments), 64)
     cuda.linear_sketch(a, a_table, parts, segments, out)
     want = sum(reference.linear_sketch(a, e, segments, a_table, table) for e, table in parts)
-    assert error(out, want) <= 2.0**-20
+    check(out, linear32(a, a_table, parts, segments), want)
 
 
 def test_rows_that_are_far_apart(tmp_path):
@@ -93,9 +78,10 @@ def test_rows_that_are_far_apart(tmp_path):
     table = make_table(0, "x", 70, 64)
     folded, out = torch.zeros(4, 64), torch.zeros(1, 64)
     cuda.fold_hadamard(x, table, folded)
-    check(folded, hadamard32(fold32(x, table)), reference.fold_hadamard(x, table))
+    check(folded, fold_hadamard32(x, table), reference.fold_hadamard(x, table))
     cuda.linear_sketch(x, table, [(x, table)], segments, out)
-    assert error(out, reference.linear_sketch(x, x, segments, table, table)) <= 2.0**-20
+    want = reference.linear_sketch(x, x, segments, table, table)
+    check(out, linear32(x, table, [(x, table)], segments), want)
 
 
 def test_refuses_more_blocks_than_a_grid_has(emulated):

@@ -1,8 +1,4 @@
-"""The dense mode: its signs as data, and every backend's sketch against the fp64 definition.
-
-Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
-entry of the definition's result. FLOOR is 4 units of the last place of float32.
-"""
+"""The dense mode: its signs as data, and every backend's sketch against the fp64 definition."""
 
 import hashlib
 import json
@@ -12,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain import dense32
+from tolerance import FLOOR, UNIT, check, relative_error
 
-from gvendi_fast import ops, reference
+from gvendi_fast import head_chunks, ops, reference
 from gvendi_fast.backends import cpu, use_backend
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec, make_table
@@ -27,7 +25,6 @@ CASES = [
     # Across 2^32 blocks of coordinates.
     (-3, "a", 2**39 - 130, 2**39 + 130, 128),
 ]
-FLOOR = 4 * 2.0**-24
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 compiled = pytest.mark.skipif(bool(cpu.why_not("dense_sketch")), reason=f"compiled kernels: {cpu.status()}")
 # Rows, input width, output width, K: rows of one block, many rows in a block, blocks across rows, strips.
@@ -80,20 +77,6 @@ def spans(rows: int) -> torch.Tensor:
     """Five samples: two of uneven length, an empty one, one that leaves the last row out, and all rows."""
     cut = [0, rows // 3, rows // 3, max(rows - 1, rows // 3)]
     return torch.tensor([[0, cut[1]], [cut[1], cut[2]], [cut[1], cut[2]], [cut[2], cut[3]], [0, rows]])
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.double() - want).abs().max()) / (float(want.abs().max()) or 1.0)
-
-
-def check(got: torch.Tensor, torch32: torch.Tensor, want: torch.Tensor) -> None:
-    assert torch.isfinite(got).all()
-    assert error(got, want) <= 2 * error(torch32, want) + FLOOR, (error(got, want), error(torch32, want))
-
-
-def project32(gradients: list[torch.Tensor], key, dim: int) -> torch.Tensor:
-    g = torch.stack([x.flatten() for x in gradients])
-    return g @ torch.from_numpy(signs(key, 0, g.shape[1], dim)).float() / math.sqrt(dim)
 
 
 # Random123's known answers: counter, key, output.
@@ -166,11 +149,10 @@ def test_dense_sketch(rows, width_in, width_out, dim, dtype):
     a, e, key = draw(rows, width_in, dtype, 1), draw(rows, width_out, dtype, 2), sign_key(0, "w")
     segments = spans(rows)
     want = reference.dense_sketch(a, e, segments, key, dim)
-    gradients = [e[begin:end].float().T @ a[begin:end].float() for begin, end in segments.tolist()]
     before = torch.ones(len(segments), dim)
     with use_backend("cpu"):
         got = ops.dense_sketch(a, e, segments, key, before.clone())
-    check(got, project32(gradients, key, dim) + before, want + 1)
+    check(got, dense32(a, e, segments, key, dim) + before, want + 1)
 
 
 @compiled
@@ -183,11 +165,9 @@ def test_dense_sketch_of_an_embedding(rows, vocabulary, width, dim, dtype):
     e, key, segments = draw(rows, width, dtype, 3), sign_key(0, "embedding"), spans(rows)
     ids = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(4))
     want = reference.dense_sketch(ids, e, segments, key, dim)
-    onehot = torch.nn.functional.one_hot(ids, vocabulary).float()
-    gradients = [onehot[begin:end].T @ e[begin:end].float() for begin, end in segments.tolist()]
     with use_backend("cpu"):
         got = ops.dense_sketch(ids, e, segments, key, torch.zeros(len(segments), dim))
-    check(got, project32(gradients, key, dim), want)
+    check(got, dense32(ids, e, segments, key, dim), want)
 
 
 @compiled
@@ -196,7 +176,7 @@ def test_an_embedding_is_the_same_parameter_as_its_one_hot_matrix():
     segments, onehot = torch.tensor([[0, 40]]), torch.nn.functional.one_hot(torch.arange(40) % 17, 17).float()
     got = ops.dense_sketch(ids, e, segments, key, torch.zeros(1, 64))
     want = ops.dense_sketch(e, onehot, segments, key, torch.zeros(1, 64))
-    assert error(got, want.double()) <= FLOOR
+    assert relative_error(got, want) <= FLOOR[torch.float32]
 
 
 @pytest.fixture
@@ -283,18 +263,20 @@ def test_softmax_without_a_table_gives_the_same_gradient(backend, softcap):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_dense_head_in_chunks_that_cut_samples(softcap, monkeypatch):
-    monkeypatch.setattr(ops, "HEAD_CHUNK_MIN_ROWS", 7)
-    monkeypatch.setattr(ops, "DENSE_HEAD_CHUNK_BYTES", 0)
+    monkeypatch.setattr(head_chunks, "HEAD_CHUNK_MIN_ROWS", 7)
+    monkeypatch.setattr(head_chunks, "DENSE_HEAD_CHUNK_BYTES", 0)
     hidden, weight = draw(40, 32, torch.float32, 9), draw(50, 32, torch.float32, 10)
     labels, segments = torch.arange(40), torch.tensor([[0, 5], [5, 5], [5, 30], [30, 40]])
     key = sign_key(0, "lm_head.weight")
     loss, e, _ = reference.softmax_fold(hidden.double() @ weight.double().T, labels, None, softcap, 0.7)
     want = reference.dense_sketch(hidden, e, segments, key, 192)
     out = torch.zeros(4, 192)
-    got_loss, got_gradient = ops.dense_head_sketch(hidden, weight, labels, segments, key, out, softcap, 0.7)
+    got_loss, got_gradient = head_chunks.dense_head_sketch(
+        hidden, weight, labels, segments, key, out, softcap, 0.7
+    )
     # Two or three products and sums of a few dozen float32 numbers.
     for got, right in ((got_loss, loss), (got_gradient, e @ weight.double()), (out, want)):
-        assert error(got, right) <= 32 * 2.0**-24
+        assert relative_error(got, right) <= 32 * UNIT[torch.float32]
 
 
 def test_spec_of_the_dense_mode():

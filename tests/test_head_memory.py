@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gvendi_fast import ops
+from gvendi_fast import head_chunks, ops
 from gvendi_fast.plan import make_table
 from gvendi_fast.signs import sign_key
 
@@ -88,14 +88,14 @@ def test_the_counter_counts():
 def test_head_sketch_holds_one_chunk_of_logits(dtype):
     hidden, weight, labels, segments, out = inputs(dtype)
     columns, rows = tables()
-    chunk = ops.head_chunk_rows(V, SIZES[dtype], "cpu")
+    chunk = head_chunks.head_chunk_rows(V, SIZES[dtype], "cpu")
     assert chunk < T
     allowed = chunk * V * SIZES[dtype] + returned_bytes(dtype) + (T + chunk) * K * 4 + SMALL
     # The bound leaves room neither for a second chunk nor for [T, V].
     assert allowed < 2 * chunk * V * SIZES[dtype]
     assert allowed < T * V * SIZES[dtype]
     with LiveBytes(hidden, weight, labels, segments, out) as memory:
-        loss, gradient = ops.head_sketch(hidden, weight, labels, segments, columns, rows, out)
+        loss, gradient = head_chunks.head_sketch(hidden, weight, labels, segments, columns, rows, out)
     assert memory.peak <= allowed
     assert memory.peak >= chunk * V * SIZES[dtype]
     assert loss.shape == (T,)
@@ -107,13 +107,13 @@ def test_dense_head_sketch_holds_one_chunk_of_logits(dtype, monkeypatch):
     hidden, weight, labels, segments, out = inputs(dtype)
     # The sums of the dense mode over 151,936 x 64 entries take minutes here; its memory is not in question.
     monkeypatch.setattr(ops, "dense_sketch", lambda a, e, *_: None)
-    monkeypatch.setattr(ops, "DENSE_HEAD_CHUNK_BYTES", 300 * V * 4)
-    monkeypatch.setattr(ops, "HEAD_CHUNK_MIN_ROWS", 1)
+    monkeypatch.setattr(head_chunks, "DENSE_HEAD_CHUNK_BYTES", 300 * V * 4)
+    monkeypatch.setattr(head_chunks, "HEAD_CHUNK_MIN_ROWS", 1)
     chunk_bytes = 300 * V * 4
     # bfloat16 needs the logits in its own format too, as the products take and give them.
     allowed = chunk_bytes * (1 if dtype == torch.float32 else 1.5) + returned_bytes(dtype) + SMALL
     with LiveBytes(hidden, weight, labels, segments, out) as memory:
-        ops.dense_head_sketch(hidden, weight, labels, segments, sign_key(0, "w"), out)
+        head_chunks.dense_head_sketch(hidden, weight, labels, segments, sign_key(0, "w"), out)
     assert chunk_bytes <= memory.peak <= allowed
 
 
@@ -133,16 +133,16 @@ def test_dense_head_sketch_holds_one_chunk_of_logits(dtype, monkeypatch):
 )
 def test_a_gpus_chunk_is_its_stated_size(gib, element_size, rows):
     memory, row = gib << 30, V * element_size
-    assert ops.head_chunk_rows(V, element_size, "cuda", memory) == rows
-    assert rows == ops.HEAD_CHUNK_MIN_ROWS or rows * row <= memory / 16
+    assert head_chunks.head_chunk_rows(V, element_size, "cuda", memory) == rows
+    assert rows == head_chunks.HEAD_CHUNK_MIN_ROWS or rows * row <= memory / 16
     assert rows == 4096 or (rows + 128) * row > memory / 16
 
 
 def test_a_gpus_rows_of_logits_are_aligned():
     # GPT-2's vocabulary; in 16-bit numbers and 4 GiB, 2,669 rows of 50,272 fit.
-    assert ops._pitch(50_257, torch.device("cuda")) == 50_272
-    assert ops._pitch(50_257, torch.device("cpu")) == 50_257
-    assert ops.head_chunk_rows(50_257, 2, "cuda", 4 << 30) == 2560
+    assert head_chunks._pitch(50_257, torch.device("cuda")) == 50_272
+    assert head_chunks._pitch(50_257, torch.device("cpu")) == 50_257
+    assert head_chunks.head_chunk_rows(50_257, 2, "cuda", 4 << 30) == 2560
 
 
 @pytest.mark.filterwarnings("error")
@@ -152,34 +152,38 @@ def test_head_sketch_with_rows_of_logits_apart(monkeypatch):
     hidden, weight = (torch.randn(n, 24, generator=generator) for n in (70, 101))
     labels, segments = torch.arange(70), torch.tensor([[0, 30], [30, 70]])
     tables = make_table(0, "hidden", 24, 64), make_table(0, "vocabulary", 101, 64)
-    monkeypatch.setattr(ops, "head_chunk_rows", lambda *_: 32)
+    monkeypatch.setattr(head_chunks, "head_chunk_rows", lambda *_: 32)
     found = []
     for pitch in (101, 112):
-        monkeypatch.setattr(ops, "_pitch", lambda *_, pitch=pitch: pitch)
+        monkeypatch.setattr(head_chunks, "_pitch", lambda *_, pitch=pitch: pitch)
         out = torch.zeros(2, 64)
-        found.append((*ops.head_sketch(hidden, weight, labels, segments, *tables, out), out))
+        found.append((*head_chunks.head_sketch(hidden, weight, labels, segments, *tables, out), out))
     for together, apart in zip(*found, strict=True):
         torch.testing.assert_close(together, apart)
 
 
 def test_a_cpus_chunk_does_not_depend_on_memory():
-    assert ops.head_chunk_rows(V, 2, "cpu") == ops.head_chunk_rows(V, 4, torch.device("cpu"), 1 << 40) == 256
-    assert ops.head_chunk_rows(32_000, 4, "cpu") == 524
+    assert (
+        head_chunks.head_chunk_rows(V, 2, "cpu")
+        == head_chunks.head_chunk_rows(V, 4, torch.device("cpu"), 1 << 40)
+        == 256
+    )
+    assert head_chunks.head_chunk_rows(32_000, 4, "cpu") == 524
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; torch sees none")
 @pytest.mark.parametrize("dtype", SIZES, ids=str)
 def test_head_sketch_on_a_gpu_holds_one_chunk_of_logits(dtype, monkeypatch):
-    monkeypatch.setattr(ops, "HEAD_CHUNK_GPU_ROWS", 256)
+    monkeypatch.setattr(head_chunks, "HEAD_CHUNK_GPU_ROWS", 256)
     args, chosen = inputs(dtype, "cuda"), tables()
-    chunk = ops.head_chunk_rows(V, SIZES[dtype], "cuda")
+    chunk = head_chunks.head_chunk_rows(V, SIZES[dtype], "cuda")
     hidden, weight, labels, segments, out = args
     # The first call compiles kernels, and brings tables and the product's workspace, which stay.
-    ops.head_sketch(hidden, weight, labels, segments, *chosen, out)
+    head_chunks.head_sketch(hidden, weight, labels, segments, *chosen, out)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    ops.head_sketch(hidden, weight, labels, segments, *chosen, out)
+    head_chunks.head_sketch(hidden, weight, labels, segments, *chosen, out)
     # Partial sums of the sketch: K numbers for every 16 rows, and the softmax's two for every part of a row.
     allowed = chunk * V * SIZES[dtype] + returned_bytes(dtype) + (T + chunk) * K * 4 + T * K + SMALL
     assert torch.cuda.max_memory_allocated() - before <= allowed

@@ -1,13 +1,19 @@
-"""The compiled CPU kernels against the fp64 definitions.
-
-Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
-entry of the definition's result. FLOOR is 4 units of the last place of the result's dtype.
-"""
+"""The compiled CPU kernels against the fp64 definitions, by the rule of tolerance.py."""
 
 import math
 
 import pytest
 import torch
+from plain import (
+    covariance32,
+    fold32,
+    fold_hadamard32,
+    linear32,
+    softmax32,
+    token32,
+    vector32,
+)
+from tolerance import FLOOR, check, relative_error
 
 from gvendi_fast import ops, reference
 from gvendi_fast.backends import cpu, use_backend
@@ -17,7 +23,6 @@ from gvendi_fast.plan import Table, make_table
 if cpu.why_not("fold_hadamard"):
     pytest.skip(f"compiled kernels: {cpu.status()}", allow_module_level=True)
 
-FLOOR = {torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 # Rows, input width, output width, K: below, at and above K; narrow, wide, and with a narrow rest.
 SHAPES = [
@@ -44,34 +49,6 @@ SHAPES = [
 def _compiled():
     with use_backend("cpu"):
         yield
-
-
-def fold32(x: torch.Tensor, table: Table) -> torch.Tensor:
-    out = torch.zeros(x.shape[0], table.dim)
-    return out.index_add_(
-        1, torch.tensor(table.bucket, dtype=torch.int64), x.float() * torch.tensor(table.sign)
-    )
-
-
-def hadamard32(x: torch.Tensor) -> torch.Tensor:
-    step = 1
-    while step < x.shape[-1]:
-        low, high = x.reshape(*x.shape[:-1], x.shape[-1] // (2 * step), 2, step).unbind(-2)
-        x = torch.stack([low + high, low - high], -2).reshape(x.shape)
-        step *= 2
-    return x
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    assert got.shape == want.shape
-    assert torch.isfinite(got).all()
-    if want.numel() == 0:
-        return 0.0
-    return float((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-300))
-
-
-def check(got: torch.Tensor, torch32: torch.Tensor, want: torch.Tensor) -> None:
-    assert error(got, want) <= 2 * error(torch32, want) + FLOOR[got.dtype]
 
 
 def draw(rows: int, width: int, dtype: torch.dtype, seed: int, strided: bool = False) -> torch.Tensor:
@@ -102,15 +79,14 @@ def test_linear_sketch(rows, width_in, width_out, dim, dtype):
     want = reference.linear_sketch(a, e, segments, a_table, e_table)
     want += reference.linear_sketch(a, second, segments, a_table, second_table)
     before = torch.ones(len(segments), dim)
-    product = hadamard32(fold32(a, a_table)) * hadamard32(fold32(e, e_table) + fold32(second, second_table))
-    torch32 = reference.sum_segments(product, segments) / math.sqrt(dim)
     parts = [(e, e_table), (second, second_table)]
+    torch32 = linear32(a, a_table, parts, segments)
     got = ops.linear_sketch(a, a_table, parts, segments, before.clone())
     check(got, torch32 + before, want + 1)
 
     transformed = nan_filled(rows, dim)
     cpu.fold_hadamard(a, a_table, transformed)
-    check(transformed, hadamard32(fold32(a, a_table)), reference.fold_hadamard(a, a_table))
+    check(transformed, fold_hadamard32(a, a_table), reference.fold_hadamard(a, a_table))
     folded = fold32(second, second_table)
     parts = [(e, e_table), (folded, None)]
     check(ops.linear_sketch(transformed, None, parts, segments, before.clone()), torch32 + before, want + 1)
@@ -127,11 +103,9 @@ def test_token_sketch(rows, vocabulary, width, dim, dtype):
         make_table(0, "d", width, dim),
         spans(rows),
     )
-    onehot = torch.nn.functional.one_hot(ids, vocabulary)
-    product = hadamard32(fold32(e, e_table)) * hadamard32(fold32(onehot, id_table))
     got = ops.token_sketch(ids, e, segments, id_table, e_table, torch.zeros(len(segments), dim))
     want = reference.token_sketch(ids, e, segments, id_table, e_table)
-    check(got, reference.sum_segments(product, segments) / math.sqrt(dim), want)
+    check(got, token32(ids, e, segments, id_table, e_table), want)
 
 
 @DTYPES
@@ -141,26 +115,13 @@ def test_vector_sketch(rows, width, dim, norm, dtype):
     # An offset of 3 makes the variance about the mean a harder sum than the plain squares.
     x, e = draw(rows, width, dtype, 6, strided=True) + 3, draw(rows, width, dtype, 7, strided=True)
     table, segments, eps = make_table(0, "w", width, dim), spans(rows), 1e-6
-    x32 = x.float() - (x.float().mean(1, keepdim=True) if norm == "layer" else 0)
-    hat = 1 if norm is None else x32 / torch.sqrt(x32.square().mean(1, keepdim=True) + eps)
-    v = reference.sum_segments(e.float() * hat, segments)
     got = ops.vector_sketch(
         None if norm is None else x, e, segments, table, torch.zeros(len(segments), dim), norm, eps
     )
     want = reference.fold_hadamard(reference.vector_gradient(x, e, segments, norm, eps), table) / math.sqrt(
         dim
     )
-    check(got, hadamard32(fold32(v, table)) / math.sqrt(dim), want)
-
-
-def softmax32(logits, labels, table, softcap, scale):
-    x, slope = logits.float() * scale, torch.tensor(scale)
-    if softcap is not None:
-        capped = torch.tanh(x / softcap)
-        x, slope = softcap * capped, scale * (1 - capped.square())
-    log_p = torch.log_softmax(x, -1)
-    e = (log_p.exp() - torch.nn.functional.one_hot(labels, x.shape[1])) * slope
-    return -log_p.gather(1, labels[:, None])[:, 0], e, fold32(e, table)
+    check(got, vector32(x, e, segments, table, norm, eps), want)
 
 
 def check_softmax(logits, labels, table, softcap=None, scale=1.0):
@@ -169,7 +130,7 @@ def check_softmax(logits, labels, table, softcap=None, scale=1.0):
     loss, folded = nan_filled(len(logits)), nan_filled(len(logits), table.dim)
     cpu.softmax_fold(logits, labels, table, loss, folded, softcap, scale)
     for got, plain, right in zip((loss, logits, folded), torch32, want, strict=True):
-        check(got, plain.to(got.dtype), right)
+        check(got, plain, right)
 
 
 @DTYPES
@@ -252,11 +213,8 @@ def test_covariance(rows, dim, dtype):
     before = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(13))
     before = before + before.T
     got = ops.covariance(x, before.clone()) - before
-    z = torch.nn.functional.normalize(x.float(), dim=1)
-    want = reference.covariance(x)[0]
-    torch32 = z.T @ z
     assert torch.equal(got + before, (got + before).T)
-    assert error(got, want) <= 2 * error(torch32, want) + FLOOR[torch.float32]
+    check(got, covariance32(x), reference.covariance(x)[0])
 
 
 def test_covariance_survives_a_zero_row():
@@ -271,7 +229,7 @@ def test_rows_that_share_memory():
         row.expand(9, 200), table, [(row.expand(9, 200), table)], segments, torch.zeros(1, 256)
     )
     once = ops.linear_sketch(row, table, [(row, table)], torch.tensor([[0, 1]]), torch.zeros(1, 256))
-    assert error(repeated, 9 * once.double()) <= FLOOR[torch.float32]
+    assert relative_error(repeated, 9 * once.double()) <= FLOOR[torch.float32]
 
 
 def results(dtype=torch.bfloat16, order=slice(None)):

@@ -9,8 +9,7 @@ from torch import nn
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.norms import TOLERANCE, affine_input, norm_formula
-from gvendi_fast.sketches import normalised
+from gvendi_fast.norms import TOLERANCE, affine_input, norm_formula, normalised
 from gvendi_fast.taps import NORM, find_taps, module_kind
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -46,8 +46,8 @@ if tuple(map(int, TRITON.split(".")[:2])) >= (3, 7):
 
 def compile_all(capability: int) -> dict[str, dict[str, int]]:
     """{"name sm_80": registers, stack, local and shared bytes of a thread or block} of every build for one target."""
-    from gvendi_fast.backends.triton.ahead import compile_build, tool
-    from gvendi_fast.backends.triton.registry import builds
+    from triton_ahead import compile_build, tool
+    from triton_builds import builds
 
     found, cubins = {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ if __name__ == "__main__":
 
 pytest.importorskip("triton", reason="needs Triton's compiler: pip install triton")
 
-from gvendi_fast.backends.triton.registry import builds  # noqa: E402
+from triton_builds import builds  # noqa: E402
 
 
 @pytest.fixture(scope="module")

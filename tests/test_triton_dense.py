@@ -1,8 +1,6 @@
 """The Triton kernels of the dense mode against the fp64 definition: on a GPU, else in Triton's interpreter.
 
-Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
-entry of the definition's result. FLOOR is 4 units of the last place of float32 and, on a GPU, one more for each of
-the 8 steps of a tensor core's chain, which may truncate.
+On a GPU each of the 8 steps of a tensor core's chain may truncate.
 """
 
 import math
@@ -10,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from plain import dense32
+from tolerance import FLOOR, UNIT, check, relative_error
 
 from gvendi_fast import ops, reference
 from gvendi_fast.backends import backend, use_backend
@@ -22,7 +22,7 @@ if triton.why_not("dense_sketch", torch.empty(0, device=DEVICE)):
 
 from gvendi_fast.backends.triton.dense_sketch import BLOCK_B, BLOCKS, columns  # noqa: E402
 
-FLOOR = (4 if DEVICE.type == "cpu" else 12) * 2.0**-24
+TRUNCATIONS = 0 if DEVICE.type == "cpu" else 8
 KEY = sign_key(0, "w")
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 # Rows, input width, output width, K: T of 1, 7, 63, 64, 65 and 1000; widths below, at and above 128, even and odd,
@@ -67,25 +67,13 @@ def sketch(a: torch.Tensor, e: torch.Tensor, segments: torch.Tensor, dim: int, k
     return ops.dense_sketch(a, e, segments, key, torch.zeros(len(segments), dim, device=DEVICE))
 
 
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.double() - want).abs().max()) / (float(want.abs().max()) or 1.0)
-
-
-def check(got: torch.Tensor, gradients: list[torch.Tensor], want: torch.Tensor) -> None:
-    """got against want, both less 1, and the projection of the samples' float32 gradients."""
-    g = torch.stack([x.flatten() for x in gradients])
-    pi = torch.from_numpy(signs(KEY, 0, g.shape[1], want.shape[1])).to(DEVICE, torch.float32)
-    torch32 = g @ pi / math.sqrt(want.shape[1]) + 1
-    assert torch.isfinite(got).all()
-    assert error(got, want + 1) <= 2 * error(torch32, want + 1) + FLOOR, error(got, want + 1)
-
-
-def check_linear(a: torch.Tensor, e: torch.Tensor, dim: int) -> None:
+def check_dense(a: torch.Tensor, e: torch.Tensor, dim: int) -> None:
+    """a, or ids in its place."""
     segments = spans(len(e))
-    gradients = [e[begin:end].float().T @ a[begin:end].float() for begin, end in segments.tolist()]
     # What is in out stays: one buffer collects all parameters.
     got = ops.dense_sketch(a, e, segments, KEY, torch.ones(len(segments), dim, device=DEVICE))
-    check(got, gradients, reference.dense_sketch(a, e, segments, KEY, dim))
+    want = reference.dense_sketch(a, e, segments, KEY, dim)
+    check(got, dense32(a, e, segments, KEY, dim) + 1, want + 1, TRUNCATIONS)
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=["fp32", "fp16"])
@@ -93,12 +81,12 @@ def check_linear(a: torch.Tensor, e: torch.Tensor, dim: int) -> None:
 def test_dense_sketch(rows, width_in, width_out, dim, dtype):
     # Rows of aligned shapes begin 16 elements from one another, so that the kernel of aligned rows runs.
     beside = 16 if width_in % 16 == width_out % 16 == 0 else 9
-    check_linear(draw(rows, width_in, dtype, 1, beside), draw(rows, width_out, dtype, 2, beside), dim)
+    check_dense(draw(rows, width_in, dtype, 1, beside), draw(rows, width_out, dtype, 2, beside), dim)
 
 
 @pytest.mark.parametrize(("left", "right"), [(BF16, BF16), (BF16, FP32), (FP32, FP16)], ids=str)
 def test_dense_sketch_of_other_and_mixed_dtypes(left, right):
-    check_linear(draw(33, 40, left, 1), draw(33, 5, right, 2), 64)
+    check_dense(draw(33, 40, left, 1), draw(33, 5, right, 2), 64)
 
 
 def test_dense_sketch_of_a_wide_range_of_numbers():
@@ -107,12 +95,9 @@ def test_dense_sketch_of_a_wide_range_of_numbers():
     a[1:16:2], e[1:16:2] = -a[0:16:2] * (1 + 2.0**-12), e[0:16:2]
     segments = torch.tensor([[0, 33], [0, 16]])
     want = reference.dense_sketch(a, e, segments, KEY, 64)
-    gradients = [e[begin:end].T @ a[begin:end] for begin, end in segments.tolist()]
-    pi = torch.from_numpy(signs(KEY, 0, 200, 64)).to(DEVICE, FP32)
-    torch32 = torch.stack([g.flatten() for g in gradients]) @ pi
-    got = sketch(a, e, segments, 64)
+    torch32, got = dense32(a, e, segments, KEY, 64), sketch(a, e, segments, 64)
     for row in range(2):
-        assert error(got[row], want[row]) <= 2 * error(torch32[row] / 8, want[row]) + FLOOR
+        check(got[row], torch32[row], want[row], TRUNCATIONS)
 
 
 def two_parts(g: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -130,15 +115,16 @@ def test_two_parts_of_float16_are_enough_and_of_bfloat16_are_not(count, size):
     g = size * torch.randn(4, count, generator=torch.Generator().manual_seed(count))
     pi = torch.from_numpy(signs(KEY, 0, count, 192))
     want, torch32 = g.double() @ pi.double(), g @ pi.float()
-    errors = [error(two_parts(g, dtype) @ pi.double(), want) * 2**24 for dtype in (FP16, BF16)]
+    of_torch = 2 * relative_error(torch32, want) / UNIT[FP32]
+    errors = [relative_error(two_parts(g, dtype) @ pi.double(), want) / UNIT[FP32] for dtype in (FP16, BF16)]
     if size < 1e-40:
         # Numbers of 5 bits, which either format holds.
         assert errors == [0, 0]
         return
     assert errors[0] <= 1 < 25 < errors[1] < 100
-    assert errors[0] <= 2 * error(torch32, want) * 2**24
+    assert errors[0] <= of_torch
     if count <= 300:
-        assert errors[1] > 2 * error(torch32, want) * 2**24 + 4
+        assert errors[1] > of_torch + FLOOR[FP32] / UNIT[FP32]
 
 
 def test_two_parts_of_a_wide_range_within_a_tile():
@@ -154,9 +140,9 @@ def test_samples_of_very_different_size_in_one_program(size):
     a[20:] *= size
     segments = torch.tensor([[0, 20], [20, 40]])
     got = sketch(a, e, segments, 64)
-    want = reference.dense_sketch(a, e, segments, KEY, 64)
+    want, twin = reference.dense_sketch(a, e, segments, KEY, 64), dense32(a, e, segments, KEY, 64)
     for row in range(2):
-        assert error(got[row], want[row]) <= 2.0**-20
+        check(got[row], twin[row], want[row], TRUNCATIONS)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -181,12 +167,8 @@ def test_a_number_that_is_not_finite_spoils_its_sample_alone(value):
     ids=str,
 )
 def test_dense_sketch_of_an_embedding(rows, vocabulary, width, dim, dtype):
-    e, segments = draw(rows, width, dtype, 3), spans(rows)
     ids = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(4)).to(DEVICE)
-    onehot = torch.nn.functional.one_hot(ids, vocabulary).float()
-    gradients = [onehot[begin:end].T @ e[begin:end].float() for begin, end in segments.tolist()]
-    got = ops.dense_sketch(ids, e, segments, KEY, torch.ones(len(segments), dim, device=DEVICE))
-    check(got, gradients, reference.dense_sketch(ids, e, segments, KEY, dim))
+    check_dense(ids, draw(rows, width, dtype, 3), dim)
 
 
 def test_signs_are_the_definition_bit_for_bit():
@@ -219,7 +201,7 @@ def test_an_embedding_is_the_same_parameter_as_its_one_hot_matrix():
     ids = torch.arange(40, device=DEVICE) % 17
     e, onehot = draw(40, 20, FP32, 5), torch.nn.functional.one_hot(ids, 17).float()
     got, want = (sketch(*x, torch.tensor([[0, 40]]), 64) for x in ((ids, e), (e, onehot)))
-    assert error(got, want.double()) <= FLOOR
+    assert relative_error(got, want) <= FLOOR[FP32] + TRUNCATIONS * UNIT[FP32]
 
 
 def results(order=slice(None)):

@@ -52,8 +52,9 @@ def sketches() -> None:
 
 def heads() -> None:
     """Logits of a common vocabulary, in rows that begin at 16 bytes or do not, with and without a table and a cap."""
+    from triton_builds import DEFAULT_DIM, VOCABULARY
+
     from gvendi_fast import ops
-    from gvendi_fast.backends.triton.registry import DEFAULT_DIM, VOCABULARY
     from gvendi_fast.backends.triton.softmax_fold import MAX_BINS
     from gvendi_fast.plan import make_table
 
@@ -92,9 +93,10 @@ def scores() -> None:
 
 def compare() -> Iterator[tuple[str, object]]:
     """("unlisted", launches without a build) and ("unused", names of builds without a launch)."""
+    from triton_ahead import launch_of, recorded
+    from triton_builds import builds
+
     from gvendi_fast.backends import backend, use_backend
-    from gvendi_fast.backends.triton.ahead import launch_of, recorded
-    from gvendi_fast.backends.triton.registry import builds
 
     # CPU tensors stand for a GPU's.
     backend("triton").why_not = lambda op, *tensors: None
@@ -116,9 +118,9 @@ def compare() -> Iterator[tuple[str, object]]:
 def cached(folder: str) -> Iterator[tuple[str, object]]:
     """Files in Triton's cache after a build ahead, and after the launch with real tensors that it is for."""
     import triton
+    from triton_ahead import compile_builds, without_gpu
 
     from gvendi_fast.backends import backend
-    from gvendi_fast.backends.triton.ahead import compile_builds, without_gpu
     from gvendi_fast.plan import make_table
 
     compile_builds(["fold_hadamard-bf16-64"], 90, 1)

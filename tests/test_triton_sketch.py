@@ -1,8 +1,4 @@
-"""The Triton kernels against the fp64 definitions: on a GPU where there is one, else in Triton's interpreter.
-
-Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
-entry of the definition's result. FLOOR is 4 units of the last place of float32, the dtype of every result here.
-"""
+"""The Triton kernels against the fp64 definitions: on a GPU where there is one, else in Triton's interpreter."""
 
 import math
 import os
@@ -12,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from plain import fold32, fold_hadamard32, linear32, token32, vector32
+from tolerance import check
 
 from gvendi_fast import ops, reference
 from gvendi_fast.backends import ORDER, backend, use_backend
@@ -27,7 +25,6 @@ from gvendi_fast.backends.triton import tables  # noqa: E402
 from gvendi_fast.backends.triton.hadamard import TILES  # noqa: E402
 from gvendi_fast.backends.triton.runtime import CHUNK_ROWS, chunks_of  # noqa: E402
 
-FLOOR = 4 * 2.0**-24
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
 )
@@ -53,30 +50,6 @@ def _triton():
         yield
 
 
-def fold32(x: torch.Tensor, table: Table) -> torch.Tensor:
-    bucket = torch.tensor(table.bucket, dtype=torch.int64, device=x.device)
-    out = torch.zeros(x.shape[0], table.dim, device=x.device)
-    return out.index_add_(1, bucket, x.float() * torch.tensor(table.sign, device=x.device))
-
-
-def hadamard32(x: torch.Tensor) -> torch.Tensor:
-    step = 1
-    while step < x.shape[-1]:
-        low, high = x.reshape(*x.shape[:-1], x.shape[-1] // (2 * step), 2, step).unbind(-2)
-        x = torch.stack([low + high, low - high], -2).reshape(x.shape)
-        step *= 2
-    return x
-
-
-def check(got: torch.Tensor, torch32: torch.Tensor, want: torch.Tensor) -> None:
-    assert got.shape == want.shape == torch32.shape
-    assert torch.isfinite(got).all()
-    if want.numel() > 0:
-        largest = want.abs().max().clamp_min(1e-300)
-        error, error32 = ((x.double() - want).abs().max() / largest for x in (got, torch32))
-        assert error <= 2 * error32 + FLOOR
-
-
 def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
     """Normal numbers with NaN beside the rows, so that a read past a row shows."""
     x = torch.full((rows, width + 9), math.nan)
@@ -98,7 +71,7 @@ def zeros(segments: torch.Tensor, dim: int) -> torch.Tensor:
 @pytest.mark.parametrize(("rows", "width", "dim"), sorted({(r, i, k) for r, i, _, k in SHAPES if r < 1000}))
 def test_fold_hadamard(rows, width, dim, dtype):
     x, table = draw(rows, width, dtype, 1), make_table(0, "x", width, dim)
-    check(ops.fold_hadamard(x, table), hadamard32(fold32(x, table)), reference.fold_hadamard(x, table))
+    check(ops.fold_hadamard(x, table), fold_hadamard32(x, table), reference.fold_hadamard(x, table))
 
 
 @DTYPES
@@ -107,8 +80,7 @@ def test_linear_sketch(rows, width_in, width_out, dim, dtype):
     a, e = draw(rows, width_in, dtype, 1), draw(rows, width_out, dtype, 2)
     a_table, e_table = make_table(0, "a", width_in, dim), make_table(0, "e", width_out, dim)
     segments = spans(rows)
-    product = hadamard32(fold32(a, a_table)) * hadamard32(fold32(e, e_table))
-    torch32 = reference.sum_segments(product, segments) / math.sqrt(dim)
+    torch32 = linear32(a, a_table, [(e, e_table)], segments)
     want = reference.linear_sketch(a, e, segments, a_table, e_table)
     # What is in out stays: one buffer collects all parameters.
     got = ops.linear_sketch(a, a_table, [(e, e_table)], segments, zeros(segments, dim) + 1)
@@ -129,13 +101,11 @@ def test_linear_sketch_of_several_parts(rows, width, dim, count):
         for p in range(count)
     ]
     want = sum(reference.linear_sketch(a, e, segments, a_table, table) for e, table in parts)
-    folded = [fold32(e, table) for e, table in parts]
-    transformed = hadamard32(fold32(a, a_table))
-    torch32 = reference.sum_segments(transformed * hadamard32(sum(folded)), segments) / math.sqrt(dim)
+    torch32 = linear32(a, a_table, parts, segments)
     check(ops.linear_sketch(a, a_table, parts, segments, zeros(segments, dim)), torch32, want)
     # The same with what earlier calls left: H S a, and a part that is S e.
     done = ops.fold_hadamard(a, a_table)
-    parts[-1] = (folded[-1], None)
+    parts[-1] = (fold32(*parts[-1]), None)
     check(ops.linear_sketch(done, None, parts, segments, zeros(segments, dim)), torch32, want)
     check(ops.linear_sketch(a, a_table, parts[::-1], segments, zeros(segments, dim)), torch32, want)
 
@@ -146,11 +116,9 @@ def test_token_sketch(rows, vocabulary, width, dim, dtype):
     e, segments = draw(rows, width, dtype, 4), spans(rows)
     ids = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(5)).to(DEVICE)
     id_table, e_table = make_table(0, "v", vocabulary, dim), make_table(0, "d", width, dim)
-    onehot = torch.nn.functional.one_hot(ids, vocabulary)
-    product = hadamard32(fold32(e, e_table)) * hadamard32(fold32(onehot, id_table))
     got = ops.token_sketch(ids, e, segments, id_table, e_table, zeros(segments, dim) + 1)
     want = reference.token_sketch(ids, e, segments, id_table, e_table)
-    check(got, reference.sum_segments(product, segments) / math.sqrt(dim) + 1, want + 1)
+    check(got, token32(ids, e, segments, id_table, e_table) + 1, want + 1)
 
 
 def test_token_sketch_of_an_id_outside_the_vocabulary_is_nan():
@@ -172,15 +140,11 @@ def test_vector_sketch(rows, width, dim, norm, dtype):
     # An offset of 3 makes the variance about the mean a harder sum than the plain squares.
     x, e = draw(rows, width, dtype, 6) + 3, draw(rows, width, dtype, 7)
     table, segments, eps = make_table(0, "w", width, dim), spans(rows), 1e-6
-    x32 = x.float() - (x.float().mean(1, keepdim=True) if norm == "layer" else 0)
-    hat = 1 if norm is None else x32 / torch.sqrt(x32.square().mean(1, keepdim=True) + eps)
-    v = reference.sum_segments(e.float() * hat, segments)
-    torch32 = hadamard32(fold32(v, table)) / math.sqrt(dim)
     got = ops.vector_sketch(
         None if norm is None else x, e, segments, table, zeros(segments, dim) + 1, norm, eps
     )
     exact = reference.fold_hadamard(reference.vector_gradient(x, e, segments, norm, eps), table)
-    check(got, torch32 + 1, exact / math.sqrt(dim) + 1)
+    check(got, vector32(x, e, segments, table, norm, eps) + 1, exact / math.sqrt(dim) + 1)
 
 
 def test_vector_sketch_without_eps_and_with_a_short_chunk():
@@ -212,7 +176,7 @@ def test_what_is_not_finite_reaches_its_own_sample_alone(column, value, dtype):
 def test_every_tile_with_rows_missing_and_widths_about_k(dim, rows):
     for width in (dim // 4 - 1, dim, dim + 1):
         x, table = draw(rows, width, torch.float16, 1), make_table(0, "x", width, dim)
-        check(ops.fold_hadamard(x, table), hadamard32(fold32(x, table)), reference.fold_hadamard(x, table))
+        check(ops.fold_hadamard(x, table), fold_hadamard32(x, table), reference.fold_hadamard(x, table))
 
 
 @pytest.mark.parametrize("dim", TILES)

@@ -1,19 +1,19 @@
 """The Triton kernels softmax_fold, covariance and entropy against the fp64 definitions, on a GPU or interpreted.
 
-Tolerance: err(kernel) <= 2 * err(the same formula in float32 PyTorch) + FLOOR, errors relative to the largest
-entry of the definition's result. FLOOR is 4 units of the last place of the result's dtype. Entropies of order 1
-and more are within 1e-4 absolutely.
+Entropies of order 1 and more are within 1e-4 absolutely.
 """
 
 import math
 
 import pytest
 import torch
+from plain import covariance32, softmax32
+from tolerance import check
 
-from gvendi_fast import ops, reference
+from gvendi_fast import head_chunks, ops, reference
 from gvendi_fast.backends import backend, use_backend
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import Table, make_table
+from gvendi_fast.plan import make_table
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,7 +24,6 @@ from gvendi_fast.backends.triton.covariance import covariance, unit_rows  # noqa
 from gvendi_fast.backends.triton.entropy import entropies, entropy, group_spectra  # noqa: E402
 from gvendi_fast.backends.triton.softmax_fold import PART_V, softmax_fold  # noqa: E402
 
-FLOOR = {torch.float32: 4 * 2.0**-24, torch.float16: 4 * 2.0**-11}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 ORDERS = (1.0, 2.0, math.inf, 1.001, 1.3, 7.0)
 
@@ -36,15 +35,6 @@ def draw(rows: int, width: int, dtype: torch.dtype, seed: int, beside: int = 9) 
     return x.to(DEVICE, dtype)[:, :width]
 
 
-def check(got: torch.Tensor, torch32: torch.Tensor, want: torch.Tensor) -> None:
-    assert got.shape == want.shape == torch32.shape
-    assert torch.isfinite(got).all()
-    if want.numel():
-        largest = want.abs().max().clamp_min(1e-300)
-        error, error32 = ((x.double() - want).abs().max() / largest for x in (got, torch32.to(got.dtype)))
-        assert error <= 2 * error32 + FLOOR.get(got.dtype, FLOOR[torch.float32])
-
-
 def run_softmax(logits, labels, table, softcap=None, scale=1.0):
     """loss, gradient and fold of a copy with as much NaN beside its rows; outputs start as NaN."""
     memory = torch.full((len(logits), max(logits.stride(0), 1)), math.nan, dtype=logits.dtype, device=DEVICE)
@@ -54,19 +44,6 @@ def run_softmax(logits, labels, table, softcap=None, scale=1.0):
     softmax_fold(x, labels, table, loss, folded, softcap, scale)
     assert memory[:, logits.shape[1] :].isnan().all()
     return loss, x, folded
-
-
-def softmax32(logits, labels, table: Table, softcap, scale):
-    x, slope = logits.float() * scale, torch.tensor(scale, device=DEVICE)
-    if softcap is not None:
-        capped = torch.tanh(x / softcap)
-        x, slope = softcap * capped, scale * (1 - capped.square())
-    log_p = torch.log_softmax(x, -1)
-    e = (log_p.exp() - torch.nn.functional.one_hot(labels, x.shape[1])) * slope
-    bucket = torch.tensor(table.bucket, dtype=torch.int64, device=DEVICE)
-    fold = torch.zeros(len(e), table.dim, device=DEVICE)
-    fold.index_add_(1, bucket, e * torch.tensor(table.sign, device=DEVICE))
-    return -log_p.gather(1, labels[:, None])[:, 0], e, fold
 
 
 def check_softmax(logits, labels, table, softcap=None, scale=1.0):
@@ -202,8 +179,7 @@ def test_covariance(rows, dim, dtype):
     before = before + before.T
     out = before.clone()
     covariance(x, out)
-    z = torch.nn.functional.normalize(x.float(), dim=1)
-    check(out - before, z.T @ z, reference.covariance(x)[0])
+    check(out - before, covariance32(x), reference.covariance(x)[0])
     assert torch.equal(out, out.T)
 
 
@@ -347,8 +323,8 @@ def test_head_sketch_holds_one_chunk_of_logits(monkeypatch, dtype):
     tables = make_table(0, "d", 2, 64), make_table(0, "v", vocabulary, 64)
     labels, segments = torch.zeros(300, dtype=torch.int64), torch.tensor([[0, 300]])
     with use_backend("reference"):
-        ops.head_sketch(hidden, weight, labels, segments, *tables, torch.zeros(1, 64))
+        head_chunks.head_sketch(hidden, weight, labels, segments, *tables, torch.zeros(1, 64))
     row = vocabulary * dtype.itemsize
     assert sum(held) == 300 * row
-    assert max(held) == min(300, ops.head_chunk_rows(vocabulary, dtype.itemsize, "cpu")) * row
-    assert max(held) <= max(ops.HEAD_CHUNK_BYTES, ops.HEAD_CHUNK_MIN_ROWS * row)
+    assert max(held) == min(300, head_chunks.head_chunk_rows(vocabulary, dtype.itemsize, "cpu")) * row
+    assert max(held) <= max(head_chunks.HEAD_CHUNK_BYTES, head_chunks.HEAD_CHUNK_MIN_ROWS * row)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from gvendi_fast.backends.triton.covariance import STRIP_ROWS, unit_rows
-from gvendi_fast.backends.triton.runtime import Build, on_device_of
+from gvendi_fast.backends.triton.runtime import on_device_of
 
 BLOCK_N, BLOCK_C, BLOCK_K, WARPS = 128, 64, 16, 8
 CHAIN_K = 128
@@ -130,12 +130,3 @@ def assign(
                 CHAIN_K=CHAIN_K,
                 num_warps=WARPS,
             )
-
-
-def builds() -> list[Build]:
-    """What `assign` compiles beside `unit_rows`; rows of every dtype arrive as unit float32 rows."""
-    pointers = {"z": "*fp32", "centroids": "*fp32", "label": "*i64", "cosine": "*fp32"}
-    pointers |= {"second": "*i64", "second_cosine": "*fp32"}
-    sizes = {"N": "i32", "K": "i32", "C": "i32"}
-    tile = {"BLOCK_N": BLOCK_N, "BLOCK_C": BLOCK_C, "BLOCK_K": BLOCK_K, "CHAIN_K": CHAIN_K}
-    return [Build("assign", assign_kernel, WARPS, pointers | sizes, tile)]

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gvendi_fast.backends.triton.runtime import Build, on_device_of, workspace
+from gvendi_fast.backends.triton.runtime import on_device_of, workspace
 
 # Rows that are normalised at once: 64 MiB of unit rows at K = 1024.
 STRIP_ROWS = 16384
@@ -99,15 +99,3 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
 def tile(K: int) -> int:
     """Columns of a tile."""
     return NARROW if K < WIDE_DIM else WIDE
-
-
-def builds(dtype: str, K: int) -> list[Build]:
-    """What `covariance` compiles for rows of a dtype ("fp32", "bf16", "fp16") and K columns."""
-    unit = {"x": f"*{dtype}", "stride": "i32", "z": "*fp32", "N": "i32", "K": "i32"}
-    unit_tile = {"BLOCK_N": UNIT_ROWS, "BLOCK_K": UNIT_COLUMNS}
-    sums = {"z": "*fp32", "out": "*fp64", "N": "i32", "K": "i32"}
-    sum_tile = {"SUM_ROWS": SUM_ROWS, "BLOCK_N": BLOCK_N, "BLOCK_K": tile(K)}
-    return [
-        Build(f"unit_rows-{dtype}", unit_rows_kernel, UNIT_WARPS, unit, unit_tile),
-        Build(f"covariance-{tile(K)}", covariance_kernel, WARPS, sums, sum_tile),
-    ]

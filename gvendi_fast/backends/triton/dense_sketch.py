@@ -34,7 +34,6 @@ from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
 from gvendi_fast.backends.triton.runtime import (
     CHUNK_LISTS,
     CHUNK_ROWS,
-    Build,
     Chunks,
     chunks_of,
     on_device_of,
@@ -273,21 +272,3 @@ def _slabs(spans: bytes, slabs: int, device: torch.device, stream: int) -> Chunk
     rows[: len(given)] = given
     first = np.arange(len(given) + 1) * slabs
     return Chunks(*(to_device(torch.from_numpy(x), device) for x in (rows, first)))
-
-
-def builds(dtype: str, block: int) -> list[Build]:
-    """What `dense_sketch` compiles for inputs of a dtype ("fp32", "bf16", "fp16") and a block of columns."""
-    key = {"key_low": "i32", "key_high": "i32"}
-    sums = {"spans": "*i64", "partial": "*fp32", "K": "i32", "strips": "i32"}
-    tile = {"BLOCK_B": BLOCK_B, "BLOCK_T": BLOCK_T, "BLOCK_K": block}
-    rows = {"a": f"*{dtype}", "stride_a": "i32", "e": f"*{dtype}", "stride_e": "i32"}
-    sizes = {"samples": "i32", "height": "i32", "width": "i32", "apart": "i32"}
-    found = []
-    for unit, kind in ((1, ""), (ALIGNED, "-aligned")):
-        types, constants = rows | sizes | sums | key, tile | {"BLOCK_O": BLOCK_O, "UNIT": unit}
-        name = f"dense_linear-{dtype}-{block}{kind}"
-        found.append(Build(name, dense_linear_kernel, WARPS, types, constants))
-    if block in TOKEN_BLOCKS:
-        types = {"ids": "*i64", "e": f"*{dtype}", "stride_e": "i32", "d": "i32"} | sums | key
-        found.append(Build(f"dense_token-{dtype}-{block}", dense_token_kernel, WARPS, types, tile))
-    return found

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from gvendi_fast.backends.triton.covariance import STRIP_ROWS, unit_rows
-from gvendi_fast.backends.triton.runtime import Build, on_device_of
+from gvendi_fast.backends.triton.runtime import on_device_of
 from gvendi_fast.reference import MAX_GROUP, SPECTRUM_NOISE
 
 # Padded size M -> exponent t of the primitive trinomial x^log2(M) + x^t + 1, and warps of the Jacobi kernel.
@@ -174,21 +174,3 @@ def entropies(spectra: torch.Tensor, q: float) -> torch.Tensor:
         logs = p.masked_fill(p == 0, 1).log()
         return torch.log1p((p * torch.expm1((q - 1) * logs)).sum(dim=1)) / (1 - q)
     return torch.logsumexp(q * p.log(), dim=1) / (1 - q)
-
-
-def builds(M: int) -> list[Build]:
-    """What `entropy` compiles for groups padded to M rows, beside the unit rows."""
-    gram = {"z": "*fp32", "spans": "*i64", "gram": "*fp32", "K": "i32"}
-    gram_tile = {"M": M, "BLOCK_M": min(M, GRAM_ROWS), "BLOCK_K": GRAM_COLUMNS}
-    found = [Build(f"gram-{M}", gram_kernel, GRAM_WARPS, gram, gram_tile)]
-    if M in JACOBI:
-        power, warps = JACOBI[M]
-        types = {
-            "gram": "*fp32",
-            "spectra": "*fp32",
-            "residuals": "*fp32",
-            "SWEEPS": "i32",
-            "tolerance": "fp32",
-        }
-        found.append(Build(f"jacobi-{M}", jacobi_kernel, warps, types, {"M": M, "T": power}, multiples=()))
-    return found

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from gvendi_fast.backends.triton import tables
 from gvendi_fast.backends.triton.hadamard import TILES, hadamard, tile
-from gvendi_fast.backends.triton.runtime import Build, on_device_of
+from gvendi_fast.backends.triton.runtime import on_device_of
 from gvendi_fast.plan import Table
 
 MAX_ROWS = 4
@@ -100,19 +100,3 @@ def fold_hadamard(
             K=K,
             num_warps=shape.warps,
         )
-
-
-def builds(K: int, dtype: str) -> list[Build]:
-    """What `fold_hadamard` compiles for inputs of a dtype ("fp32", "bf16", "fp16"), and to add transforms of sums."""
-    shape = tile(K)
-    types = {"x": f"*{dtype}", "stride": "i32", "table": "*i32", "blocks": "i32"}
-    types |= {"out": "*fp32", "count": "i32", "scale": "fp32"}
-    vectors = types | {"x": "*fp32"}
-    sums = {name: kind for name, kind in vectors.items() if name != "table"}
-    sizes = {"BLOCK_T": shape.rows, "K": K}
-    kernel, warps = fold_hadamard_kernel, shape.warps
-    return [
-        Build(f"fold_hadamard-{dtype}-{K}", kernel, warps, types, {"ADD": False, **sizes}),
-        Build(f"fold_hadamard-vectors-{K}", kernel, warps, vectors, {"ADD": True, **sizes}),
-        Build(f"fold_hadamard-sums-{K}", kernel, warps, sums, {"table": None, "ADD": True, **sizes}),
-    ]

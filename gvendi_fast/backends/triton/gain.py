@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gvendi_fast.backends.triton.runtime import Build, on_device_of
+from gvendi_fast.backends.triton.runtime import on_device_of
 from gvendi_fast.spectrum import Quadrature
 
 # Rows of a program, its warps, and the k whose loads are under way at once.
@@ -88,13 +88,3 @@ def gain(coordinates: torch.Tensor, at: Quadrature, out: torch.Tensor) -> None:
             coordinates, at.table, at.t, at.weight, out, out.stride(0), N, K, len(at.t),
             SIGN=at.sign, C=C, BLOCK_C=triton.next_power_of_2(C), BLOCK_N=BLOCK_N, UNROLL=UNROLL, num_warps=WARPS,
         )  # fmt: skip
-
-
-def builds(dtype: str, columns: int, sign: int) -> list[Build]:
-    """What `gain` compiles for coordinates of a dtype ("fp32", "fp64") and a table of so many columns."""
-    types = {"c": f"*{dtype}", "table": "*fp64", "t": "*fp64", "weight": "*fp64", "out": "*fp64"}
-    types |= {"stride": "i32", "N": "i32", "K": "i32", "J": "i32"}
-    constants = {"SIGN": sign, "C": columns, "BLOCK_C": triton.next_power_of_2(columns)}
-    constants |= {"BLOCK_N": BLOCK_N, "UNROLL": UNROLL}
-    name = f"gain-{dtype}-{columns}-{'joins' if sign > 0 else 'leaves'}"
-    return [Build(name, gain_kernel, WARPS, types, constants)]

@@ -19,7 +19,6 @@ from gvendi_fast.backends.triton.fold_hadamard import fold_rows
 from gvendi_fast.backends.triton.hadamard import hadamard, tile
 from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
 from gvendi_fast.backends.triton.runtime import (
-    Build,
     Chunks,
     chunks_of,
     on_device_of,
@@ -101,21 +100,3 @@ def _side(x: torch.Tensor, table: Table | None) -> tuple[torch.Tensor, int, torc
         return x, x.stride(0), None, 0
     packed = tables.folding(table, x.device)
     return x, x.stride(0), packed, len(packed)
-
-
-def builds(K: int, dtype: str, parts: int = 1, a_done: bool = False, e_done: bool = False) -> list[Build]:
-    """What a launch compiles: `parts` parts, `a_done` for a as H S a, `e_done` for one more part that is S e."""
-    sides = [("fp32", None) if a_done else (dtype, "*i32")] + [(dtype, "*i32")] * parts
-    sides += [("fp32", None)] * e_done
-    types, constants = {}, {}
-    for position, label in enumerate(("_a", *range(PARTS))):
-        kind, table = sides[position] if position < len(sides) else (None, None)
-        types |= {f"stride{label}": "i32", f"blocks{label}": "i32"}
-        pointers = {"a" if label == "_a" else f"e{label}": kind and f"*{kind}", f"table{label}": table}
-        types |= {name: pointer for name, pointer in pointers.items() if pointer}
-        constants |= {name: None for name, pointer in pointers.items() if not pointer}
-    shape = tile(K)
-    types |= {"spans": "*i64", "partial": "*fp32"}
-    constants |= {"BLOCK_T": shape.rows, "K": K}
-    name = f"linear_sketch-{dtype}-{K}-parts{parts}{'-HSa' * a_done}{'-Se' * e_done}"
-    return [Build(name, linear_sketch_kernel, shape.warps, types, constants)]

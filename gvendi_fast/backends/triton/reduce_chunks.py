@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gvendi_fast.backends.triton.runtime import Build, Chunks, on_device_of
+from gvendi_fast.backends.triton.runtime import Chunks, on_device_of
 
 # Loads of a group are in flight together; one by one, a long sample would wait for memory at every chunk.
 GROUP = 8
@@ -58,13 +58,3 @@ def reduce_chunks(
             BLOCK_W=BLOCK_W,
             num_warps=WARPS,
         )
-
-
-def builds() -> list[Build]:
-    """What `reduce_chunks` compiles."""
-    types = {"partial": "*fp32", "first": "*i64", "out": "*fp32", "width": "i32", "scale": "fp32"}
-    sizes = {"GROUP": GROUP, "BLOCK_W": BLOCK_W}
-    return [
-        Build(f"reduce_chunks-{name}", reduce_chunks_kernel, WARPS, types, {"ADD": add, **sizes})
-        for name, add in (("set", False), ("add", True))
-    ]

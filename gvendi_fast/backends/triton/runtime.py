@@ -1,4 +1,4 @@
-"""What every kernel's wrapper needs: the chunks of a batch, the launch guard, and what is compiled ahead.
+"""What every kernel's wrapper needs: the chunks of a batch and the launch guard.
 
 Sums over a sample's rows go chunk by chunk: a chunk is CHUNK_ROWS consecutive rows of one sample, counted from its
 first row, and writes its own row of `partial` [chunks, width]; `reduce_chunks` adds them in a fixed order. So no
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,23 +39,6 @@ class Chunks:
     def samples(self) -> int:
         """B, empty samples included."""
         return len(self.first) - 1
-
-
-@dataclass(frozen=True)
-class Build:
-    """One kernel with the types and constants of one call: what a launch compiles, and what tests compile ahead.
-
-    types: {argument: Triton type such as "*bf16" or "i32"}; constants: {argument: value} of all other arguments,
-    None for a tensor that is not given. warps: num_warps of the launch. name: for test ids. multiples: which of the
-    integers that the kernel specialises on are multiples of 16; None for all of them.
-    """
-
-    name: str
-    kernel: Any
-    warps: int
-    types: dict[str, str]
-    constants: dict[str, Any]
-    multiples: tuple[str, ...] | None = None
 
 
 def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:

@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gvendi_fast.backends.triton.runtime import Build, on_device_of
+from gvendi_fast.backends.triton.runtime import on_device_of
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import MAX_DIM, MIN_DIM, Table
 
@@ -356,27 +356,3 @@ def _pack(table: Table, at_once: int) -> np.ndarray:
             "make tables with gvendi_fast.plan.make_table"
         )
     return packed.view(np.int16)
-
-
-def builds(dtype: str, table: Table | None, capped: bool) -> list[Build]:
-    """What `softmax_fold` compiles for logits of a dtype ("fp32", "bf16", "fp16") and a vocabulary."""
-    K, at_once, bins = tile_of(table, capped)
-    V = PLAIN_BLOCK if table is None else table.width
-    name = f"{dtype}-{'plain' if table is None else f'{V}-{K}'}{'-capped' if capped else ''}"
-    types = {"x": f"*{dtype}", "stride": "i32", "labels": "*i64", "V": "i32", "parts": "i32"}
-    types |= {"bases": "*fp32", "sums": "*fp32", "label_logits": "*fp32", "ratio": "fp32", "c": "fp32"}
-    fold_types = {**types, "loss": "*fp32", "T": "i32", "full": "i32", "tiles": "i32", "scale": "fp32"}
-    fold = {"K": K, "PARTS": _power_of_parts(V)}
-    fold |= {"BLOCK_T": BLOCK_T, "BLOCK_B": at_once, "BLOCK_K": bins}
-    if table is None:
-        fold |= {"table": None, "folded": None}
-    else:
-        fold_types |= {"table": "*i16", "folded": "*fp32"}
-    sums, found = _sums(4 if dtype == "fp32" else 2), []
-    for unit, kind in ((ALIGNED, ""), (1, "-unaligned")):
-        same = {"CAP": capped, "UNIT": unit}
-        found.append(Build(f"softmax_sum-{name}{kind}", sum_kernel, SUM_THREADS // WARP, types, same | sums))
-        if table is None or unit == 1:
-            build_name = f"softmax_fold-{name}{kind if table is None else ''}"
-            found.append(Build(build_name, fold_kernel, bins // WARP, fold_types, same | fold))
-    return found

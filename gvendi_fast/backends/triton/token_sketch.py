@@ -16,7 +16,7 @@ from gvendi_fast.backends.triton import tables
 from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
 from gvendi_fast.backends.triton.hadamard import tile
 from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
-from gvendi_fast.backends.triton.runtime import Build, chunks_of, on_device_of, workspace
+from gvendi_fast.backends.triton.runtime import chunks_of, on_device_of, workspace
 from gvendi_fast.plan import Table
 
 
@@ -87,10 +87,3 @@ def token_sketch(
         )
     reduce_chunks(partial, chunks, total)
     fold_hadamard(total, None, out, 1 / math.sqrt(K))
-
-
-def builds(K: int, dtype: str) -> list[Build]:
-    """What `token_sketch` compiles beside the sum over chunks and the transform."""
-    types = {"ids": "*i64", "id_table": "*i16", "vocabulary": "i32", "e": f"*{dtype}", "stride": "i32"}
-    types |= {"table": "*i32", "blocks": "i32", "spans": "*i64", "partial": "*fp32"}
-    return [Build(f"token_sketch-{dtype}-{K}", token_sketch_kernel, tile(K).warps, types, {"K": K})]

@@ -17,7 +17,6 @@ from gvendi_fast.backends.triton.fold_hadamard import fold_hadamard
 from gvendi_fast.backends.triton.reduce_chunks import reduce_chunks
 from gvendi_fast.backends.triton.runtime import (
     CHUNK_ROWS,
-    Build,
     chunks_of,
     on_device_of,
     workspace,
@@ -113,13 +112,3 @@ def vector_sketch(
         )
     reduce_chunks(partial, chunks, total)
     fold_hadamard(total, table, out, 1 / math.sqrt(out.shape[1]))
-
-
-def builds(dtype: str, norm: str | None) -> list[Build]:
-    """What `vector_sketch` compiles beside the sum over chunks and the transform."""
-    types = {"stride_x": "i32", "e": f"*{dtype}", "stride_e": "i32", "spans": "*i64", "partial": "*fp32"}
-    types |= {"width": "i32", "eps": "fp32"}
-    constants = {"NORM": norm, "ROWS": CHUNK_ROWS, "BLOCK_D": BLOCK_D}
-    (constants if norm is None else types)["x"] = None if norm is None else f"*{dtype}"
-    name = f"vector_sketch-{dtype}-{norm or 'bias'}"
-    return [Build(name, vector_sketch_kernel, WARPS, types, constants)]

@@ -21,8 +21,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
-
-from gvendi_fast.backends.triton.runtime import Build
+from triton_builds import Build, builds
 
 WARP, MULTIPLE, NO_MULTIPLE = 32, 16, 3
 DTYPES = {
@@ -81,7 +80,7 @@ def compile_build(build: Build, capability: int) -> CompiledKernel:
 
 
 def compile_builds(names: Iterable[str], capability: int, processes: int) -> None:
-    """The registry's builds of these names, `processes` at once, into Triton's cache on disk, where launches find them.
+    """The builds of these names, `processes` at once, into Triton's cache on disk, where launches find them.
 
     Raises what the first build that fails raises.
     """
@@ -92,8 +91,6 @@ def compile_builds(names: Iterable[str], capability: int, processes: int) -> Non
 
 
 def _compile_named(capability: int, name: str) -> None:
-    from gvendi_fast.backends.triton.registry import builds
-
     compile_build(builds()[name], capability)
 
 
