@@ -31,7 +31,7 @@ _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", 
 SEED_ROWS, SEED_LEAST = 8, 4096
 
 Source = Pool | RunDirectory | str | os.PathLike | Rows
-Progress = Callable[[int, float, int], None]
+AfterPass = Callable[[int, float, int], None]
 
 
 class Assignment(NamedTuple):
@@ -113,7 +113,7 @@ class SphericalKMeans:
         self._check_fitted()
         return self._tally.mean_cosine()
 
-    def fit(self, source: Source, progress: Progress | None = None) -> SphericalKMeans:
+    def fit(self, source: Source, progress: AfterPass | None = None) -> SphericalKMeans:
         """Cluster a pool: a matrix [N, K], a run directory, its path, or a Pool. Returns self.
 
         Memory: the centroids and their sums, 4096 rows at a time, and the 8 C or at least 4096 rows that the seeds

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.compiled import CompileError, choose_compile
 from gvendi_fast.corpus import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.errors import GvendiError
@@ -80,38 +81,6 @@ class Settings:
             raise GvendiError(
                 f"max_rejected must be a count (an int from 0) or a share (a float from 0.0 to below 1), got {share!r}"
             )
-
-
-class Progress(Protocol):
-    """What a run tells while it goes; every method may be called from the run's own thread only."""
-
-    def start(self, rows: int, done: int) -> None:
-        """rows of the corpus, and how many of them an earlier run has done."""
-
-    def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """One more batch: rows looked at, tokens run through the proxy, rows rejected."""
-
-    def note(self, text: str) -> None:
-        """One line on how it goes, where rows do not tell."""
-
-    def close(self) -> None:
-        """The run is over, well or not."""
-
-
-class Silent:
-    """A Progress that says nothing."""
-
-    def start(self, rows: int, done: int) -> None:
-        """Nothing to say."""
-
-    def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """Nothing to say."""
-
-    def note(self, text: str) -> None:
-        """Nothing to say."""
-
-    def close(self) -> None:
-        """Nothing to say."""
 
 
 def sketch_corpus(

@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gvendi_fast"
 FLOORS = {
+    "base": 0,
     "errors": 0,
     "_version": 0,
     "plan": 1,
@@ -30,7 +31,6 @@ FLOORS = {
     "parts": 1,
     "store": 1,
     "tensor_files": 1,
-    "progress": 1,
     "originals": 1,
     "figures": 1,
     "report": 1,

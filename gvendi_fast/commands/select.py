@@ -121,9 +121,9 @@ def select(
     """
     from gvendi_fast import selection
     from gvendi_fast.atomic import atomic_write
+    from gvendi_fast.base.progress import progress_for
     from gvendi_fast.originals import locate_corpus
     from gvendi_fast.pool import as_pool
-    from gvendi_fast.progress import progress_for
     from gvendi_fast.store import RunDirectory
 
     began, budget = time.perf_counter(), parse_bytes(memory)

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from gvendi_fast.progress import LINE_EVERY
+from gvendi_fast.base.progress import LINE_EVERY
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.status import Status

@@ -123,8 +123,8 @@ def synthesize(
         else:
             _print_previews(previews)
         return
+    from gvendi_fast.base.progress import progress_for
     from gvendi_fast.commands.synthesis_view import view_for
-    from gvendi_fast.progress import progress_for
 
     try:
         with view_for() as view:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool
-from gvendi_fast.sketching import Progress
 from gvendi_fast.state import VendiState
 
 

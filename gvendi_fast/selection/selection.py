@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import BLOCK, Pool, as_pool
 from gvendi_fast.selection.greedy import Picks, lazy, stochastic, two_round
@@ -34,7 +35,6 @@ from gvendi_fast.selection.problem import (
 )
 from gvendi_fast.selection.rounding import relaxed
 from gvendi_fast.selection.set_score import RandomBaseline, score_chosen, score_random
-from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.state import VendiState
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import Rows

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.originals import original_rows
@@ -17,7 +18,7 @@ from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
 from gvendi_fast.proxy import Proxy, load_proxy
 from gvendi_fast.rows import Fields, Reason, decode_line, record_id
-from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
+from gvendi_fast.sketching import Settings, describe, sketch_corpus
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidates import request_of

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from gvendi_fast.atomic import atomic_write
+from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.memory import choose_batch_tokens
 from gvendi_fast.rows import Reason
-from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
     check_prompts,
