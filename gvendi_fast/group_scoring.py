@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from gvendi_fast import ops
+from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.reference import MAX_GROUP
 from gvendi_fast.store import RunDirectory
@@ -93,11 +93,9 @@ def draws(rows: np.ndarray, n: int, key: str) -> Iterator[np.ndarray]:
     if len(rows) == n:
         yield rows
         return
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    words = np.random.Philox(key=int.from_bytes(digest, "little"))
+    words = stream(key)
     for _ in range(DRAWS if n <= MAX_GROUP else LARGE_DRAWS):
-        # The n rows with the smallest words; raw words are the same in every release of NumPy.
-        yield rows[np.sort(np.argpartition(words.random_raw(len(rows)), n - 1)[:n])]
+        yield rows[subset(words, len(rows), n)]
 
 
 def _batches(

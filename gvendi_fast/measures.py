@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gvendi_fast.compare import MOST_ROWS, draw
+from gvendi_fast.base.draws import places_by_id
+from gvendi_fast.compare import MOST_ROWS
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.group_scoring import equal_n
 from gvendi_fast.pool import Pool, as_pool
@@ -112,7 +113,7 @@ def measure(
         sets |= _groups(pool)
     n = _equal_n(sets, n)
     drawn = {
-        key: np.sort(places[draw([pool.ids[i] for i in places], n, seed)])
+        key: np.sort(places[places_by_id([pool.ids[i] for i in places], n, seed)])
         for key, places in sets.items()
         if len(places) >= n
     }

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gvendi_fast import compare, report_rows
+from gvendi_fast.base.draws import numbered_stream, order, places_by_id, random_words, stream
 from gvendi_fast.group_scoring import draws
-from gvendi_fast.selection.problem import random_words
-from gvendi_fast.synthesis.draws import draw
+from gvendi_fast.synthesis.candidates import shown_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "draws.json"
 SEEDS = 0, 7, -3, 2**64 + 5, 2**130 + 1
@@ -19,7 +18,7 @@ NAMES = [f"row-{i}" for i in range(40)] + ["", "ä", "|", "0|1"]
 def report_words() -> dict:
     keys = [f"growth|{seed}|{draw}" for seed in SEEDS for draw in (0, 4)]
     keys += [f"{room}|{seed}" for room in ("map", "clusters") for seed in SEEDS]
-    return {key: report_rows._words(key, 5).tolist() for key in keys}
+    return {key: stream(*key.split("|")).random_raw(5).tolist() for key in keys}
 
 
 def group_draws() -> dict:
@@ -34,7 +33,7 @@ def group_draws() -> dict:
 def shots() -> dict:
     cases = [(seed, round_, number) for seed in SEEDS for round_, number in ((0, 0), (12, 345))]
     sizes = (10**6, 5), (20, 5), (5, 5), (3, 5), (4, 3)
-    return {f"{case} {size}": draw(*case, *size) for case in cases for size in sizes}
+    return {f"{case} {size}": shown_rows(*case, *size) for case in cases for size in sizes}
 
 
 def selection_words() -> dict:
@@ -43,11 +42,11 @@ def selection_words() -> dict:
 
 
 def ids() -> dict:
-    return {str(seed): compare.draw(NAMES, 12, seed).tolist() for seed in SEEDS}
+    return {str(seed): places_by_id(NAMES, 12, seed).tolist() for seed in SEEDS}
 
 
 def partitions() -> dict:
-    return {str(seed): np.random.Philox(key=seed % 2**128).random_raw(4).tolist() for seed in SEEDS}
+    return {str(seed): numbered_stream(seed).random_raw(4).tolist() for seed in SEEDS}
 
 
 ROOMS = {
@@ -63,3 +62,20 @@ ROOMS = {
 @pytest.mark.parametrize("room", ROOMS)
 def test_draws_are_the_golden_ones(room):
     assert ROOMS[room]() == json.loads(GOLDEN.read_text())[room]
+
+
+def test_words_of_a_key_are_joined_as_they_are_written():
+    whole = stream("growth|7|0").random_raw(3).tolist()
+    assert (
+        stream("growth", 7, 0).random_raw(3).tolist()
+        == whole
+        == stream("growth|7", "0").random_raw(3).tolist()
+    )
+    assert stream("growth", 7, 1).random_raw(3).tolist() != whole
+
+
+def test_an_order_holds_every_number_once_and_follows_the_words():
+    first, again = (order(stream("order", 3), 100) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert np.array_equal(np.sort(first), np.arange(100))
+    assert np.array_equal(first, np.argsort(stream("order", 3).random_raw(100), kind="stable"))

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import BLOCK
 from gvendi_fast.selection.objectives import Level, make_objective
-from gvendi_fast.selection.problem import Problem, random_words
+from gvendi_fast.selection.problem import Problem
 
 # Gains closer than this are equal: float64 sums of the same numbers in another order differ by less.
 TIE = 1e-9

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool
@@ -55,11 +56,6 @@ class Problem:
         if self.labels is not None:
             order = order[_places(self.labels[order]) < self.limits[self.labels[order]]]
         return np.sort(order[: self.size])
-
-
-def random_words(seed: int, stream: int, count: int) -> np.ndarray:
-    """Random uint64 [count] from Philox, the same with every NumPy."""
-    return np.random.Philox(key=np.array([seed % 2**64, stream], np.uint64)).random_raw(count)
 
 
 def most(labels: np.ndarray | None, limits: np.ndarray | None, numbers: np.ndarray) -> int:

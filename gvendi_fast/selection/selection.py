@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import BLOCK, Pool, as_pool
@@ -30,7 +31,6 @@ from gvendi_fast.selection.problem import (
     coded_quotas,
     equal_quotas,
     most,
-    random_words,
     rank_of,
 )
 from gvendi_fast.selection.rounding import relaxed
