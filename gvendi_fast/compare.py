@@ -16,12 +16,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 
+from gvendi_fast.base.differences import differences
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.jackknife import Interval, jackknife
@@ -225,19 +227,13 @@ def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
                 f"{first!r} has sketches of {reference.dim} numbers and {name!r} of {pool.dim}; sketch both alike"
             )
         if pool.spec is not None and reference.spec is not None and pool.spec != reference.spec:
-            keys = sorted(
-                k for k in pool.spec.keys() | reference.spec.keys() if _at(pool, k) != _at(reference, k)
-            )
-            lines = "\n".join(f"  {k}: {_at(reference, k)} and {_at(pool, k)}" for k in keys)
+            differing = sorted(differences(reference.spec, pool.spec, "(absent)"), key=itemgetter(0))
+            lines = "\n".join(f"  {key}: {one} and {other}" for key, one, other in differing)
             raise GvendiError(
                 f"{first!r} and {name!r} were sketched with different settings:\n{lines}\n"
                 "such sketches do not compare; sketch both with the same settings"
             )
     return pools
-
-
-def _at(pool: Pool, key: str) -> Any:
-    return (pool.spec or {}).get(key, "(absent)")
 
 
 def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:

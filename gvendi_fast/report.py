@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvendi_fast import figures
 from gvendi_fast.atomic import atomic_write
+from gvendi_fast.base.differences import flat
 from gvendi_fast.errors import GvendiError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def environment() -> jinja2.Environment:
             f"{100 * value:.0f}\u00a0%" if value >= 0.0995 else f"{100 * value:.1f}\u00a0%"
         ),
         "width": lambda value: f"{100 * min(max(value, 0.0), 1.0):.2f}%",
-        "flat": _flat,
+        "flat": _settings,
         "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
         "exp": math.exp,
     }
@@ -177,12 +178,8 @@ def _picture(code: int) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
-    lines: list[tuple[str, str]] = []
-    for key, value in sorted(content.items()):
-        if isinstance(value, dict):
-            lines += _flat(value, f"{prefix}{key}.")
-        else:
-            lines.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
-    return lines
+def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value), each level by its names."""
+    names = sorted(flat(content).items(), key=lambda item: item[0].split("."))
+    shown = ((name, value) for name, value in names if value != {})
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in shown]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gvendi_fast.base.differences import differences
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
@@ -151,10 +152,8 @@ def open_pool(
         run = RunDirectory.load(data[0])
         wanted = describe(proxy, sketcher, settings, run.spec["max_tokens"])
         if run.spec != wanted:
-            differing = [key for key in wanted if run.spec.get(key) != wanted[key]]
-            shown = "\n".join(
-                f"  {key}: {run.spec.get(key)} there, {wanted[key]} in proxy" for key in differing
-            )
+            differing = differences(wanted, run.spec)
+            shown = "\n".join(f"  {key}: {there} there, {here} in proxy" for key, here, there in differing)
             raise GvendiError(
                 f"pool.data: '{data[0]}' was sketched with other settings than the section proxy says\n{shown}"
             )
