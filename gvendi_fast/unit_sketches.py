@@ -10,6 +10,7 @@ from gvendi_fast.rows import Rejected
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.text import Sample
 from gvendi_fast.transfer import Fetched
+from gvendi_fast.unit_rows import has_direction, refused_gradient
 from gvendi_fast.units import Unit
 
 
@@ -36,9 +37,9 @@ class UnitSketches:
     def write(self, run: RunDirectory) -> int:
         """Write the part; returns how many samples had no usable gradient."""
         norm = np.linalg.norm(self._sketches.astype(np.float64), axis=1)
-        usable = np.isfinite(norm) & (norm > 0)
+        usable = has_direction(norm)
         bad = [
-            Rejected(s.file, s.line, "zero gradient" if norm[i] == 0 else "non-finite gradient", s.id)
+            Rejected(s.file, s.line, refused_gradient(norm[i]), s.id)
             for i, s in enumerate(self.samples)
             if not usable[i]
         ]
