@@ -77,3 +77,12 @@ def unit_blocks(
             unit = unit_rows(matrix[i : i + BLOCK], device, seen + i)
             yield seen + i, unit if is_double(matrix) else unit.float()
         seen += len(matrix)
+
+
+def cosine_blocks(rows: torch.Tensor, pool: torch.Tensor, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number of the first row of the pool, cosines [m, block]) of unit rows [m, K] with a pool's [N, K].
+
+    Block by block: there is no [m, N] matrix.
+    """
+    for first in range(0, len(pool), block):
+        yield first, rows @ pool[first : first + block].T

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.unit_rows import has_direction, no_direction, refused_gradient, unit_rows
+from gvendi_fast.unit_rows import cosine_blocks, has_direction, no_direction, refused_gradient, unit_rows
 
 NORMS = [0.0, 5e-324, 1.0, 1e308, math.inf, math.nan]
 EXPECTED = [False, True, True, True, False, False]
@@ -37,3 +37,11 @@ def test_the_error_names_the_row_and_its_norm():
 def test_a_refused_gradient_is_zero_or_not_finite():
     assert refused_gradient(0.0) == "zero gradient"
     assert refused_gradient(math.nan) == refused_gradient(np.float64(math.inf)) == "non-finite gradient"
+
+
+def test_blocks_of_cosines_are_the_matrix_cut_into_columns():
+    rows, pool = (unit_rows(torch.randn(n, 8)).float() for n in (3, 10))
+    found = list(cosine_blocks(rows, pool, 4))
+    assert [first for first, _ in found] == [0, 4, 8]
+    assert [block.shape for _, block in found] == [(3, 4), (3, 4), (3, 2)]
+    assert torch.allclose(torch.cat([block for _, block in found], dim=1), rows @ pool.T, rtol=0, atol=1e-6)

@@ -11,8 +11,9 @@ import torch
 from gvendi_fast.base.draws import random_words
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import Pool
+from gvendi_fast.pool import BLOCK, Pool
 from gvendi_fast.state import VendiState
+from gvendi_fast.unit_rows import cosine_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,12 @@ class Problem:
         if self.labels is not None:
             order = order[_places(self.labels[order]) < self.limits[self.labels[order]]]
         return np.sort(order[: self.size])
+
+
+def raise_covered(covered: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> None:
+    """Raise covered [R] to the cosines that the targets [R, K] have with the nearest of rows [m, K], where larger."""
+    for _, cosine in cosine_blocks(targets, rows, BLOCK // 8):
+        torch.maximum(covered, cosine.amax(1), out=covered)
 
 
 def most(labels: np.ndarray | None, limits: np.ndarray | None, numbers: np.ndarray) -> int:

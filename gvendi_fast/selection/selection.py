@@ -22,7 +22,7 @@ import torch
 from gvendi_fast.base.draws import random_words
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import BLOCK, Pool, as_pool
+from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.selection.greedy import Picks, lazy, stochastic, two_round
 from gvendi_fast.selection.objectives import OBJECTIVES
 from gvendi_fast.selection.problem import (
@@ -31,6 +31,7 @@ from gvendi_fast.selection.problem import (
     coded_quotas,
     equal_quotas,
     most,
+    raise_covered,
     rank_of,
 )
 from gvendi_fast.selection.rounding import relaxed
@@ -248,6 +249,5 @@ def _given(
     for _, block in rows.blocks():
         made.update(block)
         if targets is not None and rows.dim == pool.dim:
-            for chunk in block.split(BLOCK // 8):
-                torch.maximum(covered, (targets @ chunk.T).amax(1), out=covered)
+            raise_covered(covered, targets, block)
     return state.merge(made)

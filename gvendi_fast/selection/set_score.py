@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.pool import BLOCK
-from gvendi_fast.selection.problem import Problem
+from gvendi_fast.selection.problem import Problem, raise_covered
 from gvendi_fast.spectrum import renyi_entropy
 from gvendi_fast.state import VendiState
 
@@ -51,8 +51,7 @@ class SetScore:
         if self._problem.quality is not None:
             self._quality.append(self._problem.quality[numbers])
         if self._covered is not None:
-            for chunk in rows.split(BLOCK // 8):
-                torch.maximum(self._covered, (self._problem.targets @ chunk.T).amax(1), out=self._covered)
+            raise_covered(self._covered, self._problem.targets, rows)
 
     def scores(self) -> tuple[float, float]:
         """(value of the objective, G-Vendi)."""
