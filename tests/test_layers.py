@@ -49,6 +49,7 @@ FLOORS = {
     "head": 4,
     "gradients": 4,
     "similarity": 4,
+    "second_moment": 4,
     "state": 4,
     "gains": 4,
     "jackknife": 4,

@@ -31,7 +31,7 @@ class RandomBaseline:
     draws: int
 
 
-class SetScore:
+class SubsetScore:
     """The objective's value and the G-Vendi of rows that come block by block, together with the given rows."""
 
     def __init__(self, problem: Problem, count: int) -> None:
@@ -78,7 +78,7 @@ def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, n
     """
     order = np.argsort(numbers)
     state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
-    score, surprisal = SetScore(problem, len(numbers)), np.empty(len(numbers))
+    score, surprisal = SubsetScore(problem, len(numbers)), np.empty(len(numbers))
     chunks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     for chunk in chunks:
         rows = problem.pool.take(numbers[chunk])
@@ -105,7 +105,7 @@ def score_random(problem: Problem, draws: int) -> RandomBaseline | None:
 
 def _draw(problem: Problem, streams: range) -> list[tuple[float, float]]:
     sets = [problem.random(DRAWS + stream) for stream in streams]
-    scores = [SetScore(problem, problem.size) for _ in sets]
+    scores = [SubsetScore(problem, problem.size) for _ in sets]
     for first, block in problem.pool.blocks():
         for numbers, score in zip(sets, scores, strict=True):
             begin, end = np.searchsorted(numbers, [first, first + len(block)])
