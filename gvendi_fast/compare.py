@@ -13,7 +13,6 @@ All sets are compared by n rows each, drawn by id. With Sigma_k of those rows an
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from operator import itemgetter
@@ -28,10 +27,8 @@ from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.jackknife import Interval, jackknife
 from gvendi_fast.neighbours import Pair, nearest_pairs
-from gvendi_fast.pool import Pool, as_pool
+from gvendi_fast.pool import Pool, PoolLike, as_pool
 from gvendi_fast.state import VendiState
-from gvendi_fast.store import RunDirectory
-from gvendi_fast.unit_rows import Rows
 from gvendi_fast.vendi import gvendi
 
 # Rows of a set beyond this many are not needed for the comparison and would only cost memory.
@@ -125,7 +122,7 @@ class Comparison:
 
 
 def compare(
-    sets: Mapping[str, Pool | RunDirectory | str | os.PathLike | Rows],
+    sets: Mapping[str, PoolLike],
     *,
     n: int | None = None,
     pairs: int = 10,

@@ -25,7 +25,7 @@ import torch
 from gvendi_fast.base.draws import places_by_id
 from gvendi_fast.compare import MOST_ROWS
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.group_scoring import equal_n
+from gvendi_fast.group_scoring import GROUP_BYTES, equal_n
 from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.row_texts import locate_corpus, row_texts
 from gvendi_fast.scoring import check_by
@@ -33,8 +33,6 @@ from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_blocks
 from gvendi_fast.vendi import gvendi
 
-# Sketches of drawn groups held in memory at once.
-GROUP_BYTES = 1 << 30
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 

@@ -80,7 +80,7 @@ Dim = Annotated[
         help="Sketch dimension from 64 to 8192: a power of two, or a multiple of 64 for rademacher.",
     ),
 ]
-Kind = Annotated[
+SketchKind = Annotated[
     Sketch,
     typer.Option(
         "--sketch", help="Kind of sketch; rademacher is dense, slower, and there to verify hadamard."
@@ -181,7 +181,7 @@ class CorpusOptions:
 
     proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct"
     dim: Dim = 1024
-    sketch: Kind = Sketch.hadamard
+    sketch: SketchKind = Sketch.hadamard
     seed: Seed = 0
     dtype: DtypeOption = Dtype.auto
     attention: AttentionOption = Attention.auto

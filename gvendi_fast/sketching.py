@@ -103,7 +103,7 @@ def sketch_corpus(
     sketcher = GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude)
     limit = _longest(proxy, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask)
-    run = RunDirectory.open(out, describe(proxy, sketcher, settings, limit), manifest.to_dict())
+    run = RunDirectory.open(out, spec_of(proxy, sketcher, settings, limit), manifest.to_dict())
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
     rejected = sum(1 for _ in run.rejected())
@@ -154,7 +154,7 @@ def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketche
     return compiled
 
 
-def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
+def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
     """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
 
     Device, backend, attention and compiling are left out: they change the rounding alone, so that a run which began

@@ -8,7 +8,7 @@ import pytest
 
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id, random_words, stream
 from gvendi_fast.group_scoring import draws
-from gvendi_fast.synthesis.candidates import shown_rows
+from gvendi_fast.synthesis.candidates import shot_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "draws.json"
 SEEDS = 0, 7, -3, 2**64 + 5, 2**130 + 1
@@ -33,7 +33,7 @@ def group_draws() -> dict:
 def shots() -> dict:
     cases = [(seed, round_, number) for seed in SEEDS for round_, number in ((0, 0), (12, 345))]
     sizes = (10**6, 5), (20, 5), (5, 5), (3, 5), (4, 3)
-    return {f"{case} {size}": shown_rows(*case, *size) for case in cases for size in sizes}
+    return {f"{case} {size}": shot_rows(*case, *size) for case in cases for size in sizes}
 
 
 def selection_words() -> dict:

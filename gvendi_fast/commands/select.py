@@ -22,7 +22,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
 }
 
 
-class Objective(str, Enum):
+class ObjectiveName(str, Enum):
     """What is maximised."""
 
     vendi = "vendi"
@@ -52,13 +52,13 @@ def select(
         ),
     ],
     objective: Annotated[
-        Objective,
+        ObjectiveName,
         typer.Option(
             "--objective",
             help="vendi: the entropy of the set; logdet: a determinant, which asks more for rare directions; facility: "
             "every row of the pool has a chosen row near it; quality: mean of --quality times G-Vendi.",
         ),
-    ] = Objective.vendi,
+    ] = ObjectiveName.vendi,
     method: Annotated[
         Method,
         typer.Option(
@@ -128,9 +128,9 @@ def select(
 
     began, budget = time.perf_counter(), parse_bytes(memory)
     sidecar = _check_out(out, force)
-    if quality is not None and objective is Objective.vendi:
-        objective = Objective.quality
-    if (quality is not None) != (objective is Objective.quality):
+    if quality is not None and objective is ObjectiveName.vendi:
+        objective = ObjectiveName.quality
+    if (quality is not None) != (objective is ObjectiveName.quality):
         raise GvendiError("--quality FIELD goes with --objective quality, and that objective needs it")
     run = RunDirectory.load(directory)
     warn_unfinished(run)

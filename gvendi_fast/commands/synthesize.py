@@ -165,11 +165,11 @@ def _visible(text: str) -> str:
 
 
 def _print_end(status: Status, out: str) -> None:
-    from gvendi_fast.commands.synthesis_view import describe
+    from gvendi_fast.commands.synthesis_view import status_lines
     from gvendi_fast.synthesis.status import BESIDE
 
     print(f"stopped: {status.why}")
-    for name, value in describe(status).items():
+    for name, value in status_lines(status).items():
         print(f"  {name:<16}{value}")
     spent = {stage: seconds for stage, seconds in status.seconds.items() if stage not in BESIDE}
     whole = sum(spent.values())

@@ -11,7 +11,7 @@ import torch
 from gvendi_fast.base.draws import random_words
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import BLOCK, Pool
+from gvendi_fast.pool import POOL_BLOCK, Pool
 from gvendi_fast.state import VendiState
 from gvendi_fast.unit_rows import cosine_blocks
 
@@ -61,7 +61,7 @@ class Problem:
 
 def raise_covered(covered: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> None:
     """Raise covered [R] to the cosines that the targets [R, K] have with the nearest of rows [m, K], where larger."""
-    for _, cosine in cosine_blocks(targets, rows, BLOCK // 8):
+    for _, cosine in cosine_blocks(targets, rows, POOL_BLOCK // 8):
         torch.maximum(covered, cosine.amax(1), out=covered)
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gvendi_fast.pool import BLOCK
+from gvendi_fast.pool import POOL_BLOCK
 from gvendi_fast.selection.problem import Problem, raise_covered
 from gvendi_fast.spectrum import renyi_entropy
 from gvendi_fast.state import VendiState
 
 # Streams of random numbers from here on are the random subsets'.
-DRAWS = 10
+FIRST_STREAM = 10
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, n
     order = np.argsort(numbers)
     state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
     score, surprisal = SubsetScore(problem, len(numbers)), np.empty(len(numbers))
-    chunks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    chunks = [order[start : start + POOL_BLOCK] for start in range(0, len(order), POOL_BLOCK)]
     for chunk in chunks:
         rows = problem.pool.take(numbers[chunk])
         state.update(rows)
@@ -104,7 +104,7 @@ def score_random(problem: Problem, draws: int) -> RandomBaseline | None:
 
 
 def _draw(problem: Problem, streams: range) -> list[tuple[float, float]]:
-    sets = [problem.random(DRAWS + stream) for stream in streams]
+    sets = [problem.random(FIRST_STREAM + stream) for stream in streams]
     scores = [SubsetScore(problem, problem.size) for _ in sets]
     for first, block in problem.pool.blocks():
         for numbers, score in zip(sets, scores, strict=True):

@@ -19,7 +19,7 @@ from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
 from gvendi_fast.proxy import Proxy, load_proxy
 from gvendi_fast.rows import Fields, Reason, decode_line, record_id
-from gvendi_fast.sketching import Settings, describe, sketch_corpus
+from gvendi_fast.sketching import Settings, sketch_corpus, spec_of
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidates import request_of
@@ -150,7 +150,7 @@ def open_pool(
     data = config.pool.data
     if is_run_directory(data):
         run = RunDirectory.load(data[0])
-        wanted = describe(proxy, sketcher, settings, run.spec["max_tokens"])
+        wanted = spec_of(proxy, sketcher, settings, run.spec["max_tokens"])
         if run.spec != wanted:
             differing = differences(wanted, run.spec)
             shown = "\n".join(f"  {key}: {there} there, {here} in proxy" for key, here, there in differing)

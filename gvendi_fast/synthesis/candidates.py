@@ -160,7 +160,7 @@ class Proposer:
         return answer
 
 
-def shown_rows(seed: int, round_: int, number: int, rows: int, count: int) -> list[int]:
+def shot_rows(seed: int, round_: int, number: int, rows: int, count: int) -> list[int]:
     """Which `count` of the rows below `rows` prompt `number` of a round shows, in random order; all where no more."""
     return a_few(stream("shots", seed, round_, number), rows, count)
 

@@ -19,6 +19,7 @@ from gvendi_fast.clusters import sparse_clusters
 from gvendi_fast.compare import LEAST_ROWS
 from gvendi_fast.group_scoring import DRAWS, LARGE_DRAWS, draws
 from gvendi_fast.pool import MatrixPool
+from gvendi_fast.report_rows import SHOWN_CLUSTERS, SHOWN_ROWS
 from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.record import RunRecord
 from gvendi_fast.synthesis.regions import cluster_rows
@@ -28,8 +29,6 @@ from gvendi_fast.vendi import VendiState, gvendi
 FORMAT = 1
 # Windows that acceptance is shown in.
 WINDOWS = 60
-# Clusters shown from each end, and rows of each.
-SHOWN_CLUSTERS, SHOWN_ROWS = 5, 3
 
 
 def synthesis_report_data(

@@ -31,7 +31,7 @@ from gvendi_fast.synthesis.build import (
     read_records,
 )
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
-from gvendi_fast.synthesis.candidates import Proposer, request_of, shown_rows
+from gvendi_fast.synthesis.candidates import Proposer, request_of, shot_rows
 from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
@@ -152,7 +152,7 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     rows = [row for row in found if not isinstance(task.shot(row), Reason)]
     if not rows:
         raise GvendiError(f"pool.data has no row that the task '{task.name}' can show in a prompt")
-    shown = [[rows[i] for i in shown_rows(config.seed, 0, n, len(rows), task.shots)] for n in range(count)]
+    shown = [[rows[i] for i in shot_rows(config.seed, 0, n, len(rows), task.shots)] for n in range(count)]
     asks = [task.ask(some, sample=number) for number, some in enumerate(shown)]
     requests = [request_of(ask, config.generator.max_tokens) for ask in asks]
 
