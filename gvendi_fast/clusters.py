@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from gvendi_fast import ops
+from gvendi_fast.atomic import load_tensors, save_tensors
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool, PoolLike, as_pool
 from gvendi_fast.seeding import plus_plus, row_keys
 from gvendi_fast.tally import Tally, Worst
-from gvendi_fast.tensor_files import load_tensors, save_tensors
 from gvendi_fast.unit_rows import Rows
 
 _KIND = "gvendi_fast.spherical_kmeans"

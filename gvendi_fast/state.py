@@ -13,10 +13,10 @@ from typing import Literal, overload
 import torch
 
 from gvendi_fast import gains, ops
+from gvendi_fast.atomic import load_tensors, save_tensors
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.jackknife import Interval, jackknife
 from gvendi_fast.second_moment import SecondMoment
-from gvendi_fast.tensor_files import load_tensors, save_tensors
 from gvendi_fast.unit_rows import BLOCK, Rows, check_matrix, is_double, unit_rows
 
 _KIND = "gvendi_fast.vendi_state"
