@@ -109,6 +109,22 @@ def _is_stale(path: Path, host: str, pid: int) -> bool:
         return False
 
 
+def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path, Path]:
+    """`out` and the file beside it with the other suffix; refuses names and files before any work is done.
+
+    GvendiError for an `out` without the suffix, and where either is there already unless `force`.
+    """
+    if out.suffix != suffix:
+        raise GvendiError(f"--out must be a name that ends in {suffix}, got '{out}'")
+    paths = out, out.with_suffix(beside)
+    for path in paths:
+        if path.is_dir() or (path.exists() and not force):
+            raise GvendiError(
+                f"'{path}' is there already; give another --out, or --force to overwrite a file"
+            )
+    return paths
+
+
 def save_tensors(
     path: str | os.PathLike, kind: str, tensors: dict[str, torch.Tensor], words: dict[str, str]
 ) -> None:

@@ -66,7 +66,7 @@ def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
             found[group].append(value)
     scores = {group: GroupScore(None, None, None, 0, 0, size) for group, size in sizes.items()}
     for group, values in found.items():
-        low, high = np.percentile(values, (20, 80)).tolist()
+        low, high = band(values)
         scores[group] = GroupScore(statistics.fmean(values), low, high, len(values), n, sizes[group])
     return {group: scores[group] for group in sorted(scores)}
 
@@ -83,6 +83,12 @@ def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
                 f"--by has more than {MAX_GROUPS} different values; choose a field with fewer, such as a source"
             )
     return {group: np.sort(np.concatenate(numbers)) for group, numbers in found.items()}
+
+
+def band(values: list[float]) -> tuple[float, float]:
+    """The 20th and the 80th percentile: how much a draw matters."""
+    low, high = np.percentile(values, (20, 80)).tolist()
+    return low, high
 
 
 def draws(rows: np.ndarray, n: int, key: str) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import typer
@@ -62,6 +63,13 @@ Data = Annotated[
         help="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet: files, folders or globs. "
         "A row has prompt and completion, or messages, or text.",
     ),
+]
+RunDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made.")
+]
+Corpus = Annotated[
+    Path | None,
+    typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
 ]
 ProxyName = Annotated[
     str,

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvendi_fast import figures
-from gvendi_fast.atomic import atomic_write
+from gvendi_fast.atomic import atomic_write, two_outputs
 from gvendi_fast.base.differences import flat
-from gvendi_fast.errors import GvendiError
 
 if TYPE_CHECKING:
     import jinja2
@@ -64,15 +63,7 @@ def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> N
 
 def output_paths(out: str | os.PathLike, force: bool = False) -> tuple[Path, Path]:
     """The page and its JSON; raises GvendiError as `write_report` does."""
-    page = Path(out)
-    if page.suffix != ".html":
-        raise GvendiError(f"--out must be a name that ends in .html, got '{page}'")
-    for path in (page, page.with_suffix(".json")):
-        if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(
-                f"'{path}' is there already; give another --out, or --force to overwrite a file"
-            )
-    return page, page.with_suffix(".json")
+    return two_outputs(Path(out), ".html", ".json", force)
 
 
 def render(data: dict[str, Any], *, title: str | None = None, date: datetime.date | None = None) -> str:

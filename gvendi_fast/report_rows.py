@@ -16,6 +16,7 @@ import torch
 from gvendi_fast.base.draws import order, stream
 from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.group_scoring import band
 from gvendi_fast.pool import MatrixPool, Pool
 from gvendi_fast.vendi import VendiState
 
@@ -57,8 +58,9 @@ def growth(
         for size, shell in zip(found, shells, strict=True):
             found[size].append(state.merge(shell).gvendi())
     points = [
-        {"n": size, "mean": float(np.mean(values)), **_band(values), "draws": draws}
+        {"n": size, "mean": float(np.mean(values)), "low": low, "high": high, "draws": draws}
         for size, values in found.items()
+        for low, high in [band(values)]
     ]
     points.append({"n": n, "mean": value, "low": value, "high": value, "draws": 1})
     half = next((point["mean"] for point in points[:-1] if point["n"] == n // 2), None)
@@ -209,11 +211,6 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
             "run 'gvendi cluster' on this run directory again"
         )
     return table["cluster"].to_numpy()[places], table["cosine"].to_numpy()[places]
-
-
-def _band(values: list[float]) -> dict[str, float]:
-    low, high = np.percentile(values, (20, 80)).tolist()
-    return {"low": low, "high": high}
 
 
 def _histogram(values: np.ndarray) -> dict[str, list]:

@@ -12,7 +12,7 @@ from typing import IO, Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import Json, warn_unfinished
+from gvendi_fast.options import Corpus, Json, warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -98,10 +98,7 @@ def select(
     memory: Annotated[
         str, typer.Option("--memory", metavar="BYTES", help="For rows and work, such as 512MB or 4GiB.")
     ] = "4GiB",
-    corpus: Annotated[
-        Path | None,
-        typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
-    ] = None,
+    corpus: Corpus = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out and the file beside it.")] = False,
     as_json: Json = False,
 ) -> None:

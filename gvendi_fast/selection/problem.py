@@ -43,6 +43,10 @@ class Problem:
     memory: int
     progress: Progress
 
+    def begun(self) -> VendiState:
+        """A state of the given rows, for others to be added to."""
+        return VendiState(self.pool.dim, self.given.spec).merge(self.given)
+
     def part(self, numbers: np.ndarray) -> Problem:
         """The same question with fewer candidates; `size` falls to what they allow."""
         return replace(self, numbers=numbers, size=min(self.size, most(self.labels, self.limits, numbers)))

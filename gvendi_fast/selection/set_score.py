@@ -11,7 +11,6 @@ import torch
 from gvendi_fast.pool import POOL_BLOCK
 from gvendi_fast.selection.problem import Problem, raise_covered
 from gvendi_fast.spectrum import renyi_entropy
-from gvendi_fast.state import VendiState
 
 # Streams of random numbers from here on are the random subsets'.
 FIRST_STREAM = 10
@@ -40,7 +39,7 @@ class SubsetScore:
         # The Gram matrix is the smaller one here.
         few = problem.given.n == 0 and count < problem.pool.dim
         self._rows: list[torch.Tensor] | None = [] if few else None
-        self.state = None if few else VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
+        self.state = None if few else problem.begun()
 
     def add(self, numbers: np.ndarray, rows: torch.Tensor) -> None:
         """Rows float32 [m, K] with these numbers in the pool."""
@@ -77,7 +76,7 @@ def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, n
     Sigma includes the given rows; without any, the mean of the surprisals is the set's entropy.
     """
     order = np.argsort(numbers)
-    state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
+    state = problem.begun()
     score, surprisal = SubsetScore(problem, len(numbers)), np.empty(len(numbers))
     chunks = [order[start : start + POOL_BLOCK] for start in range(0, len(order), POOL_BLOCK)]
     for chunk in chunks:
