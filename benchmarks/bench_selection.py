@@ -24,9 +24,9 @@ import torch
 from environment import ROOT, describe_machine
 
 from gvendi_fast import ops
+from gvendi_fast.base.progress import progress_for
 from gvendi_fast.commands.select import parse_bytes
 from gvendi_fast.pool import as_pool
-from gvendi_fast.progress import progress_for
 from gvendi_fast.selection import select
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import unit_rows

@@ -222,7 +222,7 @@ def prefer(name: str, device: torch.device) -> Iterator[None]:
             raise NotMeasuredError(reason)
     names = {"cuda": ("cuda", "triton", "reference")}.get(name, (name, "reference"))
     before = backends.order
-    backends.order = lambda op, device: measured.Order(names)
+    backends.order = lambda op, device: measured.Ranking(names)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever a process is killed at."""
+"""Files that are there whole or not at all, whatever a process is killed at: bytes, and tensors with a few words."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from uuid import uuid4
+
+from gvendi_fast.errors import GvendiError
+
+if TYPE_CHECKING:
+    import torch
 
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _FOREIGN_AGE_S = 24 * 3600
+TENSORS_VERSION = "1"
 # A file system without hard links says one of these.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
@@ -101,3 +107,48 @@ def _is_stale(path: Path, host: str, pid: int) -> bool:
         return time.time() - path.stat().st_mtime > _FOREIGN_AGE_S
     except FileNotFoundError:
         return False
+
+
+def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path, Path]:
+    """`out` and the file beside it with the other suffix; refuses names and files before any work is done.
+
+    GvendiError for an `out` without the suffix, and where either is there already unless `force`.
+    """
+    if out.suffix != suffix:
+        raise GvendiError(f"--out must be a name that ends in {suffix}, got '{out}'")
+    paths = out, out.with_suffix(beside)
+    for path in paths:
+        if path.is_dir() or (path.exists() and not force):
+            raise GvendiError(
+                f"'{path}' is there already; give another --out, or --force to overwrite a file"
+            )
+    return paths
+
+
+def save_tensors(
+    path: str | os.PathLike, kind: str, tensors: dict[str, torch.Tensor], words: dict[str, str]
+) -> None:
+    """Write tensors with a few words beside them to one safetensors file; `kind` says what the file is."""
+    from safetensors.torch import save
+
+    words = {"format": kind, "version": TENSORS_VERSION, **words}
+    with atomic_write(Path(path)) as stream:
+        stream.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, words))
+
+
+def load_tensors(
+    path: str | os.PathLike, kind: str, writer: str, device: str | torch.device
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What `save_tensors` wrote for `writer`. Another kind of file, or another version, raises GvendiError."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = f"wanted a file written by {writer} ({kind} version {TENSORS_VERSION})"
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            words = file.metadata() or {}
+            found = words.get("format"), words.get("version")
+            if found != (kind, TENSORS_VERSION):
+                raise GvendiError(f"{path} holds {found[0]} version {found[1]}; {wanted}")
+            return {name: file.get_tensor(name).to(device) for name in file.keys()}, words  # noqa: SIM118
+    except SafetensorError as error:
+        raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gvendi_fast.errors import GvendiError
-
-IGNORED = -100
+from gvendi_fast.text import IGNORED
 
 
 @dataclass(frozen=True)

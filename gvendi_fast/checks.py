@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
 from gvendi_fast.reference import MAX_GROUP
+from gvendi_fast.unit_rows import has_direction, no_direction
 
 # How far a unit centroid's norm may be from 1; float32 rounding leaves less than 1e-6.
 UNIT_TOLERANCE = 1e-3
@@ -41,13 +41,10 @@ def check_norms(rows: torch.Tensor, numbers: Sequence[int] | np.ndarray) -> None
     """GvendiError for the first row [N, K] that is zero or not finite; numbers [N] are the rows' names in it."""
     # In the rows' own dtype, forty times as fast; what may have left its range there is looked at in float64.
     norms = torch.linalg.vector_norm(rows, dim=1)
-    for row in torch.nonzero(~((norms > 0) & norms.isfinite()))[:, 0].tolist():
+    for row in torch.nonzero(~has_direction(norms))[:, 0].tolist():
         norm = float(torch.linalg.vector_norm(rows[row], dtype=torch.float64))
-        if not (norm > 0 and math.isfinite(norm)):
-            raise GvendiError(
-                f"row {numbers[row]} of rows has norm {norm}; wanted finite and not zero: "
-                "leave this sample out and report it"
-            )
+        if not has_direction(norm):
+            raise no_direction(numbers[row], norm)
 
 
 def check_rows(name: str, x: torch.Tensor, width: int) -> None:

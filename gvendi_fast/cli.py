@@ -132,7 +132,7 @@ def _root(
 
 
 def _progress():
-    from gvendi_fast.progress import progress_for
+    from gvendi_fast.base.progress import progress_for
 
     return progress_for()
 

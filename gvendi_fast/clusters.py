@@ -17,12 +17,11 @@ import numpy as np
 import torch
 
 from gvendi_fast import ops
+from gvendi_fast.atomic import load_tensors, save_tensors
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import Pool, as_pool
+from gvendi_fast.pool import Pool, PoolLike, as_pool
 from gvendi_fast.seeding import plus_plus, row_keys
-from gvendi_fast.store import RunDirectory
 from gvendi_fast.tally import Tally, Worst
-from gvendi_fast.tensor_files import load_tensors, save_tensors
 from gvendi_fast.unit_rows import Rows
 
 _KIND = "gvendi_fast.spherical_kmeans"
@@ -30,8 +29,7 @@ _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", 
 # Rows that k-means++ looks at: these many a cluster, and never fewer than the least.
 SEED_ROWS, SEED_LEAST = 8, 4096
 
-Source = Pool | RunDirectory | str | os.PathLike | Rows
-Progress = Callable[[int, float, int], None]
+AfterPass = Callable[[int, float, int], None]
 
 
 class Assignment(NamedTuple):
@@ -113,7 +111,7 @@ class SphericalKMeans:
         self._check_fitted()
         return self._tally.mean_cosine()
 
-    def fit(self, source: Source, progress: Progress | None = None) -> SphericalKMeans:
+    def fit(self, source: PoolLike, progress: AfterPass | None = None) -> SphericalKMeans:
         """Cluster a pool: a matrix [N, K], a run directory, its path, or a Pool. Returns self.
 
         Memory: the centroids and their sums, 4096 rows at a time, and the 8 C or at least 4096 rows that the seeds
@@ -182,7 +180,7 @@ class SphericalKMeans:
         self._move(new)
         return assignment
 
-    def assign(self, source: Source) -> Assignment:
+    def assign(self, source: PoolLike) -> Assignment:
         """Labels of rows, runner-ups and both cosines: source as in `fit`, block by block.
 
         A row's labels do not depend on the other rows. A pool of another spec than the fitted one raises GvendiError.

@@ -12,24 +12,23 @@ All sets are compared by n rows each, drawn by id. With Sigma_k of those rows an
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 
+from gvendi_fast.base.differences import differences
+from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.jackknife import Interval, jackknife
 from gvendi_fast.neighbours import Pair, nearest_pairs
-from gvendi_fast.pool import Pool, as_pool
+from gvendi_fast.pool import Pool, PoolLike, as_pool
 from gvendi_fast.state import VendiState
-from gvendi_fast.store import RunDirectory
-from gvendi_fast.unit_rows import Rows
 from gvendi_fast.vendi import gvendi
 
 # Rows of a set beyond this many are not needed for the comparison and would only cost memory.
@@ -123,7 +122,7 @@ class Comparison:
 
 
 def compare(
-    sets: Mapping[str, Pool | RunDirectory | str | os.PathLike | Rows],
+    sets: Mapping[str, PoolLike],
     *,
     n: int | None = None,
     pairs: int = 10,
@@ -151,7 +150,7 @@ def compare(
         raise GvendiError(
             f"n is {n}; wanted {LEAST_ROWS} to {smallest}, the rows of the smallest set ({name!r})"
         )
-    drawn = {name: pool.take(draw(pool.ids, n, seed)) for name, pool in pools.items()}
+    drawn = {name: pool.take(places_by_id(pool.ids, n, seed)) for name, pool in pools.items()}
     states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
     found = {name: jackknife(states[name], drawn[name], level) for name in drawn}
     adds = _adds(drawn, n)
@@ -225,26 +224,13 @@ def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
                 f"{first!r} has sketches of {reference.dim} numbers and {name!r} of {pool.dim}; sketch both alike"
             )
         if pool.spec is not None and reference.spec is not None and pool.spec != reference.spec:
-            keys = sorted(
-                k for k in pool.spec.keys() | reference.spec.keys() if _at(pool, k) != _at(reference, k)
-            )
-            lines = "\n".join(f"  {k}: {_at(reference, k)} and {_at(pool, k)}" for k in keys)
+            differing = sorted(differences(reference.spec, pool.spec, "(absent)"), key=itemgetter(0))
+            lines = "\n".join(f"  {key}: {one} and {other}" for key, one, other in differing)
             raise GvendiError(
                 f"{first!r} and {name!r} were sketched with different settings:\n{lines}\n"
                 "such sketches do not compare; sketch both with the same settings"
             )
     return pools
-
-
-def _at(pool: Pool, key: str) -> Any:
-    return (pool.spec or {}).get(key, "(absent)")
-
-
-def draw(ids: Iterable[str], n: int, seed: int) -> np.ndarray:
-    """Places of n ids: those with the smallest hashes, in that order, which is random and which ids alone decide."""
-    keys = [hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest() for name in ids]
-    order = np.argsort(np.frombuffer(b"".join(keys), dtype=">u8"), kind="stable")
-    return order[:n]
 
 
 def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
@@ -269,11 +255,11 @@ def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> fl
     if len(drawn) == 1:
         return 0.0
     sets, n = len(drawn), len(drawn[0])
-    words = np.random.Philox(key=seed % 2**128)
+    words = numbered_stream(seed)
     within = 0.0
     for _ in range(PARTITIONS):
-        # Each row's random set, n rows a set; raw words are the same in every release of NumPy.
-        label = np.argsort(words.random_raw(sets * n), kind="stable").reshape(sets, n) % sets
+        # Each row's random set, n rows a set.
+        label = order(words, sets * n).reshape(sets, n) % sets
         label = torch.from_numpy(label)
         for k in range(sets):
             part = torch.cat([rows[label[i] == k] for i, rows in enumerate(drawn)])
@@ -282,7 +268,7 @@ def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> fl
 
 
 def _overlap(first: str, a: Pool, second: str, b: Pool, pairs: int, threshold: float, seed: int) -> Overlap:
-    picked = [np.sort(draw(pool.ids, min(len(pool), MOST_ROWS), seed)) for pool in (a, b)]
+    picked = [np.sort(places_by_id(pool.ids, min(len(pool), MOST_ROWS), seed)) for pool in (a, b)]
     found = nearest_pairs(a, picked[0], b, picked[1], pairs, threshold)
     return Overlap(
         first=first,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import torch
 
 from gvendi_fast import ops
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.second_moment import SecondMoment
 from gvendi_fast.spectrum import quadrature
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_blocks, unit_rows
 
@@ -21,18 +21,7 @@ from gvendi_fast.unit_rows import Rows, check_matrix, unit_blocks, unit_rows
 SMALLEST = 2.0**-52
 
 
-class Spectral(Protocol):
-    """A `VendiState`, as the functions here and the jackknife use it."""
-
-    n: int
-    dim: int
-    matrix: torch.Tensor
-
-    def eigenbasis(self) -> tuple[torch.Tensor, torch.Tensor]: ...
-    def gvendi(self) -> float: ...
-
-
-def gain(state: Spectral, candidates: Rows, remove: bool = False) -> torch.Tensor:
+def gain(state: SecondMoment, candidates: Rows, remove: bool = False) -> torch.Tensor:
     """As `VendiState.gain`."""
     if state.n == 0 and not remove:
         return torch.zeros(
@@ -50,12 +39,12 @@ def gain(state: Spectral, candidates: Rows, remove: bool = False) -> torch.Tenso
     return entropy_change(state, change, -1 if remove else 1).cpu()
 
 
-def check_removable(state: Spectral) -> None:
+def check_removable(state: SecondMoment) -> None:
     if state.n < 2:
         raise GvendiError(f"the state has n = {state.n}; leaving a row out needs at least 2")
 
 
-def removals(state: Spectral, rows: Rows | Iterable[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def removals(state: SecondMoment, rows: Rows | Iterable[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Delta S and mu = x^T A x of each of rows [N, K] alone that leaves the state, block by block: float64 each.
 
     GvendiError for a row that cannot be in the state.
@@ -70,19 +59,19 @@ def removals(state: Spectral, rows: Rows | Iterable[Rows]) -> Iterator[tuple[tor
         yield change, mu
 
 
-def entropy_change(state: Spectral, change: torch.Tensor, m: int | torch.Tensor) -> torch.Tensor:
+def entropy_change(state: SecondMoment, change: torch.Tensor, m: int | torch.Tensor) -> torch.Tensor:
     """Delta H of Delta S where m rows join (leave, if m < 0)."""
     part = torch.as_tensor(m / state.n, dtype=torch.float64, device=change.device)
     return torch.log1p(part) - (change - part * trace_log(state)) / (state.n + m)
 
 
-def trace_log(state: Spectral) -> torch.Tensor:
+def trace_log(state: SecondMoment) -> torch.Tensor:
     """S(A)."""
     eigenvalues = state.eigenbasis()[0]
     return torch.special.xlogy(eigenvalues, eigenvalues).sum()
 
 
-def block_gain(state: Spectral, rows: Rows, boundaries: torch.Tensor) -> torch.Tensor:
+def block_gain(state: SecondMoment, rows: Rows, boundaries: torch.Tensor) -> torch.Tensor:
     """As `VendiState.block_gain`."""
     check_matrix(rows, state.dim)
     if boundaries.dtype != torch.int64 or boundaries.dim() != 1 or len(boundaries) == 0:
@@ -105,7 +94,7 @@ def block_gain(state: Spectral, rows: Rows, boundaries: torch.Tensor) -> torch.T
     return torch.stack(found).cpu() if found else torch.empty(0, dtype=torch.float64)
 
 
-def _block_change(state: Spectral, unit: torch.Tensor) -> torch.Tensor:
+def _block_change(state: SecondMoment, unit: torch.Tensor) -> torch.Tensor:
     """S(A + X^T X) - S(A), X = unit float64 [m, K].
 
     With C = X Q and G(t) = C (Lambda + t)^-1 C^T the sum over the rows, each against A and the rows before it, of
@@ -128,7 +117,7 @@ def _block_change(state: Spectral, unit: torch.Tensor) -> torch.Tensor:
     return closed.sum() + integral @ at.weight
 
 
-def contributions(state: Spectral, rows: Rows, kind: str = "surprisal") -> torch.Tensor:
+def contributions(state: SecondMoment, rows: Rows, kind: str = "surprisal") -> torch.Tensor:
     """As `VendiState.contributions`."""
     if kind == "loo":
         return -gain(state, rows, remove=True)
@@ -140,7 +129,7 @@ def contributions(state: Spectral, rows: Rows, kind: str = "surprisal") -> torch
     return torch.cat([*found, surprisal.new_empty(0)]).cpu()
 
 
-def surprisals(state: Spectral) -> torch.Tensor:
+def surprisals(state: SecondMoment) -> torch.Tensor:
     """-ln of the eigenvalues of Sigma, each of 2^-52 at least: float64 [K] in the order of `eigenbasis`."""
     eigenvalues = state.eigenbasis()[0]
     return -(eigenvalues / eigenvalues.sum()).clamp(SMALLEST, 1).log()

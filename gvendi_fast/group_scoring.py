@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from gvendi_fast import ops
+from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.reference import MAX_GROUP
 from gvendi_fast.store import RunDirectory
@@ -66,7 +66,7 @@ def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
             found[group].append(value)
     scores = {group: GroupScore(None, None, None, 0, 0, size) for group, size in sizes.items()}
     for group, values in found.items():
-        low, high = np.percentile(values, (20, 80)).tolist()
+        low, high = band(values)
         scores[group] = GroupScore(statistics.fmean(values), low, high, len(values), n, sizes[group])
     return {group: scores[group] for group in sorted(scores)}
 
@@ -85,6 +85,12 @@ def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
     return {group: np.sort(np.concatenate(numbers)) for group, numbers in found.items()}
 
 
+def band(values: list[float]) -> tuple[float, float]:
+    """The 20th and the 80th percentile: how much a draw matters."""
+    low, high = np.percentile(values, (20, 80)).tolist()
+    return low, high
+
+
 def draws(rows: np.ndarray, n: int, key: str) -> Iterator[np.ndarray]:
     """n of the numbers `rows` in ascending order, once for each draw: 20 of them, 5 where n is above 256.
 
@@ -93,11 +99,9 @@ def draws(rows: np.ndarray, n: int, key: str) -> Iterator[np.ndarray]:
     if len(rows) == n:
         yield rows
         return
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    words = np.random.Philox(key=int.from_bytes(digest, "little"))
+    words = stream(key)
     for _ in range(DRAWS if n <= MAX_GROUP else LARGE_DRAWS):
-        # The n rows with the smallest words; raw words are the same in every release of NumPy.
-        yield rows[np.sort(np.argpartition(words.random_raw(len(rows)), n - 1)[:n])]
+        yield rows[subset(words, len(rows), n)]
 
 
 def _batches(

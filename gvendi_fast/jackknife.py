@@ -14,7 +14,8 @@ from statistics import NormalDist
 import torch
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.gains import Spectral, check_removable, removals, trace_log
+from gvendi_fast.gains import check_removable, removals, trace_log
+from gvendi_fast.second_moment import SecondMoment
 from gvendi_fast.unit_rows import Rows
 
 # So many rows to one direction in use, and the corrected value and its interval hold (measured on real sources).
@@ -43,7 +44,7 @@ class Interval:
         return self.n >= ENOUGH * self.value
 
 
-def leave_one_out(state: Spectral, rows: Rows) -> torch.Tensor:
+def leave_one_out(state: SecondMoment, rows: Rows) -> torch.Tensor:
     """H_1 in nats of the state without one row, for each of rows [N, K] that are in it: float64 [N]; n >= 2.
 
     A row that cannot be in the state raises GvendiError.
@@ -54,7 +55,9 @@ def leave_one_out(state: Spectral, rows: Rows) -> torch.Tensor:
     return (math.log(state.n - 1) - left / (state.n - 1)).cpu()
 
 
-def jackknife(state: Spectral, rows: Rows | Iterable[Rows], level: float = 0.95, q: float = 1.0) -> Interval:
+def jackknife(
+    state: SecondMoment, rows: Rows | Iterable[Rows], level: float = 0.95, q: float = 1.0
+) -> Interval:
     """G-Vendi corrected for its bias in n, with a confidence interval of the given level; order 1 only.
 
     rows: the rows that the state was made from, [n, K] or blocks of them; memory does not grow with n.

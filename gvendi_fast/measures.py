@@ -22,9 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gvendi_fast.compare import MOST_ROWS, draw
+from gvendi_fast.base.draws import places_by_id
+from gvendi_fast.compare import MOST_ROWS
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.group_scoring import equal_n
+from gvendi_fast.group_scoring import GROUP_BYTES, equal_n
 from gvendi_fast.pool import Pool, as_pool
 from gvendi_fast.row_texts import locate_corpus, row_texts
 from gvendi_fast.scoring import check_by
@@ -32,8 +33,6 @@ from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_blocks
 from gvendi_fast.vendi import gvendi
 
-# Sketches of drawn groups held in memory at once.
-GROUP_BYTES = 1 << 30
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -112,7 +111,7 @@ def measure(
         sets |= _groups(pool)
     n = _equal_n(sets, n)
     drawn = {
-        key: np.sort(places[draw([pool.ids[i] for i in places], n, seed)])
+        key: np.sort(places[places_by_id([pool.ids[i] for i in places], n, seed)])
         for key, places in sets.items()
         if len(places) >= n
     }

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.spectrum import entropy_and_surprise
 from gvendi_fast.state import VendiState
 
 _EMPTY = 1e-12
@@ -104,11 +105,9 @@ def _check(states: Mapping[str, VendiState], floor: float, cap: float, tolerance
 
 
 def _entropy_and_scores(sigmas: torch.Tensor, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    eigenvalues, vectors = torch.linalg.eigh(torch.einsum("k,kij->ij", torch.from_numpy(weights), sigmas))
-    eigenvalues = eigenvalues.clamp_min(0)
-    entropy = float(-torch.special.xlogy(eigenvalues, eigenvalues).sum())
     # Every source has weight, so where the mixture is empty they all are.
-    surprise = (vectors * -eigenvalues.clamp_min(_EMPTY).log()) @ vectors.T
+    mixed = torch.einsum("k,kij->ij", torch.from_numpy(weights), sigmas)
+    _, entropy, surprise = entropy_and_surprise(mixed, _EMPTY)
     return entropy, torch.einsum("kij,ij->k", sigmas, surprise).numpy()
 
 

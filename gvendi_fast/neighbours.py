@@ -11,6 +11,7 @@ import torch
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import Pool
+from gvendi_fast.unit_rows import cosine_blocks
 
 _BLOCK = 2048
 # From this cosine on two sketches differ by rounding only.
@@ -60,9 +61,9 @@ def nearest_pairs(
     for first in range(0, len(left), _BLOCK):
         here = slice(first, first + _BLOCK)
         near, place = torch.empty(len(left[here]), 0), torch.empty(len(left[here]), 0, dtype=torch.int64)
-        for other in range(0, len(right), _BLOCK):
+        for other, cosine in cosine_blocks(left[here], right, _BLOCK):
             there = slice(other, other + _BLOCK)
-            cosine = (left[here] @ right[there].T).clamp_(-1, 1)
+            cosine.clamp_(-1, 1)
             best_b[there] = torch.maximum(best_b[there], cosine.amax(dim=0))
             value, column = cosine.topk(min(keep, cosine.shape[1]), dim=1)
             value, column = torch.cat([near, value], dim=1), torch.cat([place, column + other], dim=1)

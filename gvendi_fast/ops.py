@@ -28,6 +28,7 @@ from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import Table
 from gvendi_fast.signs import MAX_IDS
 from gvendi_fast.spectrum import quadrature
+from gvendi_fast.unit_rows import no_direction
 
 # Rows whose coordinates stay in the cache between the product and the sums over them; a GPU needs more to be busy.
 GAIN_ROWS = {"cpu": 512, "cuda": 16384}
@@ -276,8 +277,5 @@ def assign(
     wrong = torch.nonzero(~cosine.isfinite())
     if len(wrong):
         row = int(wrong[0, 0])
-        raise GvendiError(
-            f"row {row} of rows has norm {float(rows[row].double().norm())}; wanted finite and not zero: "
-            "leave this sample out and report it"
-        )
+        raise no_direction(row, float(rows[row].double().norm()))
     return label, cosine, second, second_cosine

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import typer
@@ -63,6 +64,13 @@ Data = Annotated[
         "A row has prompt and completion, or messages, or text.",
     ),
 ]
+RunDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made.")
+]
+Corpus = Annotated[
+    Path | None,
+    typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
+]
 ProxyName = Annotated[
     str,
     typer.Option(
@@ -80,7 +88,7 @@ Dim = Annotated[
         help="Sketch dimension from 64 to 8192: a power of two, or a multiple of 64 for rademacher.",
     ),
 ]
-Kind = Annotated[
+SketchKind = Annotated[
     Sketch,
     typer.Option(
         "--sketch", help="Kind of sketch; rademacher is dense, slower, and there to verify hadamard."
@@ -181,7 +189,7 @@ class CorpusOptions:
 
     proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct"
     dim: Dim = 1024
-    sketch: Kind = Sketch.hadamard
+    sketch: SketchKind = Sketch.hadamard
     seed: Seed = 0
     dtype: DtypeOption = Dtype.auto
     attention: AttentionOption = Attention.auto

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Fields, Reason, decode_line
+from gvendi_fast.rows import Fields, Reason, decode_line, field_of
 from gvendi_fast.sources import ParquetSource, read_lines
 from gvendi_fast.store import RunDirectory
 
@@ -83,16 +83,6 @@ def locate_corpus(run: RunDirectory, corpus: str | os.PathLike | None = None) ->
             f"'{run.path}' has no units.json, so its corpus is not known; sketch the corpus again"
         )
     return [_locate(source, run, corpus) for source in run.manifest["files"]]
-
-
-def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """The value at a dotted path such as "meta.score" (a field of exactly that name goes first), else None."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for step in name.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    return value
 
 
 def number_of(original: Original, name: str) -> float:

@@ -8,11 +8,11 @@ use one matrix by construction.
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from gvendi_fast.base.draws import order, stream
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.signs import SIGN_VERSION
 
@@ -97,18 +97,16 @@ def make_table(seed: int, key: str, width: int, dim: int) -> Table:
 
     Blocks of `dim` coordinates are permuted, so that coordinates of one block never collide. A block with at
     least dim/4 coordinates is permuted on two levels (runs of 16, then lanes within each run), which
-    vectorises; a narrower one gets a plain permutation. Only `Philox.random_raw` is used: its output is
-    stable across NumPy versions, `Generator` methods are not.
+    vectorises; a narrower one gets a plain permutation.
     """
     if width < 1:
         raise GvendiError(f"width must be at least 1, got {width} for key {key!r}")
-    digest = hashlib.blake2b(f"{seed}|{key}|{width}|{dim}".encode(), digest_size=16).digest()
-    raw = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64)).random_raw
+    draws = stream(seed, key, width, dim)
     bucket = np.empty(width, dtype=np.int16)
     for start in range(0, width, dim):
         count = min(dim, width - start)
-        bucket[start : start + count] = _permuted_block(raw, count, dim)
-    words = np.asarray(raw(-(-width // 64)), dtype="<u8")
+        bucket[start : start + count] = _permuted_block(draws, count, dim)
+    words = np.asarray(draws.random_raw(-(-width // 64)), dtype="<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:width]
     sign = (1 - 2 * bits.astype(np.int8)).astype(np.int8)
     bucket.flags.writeable = sign.flags.writeable = False
@@ -120,10 +118,10 @@ def is_two_level(count: int, dim: int) -> bool:
     return 4 * count >= dim
 
 
-def _permuted_block(raw, count: int, dim: int) -> np.ndarray:
+def _permuted_block(draws: np.random.Philox, count: int, dim: int) -> np.ndarray:
     if not is_two_level(count, dim):
-        return np.argsort(raw(dim), kind="stable")[:count].astype(np.int16)
+        return order(draws, dim)[:count].astype(np.int16)
     runs = -(-count // RUN)
-    order = np.argsort(raw(dim // RUN), kind="stable")[:runs]
-    lanes = np.argsort(raw(runs * RUN).reshape(runs, RUN), axis=1, kind="stable")
-    return (order[:, None] * RUN + lanes).reshape(-1)[:count].astype(np.int16)
+    places = order(draws, dim // RUN)[:runs]
+    lanes = np.argsort(draws.random_raw(runs * RUN).reshape(runs, RUN), axis=1, kind="stable")
+    return (places[:, None] * RUN + lanes).reshape(-1)[:count].astype(np.int16)

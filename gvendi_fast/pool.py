@@ -13,7 +13,7 @@ from gvendi_fast.errors import GvendiError
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.unit_rows import Rows, check_matrix, unit_rows
 
-BLOCK = 4096
+POOL_BLOCK = 4096
 NUMBERS = ("row", "tokens", "length", "loss", "gradient_norm")
 
 
@@ -62,15 +62,15 @@ class MatrixPool(Pool):
         self._rows = rows
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(0, len(self), BLOCK):
-            yield first, unit_rows(self._rows[first : first + BLOCK], first=first).float()
+        for first in range(0, len(self), POOL_BLOCK):
+            yield first, unit_rows(self._rows[first : first + POOL_BLOCK], first=first).float()
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
         wanted = np.asarray(numbers, np.int64)
         out = torch.empty(len(wanted), self.dim)
         # In blocks, for in float64 they are twice the size.
-        for first in range(0, len(wanted), BLOCK):
-            here = wanted[first : first + BLOCK]
+        for first in range(0, len(wanted), POOL_BLOCK):
+            here = wanted[first : first + POOL_BLOCK]
             out[first : first + len(here)] = unit_rows(self._rows[here]).float()
         return out
 
@@ -123,7 +123,10 @@ class RunPool(Pool):
         return {name: np.concatenate(columns) for name, columns in self._numbers.items()}
 
 
-def as_pool(source: Pool | RunDirectory | str | os.PathLike | Rows) -> Pool:
+PoolLike = Pool | RunDirectory | str | os.PathLike | Rows
+
+
+def as_pool(source: PoolLike) -> Pool:
     """A pool from a matrix [N, K], a run directory or its path; a pool comes back as it is."""
     if isinstance(source, Pool):
         return source

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvendi_fast import figures
-from gvendi_fast.atomic import atomic_write
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.atomic import atomic_write, two_outputs
+from gvendi_fast.base.differences import flat
 
 if TYPE_CHECKING:
     import jinja2
@@ -63,15 +63,7 @@ def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> N
 
 def output_paths(out: str | os.PathLike, force: bool = False) -> tuple[Path, Path]:
     """The page and its JSON; raises GvendiError as `write_report` does."""
-    page = Path(out)
-    if page.suffix != ".html":
-        raise GvendiError(f"--out must be a name that ends in .html, got '{page}'")
-    for path in (page, page.with_suffix(".json")):
-        if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(
-                f"'{path}' is there already; give another --out, or --force to overwrite a file"
-            )
-    return page, page.with_suffix(".json")
+    return two_outputs(Path(out), ".html", ".json", force)
 
 
 def render(data: dict[str, Any], *, title: str | None = None, date: datetime.date | None = None) -> str:
@@ -112,7 +104,7 @@ def environment() -> jinja2.Environment:
             f"{100 * value:.0f}\u00a0%" if value >= 0.0995 else f"{100 * value:.1f}\u00a0%"
         ),
         "width": lambda value: f"{100 * min(max(value, 0.0), 1.0):.2f}%",
-        "flat": _flat,
+        "flat": _settings,
         "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
         "exp": math.exp,
     }
@@ -177,12 +169,8 @@ def _picture(code: int) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
-    lines: list[tuple[str, str]] = []
-    for key, value in sorted(content.items()):
-        if isinstance(value, dict):
-            lines += _flat(value, f"{prefix}{key}.")
-        else:
-            lines.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
-    return lines
+def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value), each level by its names."""
+    names = sorted(flat(content).items(), key=lambda item: item[0].split("."))
+    shown = ((name, value) for name, value in names if value != {})
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in shown]

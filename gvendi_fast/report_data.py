@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from gvendi_fast.errors import GvendiError
 from gvendi_fast.group_scoring import MAX_GROUPS
 from gvendi_fast.originals import Original, original_rows
 from gvendi_fast.pool import Pool, as_pool
-from gvendi_fast.rows import Fields, Rejected, parse_row
+from gvendi_fast.row_texts import TEXT, original_text
+from gvendi_fast.rows import Rejected
 from gvendi_fast.scoring import Score, score_run
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.vendi import VendiState
@@ -26,8 +27,6 @@ FORMAT = 1
 # Groups that the map colours.
 COLOURED = 8
 EXAMPLES = 3
-# Characters of one text that are kept.
-TEXT = 4000
 SHARES = (0.5, 0.9, 0.99)
 
 
@@ -228,24 +227,3 @@ def _add_texts(
         original = found.get(entry["row"])
         entry["text"] = None if original is None else original_text(original, run)
     return missing
-
-
-def original_text(original: Original, run: RunDirectory) -> list[dict[str, Any]]:
-    """A row as its messages (see `text_parts`)."""
-    row = parse_row(
-        original.record(), Fields(**run.manifest["fields"]), original.ordinal, original.file, original.line
-    )
-    if isinstance(row, Rejected):
-        raise GvendiError(f"{original.file}:{original.line}: {row.reason}, though the row was sketched")
-    if row.messages is not None:
-        parts = [(str(message["role"]), message["content"]) for message in row.messages]
-    elif row.text is not None:
-        parts = [("text", row.text)]
-    else:
-        parts = [("prompt", row.prompt), ("completion", row.completion)]
-    return text_parts(parts)
-
-
-def text_parts(parts: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """(role, text) pairs as a page shows them: role, text of at most TEXT characters, and its whole length."""
-    return [{"role": role, "text": text[:TEXT], "length": len(text)} for role, text in parts]

@@ -1,12 +1,11 @@
 """What a report says of single rows and of where they lie: growth, surprisal, map, clusters, near-duplicates.
 
-Every function goes through the pool block by block; draws come from Philox raw words, the same in all NumPy releases.
+Every function goes through the pool block by block; draws are those of `base.draws`.
 All results are plain dicts, lists and numbers; a row is named by its number in the pool.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import order, stream
 from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.group_scoring import band
 from gvendi_fast.pool import MatrixPool, Pool
 from gvendi_fast.vendi import VendiState
 
@@ -45,7 +46,7 @@ def growth(
     found: dict[int, list[float]] = {size: [] for size in sizes[:-1]}
     for draw in range(draws if found else 0):
         place = np.empty(n, np.int64)
-        place[np.argsort(_words(f"growth|{seed}|{draw}", n), kind="stable")] = np.arange(n)
+        place[order(stream("growth", seed, draw), n)] = np.arange(n)
         shells = [VendiState(pool.dim) for _ in found]
         for first, rows in pool.blocks():
             shell = np.searchsorted(sizes, place[first : first + len(rows)], side="right")
@@ -57,8 +58,9 @@ def growth(
         for size, shell in zip(found, shells, strict=True):
             found[size].append(state.merge(shell).gvendi())
     points = [
-        {"n": size, "mean": float(np.mean(values)), **_band(values), "draws": draws}
+        {"n": size, "mean": float(np.mean(values)), "low": low, "high": high, "draws": draws}
         for size, values in found.items()
+        for low, high in [band(values)]
     ]
     points.append({"n": n, "mean": value, "low": value, "high": value, "draws": 1})
     half = next((point["mean"] for point in points[:-1] if point["n"] == n // 2), None)
@@ -70,9 +72,9 @@ def growth(
 def surprisal(pool: Pool, state: VendiState) -> tuple[np.ndarray, dict[str, Any]]:
     """Each row's surprisal in nats, float64 [N], with its histogram and the rows at both ends."""
     values = np.concatenate([state.contributions(rows).numpy() for _, rows in pool.blocks()])
-    order = np.argsort(values, kind="stable")
+    by_value = np.argsort(values, kind="stable")
     shown = min(EXTREMES, len(values) // 2) or 1
-    ends = {"most": order[::-1][:shown], "least": order[:shown]}
+    ends = {"most": by_value[::-1][:shown], "least": by_value[:shown]}
     rows = {
         name: [{"row": int(i), "surprisal": float(values[i])} for i in numbers]
         for name, numbers in ends.items()
@@ -92,7 +94,7 @@ def principal_map(pool: Pool, state: VendiState, seed: int) -> dict[str, Any]:
     spread, axes = torch.linalg.eigh(state.matrix.cpu() / state.n - torch.outer(mean, mean))
     axes = axes[:, -2:].flip(1)
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
-    chosen = np.sort(np.argsort(_words(f"map|{seed}", len(pool)), kind="stable")[:MAP_POINTS])
+    chosen = np.sort(order(stream("map", seed), len(pool))[:MAP_POINTS])
     at = (pool.take(chosen).double() - mean) @ axes
     spread = spread.clamp_min(0)
     whole = float(spread.sum())
@@ -115,7 +117,7 @@ def clusters(pool: Pool, wanted: int | Path | None, seed: int) -> tuple[np.ndarr
         model, source = SphericalKMeans(count, seed=seed), pool
         if len(pool) > max(CLUSTER_ROWS, 8 * count):
             fitted = max(CLUSTER_ROWS, 8 * count)
-            chosen = np.argsort(_words(f"clusters|{seed}", len(pool)), kind="stable")[:fitted]
+            chosen = order(stream("clusters", seed), len(pool))[:fitted]
             source = MatrixPool(pool.take(np.sort(chosen)))
         found = model.fit(source).assign(pool)
         label, cosine = found.label.numpy(), found.cosine.numpy()
@@ -202,23 +204,13 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     if table.num_columns != 3:
         raise GvendiError(f"--clusters: '{path}' has columns {', '.join(table.column_names)}; {wanted}")
     place = {name: i for i, name in enumerate(table["id"].to_pylist())}
-    order = [place.get(name, -1) for name in pool.ids]
-    if -1 in order or len(place) != len(order):
+    places = [place.get(name, -1) for name in pool.ids]
+    if -1 in places or len(place) != len(places):
         raise GvendiError(
-            f"--clusters: '{path}' has {len(place)} ids, the run {len(order)}, and they are not the same; "
+            f"--clusters: '{path}' has {len(place)} ids, the run {len(places)}, and they are not the same; "
             "run 'gvendi cluster' on this run directory again"
         )
-    return table["cluster"].to_numpy()[order], table["cosine"].to_numpy()[order]
-
-
-def _words(key: str, n: int) -> np.ndarray:
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    return np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(n)
-
-
-def _band(values: list[float]) -> dict[str, float]:
-    low, high = np.percentile(values, (20, 80)).tolist()
-    return {"low": low, "high": high}
+    return table["cluster"].to_numpy()[places], table["cosine"].to_numpy()[places]
 
 
 def _histogram(values: np.ndarray) -> dict[str, list]:

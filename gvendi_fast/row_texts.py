@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.originals import locate_corpus, original_rows
+from gvendi_fast.originals import Original, locate_corpus, original_rows
 from gvendi_fast.rows import Fields, Rejected, parse_row
 from gvendi_fast.store import RunDirectory
 
-__all__ = ["locate_corpus", "row_texts", "snippet"]
+__all__ = ["TEXT", "locate_corpus", "original_text", "row_texts", "snippet", "text_parts"]
+
+# Characters of one text that are kept.
+TEXT = 4000
 
 
 def row_texts(
@@ -23,21 +27,29 @@ def row_texts(
     """
     locate_corpus(run, corpus)
     fields = Fields(**run.manifest["fields"])
-    texts = {}
-    for original in original_rows(run, ordinals, corpus):
-        row = parse_row(original.record(), fields, original.ordinal, original.file, original.line)
-        if isinstance(row, Rejected):
-            raise GvendiError(
-                f"{original.file}:{original.line}: {row.reason}; the run has a sketch of this row, so the file is not "
-                "the one it was made from: restore it"
-            )
-        if row.text is not None:
-            texts[original.ordinal] = row.text
-        elif row.messages is not None:
-            texts[original.ordinal] = "\n".join(message["content"] for message in row.messages)
-        else:
-            texts[original.ordinal] = f"{row.prompt}\n{row.completion}"
-    return texts
+    why = "; the run has a sketch of this row, so the file is not the one it was made from: restore it"
+    return {
+        original.ordinal: "\n".join(text for _, text in _texts(original, fields, why))
+        for original in original_rows(run, ordinals, corpus)
+    }
+
+
+def original_text(original: Original, run: RunDirectory) -> list[dict[str, Any]]:
+    """A row of a run's corpus as its messages (see `text_parts`)."""
+    return text_parts(_texts(original, Fields(**run.manifest["fields"]), ", though the row was sketched"))
+
+
+def text_parts(parts: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """(role, text) pairs as a page shows them: role, text of at most TEXT characters, and its whole length."""
+    return [{"role": role, "text": text[:TEXT], "length": len(text)} for role, text in parts]
+
+
+def _texts(original: Original, fields: Fields, why: str) -> list[tuple[str, str]]:
+    """(role, text) pairs of a row; where it cannot be read, the error says `why` that is an error."""
+    row = parse_row(original.record(), fields, original.ordinal, original.file, original.line)
+    if isinstance(row, Rejected):
+        raise GvendiError(f"{original.file}:{original.line}: {row.reason}{why}")
+    return row.texts()
 
 
 def snippet(text: str, width: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,14 @@ class Row:
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
 
+    def texts(self) -> list[tuple[str, str]]:
+        """(role, text) of each of its texts; where it is no conversation the field's name stands for a role."""
+        if self.messages is not None:
+            return [(message["role"], message["content"]) for message in self.messages]
+        if self.text is not None:
+            return [("text", self.text)]
+        return [("prompt", self.prompt), ("completion", self.completion)]
+
 
 @dataclass(slots=True)
 class Rejected:
@@ -79,6 +88,16 @@ def decode_line(raw: bytes) -> dict | Reason:
     return record
 
 
+def field_of(record: Mapping[str, Any], name: str) -> Any:
+    """The value at a dotted path such as "meta.score" (a field of exactly that name goes first), else None."""
+    if name in record:
+        return record[name]
+    value: Any = record
+    for step in name.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
 def record_id(record: dict, fields: Fields) -> str | Reason | None:
     """The row's own id, None when it has none, or why it cannot be used."""
     value = record.get(fields.id)
@@ -95,12 +114,7 @@ def record_group(record: dict, by: str | None) -> str | Reason:
     """The group of a row: a string as it is, another value as JSON, and "" where the field is missing or null."""
     if by is None:
         return ""
-    value: Any = record
-    if by in record:
-        value = record[by]
-    else:
-        for name in by.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
+    value = field_of(record, by)
     if value is None:
         return ""
     if lone_surrogate(value):

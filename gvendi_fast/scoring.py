@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.group_scoring import GroupScore, group_scores
 from gvendi_fast.proxy import Proxy, load_proxy
-from gvendi_fast.sketching import Progress, Settings, sketch_corpus
+from gvendi_fast.sketching import Settings, sketch_corpus
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.vendi import VendiState, jackknife
 

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 
+from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.compiled import CompileError, choose_compile
 from gvendi_fast.corpus import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.errors import GvendiError
@@ -29,7 +31,7 @@ from gvendi_fast.proxy import Proxy
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.text import Encoder, Sample, batches
 from gvendi_fast.transfer import Fetched, fetch
-from gvendi_fast.unit_sketches import UnitSketches, UnitsTogether
+from gvendi_fast.unit_rows import has_direction, refused_gradient
 
 # Changes whenever the same settings would give other sketches than before. 2: norms and heads of bfloat16 proxies.
 FORMAT = 2
@@ -82,38 +84,6 @@ class Settings:
             )
 
 
-class Progress(Protocol):
-    """What a run tells while it goes; every method may be called from the run's own thread only."""
-
-    def start(self, rows: int, done: int) -> None:
-        """rows of the corpus, and how many of them an earlier run has done."""
-
-    def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """One more batch: rows looked at, tokens run through the proxy, rows rejected."""
-
-    def note(self, text: str) -> None:
-        """One line on how it goes, where rows do not tell."""
-
-    def close(self) -> None:
-        """The run is over, well or not."""
-
-
-class Silent:
-    """A Progress that says nothing."""
-
-    def start(self, rows: int, done: int) -> None:
-        """Nothing to say."""
-
-    def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """Nothing to say."""
-
-    def note(self, text: str) -> None:
-        """Nothing to say."""
-
-    def close(self) -> None:
-        """Nothing to say."""
-
-
 def sketch_corpus(
     data: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
@@ -134,7 +104,7 @@ def sketch_corpus(
     sketcher = GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude)
     limit = _longest(proxy, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask)
-    run = RunDirectory.open(out, describe(proxy, sketcher, settings, limit), manifest.to_dict())
+    run = RunDirectory.open(out, spec_of(proxy, sketcher, settings, limit), manifest.to_dict())
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
     rejected = sum(1 for _ in run.rejected())
@@ -185,7 +155,7 @@ def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketche
     return compiled
 
 
-def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
+def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
     """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
 
     Device, backend, attention and compiling are left out: they change the rounding alone, so that a run which began
@@ -205,6 +175,76 @@ def describe(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_t
         "exclude": list(settings.exclude),
         "coverage": {"sketched": sketcher.coverage.sketched, "total": sketcher.coverage.total},
     }
+
+
+class UnitSketches:
+    """The sketches of a unit's samples, in input order whatever the order of its batches.
+
+    refused: rows of the unit that no sample was made of. dim: K.
+    """
+
+    def __init__(self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], dim: int) -> None:
+        self.unit, self.samples, self.refused = unit, samples, refused
+        self.missing = len(samples)
+        self._place = {sample.row: i for i, sample in enumerate(samples)}
+        self._sketches = np.zeros((len(samples), dim), np.float32)
+        self._loss = np.zeros(len(samples), np.float32)
+        self._tokens = np.zeros(len(samples), np.int32)
+
+    def take(self, samples: Sequence[Sample], z: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
+        """Store the results of some of the unit's samples: z [B, K], loss [B], tokens [B]."""
+        where = [self._place[sample.row] for sample in samples]
+        self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
+        self.missing -= len(samples)
+
+    def write(self, run: RunDirectory) -> int:
+        """Write the part; returns how many samples had no usable gradient."""
+        norm = np.linalg.norm(self._sketches.astype(np.float64), axis=1)
+        usable = has_direction(norm)
+        bad = [
+            Rejected(s.file, s.line, refused_gradient(norm[i]), s.id)
+            for i, s in enumerate(self.samples)
+            if not usable[i]
+        ]
+        kept = [sample for i, sample in enumerate(self.samples) if usable[i]]
+        run.write_part(
+            self.unit.ordinal,
+            ids=[s.id for s in kept],
+            groups=[s.group for s in kept],
+            rows=np.array([self.unit.first_row + s.row for s in kept], np.int64),
+            sketches=self._sketches[usable],
+            tokens=self._tokens[usable],
+            length=np.array([s.length for s in kept], np.int32),
+            loss=self._loss[usable],
+            gradient_norm=norm[usable].astype(np.float32),
+            rejected=[*self.refused, *bad],
+        )
+        return len(bad)
+
+
+class UnitsTogether:
+    """Units whose samples share batches: each result goes to its own unit, each unit is handed out when it is whole."""
+
+    def __init__(self, units: Sequence[UnitSketches]) -> None:
+        self._open = list(units)
+        self._owner = {id(sample): unit for unit in units for sample in unit.samples}
+        self.samples = [sample for unit in units for sample in unit.samples]
+
+    def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
+        """Store a batch's (z [B, K], loss [B], tokens [B]), waiting for them where they are under way."""
+        z, loss, tokens = (x.numpy() for x in fetched.wait())
+        shares: dict[int, list[int]] = {}
+        for place, sample in enumerate(batch):
+            shares.setdefault(id(self._owner[id(sample)]), []).append(place)
+        for places in shares.values():
+            unit = self._owner[id(batch[places[0]])]
+            unit.take([batch[i] for i in places], z[places], loss[places], tokens[places])
+
+    def finished(self) -> list[UnitSketches]:
+        """The units that miss no result any more and were not handed out yet, in input order."""
+        done = [unit for unit in self._open if unit.missing == 0]
+        self._open = [unit for unit in self._open if unit.missing]
+        return done
 
 
 _Queued = tuple[UnitsTogether, list[Sample], Fetched | None]

@@ -76,6 +76,17 @@ def marginal_change(
     return closed[:, 0] + integral, mu[:, 0], excess, length[:, 0]
 
 
+def entropy_and_surprise(sigma: torch.Tensor, least: float) -> tuple[torch.Tensor, float, torch.Tensor]:
+    """Eigenvalues [K] of Sigma [K, K] of trace 1, its entropy H_1 in nats, and -ln Sigma [K, K].
+
+    The last is the entropy's gradient, less the identity; eigenvalues below `least` count as that in it.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(sigma)
+    eigenvalues = eigenvalues.clamp_min(0)
+    entropy = float(-torch.special.xlogy(eigenvalues, eigenvalues).sum())
+    return eigenvalues, entropy, (vectors * -eigenvalues.clamp_min(least).log()) @ vectors.T
+
+
 def renyi_entropy(spectrum: torch.Tensor, q: float, noise: float = NOISE) -> float:
     """H_q of eigenvalues that sum to 1, without cancellation near q = 1 or underflow at large q.
 

@@ -1,14 +1,11 @@
-"""The mergeable state of G-Vendi: a matrix and a count, their spectrum and its entropies.
+"""The mergeable state of G-Vendi: a `SecondMoment` that rows are added to, and all that can be asked of it.
 
-    A = sum_i z_i z_i^T of unit rows z_i [K],  Sigma = A / n,  lambda its eigenvalues (trace 1, not centred)
-    H_1 = -sum lambda ln lambda,   H_q = ln(sum lambda^q) / (1 - q),   G-Vendi = exp(H)
 A G-Vendi score grows with n: compare scores at equal n, or their corrected values.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from typing import Literal, overload
@@ -16,16 +13,16 @@ from typing import Literal, overload
 import torch
 
 from gvendi_fast import gains, ops
+from gvendi_fast.atomic import load_tensors, save_tensors
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.jackknife import Interval, jackknife
-from gvendi_fast.spectrum import renyi_entropy
-from gvendi_fast.tensor_files import load_tensors, save_tensors
+from gvendi_fast.second_moment import SecondMoment
 from gvendi_fast.unit_rows import BLOCK, Rows, check_matrix, is_double, unit_rows
 
 _KIND = "gvendi_fast.vendi_state"
 
 
-class VendiState:
+class VendiState(SecondMoment):
     """The sum A of outer products of unit rows, and their number n: what G-Vendi needs, and it can be merged.
 
     dim: K, the width of the rows. spec: a dict of JSON values that says how the rows were made (proxy,
@@ -43,10 +40,7 @@ class VendiState:
             raise GvendiError(
                 f"spec cannot be written as JSON ({error}); use str, numbers, lists, dicts"
             ) from None
-        self.dim, self.n = int(dim), 0
-        self.matrix = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=device)
-        self._spectrum: torch.Tensor | None = None
-        self._basis: tuple[torch.Tensor, torch.Tensor] | None = None
+        super().__init__(dim, device)
 
     def __repr__(self) -> str:
         return f"VendiState(dim={self.dim}, n={self.n}, spec={self.spec})"
@@ -69,7 +63,8 @@ class VendiState:
                 self.matrix.addmm_(unit.T, unit)
             else:
                 ops.covariance(unit.float().contiguous(), self.matrix)
-        return self._grown(len(rows))
+        self._grown(len(rows))
+        return self
 
     def merge(self, other: VendiState) -> VendiState:
         """Add another state's rows (in place; returns self). A different dim or spec raises GvendiError.
@@ -88,7 +83,8 @@ class VendiState:
                 f"  this:  {self.spec}\n  other: {other.spec}"
             )
         self.matrix += other.matrix.to(self.matrix.device)
-        return self._grown(other.n)
+        self._grown(other.n)
+        return self
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to one safetensors file, which appears under its name only when complete."""
@@ -100,25 +96,8 @@ class VendiState:
         tensors, words = load_tensors(path, _KIND, "VendiState.save", device)
         state = cls(len(tensors["matrix"]), json.loads(words["spec"]), device)
         state.matrix.copy_(tensors["matrix"])
-        return state._grown(int(words["n"]))
-
-    def spectrum(self) -> torch.Tensor:
-        """Eigenvalues of A / n in descending order: float64 [K] on the CPU, none negative, sum 1."""
-        if self._spectrum is None:
-            eigenvalues = torch.linalg.eigvalsh(self._trace_one()).cpu().flip(0).clamp_min_(0)
-            # The rank is at most n: what stands behind is rounding.
-            eigenvalues[self.n :] = 0
-            self._spectrum = eigenvalues / eigenvalues.sum()
-        return self._spectrum.clone()
-
-    def entropy(self, q: float = 1.0) -> float:
-        """Renyi entropy H_q in nats, any order q > 0 or inf; q = 1 is von Neumann's. n = 0 raises.
-
-        H_2 needs no eigenvalues. At q < 1, eigenvalues below 2^-22 do not count: they may be rounding.
-        """
-        if q == 2:
-            return -math.log(float(self._trace_one().square().sum()))
-        return renyi_entropy(self.spectrum(), q)
+        state._grown(int(words["n"]))
+        return state
 
     @overload
     def gvendi(self, q: float = 1.0) -> float: ...
@@ -133,7 +112,7 @@ class VendiState:
         `rows`, [n, K] or blocks of them, from which the state was made: the state does not keep them.
         """
         if ci is None:
-            return math.exp(self.entropy(q))
+            return super().gvendi(q)
         if ci != "jackknife":
             raise GvendiError(f'ci is {ci!r}; wanted "jackknife" or None')
         if rows is None:
@@ -165,31 +144,3 @@ class VendiState:
         row that is not in the state has at most 36 nats. "loo": H_1 minus H_1 without the row, -gain(remove=True).
         """
         return gains.contributions(self, rows, kind)
-
-    def effective_spectrum(self, shares: Iterable[float] = (0.5, 0.9, 0.99)) -> dict[float, int]:
-        """For each share in (0, 1], how many of the largest eigenvalues hold it (to 1e-6 of the trace)."""
-        held, counts = self.spectrum().cumsum(0), {}
-        for share in shares:
-            if not 0 < share <= 1:
-                raise GvendiError(f"shares holds {share}; wanted parts of the trace in (0, 1], such as 0.9")
-            counts[share] = int(torch.searchsorted(held, share - 1e-6)) + 1
-        return counts
-
-    def eigenbasis(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A = Q diag(l) Q^T, not divided by n: l float64 [K] ascending, none negative; Q float64 [K, K]."""
-        if self._basis is None:
-            eigenvalues, vectors = torch.linalg.eigh(self._trace_one())
-            self._basis = eigenvalues.clamp_min_(0) * self.n, vectors
-        return self._basis
-
-    def _trace_one(self) -> torch.Tensor:
-        if self.n == 0:
-            raise GvendiError(
-                "the state holds no rows (n = 0), so it has no spectrum; call update(rows) first"
-            )
-        return self.matrix / self.matrix.trace()
-
-    def _grown(self, rows: int) -> VendiState:
-        self.n += rows
-        self._spectrum = self._basis = None
-        return self

@@ -19,12 +19,14 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gvendi_fast.atomic import atomic_write, flush_folder, is_temporary, remove_stale
+from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.parts import COLUMNS, Part, damaged, part_table, read_part, write_table
 from gvendi_fast.rows import Rejected
@@ -32,6 +34,7 @@ from gvendi_fast.rows import Rejected
 __all__ = ["COLUMNS", "Part", "RunDirectory"]
 
 _PART = re.compile(r"^part-(\d{6,})\.parquet$")
+_ABSENT = object()
 
 
 class RunDirectory:
@@ -266,26 +269,13 @@ def _plain(content: dict[str, Any], name: str) -> dict[str, Any]:
         ) from error
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(content, dict) and content:
-        flat: dict[str, Any] = {}
-        for key, value in content.items():
-            flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    return {prefix: content}
-
-
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    was, now = _flatten(old), _flatten(new)
-    lines = []
-    for key in sorted(was.keys() | now.keys()):
-        if key not in was or key not in now or was[key] != now[key]:
-            pair = (
-                json.dumps(side[key], ensure_ascii=False) if key in side else "(absent)"
-                for side in (was, now)
-            )
-            lines.append("  {}: {} in the directory, {} now".format(key, *pair))
-    return "\n".join(lines)
+    found = sorted(differences(flat(old), flat(new), _ABSENT), key=itemgetter(0))
+    return "\n".join(f"  {key}: {_shown(was)} in the directory, {_shown(now)} now" for key, was, now in found)
+
+
+def _shown(value: Any) -> str:
+    return "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
 
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -295,11 +285,8 @@ def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     lines += [f"  file '{path}' is new" for path in now if path not in was]
     for path in was:
         if path in now and was[path] != now[path]:
-            what = ", ".join(
-                f"{key} {was[path].get(key)} -> {now[path].get(key)}"
-                for key in sorted(was[path].keys() | now[path].keys())
-                if was[path].get(key) != now[path].get(key)
-            )
+            changed = sorted(differences(was[path], now[path]), key=itemgetter(0))
+            what = ", ".join(f"{key} {before} -> {after}" for key, before, after in changed)
             lines.append(f"  file '{path}' changed: {what}")
     if not lines and list(was) != list(now):
         lines.append("  the same files in another order")

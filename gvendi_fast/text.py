@@ -30,6 +30,7 @@ from gvendi_fast.rows import Reason, Rejected, Row
 if TYPE_CHECKING:
     import torch
 
+# A label that takes no part in the loss, as torch and transformers have it.
 IGNORED = -100
 MASKS = ("completion", "released")
 # Offsets come as Python tuples, some hundred bytes a token: a bounded number of rows holds them at a time.

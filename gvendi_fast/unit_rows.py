@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -32,19 +33,33 @@ def is_double(rows: Rows) -> bool:
     return rows.dtype.itemsize >= 8
 
 
+def has_direction(norm):
+    """Whether rows of these norms (a number, or a tensor or array of them) are neither zero nor infinite nor NaN."""
+    return (norm > 0) & (norm < math.inf)
+
+
+def no_direction(row: int, norm: float) -> GvendiError:
+    """The error for a row that cannot be scaled to length 1."""
+    return GvendiError(
+        f"row {row} of rows has norm {norm}; wanted finite and not zero: leave this sample out and report it"
+    )
+
+
+def refused_gradient(norm: float) -> str:
+    """Why a sample whose gradient's sketch has this norm is among the rejected rows."""
+    return "zero gradient" if norm == 0 else "non-finite gradient"
+
+
 def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) -> torch.Tensor:
     """Rows scaled to length 1: float64 [N, K] on `device`. `first` numbers them in errors."""
     # The copy also serves what torch refuses: read-only, reversed and big-endian arrays.
     x = torch.from_numpy(np.array(rows, dtype=np.float64)) if isinstance(rows, np.ndarray) else rows.detach()
     x = x.to(device, torch.float64)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    bad = ~((norm > 0) & torch.isfinite(norm))
+    bad = ~has_direction(norm)
     if bool(bad.any()):
         i = int(bad.nonzero()[0, 0])
-        raise GvendiError(
-            f"row {first + i} of rows has norm {float(norm[i])}; wanted finite and not zero: "
-            "leave this sample out and report it"
-        )
+        raise no_direction(first + i, float(norm[i]))
     return x / norm
 
 
@@ -62,3 +77,12 @@ def unit_blocks(
             unit = unit_rows(matrix[i : i + BLOCK], device, seen + i)
             yield seen + i, unit if is_double(matrix) else unit.float()
         seen += len(matrix)
+
+
+def cosine_blocks(rows: torch.Tensor, pool: torch.Tensor, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number of the first row of the pool, cosines [m, block]) of unit rows [m, K] with a pool's [N, K].
+
+    Block by block: there is no [m, N] matrix.
+    """
+    for first in range(0, len(pool), block):
+        yield first, rows @ pool[first : first + block].T

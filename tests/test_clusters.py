@@ -111,7 +111,7 @@ def test_every_order_blocking_and_thread_count_gives_the_same_bits(order, monkey
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        monkeypatch.setattr("gvendi_fast.pool.BLOCK", 777)
+        monkeypatch.setattr("gvendi_fast.pool.POOL_BLOCK", 777)
         mixed = SphericalKMeans(40, seed=5).fit(x[order])
     finally:
         torch.set_num_threads(threads)

@@ -63,7 +63,7 @@ def test_faster_backend_comes_first(record, op, first, ratio):
 
 
 def test_figures_of_another_capability_do_not_count(record):
-    assert measured.order("linear_sketch", BUILT_IN, GPU, "8.0", record) == measured.Order(BUILT_IN)
+    assert measured.order("linear_sketch", BUILT_IN, GPU, "8.0", record) == measured.Ranking(BUILT_IN)
 
 
 def test_the_package_s_own_record_can_be_read():

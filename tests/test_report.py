@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from pages import Page, check_in_browser
 
-from gvendi_fast import report, report_rows
-from gvendi_fast import report_data as report_data_module
+from gvendi_fast import report, report_rows, row_texts
 from gvendi_fast.clusters import SphericalKMeans
 from gvendi_fast.corpus import Fields
 from gvendi_fast.errors import GvendiError
@@ -295,7 +294,7 @@ def test_rows_come_with_the_text_of_the_corpus(run, data):
 
 
 def test_long_texts_are_cut_and_say_so(undrawn, run, monkeypatch):
-    monkeypatch.setattr(report_data_module, "TEXT", 12)
+    monkeypatch.setattr(row_texts, "TEXT", 12)
     found = report_data(run)
     parts = [part for entry in report_rows.row_numbers(found) for part in entry["text"]]
     assert {len(part["text"]) for part in parts if part["length"] > 12} == {12}

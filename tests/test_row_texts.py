@@ -7,6 +7,7 @@ import pytest
 from gvendi_fast.corpus import Fields, index_corpus
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.row_texts import row_texts, snippet
+from gvendi_fast.rows import field_of, parse_row
 from gvendi_fast.store import RunDirectory
 
 
@@ -43,3 +44,26 @@ def test_snippets_are_one_line_of_a_given_width():
     assert snippet("abcdefgh", 8) == "abcdefgh"
     assert snippet("abcdef ghi", 8) == "abcdef…"
     assert len(snippet("x" * 100, 60)) == 60
+
+
+@pytest.mark.parametrize(
+    ("record", "texts"),
+    [
+        ({"prompt": "p", "completion": "c"}, [("prompt", "p"), ("completion", "c")]),
+        ({"text": "t"}, [("text", "t")]),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            [("user", "q"), ("assistant", "a")],
+        ),
+    ],
+)
+def test_a_row_of_each_form_says_its_texts_in_order(record, texts):
+    assert parse_row(record, Fields(), 0, "f", 1).texts() == texts
+
+
+def test_a_dotted_path_goes_down_unless_a_field_has_exactly_that_name():
+    record = {"meta": {"score": 2, "deep": {"x": None}}, "meta.kind": "own"}
+    found = [
+        field_of(record, name) for name in ("meta.score", "meta.kind", "meta.deep.x", "meta.score.x", "no")
+    ]
+    assert found == [2, "own", None, None, None]

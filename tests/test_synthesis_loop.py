@@ -22,8 +22,8 @@ from gvendi_fast.commands.synthesis_view import view_for
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis import running
 from gvendi_fast.synthesis.acceptance import Judge, nearest
+from gvendi_fast.synthesis.candidates import shot_rows
 from gvendi_fast.synthesis.config import AcceptConfig, ProxyConfig, config_from, load_config
-from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
@@ -455,15 +455,15 @@ def test_journal_keeps_any_text_and_cuts_what_no_block_names(tmp_path):
 def test_draws_are_distinct_uniform_and_fixed():
     found = Counter()
     for number in range(3000):
-        rows = draw(7, 0, number, 20, 5)
+        rows = shot_rows(7, 0, number, 20, 5)
         assert len(set(rows)) == 5
         found.update(rows)
     assert set(found) == set(range(20))
     # 15,000 draws of 20: 750 each, standard deviation 24.
     assert all(abs(n - 750) < 5 * 24 for n in found.values())
-    assert sorted(draw(0, 0, 0, 3, 5)) == [0, 1, 2]
-    assert draw(0, 1, 2, 10**6, 5) == draw(0, 1, 2, 10**6, 5)
-    assert len({tuple(draw(0, r, n, 10**6, 5)) for r in range(3) for n in range(3)}) == 9
+    assert sorted(shot_rows(0, 0, 0, 3, 5)) == [0, 1, 2]
+    assert shot_rows(0, 1, 2, 10**6, 5) == shot_rows(0, 1, 2, 10**6, 5)
+    assert len({tuple(shot_rows(0, r, n, 10**6, 5)) for r in range(3) for n in range(3)}) == 9
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import torch
 from children import children
 
 from gvendi_fast import sketching
+from gvendi_fast.base.progress import Silent
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, Silent, sketch_corpus
+from gvendi_fast.sketching import Settings, sketch_corpus
 from gvendi_fast.store import RunDirectory
 
 ALONE = Settings(spec=SketchSpec(dim=64), unit_rows=8, batch_tokens=512)

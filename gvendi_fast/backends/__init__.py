@@ -53,11 +53,11 @@ def use_backend(name: str):
 
 
 @functools.cache
-def order(op: str, device: torch.device) -> measured.Order:
+def order(op: str, device: torch.device) -> measured.Ranking:
     """The backends that `op` may run on there, first choice first."""
     built_in = ORDER.get(device.type, ("reference",))
     if device.type != "cuda":
-        return measured.Order(built_in)
+        return measured.Ranking(built_in)
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     return measured.order(op, built_in, name, f"{major}.{minor}", measured.load())

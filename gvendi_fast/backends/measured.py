@@ -17,7 +17,7 @@ RECORD = Path(__file__).with_suffix(".json")
 
 
 @dataclass(frozen=True)
-class Order:
+class Ranking:
     """Backends of one operation on one device, first choice first; `ratio` says by what measurement, if any did."""
 
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ def load(path: Path = RECORD) -> Mapping:
     return json.loads(path.read_text())
 
 
-def order(op: str, built_in: Sequence[str], gpu: str, capability: str, record: Mapping) -> Order:
+def order(op: str, built_in: Sequence[str], gpu: str, capability: str, record: Mapping) -> Ranking:
     """The order of the backends `built_in` for `op` on a GPU of this name and capability (such as "9.0").
 
     Backends that were measured on the same cases go by the geometric mean of their times over these; all others keep
@@ -50,5 +50,5 @@ def order(op: str, built_in: Sequence[str], gpu: str, capability: str, record: M
         first, second = sorted(timed, key=mean.__getitem__)[:2]
         ranked = sorted(timed, key=mean.__getitem__) + [b for b in built_in if b not in timed]
         ratio = f"{first} measured {mean[second] / mean[first]:.2f} times as fast as {second} on {name}"
-        return Order(tuple(ranked), ratio)
-    return Order(tuple(built_in))
+        return Ranking(tuple(ranked), ratio)
+    return Ranking(tuple(built_in))

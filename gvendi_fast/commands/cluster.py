@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import Json, warn_unfinished
+from gvendi_fast.atomic import atomic_write, two_outputs
+from gvendi_fast.options import Json, RunDir, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.clusters import Assignment, SphericalKMeans
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def cluster(
-    directory: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made."),
-    ],
+    directory: RunDir,
     out: Annotated[
         Path,
         typer.Option(
@@ -69,7 +66,7 @@ def cluster(
     from gvendi_fast.pool import as_pool
     from gvendi_fast.store import RunDirectory
 
-    centroids = _outputs(out, force)
+    _, centroids = two_outputs(out, ".parquet", ".safetensors", force)
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     pool = as_pool(run)
@@ -86,19 +83,6 @@ def cluster(
         _print(found)
 
 
-def _outputs(out: Path, force: bool) -> Path:
-    """The path of the centroids; refuses names and files before any work is done."""
-    if out.suffix != ".parquet":
-        raise GvendiError(f"--out must be a name that ends in .parquet, got '{out}'")
-    centroids = out.with_suffix(".safetensors")
-    for path in (out, centroids):
-        if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(
-                f"'{path}' is there already; give another --out, or --force to overwrite a file"
-            )
-    return centroids
-
-
 def _say(iteration: int, objective: float, empty: int) -> None:
     note = f", {empty:,} empty" if empty else ""
     print(f"iteration {iteration}: mean cosine {objective:.6f}{note}", file=sys.stderr, flush=True)
@@ -108,8 +92,6 @@ def _write(out: Path, pool: Pool, assignment: Assignment) -> None:
     """Rows in the order of the pool; with one cluster the second columns are null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from gvendi_fast.atomic import atomic_write
 
     none = (assignment.second < 0).numpy()
     table = pa.table(

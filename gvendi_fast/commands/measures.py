@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gvendi_fast.options import By, Json, warn_unfinished
+from gvendi_fast.options import By, Json, RunDir, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.measures import Measured
@@ -25,10 +25,7 @@ COLUMNS = {
 
 
 def measures(
-    directory: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made."),
-    ],
+    directory: RunDir,
     by: By = None,
     n: Annotated[
         int | None,

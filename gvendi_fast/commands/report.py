@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
+from gvendi_fast.options import Corpus, warn_unfinished
 
 
 def report(
@@ -49,10 +50,7 @@ def report(
     title: Annotated[
         str | None, typer.Option("--title", metavar="TEXT", help="Heading. (Default: the run's name.)")
     ] = None,
-    corpus: Annotated[
-        Path | None,
-        typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
-    ] = None,
+    corpus: Corpus = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
 ) -> None:
     """Show a run as one HTML page: its score, groups, clusters, odd and repeated rows.
@@ -93,7 +91,6 @@ def _of_run(
     corpus: Path | None,
     force: bool,
 ) -> tuple[Path, Path]:
-    from gvendi_fast.options import warn_unfinished
     from gvendi_fast.report import output_paths, write_report
     from gvendi_fast.report_data import report_data
     from gvendi_fast.store import RunDirectory

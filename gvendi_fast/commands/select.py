@@ -12,7 +12,7 @@ from typing import IO, Annotated
 import typer
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import Json, warn_unfinished
+from gvendi_fast.options import Corpus, Json, warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -22,7 +22,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
 }
 
 
-class Objective(str, Enum):
+class ObjectiveName(str, Enum):
     """What is maximised."""
 
     vendi = "vendi"
@@ -52,13 +52,13 @@ def select(
         ),
     ],
     objective: Annotated[
-        Objective,
+        ObjectiveName,
         typer.Option(
             "--objective",
             help="vendi: the entropy of the set; logdet: a determinant, which asks more for rare directions; facility: "
             "every row of the pool has a chosen row near it; quality: mean of --quality times G-Vendi.",
         ),
-    ] = Objective.vendi,
+    ] = ObjectiveName.vendi,
     method: Annotated[
         Method,
         typer.Option(
@@ -98,10 +98,7 @@ def select(
     memory: Annotated[
         str, typer.Option("--memory", metavar="BYTES", help="For rows and work, such as 512MB or 4GiB.")
     ] = "4GiB",
-    corpus: Annotated[
-        Path | None,
-        typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
-    ] = None,
+    corpus: Corpus = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out and the file beside it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -121,16 +118,16 @@ def select(
     """
     from gvendi_fast import selection
     from gvendi_fast.atomic import atomic_write
+    from gvendi_fast.base.progress import progress_for
     from gvendi_fast.originals import locate_corpus
     from gvendi_fast.pool import as_pool
-    from gvendi_fast.progress import progress_for
     from gvendi_fast.store import RunDirectory
 
     began, budget = time.perf_counter(), parse_bytes(memory)
     sidecar = _check_out(out, force)
-    if quality is not None and objective is Objective.vendi:
-        objective = Objective.quality
-    if (quality is not None) != (objective is Objective.quality):
+    if quality is not None and objective is ObjectiveName.vendi:
+        objective = ObjectiveName.quality
+    if (quality is not None) != (objective is ObjectiveName.quality):
         raise GvendiError("--quality FIELD goes with --objective quality, and that objective needs it")
     run = RunDirectory.load(directory)
     warn_unfinished(run)

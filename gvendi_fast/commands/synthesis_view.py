@@ -7,19 +7,19 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from gvendi_fast.progress import LINE_EVERY
+from gvendi_fast.base.progress import LINE_EVERY
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.status import Status
 
 
-def view_for(stream: TextIO | None = None) -> Table | Lines:
+def view_for(stream: TextIO | None = None) -> StatusTable | StatusLines:
     """The view that fits a stream (stderr unless said); a context manager and a `status.Watcher`."""
     stream = sys.stderr if stream is None else stream
-    return Table(stream) if stream.isatty() else Lines(stream)
+    return StatusTable(stream) if stream.isatty() else StatusLines(stream)
 
 
-def describe(status: Status) -> dict[str, str]:
+def status_lines(status: Status) -> dict[str, str]:
     """What a status says, by name."""
     rejected = sum(status.rejected.values())
     decided = status.accepted + rejected
@@ -46,13 +46,13 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-class Lines:
+class StatusLines:
     """One plain line every ten seconds, for logs and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self._last = stream, float("-inf")
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> StatusLines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,14 +62,14 @@ class Lines:
         """See `status.Watcher`."""
         if time.monotonic() - self._last >= LINE_EVERY:
             self._last = time.monotonic()
-            self.say("; ".join(f"{k} {v}" for k, v in describe(status).items()))
+            self.say("; ".join(f"{k} {v}" for k, v in status_lines(status).items()))
 
     def say(self, text: str) -> None:
         """One line."""
         print(text, file=self.stream, flush=True)
 
 
-class Table:
+class StatusTable:
     """A table that stays in place, on a terminal; it appears with the first block."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -80,7 +80,7 @@ class Table:
         self._live = Live(console=Console(file=stream), auto_refresh=False)
         self._shown = False
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> StatusTable:
         return self
 
     def __exit__(
@@ -100,13 +100,13 @@ class Table:
 
     def update(self, status: Status) -> None:
         """See `status.Watcher`."""
-        from rich.table import Table as Grid
+        from rich.table import Table
         from rich.text import Text
 
         if not self._shown:
             self._live.start()
             self._shown = True
-        grid = Grid.grid(padding=(0, 2))
-        for name, value in describe(status).items():
+        grid = Table.grid(padding=(0, 2))
+        for name, value in status_lines(status).items():
             grid.add_row(Text(name, style="bold"), Text(value))
         self._live.update(grid, refresh=True)

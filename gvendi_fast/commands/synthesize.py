@@ -123,8 +123,8 @@ def synthesize(
         else:
             _print_previews(previews)
         return
+    from gvendi_fast.base.progress import progress_for
     from gvendi_fast.commands.synthesis_view import view_for
-    from gvendi_fast.progress import progress_for
 
     try:
         with view_for() as view:
@@ -165,11 +165,11 @@ def _visible(text: str) -> str:
 
 
 def _print_end(status: Status, out: str) -> None:
-    from gvendi_fast.commands.synthesis_view import describe
+    from gvendi_fast.commands.synthesis_view import status_lines
     from gvendi_fast.synthesis.status import BESIDE
 
     print(f"stopped: {status.why}")
-    for name, value in describe(status).items():
+    for name, value in status_lines(status).items():
         print(f"  {name:<16}{value}")
     spent = {stage: seconds for stage, seconds in status.seconds.items() if stage not in BESIDE}
     whole = sum(spent.values())

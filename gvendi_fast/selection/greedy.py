@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import BLOCK
+from gvendi_fast.pool import POOL_BLOCK
 from gvendi_fast.selection.objectives import Level, make_objective
-from gvendi_fast.selection.problem import Problem, random_words
+from gvendi_fast.selection.problem import Problem
 
 # Gains closer than this are equal: float64 sums of the same numbers in another order differ by less.
 TIE = 1e-9
@@ -116,7 +117,7 @@ class Greedy:
             self._bound[stale] = self._evaluate(stale)
             self._stamp[stale] = picks
             keys[stale] = self._keys_of(self._bound[stale], stale)
-        slots = self._slot[rivals].split(BLOCK)
+        slots = self._slot[rivals].split(POOL_BLOCK)
         gains = torch.cat([self.objective.exact(self._rows[chunk]) for chunk in slots])
         exact = self._keys_of(gains, rivals)
         place = self._first(rivals, exact)
@@ -193,8 +194,8 @@ class Greedy:
         for first, block in self.problem.pool.blocks():
             numbers = self.problem.numbers
             begin, end = np.searchsorted(numbers, [first, first + len(block)])
-            for start in range(begin, end, BLOCK):
-                stop = min(start + BLOCK, end)
+            for start in range(begin, end, POOL_BLOCK):
+                stop = min(start + POOL_BLOCK, end)
                 here = torch.from_numpy(numbers[start:stop]) - first
                 yield torch.arange(start, stop), block[here]
 

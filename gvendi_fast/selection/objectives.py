@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gvendi_fast.pool import BLOCK
+from gvendi_fast.pool import POOL_BLOCK
 from gvendi_fast.selection.problem import Problem
 from gvendi_fast.selection.resolvent import Resolvent, entropy_gain, entropy_nodes, resolvent_bytes
 
@@ -224,7 +224,7 @@ class Level:
 
 def reading_bytes(dim: int) -> int:
     """Memory that a block of a pool takes on its way from the disk to unit rows, and a chunk of products."""
-    return 40 * BLOCK * dim + 16 * CHUNK * dim
+    return 40 * POOL_BLOCK * dim + 16 * CHUNK * dim
 
 
 def make_objective(problem: Problem) -> Objective:

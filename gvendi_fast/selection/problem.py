@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import Pool
-from gvendi_fast.sketching import Progress
+from gvendi_fast.pool import POOL_BLOCK, Pool
 from gvendi_fast.state import VendiState
+from gvendi_fast.unit_rows import cosine_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,10 @@ class Problem:
     memory: int
     progress: Progress
 
+    def begun(self) -> VendiState:
+        """A state of the given rows, for others to be added to."""
+        return VendiState(self.pool.dim, self.given.spec).merge(self.given)
+
     def part(self, numbers: np.ndarray) -> Problem:
         """The same question with fewer candidates; `size` falls to what they allow."""
         return replace(self, numbers=numbers, size=min(self.size, most(self.labels, self.limits, numbers)))
@@ -57,9 +63,10 @@ class Problem:
         return np.sort(order[: self.size])
 
 
-def random_words(seed: int, stream: int, count: int) -> np.ndarray:
-    """Random uint64 [count] from Philox, the same with every NumPy."""
-    return np.random.Philox(key=np.array([seed % 2**64, stream], np.uint64)).random_raw(count)
+def raise_covered(covered: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> None:
+    """Raise covered [R] to the cosines that the targets [R, K] have with the nearest of rows [m, K], where larger."""
+    for _, cosine in cosine_blocks(targets, rows, POOL_BLOCK // 8):
+        torch.maximum(covered, cosine.amax(1), out=covered)
 
 
 def most(labels: np.ndarray | None, limits: np.ndarray | None, numbers: np.ndarray) -> int:

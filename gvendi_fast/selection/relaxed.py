@@ -22,9 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
 from gvendi_fast.pool import Pool
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, check_feasible, project
-from gvendi_fast.selection.problem import checked_quality, random_words, rank_of
+from gvendi_fast.selection.problem import checked_quality, rank_of
+from gvendi_fast.spectrum import entropy_and_surprise
 from gvendi_fast.state import VendiState
 
 # Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
@@ -101,11 +103,8 @@ class _Point:
     """Sigma_w diagonalised: its entropy and the matrix of the gradient."""
 
     def __init__(self, sigma: torch.Tensor) -> None:
-        eigenvalues, vectors = torch.linalg.eigh(sigma / sigma.trace())
-        eigenvalues.clamp_min_(0)
-        self.lowest = float(eigenvalues[0])
-        self.entropy = float(-torch.special.xlogy(eigenvalues, eigenvalues).sum())
-        self.surprise = ((vectors * -eigenvalues.clamp_min(_EMPTY).log()) @ vectors.T).float()
+        eigenvalues, self.entropy, surprise = entropy_and_surprise(sigma / sigma.trace(), _EMPTY)
+        self.lowest, self.surprise = float(eigenvalues[0]), surprise.float()
 
     def surprisals(self, blocks: Iterable[tuple[int, torch.Tensor]], rows: int) -> np.ndarray:
         """-z^T (ln Sigma) z for each row of the blocks: float64 [rows], of float32 products (errors about 1e-6)."""

@@ -40,7 +40,7 @@ def relaxed(problem: Problem) -> Picks:
         progress=problem.progress.note,
     )
     rows = problem.pool.take(numbers)
-    state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given).update(rows)
+    state = problem.begun().update(rows)
     gains = -state.gain(rows, remove=True).numpy() if state.n > 1 else np.zeros(len(numbers))
     problem.progress.advance(problem.size, 0, 0)
     bound = "gvendi_bound" if problem.quality is None else "value_bound"

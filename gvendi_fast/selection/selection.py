@@ -11,7 +11,6 @@ random subsets of the same size beside its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import BLOCK, Pool, as_pool
+from gvendi_fast.pool import Pool, PoolLike, as_pool
 from gvendi_fast.selection.greedy import Picks, lazy, stochastic, two_round
 from gvendi_fast.selection.objectives import OBJECTIVES
 from gvendi_fast.selection.problem import (
@@ -29,15 +30,12 @@ from gvendi_fast.selection.problem import (
     coded_quotas,
     equal_quotas,
     most,
-    random_words,
+    raise_covered,
     rank_of,
 )
 from gvendi_fast.selection.rounding import relaxed
 from gvendi_fast.selection.set_score import RandomBaseline, score_chosen, score_random
-from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.state import VendiState
-from gvendi_fast.store import RunDirectory
-from gvendi_fast.unit_rows import Rows
 
 __all__ = ["METHODS", "Selection", "equal_quotas", "select"]
 
@@ -99,12 +97,12 @@ class Selection:
 
 
 def select(
-    pool: Pool | RunDirectory | str | os.PathLike | Rows,
+    pool: PoolLike,
     size: int,
     objective: str = "vendi",
     *,
     method: str = "lazy",
-    must_include: VendiState | Pool | RunDirectory | str | os.PathLike | Rows | None = None,
+    must_include: VendiState | PoolLike | None = None,
     groups: Sequence[str] | None = None,
     quotas: Mapping[str, int] | None = None,
     quality: Sequence[float] | np.ndarray | str | None = None,
@@ -248,6 +246,5 @@ def _given(
     for _, block in rows.blocks():
         made.update(block)
         if targets is not None and rows.dim == pool.dim:
-            for chunk in block.split(BLOCK // 8):
-                torch.maximum(covered, (targets @ chunk.T).amax(1), out=covered)
+            raise_covered(covered, targets, block)
     return state.merge(made)

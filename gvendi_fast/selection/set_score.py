@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gvendi_fast.pool import BLOCK
-from gvendi_fast.selection.problem import Problem
+from gvendi_fast.pool import POOL_BLOCK
+from gvendi_fast.selection.problem import Problem, raise_covered
 from gvendi_fast.spectrum import renyi_entropy
-from gvendi_fast.state import VendiState
 
 # Streams of random numbers from here on are the random subsets'.
-DRAWS = 10
+FIRST_STREAM = 10
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class RandomBaseline:
     draws: int
 
 
-class SetScore:
+class SubsetScore:
     """The objective's value and the G-Vendi of rows that come block by block, together with the given rows."""
 
     def __init__(self, problem: Problem, count: int) -> None:
@@ -40,7 +39,7 @@ class SetScore:
         # The Gram matrix is the smaller one here.
         few = problem.given.n == 0 and count < problem.pool.dim
         self._rows: list[torch.Tensor] | None = [] if few else None
-        self.state = None if few else VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
+        self.state = None if few else problem.begun()
 
     def add(self, numbers: np.ndarray, rows: torch.Tensor) -> None:
         """Rows float32 [m, K] with these numbers in the pool."""
@@ -51,8 +50,7 @@ class SetScore:
         if self._problem.quality is not None:
             self._quality.append(self._problem.quality[numbers])
         if self._covered is not None:
-            for chunk in rows.split(BLOCK // 8):
-                torch.maximum(self._covered, (self._problem.targets @ chunk.T).amax(1), out=self._covered)
+            raise_covered(self._covered, self._problem.targets, rows)
 
     def scores(self) -> tuple[float, float]:
         """(value of the objective, G-Vendi)."""
@@ -78,9 +76,9 @@ def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, n
     Sigma includes the given rows; without any, the mean of the surprisals is the set's entropy.
     """
     order = np.argsort(numbers)
-    state = VendiState(problem.pool.dim, problem.given.spec).merge(problem.given)
-    score, surprisal = SetScore(problem, len(numbers)), np.empty(len(numbers))
-    chunks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    state = problem.begun()
+    score, surprisal = SubsetScore(problem, len(numbers)), np.empty(len(numbers))
+    chunks = [order[start : start + POOL_BLOCK] for start in range(0, len(order), POOL_BLOCK)]
     for chunk in chunks:
         rows = problem.pool.take(numbers[chunk])
         state.update(rows)
@@ -105,8 +103,8 @@ def score_random(problem: Problem, draws: int) -> RandomBaseline | None:
 
 
 def _draw(problem: Problem, streams: range) -> list[tuple[float, float]]:
-    sets = [problem.random(DRAWS + stream) for stream in streams]
-    scores = [SetScore(problem, problem.size) for _ in sets]
+    sets = [problem.random(FIRST_STREAM + stream) for stream in streams]
+    scores = [SubsetScore(problem, problem.size) for _ in sets]
     for first, block in problem.pool.blocks():
         for numbers, score in zip(sets, scores, strict=True):
             begin, end = np.searchsorted(numbers, [first, first + len(block)])

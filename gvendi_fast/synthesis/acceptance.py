@@ -24,6 +24,7 @@ from gvendi_fast.state import VendiState
 from gvendi_fast.synthesis.config import AcceptConfig
 from gvendi_fast.synthesis.grown_pool import GrownPool, Round
 from gvendi_fast.synthesis.regions import cluster_rows
+from gvendi_fast.unit_rows import cosine_blocks
 
 _BLOCK = 65536
 # Fewer gains of candidates than this make no quantile.
@@ -167,8 +168,8 @@ def nearest(rows: torch.Tensor, pool: torch.Tensor) -> list[tuple[float, int]]:
     """(cosine, number) of the row of pool [N, K] most similar to each of rows [m, K]; both of unit rows."""
     best = torch.full((len(rows),), -2.0)
     place = torch.zeros(len(rows), dtype=torch.int64)
-    for first in range(0, len(pool), _BLOCK):
-        cosine, number = (rows @ pool[first : first + _BLOCK].T).max(1)
+    for first, block in cosine_blocks(rows, pool, _BLOCK):
+        cosine, number = block.max(1)
         better = cosine > best
         best, place = torch.where(better, cosine, best), torch.where(better, number + first, place)
     return list(zip(best.tolist(), place.tolist(), strict=True))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from gvendi_fast.base.differences import differences
+from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.originals import original_rows
@@ -17,7 +19,7 @@ from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
 from gvendi_fast.proxy import Proxy, load_proxy
 from gvendi_fast.rows import Fields, Reason, decode_line, record_id
-from gvendi_fast.sketching import Progress, Settings, describe, sketch_corpus
+from gvendi_fast.sketching import Settings, sketch_corpus, spec_of
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.candidates import request_of
@@ -148,12 +150,10 @@ def open_pool(
     data = config.pool.data
     if is_run_directory(data):
         run = RunDirectory.load(data[0])
-        wanted = describe(proxy, sketcher, settings, run.spec["max_tokens"])
+        wanted = spec_of(proxy, sketcher, settings, run.spec["max_tokens"])
         if run.spec != wanted:
-            differing = [key for key in wanted if run.spec.get(key) != wanted[key]]
-            shown = "\n".join(
-                f"  {key}: {run.spec.get(key)} there, {wanted[key]} in proxy" for key in differing
-            )
+            differing = differences(wanted, run.spec)
+            shown = "\n".join(f"  {key}: {there} there, {here} in proxy" for key, here, there in differing)
             raise GvendiError(
                 f"pool.data: '{data[0]}' was sketched with other settings than the section proxy says\n{shown}"
             )

@@ -13,6 +13,7 @@ from gvendi_fast.memory import sketch_batch
 from gvendi_fast.proxy import Proxy
 from gvendi_fast.rows import parse_row
 from gvendi_fast.text import Encoder, Sample, batches
+from gvendi_fast.unit_rows import has_direction, refused_gradient
 
 
 class CandidateSketcher:
@@ -40,11 +41,9 @@ class CandidateSketcher:
             places = [sample.row for sample in batch]
             out[places] = sketch_batch(self.sketcher, batch, self._pad).z.float().cpu()
         norm = torch.linalg.vector_norm(out.double(), dim=1)
-        usable = (norm > 0) & norm.isfinite()
+        usable = has_direction(norm)
         for place in torch.nonzero(~usable)[:, 0].tolist():
-            reasons[place] = reasons[place] or (
-                "zero gradient" if norm[place] == 0 else "non-finite gradient"
-            )
+            reasons[place] = reasons[place] or refused_gradient(float(norm[place]))
         out[usable] = (out[usable].double() / norm[usable, None]).float()
         out[~usable] = 0
         return out, reasons

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gvendi_fast.base.draws import a_few, stream
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.decontaminate import Decontaminator, Question
 from gvendi_fast.synthesis.paraphrase import ParaphraseCheck
@@ -157,6 +158,11 @@ class Proposer:
             self.tokens = prompt + (answer.prompt_tokens or 0), completion + (answer.completion_tokens or 0)
             self.requests, self.cost = self.requests + 1, self.cost + (answer.cost or 0.0)
         return answer
+
+
+def shot_rows(seed: int, round_: int, number: int, rows: int, count: int) -> list[int]:
+    """Which `count` of the rows below `rows` prompt `number` of a round shows, in random order; all where no more."""
+    return a_few(stream("shots", seed, round_, number), rows, count)
 
 
 def request_of(ask: Ask, max_tokens: int | None) -> Request:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gvendi_fast.atomic import atomic_write, flush_folder, remove_stale
+from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.errors import GvendiError
 
 ACCEPTED, REJECTED, SKETCHES, EVENTS = "accepted.jsonl", "rejected.jsonl", "sketches.f32", "events.jsonl"
@@ -113,24 +114,12 @@ def _check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
             stream.write(json.dumps(fingerprint, indent=1).encode() + b"\n")
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    before, now = _flat(found), _flat(fingerprint)
-    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    differing = differences(flat(found), flat(fingerprint))
     if differing:
-        shown = "\n".join(
-            f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing[:8]
-        )
+        shown = "\n".join(f"  {key}: {there!r} there, {now!r} now" for key, there, now in differing[:8])
         raise GvendiError(
             f"'{path.parent}' holds a run with other settings; give them again, or another directory as out\n{shown}"
         )
-
-
-def _flat(values: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {path: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{path}.{key}" if path else key)
-    return found
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -23,9 +23,8 @@ import torch
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.blocks import Block, Pipeline, Sketched
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
-from gvendi_fast.synthesis.candidates import Outcome, Proposal, Proposer
+from gvendi_fast.synthesis.candidates import Outcome, Proposal, Proposer, shot_rows
 from gvendi_fast.synthesis.config import Config
-from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import CLUSTERS, Journal
 from gvendi_fast.synthesis.sketch_process import SketchProcess
@@ -172,7 +171,7 @@ class Loop:
             rows = sparse if len(sparse) else rows
         found = []
         for number in range(block * self.config.block, (block + 1) * self.config.block):
-            places = draw(self.config.seed, round_.number, number, len(rows), self.pool.task.shots)
+            places = shot_rows(self.config.seed, round_.number, number, len(rows), self.pool.task.shots)
             shown = [int(rows[place]) for place in places]
             found.append(
                 Proposal(

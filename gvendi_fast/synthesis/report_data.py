@@ -17,8 +17,9 @@ import torch
 from gvendi_fast._version import __version__
 from gvendi_fast.clusters import sparse_clusters
 from gvendi_fast.compare import LEAST_ROWS
-from gvendi_fast.group_scoring import DRAWS, LARGE_DRAWS, draws
+from gvendi_fast.group_scoring import DRAWS, LARGE_DRAWS, band, draws
 from gvendi_fast.pool import MatrixPool
+from gvendi_fast.report_rows import SHOWN_CLUSTERS, SHOWN_ROWS
 from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.record import RunRecord
 from gvendi_fast.synthesis.regions import cluster_rows
@@ -28,8 +29,6 @@ from gvendi_fast.vendi import VendiState, gvendi
 FORMAT = 1
 # Windows that acceptance is shown in.
 WINDOWS = 60
-# Clusters shown from each end, and rows of each.
-SHOWN_CLUSTERS, SHOWN_ROWS = 5, 3
 
 
 def synthesis_report_data(
@@ -134,7 +133,7 @@ def _at_equal_n(seeds: torch.Tensor, new: np.ndarray, start: float, seed: int) -
         known = [start] if (first, rows, n) == (0, s, s) else None
         drawn = draws(np.arange(first, first + rows), n, f"synthesis|{seed}|{name}")
         values = known or [gvendi(take(numbers)) for numbers in drawn]
-        low, high = np.percentile(values, (20, 80)).tolist()
+        low, high = band(values)
         return {
             "gvendi": statistics.fmean(values),
             "low": low,

@@ -16,7 +16,7 @@ import numpy as np
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.originals import original_rows
-from gvendi_fast.report_data import original_text, text_parts
+from gvendi_fast.row_texts import original_text, text_parts
 from gvendi_fast.synthesis.record import RunRecord
 
 # Accepted rows of each kind that are shown, and of each stage the first and last rejected candidates.

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from gvendi_fast.atomic import atomic_write
+from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.memory import choose_batch_tokens
 from gvendi_fast.rows import Reason
-from gvendi_fast.sketching import Progress, Silent
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
     check_prompts,
@@ -31,9 +31,8 @@ from gvendi_fast.synthesis.build import (
     read_records,
 )
 from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
-from gvendi_fast.synthesis.candidates import Proposer, request_of
+from gvendi_fast.synthesis.candidates import Proposer, request_of, shot_rows
 from gvendi_fast.synthesis.config import Config, dump_config
-from gvendi_fast.synthesis.draws import draw
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
@@ -153,7 +152,7 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     rows = [row for row in found if not isinstance(task.shot(row), Reason)]
     if not rows:
         raise GvendiError(f"pool.data has no row that the task '{task.name}' can show in a prompt")
-    shown = [[rows[i] for i in draw(config.seed, 0, n, len(rows), task.shots)] for n in range(count)]
+    shown = [[rows[i] for i in shot_rows(config.seed, 0, n, len(rows), task.shots)] for n in range(count)]
     asks = [task.ask(some, sample=number) for number, some in enumerate(shown)]
     requests = [request_of(ask, config.generator.max_tokens) for ask in asks]
 

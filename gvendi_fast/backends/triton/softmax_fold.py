@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from gvendi_fast.backends.triton.runtime import on_device_of
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.backends.triton.tables import check_permutes
 from gvendi_fast.plan import MAX_DIM, MIN_DIM, Table
 
 # Pass 1: a program's part of V and its threads; a thread takes two loads of 16 bytes a tile.
@@ -350,9 +350,5 @@ def _pack(table: Table, at_once: int) -> np.ndarray:
         (-(-table.width // (table.dim * at_once)), table.dim, at_once), EMPTY.value, dtype=np.uint16
     )
     packed[block // at_once, table.bucket, block % at_once] = place + (table.sign < 0) * 0x8000
-    if np.count_nonzero(packed != EMPTY.value) != table.width:
-        raise GvendiError(
-            f"a table of width {table.width} sends two coordinates of one block of {table.dim} to one bucket; "
-            "make tables with gvendi_fast.plan.make_table"
-        )
+    check_permutes(table, packed != EMPTY.value)
     return packed.view(np.int16)

@@ -55,17 +55,22 @@ def _scatter(table: Table) -> np.ndarray:
     return (2 * table.bucket + (table.sign < 0)).astype(np.int16)
 
 
+def check_permutes(table: Table, filled: np.ndarray) -> None:
+    """GvendiError unless every coordinate of the table has a place of its own among the filled ones."""
+    if np.count_nonzero(filled) != table.width:
+        raise GvendiError(
+            f"a table of width {table.width} sends two coordinates of one block of {table.dim} to one bucket; "
+            "make tables with gvendi_fast.plan.make_table"
+        )
+
+
 def _gather(table: Table) -> np.ndarray:
     """int16 [blocks, K]: 2 * i + (sign < 0), coordinate block * K + i going to bin k; EMPTY where none goes."""
     coordinate = np.arange(table.width)
     block, within = np.divmod(coordinate, table.dim)
     packed = np.full((-(-table.width // table.dim), table.dim), EMPTY, dtype=np.int16)
     packed[block, table.bucket] = 2 * within + (table.sign < 0)
-    if np.count_nonzero(packed != EMPTY) != table.width:
-        raise GvendiError(
-            f"a table of width {table.width} sends two coordinates of one block of {table.dim} to one bucket; "
-            "make tables with gvendi_fast.plan.make_table"
-        )
+    check_permutes(table, packed != EMPTY)
     return packed
 
 

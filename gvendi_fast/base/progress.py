@@ -1,13 +1,45 @@
-"""How a run shows where it is: a live bar on a terminal, plain lines elsewhere; always on stderr."""
+"""What a run says while it goes, and who shows it: a live bar on a terminal, plain lines elsewhere, or nobody."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, TextIO
 
 # Seconds between two plain lines.
 LINE_EVERY = 10.0
+
+
+class Progress(Protocol):
+    """What a run tells while it goes; every method may be called from the run's own thread only."""
+
+    def start(self, rows: int, done: int) -> None:
+        """rows of the corpus, and how many of them an earlier run has done."""
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """One more batch: rows looked at, tokens run through the proxy, rows rejected."""
+
+    def note(self, text: str) -> None:
+        """One line on how it goes, where rows do not tell."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def start(self, rows: int, done: int) -> None:
+        """Nothing to say."""
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        """Nothing to say."""
+
+    def note(self, text: str) -> None:
+        """Nothing to say."""
+
+    def close(self) -> None:
+        """Nothing to say."""
 
 
 def progress_for(stream: TextIO | None = None, verb: str = "sketching") -> Bar | Lines:
@@ -47,24 +79,24 @@ class Lines:
         self.stream, self.verb, self.counts, self.last = stream, verb, _Counts(), 0.0
 
     def start(self, rows: int, done: int) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self.counts.start(rows, done)
         self.last = time.monotonic()
         self._say(f"{self.verb} {rows:,} rows" + (f", {done:,} of them are done already" if done else ""))
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self.counts.advance(rows, tokens, rejected)
         if time.monotonic() - self.last >= LINE_EVERY:
             self.last = time.monotonic()
             self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
 
     def note(self, text: str) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self._say(text)
 
     def close(self) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
 
     def _say(self, text: str) -> None:
@@ -75,37 +107,37 @@ class Bar:
     """Progress as a live bar on a terminal."""
 
     def __init__(self, stream: TextIO, verb: str = "sketching") -> None:
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.counts = _Counts()
         console = Console(file=stream)
         columns = (
-            TextColumn(verb),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
+            rich.TextColumn(verb),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[rates]}"),
         )
-        self.bar = Progress(*columns, console=console)
+        self.bar = rich.Progress(*columns, console=console)
         self.task = None
 
     def start(self, rows: int, done: int) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self.counts.start(rows, done)
         self.bar.start()
         self.task = self.bar.add_task("", total=rows, completed=done, rates="")
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self.counts.advance(rows, tokens, rejected)
         self.bar.update(self.task, completed=self.counts.rows, rates=self.counts.rates())
 
     def note(self, text: str) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self.bar.console.print(text, highlight=False)
 
     def close(self) -> None:
-        """See `sketching.Progress`."""
+        """See `Progress`."""
         self.bar.stop()
 
 

@@ -1,0 +1,1 @@
+"""What every room stands on: progress, seeded draws; nothing here knows of models, data or sketches."""

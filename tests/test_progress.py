@@ -1,0 +1,38 @@
+"""Progress stands below the rooms that show it: choosing and clustering rows load no model code."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from gvendi_fast.base.progress import Lines, Silent, progress_for
+
+
+@pytest.mark.parametrize("room", ["gvendi_fast.selection", "gvendi_fast.clusters"])
+def test_rooms_that_show_progress_load_no_model_code(room):
+    code = f"import sys, {room}; print(*sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert room in out
+    heavy = {"transformers", "rich"} | {
+        f"gvendi_fast.{x}" for x in ("sketching", "proxy", "gradients", "text")
+    }
+    assert heavy.isdisjoint(out)
+
+
+def test_a_pipe_gets_lines_and_silence_has_the_same_methods():
+    stream = io.StringIO()
+    lines = progress_for(stream, "choosing")
+    assert isinstance(lines, Lines)
+    for progress in (lines, Silent()):
+        progress.start(10, 4)
+        progress.advance(6, 120, 1)
+        progress.note("a word")
+        progress.close()
+    said = stream.getvalue().splitlines()
+    assert said[:2] == ["choosing 10 rows, 4 of them are done already", "a word"]
+    assert said[2].startswith("10/10 rows, ")
+    assert said[2].endswith(", 1 rejected")
+    assert len(said) == 3
