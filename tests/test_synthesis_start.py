@@ -119,7 +119,7 @@ def files_of_a_run(home: Path) -> dict:
     (home / "lib" / "my_pack").mkdir(parents=True)
     (home / "lib" / "my_pack" / "__init__.py").write_text("")
     (home / "lib" / "my_pack" / "rules.py").write_text(CHECK)
-    packaged = Path("gvendi_fast/synthesis/templates/generic_row.j2")
+    packaged = Path("gvendi_fast/synthesis/tasks/templates/generic_row.j2")
     (home / "mine.j2").write_text((Path(__file__).parents[1] / packaged).read_text().replace("new", "fresh"))
     return {
         "pool": {"data": "data/*.jsonl"},

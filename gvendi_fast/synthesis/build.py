@@ -30,7 +30,7 @@ from gvendi_fast.synthesis.paths import is_run_directory
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.stops import Budget
 from gvendi_fast.synthesis.stored import StoredGenerator
-from gvendi_fast.synthesis.tasks import Task
+from gvendi_fast.synthesis.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ from gvendi_fast.synthesis.run_folder import CONFIG, POOL, REQUESTS, open_run
 from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.stops import EndpointDownError, GenerationStoppedError, KeyRefusedError
-from gvendi_fast.synthesis.tasks import Candidate, Refused, Task, make_task
+from gvendi_fast.synthesis.tasks import make_task
+from gvendi_fast.synthesis.tasks.task import Candidate, Refused, Task
 
 # Of how answers become decisions; another number where the same answers come to be decided otherwise.
 _RULES = 1
