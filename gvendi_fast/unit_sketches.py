@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gvendi_fast.rows import Rejected
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 from gvendi_fast.text import Sample
 from gvendi_fast.transfer import Fetched
 from gvendi_fast.units import Unit
@@ -43,7 +43,7 @@ class UnitSketches:
             if not usable[i]
         ]
         kept = [sample for i, sample in enumerate(self.samples) if usable[i]]
-        run.write_part(
+        part = Part(
             self.unit.ordinal,
             ids=[s.id for s in kept],
             groups=[s.group for s in kept],
@@ -53,8 +53,8 @@ class UnitSketches:
             length=np.array([s.length for s in kept], np.int32),
             loss=self._loss[usable],
             gradient_norm=norm[usable].astype(np.float32),
-            rejected=[*self.refused, *bad],
         )
+        run.write_part(part, [*self.refused, *bad])
         return len(bad)
 
 
