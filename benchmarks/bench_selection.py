@@ -28,7 +28,7 @@ from gvendi_fast.base.progress import progress_for
 from gvendi_fast.commands.select import parse_bytes
 from gvendi_fast.pool import as_pool
 from gvendi_fast.selection import select
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 from gvendi_fast.unit_rows import unit_rows
 from gvendi_fast.vendi import VendiState
 
@@ -49,15 +49,17 @@ def make_pool(folder: Path, rows: int, dim: int) -> RunDirectory:
         cluster = (torch.rand(n, generator=generator) ** 3 * len(centres)).long()
         sketches = centres[cluster] + 0.7 * torch.randn(n, dim, generator=generator) * scale
         run.write_part(
-            unit,
-            ids=[f"r{first + i:08d}" for i in range(n)],
-            groups=[f"c{c % 10}" for c in cluster.tolist()],
-            rows=np.arange(first, first + n),
-            sketches=sketches.numpy(),
-            tokens=np.full(n, 1),
-            length=np.full(n, 1),
-            loss=np.ones(n),
-            gradient_norm=np.ones(n),
+            Part(
+                unit,
+                ids=[f"r{first + i:08d}" for i in range(n)],
+                groups=[f"c{c % 10}" for c in cluster.tolist()],
+                rows=np.arange(first, first + n),
+                sketches=sketches.numpy(),
+                tokens=np.full(n, 1),
+                length=np.full(n, 1),
+                loss=np.ones(n),
+                gradient_norm=np.ones(n),
+            )
         )
     return run
 

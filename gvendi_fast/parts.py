@@ -33,7 +33,9 @@ _DTYPES = {
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """One unit's accepted rows, sorted by `rows`; a column that was not asked for is None.
+    """One unit's accepted rows: sorted by `rows` as read, in any order as written.
+
+    A column that was not asked for is None; what is written has every column, sequences of as many items each.
 
     `rows` int64: ordinal in the corpus; `sketches` float32 [n, K]; `tokens` int32: supervised tokens; `length` int32:
     all tokens; `loss` float32: nats, summed over the supervised tokens; `gradient_norm` float32: of the exact gradient
@@ -51,29 +53,23 @@ class Part:
     gradient_norm: np.ndarray | None = None
 
 
-def part_table(
-    unit: int,
-    ids: Sequence[str],
-    groups: Sequence[str],
-    rows: np.ndarray,
-    sketches: np.ndarray,
-    tokens: np.ndarray,
-    length: np.ndarray,
-    loss: np.ndarray,
-    gradient_norm: np.ndarray,
-) -> Any:
+def part_table(part: Part) -> Any:
     """The Arrow table of a unit, sorted by row. Raises GvendiError as `RunDirectory.write_part` says."""
     import pyarrow as pa
 
-    given = {"row": rows, "tokens": tokens, "length": length, "loss": loss, "gradient_norm": gradient_norm}
-    arrays = {name: np.asarray(value, _DTYPES[name]).reshape(-1) for name, value in given.items()}
-    sketches = np.asarray(sketches, np.float32)
-    _check(unit, ids, groups, arrays, sketches)
+    absent = [name for name in COLUMNS.values() if getattr(part, name) is None]
+    if absent:
+        raise GvendiError(f"write_part: {absent[0]} of unit {part.unit} is None; wanted every column of Part")
+    arrays = {
+        name: np.asarray(getattr(part, COLUMNS[name]), kind).reshape(-1) for name, kind in _DTYPES.items()
+    }
+    sketches = np.asarray(part.sketches, np.float32)
+    _check(part, arrays, sketches)
     order = np.argsort(arrays["row"], kind="stable")
     flat = pa.array(np.ascontiguousarray(sketches[order]).reshape(-1))
     columns = {
-        "id": pa.array([ids[index] for index in order], pa.string()),
-        "group": pa.array([groups[index] for index in order], pa.string()),
+        "id": pa.array([part.ids[index] for index in order], pa.string()),
+        "group": pa.array([part.groups[index] for index in order], pa.string()),
         "row": pa.array(arrays["row"][order]),
         "sketch": pa.FixedSizeListArray.from_arrays(flat, sketches.shape[1]),
     }
@@ -127,10 +123,10 @@ def _column(name: str, column: Any) -> list[str] | np.ndarray:
     return column.to_numpy()
 
 
-def _check(unit: int, ids: Any, groups: Any, arrays: dict[str, np.ndarray], sketches: np.ndarray) -> None:
+def _check(part: Part, arrays: dict[str, np.ndarray], sketches: np.ndarray) -> None:
     lengths = {
-        "ids": len(ids),
-        "groups": len(groups),
+        "ids": len(part.ids),
+        "groups": len(part.groups),
         **{name: len(value) for name, value in arrays.items()},
     }
     n = len(sketches)
@@ -141,9 +137,9 @@ def _check(unit: int, ids: Any, groups: Any, arrays: dict[str, np.ndarray], sket
     if any(size != n for size in lengths.values()):
         raise GvendiError(f"write_part: {n} sketches but {lengths}; wanted as many of each")
     if len(np.unique(arrays["row"])) != n:
-        raise GvendiError(f"write_part: unit {unit} has a row twice; wanted each row once")
+        raise GvendiError(f"write_part: unit {part.unit} has a row twice; wanted each row once")
     bad = np.flatnonzero(~np.isfinite(sketches).all(axis=1))
     if len(bad):
         raise GvendiError(
-            f"write_part: the sketch of '{ids[bad[0]]}' is not finite; wanted such rows among the rejected"
+            f"write_part: the sketch of '{part.ids[bad[0]]}' is not finite; wanted such rows among the rejected"
         )

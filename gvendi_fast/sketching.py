@@ -28,7 +28,7 @@ from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.plan import SketchSpec
 from gvendi_fast.proxy import Proxy
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 from gvendi_fast.text import Encoder, Sample, batches
 from gvendi_fast.transfer import Fetched, fetch
 from gvendi_fast.unit_rows import has_direction, refused_gradient
@@ -207,7 +207,7 @@ class UnitSketches:
             if not usable[i]
         ]
         kept = [sample for i, sample in enumerate(self.samples) if usable[i]]
-        run.write_part(
+        part = Part(
             self.unit.ordinal,
             ids=[s.id for s in kept],
             groups=[s.group for s in kept],
@@ -217,8 +217,8 @@ class UnitSketches:
             length=np.array([s.length for s in kept], np.int32),
             loss=self._loss[usable],
             gradient_norm=norm[usable].astype(np.float32),
-            rejected=[*self.refused, *bad],
         )
+        run.write_part(part, [*self.refused, *bad])
         return len(bad)
 
 

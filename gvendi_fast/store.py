@@ -23,8 +23,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gvendi_fast.atomic import atomic_write, flush_folder, is_temporary, remove_stale
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.errors import GvendiError
@@ -131,28 +129,17 @@ class RunDirectory:
         """Whether this unit is done."""
         return self._part_path(unit).is_file()
 
-    def write_part(
-        self,
-        unit: int,
-        *,
-        ids: Sequence[str],
-        groups: Sequence[str],
-        rows: np.ndarray,
-        sketches: np.ndarray,
-        tokens: np.ndarray,
-        length: np.ndarray,
-        loss: np.ndarray,
-        gradient_norm: np.ndarray,
-        rejected: Sequence[Rejected] = (),
-    ) -> None:
+    def write_part(self, part: Part, rejected: Sequence[Rejected] = ()) -> None:
         """Record a unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
 
         Shapes: `sketches` [n, K], everything else [n]; `rows` are ordinals in the corpus, each once. Types as in
-        `Part`. Raises GvendiError for lengths that disagree, a row twice, a sketch that is not finite.
+        `Part`. Raises GvendiError for a column that is None, lengths that disagree, a row twice, a sketch that is not
+        finite.
         """
+        unit = part.unit
         if not 0 <= unit < (unit + 1 if self.units_total is None else self.units_total):
             raise GvendiError(f"write_part: unit is {unit}; the corpus has {self.units_total} units")
-        table = part_table(unit, ids, groups, rows, sketches, tokens, length, loss, gradient_norm)
+        table = part_table(part)
         with atomic_write(self._rejected_path(unit)) as stream:
             for item in sorted(rejected, key=lambda item: (item.line, item.reason)):
                 stream.write(json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n")

@@ -9,7 +9,7 @@ from functools import cache
 PRELOAD = [
     "pytest",
     "gvendi_fast.synthesis.running",
-    "gvendi_fast.synthesis.generic_task",
+    "gvendi_fast.synthesis.tasks.generic",
     "gvendi_fast.synthesis.generators",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.convert_slow_tokenizer",

@@ -16,7 +16,7 @@ from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import MatrixPool, as_pool
 from gvendi_fast.proxy import load_proxy
 from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 
 
 def blobs(rows: int, width: int, kinds: int, seed: int = 0, noise: float = 0.5) -> torch.Tensor:
@@ -319,12 +319,14 @@ def run_directory(path, rows: torch.Tensor, spec: dict | None = None) -> RunDire
         n = len(part)
         numbers = np.arange(n)
         made.write_part(
-            unit,
-            ids=[f"u{unit}-{i}" for i in numbers],
-            groups=[""] * n,
-            rows=numbers + unit * n,
-            sketches=part.numpy(),
-            **{name: np.ones(n) for name in ("tokens", "length", "loss", "gradient_norm")},
+            Part(
+                unit,
+                ids=[f"u{unit}-{i}" for i in numbers],
+                groups=[""] * n,
+                rows=numbers + unit * n,
+                sketches=part.numpy(),
+                **{name: np.ones(n) for name in ("tokens", "length", "loss", "gradient_norm")},
+            )
         )
     return made
 

@@ -9,9 +9,8 @@ from gvendi_fast.synthesis.decontaminate import (
     Decontaminator,
     Match,
     Seen,
-    normal_form,
-    words,
 )
+from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 

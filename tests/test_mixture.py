@@ -11,7 +11,7 @@ import torch
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.mixture import mixture_entropy, mixture_weights
 from gvendi_fast.state import VendiState
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 
 
 def state(rows, **kwargs):
@@ -107,7 +107,7 @@ def run_directory(path, rows, names):
     n = len(rows)
     numbers = {name: np.ones(n) for name in ("tokens", "length", "loss", "gradient_norm")}
     run.write_part(
-        0, ids=[str(i) for i in range(n)], groups=names, rows=np.arange(n), sketches=rows, **numbers
+        Part(0, ids=[str(i) for i in range(n)], groups=names, rows=np.arange(n), sketches=rows, **numbers)
     )
     return path
 

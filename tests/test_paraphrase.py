@@ -22,11 +22,12 @@ from gvendi_fast.rows import Reason
 from gvendi_fast.synthesis.build import make_paraphrase_check
 from gvendi_fast.synthesis.candidates import Proposal, Proposer
 from gvendi_fast.synthesis.config import config_from
-from gvendi_fast.synthesis.decontaminate import Decontaminator, Question, read_questions, words
-from gvendi_fast.synthesis.nli_task import NliTask
+from gvendi_fast.synthesis.decontaminate import Decontaminator, Question, read_questions
 from gvendi_fast.synthesis.paraphrase import ParaphraseCheck, SimilarQuestions, read_verdict
 from gvendi_fast.synthesis.requests import Answer
 from gvendi_fast.synthesis.running import preview
+from gvendi_fast.synthesis.tasks.nli import NliTask
+from gvendi_fast.synthesis.tasks.words import words
 
 pytest.importorskip("sklearn", reason="the extra `synthesis` is not installed")
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")

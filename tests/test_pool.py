@@ -6,7 +6,7 @@ import torch
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.pool import as_pool
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 
 
 @pytest.fixture
@@ -21,15 +21,17 @@ def run(rows, tmp_path):
     for unit, (first, last) in enumerate(((0, 20), (20, 20), (20, 50))):
         n = last - first
         made.write_part(
-            unit,
-            ids=[f"r{i}" for i in range(first, last)],
-            groups=["even" if i % 2 == 0 else "odd" for i in range(first, last)],
-            rows=np.arange(first, last),
-            sketches=rows[first:last],
-            tokens=np.full(n, 3),
-            length=np.full(n, 5),
-            loss=np.arange(first, last, dtype=np.float32),
-            gradient_norm=np.ones(n),
+            Part(
+                unit,
+                ids=[f"r{i}" for i in range(first, last)],
+                groups=["even" if i % 2 == 0 else "odd" for i in range(first, last)],
+                rows=np.arange(first, last),
+                sketches=rows[first:last],
+                tokens=np.full(n, 3),
+                length=np.full(n, 5),
+                loss=np.arange(first, last, dtype=np.float32),
+                gradient_norm=np.ones(n),
+            )
         )
     return made
 

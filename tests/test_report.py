@@ -22,7 +22,7 @@ from gvendi_fast.report import render, write_report
 from gvendi_fast.report_data import rejected_reasons, report_data
 from gvendi_fast.rows import Rejected
 from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.store import Part, RunDirectory
 from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 DAY = datetime.date(2020, 2, 29)
@@ -112,15 +112,17 @@ def made_run(path: Path, sketches: np.ndarray, groups: list[str] | None = None, 
     made = RunDirectory.open(path, spec, whole)
     ones = np.ones(n)
     made.write_part(
-        0,
-        ids=[f"row {i}" for i in range(n)],
-        groups=groups or [""] * n,
-        rows=np.arange(n),
-        sketches=sketches,
-        tokens=ones,
-        length=ones,
-        loss=ones,
-        gradient_norm=ones,
+        Part(
+            0,
+            ids=[f"row {i}" for i in range(n)],
+            groups=groups or [""] * n,
+            rows=np.arange(n),
+            sketches=sketches,
+            tokens=ones,
+            length=ones,
+            loss=ones,
+            gradient_norm=ones,
+        )
     )
     return made
 

@@ -16,7 +16,7 @@ import pytest
 from gvendi_fast import atomic
 from gvendi_fast.corpus import Rejected, index_corpus
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.store import COLUMNS, RunDirectory
+from gvendi_fast.store import COLUMNS, Part, RunDirectory
 
 SPEC = {
     "proxy": {"name": "tiny", "revision": "abc"},
@@ -60,7 +60,7 @@ def test_write_and_read_back(tmp_path):
     content = part()
     rejected = [Rejected("a.jsonl", 9, "later"), Rejected("a.jsonl", 2, "sooner é", "id")]
     assert not run.has_part(1)
-    run.write_part(1, **shuffled(content), rejected=rejected)
+    run.write_part(Part(1, **shuffled(content)), rejected)
     assert run.has_part(1)
     assert (run.done(), run.units_done, run.units_total) == ([1], 1, 3)
     (back,) = RunDirectory.load(tmp_path / "run").iterate()
@@ -89,16 +89,16 @@ def test_order_of_arrival_leaves_no_trace(tmp_path):
     rejected = [Rejected("a", n, f"r{n}") for n in range(6)]
     first = RunDirectory.open(tmp_path / "a", SPEC, MANIFEST)
     second = RunDirectory.open(tmp_path / "b", SPEC, MANIFEST)
-    first.write_part(0, **content, rejected=rejected)
+    first.write_part(Part(0, **content), rejected)
     time.sleep(1.1)
-    second.write_part(0, **shuffled(content), rejected=rejected[::-1])
+    second.write_part(Part(0, **shuffled(content)), rejected[::-1])
     for name in ("part-000000.parquet", "rejected-000000.jsonl"):
         assert (first.parts / name).read_bytes() == (second.parts / name).read_bytes()
 
 
 def test_columns_are_read_on_demand(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
-    run.write_part(0, **part())
+    run.write_part(Part(0, **part()))
     (back,) = run.iterate(["sketch", "id"])
     assert back.sketches.shape == (5, 8)
     assert back.loss is None
@@ -108,8 +108,8 @@ def test_columns_are_read_on_demand(tmp_path):
 
 def test_a_unit_without_accepted_rows(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
-    run.write_part(0, **part(0), rejected=[Rejected("a", 1, "empty completion")])
-    run.write_part(1, **part(3))
+    run.write_part(Part(0, **part(0)), [Rejected("a", 1, "empty completion")])
+    run.write_part(Part(1, **part(3)))
     empty, full = run.iterate()
     assert empty.sketches.shape == (0, 8)
     assert (empty.ids, len(empty.rows)) == ([], 0)
@@ -121,6 +121,7 @@ def test_a_unit_without_accepted_rows(tmp_path):
     [
         ({"ids": ["a"]}, r"5 sketches but \{'ids': 1,"),
         ({"rows": np.zeros(5)}, "unit 0 has a row twice"),
+        ({"loss": None}, "loss of unit 0 is None; wanted every column of Part"),
         ({"sketches": np.zeros(5)}, r"sketches have shape \(5,\); wanted \[n, K\]"),
         ({"sketches": np.full((5, 8), np.nan)}, "the sketch of 'id-0-0 é' is not finite"),
     ],
@@ -128,9 +129,9 @@ def test_a_unit_without_accepted_rows(tmp_path):
 def test_parts_are_checked_before_anything_is_written(tmp_path, change, message):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
     with pytest.raises(GvendiError, match=message):
-        run.write_part(0, **{**part(), **change})
+        run.write_part(Part(0, **{**part(), **change}))
     with pytest.raises(GvendiError, match="unit is 3; the corpus has 3 units"):
-        run.write_part(3, **part())
+        run.write_part(Part(3, **part()))
     assert os.listdir(run.parts) == []
 
 
@@ -198,12 +199,12 @@ def test_finish_joins_the_rejects_in_unit_order(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
     for unit in (2, 0):
         run.write_part(
-            unit, **part(2, seed=unit), rejected=[Rejected("a", unit, "r"), Rejected("a", unit + 9, "r")]
+            Part(unit, **part(2, seed=unit)), [Rejected("a", unit, "r"), Rejected("a", unit + 9, "r")]
         )
     with pytest.raises(GvendiError, match=r"1 of 3 units are missing, the first is 1; run the same command"):
         run.finish()
     assert not (tmp_path / "rejected.jsonl").exists()
-    run.write_part(1, **part(2, seed=1))
+    run.write_part(Part(1, **part(2, seed=1)))
     assert run.finish() == 4
     lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert [line["line"] for line in lines] == [0, 9, 2, 11]
@@ -213,7 +214,7 @@ def test_finish_joins_the_rejects_in_unit_order(tmp_path):
 
 def test_damaged_parts_are_named(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
-    run.write_part(0, **part())
+    run.write_part(Part(0, **part()))
     path = run.parts / "part-000000.parquet"
     whole = path.read_bytes()
     sketch = part()["sketches"][2].tobytes()
@@ -230,14 +231,14 @@ def test_damaged_parts_are_named(tmp_path):
             list(run.iterate())
     path.unlink()
     assert run.done() == []
-    run.write_part(0, **part())
+    run.write_part(Part(0, **part()))
     assert path.read_bytes() == whole
 
 
 def test_parts_that_do_not_belong_together(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
-    run.write_part(0, **part())
-    run.write_part(1, **part(K=16))
+    run.write_part(Part(0, **part()))
+    run.write_part(Part(1, **part(K=16)))
     with pytest.raises(
         GvendiError, match=r"part-000001.parquet' is damaged \(sketches of width 16 among others"
     ):
@@ -282,7 +283,7 @@ def test_many_writers_of_one_unit(tmp_path):
 
     def work(seed: int) -> None:
         run = RunDirectory.open(tmp_path / "run", SPEC, MANIFEST)
-        run.write_part(0, **shuffled(content, seed), rejected=[Rejected("a", 1, "r")])
+        run.write_part(Part(0, **shuffled(content, seed)), [Rejected("a", 1, "r")])
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(24))) == [None] * 24
@@ -319,7 +320,7 @@ def small_run(path: Path) -> int:
     for unit in range(2):
         if not run.has_part(unit):
             content = part(3, K=4, seed=unit, first_row=3 * unit)
-            run.write_part(unit, **content, rejected=[Rejected("f", unit, "r")])
+            run.write_part(Part(unit, **content), [Rejected("f", unit, "r")])
     return run.finish()
 
 

@@ -8,8 +8,8 @@ from synthesis_runs import contents, lines, run, write_rows
 
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.config import AcceptConfig
-from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
+from gvendi_fast.synthesis.tasks.generic import GenericTask
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")

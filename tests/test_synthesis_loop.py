@@ -24,11 +24,11 @@ from gvendi_fast.synthesis import running
 from gvendi_fast.synthesis.acceptance import Judge, nearest
 from gvendi_fast.synthesis.candidates import shot_rows
 from gvendi_fast.synthesis.config import AcceptConfig, ProxyConfig, config_from, load_config
-from gvendi_fast.synthesis.generic_task import GenericTask
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import Journal
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.running import preview, synthesize
+from gvendi_fast.synthesis.tasks.generic import GenericTask
 from gvendi_fast.vendi import gvendi as score_of
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")

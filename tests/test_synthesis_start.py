@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,7 +121,7 @@ def files_of_a_run(home: Path) -> dict:
     (home / "lib" / "my_pack").mkdir(parents=True)
     (home / "lib" / "my_pack" / "__init__.py").write_text("")
     (home / "lib" / "my_pack" / "rules.py").write_text(CHECK)
-    packaged = Path("gvendi_fast/synthesis/templates/generic_row.j2")
+    packaged = Path("gvendi_fast/synthesis/tasks/templates/generic_row.j2")
     (home / "mine.j2").write_text((Path(__file__).parents[1] / packaged).read_text().replace("new", "fresh"))
     return {
         "pool": {"data": "data/*.jsonl"},
@@ -245,3 +247,11 @@ def test_names_of_models_are_no_paths_and_folders_of_models_are(tmp_path, seeds,
         assert served.deciding()["generator"]["model"] == "/models/mine"
         deciding = found.deciding()
         assert str(tmp_path) not in json.dumps(deciding)
+
+
+def test_the_sketching_process_loads_neither_generators_nor_tasks():
+    code = "import sys, gvendi_fast.synthesis.sketch_process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("gvendi_fast.synthesis.")}
+    wanted = ("sketch_process", "candidate_sketches", "child", "config", "schema")
+    assert loaded == {f"gvendi_fast.synthesis.{name}" for name in wanted}

@@ -7,9 +7,10 @@ import pytest
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Reason
-from gvendi_fast.synthesis.prompts import Template
-from gvendi_fast.synthesis.sections import boxed_answer, clean, sections, without_thinking
-from gvendi_fast.synthesis.tasks import Accepted, Candidate, Refused, make_task, text_fields
+from gvendi_fast.synthesis.tasks import make_task
+from gvendi_fast.synthesis.tasks.prompts import Template
+from gvendi_fast.synthesis.tasks.sections import boxed_answer, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.task import Accepted, Candidate, Refused, text_fields
 from gvendi_fast.synthesis.verifiers import AnswerChecker
 from gvendi_fast.synthesis.workers import Verdict
 

@@ -15,15 +15,15 @@ from gvendi_fast.base.progress import Progress
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.originals import original_rows
-from gvendi_fast.plan import SketchSpec
 from gvendi_fast.pool import as_pool
-from gvendi_fast.proxy import Proxy, load_proxy
+from gvendi_fast.proxy import Proxy
 from gvendi_fast.rows import Fields, Reason, decode_line, record_id
 from gvendi_fast.sketching import Settings, sketch_corpus, spec_of
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
 from gvendi_fast.store import RunDirectory
+from gvendi_fast.synthesis.candidate_sketches import load_sketcher
 from gvendi_fast.synthesis.candidates import request_of
-from gvendi_fast.synthesis.config import Config, ProxyConfig
+from gvendi_fast.synthesis.config import Config
 from gvendi_fast.synthesis.decontaminate import Decontaminator, read_questions
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
 from gvendi_fast.synthesis.local_generator import HFGenerator
@@ -32,7 +32,7 @@ from gvendi_fast.synthesis.paths import is_run_directory
 from gvendi_fast.synthesis.request_store import RequestStore
 from gvendi_fast.synthesis.stops import Budget
 from gvendi_fast.synthesis.stored import StoredGenerator
-from gvendi_fast.synthesis.tasks import Task
+from gvendi_fast.synthesis.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,6 @@ def make_paraphrase_check(config: Config) -> ParaphraseCheck | None:
         return None
     questions = SimilarQuestions(read_questions(given.tests))
     return ParaphraseCheck(questions, given.paraphrase, given.paraphrase_template)
-
-
-def load_sketcher(given: ProxyConfig) -> tuple[Proxy, GradientSketcher]:
-    """The proxy and its sketcher."""
-    attention = None if given.attention == "auto" else given.attention
-    proxy = load_proxy(given.name, dtype=given.dtype, attention=attention)
-    spec = SketchSpec(dim=given.dim, kind=given.sketch, seed=given.seed)
-    return proxy, GradientSketcher(proxy.model, spec, exclude=tuple(given.exclude))
 
 
 def make_sketching(config: Config) -> tuple[Proxy, GradientSketcher, Settings]:

@@ -7,13 +7,22 @@ from typing import Any
 
 import torch
 
-from gvendi_fast.corpus import Fields, Rejected
 from gvendi_fast.gradients import GradientSketcher
 from gvendi_fast.memory import sketch_batch
-from gvendi_fast.proxy import Proxy
-from gvendi_fast.rows import parse_row
+from gvendi_fast.plan import SketchSpec
+from gvendi_fast.proxy import Proxy, load_proxy
+from gvendi_fast.rows import Fields, Rejected, parse_row
+from gvendi_fast.synthesis.config import ProxyConfig
 from gvendi_fast.text import Encoder, Sample, batches
 from gvendi_fast.unit_rows import has_direction, refused_gradient
+
+
+def load_sketcher(given: ProxyConfig) -> tuple[Proxy, GradientSketcher]:
+    """The proxy and its sketcher."""
+    attention = None if given.attention == "auto" else given.attention
+    proxy = load_proxy(given.name, dtype=given.dtype, attention=attention)
+    spec = SketchSpec(dim=given.dim, kind=given.sketch, seed=given.seed)
+    return proxy, GradientSketcher(proxy.model, spec, exclude=tuple(given.exclude))
 
 
 class CandidateSketcher:

@@ -16,10 +16,10 @@ from gvendi_fast.base.draws import a_few, stream
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.synthesis.decontaminate import Decontaminator, Question
 from gvendi_fast.synthesis.paraphrase import ParaphraseCheck
-from gvendi_fast.synthesis.prompts import Ask
 from gvendi_fast.synthesis.requests import FINAL, Answer, Request
 from gvendi_fast.synthesis.stored import Generator
-from gvendi_fast.synthesis.tasks import Accepted, Candidate, Refused, Task
+from gvendi_fast.synthesis.tasks.prompts import Ask
+from gvendi_fast.synthesis.tasks.task import Accepted, Candidate, Refused, Task
 
 # Checks that may all end in an error before the check is taken for broken.
 _BROKEN = 16

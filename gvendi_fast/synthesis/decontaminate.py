@@ -1,7 +1,6 @@
 """Keeping test questions out: word n-grams that a text shares with test files, and texts that were there before.
 
-Words are the runs of letters and digits of the text in NFKC form and lower case (a Han or Kana character is a word of
-its own); everything else separates them. Word n-grams live as 64-bit hashes, 12 bytes for each n-gram of the tests:
+Words are those of `tasks.words`. Word n-grams live as 64-bit hashes, 12 bytes for each n-gram of the tests:
     h_i = Σ_j w_{i+j} P^{n−1−j} mod 2^64, w the BLAKE2b hash of a word and P odd.
 """
 
@@ -9,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +17,8 @@ import numpy as np
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.sources import ParquetSource, find_files, kind_of, read_lines, short_names
+from gvendi_fast.synthesis.tasks.words import normal_form, words
 
-_ONE_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_ONE_CHARACTER}]|[^\\W_{_ONE_CHARACTER}]+")
-_SPACE = re.compile(r"\s+")
 _BASE = 0x9E3779B97F4A7C15
 
 
@@ -49,16 +44,6 @@ class Question:
     file: str
     line: int
     text: str
-
-
-def words(text: str) -> list[str]:
-    """The words of a text: NFKC, lower case (full case folding), letters and digits only."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def normal_form(text: str) -> str:
-    """The text in NFKC form and lower case with single spaces; signs are kept, for 3 - 5 is not 3 + 5."""
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 class Decontaminator:

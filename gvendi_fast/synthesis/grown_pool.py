@@ -19,7 +19,7 @@ from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Reason
 from gvendi_fast.state import VendiState
 from gvendi_fast.synthesis.decontaminate import Seen
-from gvendi_fast.synthesis.tasks import Task, text_fields
+from gvendi_fast.synthesis.tasks.task import Task, text_fields
 
 
 @dataclass(frozen=True)

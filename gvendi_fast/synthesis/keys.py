@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 import gvendi_fast.synthesis.schema as schema
 from gvendi_fast.synthesis.config import Config, GeneratorConfig
 from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
-from gvendi_fast.synthesis.generic_task import GenericTask
-from gvendi_fast.synthesis.math_task import MathTask
-from gvendi_fast.synthesis.nli_task import NliTask
+from gvendi_fast.synthesis.tasks.generic import GenericTask
+from gvendi_fast.synthesis.tasks.math import MathTask
+from gvendi_fast.synthesis.tasks.nli import NliTask
 
 
 def describe_keys() -> str:

@@ -22,11 +22,12 @@ import numpy as np
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Reason
-from gvendi_fast.synthesis.decontaminate import Question, normal_form, words
-from gvendi_fast.synthesis.prompts import Ask, Template
+from gvendi_fast.synthesis.decontaminate import Question
 from gvendi_fast.synthesis.requests import Answer
-from gvendi_fast.synthesis.sections import clean, sections, without_thinking
-from gvendi_fast.synthesis.tasks import Refused
+from gvendi_fast.synthesis.tasks.prompts import Ask, Template
+from gvendi_fast.synthesis.tasks.sections import clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.task import Refused
+from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 
 class SimilarQuestions:

@@ -16,7 +16,7 @@ from typing import Any
 from gvendi_fast.proxy import TINY
 from gvendi_fast.store import RunDirectory
 from gvendi_fast.synthesis.config import Config, config_from, is_path_setting
-from gvendi_fast.synthesis.workers import find_module
+from gvendi_fast.synthesis.modules import find_module
 
 
 def absolute(config: Config) -> Config:

@@ -22,6 +22,7 @@ from gvendi_fast.memory import choose_batch_tokens
 from gvendi_fast.rows import Reason
 from gvendi_fast.synthesis.acceptance import Judge
 from gvendi_fast.synthesis.build import (
+    SeedPool,
     check_prompts,
     make_generator,
     make_paraphrase_check,
@@ -36,6 +37,7 @@ from gvendi_fast.synthesis.config import Config, dump_config
 from gvendi_fast.synthesis.grown_pool import GrownPool
 from gvendi_fast.synthesis.journal import FINGERPRINT, Journal
 from gvendi_fast.synthesis.loop import Loop
+from gvendi_fast.synthesis.paraphrase import ParaphraseCheck
 from gvendi_fast.synthesis.paths import absolute
 from gvendi_fast.synthesis.regions import cluster_number
 from gvendi_fast.synthesis.report import REPORT, write_synthesis_report
@@ -45,7 +47,10 @@ from gvendi_fast.synthesis.run_folder import CONFIG, POOL, REQUESTS, open_run
 from gvendi_fast.synthesis.sketch_process import SketchProcess
 from gvendi_fast.synthesis.status import Status, Watcher
 from gvendi_fast.synthesis.stops import EndpointDownError, GenerationStoppedError, KeyRefusedError
-from gvendi_fast.synthesis.tasks import Candidate, Refused, Task, make_task
+from gvendi_fast.synthesis.stored import StoredGenerator
+from gvendi_fast.synthesis.tasks import make_task
+from gvendi_fast.synthesis.tasks.task import Candidate, Refused, Task
+from gvendi_fast.synthesis.verifiers import AnswerChecker, RowVerifier
 
 # Of how answers become decisions; another number where the same answers come to be decided otherwise.
 _RULES = 1
@@ -79,62 +84,96 @@ def synthesize(
     folder, task = Path(config.out), make_task(config.task.name, **config.task.settings)
     # Whatever can be refused without a directory is refused before one is made.
     check_prompts(config, task)
-    with ExitStack() as open_:
+    with ExitStack() as opened:
         # First, for it keeps a second process out.
-        store = open_.enter_context(open_run(folder))
+        store = opened.enter_context(open_run(folder))
         generator = make_generator(config, store)
-        checker = task.checker(config.filter.workers)
-        if checker is not None:
-            open_.enter_context(checker).start()
+        checker = _start_checker(opened, task, config.filter.workers)
         tests, paraphrase = make_tests(config), make_paraphrase_check(config)
         began = time.perf_counter()
-        proxy, sketcher, settings = make_sketching(config)
-        seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress or Silent())
-        tokens = _fingerprint(folder).get("batch_tokens")
-        tokens = tokens or choose_batch_tokens(sketcher, config.proxy.batch_tokens)
-        device, max_tokens = proxy.device, seeds.spec["max_tokens"]
-        apart = config.proxy.process
-        if config.generator.kind == "openai" if apart is None else apart:
-            # Its memory is the other process's from here on.
-            del proxy, sketcher
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            candidates = open_.enter_context(SketchProcess(config.proxy, max_tokens, tokens))
-        else:
-            candidates = CandidateSketcher(proxy, sketcher, max_tokens, config.proxy.mask, tokens)
-        accept = config.accept
+        seeds, candidates, device = _sketch_seeds(opened, config, folder, progress or Silent())
+        accept, spec = config.accept, seeds.spec
         pool = GrownPool(seeds.ids, seeds.records, seeds.sketches, task, accept.round, accept.refresh)
-        fingerprint = {
-            "settings": config.deciding(),
-            "task": task.describe(),
-            "sketches": seeds.spec,
-            "seeds": pool.digest(),
-            "batch_tokens": tokens,
-            "rules": _RULES,
-        }
         # The pool grows into a matrix of its own.
         del seeds
-        if paraphrase is not None:
-            fingerprint["paraphrase"] = paraphrase.describe()
-        if config.generator.kind == "local":
-            fingerprint["generator"] = generator.model
+        fingerprint = _fingerprint(config, task, spec, pool, candidates.batch_tokens, paraphrase, generator)
         journal = Journal(folder, fingerprint, config.stop.target)
-        open_.callback(journal.close)
+        opened.callback(journal.close)
         with atomic_write(folder / CONFIG) as stream:
             stream.write(dump_config(config).encode())
         if say is not None:
             for note in _notes(config, len(pool)):
                 say(f"note: {note}")
-        threads = open_.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
+        threads = opened.enter_context(ThreadPoolExecutor(config.filter.workers, thread_name_prefix="decide"))
         longest = config.generator.max_tokens
         proposer = Proposer(task, generator, checker, threads, tests, longest, paraphrase)
-        judge = Judge(pool, config.accept, config.seed, device)
+        judge = Judge(pool, accept, config.seed, device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
         journal.note({"event": "start", "pool": len(pool)})
         loop.seconds["seed pool"] = time.perf_counter() - began
         with _reported(loop, folder, say):
             return asyncio.run(loop.run())
+
+
+def _start_checker(opened: ExitStack, task: Task, workers: int) -> AnswerChecker | RowVerifier | None:
+    """The task's checker with a process that runs, closed with `opened`; None where the task checks nothing."""
+    checker = task.checker(workers)
+    if checker is not None:
+        opened.enter_context(checker).start()
+    return checker
+
+
+def _sketch_seeds(
+    opened: ExitStack, config: Config, folder: Path, progress: Progress
+) -> tuple[SeedPool, CandidateSketcher | SketchProcess, torch.device]:
+    """The seed pool, what sketches candidates as the pool was sketched, and the device of the proxy."""
+    proxy, sketcher, settings = make_sketching(config)
+    seeds = open_pool(config, folder / POOL, proxy, sketcher, settings, progress)
+    tokens = _recorded(folder).get("batch_tokens")
+    tokens = tokens or choose_batch_tokens(sketcher, config.proxy.batch_tokens)
+    device, max_tokens = proxy.device, seeds.spec["max_tokens"]
+    own_process = config.proxy.process
+    if own_process is None:
+        own_process = config.generator.kind == "openai"
+    if not own_process:
+        return seeds, CandidateSketcher(proxy, sketcher, max_tokens, config.proxy.mask, tokens), device
+    # Its memory is the other process's from here on.
+    del proxy, sketcher
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return seeds, opened.enter_context(SketchProcess(config.proxy, max_tokens, tokens)), device
+
+
+def _fingerprint(
+    config: Config,
+    task: Task,
+    spec: dict[str, Any],
+    pool: GrownPool,
+    batch_tokens: int,
+    paraphrase: ParaphraseCheck | None,
+    generator: StoredGenerator,
+) -> dict[str, Any]:
+    """Everything that decides what a run accepts; a directory of another fingerprint is refused."""
+    found = {
+        "settings": config.deciding(),
+        "task": task.describe(),
+        "sketches": spec,
+        "seeds": pool.digest(),
+        "batch_tokens": batch_tokens,
+        "rules": _RULES,
+    }
+    if paraphrase is not None:
+        found["paraphrase"] = paraphrase.describe()
+    if config.generator.kind == "local":
+        found["generator"] = generator.model
+    return found
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The fingerprint of the run that is there already; empty where there is none."""
+    path = folder / FINGERPRINT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def preview(config: Config, count: int) -> list[dict[str, Any]]:
@@ -240,8 +279,3 @@ def _warned(what: str) -> Iterator[None]:
     # Whatever it is, the library that draws included: the run itself has ended as it has.
     except Exception as error:
         warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
-
-
-def _fingerprint(folder: Path) -> dict[str, Any]:
-    path = folder / FINGERPRINT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.build import load_sketcher
-from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher
+from gvendi_fast.synthesis.candidate_sketches import CandidateSketcher, load_sketcher
 from gvendi_fast.synthesis.child import Child
 from gvendi_fast.synthesis.config import ProxyConfig
 from gvendi_fast.synthesis.schema import section

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.workers import Verdict, Workers, find_module
+from gvendi_fast.synthesis.modules import find_module
+from gvendi_fast.synthesis.workers import Verdict, Workers
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 # Between the digits of a thousand; LaTeX sets a space in them as nothing or as a gap.

@@ -7,7 +7,6 @@ error, never into another verdict.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import queue
@@ -16,7 +15,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from gvendi_fast.errors import GvendiError
@@ -167,21 +165,3 @@ class _Worker:
         if self._child is not None:
             self._child.stop()
         self._child = None
-
-
-def find_module(name: str, folder: str | os.PathLike | None = None) -> ModuleSpec | None:
-    """Where a module's file lies, without importing anything; None where it is not found.
-
-    It is looked for in `folder` first, then on Python's path.
-    """
-    # Files that are younger than the last look into their folder count too.
-    importlib.invalidate_caches()
-    places = [*([] if folder is None else [os.fspath(folder)]), *sys.path]
-    whole, spec = "", None
-    for step in name.split("."):
-        whole = f"{whole}.{step}" if whole else step
-        spec = PathFinder.find_spec(whole, places)
-        if spec is None:
-            return None
-        places = list(spec.submodule_search_locations or ())
-    return spec

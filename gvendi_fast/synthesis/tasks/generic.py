@@ -8,9 +8,9 @@ from typing import Any
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Reason
-from gvendi_fast.synthesis.prompts import Ask, Template
-from gvendi_fast.synthesis.sections import LONGEST, clean, sections, without_thinking
-from gvendi_fast.synthesis.tasks import (
+from gvendi_fast.synthesis.tasks.prompts import Ask, Template
+from gvendi_fast.synthesis.tasks.sections import LONGEST, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.task import (
     Accepted,
     Candidate,
     Refused,

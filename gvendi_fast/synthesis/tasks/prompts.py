@@ -90,4 +90,4 @@ def _read(path: str | os.PathLike) -> str:
 
 
 def _packaged(name: str) -> str:
-    return (files("gvendi_fast.synthesis") / "templates" / name).read_text(encoding="utf-8")
+    return (files("gvendi_fast.synthesis.tasks") / "templates" / name).read_text(encoding="utf-8")

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gvendi_fast.rows import Reason, lone_surrogate
-from gvendi_fast.synthesis.prompts import Ask, Template
-from gvendi_fast.synthesis.sections import LONGEST, clean, sections, without_thinking
-from gvendi_fast.synthesis.tasks import (
+from gvendi_fast.synthesis.tasks.prompts import Ask, Template
+from gvendi_fast.synthesis.tasks.sections import LONGEST, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.task import (
     SHOT_CHARS,
     Accepted,
     Candidate,

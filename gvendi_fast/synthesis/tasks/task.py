@@ -7,14 +7,14 @@ resumed and replayed from the recorded answers. Only `decide` may call a checker
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gvendi_fast.errors import GvendiError
 from gvendi_fast.rows import Fields, Reason, Rejected, parse_row
-from gvendi_fast.synthesis.decontaminate import normal_form
-from gvendi_fast.synthesis.prompts import Ask, Template
+from gvendi_fast.synthesis.tasks.prompts import Ask, Template
+from gvendi_fast.synthesis.tasks.words import normal_form
 from gvendi_fast.synthesis.verifiers import AnswerChecker, RowVerifier
 
 # A longer row is left out of prompts: five of them would not fit a small model's context.
@@ -76,23 +76,6 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Every setting and template that decides what the task makes, JSON-able, for the run's fingerprint."""
-
-
-def make_task(name: str, **settings: Any) -> Task:
-    """The task "math", "nli" or "generic" with its settings; GvendiError for another name or setting."""
-    # Imported here because every task builds on this module.
-    from gvendi_fast.synthesis.generic_task import GenericTask
-    from gvendi_fast.synthesis.math_task import MathTask
-    from gvendi_fast.synthesis.nli_task import NliTask
-
-    kinds: dict[str, Callable[..., Task]] = {"math": MathTask, "nli": NliTask, "generic": GenericTask}
-    if name not in kinds:
-        raise GvendiError(f"task is '{name}'; wanted one of {', '.join(kinds)}")
-    known = inspect.signature(kinds[name]).parameters
-    for setting in settings:
-        if setting not in known:
-            raise GvendiError(f"task '{name}' has no setting '{setting}'; it has {', '.join(known)}")
-    return kinds[name](**settings)
 
 
 def text_fields(row: Mapping[str, Any]) -> tuple[str, str] | Reason:

@@ -1,0 +1,70 @@
+"""The record of results: what differs is reported, and the same tree gives the same record."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "unchanged.py"
+
+
+def unchanged(*arguments, cwd=None):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Two records of the fast sections, made in different folders."""
+    paths = []
+    for name in ("one", "two"):
+        folder = tmp_path_factory.mktemp(name)
+        done = unchanged("record", folder / "record.json", "--only", "scores,selection", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        paths.append(folder / "record.json")
+    return paths
+
+
+def test_the_same_tree_gives_the_same_record(recorded):
+    one, other = (json.loads(path.read_text()) for path in recorded)
+    assert one == other
+    names = set(one["entries"])
+    for method in ("lazy", "stochastic", "two-round", "relaxed"):
+        assert {f"selection/{method}/vendi", f"selection/{method}/quality/quotas"} <= names
+    assert {"scores/tall/jackknife", "scores/groups/labels", "scores/between sources"} <= names
+    done = unchanged("compare", *recorded)
+    assert (done.returncode, done.stdout) == (0, f"{len(names)} results, all the same\n")
+
+
+def test_a_planted_difference_is_reported(recorded, tmp_path):
+    changed = json.loads(recorded[0].read_text())
+    entries = changed["entries"]
+    entries["scores/wide/orders"]["shows"] = entries["scores/wide/orders"]["shows"].replace("19.", "20.", 1)
+    entries["scores/wide/orders"]["sha256"] = "0" * 64
+    del entries["selection/eps"]
+    entries["scores/new"] = {"sha256": "1" * 64, "shows": "1"}
+    changed["made with"]["torch"] = "0.0"
+    path = tmp_path / "changed.json"
+    path.write_text(json.dumps(changed))
+    done = unchanged("compare", recorded[0], path)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert "torch" in lines[0]
+    assert lines[1] == "scores/wide/orders:"
+    assert "19." in lines[2]
+    assert "20." in lines[3]
+    assert lines[4:6] == [
+        "selection/eps: only in the old record",
+        "scores/new: only in the new record",
+    ]
+    assert lines[6].startswith("3 of ")
+    done = unchanged("compare", recorded[0], path, "--ignore", "scores/,selection/eps")
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_unknown_section_is_refused(tmp_path):
+    done = unchanged("record", tmp_path / "x.json", "--only", "scores,nothing")
+    assert done.returncode == 2
+    assert "no section nothing; there are sketches, scores" in done.stderr
