@@ -10,7 +10,7 @@ import torch
 from bench_speed import take_turns
 from torch.nn.functional import scaled_dot_product_attention
 
-from gvendi_fast import short_attention
+from gvendi_fast.sketching.gradients import short_attention
 
 SHAPES = [
     (32, 4, 41, 32),

@@ -21,8 +21,8 @@ from environment import describe_machine
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from gvendi_fast import ops, reference
-from gvendi_fast.clusters import SphericalKMeans
+from gvendi_fast.clusters.kmeans import SphericalKMeans
+from gvendi_fast.kernels import ops, reference
 
 K = 1024
 SIZES = {10: 8192, 100: 8192, 1000: 4096, 10_000: 1024}

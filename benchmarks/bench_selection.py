@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from environment import ROOT, describe_machine
 
-from gvendi_fast import ops
 from gvendi_fast.base.progress import progress_for
-from gvendi_fast.commands.select import parse_bytes
-from gvendi_fast.pool import as_pool
+from gvendi_fast.base.unit_length import unit_rows
+from gvendi_fast.cli.select import parse_bytes
+from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.kernels import ops
 from gvendi_fast.selection import select
-from gvendi_fast.store import Part, RunDirectory
-from gvendi_fast.unit_rows import unit_rows
 from gvendi_fast.vendi import VendiState
 
 PART = 4096

@@ -16,9 +16,10 @@ import pytest
 import torch
 from shapes import SHAPES, build
 
-from gvendi_fast import GradientSketcher, SketchSpec, ops
-from gvendi_fast.backends import resolve
-from gvendi_fast.plan import column_table, row_table
+from gvendi_fast import GradientSketcher, SketchSpec
+from gvendi_fast.kernels import ops
+from gvendi_fast.kernels.backends import resolve
+from gvendi_fast.kernels.sketch_matrix import column_table, row_table
 
 ROUNDS, WARM_UP = 9, 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from chat_server import ChatServer
 from problem_families import FAMILIES, family_of, seed_rows, writer
 
-from gvendi_fast.synthesis.config import config_from
-from gvendi_fast.synthesis.running import synthesize
+from gvendi_fast.synthesis.config.config import config_from
+from gvendi_fast.synthesis.run import synthesize
 from gvendi_fast.vendi import gvendi
 
 RULES = {

@@ -112,9 +112,9 @@ def settings(folder: Path, url: str, options: argparse.Namespace) -> dict:
 
 def bare_rate(url: str, folder: Path, count: int, name: str) -> float:
     """Requests a second of the generator alone, which keeps every answer as in a run."""
-    from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
-    from gvendi_fast.synthesis.request_store import RequestStore
-    from gvendi_fast.synthesis.requests import Request
+    from gvendi_fast.synthesis.generators.openai import OpenAIGenerator, Pace
+    from gvendi_fast.synthesis.generators.request_store import RequestStore
+    from gvendi_fast.synthesis.generators.requests import Request
     from gvendi_fast.synthesis.tasks import make_task
 
     task, rows = make_task(name), seed_rows_of(name, 20)
@@ -177,9 +177,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1024, help="K")
     options = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
-    from gvendi_fast.synthesis.config import config_from
-    from gvendi_fast.synthesis.running import synthesize
-    from gvendi_fast.synthesis.status import BESIDE
+    from gvendi_fast.synthesis.config.config import config_from
+    from gvendi_fast.synthesis.loop.status import BESIDE
+    from gvendi_fast.synthesis.run import synthesize
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:

@@ -15,10 +15,10 @@ import torch
 from bench_speed import take_turns
 from scipy.stats import spearmanr
 
-from gvendi_fast import gains, ops, reference
-from gvendi_fast.backends import backend
-from gvendi_fast.spectrum import Quadrature, marginal_change, quadrature
-from gvendi_fast.vendi import VendiState, gvendi, jackknife, leave_one_out
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend
+from gvendi_fast.kernels.spectrum import Quadrature, marginal_change, quadrature
+from gvendi_fast.vendi import VendiState, gains, gvendi, jackknife, leave_one_out
 
 N, K = 4096, 1024
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from gpu_timing import NotMeasuredError
 
-from gvendi_fast.corpus import Fields, Rejected, UnitReader, index_corpus
-from gvendi_fast.text import IGNORED, Encoder, Sample
+from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
+from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Sample
 
 MAX_TOKENS, ROWS = 4096, 4096
 

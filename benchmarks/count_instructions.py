@@ -35,7 +35,7 @@ from environment import ROOT, commit
 from report import table
 from shapes import TIMED_DIM, TIMED_LENGTH, TIMED_WIDTHS
 
-from gvendi_fast.backends.triton.runtime import CHUNK_ROWS
+from gvendi_fast.kernels.backends.triton.runtime import CHUNK_ROWS
 
 sys.path.append(str(ROOT / "tests"))
 

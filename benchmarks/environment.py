@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, object]:
     """CPU, GPU, cores, threads, versions, backends, commit (with "+" if files differ from it) and date."""
     import torch
 
-    from gvendi_fast.backends import explain
+    from gvendi_fast.kernels.backends import explain
 
     return {
         "cpu": cpu_name(),

@@ -21,8 +21,8 @@ from environment import describe_machine
 from scipy.stats import spearmanr
 
 from gvendi_fast import GradientSketcher, SketchSpec, gvendi, load_proxy
-from gvendi_fast.corpus import index_corpus, read_unit
-from gvendi_fast.text import Encoder, Sample, batches, collate
+from gvendi_fast.data.index import index_corpus, read_unit
+from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches, collate
 
 SOURCES = ("gsm8k/train.jsonl", "bbh_cot/bbh_cot.jsonl.gz", "esnli/dev.jsonl.gz")
 

@@ -29,7 +29,7 @@ from gpu_timing import Bench, Figure, NotMeasuredError
 from shapes import QWEN_05B
 
 from gvendi_fast import GradientSketcher, SketchSpec
-from gvendi_fast.backends import backend, use_backend
+from gvendi_fast.kernels.backends import backend, use_backend
 
 TOOLS = ("nvcc", "cmake", "ninja", "g++")
 PACKAGES = ("triton", "pybind11", "liger-kernel", "bergson", "accelerate", "flash-attn")
@@ -149,7 +149,7 @@ def finish_extensions(builds: Builds) -> dict[str, object]:
         lines = builds.cmake.said.read_text(errors="replace").splitlines()
         errors = [line for line in lines if "error" in line.lower()][:4] or lines[-4:]
         raise RuntimeError(f"CMake ended with code {builds.cmake.returncode}: {' | '.join(errors)}")
-    ask = "from gvendi_fast.backends import explain; print(explain()['cpu'], explain()['cuda'], sep='\\n')"
+    ask = "from gvendi_fast.kernels.backends import explain; print(explain()['cpu'], explain()['cuda'], sep='\\n')"
     said = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     cpu, cuda = said.stdout.strip().splitlines()
     return {"waited seconds": round(time.monotonic() - began, 1), "cpu": cpu, "cuda": cuda}

@@ -20,10 +20,10 @@ import torch
 from environment import ROOT
 from gpu_timing import Bench, Figure, NotMeasuredError
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import backend, operations, use_backend
-from gvendi_fast.plan import make_table
-from gvendi_fast.signs import sign_key
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend, operations, use_backend
+from gvendi_fast.kernels.signs import sign_key
+from gvendi_fast.kernels.sketch_matrix import make_table
 
 # A kernel is judged by the same rule, and beside the same formulas, as in the tests.
 sys.path.append(str(ROOT / "tests"))

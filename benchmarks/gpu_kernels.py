@@ -10,11 +10,11 @@ from gpu_checks import BACKENDS, DTYPES
 from gpu_timing import Bench, Figure, NotMeasuredError, over
 from shapes import DENSE_SAMPLES, TIMED_DIM, TIMED_LENGTH, TIMED_ROWS, TIMED_WIDTHS
 
-from gvendi_fast import ops
-from gvendi_fast.backends import backend, use_backend
-from gvendi_fast.head_chunks import head_chunk_rows
-from gvendi_fast.plan import make_table
-from gvendi_fast.signs import sign_key
+from gvendi_fast.kernels import ops
+from gvendi_fast.kernels.backends import backend, use_backend
+from gvendi_fast.kernels.signs import sign_key
+from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.sketching.gradients.head_chunks import head_chunk_rows
 
 # As `head_sketch` calls it for this vocabulary.
 VOCABULARY = 151936

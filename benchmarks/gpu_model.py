@@ -18,8 +18,9 @@ from gpu_checks import BACKENDS
 from gpu_timing import Bench, Figure, NotMeasuredError, Span, quantiles
 from shapes import BATCHES, QWEN_05B, SHAPES, Shape, build
 
-from gvendi_fast import GradientSketcher, SketchSpec, backends, ops
-from gvendi_fast.backends import backend, choose, measured
+from gvendi_fast import GradientSketcher, SketchSpec
+from gvendi_fast.kernels import backends, ops
+from gvendi_fast.kernels.backends import backend, choose, measured
 
 VERBS = ("fold_hadamard", "linear_sketch", "token_sketch", "vector_sketch", "softmax_fold")
 DTYPE = torch.bfloat16

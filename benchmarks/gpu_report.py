@@ -13,7 +13,7 @@ from shapes import BATCHES, DENSE_SAMPLES, QWEN_05B
 
 MISSING = "not measured"
 HEAD = ["figure", "goal", "measured", "compared to"]
-# As gvendi_fast.backends.ORDER has them for a GPU.
+# As gvendi_fast.kernels.backends.ORDER has them for a GPU.
 BACKENDS = ("cuda", "triton")
 # Operations whose time is set by the bytes they move.
 MOVING = ("linear_sketch", "fold_hadamard", "vector_sketch", "token_sketch", "softmax_fold")
@@ -516,7 +516,7 @@ def headlines(sections: Sections) -> Iterator[str]:
 
 
 def dispatch_record(files: Iterable[dict]) -> dict:
-    """What `gvendi_fast/backends/measured.py` reads: median milliseconds by capability, GPU, operation and backend.
+    """What kernels/backends/measured.py reads: median milliseconds by capability, GPU, operation and backend.
 
     A kernel that failed a check is left out: being fast is no reason to choose it.
     """

@@ -8,7 +8,8 @@ import torch
 from gpu_checks import ENTROPY_TOLERANCE
 from gpu_timing import Bench, Figure, Span
 
-from gvendi_fast import VendiState, ops, reference
+from gvendi_fast import VendiState
+from gvendi_fast.kernels import ops, reference
 
 GROUP = 64
 

@@ -18,7 +18,7 @@ from gpu_model import make_sketcher, random_ids, random_model
 from gpu_timing import Bench, Figure
 
 import gvendi_fast
-from gvendi_fast.transfer import fetch
+from gvendi_fast.base.transfer import fetch
 
 PACKAGE = str(Path(gvendi_fast.__file__).parent)
 

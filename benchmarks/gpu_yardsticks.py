@@ -24,13 +24,14 @@ from gpu_model import Step, make_sketcher, prefer, random_ids, random_model, rat
 from gpu_timing import Bench, Figure, NotMeasuredError, Span, quantiles
 from shapes import TIMED_DIM
 
-from gvendi_fast import GradientSketcher, ops
-from gvendi_fast.backends import backend
-from gvendi_fast.head_chunks import head_chunk_rows
-from gvendi_fast.memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching import ROWS_TOGETHER
-from gvendi_fast.text import Sample, batches, collate
-from gvendi_fast.transfer import fetch
+from gvendi_fast import GradientSketcher
+from gvendi_fast.base.transfer import fetch
+from gvendi_fast.kernels import ops
+from gvendi_fast.kernels.backends import backend
+from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
+from gvendi_fast.sketching.corpus import ROWS_TOGETHER
+from gvendi_fast.sketching.gradients.head_chunks import head_chunk_rows
+from gvendi_fast.sketching.proxy.encode import Sample, batches, collate
 
 # Samples of what goes through them one by one, or holds a gradient of the model for each.
 FEW = 2

@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [--check]
 
---check changes nothing and fails if the README or gvendi_fast/backends/measured.json differs from the results.
+--check changes nothing and fails if the README or gvendi_fast/kernels/backends/measured.json differs from the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpu_report import MISSING, dispatch_record, gpu_results, gpu_tables
 from shapes import SHAPES
 from synthesis_tables import rate_table, study_line, study_table, synthesis_entries
 
-from gvendi_fast.backends.measured import RECORD
+from gvendi_fast.kernels.backends.measured import RECORD
 
 # Entries of cpu.json that are of sketching.
 SPEED = ("test_sketch", "test_linear_sketch", "test_compiled_sketching")

@@ -67,7 +67,7 @@ def build(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.Tensor]
     import torch
     import transformers
 
-    from gvendi_fast.errors import GvendiError
+    from gvendi_fast.base.errors import GvendiError
 
     if name not in SHAPES:
         raise GvendiError(f"shape must be one of {', '.join(SHAPES)}, got {name!r}")

@@ -292,7 +292,7 @@ def clusters(record: Record) -> None:
     """Spherical k-means in every way it is used."""
     import torch
 
-    from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
+    from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 
     rows = _rows("clusters", 1200, 64, 9)
     for seed in (0, 7):

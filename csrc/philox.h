@@ -1,7 +1,7 @@
 // The signs of the dense mode, z = K^-1/2 Pi^T g with Pi in {+-1}^{P x K}, from Philox4x32-10 (Salmon et al., SC 2011):
 //   Pi[j][c] = -1 where bit j % 32 of word (j % 128) / 32 of philox(counter(j / 128, c), key) is set, else +1;
 //   counter(block, c) = (block mod 2^32, block / 2^32, c, 0); key = two words from the seed and the parameter's name.
-// gvendi_fast/signs.py is the same definition in NumPy. K is not in it: a sketch of fewer columns uses the first ones.
+// gvendi_fast/kernels/signs.py is the same definition in NumPy. K is not in it: a sketch of fewer columns uses the first ones.
 //
 // Why one call covers 128 coordinates of one column:
 // - CPU: 16 lanes run 16 counters, which are 16 neighbouring columns of z. A word holds 32 coordinates of its lane's

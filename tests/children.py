@@ -8,9 +8,9 @@ from functools import cache
 
 PRELOAD = [
     "pytest",
-    "gvendi_fast.synthesis.running",
+    "gvendi_fast.synthesis.run",
     "gvendi_fast.synthesis.tasks.generic",
-    "gvendi_fast.synthesis.generators",
+    "gvendi_fast.synthesis.generators.openai",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.convert_slow_tokenizer",
     "openai.resources.chat",
@@ -43,8 +43,8 @@ def grow(config: dict) -> None:
     """A synthesis run, for a process of its own."""
     import torch
 
-    from gvendi_fast.synthesis.config import config_from
-    from gvendi_fast.synthesis.running import synthesize
+    from gvendi_fast.synthesis.config.config import config_from
+    from gvendi_fast.synthesis.run import synthesize
 
     torch.set_num_threads(1)
     synthesize(config_from(config))

@@ -56,12 +56,12 @@ def loopback(monkeypatch):
 @pytest.fixture
 def gvendi(monkeypatch, capsys):
     """Run the command; returns (exit code, stdout, stderr)."""
-    from gvendi_fast import cli
+    from gvendi_fast.cli import app
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["gvendi", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            app.main()
         out = capsys.readouterr()
         return stop.value.code or 0, out.out, out.err
 

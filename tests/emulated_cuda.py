@@ -1,8 +1,9 @@
 """What the tests of the CUDA kernels without a GPU share: the emulated module, and inputs with NaN around them.
 
 csrc/tests/cuda_emulate.h stands in for the device: barriers, shuffles and tensor-core fragments as documented, shared
-memory full of NaN before each block, threads in an order of choice. The wrapper of gvendi_fast.backends.cuda is the
-real one, on CPU tensors. Results are judged by the rule of tolerance.py; the emulated tensor cores round to nearest.
+memory full of NaN before each block, threads in an order of choice. The wrapper is the real one
+(kernels/backends/cuda.py), on CPU tensors. Results are judged by the rule of tolerance.py; the emulated tensor cores
+round to nearest.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gvendi_fast.backends import cuda
+from gvendi_fast.kernels.backends import cuda
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 COMPILER = os.environ.get("CXX", "c++")

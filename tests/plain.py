@@ -1,6 +1,6 @@
 """The operations in plain float32 PyTorch, on any device: the twins whose error a kernel's is compared with.
 
-tolerance.py says how. Letters as in `gvendi_fast.ops`; segments int64 [B, 2] on the CPU.
+tolerance.py says how. Letters as in `gvendi_fast.kernels.ops`; segments int64 [B, 2] on the CPU.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from gvendi_fast import reference
-from gvendi_fast.plan import Table
-from gvendi_fast.signs import signs
+from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.signs import signs
+from gvendi_fast.kernels.sketch_matrix import Table
 
 
 def fold32(x: torch.Tensor, table: Table) -> torch.Tensor:

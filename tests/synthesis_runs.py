@@ -6,9 +6,9 @@ from pathlib import Path
 
 from chat_server import content
 
-from gvendi_fast.synthesis.config import config_from
-from gvendi_fast.synthesis.request_store import Record, RequestStore
-from gvendi_fast.synthesis.running import synthesize
+from gvendi_fast.synthesis.config.config import config_from
+from gvendi_fast.synthesis.generators.request_store import Record, RequestStore
+from gvendi_fast.synthesis.run import synthesize
 
 FILES = ("accepted.jsonl", "rejected.jsonl", "sketches.f32")
 

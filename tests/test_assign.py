@@ -11,9 +11,9 @@ import torch
 from plain import cosines32
 from tolerance import check
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import backend, cpu, use_backend
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend, cpu, use_backend
 
 GPU = torch.cuda.is_available()
 DEVICE = {"cpu": "cpu", "triton": "cuda" if GPU else "cpu"}

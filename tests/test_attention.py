@@ -7,13 +7,13 @@ import pytest
 import torch
 import transformers
 
-from gvendi_fast import attention as room
-from gvendi_fast.attention import FLASH, resolve_attention, why_no_flash
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, sketch_corpus
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.proxy import attention as room
+from gvendi_fast.sketching.proxy.attention import FLASH, resolve_attention, why_no_flash
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 HALF = torch.bfloat16

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.options import parse_max_rejected
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.options import parse_max_rejected
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gvendi_fast import seeding, tally
-from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.pool import MatrixPool, as_pool
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.store import Part, RunDirectory
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.clusters import seeds, sums
+from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
+from gvendi_fast.data.pool import MatrixPool, as_pool
+from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 
 def blobs(rows: int, width: int, kinds: int, seed: int = 0, noise: float = 0.5) -> torch.Tensor:
@@ -106,12 +106,12 @@ def test_every_order_blocking_and_thread_count_gives_the_same_bits(order, monkey
     """More rows than the seeds are drawn from, and clusters that run empty on the way."""
     x = blobs(5000, 24, 9)
     x[:400] = x[0]
-    monkeypatch.setattr("gvendi_fast.clusters.SEED_LEAST", 300)
+    monkeypatch.setattr("gvendi_fast.clusters.kmeans.SEED_LEAST", 300)
     whole = SphericalKMeans(40, seed=5).fit(x)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        monkeypatch.setattr("gvendi_fast.pool.POOL_BLOCK", 777)
+        monkeypatch.setattr("gvendi_fast.data.pool.POOL_BLOCK", 777)
         mixed = SphericalKMeans(40, seed=5).fit(x[order])
     finally:
         torch.set_num_threads(threads)
@@ -148,7 +148,7 @@ def test_empty_clusters_get_the_rows_that_are_served_worst(monkeypatch):
     """All seeds on one row: only re-seeding can find the other directions."""
     x = torch.eye(8).repeat_interleave(torch.arange(3, 11), dim=0)
     monkeypatch.setattr(
-        "gvendi_fast.clusters.plus_plus", lambda rows, keys, clusters: torch.zeros(clusters).long()
+        "gvendi_fast.clusters.kmeans.plus_plus", lambda rows, keys, clusters: torch.zeros(clusters).long()
     )
     model = SphericalKMeans(8).fit(x)
     assert sorted(model.counts.tolist()) == list(range(3, 11))
@@ -280,7 +280,7 @@ def test_wrong_uses_are_refused_with_the_remedy():
 
 
 def test_sums_have_a_bound(monkeypatch):
-    monkeypatch.setattr(tally, "MAX_ROWS", 30)
+    monkeypatch.setattr(sums, "MAX_ROWS", 30)
     with pytest.raises(GvendiError, match="more than 30 rows"):
         SphericalKMeans(2).fit(blobs(31, 8, 2))
 
@@ -296,15 +296,15 @@ def test_sparse_is_the_smallest_half_and_never_empty():
 
 def test_keys_are_those_of_the_numbers():
     x = torch.randn(100, 33, generator=torch.Generator().manual_seed(0))
-    keys, order = seeding.row_keys(x, 4), permutation(100)
-    assert np.array_equal(seeding.row_keys(x[order], 4), keys[order.numpy()])
+    keys, order = seeds.row_keys(x, 4), permutation(100)
+    assert np.array_equal(seeds.row_keys(x[order], 4), keys[order.numpy()])
     assert len(np.unique(keys)) == 100
-    assert not np.array_equal(seeding.row_keys(x, 5), keys)
-    assert seeding.row_keys(torch.tensor([[0.0, 1.0]]), 0) == seeding.row_keys(torch.tensor([[-0.0, 1.0]]), 0)
+    assert not np.array_equal(seeds.row_keys(x, 5), keys)
+    assert seeds.row_keys(torch.tensor([[0.0, 1.0]]), 0) == seeds.row_keys(torch.tensor([[-0.0, 1.0]]), 0)
 
 
 def test_draws_are_exponential():
-    drawn = seeding.times(np.arange(200_000, dtype=np.uint64), 3)
+    drawn = seeds.times(np.arange(200_000, dtype=np.uint64), 3)
     assert drawn.min() > 0
     # Mean and standard deviation of 200,000 draws are within 0.003 and 0.006 of 1, at three deviations.
     assert abs(drawn.mean() - 1) < 0.007

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.compare import compare, difference
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import MatrixPool
+from gvendi_fast.analysis.compare import compare, difference
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import MatrixPool
 from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 

@@ -5,18 +5,18 @@ import shutil
 
 import pytest
 
-from gvendi_fast.commands.compare import sentence, set_names
-from gvendi_fast.compare import compare, difference
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.jackknife import Interval
+from gvendi_fast.analysis.compare import compare, difference
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.compare import sentence, set_names
+from gvendi_fast.vendi.jackknife import Interval
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two run directories of one name, a/run and b/run; row 5 of b is row 3 of a."""
-    from gvendi_fast.plan import SketchSpec
-    from gvendi_fast.proxy import load_proxy
-    from gvendi_fast.sketching import Settings, sketch_corpus
+    from gvendi_fast.kernels.sketch_matrix import SketchSpec
+    from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+    from gvendi_fast.sketching.proxy.load import load_proxy
 
     root, proxy = tmp_path_factory.mktemp("compare"), load_proxy("tiny", dtype="float32")
     texts = {

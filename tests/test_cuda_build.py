@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gvendi_fast.backends import cuda
+from gvendi_fast.kernels.backends import cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 # Kernel -> registers it may use so that its __launch_bounds__ blocks fit a multiprocessor (65,536 registers).
@@ -81,7 +81,7 @@ def test_module_loads_without_a_driver_and_says_so(built, tmp_path):
     )
     for module in (built[0] / "gvendi_fast").glob("_cuda*"):
         shutil.copy(module, tmp_path / "gvendi_fast")
-    code = "from gvendi_fast.backends import cuda; print(cuda.why_not('linear_sketch')); print(cuda.status())"
+    code = "from gvendi_fast.kernels.backends import cuda; print(cuda.why_not('linear_sketch')); print(cuda.status())"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.splitlines()

@@ -9,9 +9,9 @@ from emulated_cuda import DTYPES, draw, far_apart, guarded, spans, stand_in
 from plain import fold32, fold_hadamard32, linear32
 from tolerance import check
 
-from gvendi_fast import reference
-from gvendi_fast.backends import cuda
-from gvendi_fast.plan import Table, make_table
+from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.backends import cuda
+from gvendi_fast.kernels.sketch_matrix import Table, make_table
 
 # Rows, input width, output width, K: below, at and above K; narrow, wide, and with a narrow rest.
 SHAPES = [

@@ -8,9 +8,9 @@ from emulated_cuda import DTYPES, draw, far_apart, guarded, spans, stand_in
 from plain import dense32
 from tolerance import check
 
-from gvendi_fast import reference
-from gvendi_fast.backends import cuda
-from gvendi_fast.signs import MAX_IDS, sign_key
+from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.backends import cuda
+from gvendi_fast.kernels.signs import MAX_IDS, sign_key
 
 KEY = sign_key(0, "weight")
 # Rows, input width, output width, K, NaN between rows (a multiple of 8: vector loads).

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.decontaminate import (
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.filters.decontaminate import (
     Decontaminator,
     Match,
     Seen,

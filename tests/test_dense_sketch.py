@@ -11,11 +11,12 @@ import torch
 from plain import dense32
 from tolerance import FLOOR, UNIT, check, relative_error
 
-from gvendi_fast import head_chunks, ops, reference
-from gvendi_fast.backends import cpu, use_backend
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec, make_table
-from gvendi_fast.signs import philox4x32_10, sign_key, signs
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import cpu, use_backend
+from gvendi_fast.kernels.signs import philox4x32_10, sign_key, signs
+from gvendi_fast.kernels.sketch_matrix import SketchSpec, make_table
+from gvendi_fast.sketching.gradients import head_chunks
 
 GOLDEN = Path(__file__).parent / "golden" / "signs.json"
 CASES = [

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gvendi_fast import backends
-from gvendi_fast.about import describe, operation_lines
-from gvendi_fast.backends import measured
+from gvendi_fast.cli.info import describe, operation_lines
+from gvendi_fast.kernels import backends
+from gvendi_fast.kernels.backends import measured
 
 BUILT_IN = backends.ORDER["cuda"]
 GPU = "Made-up GPU"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gvendi_fast.analysis.equal_n import draws
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id, random_words, stream
-from gvendi_fast.group_scoring import draws
-from gvendi_fast.synthesis.candidates import shot_rows
+from gvendi_fast.synthesis.loop.proposer import shot_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "draws.json"
 SEEDS = 0, 7, -3, 2**64 + 5, 2**130 + 1

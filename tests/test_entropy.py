@@ -10,9 +10,9 @@ import math
 import pytest
 import torch
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import cpu, use_backend
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import cpu, use_backend
 
 if cpu.why_not("entropy"):
     pytest.skip(f"compiled kernels: {cpu.status()}", allow_module_level=True)

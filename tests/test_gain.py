@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import backend, cpu, use_backend
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.spectrum import marginal_change, quadrature
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend, cpu, use_backend
+from gvendi_fast.kernels.spectrum import marginal_change, quadrature
 from gvendi_fast.vendi import VendiState, between_source, jackknife, leave_one_out
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,12 +14,17 @@ import pytest
 from chat_server import TRUNCATED, ChatServer, Fault, completion, content
 from children import children
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.generators import OpenAIGenerator, Pace
-from gvendi_fast.synthesis.pacing import AdaptiveLimit, Backoff, retry_after_seconds
-from gvendi_fast.synthesis.request_store import RequestStore
-from gvendi_fast.synthesis.requests import Request
-from gvendi_fast.synthesis.stops import Budget, BudgetSpentError, EndpointDownError, KeyRefusedError
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.generators.openai import OpenAIGenerator, Pace
+from gvendi_fast.synthesis.generators.pacing import AdaptiveLimit, Backoff, retry_after_seconds
+from gvendi_fast.synthesis.generators.request_store import RequestStore
+from gvendi_fast.synthesis.generators.requests import Request
+from gvendi_fast.synthesis.generators.stops import (
+    Budget,
+    BudgetSpentError,
+    EndpointDownError,
+    KeyRefusedError,
+)
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 

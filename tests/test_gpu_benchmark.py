@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gvendi_fast.backends import ORDER, measured
-from gvendi_fast.backends import backend as backend_called
+from gvendi_fast.kernels.backends import ORDER, measured
+from gvendi_fast.kernels.backends import backend as backend_called
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 GPU = "Made-up GPU"
@@ -408,7 +408,7 @@ def test_an_error_of_a_figure_is_written_down_and_a_lost_device_is_seen(benchmar
 def test_a_kernel_that_errs_fails_its_check_and_marks_what_rests_on_it(benchmarks, monkeypatch):
     import torch
 
-    from gvendi_fast import ops
+    from gvendi_fast.kernels import ops
 
     checks, report = benchmarks["gpu_checks"], benchmarks["gpu_report"]
     backend = next(

@@ -4,10 +4,10 @@ import pytest
 import torch
 import transformers
 
-from gvendi_fast import reference
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.plan import SketchSpec
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 COMMON = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GATED = {**COMMON, "num_key_value_heads": 2, "intermediate_size": 80, "max_position_embeddings": 64}

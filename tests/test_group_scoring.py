@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gvendi_fast import group_scoring
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.group_scoring import DRAWS, LARGE_DRAWS, group_scores
+from gvendi_fast.analysis import equal_n
+from gvendi_fast.analysis.equal_n import DRAWS, LARGE_DRAWS, group_scores
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.vendi import gvendi
 
 DIM = 64
@@ -85,8 +85,8 @@ def test_memory_bounds_the_sketches_held_and_changes_nothing(monkeypatch):
     plain = group_scores(run)
     assert run.passes == 1
     # Room for one draw and a half: every draw of "many" takes a pass of its own.
-    monkeypatch.setattr(group_scoring, "GROUP_BYTES", 60 * 4 * DIM)
-    monkeypatch.setattr(group_scoring, "DRAW_BYTES", 3 * 40 * 4 * DIM)
+    monkeypatch.setattr(equal_n, "GROUP_BYTES", 60 * 4 * DIM)
+    monkeypatch.setattr(equal_n, "DRAW_BYTES", 3 * 40 * 4 * DIM)
     assert group_scores(run) == plain
     assert 1 + DRAWS < run.passes <= 3 + 2 * DRAWS
 
@@ -105,6 +105,6 @@ def test_small_groups_are_compared_where_most_are_small():
 
 
 def test_too_many_groups_are_refused(monkeypatch):
-    monkeypatch.setattr(group_scoring, "MAX_GROUPS", 2)
+    monkeypatch.setattr(equal_n, "MAX_GROUPS", 2)
     with pytest.raises(GvendiError, match="--by has more than 2 different values"):
         group_scores(Parts({"a": 5, "b": 6, "c": 50}))

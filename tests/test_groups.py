@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gvendi_fast import group_gvendi
-from gvendi_fast import groups as room
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.vendi import groups as room
 from gvendi_fast.vendi import gvendi
 
 ROWS = np.random.default_rng(0).standard_normal((400, 48)).astype(np.float32)

@@ -9,10 +9,10 @@ from test_gradients import CONFIGS, FP32_RELATIVE, GATED, SPEC, autograd_sketch,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.head import find_head
-from gvendi_fast.taps import find_taps
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.head import find_head
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.gradients.taps import find_taps
 
 MORE = {
     "cohere": ("CohereConfig", {**GATED, "logit_scale": 0.25}),

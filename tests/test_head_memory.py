@@ -11,9 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gvendi_fast import head_chunks, ops
-from gvendi_fast.plan import make_table
-from gvendi_fast.signs import sign_key
+from gvendi_fast.kernels import ops
+from gvendi_fast.kernels.signs import sign_key
+from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.sketching.gradients import head_chunks
 
 # Qwen2.5's vocabulary; few dimensions and rows keep the products small, chunks are as in a real run.
 V, D, T, K = 151_936, 64, 600, 1024

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from gvendi_fast import ops
-from gvendi_fast.backends import cpu, use_backend
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import make_table
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops
+from gvendi_fast.kernels.backends import cpu, use_backend
+from gvendi_fast.kernels.sketch_matrix import make_table
 
 if cpu.why_not("fold_hadamard"):
     pytest.skip(f"compiled kernels: {cpu.status()}", allow_module_level=True)
@@ -85,7 +85,7 @@ def test_an_unknown_name_is_refused_with_the_list():
 
 
 def run(isa: str) -> subprocess.CompletedProcess:
-    code = "from gvendi_fast.backends import cpu; print(cpu.status())"
+    code = "from gvendi_fast.kernels.backends import cpu; print(cpu.status())"
     environment = {**os.environ, "GVENDI_ISA": isa}
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -106,7 +106,7 @@ def test_one_openmp_runtime_in_the_process():
     """In a process of its own: other libraries that tests import bring runtimes of theirs."""
     if not os.path.exists("/proc/self/maps"):
         pytest.skip("needs /proc to list the libraries of the process")
-    code = "import gvendi_fast.backends.cpu; print(open('/proc/self/maps').read())"
+    code = "import gvendi_fast.kernels.backends.cpu; print(open('/proc/self/maps').read())"
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     runtimes = {
         line.split()[-1]

@@ -15,10 +15,10 @@ from plain import (
 )
 from tolerance import FLOOR, check, relative_error
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import cpu, use_backend
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import Table, make_table
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import cpu, use_backend
+from gvendi_fast.kernels.sketch_matrix import Table, make_table
 
 if cpu.why_not("fold_hadamard"):
     pytest.skip(f"compiled kernels: {cpu.status()}", allow_module_level=True)

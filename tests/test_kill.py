@@ -32,9 +32,9 @@ def write_corpus(path: Path) -> None:
 def sketch(corpus: str, out: str) -> None:
     import torch
 
-    from gvendi_fast.plan import SketchSpec
-    from gvendi_fast.proxy import load_proxy
-    from gvendi_fast.sketching import Settings, sketch_corpus
+    from gvendi_fast.kernels.sketch_matrix import SketchSpec
+    from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+    from gvendi_fast.sketching.proxy.load import load_proxy
 
     torch.set_num_threads(1)
     settings = Settings(spec=SketchSpec(dim=256), unit_rows=12, batch_tokens=256)
@@ -48,8 +48,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.mark.timeout(400)
 def test_killed_and_resumed_run_gives_the_same_bytes_and_score(tmp_path):
-    from gvendi_fast.scoring import score_run
-    from gvendi_fast.store import RunDirectory
+    from gvendi_fast.analysis.scoring import score_run
+    from gvendi_fast.data.run_directory import RunDirectory
 
     corpus = tmp_path / "data.jsonl"
     write_corpus(corpus)

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.synthesis.local_generator import HFGenerator, KeyedSampler
-from gvendi_fast.synthesis.request_store import RequestStore
-from gvendi_fast.synthesis.requests import Request
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.proxy.load import load_proxy
+from gvendi_fast.synthesis.generators.local import HFGenerator, KeyedSampler
+from gvendi_fast.synthesis.generators.request_store import RequestStore
+from gvendi_fast.synthesis.generators.requests import Request
 
 WORDS = "apples cost three dollars each and Tom buys nine of them how many are left".split()
 

@@ -10,9 +10,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.measures import embed, load_encoder, mean_pairwise_cosine, measure, ngram_entropy, perplexity
-from gvendi_fast.pool import as_pool
+from gvendi_fast.analysis.measures import (
+    embed,
+    load_encoder,
+    mean_pairwise_cosine,
+    measure,
+    ngram_entropy,
+    perplexity,
+)
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import as_pool
 from gvendi_fast.vendi import gvendi as gvendi_of
 
 
@@ -34,10 +41,10 @@ def texts_of(source, count):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """40 rows of "x", 36 of "y" and 3 of "few", in turns."""
-    from gvendi_fast.corpus import Fields
-    from gvendi_fast.plan import SketchSpec
-    from gvendi_fast.proxy import load_proxy
-    from gvendi_fast.sketching import Settings, sketch_corpus
+    from gvendi_fast.data.index import Fields
+    from gvendi_fast.kernels.sketch_matrix import SketchSpec
+    from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+    from gvendi_fast.sketching.proxy.load import load_proxy
 
     root = tmp_path_factory.mktemp("measures")
     rows = [

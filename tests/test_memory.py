@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast import memory
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher, Sketches
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.text import Sample, collate
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching import batch_memory
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
+from gvendi_fast.sketching.proxy.encode import Sample, collate
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def limited(monkeypatch, sketcher, most: int) -> list[int]:
         return plain(self, input_ids, labels, attention_mask)
 
     monkeypatch.setattr(GradientSketcher, "sketch", sketch)
-    monkeypatch.setattr(memory, "_warned", False)
+    monkeypatch.setattr(batch_memory, "_warned", False)
     return tried
 
 
@@ -43,7 +43,7 @@ def test_halves_until_it_fits_and_says_so_once(monkeypatch, sketcher):
     whole = sketcher.sketch(*collate(batch, 0))
     tried = limited(monkeypatch, sketcher, 2)
     with pytest.warns(RuntimeWarning, match="7 samples ran out of GPU memory and is halved") as seen:
-        got = memory.sketch_batch(sketcher, batch, 0)
+        got = batch_memory.sketch_batch(sketcher, batch, 0)
     assert len([w for w in seen if "halved" in str(w.message)]) == 1
     assert tried == [7, 3, 1, 2, 4, 2, 2]
     assert got.tokens.tolist() == whole.tokens.tolist()
@@ -54,7 +54,7 @@ def test_halves_until_it_fits_and_says_so_once(monkeypatch, sketcher):
 def test_single_sample_that_does_not_fit_is_named(monkeypatch, sketcher):
     limited(monkeypatch, sketcher, 0)
     with pytest.raises(GvendiError, match=r"a sample of 6 tokens \(data\.jsonl:1\) does not fit"):
-        memory.sketch_batch(sketcher, samples(1), 0)
+        batch_memory.sketch_batch(sketcher, samples(1), 0)
 
 
 def test_other_errors_are_not_swallowed(monkeypatch, sketcher):
@@ -63,12 +63,12 @@ def test_other_errors_are_not_swallowed(monkeypatch, sketcher):
 
     monkeypatch.setattr(GradientSketcher, "sketch", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
-        memory.sketch_batch(sketcher, samples(3), 0)
+        batch_memory.sketch_batch(sketcher, samples(3), 0)
 
 
 def test_budget_on_a_cpu(sketcher):
-    assert memory.choose_batch_tokens(sketcher, None) == memory.CPU_BATCH_TOKENS
-    assert memory.choose_batch_tokens(sketcher, 777) == 777
+    assert batch_memory.choose_batch_tokens(sketcher, None) == batch_memory.CPU_BATCH_TOKENS
+    assert batch_memory.choose_batch_tokens(sketcher, 777) == 777
 
 
 class FakeMemory:
@@ -96,7 +96,7 @@ class FakeMemory:
 def test_a_fixed_overhead_is_not_counted_for_every_token(monkeypatch, sketcher):
     # 256 MiB whatever the batch, and 100 KB a token, of 10 GB: (0.6 * 10e9 - 268e6) / 1e5 = 57,315 tokens.
     gpu = FakeMemory(monkeypatch, 256 << 20, 100_000, 10**10)
-    assert memory.choose_batch_tokens(sketcher, None, gpu) == 32768
+    assert batch_memory.choose_batch_tokens(sketcher, None, gpu) == 32768
     assert gpu.batches == [(2, 512), (2, 512), (8, 512), (16, 512)]
     # The first trial alone would have said 362 KB a token, and 16,384 tokens.
     assert 8192 < 0.6 * 10**10 / ((256 << 20) / 1024 + 100_000) < 32768
@@ -105,18 +105,18 @@ def test_a_fixed_overhead_is_not_counted_for_every_token(monkeypatch, sketcher):
 def test_trials_are_no_longer_than_the_model_reads(monkeypatch, sketcher):
     monkeypatch.setattr(sketcher.model.config, "max_position_embeddings", 300)
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9)
-    assert memory.choose_batch_tokens(sketcher, None, gpu) == memory.MOST_BATCH_TOKENS
+    assert batch_memory.choose_batch_tokens(sketcher, None, gpu) == batch_memory.MOST_BATCH_TOKENS
     assert gpu.batches == [(4, 300), (4, 300), (14, 300), (28, 300)]
 
 
 def test_trials_that_do_not_fit(monkeypatch, sketcher):
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=2_000_000)
-    assert memory.choose_batch_tokens(sketcher, None, gpu) == 1024
+    assert batch_memory.choose_batch_tokens(sketcher, None, gpu) == 1024
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=5_000_000)
-    assert memory.choose_batch_tokens(sketcher, None, gpu) == 4096
+    assert batch_memory.choose_batch_tokens(sketcher, None, gpu) == 4096
     gpu = FakeMemory(monkeypatch, 0, 1000, 10**9, most=1_000_000)
     with pytest.raises(GvendiError, match=r"a batch of 1024 tokens does not fit.*--batch-tokens"):
-        memory.choose_batch_tokens(sketcher, None, gpu)
+        batch_memory.choose_batch_tokens(sketcher, None, gpu)
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_trials_that_do_not_fit(monkeypatch, sketcher):
     ],
 )
 def test_the_line_through_two_trials(small, large, free, tokens):
-    assert memory.fitting_tokens([(1024, small), (4096, large)], free) == tokens
+    assert batch_memory.fitting_tokens([(1024, small), (4096, large)], free) == tokens

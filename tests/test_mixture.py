@@ -8,10 +8,10 @@ import pytest
 import scipy.optimize
 import torch
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.mixture import mixture_entropy, mixture_weights
-from gvendi_fast.state import VendiState
-from gvendi_fast.store import Part, RunDirectory
+from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.vendi.state import VendiState
 
 
 def state(rows, **kwargs):

@@ -44,7 +44,7 @@ def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
 
 
 def sketches(folder: Path) -> np.ndarray:
-    from gvendi_fast.store import RunDirectory
+    from gvendi_fast.data.run_directory import RunDirectory
 
     return np.concatenate([part.sketches for part in RunDirectory.load(folder).iterate(["sketch"])])
 

@@ -12,12 +12,12 @@ import torch
 import transformers
 from test_gradients import CONFIGS, DENSE, SPEC, build, pad, samples
 
-from gvendi_fast import ops
-from gvendi_fast.backends.triton import runtime
-from gvendi_fast.batch import prepare
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.transfer import fetch, to_device
+from gvendi_fast.base.transfer import fetch, to_device
+from gvendi_fast.kernels import ops
+from gvendi_fast.kernels.backends.triton import runtime
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.batch import prepare
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; torch sees none")
 

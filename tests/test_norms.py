@@ -7,10 +7,10 @@ import torch
 from test_gradients import CONFIGS, GATED, SPEC, build, pad, samples
 from torch import nn
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.norms import TOLERANCE, affine_input, norm_formula, normalised
-from gvendi_fast.taps import NORM, find_taps, module_kind
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.norms import TOLERANCE, affine_input, norm_formula, normalised
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.gradients.taps import NORM, find_taps, module_kind
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 MORE = {

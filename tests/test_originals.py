@@ -7,10 +7,10 @@ import os
 
 import pytest
 
-from gvendi_fast.corpus import index_corpus
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.originals import Original, number_of, original_rows
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.index import index_corpus
+from gvendi_fast.data.originals import Original, number_of, original_rows
+from gvendi_fast.data.run_directory import RunDirectory
 
 LINES = [f'{{"id":"r{i}",  "text": "row {i} \u00fc", "meta": {{"score": {i}}}}}'.encode() for i in range(9)]
 

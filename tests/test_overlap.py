@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gvendi_fast import memory, sketching
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, sketch_corpus
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching import batch_memory, corpus
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 SETTINGS = Settings(spec=SketchSpec(dim=64), unit_rows=4, batch_tokens=96)
 
@@ -41,8 +41,8 @@ def contents(run) -> dict[str, str]:
 
 def late(monkeypatch) -> None:
     """Treat results as on a GPU: one batch behind."""
-    plain = sketching._behind
-    monkeypatch.setattr(sketching, "_behind", lambda items, count: plain(items, 1))
+    plain = corpus._behind
+    monkeypatch.setattr(corpus, "_behind", lambda items, count: plain(items, 1))
 
 
 def test_one_batch_behind_gives_the_same_bytes(proxy, data, tmp_path, monkeypatch):
@@ -56,7 +56,7 @@ def test_one_batch_behind_gives_the_same_bytes(proxy, data, tmp_path, monkeypatc
 def test_a_batch_is_waited_for_when_the_next_is_queued(proxy, tmp_path, monkeypatch):
     data = tmp_path / "whole.jsonl"
     data.write_text("".join(f'{{"prompt": "{i}?", "completion": "{i}."}}\n' for i in range(11)))
-    events, queue, plain = [], sketching.sketch_batch, sketching.fetch
+    events, queue, plain = [], corpus.sketch_batch, corpus.fetch
 
     def queued(*args):
         events.append("queue")
@@ -70,8 +70,8 @@ def test_a_batch_is_waited_for_when_the_next_is_queued(proxy, tmp_path, monkeypa
             events.append("wait")
             return self.inner.wait()
 
-    monkeypatch.setattr(sketching, "sketch_batch", queued)
-    monkeypatch.setattr(sketching, "fetch", Noted)
+    monkeypatch.setattr(corpus, "sketch_batch", queued)
+    monkeypatch.setattr(corpus, "fetch", Noted)
     sketch_corpus(data, tmp_path / "a", proxy, SETTINGS)
     assert events == ["queue", "wait"] * (len(events) // 2)
     count = len(events) // 2
@@ -96,7 +96,7 @@ def test_running_out_of_memory_while_a_batch_is_under_way(proxy, data, tmp_path,
         return plain(self, input_ids, labels, attention_mask)
 
     monkeypatch.setattr(GradientSketcher, "sketch", sketch)
-    monkeypatch.setattr(memory, "_warned", False)
+    monkeypatch.setattr(batch_memory, "_warned", False)
     with pytest.warns(RuntimeWarning, match="halved"):
         halved = sketch_corpus(data, tmp_path / "b", proxy, SETTINGS)
     assert len(failed) == 2
@@ -108,10 +108,8 @@ def test_running_out_of_memory_while_a_batch_is_under_way(proxy, data, tmp_path,
 
 
 def test_a_gpu_run_is_one_batch_behind(proxy, data, tmp_path, monkeypatch):
-    counts, plain = [], sketching._behind
-    monkeypatch.setattr(
-        sketching, "_behind", lambda items, count: counts.append(count) or plain(items, count)
-    )
+    counts, plain = [], corpus._behind
+    monkeypatch.setattr(corpus, "_behind", lambda items, count: counts.append(count) or plain(items, count))
     sketch_corpus(data, tmp_path / "a", proxy, SETTINGS)
     on_gpu = replace(proxy, device=torch.device("cuda"))
     sketch_corpus(data, tmp_path / "b", on_gpu, SETTINGS)
@@ -126,5 +124,5 @@ def test_behind_keeps_order_and_hands_out_all():
             made.append(i)
             yield SimpleNamespace(i=i)
 
-    seen = [(item.i, len(made)) for item in sketching._behind(items(), 1)]
+    seen = [(item.i, len(made)) for item in corpus._behind(items(), 1)]
     assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]

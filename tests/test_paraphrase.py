@@ -17,15 +17,15 @@ from chat_server import TRUNCATED, ChatServer, Fault
 from problem_families import seed_rows, writer
 from synthesis_runs import contents, lines, paid, run, settings
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Reason
-from gvendi_fast.synthesis.build import make_paraphrase_check
-from gvendi_fast.synthesis.candidates import Proposal, Proposer
-from gvendi_fast.synthesis.config import config_from
-from gvendi_fast.synthesis.decontaminate import Decontaminator, Question, read_questions
-from gvendi_fast.synthesis.paraphrase import ParaphraseCheck, SimilarQuestions, read_verdict
-from gvendi_fast.synthesis.requests import Answer
-from gvendi_fast.synthesis.running import preview
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Reason
+from gvendi_fast.synthesis.config.config import config_from
+from gvendi_fast.synthesis.filters.decontaminate import Decontaminator, Question, read_questions
+from gvendi_fast.synthesis.filters.paraphrase import ParaphraseCheck, SimilarQuestions, read_verdict
+from gvendi_fast.synthesis.generators.requests import Answer
+from gvendi_fast.synthesis.loop.build import make_paraphrase_check
+from gvendi_fast.synthesis.loop.proposer import Proposal, Proposer
+from gvendi_fast.synthesis.run import preview
 from gvendi_fast.synthesis.tasks.nli import NliTask
 from gvendi_fast.synthesis.tasks.words import words
 

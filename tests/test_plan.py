@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import RUN, SketchSpec, column_table, is_two_level, make_table, parent_path, row_table
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import (
+    RUN,
+    SketchSpec,
+    column_table,
+    is_two_level,
+    make_table,
+    parent_path,
+    row_table,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "tables.json"
 CASES = [

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import as_pool
-from gvendi_fast.store import Part, RunDirectory
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.run_directory import Part, RunDirectory
 
 
 @pytest.fixture

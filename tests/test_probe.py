@@ -8,15 +8,21 @@ import torch
 import transformers
 from test_gradients import CONFIGS, SPEC, autograd_sketch, build, pad, samples
 
-from gvendi_fast.attention import never_packed
-from gvendi_fast.compiled import LEAST_TOKENS, CompileError, choose_compile, find_blocks, why_no_compiler
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.probe import ProbedModel, find_groups
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.taps import NORM, find_taps
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.gradients.compiled import (
+    LEAST_TOKENS,
+    CompileError,
+    choose_compile,
+    find_blocks,
+    why_no_compiler,
+)
+from gvendi_fast.sketching.gradients.probe import ProbedModel, find_groups
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.gradients.taps import NORM, find_taps
+from gvendi_fast.sketching.proxy.attention import never_packed
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 # One summation order against another in float32.
 SAME = 1e-6
@@ -369,7 +375,7 @@ def test_flash_attention_does_not_read_the_positions_of_a_batch_of_one():
 
 def test_compiling_is_chosen_where_it_pays(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: None)
+    monkeypatch.setattr("gvendi_fast.sketching.gradients.compiled.why_no_compiler", lambda device: None)
     assert choose_compile("auto", cpu, 1 << 40)[0] is False
     assert choose_compile("auto", gpu, LEAST_TOKENS - 1)[0] is False
     assert choose_compile("auto", gpu, LEAST_TOKENS)[0] is True
@@ -377,7 +383,9 @@ def test_compiling_is_chosen_where_it_pays(monkeypatch):
     assert choose_compile("off", gpu, 1 << 40)[0] is False
     with pytest.raises(GvendiError, match="compile='yes' is unknown"):
         choose_compile("yes", cpu, 1)
-    monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: "no compiler")
+    monkeypatch.setattr(
+        "gvendi_fast.sketching.gradients.compiled.why_no_compiler", lambda device: "no compiler"
+    )
     assert choose_compile("auto", gpu, LEAST_TOKENS) == (False, "no compiler")
     with pytest.raises(GvendiError, match="no compiler; leave it out"):
         choose_compile("on", cpu, 1)
@@ -403,12 +411,12 @@ def test_a_pass_that_cannot_be_compiled_ends_the_run_only_if_asked_for(monkeypat
     def refuse(*args, **kwargs):
         raise CompileError("no graph")
 
-    monkeypatch.setattr("gvendi_fast.compiled.CompiledBlock.run", refuse)
-    monkeypatch.setattr("gvendi_fast.compiled.why_no_compiler", lambda device: None)
+    monkeypatch.setattr("gvendi_fast.sketching.gradients.compiled.CompiledBlock.run", refuse)
+    monkeypatch.setattr("gvendi_fast.sketching.gradients.compiled.why_no_compiler", lambda device: None)
     proxy = load_proxy("tiny", dtype="float32")
     with pytest.raises(CompileError, match="no graph"):
         sketch_corpus(corpus, tmp_path / "asked", proxy, Settings(SPEC, compile="on"))
-    monkeypatch.setattr("gvendi_fast.sketching.choose_compile", lambda *_: (True, "a long corpus"))
+    monkeypatch.setattr("gvendi_fast.sketching.corpus.choose_compile", lambda *_: (True, "a long corpus"))
     with pytest.warns(RuntimeWarning, match="no graph; the run goes on without it"):
         run = sketch_corpus(corpus, tmp_path / "auto", proxy, Settings(SPEC))
     assert run.units_done == 1

@@ -9,7 +9,7 @@ import pytest
 from gvendi_fast.base.progress import Lines, Silent, progress_for
 
 
-@pytest.mark.parametrize("room", ["gvendi_fast.selection", "gvendi_fast.clusters"])
+@pytest.mark.parametrize("room", ["gvendi_fast.selection", "gvendi_fast.clusters.kmeans"])
 def test_rooms_that_show_progress_load_no_model_code(room):
     code = f"import sys, {room}; print(*sys.modules)"
     out = subprocess.run(

@@ -13,9 +13,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from gvendi_fast import proxy as room
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.proxy import folder_digest, load_proxy, resolve_device, resolve_dtype
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.proxy import load as room
+from gvendi_fast.sketching.proxy.load import folder_digest, load_proxy, resolve_device, resolve_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "gvendi_fast" / "assets" / "tiny"

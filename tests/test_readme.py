@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gvendi_fast import cli
+from gvendi_fast.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,7 +35,7 @@ def test_commands_that_it_names_exist():
     named = set(re.findall(r"^    gvendi ([a-z]+)", README, re.M)) | set(
         re.findall(r"`gvendi ([a-z]+)", README)
     )
-    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    known = {command.name or command.callback.__name__ for command in app.app.registered_commands}
     assert named <= known
 
 

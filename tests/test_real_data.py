@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from gvendi_fast.corpus import Fields
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.scoring import group_scores
-from gvendi_fast.sketching import Settings, sketch_corpus
+from gvendi_fast.analysis.scoring import group_scores
+from gvendi_fast.data.index import Fields
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.proxy.load import load_proxy
 from gvendi_fast.vendi import gvendi
 
 

@@ -7,9 +7,9 @@ import pytest
 import scipy.linalg
 import torch
 
-from gvendi_fast import reference
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec, Table, column_table, row_table
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.sketch_matrix import SketchSpec, Table, column_table, row_table
 
 
 def table(dim: int, bucket: list[int], sign: list[int]) -> Table:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import MatrixPool
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import MatrixPool
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, project
 from gvendi_fast.selection.relaxed import relaxed_weights
 from gvendi_fast.selection.rounding import relaxed_select
-from gvendi_fast.state import VendiState
 from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi.state import VendiState
 
 
 def rows(n, dim, seed=0, clusters=12):

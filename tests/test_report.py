@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from pages import Page, check_in_browser
 
-from gvendi_fast import report, report_rows, row_texts
-from gvendi_fast.clusters import SphericalKMeans
-from gvendi_fast.corpus import Fields
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.group_scoring import group_scores
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.pool import as_pool
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.report import render, write_report
-from gvendi_fast.report_data import rejected_reasons, report_data
-from gvendi_fast.rows import Rejected
-from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.store import Part, RunDirectory
+from gvendi_fast.analysis.equal_n import group_scores
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.clusters.kmeans import SphericalKMeans
+from gvendi_fast.data import texts
+from gvendi_fast.data.index import Fields
+from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.rows import Rejected
+from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.report import numbers, page
+from gvendi_fast.report.data import rejected_reasons, report_data
+from gvendi_fast.report.page import render, write_report
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.proxy.load import load_proxy
 from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 DAY = datetime.date(2020, 2, 29)
@@ -87,8 +88,8 @@ def written(data, tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without figures, which take most of the time, for tests of words."""
-    blank = dict.fromkeys(report._FIGURES, lambda numbers: {"wide": "", "narrow": ""})
-    monkeypatch.setattr(report, "_FIGURES", blank)
+    blank = dict.fromkeys(page._FIGURES, lambda numbers: {"wide": "", "narrow": ""})
+    monkeypatch.setattr(page, "_FIGURES", blank)
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +228,9 @@ def test_map_is_the_first_two_principal_components(run, data, rows):
 
 
 def test_large_runs_get_a_map_of_drawn_rows_and_clusters_fitted_to_some(undrawn, monkeypatch, tmp_path):
-    monkeypatch.setattr(report_rows, "MAP_POINTS", 50)
-    monkeypatch.setattr(report_rows, "CLUSTER_ROWS", 60)
-    monkeypatch.setattr(report_rows, "DUPLICATE_ROWS", 100)
+    monkeypatch.setattr(numbers, "MAP_POINTS", 50)
+    monkeypatch.setattr(numbers, "CLUSTER_ROWS", 60)
+    monkeypatch.setattr(numbers, "DUPLICATE_ROWS", 100)
     found = report_data(made_run(tmp_path / "r", drawn(200, 16)), clusters=4)
     assert (len(found["map"]["x"]), found["map"]["of"]) == (50, 200)
     assert len(set(found["map"]["ids"])) == 50
@@ -252,7 +253,7 @@ def test_near_duplicates_are_counted_once_each(data, rows):
         assert first < second
         assert near[first, second]
     blocks = np.repeat(drawn(5, 16), 3, axis=0)
-    found = report_rows.duplicates(as_pool(blocks))
+    found = numbers.duplicates(as_pool(blocks))
     assert (found["rows"], found["repeats"]) == (15, 10)
     assert [(f["size"], [r["row"] for r in f["rows"]]) for f in found["families"]] == [
         (3, [3 * i, 3 * i + 1]) for i in range(5)
@@ -261,9 +262,9 @@ def test_near_duplicates_are_counted_once_each(data, rows):
 
 def test_near_duplicates_do_not_depend_on_the_block(monkeypatch):
     rows = np.concatenate([drawn(20, 32), drawn(20, 32), drawn(30, 32, seed=1)])
-    whole = report_rows.duplicates(as_pool(rows))
-    monkeypatch.setattr(report_rows, "DUPLICATE_BLOCK", 7)
-    parts = report_rows.duplicates(as_pool(rows))
+    whole = numbers.duplicates(as_pool(rows))
+    monkeypatch.setattr(numbers, "DUPLICATE_BLOCK", 7)
+    parts = numbers.duplicates(as_pool(rows))
     assert (parts["rows"], parts["repeats"], parts["families"]) == (40, 20, whole["families"])
 
 
@@ -284,7 +285,7 @@ def test_rows_come_with_the_text_of_the_corpus(run, data):
         json.loads(line) for line in Path(run.manifest["files"][0]["path"]).read_text().splitlines()[:-1]
     ]
     assert data["texts_missing"] is None
-    named = list(report_rows.row_numbers(data))
+    named = list(numbers.row_numbers(data))
     assert len(named) > 40
     for entry in named:
         source = lines[entry["row"]]
@@ -296,9 +297,9 @@ def test_rows_come_with_the_text_of_the_corpus(run, data):
 
 
 def test_long_texts_are_cut_and_say_so(undrawn, run, monkeypatch):
-    monkeypatch.setattr(row_texts, "TEXT", 12)
+    monkeypatch.setattr(texts, "TEXT", 12)
     found = report_data(run)
-    parts = [part for entry in report_rows.row_numbers(found) for part in entry["text"]]
+    parts = [part for entry in numbers.row_numbers(found) for part in entry["text"]]
     assert {len(part["text"]) for part in parts if part["length"] > 12} == {12}
     longest = max(part["length"] for part in parts)
     assert f"… and {longest - 12} more characters in the corpus" in render(found)
@@ -404,7 +405,7 @@ def test_a_changed_corpus_leaves_a_report_without_texts(undrawn, run, tmp_path):
     (copied / "units.json").write_text(json.dumps(manifest))
     found = report_data(copied)
     assert "gone.jsonl" in found["texts_missing"]
-    assert all(entry["text"] is None for entry in report_rows.row_numbers(found))
+    assert all(entry["text"] is None for entry in numbers.row_numbers(found))
     assert "No texts are shown" in render(found)
     corpus = Path(run.manifest["files"][0]["path"])
     (tmp_path / "gone.jsonl").write_text(corpus.read_text().replace("What", "That"))

@@ -10,9 +10,9 @@ import time
 import pytest
 from children import children
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.request_store import Record, RequestStore, Tokens
-from gvendi_fast.synthesis.requests import Request, canonical_json, read_completion
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.generators.request_store import Record, RequestStore, Tokens
+from gvendi_fast.synthesis.generators.requests import Request, canonical_json, read_completion
 
 PROMPT = [{"role": "user", "content": "one?"}]
 

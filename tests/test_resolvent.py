@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gvendi_fast import reference
+from gvendi_fast.kernels import reference
 from gvendi_fast.selection.resolvent import Resolvent, entropy_gain, entropy_nodes, unit
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from gvendi_fast.corpus import Fields, index_corpus
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.row_texts import row_texts, snippet
-from gvendi_fast.rows import field_of, parse_row
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.index import Fields, index_corpus
+from gvendi_fast.data.rows import field_of, parse_row
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.texts import row_texts, snippet
 
 
 def run_of(folder, rows, fields=None):

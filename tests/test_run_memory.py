@@ -15,9 +15,9 @@ BOUND = KEPT // 3
 CODE = """
 import resource, sys
 import torch
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, sketch_corpus
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.proxy.load import load_proxy
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 
 torch.set_num_threads(1)
 proxy = load_proxy("tiny", dtype="float32", device="cpu")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.group_scoring import DRAWS
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.scoring import group_scores, score, score_run
-from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.store import RunDirectory
+from gvendi_fast.analysis.equal_n import DRAWS
+from gvendi_fast.analysis.scoring import group_scores, score, score_run
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.proxy.load import load_proxy
 from gvendi_fast.vendi import gvendi
 
 SPEC = SketchSpec(dim=256)
@@ -47,8 +47,8 @@ def test_stored_sketches_are_those_of_the_samples_in_input_order(proxy, tmp_path
     parts = list(run.iterate())
     assert [len(p.ids) for p in parts] == [4, 4, 3]
     assert [i for p in parts for i in p.ids] == [f"{data}:{i + 1}" for i in range(11)]
-    from gvendi_fast.corpus import Row
-    from gvendi_fast.text import Encoder, collate
+    from gvendi_fast.data.index import Row
+    from gvendi_fast.sketching.proxy.encode import Encoder, collate
 
     encoder, sketcher = Encoder(proxy.tokenizer, 2048), GradientSketcher(proxy.model, SPEC)
     stored = np.concatenate([p.sketches for p in parts])

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from gvendi_fast.commands.select import parse_bytes
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.rows import Fields
-from gvendi_fast.scoring import Settings
-from gvendi_fast.sketching import sketch_corpus
+from gvendi_fast.analysis.scoring import Settings
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.select import parse_bytes
+from gvendi_fast.data.rows import Fields
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.corpus import sketch_corpus
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 
 @pytest.fixture(scope="module")

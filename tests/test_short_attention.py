@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gvendi_fast.gradients import GradientSketcher
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.short_attention import LONGEST, ShortAttention, short_attention
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.short_attention import LONGEST, ShortAttention, short_attention
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.proxy.load import load_proxy
 
 
 def attend(dtype, length, **options):

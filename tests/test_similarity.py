@@ -9,7 +9,7 @@ import scipy.sparse
 import torch
 
 from gvendi_fast import vendi
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
 
 SAMPLES = [0, 0, 10, 10, 20, 20]
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gvendi_fast import atomic
-from gvendi_fast.corpus import Rejected, index_corpus
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.store import COLUMNS, Part, RunDirectory
+from gvendi_fast.base import files
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.index import Rejected, index_corpus
+from gvendi_fast.data.run_directory import COLUMNS, Part, RunDirectory
 
 SPEC = {
     "proxy": {"name": "tiny", "revision": "abc"},
@@ -52,7 +52,7 @@ def shuffled(content: dict, seed: int = 1) -> dict:
 
 
 def temporaries(root: Path) -> list[str]:
-    return [path.name for path in root.rglob("*") if atomic.is_temporary(path.name)]
+    return [path.name for path in root.rglob("*") if files.is_temporary(path.name)]
 
 
 def test_write_and_read_back(tmp_path):
@@ -255,14 +255,14 @@ def test_parts_that_do_not_belong_together(tmp_path):
 
 def test_a_spec_that_two_processes_give_at_once_stays_the_first(tmp_path, monkeypatch):
     # The other process writes its spec after this one has looked for it.
-    write = atomic.os.link
+    write = files.os.link
 
     def late(beside, path):
-        monkeypatch.setattr(atomic.os, "link", write)
+        monkeypatch.setattr(files.os, "link", write)
         Path(path).write_text('{"K": 1}')
         write(beside, path)
 
-    monkeypatch.setattr(atomic.os, "link", late)
+    monkeypatch.setattr(files.os, "link", late)
     with pytest.raises(GvendiError, match="K: 1 in the directory, 2 now"):
         RunDirectory.open(tmp_path, {"K": 2})
     assert temporaries(tmp_path) == []
@@ -270,9 +270,9 @@ def test_a_spec_that_two_processes_give_at_once_stays_the_first(tmp_path, monkey
 
 def test_file_systems_without_hard_links(tmp_path, monkeypatch):
     def refuse(*_):
-        raise OSError(atomic.errno.EPERM, "no links here")
+        raise OSError(files.errno.EPERM, "no links here")
 
-    monkeypatch.setattr(atomic.os, "link", refuse)
+    monkeypatch.setattr(files.os, "link", refuse)
     assert RunDirectory.open(tmp_path, SPEC, MANIFEST).spec == SPEC
     assert RunDirectory.load(tmp_path).manifest == MANIFEST
     assert temporaries(tmp_path) == []
@@ -298,7 +298,7 @@ def test_stale_files_go_and_living_ones_stay(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host, code = atomic._host(), "0" * 32
+    host, code = files._host(), "0" * 32
 
     def leave(host: str, pid: int, age: float = 0.0) -> Path:
         path = run.parts / f".part-000000.parquet.{host}.{pid}.{code}.tmp"
@@ -384,7 +384,7 @@ def test_killed_between_any_two_calls(tmp_path):
     for path in killed:
         left = contents(path)
         for name, content in left.items():
-            assert atomic.is_temporary(Path(name).name) or content == expected[name], (path.name, name)
+            assert files.is_temporary(Path(name).name) or content == expected[name], (path.name, name)
             if name.startswith("parts/part-"):
                 assert f"parts/rejected-{name[-14:-8]}.jsonl" in left, path.name
         assert small_run(path) == 2

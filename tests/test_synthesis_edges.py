@@ -6,9 +6,9 @@ from chat_server import ChatServer
 from problem_families import seed_rows, writer
 from synthesis_runs import contents, lines, run, write_rows
 
-from gvendi_fast.synthesis.acceptance import Judge
-from gvendi_fast.synthesis.config import AcceptConfig
-from gvendi_fast.synthesis.grown_pool import GrownPool
+from gvendi_fast.synthesis.config.config import AcceptConfig
+from gvendi_fast.synthesis.loop.grown_pool import GrownPool
+from gvendi_fast.synthesis.loop.judge import Judge
 from gvendi_fast.synthesis.tasks.generic import GenericTask
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")

@@ -18,16 +18,16 @@ from chat_server import TRUNCATED, ChatServer, Fault
 from problem_families import FAMILIES, family_of, seed_rows, writer
 from synthesis_runs import FILES, contents, lines, paid, run, settings, write_rows
 
-from gvendi_fast.commands.synthesis_view import view_for
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis import running
-from gvendi_fast.synthesis.acceptance import Judge, nearest
-from gvendi_fast.synthesis.candidates import shot_rows
-from gvendi_fast.synthesis.config import AcceptConfig, ProxyConfig, config_from, load_config
-from gvendi_fast.synthesis.grown_pool import GrownPool
-from gvendi_fast.synthesis.journal import Journal
-from gvendi_fast.synthesis.request_store import RequestStore
-from gvendi_fast.synthesis.running import preview, synthesize
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.synthesize import view_for
+from gvendi_fast.synthesis import run as run_module
+from gvendi_fast.synthesis.config.config import AcceptConfig, ProxyConfig, config_from, load_config
+from gvendi_fast.synthesis.disk.journal import Journal
+from gvendi_fast.synthesis.generators.request_store import RequestStore
+from gvendi_fast.synthesis.loop.grown_pool import GrownPool
+from gvendi_fast.synthesis.loop.judge import Judge, nearest
+from gvendi_fast.synthesis.loop.proposer import shot_rows
+from gvendi_fast.synthesis.run import preview, synthesize
 from gvendi_fast.synthesis.tasks.generic import GenericTask
 from gvendi_fast.vendi import gvendi as score_of
 
@@ -55,7 +55,7 @@ def family_entropy(rows: list[dict]) -> float:
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
     """Reports are not drawn, which takes half a second a run; what they show is found out all the same."""
-    monkeypatch.setattr(running, "write_synthesis_report", lambda data: None)
+    monkeypatch.setattr(run_module, "write_synthesis_report", lambda data: None)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_run_grows_the_pool_where_it_is_sparse(whole, tmp_path, seeds, server)
 
 
 def test_sketches_and_scores_are_those_of_the_rows(whole, tmp_path, seeds):
-    from gvendi_fast.scoring import score
+    from gvendi_fast.analysis.scoring import score
 
     out, status = whole
     sketches = torch.from_numpy(np.fromfile(out / "sketches.f32", np.float32).reshape(-1, 256))
@@ -104,9 +104,9 @@ def test_sketches_and_scores_are_those_of_the_rows(whole, tmp_path, seeds):
     shutil.copy(seeds, grown)
     with grown.open("ab") as stream:
         stream.write((out / "accepted.jsonl").read_bytes())
-    from gvendi_fast.plan import SketchSpec
-    from gvendi_fast.proxy import load_proxy
-    from gvendi_fast.sketching import Settings
+    from gvendi_fast.kernels.sketch_matrix import SketchSpec
+    from gvendi_fast.sketching.corpus import Settings
+    from gvendi_fast.sketching.proxy.load import load_proxy
 
     again = score(grown, proxy=load_proxy("tiny", dtype="float32"), settings=Settings(SketchSpec(dim=256)))
     assert again.n == 80
@@ -171,7 +171,7 @@ def test_a_process_of_its_own_sketches_the_same(whole, tmp_path, seeds, server):
 def test_a_sketching_process_that_ends_is_named_and_the_run_goes_on(
     whole, tmp_path, seeds, server, monkeypatch
 ):
-    from gvendi_fast.synthesis.sketch_process import SketchProcess
+    from gvendi_fast.synthesis.loop.sketch_process import SketchProcess
 
     plain, blocks = SketchProcess.sketch, []
 
@@ -192,7 +192,7 @@ def test_a_sketching_process_that_ends_is_named_and_the_run_goes_on(
 
 
 def test_what_the_sketching_process_refuses_is_told(tmp_path):
-    from gvendi_fast.synthesis.sketch_process import SketchProcess
+    from gvendi_fast.synthesis.loop.sketch_process import SketchProcess
 
     with SketchProcess(ProxyConfig(name=str(tmp_path / "none")), 128, 2048) as process:
         with pytest.raises(GvendiError, match="none"):

@@ -20,19 +20,22 @@ from pages import Page, check_in_browser
 from problem_families import FAMILIES, seed_rows
 from synthesis_runs import FILES, contents, lines
 
-from gvendi_fast.clusters import SphericalKMeans, sparse_clusters
-from gvendi_fast.commands.synthesis_view import view_for
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.group_scoring import draws
-from gvendi_fast.pool import as_pool
-from gvendi_fast.synthesis import report, report_data, report_rows, running
-from gvendi_fast.synthesis.config import config_from, load_config
-from gvendi_fast.synthesis.journal import Journal
-from gvendi_fast.synthesis.record import RunRecord
-from gvendi_fast.synthesis.report import render, write_synthesis_report
-from gvendi_fast.synthesis.report_data import synthesis_report_data
-from gvendi_fast.synthesis.running import synthesize
-from gvendi_fast.synthesis.stops import EndpointDownError, KeyRefusedError
+from gvendi_fast.analysis.equal_n import draws
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.synthesize import view_for
+from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
+from gvendi_fast.data.pool import as_pool
+from gvendi_fast.synthesis import run as run_module
+from gvendi_fast.synthesis.config.config import config_from, load_config
+from gvendi_fast.synthesis.disk.journal import Journal
+from gvendi_fast.synthesis.disk.record import RunRecord
+from gvendi_fast.synthesis.generators.stops import EndpointDownError, KeyRefusedError
+from gvendi_fast.synthesis.report import data as report_data
+from gvendi_fast.synthesis.report import examples
+from gvendi_fast.synthesis.report import page as report_page
+from gvendi_fast.synthesis.report.data import synthesis_report_data
+from gvendi_fast.synthesis.report.page import render, write_synthesis_report
+from gvendi_fast.synthesis.run import synthesize
 from gvendi_fast.vendi import gvendi
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
@@ -57,7 +60,7 @@ def _no_proxy(monkeypatch):
 def undrawn(monkeypatch):
     """Pages without figures, which take most of the time, for tests of words."""
     for name in ("growth_figure", "acceptance_figure", "clusters_figure"):
-        monkeypatch.setattr(report.figures, name, lambda data: {"wide": "", "narrow": ""})
+        monkeypatch.setattr(report_page.figures, name, lambda data: {"wide": "", "narrow": ""})
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +250,7 @@ def test_accepted_rows_that_are_shown(whole, data):
     assert shown["first"][0]["text"][1]["text"] == rows[0]["completion"][:4000]
     assert shown["first"][0]["votes"] is None
     voted = {**rows[0], "meta": {"votes": 2, "answers": ["1", "1", None]}}
-    assert report_rows._accepted(voted)["votes"] == [2, 3]
+    assert examples._accepted(voted)["votes"] == [2, 3]
 
 
 def test_the_command_writes_the_same_and_refuses_what_does_not_apply(undrawn, whole, gvendi, tmp_path):
@@ -351,7 +354,7 @@ def test_a_report_that_fails_hides_neither_result_nor_error(kind, monkeypatch, w
     def fails(folder):
         raise kind("no report today")
 
-    monkeypatch.setattr(running, "synthesis_report_data", fails)
+    monkeypatch.setattr(run_module, "synthesis_report_data", fails)
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
     with (
@@ -424,7 +427,7 @@ def test_nothing_accepted_and_nothing_decided(undrawn, tmp_path, seeds):
 
 def test_what_a_model_wrote_is_text_and_nothing_else(undrawn, whole, data):
     spoiled = json.loads(json.dumps(data))
-    for entry, text in zip(report_rows.shown_rows(spoiled), HOSTILE * 99, strict=False):
+    for entry, text in zip(examples.shown_rows(spoiled), HOSTILE * 99, strict=False):
         entry["text"] = [{"role": "prompt", "text": text, "length": len(text)}]
         entry["id"], entry["parents"] = text, [text]
         if "reason" in entry:
@@ -434,7 +437,7 @@ def test_what_a_model_wrote_is_text_and_nothing_else(undrawn, whole, data):
     spoiled["acceptance"]["stages"][0]["stage"] = HOSTILE[0]
     shown = ("⟨U+202E⟩right to left\u202c, bell ␇, escape ␛[31m", *HOSTILE[:2])
     # Which rows the run's own page shows depends on the last place of their sketches.
-    texts = [part["text"] for entry in report_rows.shown_rows(data) for part in entry["text"] or ()]
+    texts = [part["text"] for entry in examples.shown_rows(data) for part in entry["text"] or ()]
     raw = (HOSTILE[2], *HOSTILE[:2])
     written = [text for text, one in zip(shown, raw, strict=True) if any(one in other for other in texts)]
     assert written
@@ -504,9 +507,9 @@ def test_figures_hold_any_number_of_blocks(count, data):
     many = np.random.default_rng(0).integers(1, 50, 3 * count)
     clusters = {"before": many.tolist(), "after": (2 * many).tolist(), "sparse": len(many) // 2}
     for drawn in (
-        report.figures.acceptance_figure(found),
-        report.figures.growth_figure(growth),
-        report.figures.clusters_figure(clusters),
+        report_page.figures.acceptance_figure(found),
+        report_page.figures.growth_figure(growth),
+        report_page.figures.clusters_figure(clusters),
     ):
         for svg in drawn.values():
             assert svg.startswith("<svg")

@@ -11,15 +11,15 @@ from chat_server import ChatServer, Fault
 from problem_families import seed_rows, writer
 from synthesis_runs import contents, lines, paid, run, settings, write_rows
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import SketchSpec
-from gvendi_fast.proxy import load_proxy
-from gvendi_fast.sketching import Settings, sketch_corpus
-from gvendi_fast.synthesis.config import config_from, load_config
-from gvendi_fast.synthesis.paths import absolute
-from gvendi_fast.synthesis.request_store import RequestStore
-from gvendi_fast.synthesis.running import synthesize
-from gvendi_fast.synthesis.stops import KeyRefusedError
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.proxy.load import load_proxy
+from gvendi_fast.synthesis.config.config import config_from, load_config
+from gvendi_fast.synthesis.config.paths import absolute
+from gvendi_fast.synthesis.generators.request_store import RequestStore
+from gvendi_fast.synthesis.generators.stops import KeyRefusedError
+from gvendi_fast.synthesis.run import synthesize
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
@@ -250,7 +250,7 @@ def test_names_of_models_are_no_paths_and_folders_of_models_are(tmp_path, seeds,
 
 
 def test_the_sketching_process_loads_neither_generators_nor_tasks():
-    code = "import sys, gvendi_fast.synthesis.sketch_process; print(*sys.modules)"
+    code = "import sys, gvendi_fast.synthesis.loop.sketch_process; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("gvendi_fast.synthesis.")}
     wanted = ("sketch_process", "candidate_sketches", "child", "config", "schema")

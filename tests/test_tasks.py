@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Reason
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Reason
+from gvendi_fast.synthesis.checks.verifiers import AnswerChecker
+from gvendi_fast.synthesis.checks.workers import Verdict
 from gvendi_fast.synthesis.tasks import make_task
 from gvendi_fast.synthesis.tasks.prompts import Template
 from gvendi_fast.synthesis.tasks.sections import boxed_answer, clean, sections, without_thinking
 from gvendi_fast.synthesis.tasks.task import Accepted, Candidate, Refused, text_fields
-from gvendi_fast.synthesis.verifiers import AnswerChecker
-from gvendi_fast.synthesis.workers import Verdict
 
 INJECTIONS = [
     "{{ 7*7 }}",

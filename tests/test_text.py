@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gvendi_fast.corpus import Rejected, Row
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.text import Encoder, Sample, batches, collate
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.index import Rejected, Row
+from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches, collate
 
 CHATML = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"

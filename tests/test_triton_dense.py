@@ -11,16 +11,16 @@ import torch
 from plain import dense32
 from tolerance import FLOOR, UNIT, check, relative_error
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import backend, use_backend
-from gvendi_fast.signs import sign_key, signs
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend, use_backend
+from gvendi_fast.kernels.signs import sign_key, signs
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if triton.why_not("dense_sketch", torch.empty(0, device=DEVICE)):
     pytest.skip(f"Triton kernels: {triton.status()}", allow_module_level=True)
 
-from gvendi_fast.backends.triton.dense_sketch import BLOCK_B, BLOCKS, columns  # noqa: E402
+from gvendi_fast.kernels.backends.triton.dense_sketch import BLOCK_B, BLOCKS, columns  # noqa: E402
 
 TRUNCATIONS = 0 if DEVICE.type == "cpu" else 8
 KEY = sign_key(0, "w")

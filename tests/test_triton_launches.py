@@ -27,9 +27,9 @@ def rows(width: int, dtype: torch.dtype, offset: int) -> torch.Tensor:
 
 def sketches() -> None:
     """Every kind of call that `_listed` names, with aligned and unaligned rows, below, at and above K."""
-    from gvendi_fast import ops
-    from gvendi_fast.backends.triton.hadamard import TILES
-    from gvendi_fast.plan import make_table
+    from gvendi_fast.kernels import ops
+    from gvendi_fast.kernels.backends.triton.hadamard import TILES
+    from gvendi_fast.kernels.sketch_matrix import make_table
 
     segments = torch.tensor([[0, 20], [20, 33], [33, 33]])
     ids = torch.zeros(33, dtype=torch.int64)
@@ -54,9 +54,9 @@ def heads() -> None:
     """Logits of a common vocabulary, in rows that begin at 16 bytes or do not, with and without a table and a cap."""
     from triton_builds import DEFAULT_DIM, VOCABULARY
 
-    from gvendi_fast import ops
-    from gvendi_fast.backends.triton.softmax_fold import MAX_BINS
-    from gvendi_fast.plan import make_table
+    from gvendi_fast.kernels import ops
+    from gvendi_fast.kernels.backends.triton.softmax_fold import MAX_BINS
+    from gvendi_fast.kernels.sketch_matrix import make_table
 
     labels = torch.zeros(3, dtype=torch.int64)
     kinds = [(torch.bfloat16, dim, cap) for dim in (None, 64, MAX_BINS, DEFAULT_DIM) for cap in (None, 30.0)]
@@ -68,9 +68,9 @@ def heads() -> None:
 
 def scores() -> None:
     """The verbs on finished sketches."""
-    from gvendi_fast import ops
-    from gvendi_fast.backends import backend
-    from gvendi_fast.spectrum import Quadrature
+    from gvendi_fast.kernels import ops
+    from gvendi_fast.kernels.backends import backend
+    from gvendi_fast.kernels.spectrum import Quadrature
 
     # Uninitialised results of kernels that did not run have no eigenvalues.
     torch.linalg.eigvalsh = lambda x: x.diagonal(dim1=-2, dim2=-1)
@@ -96,7 +96,7 @@ def compare() -> Iterator[tuple[str, object]]:
     from triton_ahead import launch_of, recorded
     from triton_builds import builds
 
-    from gvendi_fast.backends import backend, use_backend
+    from gvendi_fast.kernels.backends import backend, use_backend
 
     # CPU tensors stand for a GPU's.
     backend("triton").why_not = lambda op, *tensors: None
@@ -120,8 +120,8 @@ def cached(folder: str) -> Iterator[tuple[str, object]]:
     import triton
     from triton_ahead import compile_builds, without_gpu
 
-    from gvendi_fast.backends import backend
-    from gvendi_fast.plan import make_table
+    from gvendi_fast.kernels.backends import backend
+    from gvendi_fast.kernels.sketch_matrix import make_table
 
     compile_builds(["fold_hadamard-bf16-64"], 90, 1)
     count = lambda: len(list(Path(folder).rglob("*.cubin")))  # noqa: E731

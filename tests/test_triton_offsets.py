@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import backend, use_backend
-from gvendi_fast.plan import make_table
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend, use_backend
+from gvendi_fast.kernels.sketch_matrix import make_table
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

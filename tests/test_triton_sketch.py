@@ -11,19 +11,19 @@ import torch
 from plain import fold32, fold_hadamard32, linear32, token32, vector32
 from tolerance import check
 
-from gvendi_fast import ops, reference
-from gvendi_fast.backends import ORDER, backend, use_backend
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import Table, make_table
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import ORDER, backend, use_backend
+from gvendi_fast.kernels.sketch_matrix import Table, make_table
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if triton.why_not("fold_hadamard", torch.empty(0, device=DEVICE)):
     pytest.skip(f"Triton kernels: {triton.status()}", allow_module_level=True)
 
-from gvendi_fast.backends.triton import tables  # noqa: E402
-from gvendi_fast.backends.triton.hadamard import TILES  # noqa: E402
-from gvendi_fast.backends.triton.runtime import CHUNK_ROWS, chunks_of  # noqa: E402
+from gvendi_fast.kernels.backends.triton import tables  # noqa: E402
+from gvendi_fast.kernels.backends.triton.hadamard import TILES  # noqa: E402
+from gvendi_fast.kernels.backends.triton.runtime import CHUNK_ROWS, chunks_of  # noqa: E402
 
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
@@ -265,7 +265,8 @@ def test_is_an_automatic_choice_on_a_gpu_and_never_on_a_cpu():
 
 def test_without_triton_the_backend_says_so():
     code = (
-        "import sys; sys.modules['triton'] = None; import torch; from gvendi_fast.backends import backend, resolve; "
+        "import sys; sys.modules['triton'] = None; import torch; "
+        "from gvendi_fast.kernels.backends import backend, resolve; "
         "print(backend('triton').why_not('fold_hadamard', torch.zeros(1, 1)) == backend('triton').status()); "
         "print(backend('triton').status()); print(resolve('fold_hadamard', torch.zeros(1, 1)).__name__)"
     )
@@ -276,4 +277,4 @@ def test_without_triton_the_backend_says_so():
     assert same == "True"
     assert status.startswith("Triton is not there (")
     assert "pip install triton" in status
-    assert chosen in ("gvendi_fast.backends.cpu", "gvendi_fast.backends.reference")
+    assert chosen in ("gvendi_fast.kernels.backends.cpu", "gvendi_fast.kernels.backends.reference")

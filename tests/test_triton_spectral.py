@@ -10,19 +10,20 @@ import torch
 from plain import covariance32, softmax32
 from tolerance import check
 
-from gvendi_fast import head_chunks, ops, reference
-from gvendi_fast.backends import backend, use_backend
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.plan import make_table
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
+from gvendi_fast.kernels.backends import backend, use_backend
+from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.sketching.gradients import head_chunks
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if triton.why_not("fold_hadamard", torch.empty(0, device=DEVICE)):
     pytest.skip(f"Triton kernels: {triton.status()}", allow_module_level=True)
 
-from gvendi_fast.backends.triton.covariance import covariance, unit_rows  # noqa: E402
-from gvendi_fast.backends.triton.entropy import entropies, entropy, group_spectra  # noqa: E402
-from gvendi_fast.backends.triton.softmax_fold import PART_V, softmax_fold  # noqa: E402
+from gvendi_fast.kernels.backends.triton.covariance import covariance, unit_rows  # noqa: E402
+from gvendi_fast.kernels.backends.triton.entropy import entropies, entropy, group_spectra  # noqa: E402
+from gvendi_fast.kernels.backends.triton.softmax_fold import PART_V, softmax_fold  # noqa: E402
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 ORDERS = (1.0, 2.0, math.inf, 1.001, 1.3, 7.0)

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.unit_rows import cosine_blocks, has_direction, no_direction, refused_gradient, unit_rows
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.unit_length import (
+    cosine_blocks,
+    has_direction,
+    no_direction,
+    refused_gradient,
+    unit_rows,
+)
 
 NORMS = [0.0, 5e-324, 1.0, 1e308, math.inf, math.nan]
 EXPECTED = [False, True, True, True, False, False]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast import ops, reference
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import ops, reference
 from gvendi_fast.vendi import VendiState, gvendi, jackknife, leave_one_out
 
 ORDERS = [0.3, 1.0, 1.7, 2.0, 5.0, math.inf]

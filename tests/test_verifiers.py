@@ -9,9 +9,9 @@ from itertools import product
 
 import pytest
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.synthesis.verifiers import AnswerChecker, RowVerifier, majority
-from gvendi_fast.synthesis.workers import Verdict
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, RowVerifier, majority
+from gvendi_fast.synthesis.checks.workers import Verdict
 
 LIMIT_S = 1.0
 # A new worker has to start, on a machine that may be busy.
@@ -304,7 +304,9 @@ def test_closed_workers_say_so(user_checks):
 
 
 def test_a_worker_imports_neither_torch_nor_numpy():
-    code = "import sys, gvendi_fast.synthesis.check_worker; print({'torch', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, gvendi_fast.synthesis.checks.check_worker; print({'torch', 'numpy'} & set(sys.modules))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"
 

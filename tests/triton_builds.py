@@ -14,9 +14,9 @@ from typing import Any
 
 import triton
 
-from gvendi_fast.backends.triton.hadamard import TILES, tile
-from gvendi_fast.backends.triton.runtime import CHUNK_ROWS
-from gvendi_fast.plan import Table, make_table
+from gvendi_fast.kernels.backends.triton.hadamard import TILES, tile
+from gvendi_fast.kernels.backends.triton.runtime import CHUNK_ROWS
+from gvendi_fast.kernels.sketch_matrix import Table, make_table
 
 DEFAULT_DIM = 1024
 DTYPES = ("bf16", "fp16", "fp32")
@@ -45,7 +45,7 @@ class Build:
 
 def _file(kernel: str) -> ModuleType:
     """The file of a kernel, whose name in its package is that of its wrapper."""
-    return import_module(f"gvendi_fast.backends.triton.{kernel}")
+    return import_module(f"gvendi_fast.kernels.backends.triton.{kernel}")
 
 
 def builds() -> dict[str, Build]:

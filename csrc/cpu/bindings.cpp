@@ -154,7 +154,7 @@ void run_assign(const Matrix& x, int64_t N, int64_t K, Address centroids, int64_
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-  m.doc() = "CPU kernels of gvendi_fast; called through gvendi_fast.backends.cpu only";
+  m.doc() = "CPU kernels of gvendi_fast; called through gvendi_fast.kernels.backends.cpu only";
   m.attr("VERSION") = GVENDI_VERSION;
   m.attr("CHUNK_ROWS") = kChunkRows;
   m.attr("COVARIANCE_ROWS") = kCovarianceRows;

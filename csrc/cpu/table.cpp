@@ -13,7 +13,7 @@ Table::Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign)
     if (bucket[j] < 0 || bucket[j] >= dim || (sign[j] != 1 && sign[j] != -1))
       throw std::invalid_argument("a table's buckets must lie in 0..dim-1 and its signs be +1 or -1");
   const int64_t rest = width % dim;
-  // A last block below dim/4 is a plain permutation and stays with its buckets (gvendi_fast.plan.is_two_level).
+  // A last block below dim/4 is a plain permutation and stays with its buckets (gvendi_fast.kernels.sketch_matrix.is_two_level).
   wide_ = 4 * rest >= dim ? width : width - rest;
   blocks_ = static_cast<int>((wide_ + dim - 1) / dim);
   moves_.assign(static_cast<size_t>(blocks_) * static_cast<size_t>(dim / kRun), Move{});

@@ -6,7 +6,7 @@
 
 namespace gvendi {
 
-constexpr int kRun = 16;  // lanes that move as a unit, gvendi_fast.plan.RUN
+constexpr int kRun = 16;  // lanes that move as a unit, gvendi_fast.kernels.sketch_matrix.RUN
 
 // Where 16 coordinates go. Destination lane l takes source lane lanes[l] & 15, negated where bit 31 is set. Bits 16..19
 // repeat the lane for a permutation of 16-bit words.
@@ -30,7 +30,7 @@ struct TableView {
 class Table {
  public:
   // bucket int16 [width] in 0..dim-1 and sign int8 [width] of +-1 are copied.
-  // Throws std::invalid_argument where they are not the two-level permutation of gvendi_fast.plan.
+  // Throws std::invalid_argument where they are not the two-level permutation of gvendi_fast.kernels.sketch_matrix.
   Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign);
   TableView view() const;
 

@@ -129,7 +129,7 @@ std::tuple<int, std::string> devices() {
 }  // namespace
 
 PYBIND11_MODULE(GVENDI_MODULE, m) {
-  m.doc() = "CUDA kernels of gvendi_fast; called through gvendi_fast.backends.cuda only";
+  m.doc() = "CUDA kernels of gvendi_fast; called through gvendi_fast.kernels.backends.cuda only";
   m.attr("VERSION") = GVENDI_VERSION;
   m.attr("ARCHITECTURES") = GVENDI_ARCHITECTURES;
   m.attr("CHUNK_ROWS") = kChunkRows;

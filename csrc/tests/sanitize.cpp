@@ -28,7 +28,7 @@ std::vector<int> permutation(int n) {
   return order;
 }
 
-// A table of the two-level kind that gvendi_fast.plan makes.
+// A table of the two-level kind that gvendi_fast.kernels.sketch_matrix makes.
 struct Axis {
   Axis(int dim, int64_t width) : K(dim), bucket(static_cast<size_t>(width)), sign(static_cast<size_t>(width)) {
     for (int64_t begin = 0; begin < width; begin += dim) {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import POOL_BLOCK
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import POOL_BLOCK
 from gvendi_fast.selection.objectives import Level, make_objective
 from gvendi_fast.selection.problem import Problem
 

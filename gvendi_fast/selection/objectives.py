@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gvendi_fast.pool import POOL_BLOCK
+from gvendi_fast.data.pool import POOL_BLOCK
 from gvendi_fast.selection.problem import Problem
 from gvendi_fast.selection.resolvent import Resolvent, entropy_gain, entropy_nodes, resolvent_bytes
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import POOL_BLOCK, Pool
-from gvendi_fast.state import VendiState
-from gvendi_fast.unit_rows import cosine_blocks
+from gvendi_fast.base.unit_length import cosine_blocks
+from gvendi_fast.data.pool import POOL_BLOCK, Pool
+from gvendi_fast.vendi.state import VendiState
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
-from gvendi_fast.pool import Pool
+from gvendi_fast.data.pool import Pool
+from gvendi_fast.kernels.spectrum import entropy_and_surprise
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, check_feasible, project
 from gvendi_fast.selection.problem import checked_quality, rank_of
-from gvendi_fast.spectrum import entropy_and_surprise
-from gvendi_fast.state import VendiState
+from gvendi_fast.vendi.state import VendiState
 
 # Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
 _BLOCK = 4096

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from gvendi_fast.spectrum import nodes
+from gvendi_fast.kernels.spectrum import nodes
 
 # Products of so many picks are made at once: their result stays in the cache.
 PICKS_AT_ONCE = 8

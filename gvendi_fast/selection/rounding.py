@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gvendi_fast.pool import Pool
+from gvendi_fast.data.pool import Pool
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex
 from gvendi_fast.selection.greedy import Picks
 from gvendi_fast.selection.problem import Problem, rank_of
 from gvendi_fast.selection.relaxed import Relaxation, relaxed_weights
-from gvendi_fast.state import VendiState
+from gvendi_fast.vendi.state import VendiState
 
 # A round of swaps that gains less than this, in nats if all rows were swapped, was too coarse.
 _ROUNDS, _WORTH, _LEAST = 100, 1e-3, 1e-6

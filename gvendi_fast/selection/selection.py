@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress, Silent
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.pool import Pool, PoolLike, as_pool
+from gvendi_fast.data.pool import Pool, PoolLike, as_pool
 from gvendi_fast.selection.greedy import Picks, lazy, stochastic, two_round
 from gvendi_fast.selection.objectives import OBJECTIVES
 from gvendi_fast.selection.problem import (
@@ -35,7 +35,7 @@ from gvendi_fast.selection.problem import (
 )
 from gvendi_fast.selection.rounding import relaxed
 from gvendi_fast.selection.set_score import RandomBaseline, score_chosen, score_random
-from gvendi_fast.state import VendiState
+from gvendi_fast.vendi.state import VendiState
 
 __all__ = ["METHODS", "Selection", "equal_quotas", "select"]
 

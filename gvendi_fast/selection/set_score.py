@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gvendi_fast.pool import POOL_BLOCK
+from gvendi_fast.data.pool import POOL_BLOCK
+from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.selection.problem import Problem, raise_covered
-from gvendi_fast.spectrum import renyi_entropy
 
 # Streams of random numbers from here on are the random subsets'.
 FIRST_STREAM = 10

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.synthesis.tasks.generic import GenericTask
 from gvendi_fast.synthesis.tasks.math import MathTask
 from gvendi_fast.synthesis.tasks.nli import NliTask

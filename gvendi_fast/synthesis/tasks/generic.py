@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Reason
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Reason
+from gvendi_fast.synthesis.checks.verifiers import RowVerifier, source_digest
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.sections import LONGEST, clean, sections, without_thinking
 from gvendi_fast.synthesis.tasks.task import (
@@ -21,7 +22,6 @@ from gvendi_fast.synthesis.tasks.task import (
     known_settings,
     pair_shot,
 )
-from gvendi_fast.synthesis.verifiers import RowVerifier, source_digest
 
 _PARTS = ("prompt", "completion")
 

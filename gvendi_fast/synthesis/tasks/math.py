@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Reason
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Reason
+from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, majority
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.sections import LONGEST, boxed_answer, clean, sections, without_thinking
 from gvendi_fast.synthesis.tasks.task import (
@@ -22,7 +23,6 @@ from gvendi_fast.synthesis.tasks.task import (
     known_settings,
     pair_shot,
 )
-from gvendi_fast.synthesis.verifiers import AnswerChecker, majority
 
 
 class MathTask:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gvendi_fast.rows import Reason, lone_surrogate
+from gvendi_fast.data.rows import Reason, lone_surrogate
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.sections import LONGEST, clean, sections, without_thinking
 from gvendi_fast.synthesis.tasks.task import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from gvendi_fast.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +90,4 @@ def _read(path: str | os.PathLike) -> str:
 
 
 def _packaged(name: str) -> str:
-    return (files("gvendi_fast.synthesis.tasks") / "templates" / name).read_text(encoding="utf-8")
+    return (files(__package__) / "templates" / name).read_text(encoding="utf-8")

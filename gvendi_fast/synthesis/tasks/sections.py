@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gvendi_fast.rows import Reason, lone_surrogate
+from gvendi_fast.data.rows import Reason, lone_surrogate
 
 # Longest answer that is read, in characters; chains of thought of reasoning models stay far below it.
 LONGEST = 200_000

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gvendi_fast.errors import GvendiError
-from gvendi_fast.rows import Fields, Reason, Rejected, parse_row
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Fields, Reason, Rejected, parse_row
+from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, RowVerifier
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.words import normal_form
-from gvendi_fast.synthesis.verifiers import AnswerChecker, RowVerifier
 
 # A longer row is left out of prompts: five of them would not fit a small model's context.
 SHOT_CHARS = 8000

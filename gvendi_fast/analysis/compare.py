@@ -1,0 +1,283 @@
+"""Data sets side by side: G-Vendi at equal n, what each adds to the others, and their nearest rows.
+
+All sets are compared by n rows each, drawn by id. With Sigma_k of those rows and Sigma the mean over m sets:
+    difference of A and B: G_A - G_B of G = exp(H_1), at this n. Not of the corrected values: equal n cancels the bias
+        of equal populations, and the jackknife's se is that of H_1 (on average not below it, Efron and Stein 1981),
+        not of the corrected entropy, which spreads more. The samples are independent: se^2 of H_A - H_B is the sum of
+        both, and the limits of G_A - G_B follow from each one's own (Zou and Donner 2008)
+    between-source entropy: H(Sigma) - mean_k H(Sigma_k), from 0 to ln m (nothing in common). It is above 0 for one
+        population too: its mean over random partitions of the same rows into m sets says how much
+    what k adds: G-Vendi of n rows drawn in equal parts from all sets, less that of n rows from all sets but k
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+from gvendi_fast.analysis.neighbours import Pair, nearest_pairs
+from gvendi_fast.base.differences import differences
+from gvendi_fast.base.draws import numbered_stream, order, places_by_id
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import Pool, PoolLike, as_pool
+from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.vendi.state import VendiState
+
+# Rows of a set beyond this many are not needed for the comparison and would only cost memory.
+MOST_ROWS = 50_000
+# Below this many rows an interval says nothing.
+LEAST_ROWS = 8
+# Random partitions that the between-source entropy is held against.
+PARTITIONS = 10
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """One data set: its rows, and of n of them G-Vendi, the corrected value and its interval.
+
+    adds: G-Vendi of n rows from all sets in equal parts, less that of n rows from all other sets; None for a
+    single set.
+    """
+
+    rows: int
+    n: int
+    gvendi: float
+    corrected: float
+    low: float
+    high: float
+    entropy_se: float
+    adds: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """G-Vendi of n rows of `first` less that of n rows of `second`, with an interval.
+
+    ratio and its limits are of the same two values. p_value: two-sided, of equal entropies at this n. real: whether
+    the interval of the ratio leaves 1 out.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    p_value: float
+    real: bool
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of one set with a neighbour in the other at a cosine of at least `threshold`, of those compared.
+
+    same_ids: ids that stand in both sets. same_sketches: rows of the first, of those compared, whose sketch stands in
+    the second up to rounding. pairs: the nearest ones, best first.
+    """
+
+    first: str
+    second: str
+    threshold: float
+    share_of_first: float
+    share_of_second: float
+    same_ids: int
+    same_sketches: int
+    compared: tuple[int, int]
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; entropies in nats, `level` is that of all intervals.
+
+    union: G-Vendi of all drawn rows together (m times n of them). between: the between-source entropy;
+    between_chance: its mean over random partitions of the same rows; between_share: where it stands from there (0) to
+    sets that have nothing in common (1); below 0 for sets that share rows.
+    """
+
+    n: int
+    dim: int
+    level: float
+    sets: dict[str, SetScore]
+    differences: list[Difference]
+    union: float
+    between: float
+    between_chance: float
+    between_share: float
+    overlaps: list[Overlap]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `gvendi compare --json` prints."""
+        return asdict(self)
+
+
+def compare(
+    sets: Mapping[str, PoolLike],
+    *,
+    n: int | None = None,
+    pairs: int = 10,
+    threshold: float = 0.95,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two or more data sets by their sketches.
+
+    sets: by name, each a run directory or its path, a matrix [N, K] or a pool, all of one kind of sketch. n: rows of
+    each (default: those of the smallest set, at most 50,000). pairs: nearest pairs to report for each two sets.
+    threshold: cosine from which two rows count as near duplicates. seed: of the draws, which depend on ids alone.
+    Raises GvendiError for sets that do not compare.
+    """
+    if not 0 < level < 1:
+        raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
+    pools = _pools(sets)
+    smallest = min(len(pool) for pool in pools.values())
+    name = min(pools, key=lambda name: len(pools[name]))
+    if smallest < LEAST_ROWS:
+        raise GvendiError(f"{name!r} has {smallest} rows; to compare, every set needs at least {LEAST_ROWS}")
+    if n is None:
+        n = min(smallest, MOST_ROWS)
+    if not LEAST_ROWS <= n <= smallest:
+        raise GvendiError(
+            f"n is {n}; wanted {LEAST_ROWS} to {smallest}, the rows of the smallest set ({name!r})"
+        )
+    drawn = {name: pool.take(places_by_id(pool.ids, n, seed)) for name, pool in pools.items()}
+    states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
+    found = {name: jackknife(states[name], drawn[name], level) for name in drawn}
+    adds = _adds(drawn, n)
+    union = VendiState(next(iter(drawn.values())).shape[1])
+    for state in states.values():
+        union.merge(state)
+    within = sum(state.entropy() for state in states.values()) / len(states)
+    between = max(union.entropy() - within, 0.0)
+    chance = _between_by_chance(list(drawn.values()), union.entropy(), seed)
+    room = math.log(len(pools)) - chance
+    names = list(pools)
+    together = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return Comparison(
+        n=n,
+        dim=union.dim,
+        level=level,
+        sets={
+            name: SetScore(len(pools[name]), n, f.value, f.corrected, f.low, f.high, f.se, adds.get(name))
+            for name, f in found.items()
+        },
+        differences=[difference(a, found[a], b, found[b]) for a, b in together],
+        union=union.gvendi(),
+        between=between,
+        between_chance=chance,
+        # No room: all rows are orthogonal to each other, and random sets have nothing in common either.
+        between_share=(between - chance) / room if room > 1e-6 else 0.0,
+        overlaps=[_overlap(a, pools[a], b, pools[b], pairs, threshold, seed) for a, b in together],
+    )
+
+
+def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
+    """The difference of two samples' G-Vendi at their n, from each one's jackknife.
+
+    The samples count as independent; rows that stand in both make the interval too wide, not too narrow.
+    """
+    gap = math.log(a.value) - math.log(b.value)
+    se = math.hypot(a.se, b.se)
+    z = NormalDist().inv_cdf(0.5 + a.level / 2)
+    low, high = gap - z * se, gap + z * se
+    # From each value to its own limits.
+    a_down, a_up = -a.value * math.expm1(-z * a.se), a.value * math.expm1(z * a.se)
+    b_down, b_up = -b.value * math.expm1(-z * b.se), b.value * math.expm1(z * b.se)
+    return Difference(
+        first=first,
+        second=second,
+        difference=a.value - b.value,
+        low=a.value - b.value - math.hypot(a_down, b_up),
+        high=a.value - b.value + math.hypot(a_up, b_down),
+        ratio=math.exp(gap),
+        ratio_low=math.exp(low),
+        ratio_high=math.exp(high),
+        p_value=_p_value(gap, se),
+        real=not low <= 0 <= high,
+    )
+
+
+def _p_value(gap: float, se: float) -> float:
+    if se == 0:
+        return 1.0 if gap == 0 else 0.0
+    return math.erfc(abs(gap) / se / math.sqrt(2))
+
+
+def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
+    if not sets:
+        raise GvendiError("sets is empty; give at least one data set")
+    pools = {name: as_pool(source) for name, source in sets.items()}
+    (first, reference), *others = pools.items()
+    for name, pool in others:
+        if pool.dim != reference.dim:
+            raise GvendiError(
+                f"{first!r} has sketches of {reference.dim} numbers and {name!r} of {pool.dim}; sketch both alike"
+            )
+        if pool.spec is not None and reference.spec is not None and pool.spec != reference.spec:
+            differing = sorted(differences(reference.spec, pool.spec, "(absent)"), key=itemgetter(0))
+            lines = "\n".join(f"  {key}: {one} and {other}" for key, one, other in differing)
+            raise GvendiError(
+                f"{first!r} and {name!r} were sketched with different settings:\n{lines}\n"
+                "such sketches do not compare; sketch both with the same settings"
+            )
+    return pools
+
+
+def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
+    if len(drawn) < 2:
+        return {}
+
+    def mixed(names: list[str]) -> float:
+        state = VendiState(next(iter(drawn.values())).shape[1])
+        for i, name in enumerate(names):
+            share = n // len(names) + (i < n % len(names))
+            # Draws come in random order.
+            state.update(drawn[name][:share])
+        return state.gvendi()
+
+    names = list(drawn)
+    everything = mixed(names)
+    return {name: everything - mixed([other for other in names if other != name]) for name in names}
+
+
+def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> float:
+    """Mean between-source entropy of random partitions of all rows into as many sets of the same size."""
+    if len(drawn) == 1:
+        return 0.0
+    sets, n = len(drawn), len(drawn[0])
+    words = numbered_stream(seed)
+    within = 0.0
+    for _ in range(PARTITIONS):
+        # Each row's random set, n rows a set.
+        label = order(words, sets * n).reshape(sets, n) % sets
+        label = torch.from_numpy(label)
+        for k in range(sets):
+            part = torch.cat([rows[label[i] == k] for i, rows in enumerate(drawn)])
+            within += math.log(gvendi(part)) / (sets * PARTITIONS)
+    return union - within
+
+
+def _overlap(first: str, a: Pool, second: str, b: Pool, pairs: int, threshold: float, seed: int) -> Overlap:
+    picked = [np.sort(places_by_id(pool.ids, min(len(pool), MOST_ROWS), seed)) for pool in (a, b)]
+    found = nearest_pairs(a, picked[0], b, picked[1], pairs, threshold)
+    return Overlap(
+        first=first,
+        second=second,
+        threshold=threshold,
+        share_of_first=found.share_of_first,
+        share_of_second=found.share_of_second,
+        same_ids=len(set(a.ids) & set(b.ids)) if a.spec is not None and b.spec is not None else 0,
+        same_sketches=found.identical,
+        compared=(len(picked[0]), len(picked[1])),
+        pairs=found.pairs,
+    )

@@ -1,0 +1,252 @@
+"""Other measures of diversity beside G-Vendi, of the same n rows: the ones it is compared with in arXiv 2505.20161.
+
+z_i unit rows [n, K], x_i unit embeddings of the texts [n, D]
+    mean pairwise cosine   mean over i != j of <z_i, z_j> = (|sum_i z_i|^2 - n) / (n (n - 1)); small is diverse
+    2-gram entropy         -sum_g p_g ln p_g over the word 2-grams g of all texts, p_g their shares; nats
+    perplexity             exp(summed loss / supervised tokens) under the proxy
+    embedding Vendi        exp of the entropy of the embeddings' covariance (1/n) sum_i x_i x_i^T (arXiv 2210.02410)
+All but the cosine grow, or may grow, with n: they compare at equal n only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gvendi_fast.analysis.compare import MOST_ROWS
+from gvendi_fast.analysis.equal_n import GROUP_BYTES, equal_n
+from gvendi_fast.analysis.scoring import check_by
+from gvendi_fast.base.draws import places_by_id
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.unit_length import Rows, check_matrix, unit_blocks
+from gvendi_fast.data.pool import Pool, as_pool
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.texts import locate_corpus, row_texts
+from gvendi_fast.vendi import gvendi
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class SentenceEncoder(Protocol):
+    """What makes embeddings; a SentenceTransformer is one."""
+
+    def encode(self, sentences: list[str]) -> Rows:
+        """Embeddings [n, D] of n texts, in their order, of a float dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures of n of a set's `rows`, by the module's formulas; None where a measure was not asked for.
+
+    A group with fewer rows than n has None in all of them.
+    """
+
+    rows: int
+    n: int
+    gvendi: float | None = None
+    mean_cosine: float | None = None
+    perplexity: float | None = None
+    bigram_entropy: float | None = None
+    embedding_vendi: float | None = None
+    embedding_mean_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found: of rows of the whole run, and of the groups by name, all at the same n."""
+
+    n: int
+    dim: int
+    embedding: str | None
+    whole: Measures
+    by: dict[str, Measures]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `gvendi measures --json` prints."""
+        return asdict(self)
+
+
+def measure(
+    run: RunDirectory | str | os.PathLike,
+    *,
+    by: str | None = None,
+    n: int | None = None,
+    embedding: SentenceEncoder | str | os.PathLike | None = None,
+    text: bool = True,
+    corpus: str | os.PathLike | None = None,
+    seed: int = 0,
+) -> Measured:
+    """G-Vendi and the measures beside it of a run, and with `by` of its groups, each of n rows drawn by id.
+
+    by: the field that the run was sketched with. n: rows of each (default: all; with `by` those of the smallest group
+    of at least 32; at most 50,000). embedding: an object with `encode`, or the name or path of a sentence-transformers
+    model. text: read the corpus, which 2-grams and embeddings need. corpus: the folder that holds it now, if it has
+    moved. seed: of the draws. Memory: 1 GiB of sketches, and the texts of the rows drawn.
+    Raises GvendiError for what does not fit, and for a corpus that is not what it was.
+    """
+    run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
+    check_by(run, by)
+    if embedding is not None and not text:
+        raise GvendiError("embedding needs the texts; leave out text=False (--no-text)")
+    if text:
+        locate_corpus(run, corpus)
+    name = os.fspath(embedding) if isinstance(embedding, str | os.PathLike) else None
+    if embedding is not None:
+        embedding = load_encoder(name) if name is not None else embedding
+        name = name or type(embedding).__name__
+    pool = as_pool(run)
+    # None is the whole run, which no group is called.
+    sets: dict[str | None, np.ndarray] = {None: np.arange(len(pool))}
+    if by is not None:
+        sets |= _groups(pool)
+    n = _equal_n(sets, n)
+    drawn = {
+        key: np.sort(places[places_by_id([pool.ids[i] for i in places], n, seed)])
+        for key, places in sets.items()
+        if len(places) >= n
+    }
+    found = _measure(pool, run, drawn, embedding, text, corpus)
+    none = Measures(rows=0, n=0)
+    measures = {key: replace(found.get(key, none), rows=len(places)) for key, places in sets.items()}
+    whole = measures.pop(None)
+    return Measured(n, pool.dim, name, whole, {group: measures[group] for group in sorted(measures)})
+
+
+def mean_pairwise_cosine(rows: Rows) -> float:
+    """Mean cosine over all pairs of different rows of [n, K], n >= 2; without a matrix of pairs, in float64."""
+    check_matrix(rows)
+    n = len(rows)
+    if n < 2:
+        raise GvendiError(f"rows has {n} row(s); wanted at least 2, a pair")
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for _, unit in unit_blocks(rows, rows.shape[1]):
+        total += unit.sum(dim=0)
+    return (float(total @ total) - n) / (n * (n - 1))
+
+
+def ngram_entropy(texts: Iterable[str], order: int = 2) -> float:
+    """Entropy in nats of the distribution of word n-grams over the texts; 0 where no text has `order` words.
+
+    Words are runs of letters, digits and underscores, and every other character that is no white space by itself, in
+    lower case; an n-gram lies within one text. This is Ent-n of arXiv 1809.05972. Text without spaces between words,
+    such as Chinese, should be segmented before.
+    """
+    if order < 1:
+        raise GvendiError(f"order is {order}; wanted the number of words of an n-gram, at least 1")
+    counts: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        words = _WORD.findall(text.lower())
+        counts.update(zip(*(words[i:] for i in range(order)), strict=False))
+    if not counts:
+        return 0.0
+    occurrences = np.fromiter(counts.values(), np.float64, len(counts))
+    total = occurrences.sum()
+    return float(math.log(total) - (occurrences * np.log(occurrences)).sum() / total)
+
+
+def perplexity(loss: np.ndarray, tokens: np.ndarray) -> float:
+    """exp(sum of loss / sum of tokens): loss [n] in nats, summed over a row's supervised tokens; tokens [n] of them."""
+    return math.exp(float(np.sum(loss, dtype=np.float64)) / int(np.sum(tokens, dtype=np.int64)))
+
+
+def embed(encoder: SentenceEncoder, texts: Sequence[str]) -> Rows:
+    """The encoder's embeddings [n, D] of n texts, checked. Raises GvendiError for what is not that."""
+    rows = encoder.encode(list(texts))
+    check_matrix(rows)
+    if len(rows) != len(texts):
+        raise GvendiError(
+            f"embedding: {type(encoder).__name__}.encode gave {len(rows)} rows for {len(texts)} texts; wanted one each"
+        )
+    return rows
+
+
+def load_encoder(name: str) -> SentenceEncoder:
+    """A sentence-transformers model by hub name or path. Raises GvendiError where the package or model is missing."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise GvendiError(
+            f"embedding '{name}' needs sentence-transformers, which is not installed: "
+            "pip install 'gvendi-fast[embeddings]'"
+        )
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(name)
+    # Hub and files: what is missing is an OSError, what is no model a ValueError.
+    except (OSError, ValueError) as error:
+        raise GvendiError(
+            f"embedding '{name}' cannot be loaded ({error}); wanted a sentence-transformers model, by its hub name or "
+            "its folder"
+        ) from error
+
+
+def _groups(pool: Pool) -> dict[str, np.ndarray]:
+    places: dict[str, list[int]] = {}
+    for place, group in enumerate(pool.groups):
+        places.setdefault(group, []).append(place)
+    return {group: np.array(here) for group, here in places.items()}
+
+
+def _equal_n(sets: Mapping[str | None, np.ndarray], n: int | None) -> int:
+    sizes = [len(places) for places in sets.values()]
+    groups = sizes[1:] or sizes
+    if n is None:
+        n = min(MOST_ROWS, equal_n(groups)[1])
+    if not 2 <= n <= max(groups):
+        what = "the largest group" if len(sizes) > 1 else "the run"
+        raise GvendiError(f"n is {n}; wanted 2 to {max(groups)}, the rows of {what}")
+    return n
+
+
+def _measure(
+    pool: Pool,
+    run: RunDirectory,
+    drawn: Mapping[str | None, np.ndarray],
+    encoder: SentenceEncoder | None,
+    text: bool,
+    corpus: str | os.PathLike | None,
+) -> dict[str | None, Measures]:
+    """Measures of each draw, places in the pool in ascending order; `rows` in them is that of the draw."""
+    ordinals, loss, tokens = (pool.numbers(name) for name in ("row", "loss", "tokens"))
+    texts = {}
+    if text:
+        texts = row_texts(run, ordinals[np.unique(np.concatenate(list(drawn.values())))].tolist(), corpus)
+    found = {}
+    for key, sketches in _sketches(pool, drawn):
+        places = drawn[key]
+        written = [texts[i] for i in ordinals[places].tolist()] if text else []
+        embedded = None if encoder is None else embed(encoder, written)
+        found[key] = Measures(
+            rows=len(places),
+            n=len(places),
+            gvendi=gvendi(sketches),
+            mean_cosine=mean_pairwise_cosine(sketches),
+            perplexity=perplexity(loss[places], tokens[places]),
+            bigram_entropy=ngram_entropy(written) if text else None,
+            embedding_vendi=None if embedded is None else gvendi(embedded),
+            embedding_mean_cosine=None if embedded is None else mean_pairwise_cosine(embedded),
+        )
+    return found
+
+
+def _sketches(
+    pool: Pool, drawn: Mapping[str | None, np.ndarray]
+) -> Iterator[tuple[str | None, torch.Tensor]]:
+    """The rows of each draw; draws are read together, as a run reads a whole part for any row of it."""
+    keys = list(drawn)
+    at_once = max(1, GROUP_BYTES // (4 * pool.dim * len(drawn[keys[0]])))
+    for first in range(0, len(keys), at_once):
+        here = keys[first : first + at_once]
+        wanted = np.unique(np.concatenate([drawn[key] for key in here]))
+        rows = pool.take(wanted)
+        for key in here:
+            yield key, rows[torch.from_numpy(np.searchsorted(wanted, drawn[key]))]

@@ -1,0 +1,134 @@
+"""How much of each source makes the most diverse mixture.
+
+    maximise H_1(sum_k w_k Sigma_k) over w_k >= 0, sum w = 1, floor <= w_k <= cap
+Sigma_k is the covariance (trace 1) of source k. The entropy is concave in w, so its largest value is unique; the
+gradient is c_k = -tr(Sigma_k ln Sigma_w) and gap = max over feasible v of <c, v - w> bounds what is missing.
+Exponentiated gradient, w_k ~ w_k exp(eta c_k), with the step rule of `relaxed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.spectrum import entropy_and_surprise
+from gvendi_fast.vendi.state import VendiState
+
+_EMPTY = 1e-12
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights by source (sum 1), the entropy H_1 (nats) of their mixture, and how far at most it is below the best."""
+
+    weights: dict[str, float]
+    entropy: float
+    gap: float
+    steps: int
+
+
+def mixture_weights(
+    states: Mapping[str, VendiState],
+    *,
+    floor: float = 0.0,
+    cap: float = 1.0,
+    tolerance: float = 1e-4,
+    max_steps: int = 500,
+) -> Mixture:
+    """The weights of sources whose mixture has the largest entropy, to `tolerance` nats or `max_steps` steps.
+
+    states: by source, of one dim and spec, none empty. floor and cap: least and most weight of any source.
+    The gap returned is true whether the tolerance was reached or not. Raises GvendiError for what does not fit.
+    """
+    names = _check(states, floor, cap, tolerance)
+    sigmas = torch.stack([states[name].matrix.cpu() / states[name].matrix.trace().cpu() for name in names])
+    log_w = np.log(np.full(len(names), 1 / len(names)))
+    value, scores = _entropy_and_scores(sigmas, np.exp(log_w))
+    eta, steps = 1.0, 0
+    while True:
+        weights = np.exp(log_w)
+        gap = float(scores @ (_best_vertex(scores, floor, cap) - weights))
+        if gap <= tolerance or steps == max_steps:
+            break
+        steps += 1
+        while True:
+            moved = np.log(_project(log_w + eta * scores, floor, cap))
+            ahead = np.exp(moved)
+            risen, after = _entropy_and_scores(sigmas, ahead)
+            promised = float(scores @ (ahead - weights)) - float(ahead @ (moved - log_w)) / eta
+            # The condition of mirror ascent, which eta = 1 meets always, up to rounding.
+            if risen >= value + promised - 1e-12 or eta <= 1.0:
+                break
+            eta = max(eta / 2, 1.0)
+        if risen <= value:
+            break
+        log_w, value, scores, eta = moved, risen, after, 1.5 * eta
+    return Mixture(dict(zip(names, np.exp(log_w).tolist(), strict=True)), value, max(gap, 0.0), steps)
+
+
+def mixture_entropy(states: Mapping[str, VendiState], weights: Mapping[str, float]) -> float:
+    """H_1 in nats of sum_k w_k Sigma_k; weights are scaled to sum 1."""
+    total = sum(weights.values())
+    dim = next(iter(states.values())).dim
+    sigma = torch.zeros(dim, dim, dtype=torch.float64)
+    for name, weight in weights.items():
+        sigma += weight / total * (states[name].matrix / states[name].matrix.trace()).cpu()
+    eigenvalues = torch.linalg.eigvalsh(sigma).clamp_min_(0)
+    return float(-torch.special.xlogy(eigenvalues, eigenvalues).sum())
+
+
+def _check(states: Mapping[str, VendiState], floor: float, cap: float, tolerance: float) -> list[str]:
+    names = sorted(states)
+    if not names:
+        raise GvendiError("states is empty; give at least one source")
+    first = states[names[0]]
+    for name in names:
+        state = states[name]
+        if state.n == 0:
+            raise GvendiError(f"source {name!r} holds no rows; leave it out")
+        if state.dim != first.dim or state.spec != first.spec:
+            raise GvendiError(
+                f"sources {names[0]!r} and {name!r} were sketched differently; sketch all with one spec"
+            )
+    if not 0 <= floor <= 1 / len(names) <= cap:
+        raise GvendiError(
+            f"floor is {floor} and cap {cap}; for {len(names)} sources wanted 0 <= floor <= "
+            f"{1 / len(names):.4g} <= cap"
+        )
+    if not tolerance > 0:
+        raise GvendiError(f"tolerance is {tolerance}; wanted a number of nats above 0")
+    return names
+
+
+def _entropy_and_scores(sigmas: torch.Tensor, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    # Every source has weight, so where the mixture is empty they all are.
+    mixed = torch.einsum("k,kij->ij", torch.from_numpy(weights), sigmas)
+    _, entropy, surprise = entropy_and_surprise(mixed, _EMPTY)
+    return entropy, torch.einsum("kij,ij->k", sigmas, surprise).numpy()
+
+
+def _project(logits: np.ndarray, floor: float, cap: float) -> np.ndarray:
+    """The weights nearest to exp(logits) in relative entropy: clip(exp(l - tau), floor, cap) with sum 1."""
+    # Weights of 0 would never come back.
+    least = max(floor, 1e-12)
+    low, high = float(logits.min()) - np.log(max(cap, 1e-12)), float(logits.max()) - np.log(least)
+    low = min(low, high) - 1.0
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        total = np.clip(np.exp(np.minimum(logits - middle, 50.0)), least, cap).sum()
+        low, high = (middle, high) if total > 1 else (low, middle)
+    weights = np.clip(np.exp(np.minimum(logits - low, 50.0)), least, cap)
+    return weights / weights.sum()
+
+
+def _best_vertex(scores: np.ndarray, floor: float, cap: float) -> np.ndarray:
+    """The feasible weights of the largest <scores, v>: the floor for all, the rest to the best up to the cap."""
+    vertex, rest = np.full(len(scores), floor), 1 - floor * len(scores)
+    for k in np.argsort(-scores, kind="stable"):
+        vertex[k] += min(rest, cap - floor)
+        rest -= vertex[k] - floor
+    return vertex

@@ -1,0 +1,194 @@
+"""Run directory -> score: G-Vendi with its interval, and groups compared at equal n."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gvendi_fast.analysis.equal_n import GroupScore, group_scores
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.progress import Progress
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
+from gvendi_fast.vendi import VendiState, jackknife
+
+__all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The diversity of a corpus.
+
+    gvendi: exp of the entropy (nats) of the normalised sketches' covariance; grows with n. gvendi_corrected and
+    ci95: the estimate for unlimited data of the same kind and its 95 % interval (jackknife). tokens: all tokens
+    of the accepted rows. seconds and tokens_per_second: of this run; None when everything was there already.
+    rejected: rows that could not be scored. by: groups at equal n. coverage: share of the proxy's parameters
+    sketched. spec: what the sketches depend on. units: (done, total) work units. ci95_reliable: whether n is at least
+    three times G-Vendi, below which the corrected value still grows with n. orders: G-Vendi of the other
+    orders that were asked for, by their names ("2", "inf").
+    """
+
+    gvendi: float
+    gvendi_corrected: float
+    ci95: tuple[float, float]
+    entropy: float
+    n: int
+    dim: int
+    tokens: int
+    seconds: float | None
+    tokens_per_second: float | None
+    rejected: int
+    by: dict[str, GroupScore]
+    coverage: float
+    spec: dict[str, Any]
+    units: tuple[int, int | None]
+    ci95_reliable: bool
+    rejected_by_reason: dict[str, int]
+    orders: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `gvendi score --json` prints."""
+        result = {name: value for name, value in vars(self).items() if name != "units"}
+        result |= {"units_done": self.units[0], "units_total": self.units[1]}
+        return {**result, "ci95": list(self.ci95), "by": {k: vars(v) for k, v in self.by.items()}}
+
+
+def score(
+    data: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    proxy: str | Proxy = "Qwen/Qwen2.5-0.5B-Instruct",
+    out: str | os.PathLike | None = None,
+    settings: Settings | None = None,
+    by: str | None = None,
+    orders: Sequence[float] = (),
+    progress: Progress | None = None,
+) -> Score:
+    """Sketch a corpus and score it.
+
+    data: files, folders or globs of JSON lines or Parquet. proxy: "tiny", a local folder, a hub name, or a
+    loaded Proxy. out: a run directory that is kept and can be resumed (without it a temporary one is used).
+    by: a field whose values make groups. orders: of which G-Vendi is also wanted, beside order 1.
+    Raises GvendiError for what cannot be used.
+    """
+    _check_orders(orders)
+    proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
+    settings = settings or Settings()
+    if by is not None and settings.fields.by != by:
+        fields = type(settings.fields)(**{**vars(settings.fields), "by": by})
+        settings = type(settings)(**{**vars(settings), "fields": fields})
+    if out is not None:
+        return _sketch_and_score(data, out, proxy, settings, orders, progress)
+    with tempfile.TemporaryDirectory(prefix="gvendi-") as folder:
+        return _sketch_and_score(data, os.path.join(folder, "run"), proxy, settings, orders, progress)
+
+
+def _sketch_and_score(
+    data, out, proxy: Proxy, settings: Settings, orders: Sequence[float], progress: Progress | None
+) -> Score:
+    clock = _Clock(progress)
+    run = sketch_corpus(data, out, proxy, settings, clock)
+    return score_run(
+        run, by=settings.fields.by, orders=orders, seconds=clock.seconds, fresh_tokens=clock.tokens
+    )
+
+
+def score_run(
+    run: RunDirectory,
+    *,
+    by: str | None = None,
+    orders: Sequence[float] = (),
+    seconds: float | None = None,
+    fresh_tokens: int = 0,
+    seed: int = 0,
+) -> Score:
+    """Score what a run directory holds, complete or not; memory is bounded by one part and K x K numbers.
+
+    by: must be the field that the directory was sketched with; groups need the memory that `group_scores` names.
+    orders: as in `score`. seed: of the draws of rows from groups.
+    """
+    check_by(run, by)
+    _check_orders(orders)
+    dim = run.spec["sketch"]["dim"]
+    state, tokens = VendiState(dim, spec=run.spec), 0
+    for part in run.iterate(["sketch", "length"]):
+        state.update(part.sketches)
+        tokens += int(part.length.sum())
+    reasons = Counter(item.reason for item in run.rejected())
+    rejected = reasons.total()
+    if state.n == 0:
+        counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+        raise GvendiError(
+            f"no row of '{run.path}' could be scored, {rejected} were rejected: {counts or 'none'}"
+        )
+    interval = jackknife(state, (part.sketches for part in run.iterate(["sketch"])))
+    coverage = run.spec["coverage"]
+    return Score(
+        gvendi=interval.value,
+        gvendi_corrected=interval.corrected,
+        ci95=(interval.low, interval.high),
+        entropy=max(state.entropy(), 0.0),
+        n=state.n,
+        dim=dim,
+        tokens=tokens,
+        seconds=seconds if fresh_tokens else None,
+        tokens_per_second=fresh_tokens / seconds if fresh_tokens and seconds else None,
+        rejected=rejected,
+        by={} if by is None else group_scores(run, seed),
+        coverage=coverage["sketched"] / coverage["total"],
+        spec=run.spec,
+        units=(run.units_done, run.units_total),
+        ci95_reliable=interval.reliable,
+        rejected_by_reason=dict(reasons.most_common()),
+        orders={f"{q:g}": state.gvendi(q) for q in orders},
+    )
+
+
+def _check_orders(orders: Sequence[float]) -> None:
+    for q in orders:
+        if not q > 0:
+            raise GvendiError(f"orders holds {q}; wanted orders above 0, such as 0.5, 2 or inf")
+
+
+def check_by(run: RunDirectory, by: str | None) -> None:
+    """GvendiError unless the run directory was sketched with this --by (None always passes)."""
+    recorded = (run.manifest or {}).get("fields", {}).get("by")
+    if by is not None and by != recorded:
+        raise GvendiError(
+            f"'{run.path}' was sketched with --by {recorded}, not --by {by}; the groups are stored with the "
+            "sketches: sketch the corpus again with this --by into another --out"
+            if recorded
+            else f"'{run.path}' was sketched without --by, so it holds no groups; sketch the corpus with --by {by} "
+            "into another --out"
+        )
+
+
+class _Clock:
+    """Passes progress on and measures the time and the tokens of this run."""
+
+    def __init__(self, inner: Progress | None) -> None:
+        self.inner, self.tokens, self.seconds, self._start = inner, 0, 0.0, 0.0
+
+    def start(self, rows: int, done: int) -> None:
+        self._start = time.perf_counter()
+        if self.inner is not None:
+            self.inner.start(rows, done)
+
+    def advance(self, rows: int, tokens: int, rejected: int) -> None:
+        self.tokens += tokens
+        if self.inner is not None:
+            self.inner.advance(rows, tokens, rejected)
+
+    def note(self, text: str) -> None:
+        if self.inner is not None:
+            self.inner.note(text)
+
+    def close(self) -> None:
+        self.seconds = time.perf_counter() - self._start
+        if self.inner is not None:
+            self.inner.close()

@@ -1,0 +1,88 @@
+"""Sketches as rows of length 1: checked, in float64, whole or block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+
+# Rows that are scaled at once: in float64 they stay in the cache at K = 1024.
+BLOCK = 1024
+Rows = torch.Tensor | np.ndarray
+
+
+def check_matrix(rows: Rows, dim: int | None = None) -> None:
+    """GvendiError unless rows is a matrix [N, dim] (any width without dim) of a float dtype."""
+    if not isinstance(rows, torch.Tensor | np.ndarray):
+        raise GvendiError(f"rows is a {type(rows).__name__}; wanted a torch tensor or a numpy array [N, K]")
+    if rows.ndim != 2 or rows.shape[1] != (dim or rows.shape[1]) or rows.shape[1] == 0:
+        raise GvendiError(f"rows has shape {tuple(rows.shape)}; wanted [N, {dim or 'K'}], one sketch a row")
+    floating = (
+        np.issubdtype(rows.dtype, np.floating) if isinstance(rows, np.ndarray) else rows.is_floating_point()
+    )
+    if not floating:
+        raise GvendiError(f"rows has dtype {rows.dtype}; wanted a float dtype, such as float32")
+
+
+def is_double(rows: Rows) -> bool:
+    """Whether products of these rows are to be float64; sketches are stored in float32."""
+    return rows.dtype.itemsize >= 8
+
+
+def has_direction(norm):
+    """Whether rows of these norms (a number, or a tensor or array of them) are neither zero nor infinite nor NaN."""
+    return (norm > 0) & (norm < math.inf)
+
+
+def no_direction(row: int, norm: float) -> GvendiError:
+    """The error for a row that cannot be scaled to length 1."""
+    return GvendiError(
+        f"row {row} of rows has norm {norm}; wanted finite and not zero: leave this sample out and report it"
+    )
+
+
+def refused_gradient(norm: float) -> str:
+    """Why a sample whose gradient's sketch has this norm is among the rejected rows."""
+    return "zero gradient" if norm == 0 else "non-finite gradient"
+
+
+def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) -> torch.Tensor:
+    """Rows scaled to length 1: float64 [N, K] on `device`. `first` numbers them in errors."""
+    # The copy also serves what torch refuses: read-only, reversed and big-endian arrays.
+    x = torch.from_numpy(np.array(rows, dtype=np.float64)) if isinstance(rows, np.ndarray) else rows.detach()
+    x = x.to(device, torch.float64)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    bad = ~has_direction(norm)
+    if bool(bad.any()):
+        i = int(bad.nonzero()[0, 0])
+        raise no_direction(first + i, float(norm[i]))
+    return x / norm
+
+
+def unit_blocks(
+    rows: Rows | Iterable[Rows], dim: int, device: str | torch.device = "cpu"
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(index of the first row, unit rows) for blocks of a matrix or of a stream of matrices.
+
+    Rows are float64 where the matrix is, else float32, in which sketches are stored.
+    """
+    seen = 0
+    for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
+        check_matrix(matrix, dim)
+        for i in range(0, len(matrix), BLOCK):
+            unit = unit_rows(matrix[i : i + BLOCK], device, seen + i)
+            yield seen + i, unit if is_double(matrix) else unit.float()
+        seen += len(matrix)
+
+
+def cosine_blocks(rows: torch.Tensor, pool: torch.Tensor, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number of the first row of the pool, cosines [m, block]) of unit rows [m, K] with a pool's [N, K].
+
+    Block by block: there is no [m, N] matrix.
+    """
+    for first in range(0, len(pool), block):
+        yield first, rows @ pool[first : first + block].T

@@ -1,0 +1,142 @@
+"""`gvendi cluster`: spherical k-means of a run directory, written by id."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.cli.options import Json, RunDir, warn_unfinished
+
+if TYPE_CHECKING:
+    from gvendi_fast.clusters.kmeans import Assignment, SphericalKMeans
+    from gvendi_fast.data.pool import Pool
+
+
+def cluster(
+    directory: RunDir,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE.parquet",
+            help="One row a sample: id, cluster, cosine, second_cluster, second_cosine. The centroids go beside it, "
+            "under the same name with .safetensors.",
+        ),
+    ],
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            "--clusters", metavar="C", min=1, help="Number of clusters. (Default: 1 % of the rows.)"
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", metavar="S", help="Seed of the first centroids; the same seed gives the same clusters."
+        ),
+    ] = 0,
+    max_iterations: Annotated[
+        int, typer.Option("--max-iterations", metavar="N", min=1, help="Updates of the centroids at most.")
+    ] = 50,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", metavar="T", min=0.0, help="Stop when the mean cosine grows by no more."),
+    ] = 1e-5,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Group samples whose gradients point the same way: spherical k-means of a run's sketches.
+
+    A cluster is a kind of training signal. The cosine says how typical a
+    sample is of its cluster, the second cluster where it would go else; two
+    cosines near each other belong to a sample between both. Sparse clusters
+    are the smallest half by size: kinds of which the corpus has few samples.
+
+    The result does not depend on the order of the rows. Memory is bounded for
+    runs of any size: sketches are read block by block, once an iteration.
+
+    Example: gvendi cluster runs/mine --clusters 200 --out clusters.parquet
+    """
+    from gvendi_fast.clusters.kmeans import SphericalKMeans
+    from gvendi_fast.data.pool import as_pool
+    from gvendi_fast.data.run_directory import RunDirectory
+
+    _, centroids = two_outputs(out, ".parquet", ".safetensors", force)
+    run = RunDirectory.load(directory)
+    warn_unfinished(run)
+    pool = as_pool(run)
+    model = SphericalKMeans(clusters, seed=seed, max_iterations=max_iterations, tolerance=tolerance)
+    model.fit(pool, progress=_say)
+    assignment = model.assign(pool)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(centroids)
+    _write(out, pool, assignment)
+    found = _summary(model, len(pool), out, centroids)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+    else:
+        _print(found)
+
+
+def _say(iteration: int, objective: float, empty: int) -> None:
+    note = f", {empty:,} empty" if empty else ""
+    print(f"iteration {iteration}: mean cosine {objective:.6f}{note}", file=sys.stderr, flush=True)
+
+
+def _write(out: Path, pool: Pool, assignment: Assignment) -> None:
+    """Rows in the order of the pool; with one cluster the second columns are null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    none = (assignment.second < 0).numpy()
+    table = pa.table(
+        {
+            "id": pa.array(pool.ids, pa.string()),
+            "cluster": pa.array(assignment.label.numpy()),
+            "cosine": pa.array(assignment.cosine.numpy()),
+            "second_cluster": pa.array(assignment.second.numpy(), mask=none),
+            "second_cosine": pa.array(assignment.second_cosine.numpy(), mask=none),
+        }
+    )
+    with atomic_write(out) as stream:
+        pq.write_table(table, stream)
+
+
+def _summary(model: SphericalKMeans, rows: int, out: Path, centroids: Path) -> dict[str, Any]:
+    from gvendi_fast.clusters.kmeans import sparse_clusters
+
+    sizes, sparse = model.counts, sparse_clusters(model.counts)
+    return {
+        "n": rows,
+        "dim": model.centroids.shape[1],
+        "clusters": len(sizes),
+        "seed": model.seed,
+        "mean_cosine": model.objective,
+        "iterations": model.iterations,
+        "converged": model.converged,
+        "largest": int(sizes.max()),
+        "smallest": int(sizes.min()),
+        "sparse": int(sparse.sum()),
+        "sparse_rows": int(sizes[sparse].sum()),
+        "sizes": sizes.tolist(),
+        "out": str(out),
+        "centroids": str(centroids),
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    steps = f"{found['iterations']} iterations, {'converged' if found['converged'] else 'not converged'}"
+    lines = {
+        "rows": f"{found['n']:,} in {found['clusters']:,} clusters, seed {found['seed']}",
+        "mean cosine": f"{found['mean_cosine']:.4f} after {steps}",
+        "sizes": f"largest {found['largest']:,}, smallest {found['smallest']:,}",
+        "sparse clusters": f"{found['sparse']:,} with {found['sparse_rows']:,} rows",
+        "written": f"{found['out']}, {found['centroids']}",
+    }
+    for name, value in lines.items():
+        print(f"{name:<17}{value}")

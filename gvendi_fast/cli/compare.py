@@ -1,0 +1,272 @@
+"""`gvendi compare`: run directories side by side, what each adds to the others, and their nearest rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.options import Json, warn_unfinished
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gvendi_fast.analysis.compare import Comparison, Difference
+    from gvendi_fast.data.pool import RunPool
+    from gvendi_fast.data.run_directory import RunDirectory
+
+Texts = dict[str, dict[int, str]]
+_ID_WIDTH = 32
+
+
+def compare(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR",
+            help="Two or more run directories, sketched with one --proxy and one sketch.",
+        ),
+    ],
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n", metavar="N", help="Rows of each set. (Default: those of the smallest, at most 50,000.)"
+        ),
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            "--pairs",
+            metavar="P",
+            min=0,
+            help="Nearest pairs to show for each two sets. (Default: 10, and 3 where there are more than two sets.)",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            "--threshold",
+            metavar="C",
+            min=-1.0,
+            max=1.0,
+            help="Cosine from which two rows count as near duplicates.",
+        ),
+    ] = 0.95,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus", metavar="DIR", help="Where the corpora's files are now, if they have moved."
+        ),
+    ] = None,
+    no_text: Annotated[
+        bool,
+        typer.Option("--no-text", help="Do not read the corpora: show the nearest pairs by their ids only."),
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare data sets: which is more diverse, what each adds, which rows they share.
+
+    G-Vendi grows with the number of rows, so n rows of each set are compared,
+    drawn by id. A difference counts as more than noise where the 95 % interval
+    of the ratio of two sets' G-Vendi at n leaves 1 out.
+
+    corrected for n: the estimate for unlimited data, with its 95 % interval.
+
+    adds: how much higher G-Vendi of n rows is when the set takes its equal
+    share of them than when the others fill its place.
+    between sets: entropy that lies between the sets and not within them, beside
+    that of random sets of the same rows: from 0 % (the same kind of data) to
+    100 % (nothing in common).
+    nearest pairs: rows of two sets whose gradients point the same way: leaks,
+    near duplicates, and what both sets teach alike.
+
+    Example: gvendi compare runs/train runs/test --pairs 20
+    """
+    from gvendi_fast.analysis.compare import compare as compare_sets
+    from gvendi_fast.data.pool import as_pool
+    from gvendi_fast.data.run_directory import RunDirectory
+    from gvendi_fast.data.texts import locate_corpus
+
+    names = set_names(directories)
+    if len(names) < 2:
+        raise GvendiError(f"got one run directory, '{directories[0]}'; wanted two or more to compare")
+    runs = {name: RunDirectory.load(path) for name, path in zip(names, directories, strict=True)}
+    pairs = (10 if len(runs) == 2 else 3) if pairs is None else pairs
+    with_text = pairs > 0 and not no_text
+    for run in runs.values():
+        warn_unfinished(run)
+        if with_text:
+            locate_corpus(run, corpus)
+    pools = {name: as_pool(run) for name, run in runs.items()}
+    found = compare_sets(pools, n=n, pairs=pairs, threshold=threshold, seed=seed)
+    texts = _texts(found, pools, corpus) if with_text else {name: {} for name in names}
+    if as_json:
+        print(json.dumps(_as_dict(found, runs, texts), ensure_ascii=False, allow_nan=False))
+    else:
+        _print(found, texts)
+
+
+def set_names(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """A name for each path: its last part, and as many parts before it as tell the paths apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    if len(set(parts)) < len(parts):
+        twice = next(str(Path(*path)) for path in parts if parts.count(path) > 1)
+        raise GvendiError(f"'{twice}' is given twice; give every run directory once")
+    length = [1] * len(parts)
+    while True:
+        names = ["/".join(path[-size:]) for path, size in zip(parts, length, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+        length = [size + (names.count(name) > 1) for size, name in zip(length, names, strict=True)]
+
+
+def _texts(found: Comparison, pools: dict[str, RunPool], corpus: Path | None) -> Texts:
+    """Of each set, the texts of its rows that stand in pairs, by place in its pool."""
+    from gvendi_fast.data.texts import row_texts
+
+    places: dict[str, set[int]] = {name: set() for name in pools}
+    for overlap in found.overlaps:
+        places[overlap.first] |= {pair.first for pair in overlap.pairs}
+        places[overlap.second] |= {pair.second for pair in overlap.pairs}
+    texts = {}
+    for name, pool in pools.items():
+        ordinals = pool.numbers("row")
+        written = row_texts(pool.run, (int(ordinals[place]) for place in places[name]), corpus)
+        texts[name] = {place: written[int(ordinals[place])] for place in places[name]}
+    return texts
+
+
+def _as_dict(found: Comparison, runs: dict[str, RunDirectory], texts: Texts) -> dict[str, Any]:
+    result = found.to_dict()
+    for name, content in result["sets"].items():
+        content["path"] = str(runs[name].path)
+    for overlap in result["overlaps"]:
+        for pair in overlap["pairs"]:
+            pair["first_text"] = texts[overlap["first"]].get(pair["first"])
+            pair["second_text"] = texts[overlap["second"]].get(pair["second"])
+    return result
+
+
+def _print(found: Comparison, texts: Texts) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from gvendi_fast.vendi.jackknife import ENOUGH
+
+    console = Console(highlight=False)
+    say = _plain(console)
+    say(f"{len(found.sets)} sets, n = {found.n:,} rows of each (K = {found.dim})")
+    table = Table()
+    for heading in ("set", "rows", "G-Vendi", "corrected for n", "95 % interval", "adds"):
+        table.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
+    for name, score in sorted(found.sets.items(), key=lambda item: (-item[1].gvendi, item[0])):
+        interval = f"{score.low:.2f} to {score.high:.2f}"
+        cells = (
+            f"{score.rows:,}",
+            f"{score.gvendi:.2f}",
+            f"{score.corrected:.2f}",
+            interval,
+            f"{score.adds:+.2f}",
+        )
+        table.add_row(escape(name), *cells)
+    console.print(table)
+    say(f"all {len(found.sets) * found.n:,} rows together: G-Vendi {found.union:.2f}")
+    say(
+        f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "
+        f"{100 * found.between_share:.0f} % of the way from one kind of data to nothing in common"
+    )
+    if found.n < ENOUGH * max(score.gvendi for score in found.sets.values()):
+        say(
+            f"n is less than {ENOUGH} times G-Vendi: corrected values and their intervals are rough, "
+            "ratios at n are not"
+        )
+    say("")
+    if len(found.sets) == 2:
+        say(sentence(found.differences[0]))
+    else:
+        _print_differences(console, found.differences)
+    _print_overlaps(console, found, texts)
+
+
+def sentence(d: Difference) -> str:
+    """What a difference says: which set is more diverse, by how much, and whether that is more than noise."""
+    more, less, ratio, low, high = d.first, d.second, d.ratio, d.ratio_low, d.ratio_high
+    if ratio < 1:
+        more, less, ratio, low, high = less, more, 1 / ratio, 1 / high, 1 / low
+    interval = f"{ratio:.2f} times (95 % interval {low:.2f} to {high:.2f}, {_p(d.p_value)})"
+    if d.real:
+        return f"{more} is more diverse than {less}: {interval} the G-Vendi, which is more than noise."
+    return (
+        f"{d.first} and {d.second} are not told apart: {more} has {interval} the G-Vendi of {less}, "
+        "which is no more than noise."
+    )
+
+
+def _p(value: float) -> str:
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
+
+
+def _plain(console: Console):
+    """Print as it is: neither markup, which brackets in names would be, nor line breaks at the console's width."""
+    return lambda text: console.print(text, markup=False, soft_wrap=True)
+
+
+def _print_differences(console: Console, differences: Sequence[Difference]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    say = _plain(console)
+    table = Table()
+    for heading in ("set", "against", "ratio", "95 % interval", "p", "differ"):
+        left = heading in ("set", "against")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for d in differences:
+        table.add_row(
+            escape(d.first),
+            escape(d.second),
+            f"{d.ratio:.2f}",
+            f"{d.ratio_low:.2f} to {d.ratio_high:.2f}",
+            _p(d.p_value).removeprefix("p ").removeprefix("= "),
+            "yes" if d.real else "no",
+        )
+    console.print(table)
+    real = sum(d.real for d in differences)
+    say(
+        f"{real} of {len(differences)} differences of G-Vendi at n are more than noise; if no two sets differed, "
+        f"{0.05 * len(differences):.1f} would look so"
+    )
+
+
+def _print_overlaps(console: Console, found: Comparison, texts: Texts) -> None:
+    say = _plain(console)
+    for overlap in found.overlaps:
+        a, b = overlap.first, overlap.second
+        say("")
+        say(
+            f"{a} and {b}: {100 * overlap.share_of_first:.1f} % of {a} have a neighbour in {b} at cosine "
+            f"{overlap.threshold:g} or above, {100 * overlap.share_of_second:.1f} % of {b} one in {a}"
+        )
+        if overlap.same_ids or overlap.same_sketches:
+            say(f"  in both: {overlap.same_ids:,} ids, {overlap.same_sketches:,} equal sketches of {a}")
+        for name, compared in zip((a, b), overlap.compared, strict=True):
+            if compared < found.sets[name].rows:
+                say(f"  {compared:,} rows of {name} were compared, drawn by id")
+        for pair in overlap.pairs:
+            _print_row(say, console.width, f"{pair.cosine:7.4f}", pair.first_id, texts[a].get(pair.first))
+            _print_row(say, console.width, "", pair.second_id, texts[b].get(pair.second))
+
+
+def _print_row(say, width: int, lead: str, name: str, text: str | None) -> None:
+    from gvendi_fast.data.texts import snippet
+
+    # The end of an id tells more than its beginning: a row without an own id is called file:line.
+    shown = name if len(name) <= _ID_WIDTH else "…" + name[1 - _ID_WIDTH :]
+    line = f"  {lead:<7}  {shown:<{_ID_WIDTH}}"
+    say(line.rstrip() if text is None else f"{line}  {snippet(text, max(width - len(line) - 2, 60))}")

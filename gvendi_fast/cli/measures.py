@@ -1,0 +1,114 @@
+"""`gvendi measures`: G-Vendi beside other measures of diversity, of the same rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gvendi_fast.cli.options import By, Json, RunDir, warn_unfinished
+
+if TYPE_CHECKING:
+    from gvendi_fast.analysis.measures import Measured
+
+# Field of Measures -> heading and number format.
+COLUMNS = {
+    "gvendi": ("G-Vendi", ".2f"),
+    "mean_cosine": ("mean cosine", ".4f"),
+    "bigram_entropy": ("2-gram entropy", ".3f"),
+    "perplexity": ("perplexity", ".2f"),
+    "embedding_vendi": ("embedding Vendi", ".2f"),
+    "embedding_mean_cosine": ("embedding cosine", ".4f"),
+}
+
+
+def measures(
+    directory: RunDir,
+    by: By = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            metavar="N",
+            help="Rows of each set. (Default: all; with --by those of the smallest group of at least 32.)",
+        ),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            "--embedding",
+            metavar="MODEL",
+            help="Also the Vendi score of text embeddings: a sentence-transformers model, by hub name or folder. "
+            "Needs 'gvendi-fast\\[embeddings]'.",
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", metavar="DIR", help="Where the corpus' files are now, if they have moved."),
+    ] = None,
+    no_text: Annotated[
+        bool,
+        typer.Option("--no-text", help="Do not read the corpus: no 2-gram entropy, no embeddings."),
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show G-Vendi beside other measures of diversity, all of the same rows.
+
+    mean cosine: of all pairs of sketches; the smaller, the more diverse.
+    2-gram entropy: of the word 2-grams of the texts, in nats.
+    perplexity: of the supervised tokens under the proxy, exp of the mean loss.
+    embedding Vendi: the Vendi score of text embeddings, with their mean cosine.
+
+    Every set is measured on n rows, drawn by id; with --by the whole run too,
+    as most measures grow with n.
+
+    Example: gvendi measures runs/mine --by source
+    """
+    from gvendi_fast.analysis.measures import measure
+    from gvendi_fast.data.run_directory import RunDirectory
+
+    run = RunDirectory.load(directory)
+    warn_unfinished(run)
+    found = measure(run, by=by, n=n, embedding=embedding, text=not no_text, corpus=corpus, seed=seed)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))
+    else:
+        _print(found, by)
+
+
+def _print(found: Measured, by: str | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    columns = {name: shown for name, shown in COLUMNS.items() if getattr(found.whole, name) is not None}
+    if by is None:
+        console.print(
+            f"[bold]G-Vendi {found.whole.gvendi:.2f}[/bold]  (n = {found.n:,}, K = {found.dim})",
+            highlight=False,
+        )
+        for name, (heading, form) in columns.items():
+            if name != "gvendi":
+                console.print(f"  {heading:<18}{getattr(found.whole, name):{form}}", highlight=False)
+        return
+    console.print(
+        f"by {by}, one draw of n = {found.n:,} rows of each (K = {found.dim})", highlight=False, markup=False
+    )
+    table = Table()
+    table.add_column(escape(by), overflow="fold")
+    for heading in ("rows", *(heading for heading, _ in columns.values())):
+        table.add_column(heading, justify="right")
+    ranked = sorted(found.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
+    for group, shown in [*ranked, ("(all rows)", found.whole)]:
+        values = [getattr(shown, name) for name in columns]
+        cells = [
+            "too few" if v is None else f"{v:{f}}" for v, (_, f) in zip(values, columns.values(), strict=True)
+        ]
+        if shown is found.whole:
+            table.add_section()
+        table.add_row(escape(group) or "(none)", f"{shown.rows:,}", *cells)
+    console.print(table)

@@ -1,0 +1,296 @@
+"""Options that the commands share: their types, names and help, and bundles of them that stand once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, get_type_hints
+
+import typer
+
+from gvendi_fast.base.errors import GvendiError
+
+
+class Dtype(str, Enum):
+    """Number formats of the proxy's weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Attention(str, Enum):
+    """How the proxy computes attention."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Compile(str, Enum):
+    """Whether the proxy's pass is compiled."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class Sketch(str, Enum):
+    """Kinds of sketch."""
+
+    hadamard = "hadamard"
+    rademacher = "rademacher"
+
+
+class Mask(str, Enum):
+    """Which tokens are supervised."""
+
+    completion = "completion"
+    released = "released"
+
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA...",
+        help="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet: files, folders or globs. "
+        "A row has prompt and completion, or messages, or text.",
+    ),
+]
+RunDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made.")
+]
+Corpus = Annotated[
+    Path | None,
+    typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
+]
+ProxyName = Annotated[
+    str,
+    typer.Option(
+        "--proxy",
+        metavar="P",
+        help="The model whose gradients are sketched: a hub name, a local folder, or 'tiny', the small model inside "
+        "the package, for trying things out.",
+    ),
+]
+Dim = Annotated[
+    int,
+    typer.Option(
+        "--dim",
+        metavar="K",
+        help="Sketch dimension from 64 to 8192: a power of two, or a multiple of 64 for rademacher.",
+    ),
+]
+SketchKind = Annotated[
+    Sketch,
+    typer.Option(
+        "--sketch", help="Kind of sketch; rademacher is dense, slower, and there to verify hadamard."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="S", help="Seed of the sketch and of draws from groups.")
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype", help="Weights of the proxy; auto: bfloat16 where the hardware has it, else float32."
+    ),
+]
+AttentionOption = Annotated[
+    Attention,
+    typer.Option(
+        "--attention",
+        help="Attention of the proxy; auto: flash-attn where 'gvendi info' says it can be used, else PyTorch's sdpa.",
+    ),
+]
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="Make one graph of the proxy's pass by torch.compile: minutes at the start, less time a token afterwards. "
+        "auto: on a GPU where the corpus is long enough to pay for it. Sketches are the same to rounding.",
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="N",
+        help="Longest sequence. A longer prompt is cut on the left; a completion that does not fit is rejected. "
+        "(Default: what the proxy reads, at most 4096.)",
+    ),
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens",
+        metavar="N",
+        help="Tokens of one batch, padding included. (Default: 2048 on a CPU, what fits into a GPU's free memory.)",
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option(
+        "--by", metavar="FIELD", help="Compare groups by this field (dotted paths work: meta.task)."
+    ),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Take the first N rows only.")]
+MaxRejected = Annotated[
+    str | None,
+    typer.Option(
+        "--max-rejected",
+        metavar="N|P%",
+        help="End with an error when more rows (or this share) are rejected.",
+    ),
+]
+UnitRows = Annotated[
+    int, typer.Option("--unit-rows", metavar="N", help="Rows stored, and resumed, as a whole.")
+]
+MaskOption = Annotated[
+    Mask,
+    typer.Option("--mask", help="Supervised tokens; 'released' masks as the released G-Vendi code does."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="PATTERN", help="Leave out parameters whose name matches; may be repeated."
+    ),
+]
+PromptField = Annotated[str, typer.Option("--prompt-field", metavar="NAME", help="Name of the prompt field.")]
+CompletionField = Annotated[
+    str, typer.Option("--completion-field", metavar="NAME", help="Name of the completion field.")
+]
+MessagesField = Annotated[
+    str, typer.Option("--messages-field", metavar="NAME", help="Name of the messages field.")
+]
+TextField = Annotated[str, typer.Option("--text-field", metavar="NAME", help="Name of the text field.")]
+IdField = Annotated[str, typer.Option("--id-field", metavar="NAME", help="Name of the id field.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Order = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--order",
+        metavar="Q",
+        help="Also print G-Vendi of this order, such as 2 or inf; may be repeated. (Order 1 is always there.)",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What 'score' and 'sketch' read and how they sketch it."""
+
+    proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct"
+    dim: Dim = 1024
+    sketch: SketchKind = Sketch.hadamard
+    seed: Seed = 0
+    dtype: DtypeOption = Dtype.auto
+    attention: AttentionOption = Attention.auto
+    compile: CompileOption = Compile.auto
+    max_tokens: MaxTokens = None
+    batch_tokens: BatchTokens = None
+    by: By = None
+    limit: Limit = None
+    max_rejected: MaxRejected = None
+    unit_rows: UnitRows = 512
+    mask: MaskOption = Mask.completion
+    exclude: Exclude = None
+    prompt_field: PromptField = "prompt"
+    completion_field: CompletionField = "completion"
+    messages_field: MessagesField = "messages"
+    text_field: TextField = "text"
+    id_field: IdField = "id"
+
+    def only(self, *names: str, command: str) -> None:
+        """GvendiError where an option other than these was given, for the `command` does not use it."""
+        for field in fields(self):
+            if field.name not in names and getattr(self, field.name) != field.default:
+                raise GvendiError(
+                    f"--{field.name.replace('_', '-')} does not go with the {command}: its sketches are made already; "
+                    "sketch the corpus again into another --out"
+                )
+
+    def load_proxy(self):
+        """The proxy model with its tokenizer."""
+        from gvendi_fast.sketching.proxy.load import load_proxy
+
+        attention = None if self.attention is Attention.auto else self.attention.value
+        return load_proxy(self.proxy, dtype=self.dtype.value, attention=attention)
+
+    def settings(self):
+        """The `Settings` that `sketch_corpus` takes."""
+        from gvendi_fast.data.index import Fields
+        from gvendi_fast.kernels.sketch_matrix import SketchSpec
+        from gvendi_fast.sketching.corpus import Settings
+
+        return Settings(
+            spec=SketchSpec(dim=self.dim, kind=self.sketch.value, seed=self.seed),
+            fields=Fields(
+                prompt=self.prompt_field,
+                completion=self.completion_field,
+                messages=self.messages_field,
+                text=self.text_field,
+                id=self.id_field,
+                by=self.by,
+            ),
+            max_tokens=self.max_tokens,
+            batch_tokens=self.batch_tokens,
+            compile=self.compile.value,
+            mask=self.mask.value,
+            limit=self.limit,
+            unit_rows=self.unit_rows,
+            max_rejected=parse_max_rejected(self.max_rejected),
+            exclude=tuple(self.exclude or ()),
+        )
+
+
+def warn_unfinished(run) -> None:
+    """Say on stderr that work units of a run directory are missing, if any are."""
+    if said := run.missing():
+        print(f"warning: {said}", file=sys.stderr)
+
+
+def unbundled(command: Callable) -> Callable:
+    """The command as typer reads it: a parameter that is a dataclass of options becomes these options."""
+    signature = inspect.signature(command, eval_str=True)
+    bundles = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
+    options: list[Parameter] = []
+    for p in signature.parameters.values():
+        if p.name not in bundles:
+            options.append(p.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(p.annotation, include_extras=True)
+        for field in fields(p.annotation):
+            options.append(
+                Parameter(
+                    field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                )
+            )
+
+    @functools.wraps(command)
+    def run(**given) -> None:
+        for name, bundle in bundles.items():
+            given[name] = bundle(**{field.name: given.pop(field.name) for field in fields(bundle)})
+        command(**given)
+
+    run.__signature__ = signature.replace(parameters=options)
+    run.__annotations__ = {p.name: p.annotation for p in options}
+    return run
+
+
+def parse_max_rejected(text: str | None) -> int | float | None:
+    """ "25" -> 25 rows, "2%" -> 0.02 of all rows."""
+    if text is None:
+        return None
+    number = text.removesuffix("%")
+    plain = number.replace(".", "", 1) if text.endswith("%") else number
+    if not plain.isdecimal():
+        raise GvendiError(f"--max-rejected must be a count such as 25 or a share such as 2%, got {text!r}")
+    return float(number) / 100 if text.endswith("%") else int(number)

@@ -1,0 +1,262 @@
+"""`gvendi select`: the most diverse rows of a run directory, as the rows they were in the corpus."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from enum import Enum
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.options import Corpus, Json, warn_unfinished
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+class ObjectiveName(str, Enum):
+    """What is maximised."""
+
+    vendi = "vendi"
+    logdet = "logdet"
+    facility = "facility"
+    quality = "quality"
+
+
+class Method(str, Enum):
+    """How the rows are picked."""
+
+    lazy = "lazy"
+    stochastic = "stochastic"
+    two_round = "two-round"
+    relaxed = "relaxed"
+
+
+def select(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' made: the pool.")
+    ],
+    size: Annotated[int, typer.Option("--size", metavar="N", help="How many rows to choose.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="FILE.jsonl", help="The chosen rows; FILE.parquet beside it says more of each."
+        ),
+    ],
+    objective: Annotated[
+        ObjectiveName,
+        typer.Option(
+            "--objective",
+            help="vendi: the entropy of the set; logdet: a determinant, which asks more for rare directions; facility: "
+            "every row of the pool has a chosen row near it; quality: mean of --quality times G-Vendi.",
+        ),
+    ] = ObjectiveName.vendi,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            help="lazy: greedy, exactly; stochastic: each pick from a random sample; two-round: greedy in parts of the "
+            "pool, then among their picks, for a pool far larger than --memory; relaxed: weights for all rows, then "
+            "whole ones, for millions of rows, with a bound on what any choice can reach.",
+        ),
+    ] = Method.lazy,
+    include: Annotated[
+        Path | None,
+        typer.Option(
+            "--include",
+            metavar="DIR2",
+            help="A run directory whose rows count as chosen already: choose what adds to them.",
+        ),
+    ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(
+            "--per",
+            metavar="FIELD",
+            help="Choose equally many rows for every value of this field (meta.task).",
+        ),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            "--quality",
+            metavar="FIELD",
+            help="Field with a number above 0 in every row; sets that objective.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", help="Seed of samples, parts and the random subsets.")
+    ] = 0,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="BYTES", help="For rows and work, such as 512MB or 4GiB.")
+    ] = "4GiB",
+    corpus: Corpus = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out and the file beside it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the most diverse rows of a corpus that has been sketched.
+
+    FILE.jsonl gets the chosen rows of the corpus in the order of picking:
+    JSON lines byte for byte as they stand there, rows of Parquet files as
+    JSON. With lazy and without --per its first m lines are the choice of m.
+    FILE.parquet says of each row its id, rank (from 1), gain (rise of the
+    objective by this pick), surprisal (nats; how unlike the others it is)
+    and cluster (empty here).
+
+    Beside the score of the choice stands that of random subsets of the same
+    size, under the same --per and --include. Diversity is a means: pushed to
+    the extreme it favours odd rows, facility is then the better objective,
+    and random subsets are hard to beat in training. Look at what was chosen.
+    """
+    from gvendi_fast import selection
+    from gvendi_fast.base.files import atomic_write
+    from gvendi_fast.base.progress import progress_for
+    from gvendi_fast.data.originals import locate_corpus
+    from gvendi_fast.data.pool import as_pool
+    from gvendi_fast.data.run_directory import RunDirectory
+
+    began, budget = time.perf_counter(), parse_bytes(memory)
+    sidecar = _check_out(out, force)
+    if quality is not None and objective is ObjectiveName.vendi:
+        objective = ObjectiveName.quality
+    if (quality is not None) != (objective is ObjectiveName.quality):
+        raise GvendiError("--quality FIELD goes with --objective quality, and that objective needs it")
+    run = RunDirectory.load(directory)
+    warn_unfinished(run)
+    # A corpus that is gone should be known before the work, not after it.
+    for path in map(Path, locate_corpus(run, corpus)):
+        if path.resolve() in (out.resolve(), sidecar.resolve()):
+            raise GvendiError(f"--out: '{path}' is a file of the corpus itself; give another name")
+    pool = as_pool(run)
+    groups, scores = _columns(run, pool, per, quality, corpus)
+    chosen = selection.select(
+        pool,
+        size,
+        objective.value,
+        method=method.value,
+        must_include=include,
+        groups=groups,
+        quotas=None if groups is None else selection.equal_quotas(groups, size),
+        quality=scores,
+        seed=seed,
+        memory=budget,
+        progress=progress_for(verb="choosing"),
+    )
+    # Both are complete before either is there.
+    with atomic_write(sidecar) as about, atomic_write(out) as rows:
+        _write_sidecar(about, chosen)
+        _write_rows(rows, out.parent, run, pool.numbers("row")[chosen.rows], corpus)
+    summary = {
+        **chosen.to_dict(),
+        "pool_rows": len(pool),
+        "out": str(out),
+        "sidecar": str(sidecar),
+        "seconds": time.perf_counter() - began,
+    }
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
+    else:
+        _print_summary(summary)
+
+
+def parse_bytes(text: str) -> int:
+    """ "512MB" -> 512,000,000, "4GiB" -> 4 x 2^30, "1000" -> 1000."""
+    number = text.strip().rstrip("BbIiKkMmGgTt ")
+    unit = text.strip()[len(number) :].strip().upper()
+    if unit not in _UNITS or not number.replace(".", "", 1).isdecimal():
+        raise GvendiError(f"--memory must be a size such as 512MB or 4GiB, got {text!r}")
+    return int(float(number) * _UNITS[unit])
+
+
+def _check_out(out: Path, force: bool) -> Path:
+    if out.suffix != ".jsonl":
+        raise GvendiError(
+            f"--out is '{out}'; wanted a name that ends in .jsonl (FILE.parquet goes beside it)"
+        )
+    sidecar = out.with_suffix(".parquet")
+    if not out.parent.is_dir():
+        raise GvendiError(f"--out: the folder '{out.parent}' does not exist; make it first")
+    for path in (out, sidecar):
+        if path.is_dir() or (path.exists() and not force):
+            raise GvendiError(f"--out: '{path}' is there already; give another name, or --force to overwrite")
+    return sidecar
+
+
+def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | None):
+    """A label and a quality for each row of the pool, from the run where it holds them, else from the corpus."""
+    from gvendi_fast.data.originals import number_of, original_rows
+    from gvendi_fast.data.rows import record_group
+
+    stored = per is not None and per == run.manifest["fields"]["by"]
+    if quality is None and (per is None or stored):
+        return (pool.groups if stored else None), None
+    ordinals = pool.numbers("row").tolist()
+    groups, scores = {}, {}
+    for original in original_rows(run, ordinals, corpus):
+        if per is not None and not stored:
+            groups[original.ordinal] = str(record_group(original.record(), per))
+        if quality is not None:
+            scores[original.ordinal] = number_of(original, quality)
+    if per is not None and not stored and not any(groups.values()):
+        raise GvendiError(f"--per {per}: no row has this field; name one that the rows have")
+    return (
+        pool.groups if stored else [groups[i] for i in ordinals] if groups else None,
+        [scores[i] for i in ordinals] if quality is not None else None,
+    )
+
+
+def _write_sidecar(stream: IO[bytes], chosen) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n = len(chosen)
+    table = pa.table(
+        {
+            "id": pa.array(chosen.ids, pa.string()),
+            "rank": pa.array(range(1, n + 1), pa.int64()),
+            "gain": pa.array(chosen.gain, pa.float64()),
+            "surprisal": pa.array(chosen.surprisal, pa.float64()),
+            "cluster": pa.array([None] * n if chosen.cluster is None else chosen.cluster, pa.int64()),
+        }
+    )
+    pq.write_table(table, stream)
+
+
+def _write_rows(stream: IO[bytes], folder: Path, run, ordinals, corpus: Path | None) -> None:
+    """The rows in the order of `ordinals`; they come in the corpus' order, so a file without a name sorts them."""
+    from gvendi_fast.data.originals import original_rows
+
+    place: dict[int, tuple[int, int]] = {}
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        for original in original_rows(run, ordinals.tolist(), corpus):
+            place[original.ordinal] = spool.tell(), len(original.raw)
+            spool.write(original.raw)
+        for ordinal in ordinals.tolist():
+            offset, length = place[ordinal]
+            spool.seek(offset)
+            stream.write(spool.read(length) + b"\n")
+
+
+def _print_summary(summary: dict) -> None:
+    random, name = summary["random"], summary["objective"]
+    print(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, best first")
+    for title, key in (("G-Vendi", "gvendi"), *(((name, "value"),) if name != "vendi" else ())):
+        low, high = random[f"{key}_band"]
+        print(
+            f"  {title:<12}{summary[key]:.4g}   random subsets {random[key]:.4g} "
+            f"(lowest {low:.4g}, highest {high:.4g} of {random['draws']} draws)"
+        )
+    for key, what in (("gvendi_bound", "G-Vendi"), ("value_bound", name)):
+        if key in summary["details"]:
+            print(f"  no choice of {summary['size']:,} rows has a {what} above {summary['details'][key]:.4g}")
+    if summary["n"] != summary["size"]:
+        print(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
+    print(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")

@@ -1,0 +1,128 @@
+"""`gvendi weights`: how much of each source makes the most diverse mixture."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated
+
+import typer
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.options import Json, warn_unfinished
+
+# K x K numbers a source are held at once.
+MOST_SOURCES = 256
+
+
+def weights(
+    run: Annotated[
+        str, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
+    ],
+    by: Annotated[str, typer.Option("--by", metavar="FIELD", help="The field that names a row's source.")],
+    floor: Annotated[float, typer.Option("--floor", metavar="W", help="Least weight of any source.")] = 0.0,
+    cap: Annotated[float, typer.Option("--cap", metavar="W", help="Most weight of any source.")] = 1.0,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", metavar="NATS", help="Stop when the entropy is this close to its optimum."
+        ),
+    ] = 1e-3,
+    as_json: Json = False,
+) -> None:
+    """Weigh sources so that their mixture is as diverse as it can be.
+
+    The weights maximise the entropy of the mixed covariance, which has one optimum; the gap says how far at most the
+    result is below it. A weight is a share of training samples, whatever the number of rows: the table says how often a
+    source's rows would repeat in a mixture of as many rows as the directory holds.
+    """
+    from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
+    from gvendi_fast.analysis.scoring import check_by
+    from gvendi_fast.data.run_directory import RunDirectory
+
+    directory = RunDirectory.load(run)
+    warn_unfinished(directory)
+    check_by(directory, by)
+    states = _states(directory)
+    found = mixture_weights(states, floor=floor, cap=cap, tolerance=tolerance)
+    total = sum(state.n for state in states.values())
+    natural = {name: state.n / total for name, state in states.items()}
+    uniform = dict.fromkeys(states, 1 / len(states))
+    sources = {
+        name: {
+            "rows": state.n,
+            "gvendi": state.gvendi(),
+            "share": natural[name],
+            "weight": found.weights[name],
+            "repeats": found.weights[name] * total / state.n,
+        }
+        for name, state in states.items()
+    }
+    result = {
+        "by": by,
+        "sources": sources,
+        "gvendi": {
+            "as it is": math.exp(mixture_entropy(states, natural)),
+            "uniform": math.exp(mixture_entropy(states, uniform)),
+            "best": math.exp(found.entropy),
+        },
+        "gap_nats": found.gap,
+        "steps": found.steps,
+        "rows": total,
+        "spec": directory.spec,
+    }
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        _print(result)
+
+
+def _states(directory) -> dict:
+    from gvendi_fast.vendi.state import VendiState
+
+    states: dict[str, VendiState] = {}
+    for part in directory.iterate(["group", "sketch"]):
+        for name in sorted(set(part.groups)):
+            if name not in states and len(states) == MOST_SOURCES:
+                raise GvendiError(
+                    f"--by has more than {MOST_SOURCES} different values; choose a field with fewer, such as a source"
+                )
+            state = states.setdefault(name, VendiState(part.sketches.shape[1], spec=directory.spec))
+            state.update(part.sketches[[group == name for group in part.groups]])
+    if not states:
+        raise GvendiError(f"'{directory.path}' holds no sketches; run 'gvendi sketch' to the end first")
+    return {name: states[name] for name in sorted(states)}
+
+
+def _print(result: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    values = result["gvendi"]
+    console.print(f"[bold]G-Vendi {values['best']:.2f}[/bold]  of the best mixture", highlight=False)
+    console.print(f"  as it is        {values['as it is']:.2f}", highlight=False)
+    console.print(f"  uniform         {values['uniform']:.2f}", highlight=False)
+    console.print(
+        f"  certificate     at most {result['gap_nats']:.2g} nats below the optimum, {result['steps']} steps\n",
+        highlight=False,
+    )
+    table = Table()
+    for name in (result["by"], "rows", "G-Vendi (all rows)", "share now", "best weight", "times each row"):
+        table.add_column(name, justify="left" if name == result["by"] else "right", overflow="fold")
+    ranked = sorted(result["sources"].items(), key=lambda item: (-item[1]["weight"], item[0]))
+    for name, source in ranked:
+        table.add_row(
+            name or "(none)",
+            f"{source['rows']:,}",
+            f"{source['gvendi']:.2f}",
+            f"{100 * source['share']:.1f} %",
+            f"{100 * source['weight']:.1f} %",
+            f"{source['repeats']:.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"Times each row: in a mixture of {result['rows']:,} rows. Repeating rows adds no diversity; --cap limits it. "
+        "G-Vendi grows with the number of rows, so compare sources with 'gvendi score --by'.",
+        highlight=False,
+    )

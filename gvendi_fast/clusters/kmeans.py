@@ -1,0 +1,265 @@
+"""Spherical k-means: centroids on the unit sphere that the rows' cosines are largest to, out of core and exact.
+
+    label_i = argmax_c <z_i, m_c>,   m_c = s_c / ||s_c||,   s_c = sum of the unit rows z_i [K] with label c
+    objective = mean_i <z_i, m_label(i)>
+Sums are kept as integers in units of 2^-36, so that they are exact, and draws depend on the rows' numbers: the
+result is the same for every order of the rows, every block size and any number of threads, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import load_tensors, save_tensors
+from gvendi_fast.base.unit_length import Rows
+from gvendi_fast.clusters.seeds import plus_plus, row_keys
+from gvendi_fast.clusters.sums import Tally, Worst
+from gvendi_fast.data.pool import Pool, PoolLike, as_pool
+from gvendi_fast.kernels import ops
+
+_KIND = "gvendi_fast.spherical_kmeans"
+_SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", "converged")
+# Rows that k-means++ looks at: these many a cluster, and never fewer than the least.
+SEED_ROWS, SEED_LEAST = 8, 4096
+
+AfterPass = Callable[[int, float, int], None]
+
+
+class Assignment(NamedTuple):
+    """Each row's most similar centroid and the next: labels int64 [N], cosines float32 [N], on the CPU.
+
+    With one cluster `second` is -1 and `second_cosine` NaN.
+    """
+
+    label: torch.Tensor
+    cosine: torch.Tensor
+    second: torch.Tensor
+    second_cosine: torch.Tensor
+
+
+def sparse_clusters(counts: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Which clusters are sparse: bool [C], true for the smallest half by count int64 [C], C / 2 of them rounded down.
+
+    Of equal counts the lower index is the smaller; a single cluster is sparse, so that there always is one
+    (the sparse set of arXiv 2505.20161, by rank).
+    """
+    counts = torch.as_tensor(counts)
+    if counts.dim() != 1 or len(counts) == 0 or counts.is_floating_point():
+        raise GvendiError(
+            f"counts has {counts.dtype} {tuple(counts.shape)}; wanted integers [C], one a cluster"
+        )
+    sparse = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+    sparse[counts.argsort(stable=True)[: max(1, len(counts) // 2)]] = True
+    return sparse
+
+
+class SphericalKMeans:
+    """Spherical k-means over a pool of any size.
+
+    n_clusters: C; None takes 1 % of the rows that `fit` sees, at least 1 (arXiv 2505.20161). seed: of the draws.
+    max_iterations: updates of the centroids at most. tolerance: `fit` stops when an update raises the objective by no
+    more than this. device: where products run.
+
+    After `fit` or `partial_fit`: centroids float32 [C, K] of length 1, counts int64 [C], objective (mean cosine of the
+    counted rows to their centroids, each when it was counted; after `fit` all to the final ones), iterations,
+    converged, spec of the pool or None. Labels and counts are those of the final centroids.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int | None = None,
+        seed: int = 0,
+        max_iterations: int = 50,
+        tolerance: float = 1e-5,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if n_clusters is not None and n_clusters < 1:
+            raise GvendiError(f"n_clusters is {n_clusters}; wanted at least 1, or None for 1 % of the rows")
+        if max_iterations < 1:
+            raise GvendiError(f"max_iterations is {max_iterations}; wanted at least 1")
+        if not tolerance >= 0:
+            raise GvendiError(f"tolerance is {tolerance}; wanted a gain in mean cosine of 0 or more")
+        self.n_clusters, self.seed = n_clusters, int(seed)
+        self.max_iterations, self.tolerance = int(max_iterations), float(tolerance)
+        self.device = torch.device(device)
+        self.spec: dict | None = None
+        self.iterations, self.converged = 0, False
+        self._centroids: torch.Tensor | None = None
+
+    @property
+    def centroids(self) -> torch.Tensor:
+        """float32 [C, K], each of length 1."""
+        self._check_fitted()
+        return self._centroids
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Rows of each cluster: int64 [C] on the CPU."""
+        self._check_fitted()
+        return self._tally.counts.to("cpu", copy=True)
+
+    @property
+    def objective(self) -> float:
+        """Mean cosine of the counted rows to their centroids, from -1 to 1; NaN before any row is counted."""
+        self._check_fitted()
+        return self._tally.mean_cosine()
+
+    def fit(self, source: PoolLike, progress: AfterPass | None = None) -> SphericalKMeans:
+        """Cluster a pool: a matrix [N, K], a run directory, its path, or a Pool. Returns self.
+
+        Memory: the centroids and their sums, 4096 rows at a time, and the 8 C or at least 4096 rows that the seeds
+        are drawn from. `progress(iteration, objective, empty clusters)` is called after each pass over the rows.
+        Raises GvendiError for a pool with fewer rows than clusters.
+        """
+        pool = as_pool(source)
+        clusters = max(1, len(pool) // 100) if self.n_clusters is None else self.n_clusters
+        if len(pool) < clusters:
+            raise GvendiError(
+                f"n_clusters is {clusters} and the pool has {len(pool)} rows; give at most one cluster a row"
+            )
+        keys = self._keys(pool)
+        self._centroids = self._seeds(pool, keys, clusters)
+        self.spec, self.converged = pool.spec, False
+        before = -np.inf
+        for iteration in range(self.max_iterations + 1):
+            self._tally, worst = self._pass(pool, keys)
+            self.iterations, now = iteration, self._tally.mean_cosine()
+            empty = int((self._tally.counts == 0).sum())
+            if progress is not None:
+                progress(iteration, now, empty)
+            reseeds = empty > 0 and worst.number > 0
+            self.converged = not reseeds and now - before <= self.tolerance
+            if self.converged or iteration == self.max_iterations:
+                break
+            before = now
+            self._centroids = self._tally.directions(self._centroids)
+            self._reseed(worst)
+        return self
+
+    def partial_fit(self, rows: Rows) -> SphericalKMeans:
+        """Take up a batch of rows [n, K] (mini-batch k-means): the first one seeds the centroids. Returns self.
+
+        A centroid is the mean direction of all rows it was given so far, so that it moves less and less. The order of
+        batches counts, that of the rows in a batch does not. The first batch needs n_clusters rows, else GvendiError.
+        """
+        pool = as_pool(rows)
+        keys = self._keys(pool)
+        if self._centroids is None:
+            if self.n_clusters is None or len(pool) < self.n_clusters:
+                raise GvendiError(
+                    f"the first batch has {len(pool)} rows and n_clusters is {self.n_clusters}; partial_fit wants a "
+                    "number of clusters and at least as many rows in its first batch"
+                )
+            self._centroids = self._seeds(pool, keys, self.n_clusters)
+            self._tally, self.spec = Tally(self._centroids), pool.spec
+        self._check_pool(pool)
+        new, worst = self._pass(pool, keys)
+        self._move(new)
+        self._reseed(worst)
+        return self
+
+    def update(self, rows: Rows) -> Assignment:
+        """Count newly accepted rows [n, K] to their clusters and move those centroids; counts and sums go on.
+
+        Returns the rows' assignment to the centroids as they were before. A centroid becomes the direction of the sum
+        of all its rows: those of `fit` and those since.
+        """
+        self._check_fitted()
+        pool = as_pool(rows)
+        assignment, new = self.assign(pool), Tally(self._centroids)
+        for first, block in pool.blocks():
+            part = slice(first, first + len(block))
+            new.add(*(x.to(self.device) for x in (block, assignment.label[part], assignment.cosine[part])))
+        self._move(new)
+        return assignment
+
+    def assign(self, source: PoolLike) -> Assignment:
+        """Labels of rows, runner-ups and both cosines: source as in `fit`, block by block.
+
+        A row's labels do not depend on the other rows. A pool of another spec than the fitted one raises GvendiError.
+        """
+        self._check_fitted()
+        pool = as_pool(source)
+        self._check_pool(pool)
+        kinds = (torch.int64, torch.float32) * 2
+        whole = Assignment(*(torch.empty(len(pool), dtype=kind) for kind in kinds))
+        for first, rows in pool.blocks():
+            found = ops.assign(rows.to(self.device), self._centroids)
+            for column, values in zip(whole, found, strict=True):
+                column[first : first + len(rows)] = values
+        return whole
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write centroids, sums and counts to one safetensors file, which is there whole or not at all."""
+        self._check_fitted()
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        words = {"spec": json.dumps(self.spec), "settings": json.dumps(settings)}
+        save_tensors(path, _KIND, {"centroids": self._centroids, **self._tally.tensors()}, words)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> SphericalKMeans:
+        """Read what `save` wrote; it goes on as before. Another file or version raises GvendiError."""
+        tensors, words = load_tensors(path, _KIND, "SphericalKMeans.save", device)
+        settings = json.loads(words["settings"])
+        state = cls(**{name: settings[name] for name in _SETTINGS[:4]}, device=device)
+        state.spec, state.iterations = json.loads(words["spec"]), settings["iterations"]
+        state.converged, state._centroids = settings["converged"], tensors["centroids"]
+        state._tally = Tally(state._centroids)
+        state._tally.sums, state._tally.counts, state._tally.cosines = (
+            tensors[name] for name in ("sums", "counts", "cosines")
+        )
+        return state
+
+    def _keys(self, pool: Pool) -> np.ndarray:
+        blocks = [row_keys(rows, self.seed) for _, rows in pool.blocks()]
+        return np.concatenate([np.empty(0, np.uint64), *blocks])
+
+    def _seeds(self, pool: Pool, keys: np.ndarray, clusters: int) -> torch.Tensor:
+        # In the order of the keys: the same sample, and sums in one order, for every order of the rows.
+        sample = np.argsort(keys, kind="stable")[: max(SEED_LEAST, SEED_ROWS * clusters)]
+        rows = pool.take(sample).to(self.device)
+        return rows[plus_plus(rows, keys[sample], clusters).to(self.device)].clone()
+
+    def _pass(self, pool: Pool, keys: np.ndarray) -> tuple[Tally, Worst]:
+        """All rows to the centroids: sums and counts, and the rows that they serve worst."""
+        tally, worst = Tally(self._centroids), Worst()
+        for first, rows in pool.blocks():
+            here = rows.to(self.device)
+            label, cosine, _, _ = ops.assign(here, self._centroids)
+            tally.add(here, label, cosine)
+            worst.offer(rows, cosine.cpu().numpy(), keys[first : first + len(rows)])
+        return tally, worst
+
+    def _move(self, new: Tally) -> None:
+        """Add the new rows' sums; only centroids that got some move."""
+        self._tally.merge(new)
+        moved = self._tally.directions(self._centroids)
+        self._centroids = torch.where((new.counts > 0)[:, None], moved, self._centroids)
+
+    def _reseed(self, worst: Worst) -> None:
+        """Put the centroids of empty clusters on the rows that are served worst."""
+        empty = torch.nonzero(self._tally.counts == 0)[: worst.number, 0]
+        if len(empty):
+            self._centroids[empty] = worst.rows[: len(empty)].to(self.device)
+
+    def _check_fitted(self) -> None:
+        if self._centroids is None:
+            raise GvendiError("there are no centroids yet; call fit(rows) first")
+
+    def _check_pool(self, pool: Pool) -> None:
+        if pool.dim != self._centroids.shape[1]:
+            raise GvendiError(
+                f"rows have {pool.dim} columns, the centroids {self._centroids.shape[1]}; sketch both with one dim"
+            )
+        if self.spec is not None and pool.spec is not None and pool.spec != self.spec:
+            raise GvendiError(
+                f"the pool was sketched with other settings than the centroids; sketch both with one spec\n"
+                f"  centroids: {self.spec}\n  pool:      {pool.spec}"
+            )

@@ -1,1 +1,0 @@
-"""The `gvendi` commands on sketches that are there already, one file each."""

@@ -1,0 +1,178 @@
+"""A corpus as work units: one pass makes the manifest, after which any unit can be read on its own.
+
+rows.py says what a row is, sources.py how files are opened, units.py how a unit is read, text.py makes tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Sequence
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, record_id
+from gvendi_fast.data.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
+
+__all__ = [
+    "Fields",
+    "Manifest",
+    "Rejected",
+    "Row",
+    "SourceFile",
+    "Unit",
+    "UnitReader",
+    "find_files",
+    "index_corpus",
+    "read_unit",
+]
+
+ROWS_PER_UNIT = 4096
+_SQLITE_CACHE_KIB = 65536
+
+
+def index_corpus(
+    inputs: str | os.PathLike | Sequence[str | os.PathLike],
+    fields: Fields | None = None,
+    rows_per_unit: int = ROWS_PER_UNIT,
+    limit: int | None = None,
+) -> Manifest:
+    """Read the corpus once and cut it into work units.
+
+    `inputs`: files, folders and globs as `find_files` takes them. A row is a line that is not empty, or a row of a
+    Parquet file; `limit` takes the first rows over all files in order, readable or not. Units never span files. Of
+    rows with the same own id the first in input order counts, also where that one is rejected for another reason;
+    the ids seen are kept on disk as 16-byte digests, so memory does not grow with the rows (a unit is one small
+    object; a duplicate adds 16 bytes before compression).
+
+    Raises GvendiError for inputs that cannot be found or opened, an empty corpus, a setting below 1.
+    """
+    fields = fields or Fields()
+    for name, value in (("rows_per_unit", rows_per_unit), ("limit", limit)):
+        if value is not None and value < 1:
+            raise GvendiError(f"{name} is {value}; wanted at least 1")
+    files: list[SourceFile] = []
+    units: list[Unit] = []
+    rows = duplicates = 0
+    with _SeenIds() as seen:
+        for path in find_files(inputs):
+            if limit is not None and rows == limit:
+                break
+            index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen)
+            index.scan(fields, None if limit is None else limit - rows)
+            files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
+            units.extend(index.units)
+            rows += index.rows
+            duplicates += index.duplicates
+    if rows == 0:
+        raise GvendiError(
+            f"corpus: the {len(files)} file(s) given hold no rows, the first is '{files[0].path}'"
+        )
+    return Manifest(tuple(files), tuple(units), fields, rows, duplicates, rows_per_unit, limit)
+
+
+class _FileIndex:
+    """The pass over one file: counts its rows, fingerprints its bytes, closes a unit every `rows_per_unit` rows."""
+
+    def __init__(
+        self, path: str, file: int, first_row: int, first_unit: int, rows_per_unit: int, seen: _SeenIds
+    ) -> None:
+        self.path, self.file, self.kind = path, file, kind_of(path) or ""
+        self.size = os.path.getsize(path)
+        self.digest = hashlib.blake2b(digest_size=16)
+        self.rows = self.duplicates = 0
+        self.units: list[Unit] = []
+        self._first_row, self._first_unit, self._per_unit, self._seen = (
+            first_row,
+            first_unit,
+            rows_per_unit,
+            seen,
+        )
+        self._open: tuple[int, int] | None = None
+        self._repeats: list[tuple[int, int, int]] = []
+
+    def scan(self, fields: Fields, limit: int | None) -> None:
+        if self.kind == "parquet":
+            self._scan_parquet(fields, limit)
+        else:
+            self._scan_lines(fields, limit)
+        if self._open is not None:
+            self._close_unit()
+
+    def _scan_lines(self, fields: Fields, limit: int | None) -> None:
+        # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
+        plain = f'"{fields.id}"'.encode() if fields.id.isidentifier() else b""
+        for line, offset, raw in read_lines(self.path, self.kind, digest=self.digest):
+            own = None
+            if not isinstance(raw, Reason) and (plain in raw or b"\\u" in raw):
+                record = decode_line(raw)
+                own = None if isinstance(record, Reason) else record_id(record, fields)
+            self._take(line, offset, own)
+            # Stopping before the next line is asked for keeps its bytes out of the fingerprint.
+            if self.rows == limit:
+                return
+
+    def _scan_parquet(self, fields: Fields, limit: int | None) -> None:
+        with ParquetSource(self.path, fields) as source:
+            total = sum(source.group_rows)
+            total = total if limit is None else min(total, limit)
+            source.fingerprint(total, self.digest)
+            if fields.id not in source.columns:
+                for number in range(1, total + 1):
+                    self._take(number, 0, None)
+                return
+            for number, record in source.rows(columns=[fields.id]):
+                if number > total:
+                    return
+                self._take(number, 0, None if isinstance(record, Reason) else record_id(record, fields))
+
+    def _take(self, line: int, offset: int, own: str | Reason | None) -> None:
+        if self._open is None:
+            self._open = line, offset
+        within = self.rows % self._per_unit
+        if own is not None and not isinstance(own, Reason):
+            first = self._seen.first(own, self.file, line)
+            if first is not None:
+                self._repeats.append((within, *first))
+        self.rows += 1
+        if within + 1 == self._per_unit:
+            self._close_unit()
+
+    def _close_unit(self) -> None:
+        rows = (self.rows - 1) % self._per_unit + 1
+        ordinal, first_row = self._first_unit + len(self.units), self._first_row + self.rows - rows
+        repeats = pack_duplicates(self._repeats)
+        self.units.append(Unit(ordinal, self.file, first_row, rows, *self._open, repeats))
+        self.duplicates += len(self._repeats)
+        self._open, self._repeats = None, []
+
+
+class _SeenIds:
+    """Where each id stood first, in a private temporary database that the system removes with the process."""
+
+    def __enter__(self) -> _SeenIds:
+        # An empty name makes SQLite keep the database in a temporary file that is already unlinked.
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute(f"PRAGMA cache_size=-{_SQLITE_CACHE_KIB}")
+        self._db.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, file INT, line INT) WITHOUT ROWID")
+        self._db.execute("BEGIN")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def first(self, own: str, file: int, line: int) -> tuple[int, int] | None:
+        """(file, line) of the earlier row with this id, None when this one is the first."""
+        key = hashlib.blake2b(own.encode(), digest_size=16).digest()
+        try:
+            if self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (key, file, line)).rowcount:
+                return None
+        except sqlite3.OperationalError as error:
+            raise GvendiError(
+                f"corpus: the table of ids seen cannot be written to the temporary folder ({error}); it takes about 40 "
+                "bytes a row: set SQLITE_TMPDIR to a folder with room"
+            ) from error
+        return self._db.execute("SELECT file, line FROM seen WHERE id = ?", (key,)).fetchone()

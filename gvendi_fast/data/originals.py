@@ -1,0 +1,184 @@
+"""The source rows of a run directory, as they stand in the corpus it was made from.
+
+units.json names the corpus' files with their size and content fingerprint; row number `ordinal` of the corpus is
+found by going through them in order. A file that has changed since is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import hashlib
+import json
+import math
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Fields, Reason, decode_line, field_of
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.sources import ParquetSource, read_lines
+
+_PARQUET_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """Row `ordinal` of a corpus: where it stands (line or Parquet row from 1) and its JSON object on one line.
+
+    raw: the exact bytes of a JSON line without the line's end; a Parquet row is written as JSON.
+    """
+
+    ordinal: int
+    file: str
+    line: int
+    raw: bytes
+
+    def record(self) -> dict[str, Any]:
+        """The row as a dict. Raises GvendiError that names file and line where it is no JSON object."""
+        record = decode_line(self.raw)
+        if isinstance(record, Reason):
+            raise GvendiError(f"{self.file}:{self.line}: {record}")
+        return record
+
+
+def original_rows(
+    run: RunDirectory, ordinals: Iterable[int], corpus: str | os.PathLike | None = None
+) -> Iterator[Original]:
+    """The rows with these ordinals in the corpus, each once, in the corpus' order.
+
+    ordinals: as column "row" of the run's parts. corpus: the folder that holds the files now, if they have moved.
+    One file is read at a time and none beyond its recorded rows. Raises GvendiError for a run without a recorded
+    corpus, a file that is not there, one that has changed (by size at once, by content when the file has been
+    read to its end: use no row before the iterator is exhausted), and an ordinal that the corpus does not have.
+    """
+    paths = locate_corpus(run, corpus)
+    wanted, place, first = sorted(set(ordinals)), 0, 0
+    total = run.manifest["rows"]
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < total:
+        raise GvendiError(f"ordinals holds {wanted[0]} to {wanted[-1]}; the corpus has rows 0 to {total - 1}")
+    files = run.manifest["files"]
+    for index, source in enumerate(files):
+        here: dict[int, int] = {}
+        while place < len(wanted) and wanted[place] < first + source["rows"]:
+            here[wanted[place] - first] = wanted[place]
+            place += 1
+        if here:
+            # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
+            cut = index == len(files) - 1 and run.manifest["limit"] == total
+            read = _parquet_rows if source["kind"] == "parquet" else _lines
+            yield from read(paths[index], source, here, cut)
+        first += source["rows"]
+
+
+def locate_corpus(run: RunDirectory, corpus: str | os.PathLike | None = None) -> list[str]:
+    """Where each file of the run's corpus is now, its size checked. Raises GvendiError as `original_rows` does."""
+    if run.manifest is None or "files" not in run.manifest:
+        raise GvendiError(
+            f"'{run.path}' has no units.json, so its corpus is not known; sketch the corpus again"
+        )
+    return [_locate(source, run, corpus) for source in run.manifest["files"]]
+
+
+def number_of(original: Original, name: str) -> float:
+    """The finite number above 0 at the dotted path `name`; GvendiError naming file and line where there is none."""
+    value = field_of(original.record(), name)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value <= 0:
+        shown = "is missing" if value is None else f"is {json.dumps(value, ensure_ascii=False)[:60]}"
+        raise GvendiError(
+            f"{original.file}:{original.line}: field '{name}' {shown}; wanted a finite number above 0 in every row"
+        )
+    return float(value)
+
+
+def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
+    recorded = source["path"]
+    tried = [Path(recorded)]
+    if corpus is not None:
+        # The recorded path may have been given from anywhere: its longest tail that is there counts.
+        parts = Path(recorded).parts
+        tried = [
+            Path(corpus, *parts[i:]) for i in range(1 if Path(recorded).is_absolute() else 0, len(parts))
+        ]
+    path = next((path for path in tried if path.is_file()), None)
+    if path is None:
+        raise GvendiError(
+            f"the corpus of '{run.path}' is not where it was: '{recorded}' is not there "
+            f"(looked for {', '.join(repr(str(p)) for p in tried)} from '{os.getcwd()}'); "
+            "name the folder that holds it now by --corpus DIR (corpus=)"
+        )
+    size = path.stat().st_size
+    if size != source["size"]:
+        raise _changed(path, f"{source['size']} -> {size} bytes")
+    return str(path)
+
+
+def _changed(path: str | Path, how: str) -> GvendiError:
+    return GvendiError(
+        f"'{path}' has changed since it was sketched ({how}), so its rows are not those of the run; restore it, or "
+        "sketch the corpus again into another --out"
+    )
+
+
+def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool) -> Iterator[Original]:
+    digest, rows = hashlib.blake2b(digest_size=16), 0
+    for line, _, raw in read_lines(path, source["kind"], digest=digest):
+        if rows in here:
+            if isinstance(raw, Reason):
+                raise GvendiError(f"{path}:{line}: {raw}")
+            yield Original(here[rows], path, line, raw)
+        rows += 1
+        if cut and rows == source["rows"]:
+            break
+    if rows != source["rows"] or digest.hexdigest() != source["digest"]:
+        raise _changed(path, "other content")
+
+
+def _parquet_rows(
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
+) -> Iterator[Original]:
+    import pyarrow.parquet
+
+    digest, numbers = hashlib.blake2b(digest_size=16), sorted(here)
+    with ParquetSource(path, Fields()) as parquet:
+        group_rows = parquet.group_rows
+        parquet.fingerprint(source["rows"], digest)
+    if digest.hexdigest() != source["digest"]:
+        raise _changed(path, "other content")
+    with pyarrow.parquet.ParquetFile(path) as file:
+        first = 0
+        for group, count in enumerate(group_rows):
+            if bisect_left(numbers, first) < bisect_left(numbers, first + count):
+                number = first
+                for batch in file.iter_batches(_PARQUET_BATCH, [group], use_threads=False):
+                    for index in range(batch.num_rows):
+                        if number + index in here:
+                            where = f"{path}:{number + index + 1}"
+                            raw = _as_json(batch.slice(index, 1).to_pylist()[0], where)
+                            yield Original(here[number + index], path, number + index + 1, raw)
+                    number += batch.num_rows
+            first += count
+
+
+def _as_json(record: dict[str, Any], where: str) -> bytes:
+    def other(value: Any) -> Any:
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        if isinstance(value, decimal.Decimal | datetime.timedelta):
+            return str(value)
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode("ascii")
+        raise GvendiError(f"{where}: a {type(value).__name__} cannot be written as JSON; convert that column")
+
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False, default=other).encode()
+    except ValueError as error:
+        raise GvendiError(
+            f"{where}: the row cannot be written as JSON ({error}); clean that column"
+        ) from error

@@ -1,0 +1,145 @@
+"""One work unit's result as a Parquet file: the same rows give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from gvendi_fast.base.errors import GvendiError
+
+# Column of the file -> attribute of Part.
+COLUMNS = {
+    "id": "ids",
+    "group": "groups",
+    "row": "rows",
+    "sketch": "sketches",
+    "tokens": "tokens",
+    "length": "length",
+    "loss": "loss",
+    "gradient_norm": "gradient_norm",
+}
+_DTYPES = {
+    "row": np.int64,
+    "tokens": np.int32,
+    "length": np.int32,
+    "loss": np.float32,
+    "gradient_norm": np.float32,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One unit's accepted rows: sorted by `rows` as read, in any order as written.
+
+    A column that was not asked for is None; what is written has every column, sequences of as many items each.
+
+    `rows` int64: ordinal in the corpus; `sketches` float32 [n, K]; `tokens` int32: supervised tokens; `length` int32:
+    all tokens; `loss` float32: nats, summed over the supervised tokens; `gradient_norm` float32: of the exact gradient
+    or its estimate, as the spec says.
+    """
+
+    unit: int
+    ids: list[str] | None = None
+    groups: list[str] | None = None
+    rows: np.ndarray | None = None
+    sketches: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    length: np.ndarray | None = None
+    loss: np.ndarray | None = None
+    gradient_norm: np.ndarray | None = None
+
+
+def part_table(part: Part) -> Any:
+    """The Arrow table of a unit, sorted by row. Raises GvendiError as `RunDirectory.write_part` says."""
+    import pyarrow as pa
+
+    absent = [name for name in COLUMNS.values() if getattr(part, name) is None]
+    if absent:
+        raise GvendiError(f"write_part: {absent[0]} of unit {part.unit} is None; wanted every column of Part")
+    arrays = {
+        name: np.asarray(getattr(part, COLUMNS[name]), kind).reshape(-1) for name, kind in _DTYPES.items()
+    }
+    sketches = np.asarray(part.sketches, np.float32)
+    _check(part, arrays, sketches)
+    order = np.argsort(arrays["row"], kind="stable")
+    flat = pa.array(np.ascontiguousarray(sketches[order]).reshape(-1))
+    columns = {
+        "id": pa.array([part.ids[index] for index in order], pa.string()),
+        "group": pa.array([part.groups[index] for index in order], pa.string()),
+        "row": pa.array(arrays["row"][order]),
+        "sketch": pa.FixedSizeListArray.from_arrays(flat, sketches.shape[1]),
+    }
+    rest = {name: pa.array(arrays[name][order]) for name in ("tokens", "length", "loss", "gradient_norm")}
+    return pa.table({**columns, **rest})
+
+
+def write_table(table: Any, stream: IO[bytes]) -> None:
+    """Write it as one row group. Sketches do not compress; checksums tell a damaged page from a changed number."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(
+        table,
+        stream,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        row_group_size=max(table.num_rows, 1),
+    )
+
+
+def read_part(path: Path, unit: int, names: Sequence[str]) -> Part:
+    """The columns `names` of one part. Raises GvendiError that names the file where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = Part(unit)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(list(names), use_threads=False)
+        for name in names:
+            setattr(part, COLUMNS[name], _column(name, table[name]))
+    # A missing column is a KeyError, a broken page an OSError, a string that is no UTF-8 a UnicodeDecodeError.
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from error
+    return part
+
+
+def damaged(path: Path, why: str) -> GvendiError:
+    """The error for a part that cannot be used."""
+    return GvendiError(f"'{path}' is damaged ({why}); delete this file and run the same command again")
+
+
+def _column(name: str, column: Any) -> list[str] | np.ndarray:
+    if name in ("id", "group"):
+        return column.to_pylist()
+    if name == "sketch":
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), column.type.list_size)
+    return column.to_numpy()
+
+
+def _check(part: Part, arrays: dict[str, np.ndarray], sketches: np.ndarray) -> None:
+    lengths = {
+        "ids": len(part.ids),
+        "groups": len(part.groups),
+        **{name: len(value) for name, value in arrays.items()},
+    }
+    n = len(sketches)
+    if sketches.ndim != 2 or sketches.shape[1] == 0:
+        raise GvendiError(
+            f"write_part: sketches have shape {sketches.shape}; wanted [n, K] with K of at least 1"
+        )
+    if any(size != n for size in lengths.values()):
+        raise GvendiError(f"write_part: {n} sketches but {lengths}; wanted as many of each")
+    if len(np.unique(arrays["row"])) != n:
+        raise GvendiError(f"write_part: unit {part.unit} has a row twice; wanted each row once")
+    bad = np.flatnonzero(~np.isfinite(sketches).all(axis=1))
+    if len(bad):
+        raise GvendiError(
+            f"write_part: the sketch of '{part.ids[bad[0]]}' is not finite; wanted such rows among the rejected"
+        )

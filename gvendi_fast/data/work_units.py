@@ -1,0 +1,187 @@
+"""The work units of a corpus and how one is read: by seeking where the file allows it, else by streaming on."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
+from gvendi_fast.data.sources import ParquetSource, read_lines
+
+# Row within its unit, then file and line of the row that had the id first.
+_DUPLICATE = struct.Struct("<IIQ")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a corpus: its name as given, its kind, size in bytes, rows taken and content fingerprint.
+
+    `digest` is the BLAKE2b (16 bytes, hex) of the bytes the pass went through: the lines after unpacking for JSON
+    lines, the footer and the row groups in use for Parquet. With a `limit` the bytes behind it do not count.
+    """
+
+    path: str
+    kind: str
+    size: int
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A run of consecutive rows of one file: the piece of work that is scored, stored and resumed as a whole.
+
+    `file` indexes `Manifest.files`; `first_row` is the ordinal in the corpus of its first row; `line` and `offset`
+    (bytes, used for plain JSON lines only) say where that row stands. `duplicates` packs which of its rows repeat an
+    earlier id; a corpus without any leaves it empty.
+    """
+
+    ordinal: int
+    file: int
+    first_row: int
+    rows: int
+    line: int
+    offset: int
+    duplicates: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one pass over a corpus found: its files and its work units, in input order."""
+
+    files: tuple[SourceFile, ...]
+    units: tuple[Unit, ...]
+    fields: Fields
+    rows: int
+    duplicates: int
+    rows_per_unit: int
+    limit: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest's identity for a run directory, JSON-able: everything that decides what a unit holds."""
+        return {
+            "units_total": len(self.units),
+            "rows": self.rows,
+            "duplicates": self.duplicates,
+            "rows_per_unit": self.rows_per_unit,
+            "limit": self.limit,
+            "fields": asdict(self.fields),
+            "files": [asdict(source) for source in self.files],
+        }
+
+
+class UnitReader:
+    """Reads the units of a manifest; units asked for in order cost one pass over each file.
+
+    A plain file is sought to the unit, a Parquet file opened at its row group, and an archive streamed forward to it
+    (from its beginning only if the reader has passed the unit already).
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._file = -1
+        self._line = 0
+        self._unit_end = 0
+        self._turn = 0
+        self._records: Iterator[tuple[int, bytes | dict | Reason]] = iter(())
+
+    def __enter__(self) -> UnitReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file that is open; a later `read` opens what it needs again."""
+        getattr(self._records, "close", lambda: None)()
+        self._file, self._line, self._records = -1, 0, iter(())
+        self._turn += 1
+
+    def read(self, unit: Unit) -> Iterator[Row | Rejected]:
+        """The rows of `unit` in input order, each either readable or rejected with its reason.
+
+        Raises GvendiError when the file has gone or has another size than when it was indexed, RuntimeError when an
+        iterator is used after a later `read` or `close` has taken over its file.
+        """
+        manifest, path = self.manifest, self.manifest.files[unit.file].path
+        self._go_to(unit)
+        turn = self._turn
+        repeats = _unpack_duplicates(unit.duplicates)
+        for row in range(unit.rows):
+            if turn != self._turn:
+                raise RuntimeError(
+                    "this iterator's file has been taken over by a later read of the same UnitReader"
+                )
+            line, payload = self._next(unit.line if row == 0 else 0)
+            record = decode_line(payload) if isinstance(payload, bytes) else payload
+            parsed = parse_row(record, manifest.fields, row, path, line)
+            if row in repeats and parsed.id is not None:
+                file, first = repeats[row]
+                reason = f"duplicate id '{parsed.id}' (first at {manifest.files[file].path}:{first})"
+                parsed = Rejected(path, line, reason, parsed.id)
+            yield parsed
+
+    def _next(self, at_least: int) -> tuple[int, bytes | dict | Reason]:
+        for line, payload in self._records:
+            self._line = line
+            if line >= at_least:
+                return line, payload
+        path = self.manifest.files[self._file].path
+        raise GvendiError(
+            f"corpus: '{path}' has fewer rows than when it was indexed; run again on the unchanged file"
+        )
+
+    def _go_to(self, unit: Unit) -> None:
+        source = self.manifest.files[unit.file]
+        ahead = self._file == unit.file and self._line < unit.line
+        # Other kinds can be opened at the unit, unless it begins right where the reader stands.
+        streamed = source.kind in ("jsonl.gz", "jsonl.zst")
+        if ahead and (streamed or self._unit_end == unit.first_row):
+            self._turn += 1
+        else:
+            self.close()
+            _check_unchanged(source)
+            self._file = unit.file
+            self._records = _open_records(source, unit, self.manifest.fields)
+        self._unit_end = unit.first_row + unit.rows
+
+
+def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
+    """The rows of one unit in input order; for several units in order a `UnitReader` reads each file once."""
+    with UnitReader(manifest) as reader:
+        yield from reader.read(unit)
+
+
+def _open_records(source: SourceFile, unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
+    if source.kind == "parquet":
+        with ParquetSource(source.path, fields) as parquet:
+            yield from parquet.rows(unit.line - 1)
+    else:
+        start = (unit.offset, unit.line) if source.kind == "jsonl" else (0, 1)
+        for line, _, payload in read_lines(source.path, source.kind, *start):
+            yield line, payload
+
+
+def _check_unchanged(source: SourceFile) -> None:
+    if not os.path.exists(source.path):
+        raise GvendiError(f"corpus: '{source.path}' has gone since it was indexed; restore it or index again")
+    size = os.path.getsize(source.path)
+    if size != source.size:
+        raise GvendiError(
+            f"corpus: '{source.path}' has changed since it was indexed ({source.size} -> {size} bytes); run again"
+        )
+
+
+def pack_duplicates(repeats: list[tuple[int, int, int]]) -> bytes:
+    """`Unit.duplicates` of (row within the unit, file and line of the first row with its id)."""
+    return zlib.compress(b"".join(_DUPLICATE.pack(*repeat) for repeat in repeats)) if repeats else b""
+
+
+def _unpack_duplicates(packed: bytes) -> dict[int, tuple[int, int]]:
+    content = zlib.decompress(packed) if packed else b""
+    return {row: (file, line) for row, file, line in _DUPLICATE.iter_unpack(content)}

@@ -1,0 +1,1 @@
+"""The operations on gradients and sketches: definitions, verbs, and the backends that run them."""

@@ -1,0 +1,139 @@
+"""Which implementation runs an operation: the order table, the choice, and its reasons.
+
+A backend is a module with one function per operation and `why_not(op, *tensors) -> str | None`, the reason
+for which it cannot run this call. A backend asked for by name runs or raises with that reason; the automatic
+choice steps down in order and warns once. On a GPU whose compiled backends were both measured the faster one
+comes first (`measured.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.backends import measured
+
+# First choice first where nothing was measured. The reference runs everywhere and ends every list.
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+NAMES = ("cpu", "cuda", "triton", "reference")
+_forced: str | None = None
+_warned: set[tuple[str, str]] = set()
+
+
+def backend(name: str) -> ModuleType:
+    """The backend module called `name`; GvendiError if there is none."""
+    if name not in NAMES:
+        raise GvendiError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+    return importlib.import_module(f"gvendi_fast.kernels.backends.{name}")
+
+
+def requested() -> str | None:
+    """The backend asked for by `use_backend` or GVENDI_BACKEND; None if the choice is automatic."""
+    return _forced or os.environ.get("GVENDI_BACKEND") or None
+
+
+@contextlib.contextmanager
+def use_backend(name: str):
+    """Run every operation inside the `with` block on this backend, or raise with the reason it cannot."""
+    global _forced
+    backend(name)
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@functools.cache
+def order(op: str, device: torch.device) -> measured.Ranking:
+    """The backends that `op` may run on there, first choice first."""
+    built_in = ORDER.get(device.type, ("reference",))
+    if device.type != "cuda":
+        return measured.Ranking(built_in)
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    return measured.order(op, built_in, name, f"{major}.{minor}", measured.load())
+
+
+def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
+    """The backend that runs `op` on these tensors (all on one device)."""
+    devices = sorted({str(t.device) for t in tensors})
+    if len(devices) != 1:
+        raise GvendiError(
+            f"{op}: all tensors must be on one device, got {', '.join(devices)}; move them with .to()"
+        )
+    name = requested()
+    if name is not None:
+        chosen = backend(name)
+        reason = chosen.why_not(op, *tensors)
+        if reason:
+            raise GvendiError(f"backend {name!r} was asked for but cannot run {op}: {reason}")
+        return chosen
+    reasons = []
+    for candidate in order(op, tensors[0].device).names:
+        chosen = backend(candidate)
+        reason = chosen.why_not(op, *tensors)
+        if reason is None:
+            # From one compiled backend to the next is no loss that a user should hear of.
+            if candidate == "reference" and reasons and (op, candidate) not in _warned:
+                _warned.add((op, candidate))
+                warnings.warn(
+                    f"{op} runs on the slow {candidate} backend: {'; '.join(reasons)}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return chosen
+        reasons.append(f"{candidate}: {reason}")
+    raise GvendiError(f"no backend can run {op}: {'; '.join(reasons)}")
+
+
+def operations() -> tuple[str, ...]:
+    """Names of all operations; the reference has every one."""
+    reference = backend("reference")
+    own = {n for n, f in vars(reference).items() if getattr(f, "__module__", None) == reference.__name__}
+    return tuple(sorted(n for n in own - {"status", "why_not"} if not n.startswith("_")))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that an operation gets, whether it can run it, and why it is this one or cannot."""
+
+    name: str
+    runs: bool
+    why: str
+
+
+def choose(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """What `resolve` does with tensors of this kind, for `gvendi info`."""
+    probe = torch.empty(1, 64, dtype=dtype, device=device)
+
+    def reason(name: str) -> str | None:
+        return backend(name).why_not(op, probe)
+
+    if name := requested():
+        return Choice(name, reason(name) is None, reason(name) or "asked for")
+    ranked = order(op, device)
+    # The CPU backend has no function for what LAPACK does.
+    able = [name for name in ranked.names if hasattr(backend(name), op) and reason(name) is None]
+    if able[0] == "reference":
+        why = "there is no compiled kernel"
+    elif ranked.ratio and able[0] == ranked.names[0]:
+        why = ranked.ratio.removeprefix(f"{able[0]} ")
+    elif able[1:] == ["reference"]:
+        why = "the only compiled kernel here" + (f"; {ranked.ratio}" if ranked.ratio else "")
+    else:
+        why = "built-in order, not measured on this GPU"
+    return Choice(able[0], True, why)
+
+
+def explain() -> dict[str, str]:
+    """{backend: "ready ..." or the reason it is not there}, for `gvendi info`."""
+    return {name: backend(name).status() for name in NAMES}

@@ -1,0 +1,229 @@
+"""Run directory -> every number and text of a report, as one JSON-able dict; `report.py` draws it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gvendi_fast.analysis.equal_n import MAX_GROUPS
+from gvendi_fast.analysis.scoring import Score, score_run
+from gvendi_fast.base._version import __version__
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.originals import Original, original_rows
+from gvendi_fast.data.pool import Pool, as_pool
+from gvendi_fast.data.rows import Rejected
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.texts import TEXT, original_text
+from gvendi_fast.report import numbers
+from gvendi_fast.vendi import VendiState
+
+FORMAT = 1
+# Groups that the map colours.
+COLOURED = 8
+EXAMPLES = 3
+SHARES = (0.5, 0.9, 0.99)
+
+
+def report_data(
+    run: RunDirectory | str | os.PathLike,
+    *,
+    by: str | None = None,
+    clusters: int | str | os.PathLike | None = None,
+    seed: int = 0,
+    corpus: str | os.PathLike | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Everything that a report of a run directory shows; it may be incomplete, but must hold a row.
+
+    by: the field the directory was sketched with (None: that field, if there is one). clusters: how many (None: 1 % of
+    the rows), or the file that `gvendi cluster` wrote. seed: of all draws. corpus: the folder that holds the corpus
+    now, if it has moved; where its rows cannot be read, `texts_missing` says why and no row has a text. say: is told
+    each step. The same run, seed and settings give an equal dict.
+
+    Scores are those of `score_run`. Numbers: entropies and surprisals in nats, eigenvalues of trace 1, cosines of unit
+    sketches. Raises GvendiError for another --by, a run without rows, and clusters that are not the run's.
+    """
+    run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
+    say = say or (lambda step: None)
+    recorded = ((run.manifest or {}).get("fields") or {}).get("by")
+    field = recorded if by is None else by
+    say("reading the run")
+    pool = as_pool(run)
+    too_many = field is not None and len(set(pool.groups)) > MAX_GROUPS
+    say("scoring")
+    score = score_run(run, by=None if too_many and by is None else field, seed=seed)
+    state = VendiState(pool.dim, spec=pool.spec)
+    for _, rows in pool.blocks():
+        state.update(rows)
+    say("surprisal of every row")
+    values, ends = numbers.surprisal(pool, state)
+    say("growth with n")
+    equal = max((group.n for group in score.by.values()), default=0) or None
+    grown = numbers.growth(pool, score.gvendi, score.gvendi_corrected, list(score.ci95), seed, equal)
+    say("clusters")
+    wanted = clusters if clusters is None or isinstance(clusters, int) else Path(clusters)
+    label, clustered = numbers.clusters(pool, wanted, seed)
+    say("map and near-duplicates")
+    data = {
+        "format": FORMAT,
+        "version": __version__,
+        "run": str(run.path),
+        "seed": seed,
+        "score": _score(score),
+        "growth": grown,
+        "groups": None if field is None else _groups(field, score, pool, values, grown, too_many),
+        "map": _map(pool, state, label, field, seed),
+        "clusters": _with_groups(clustered, label, pool, field),
+        "surprisal": ends,
+        "duplicates": numbers.duplicates(pool),
+        "rejected": rejected_reasons(run.rejected()),
+        "spectrum": _spectrum(state),
+    }
+    say("texts")
+    data["texts_missing"] = _add_texts(data, run, pool, field, corpus)
+    return data
+
+
+def _score(score: Score) -> dict[str, Any]:
+    found = score.to_dict()
+    kept = (
+        "gvendi",
+        "gvendi_corrected",
+        "ci95",
+        "ci95_reliable",
+        "entropy",
+        "n",
+        "dim",
+        "tokens",
+        "rejected",
+        "coverage",
+        "spec",
+    )
+    # A run that was just made and one that is read have their settings in different orders.
+    found["spec"] = json.loads(json.dumps(score.spec, sort_keys=True))
+    done, total = score.units
+    return {**{name: found[name] for name in kept}, "units_done": done, "units_total": total}
+
+
+def _spectrum(state: VendiState) -> dict[str, Any]:
+    eigenvalues = state.spectrum()
+    held = state.effective_spectrum(SHARES)
+    return {
+        "eigenvalues": eigenvalues[eigenvalues > 1e-12].tolist(),
+        "effective": [{"share": share, "count": count} for share, count in held.items()],
+    }
+
+
+def _groups(
+    field: str, score: Score, pool: Pool, values: np.ndarray, grown: dict[str, Any], too_many: bool
+) -> dict[str, Any]:
+    """Groups by G-Vendi at equal n, highest first; each with its part of the rows and of the entropy.
+
+    `mixed` is the point of the growth curve at that n: as many rows drawn from all groups together.
+    """
+    if too_many:
+        return {"field": field, "too_many": len(set(pool.groups)), "mixed": None, "groups": []}
+    names, place = np.unique(np.array(pool.groups, dtype=object), return_inverse=True)
+    sums = np.bincount(place, weights=values)
+    found = [
+        {
+            "group": name,
+            **vars(score.by[name]),
+            "row_share": score.by[name].rows / len(pool),
+            "entropy_share": float(sums[i] / values.sum())
+            if values.sum() > 0
+            else score.by[name].rows / len(pool),
+            "surprisal": float(sums[i] / score.by[name].rows),
+        }
+        for i, name in enumerate(names)
+    ]
+    found.sort(key=lambda group: (group["gvendi"] is None, -(group["gvendi"] or 0), group["group"]))
+    mixed = next((point for point in grown["points"] if point["n"] == found[0]["n"]), None)
+    return {"field": field, "too_many": None, "mixed": mixed, "groups": found}
+
+
+def _map(
+    pool: Pool, state: VendiState, label: np.ndarray, field: str | None, seed: int
+) -> dict[str, Any] | None:
+    """The map with a colour for each point: its place among `colours`, or their number for all others."""
+    if len(pool) < 3:
+        return None
+    found = numbers.principal_map(pool, state, seed)
+    of_row = [f"cluster {c}" for c in label.tolist()] if field is None else pool.groups
+    names, counts = np.unique(np.array(of_row, dtype=object), return_counts=True)
+    largest = [str(names[i]) for i in np.argsort(-counts, kind="stable")[:COLOURED]]
+    place = {name: i for i, name in enumerate(largest)}
+    rows = found.pop("rows")
+    return {
+        **found,
+        "ids": [pool.ids[i] for i in rows],
+        "colour": [place.get(of_row[i], len(largest)) for i in rows],
+        "colours": largest,
+        "others": len(names) - len(largest),
+        "of": len(pool),
+        "by": field,
+    }
+
+
+def _with_groups(found: dict[str, Any], label: np.ndarray, pool: Pool, field: str | None) -> dict[str, Any]:
+    """Clusters with the group that most of their rows have, and its part of them."""
+    if field is not None:
+        for cluster in (*found["largest"], *found["sparsest"]):
+            members = [pool.groups[i] for i in np.flatnonzero(label == cluster["cluster"])]
+            names, counts = np.unique(np.array(members, dtype=object), return_counts=True)
+            top = int(counts.argmax())
+            cluster["group"], cluster["group_share"] = names[top], float(counts[top] / len(members))
+    return found
+
+
+def rejected_reasons(items) -> dict[str, Any]:
+    """Rejected rows by kind of reason, most frequent first, with up to three examples of each.
+
+    A kind is a reason up to its first colon, with # for quoted names and numbers, which differ from row to row.
+    """
+    kinds: dict[str, dict[str, Any]] = {}
+    item: Rejected
+    for item in items:
+        kind = re.sub(r"'[^']*'|\d+", "#", re.sub(r" \(first at .*", "", item.reason, flags=re.S)).split(":")[
+            0
+        ]
+        entry = kinds.setdefault(kind, {"reason": kind, "count": 0, "examples": []})
+        entry["count"] += 1
+        if len(entry["examples"]) < EXAMPLES:
+            entry["examples"].append(
+                {"file": item.file, "line": item.line, "id": item.id, "reason": item.reason[:TEXT]}
+            )
+    reasons = sorted(kinds.values(), key=lambda entry: (-entry["count"], entry["reason"]))
+    return {"count": sum(entry["count"] for entry in reasons), "reasons": reasons}
+
+
+def _add_texts(
+    data: dict[str, Any], run: RunDirectory, pool: Pool, field: str | None, corpus: str | os.PathLike | None
+) -> str | None:
+    """Give every row that `data` names its id, group and text; returns why there are no texts, else None."""
+    named = list(numbers.row_numbers(data))
+    ordinals = pool.numbers("row")
+    found: dict[int, Original] = {}
+    missing = None
+    # Not a fallback: the report shows the error in place of the texts.
+    try:
+        found = {
+            row.ordinal: row
+            for row in list(original_rows(run, (int(ordinals[e["row"]]) for e in named), corpus))
+        }
+    except GvendiError as error:
+        missing = str(error)
+    for entry in named:
+        number = entry["row"]
+        entry["id"], entry["row"] = pool.ids[number], int(ordinals[number])
+        if field is not None:
+            entry["group"] = pool.groups[number]
+        original = found.get(entry["row"])
+        entry["text"] = None if original is None else original_text(original, run)
+    return missing

@@ -1,0 +1,235 @@
+"""What a report says of single rows and of where they lie: growth, surprisal, map, clusters, near-duplicates.
+
+Every function goes through the pool block by block; draws are those of `base.draws`.
+All results are plain dicts, lists and numbers; a row is named by its number in the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gvendi_fast.analysis.equal_n import band
+from gvendi_fast.base.draws import order, stream
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
+from gvendi_fast.data.pool import MatrixPool, Pool
+from gvendi_fast.vendi import VendiState
+
+# Draws of each subset size; one where a spectrum takes minutes.
+GROWTH_DRAWS, LARGE_DIM, GROWTH_SIZES, LEAST_SIZE = 5, 2048, 12, 4
+MAP_POINTS = 2000
+# Rows that default clusters are fitted to at most, their number at most, and how many are shown from each end.
+CLUSTER_ROWS, MOST_CLUSTERS, SHOWN_CLUSTERS, SHOWN_ROWS = 50_000, 256, 5, 3
+EXTREMES = 10
+# All pairs of more rows take too long beside the rest.
+DUPLICATE_ROWS, DUPLICATE_COSINE, DUPLICATE_BLOCK, SHOWN_FAMILIES = 20_000, 0.99, 512, 5
+BINS = 40
+
+
+def growth(
+    pool: Pool, value: float, corrected: float, ci95: list[float], seed: int, also: int | None = None
+) -> dict[str, Any]:
+    """G-Vendi of random subsets of n, n / 2, n / 4, ... (and `also`) rows: mean and 20th to 80th percentile over draws.
+
+    A draw is one order of all rows, its subsets are the beginnings of it. One pass over the pool a draw; memory is a
+    K x K state for each size.
+    """
+    n = len(pool)
+    sizes = {n >> i for i in range(GROWTH_SIZES) if n >> i >= min(n, LEAST_SIZE)}
+    sizes = sorted(sizes if also is None else sizes | {also})
+    draws = GROWTH_DRAWS if pool.dim <= LARGE_DIM else 1
+    found: dict[int, list[float]] = {size: [] for size in sizes[:-1]}
+    for draw in range(draws if found else 0):
+        place = np.empty(n, np.int64)
+        place[order(stream("growth", seed, draw), n)] = np.arange(n)
+        shells = [VendiState(pool.dim) for _ in found]
+        for first, rows in pool.blocks():
+            shell = np.searchsorted(sizes, place[first : first + len(rows)], side="right")
+            for index, state in enumerate(shells):
+                here = torch.from_numpy(np.flatnonzero(shell == index))
+                if len(here):
+                    state.update(rows[here])
+        state = VendiState(pool.dim)
+        for size, shell in zip(found, shells, strict=True):
+            found[size].append(state.merge(shell).gvendi())
+    points = [
+        {"n": size, "mean": float(np.mean(values)), "low": low, "high": high, "draws": draws}
+        for size, values in found.items()
+        for low, high in [band(values)]
+    ]
+    points.append({"n": n, "mean": value, "low": value, "high": value, "draws": 1})
+    half = next((point["mean"] for point in points[:-1] if point["n"] == n // 2), None)
+    # What the last doubling of the rows brought.
+    last = None if half is None else value / half - 1
+    return {"points": points, "corrected": corrected, "ci95": ci95, "last_doubling": last}
+
+
+def surprisal(pool: Pool, state: VendiState) -> tuple[np.ndarray, dict[str, Any]]:
+    """Each row's surprisal in nats, float64 [N], with its histogram and the rows at both ends."""
+    values = np.concatenate([state.contributions(rows).numpy() for _, rows in pool.blocks()])
+    by_value = np.argsort(values, kind="stable")
+    shown = min(EXTREMES, len(values) // 2) or 1
+    ends = {"most": by_value[::-1][:shown], "least": by_value[:shown]}
+    rows = {
+        name: [{"row": int(i), "surprisal": float(values[i])} for i in numbers]
+        for name, numbers in ends.items()
+    }
+    return values, {"mean": float(values.mean()), **_histogram(values), **rows}
+
+
+def principal_map(pool: Pool, state: VendiState, seed: int) -> dict[str, Any]:
+    """Coordinates of up to MAP_POINTS drawn rows on the first two principal axes of the centred unit sketches.
+
+    Axes are eigenvectors of A / n - m m^T, m the mean row; the largest component of each is positive.
+    """
+    total = torch.zeros(pool.dim, dtype=torch.float64)
+    for _, rows in pool.blocks():
+        total += rows.sum(dim=0, dtype=torch.float64)
+    mean = total / len(pool)
+    spread, axes = torch.linalg.eigh(state.matrix.cpu() / state.n - torch.outer(mean, mean))
+    axes = axes[:, -2:].flip(1)
+    axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
+    chosen = np.sort(order(stream("map", seed), len(pool))[:MAP_POINTS])
+    at = (pool.take(chosen).double() - mean) @ axes
+    spread = spread.clamp_min(0)
+    whole = float(spread.sum())
+    # Equal rows have rounding for a spread.
+    shares = (spread[-2:].flip(0) / whole).tolist() if whole > 1e-9 else [0.0, 0.0]
+    return {"rows": chosen.tolist(), "x": at[:, 0].tolist(), "y": at[:, 1].tolist(), "shares": shares}
+
+
+def clusters(pool: Pool, wanted: int | Path | None, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Each row's cluster, int64 [N], with sizes and the rows nearest to the centroids of the clusters at both ends.
+
+    wanted: how many (None: 1 % of the rows, at most MOST_CLUSTERS), or a file that `gvendi cluster` wrote.
+    """
+    fitted = len(pool)
+    if isinstance(wanted, Path):
+        label, cosine = _read_clusters(wanted, pool)
+        sizes = np.bincount(label)
+    else:
+        count = max(1, min(MOST_CLUSTERS, len(pool) // 100)) if wanted is None else wanted
+        model, source = SphericalKMeans(count, seed=seed), pool
+        if len(pool) > max(CLUSTER_ROWS, 8 * count):
+            fitted = max(CLUSTER_ROWS, 8 * count)
+            chosen = order(stream("clusters", seed), len(pool))[:fitted]
+            source = MatrixPool(pool.take(np.sort(chosen)))
+        found = model.fit(source).assign(pool)
+        label, cosine = found.label.numpy(), found.cosine.numpy()
+        sizes = np.bincount(label, minlength=count)
+    by_size = np.argsort(-sizes, kind="stable")
+    by_size = by_size[sizes[by_size] > 0]
+    both = len(by_size) > 2 * SHOWN_CLUSTERS
+    ends = {"largest": by_size[:SHOWN_CLUSTERS] if both else by_size, "sparsest": by_size[-SHOWN_CLUSTERS:]}
+    if not both:
+        ends["sparsest"] = by_size[:0]
+    sparse = sparse_clusters(sizes).numpy()
+    result: dict[str, Any] = {
+        "clusters": len(sizes),
+        "file": str(wanted) if isinstance(wanted, Path) else None,
+        "fitted_rows": fitted,
+        "sizes": sizes.tolist(),
+        "mean_cosine": float(cosine.mean()),
+        "sparse": int(sparse.sum()),
+        "sparse_rows": int(sizes[sparse].sum()),
+    }
+    for name, numbers in ends.items():
+        result[name] = [_cluster(int(c), label, cosine) for c in numbers]
+    return label, result
+
+
+def duplicates(pool: Pool) -> dict[str, Any] | None:
+    """Rows whose cosine to another one is at least 0.99: counts, the histogram of the cosine to the nearest other row.
+
+    `repeats` counts the rows that have such a row before them: leaving them out leaves one of each. A family is a row
+    without one before it and all that lead back to it. None for one row or more than DUPLICATE_ROWS.
+    """
+    n = len(pool)
+    if not 1 < n <= DUPLICATE_ROWS:
+        return None
+    rows = torch.cat([block for _, block in pool.blocks()])
+    nearest, root = np.empty(n), np.arange(n)
+    for first in range(0, n, DUPLICATE_BLOCK):
+        cosine = rows[first : first + DUPLICATE_BLOCK] @ rows.T
+        cosine.diagonal(first).fill_(-2)
+        nearest[first : first + len(cosine)] = cosine.max(dim=1).values.numpy()
+        # Of equal values argmax takes the first: the earliest row that is as near.
+        earliest = (cosine >= DUPLICATE_COSINE).int().argmax(dim=1).numpy()
+        for row in np.flatnonzero(nearest[first : first + len(cosine)] >= DUPLICATE_COSINE) + first:
+            if earliest[row - first] < row:
+                root[row] = root[earliest[row - first]]
+    families, sizes = np.unique(root, return_counts=True)
+    largest = [i for i in np.argsort(-sizes, kind="stable")[:SHOWN_FAMILIES] if sizes[i] > 1]
+    # Two of each family can be compared.
+    pairs = [np.flatnonzero(root == families[i])[:2].tolist() for i in largest]
+    return {
+        "cosine": DUPLICATE_COSINE,
+        "rows": int((nearest >= DUPLICATE_COSINE).sum()),
+        "repeats": int((root != np.arange(n)).sum()),
+        "families": [
+            {"size": int(sizes[i]), "rows": [{"row": row} for row in pair]}
+            for i, pair in zip(largest, pairs, strict=True)
+        ],
+        **_histogram(np.clip(nearest, -1, 1)),
+    }
+
+
+def _cluster(number: int, label: np.ndarray, cosine: np.ndarray) -> dict[str, Any]:
+    members = np.flatnonzero(label == number)
+    nearest = members[np.argsort(-cosine[members], kind="stable")[:SHOWN_ROWS]]
+    return {
+        "cluster": number,
+        "size": len(members),
+        "mean_cosine": float(cosine[members].mean()),
+        "rows": [{"row": int(i), "cosine": float(cosine[i])} for i in nearest],
+    }
+
+
+def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = "wanted a file that 'gvendi cluster' wrote, or a number of clusters"
+    if not path.is_file():
+        raise GvendiError(f"--clusters is '{path}', which is no file; {wanted}")
+    try:
+        table = pq.read_table(path, columns=["id", "cluster", "cosine"], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise GvendiError(f"--clusters: '{path}' cannot be read ({error}); {wanted}") from error
+    if table.num_columns != 3:
+        raise GvendiError(f"--clusters: '{path}' has columns {', '.join(table.column_names)}; {wanted}")
+    place = {name: i for i, name in enumerate(table["id"].to_pylist())}
+    places = [place.get(name, -1) for name in pool.ids]
+    if -1 in places or len(place) != len(places):
+        raise GvendiError(
+            f"--clusters: '{path}' has {len(place)} ids, the run {len(places)}, and they are not the same; "
+            "run 'gvendi cluster' on this run directory again"
+        )
+    return table["cluster"].to_numpy()[places], table["cosine"].to_numpy()[places]
+
+
+def _histogram(values: np.ndarray) -> dict[str, list]:
+    low, high = float(values.min()), float(values.max())
+    # Values that differ by rounding alone stand in one bar, not in forty.
+    if high - low < 1e-3:
+        low, high = low - 0.5, high + 0.5
+    counts, edges = np.histogram(values, bins=min(BINS, max(5, len(values) // 5)), range=(low, high))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def row_numbers(found: Any) -> Iterator[dict[str, Any]]:
+    """Every dict below `found` that names a single row by its number."""
+    if isinstance(found, dict):
+        if isinstance(found.get("row"), int):
+            yield found
+        for value in found.values():
+            yield from row_numbers(value)
+    elif isinstance(found, list):
+        for value in found:
+            if isinstance(value, dict):
+                yield from row_numbers(value)

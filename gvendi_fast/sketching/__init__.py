@@ -1,0 +1,1 @@
+"""A corpus to sketches: the proxy, per-sample gradients, and the work units that are written."""

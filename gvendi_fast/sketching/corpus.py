@@ -1,0 +1,332 @@
+"""Corpus -> run directory: read, tokenise, sketch and store every row, one work unit after the other.
+
+A unit that is done is on disk whole, and a run that was killed goes on with the units that are missing. On a CPU
+batches are made inside a unit, so that run ends with the same bytes. On a GPU they are made across several, so that
+they are large enough to keep it busy, and the sketches of a run that was killed are the same to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.progress import Progress, Silent
+from gvendi_fast.base.transfer import Fetched, fetch
+from gvendi_fast.base.unit_length import has_direction, refused_gradient
+from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
+from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
+from gvendi_fast.sketching.proxy.load import Proxy
+
+# Changes whenever the same settings would give other sketches than before. 2: norms and heads of bfloat16 proxies.
+FORMAT = 2
+DEFAULT_MAX_TOKENS = 4096
+# Of a trial's samples, by which the pass is compiled for every length.
+TRIAL_TOKENS = 64
+# English text; only for the choice of compiling.
+BYTES_A_TOKEN = 4
+# Units share batches on a GPU until they have this many rows or tokens. The 7,473 rows of GSM8K make 148 batches of
+# 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
+# bound long rows: 34 MB of ids and labels, twice with the group that is tokenised ahead. A kill loses one group.
+ROWS_TOGETHER, TOKENS_TOGETHER = 8192, 1 << 22
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a corpus is sketched. Sizes of batches and units, `max_rejected` and `compile` do not decide the sketches.
+
+    spec: dimension, kind and seed of the sketch. fields: names of the row's fields. max_tokens: longest sequence
+    (None: what the proxy can read, at most 4096). batch_tokens: padded tokens of one batch
+    (None: 2048 on a CPU, what fits into the free memory of a GPU). mask: "completion",
+    or "released" for the masking of the released G-Vendi code. limit: number of rows. unit_rows: rows stored and
+    resumed as a whole. rows_together: units share batches until they have that many rows (None: 8192 on a GPU, and
+    one unit at a time on a CPU). max_rejected: rejected rows at which the run ends with an error, an int for a count
+    or a float below 1 for a share of all rows; None for no limit. exclude: patterns of parameters to leave out.
+    compile: "auto", "on" or "off", see `compiled.choose_compile`.
+    """
+
+    spec: SketchSpec = field(default_factory=SketchSpec)
+    fields: Fields = field(default_factory=Fields)
+    max_tokens: int | None = None
+    batch_tokens: int | None = None
+    mask: str = "completion"
+    limit: int | None = None
+    unit_rows: int = 512
+    rows_together: int | None = None
+    max_rejected: int | float | None = None
+    exclude: tuple[str, ...] = ()
+    compile: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise GvendiError(f"{name} must be at least 1, got {value}")
+        share = self.max_rejected
+        if share is not None and (share < 0 or (isinstance(share, float) and share >= 1)):
+            raise GvendiError(
+                f"max_rejected must be a count (an int from 0) or a share (a float from 0.0 to below 1), got {share!r}"
+            )
+
+
+def sketch_corpus(
+    data: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    proxy: Proxy,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> RunDirectory:
+    """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
+
+    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet. Rows that cannot be
+    scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a corpus or a
+    directory that cannot be used, for other settings than the directory's, and when more than `max_rejected`
+    rows are rejected (what was done is kept).
+    """
+    settings, progress = settings or Settings(), progress or Silent()
+    manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
+    is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
+    sketcher = GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude)
+    limit = _longest(proxy, settings.max_tokens)
+    encoder = Encoder(proxy.tokenizer, limit, settings.mask)
+    run = RunDirectory.open(out, spec_of(proxy, sketcher, settings, limit), manifest.to_dict())
+    allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
+    todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
+    rejected = sum(1 for _ in run.rejected())
+    progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
+    try:
+        _check_rejects(rejected, allowed, run)
+        if is_compiled and todo:
+            progress.note("compiling the proxy's pass, once; a large model takes minutes")
+            sketcher = _compiled(sketcher, settings)
+        # The trial batch of a GPU's budget is for nothing where all is done.
+        batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
+        on_gpu = proxy.device.type == "cuda"
+        rows = settings.rows_together or (ROWS_TOGETHER if on_gpu else 1)
+        groups = _ahead(_together(manifest, todo, encoder, sketcher.spec.dim, rows))
+        for group, batch, fetched in _behind(_queued(groups, sketcher, proxy, batch_tokens), int(on_gpu)):
+            if fetched is not None:
+                group.take(batch, fetched)
+                progress.advance(len(batch), sum(sample.length for sample in batch), 0)
+            # All that is whole is written before a limit can end the run.
+            for unit in group.finished():
+                refused = len(unit.refused) + unit.write(run)
+                progress.advance(len(unit.refused), 0, refused)
+                rejected += refused
+            _check_rejects(rejected, allowed, run)
+    finally:
+        progress.close()
+    run.finish()
+    return run
+
+
+def _about_tokens(manifest: Manifest) -> int:
+    """About how many tokens a corpus has, by the size of its files; too few where these are packed."""
+    return sum(file.size for file in manifest.files) // BYTES_A_TOKEN
+
+
+def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
+    """The sketcher with its pass compiled; the one given, with a warning, where that fails and nobody asked for it."""
+    compiled = GradientSketcher(sketcher.model, sketcher.spec, exclude=settings.exclude, compile=True)
+    positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_TOKENS
+    trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
+    try:
+        compiled(trial, trial)
+    except CompileError as error:
+        if settings.compile == "on":
+            raise
+        warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
+        return sketcher
+    return compiled
+
+
+def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
+    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
+
+    Device, backend, attention and compiling are left out: they change the rounding alone, so that a run which began
+    on one machine may go on on another.
+    """
+    local = proxy.revision.startswith("sha256:")
+    template = getattr(proxy.tokenizer, "chat_template", None)
+    return {
+        "format": FORMAT,
+        # A folder is known by its digest, wherever it lies.
+        "proxy": {"name": Path(proxy.name).name if local else proxy.name, "revision": proxy.revision},
+        "sketch": sketcher.spec.as_dict(),
+        "dtype": str(next(proxy.model.parameters()).dtype).removeprefix("torch."),
+        "mask": settings.mask,
+        "template": template and hashlib.blake2b(template.encode(), digest_size=8).hexdigest(),
+        "max_tokens": max_tokens,
+        "exclude": list(settings.exclude),
+        "coverage": {"sketched": sketcher.coverage.sketched, "total": sketcher.coverage.total},
+    }
+
+
+class UnitSketches:
+    """The sketches of a unit's samples, in input order whatever the order of its batches.
+
+    refused: rows of the unit that no sample was made of. dim: K.
+    """
+
+    def __init__(self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], dim: int) -> None:
+        self.unit, self.samples, self.refused = unit, samples, refused
+        self.missing = len(samples)
+        self._place = {sample.row: i for i, sample in enumerate(samples)}
+        self._sketches = np.zeros((len(samples), dim), np.float32)
+        self._loss = np.zeros(len(samples), np.float32)
+        self._tokens = np.zeros(len(samples), np.int32)
+
+    def take(self, samples: Sequence[Sample], z: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
+        """Store the results of some of the unit's samples: z [B, K], loss [B], tokens [B]."""
+        where = [self._place[sample.row] for sample in samples]
+        self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
+        self.missing -= len(samples)
+
+    def write(self, run: RunDirectory) -> int:
+        """Write the part; returns how many samples had no usable gradient."""
+        norm = np.linalg.norm(self._sketches.astype(np.float64), axis=1)
+        usable = has_direction(norm)
+        bad = [
+            Rejected(s.file, s.line, refused_gradient(norm[i]), s.id)
+            for i, s in enumerate(self.samples)
+            if not usable[i]
+        ]
+        kept = [sample for i, sample in enumerate(self.samples) if usable[i]]
+        part = Part(
+            self.unit.ordinal,
+            ids=[s.id for s in kept],
+            groups=[s.group for s in kept],
+            rows=np.array([self.unit.first_row + s.row for s in kept], np.int64),
+            sketches=self._sketches[usable],
+            tokens=self._tokens[usable],
+            length=np.array([s.length for s in kept], np.int32),
+            loss=self._loss[usable],
+            gradient_norm=norm[usable].astype(np.float32),
+        )
+        run.write_part(part, [*self.refused, *bad])
+        return len(bad)
+
+
+class UnitsTogether:
+    """Units whose samples share batches: each result goes to its own unit, each unit is handed out when it is whole."""
+
+    def __init__(self, units: Sequence[UnitSketches]) -> None:
+        self._open = list(units)
+        self._owner = {id(sample): unit for unit in units for sample in unit.samples}
+        self.samples = [sample for unit in units for sample in unit.samples]
+
+    def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
+        """Store a batch's (z [B, K], loss [B], tokens [B]), waiting for them where they are under way."""
+        z, loss, tokens = (x.numpy() for x in fetched.wait())
+        shares: dict[int, list[int]] = {}
+        for place, sample in enumerate(batch):
+            shares.setdefault(id(self._owner[id(sample)]), []).append(place)
+        for places in shares.values():
+            unit = self._owner[id(batch[places[0]])]
+            unit.take([batch[i] for i in places], z[places], loss[places], tokens[places])
+
+    def finished(self) -> list[UnitSketches]:
+        """The units that miss no result any more and were not handed out yet, in input order."""
+        done = [unit for unit in self._open if unit.missing == 0]
+        self._open = [unit for unit in self._open if unit.missing]
+        return done
+
+
+_Queued = tuple[UnitsTogether, list[Sample], Fetched | None]
+
+
+def _queued(
+    groups: Iterable[UnitsTogether], sketcher: GradientSketcher, proxy: Proxy, batch_tokens: int
+) -> Iterator[_Queued]:
+    """Each group with each of its batches, the results of which may be under way; once with none if it has none."""
+    pad = proxy.tokenizer.pad_token_id
+    for group in groups:
+        if not group.samples:
+            yield group, [], None
+        for batch in batches(group.samples, batch_tokens):
+            got = sketch_batch(sketcher, batch, 0 if pad is None else pad)
+            yield group, batch, fetch(got.z, got.loss, got.tokens)
+
+
+def _behind(items: Iterable[_Queued], count: int) -> Iterator[_Queued]:
+    """The items in order, each one when `count` more have been made.
+
+    With a GPU, one: results are waited for when the next batch is queued, so the GPU always has work, also while a
+    unit is written. On a CPU results are there at once, and a unit that is done is written at once.
+    """
+    waiting: deque[_Queued] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _ahead(groups: Iterator[UnitsTogether]) -> Iterator[UnitsTogether]:
+    """Each group read and tokenised while the one before it runs through the proxy."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as pool:
+        following = pool.submit(next, groups, None)
+        while (group := following.result()) is not None:
+            following = pool.submit(next, groups, None)
+            yield group
+
+
+def _together(
+    manifest: Manifest, todo: Sequence[Unit], encoder: Encoder, dim: int, rows: int
+) -> Iterator[UnitsTogether]:
+    """The units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens; never part of one."""
+    with UnitReader(manifest) as reader:
+        units, held, tokens = [], 0, 0
+        for unit in todo:
+            parsed = list(reader.read(unit))
+            refused = [row for row in parsed if isinstance(row, Rejected)]
+            encoded = encoder.encode([row for row in parsed if not isinstance(row, Rejected)])
+            refused += [sample for sample in encoded if isinstance(sample, Rejected)]
+            samples = [sample for sample in encoded if isinstance(sample, Sample)]
+            units.append(UnitSketches(unit, samples, refused, dim))
+            held, tokens = held + unit.rows, tokens + sum(sample.length for sample in samples)
+            if held >= rows or tokens >= TOKENS_TOGETHER:
+                yield UnitsTogether(units)
+                units, held, tokens = [], 0, 0
+        if units:
+            yield UnitsTogether(units)
+
+
+def _longest(proxy: Proxy, asked: int | None) -> int:
+    positions = getattr(proxy.model.config, "max_position_embeddings", None)
+    if asked is None:
+        return min(positions or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
+    if positions and asked > positions:
+        raise GvendiError(
+            f"max_tokens is {asked}, but the proxy {proxy.name!r} reads at most {positions} tokens"
+        )
+    return asked
+
+
+def _allowed_rejects(limit: int | float | None, rows: int) -> int | None:
+    return int(limit * rows) if isinstance(limit, float) else limit
+
+
+def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory) -> None:
+    if allowed is None or rejected <= allowed:
+        return
+    first = [f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(), range(3), strict=False)]
+    raise GvendiError(
+        f"{rejected} rows are rejected and --max-rejected allows {allowed}; where --out was given, "
+        f"'{run.parts}' keeps what was done and lists them all. The first:\n" + "\n".join(first)
+    )

@@ -1,0 +1,44 @@
+"""What stands in a module's place for its forward while a pass runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Forward:
+    """Takes the place of a module's forward, in the module's own attribute, where others may have put theirs.
+
+    A bound method of one class for all modules of a kind, so that a compiler takes them for one; state is read from the
+    object, and what differs between layers alone (paths, taps, which torch 2.11 compares whole) for messages only. What
+    a module runs comes after its forward: hooks of others see what they would see without it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._own = self.inner = None
+
+    @property
+    def path(self) -> str:
+        """The module's, for messages."""
+        raise NotImplementedError
+
+    def attach(self) -> None:
+        """Put `run` in the module's place for its forward, which `inner` then is."""
+        own = self.module.__dict__.get("forward")
+        # The same method as last time, so that a compiler knows it again.
+        if self.inner is None or own is not self._own:
+            self._own, self.inner = own, self.module.forward
+        self.module.forward = self.run
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        if self._own is None:
+            self.module.__dict__.pop("forward", None)
+        else:
+            self.module.forward = self._own
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's forward is while this is attached."""
+        raise NotImplementedError

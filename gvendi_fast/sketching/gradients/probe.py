@@ -1,0 +1,440 @@
+"""The sketch of a batch as the gradient of a zero probe [B, K].
+
+Every tapped layer gets a node in autograd's graph that takes the probe beside the layer's tensors and adds nothing to
+the forward pass; its backward pass hands the layer's gradient on and returns, as the probe's "gradient", the sketch
+of that layer (README, "The sketch"): z = d(loss)/d(probe), and autograd adds the
+layers up. So there is no order of registration and no state between passes, and a compiler sees one graph.
+
+The layers themselves run unchanged: where their weights require a gradient they get it as ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients import layer_ops
+from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
+from gvendi_fast.sketching.gradients.norms import affine_input
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
+
+
+@dataclass
+class Group:
+    """Linear layers that read one input and share its transform; a layer by itself is a group of one.
+
+    keys: of each layer, as `layer_ops.layer_key` gives them. widths: O of every layer. transform: H S a is kept of the
+    input. source, version, places: while a pass runs, the input that was read last, and the outputs of `SharedInput`
+    that its layers have not taken yet.
+    """
+
+    taps: tuple[Tap, ...]
+    keys: tuple[Tensor, ...]
+    widths: tuple[int, ...]
+    spec: str
+    transform: bool
+    source: Tensor | None = None
+    version: int = 0
+    places: list[Tensor | None] | None = None
+
+    @property
+    def path(self) -> str:
+        """Of its first layer, for messages."""
+        return self.taps[0].path
+
+    def close(self) -> None:
+        """Let go of the input."""
+        self.source = self.places = None
+
+
+class SharedInput(torch.autograd.Function):
+    """The input of a group: one output for each layer, without values, whose gradient is that of the layer's output.
+
+    Autograd calls the backward pass when the gradients of all layers have come, so that they are sketched together.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, probe: Tensor, x: Tensor, segments: Tensor, group: Group, *keys: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.group, ctx.home = group, probe.device
+        kept = torch.ops.gvendi.transformed_input(x, keys[0], group.spec) if group.transform else x
+        ctx.save_for_backward(kept, segments, *keys)
+        # One number seen as a whole tensor, and never read: no memory and no work.
+        shape, nothing = x.shape[:-1], x.new_empty(())
+        return tuple(nothing.expand(*shape, width) for width in group.widths)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None):
+        group, none = ctx.group, (None,) * (3 + len(gradients))
+        kept, segments, *keys = _saved(ctx, group)
+        # The loss need not depend on every layer.
+        parts = [(key, e) for key, e in zip(keys, gradients, strict=True) if e is not None]
+        if not parts:
+            return None, *none
+        z = torch.ops.gvendi.linear_layers(
+            kept, group.transform, [e for _, e in parts], segments, [key for key, _ in parts], group.spec
+        )
+        return z.to(ctx.home), *none
+
+
+class LayerOutput(torch.autograd.Function):
+    """The output of a linear layer as it is; its gradient also goes to the layer's place in a `SharedInput`."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, place: Tensor) -> Tensor:
+        # Detached and not a view: what follows may change it in place, as it may change the layer's own output.
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, gradient
+
+
+class NormOutput(torch.autograd.Function):
+    """The output of a norm layer as it is; x is the layer's input, or x_hat where no formula is known."""
+
+    @staticmethod
+    def forward(
+        ctx, output: Tensor, probe: Tensor, x: Tensor, segments: Tensor, key: Tensor, of: TappedNorm
+    ) -> Tensor:
+        ctx.of, ctx.home = of, probe.device
+        ctx.save_for_backward(x, segments, key)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        of = ctx.of
+        x, segments, key = _saved(ctx, of)
+        z = torch.ops.gvendi.norm_layer(x, gradient, segments, key, of.norm, of.eps, of.probed.spec)
+        return gradient, z.to(ctx.home), None, None, None, None
+
+
+class LookedUp(torch.autograd.Function):
+    """What an embedding looked up, as it is. Gradients start here: it depends on the probe, if on nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        output: Tensor,
+        probe: Tensor,
+        ids: Tensor,
+        segments: Tensor,
+        key: Tensor,
+        padding_idx: int,
+        of: TappedEmbedding,
+    ) -> Tensor:
+        ctx.of, ctx.padding_idx, ctx.home = of, padding_idx, probe.device
+        ctx.save_for_backward(ids, segments, key)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        z, of = None, ctx.of
+        if of.is_sketched:
+            ids, segments, key = _saved(ctx, of)
+            z = torch.ops.gvendi.embedding_layer(
+                ids, gradient, segments, key, of.vocabulary, ctx.padding_idx, of.probed.spec
+            ).to(ctx.home)
+        return gradient, z, *[None] * 5
+
+
+class HeadLoss(torch.autograd.Function):
+    """(loss summed over all targets, loss float32 [R] of each) of the head, whose logits live a chunk at a time.
+
+    hidden [B, T, d]; rows int64 [R] of the flattened batch and labels int64 [R] on its device; segments int64 [B, 2] of
+    those rows on the CPU. The gradients are worked out with the loss, for the logits are gone afterwards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, probe: Tensor, weight: Tensor, rows: Tensor, labels: Tensor, segments: Tensor,
+        name: str, softcap: float | None, scale: float, spec: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        loss, gradient, z = torch.ops.gvendi.output_head(
+            flat.index_select(0, rows), weight, labels, segments, name, softcap, scale, spec
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gradient, z, rows)
+        ctx.shape, ctx.home = hidden.shape, probe.device
+        ctx.mark_non_differentiable(loss)
+        return loss.sum(), loss
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor, _):
+        gradient, z, rows = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.shape).view(-1, ctx.shape[-1])
+        whole = whole.index_copy(0, rows, gradient * upstream).view(ctx.shape)
+        return whole, (z * upstream).to(ctx.home), *[None] * 8
+
+
+def _saved(ctx, of: Group | Forward) -> tuple[Tensor, ...]:
+    """The tensors that a node keeps; autograd refuses those that were changed since."""
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        # Read here alone: a path would make a compiled graph that of one layer.
+        path = of.path
+        raise GvendiError(
+            f"the input of layer {path!r} was changed in place after the layer read it, so its gradient is lost; "
+            f"leave the layer's parameters out with exclude=[{path + '.*'!r}]"
+        ) from error
+
+
+def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list[Group]:
+    """The groups of the linear layers among `taps`, found by watching the model read four tokens.
+
+    Layers are in one group if they were called one after the other with the same tensor, and their tables allow it.
+    """
+    linear = [tap for tap in taps if tap.kind not in (EMBEDDING, NORM)]
+    sketch, text = layer_sketch(spec), layer_ops.spec_text(spec)
+    seen: list[tuple[Tap, Tensor, int]] = []
+
+    def watch(tap: Tap) -> Callable:
+        def hook(module, args, kwargs, output):
+            source = _first(args, kwargs)
+            seen.append((tap, source, source._version))
+
+        return hook
+
+    handles = [tap.module.register_forward_hook(watch(tap), with_kwargs=True) for tap in linear]
+    embedding = model.get_input_embeddings().weight
+    ids = torch.arange(1, 5, device=embedding.device)[None] % embedding.shape[0]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    together: list[list[Tap]] = []
+    placed: set[int] = set()
+    last: tuple[Tensor, int] | None = None
+    for tap, source, version in seen:
+        if id(tap) in placed:
+            last = None
+            continue
+        placed.add(id(tap))
+        joins = last is not None and last[0] is source and last[1] == version
+        first = together[-1][0] if joins else None
+        if joins and tap.weight and first.weight and sketch.shares_input(tap.weight, first.weight):
+            together[-1].append(tap)
+        else:
+            together.append([tap])
+        last = source, version
+    # A layer that four tokens did not reach, such as an expert's, is a group of its own.
+    together += [[tap] for tap in linear if id(tap) not in placed]
+    return [_group(taps, sketch, text) for taps in together]
+
+
+def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
+    sizes = [layer_widths(tap.module) for tap in taps]
+    return Group(
+        taps=tuple(taps),
+        keys=tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps),
+        widths=tuple(out for _, out in sizes),
+        spec=text,
+        transform=bool(taps[0].weight) and sketch.keeps_transform(sizes[0][0]),
+    )
+
+
+def layer_widths(module: nn.Module) -> tuple[int, int]:
+    """(I, O) of a linear layer or of transformers' Conv1D, whose weight is stored transposed."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return tuple(module.weight.shape)
+
+
+class ProbedModel:
+    """A model with taps; inside `attached`, and between `begin` and `end`, its forward pass has the probe's nodes.
+
+    taps: of the layers to sketch. Raises GvendiError, in the forward pass, where the samples of a batch cannot be
+    told apart in a layer, and in the backward pass where a layer's input was changed in place.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
+        self.spec = layer_ops.spec_text(spec)
+        self.groups = find_groups(model, taps, spec)
+        # A layer whose input an eager pass has seen changed before the next layer of its group read it.
+        self.changed_between: str | None = None
+        self.tapped: list[Forward] = [
+            TappedLinear(self, group, slot) for group in self.groups for slot in range(len(group.taps))
+        ]
+        for tap in taps:
+            if tap.kind in (EMBEDDING, NORM):
+                self.tapped.append((TappedNorm if tap.kind == NORM else TappedEmbedding)(self, tap))
+        self.end()
+
+    def begin(self, probe: Tensor, segments: Tensor, ids: Tensor) -> None:
+        """Start a pass: probe float32 [B, K], segments int64 [B, 2] on the CPU, ids [B, T] of the batch.
+
+        segments: the rows of the flattened [B * T] batch in which a sample's gradient can differ from zero.
+        """
+        self.probe, self.segments, self.ids = probe, segments, ids
+
+    def end(self) -> None:
+        """Let go of the pass's tensors; the graph holds what the backward pass needs."""
+        self.probe = self.segments = self.ids = None
+        for group in self.groups:
+            group.close()
+
+    @contextmanager
+    def attached(self, others: Sequence[Forward] = ()) -> Iterator[None]:
+        """Taps attached inside, and then `others`; the model as it was found outside."""
+        attached: list[Forward] = []
+        try:
+            for forward in (*self.tapped, *others):
+                attached.append(forward)
+                forward.attach()
+            yield
+        finally:
+            for forward in reversed(attached):
+                forward.remove()
+            self.end()
+
+
+class TappedLinear(Forward):
+    """A linear layer, the `slot`-th of its group."""
+
+    def __init__(self, probed: ProbedModel, group: Group, slot: int) -> None:
+        super().__init__(group.taps[slot].module)
+        self.probed, self.group, self.slot = probed, group, slot
+
+    @property
+    def path(self) -> str:
+        """The layer's, for messages."""
+        return self.group.taps[self.slot].path
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, whose gradient is sketched."""
+        output = self.inner(*args, **kwargs)
+        if not output.requires_grad:
+            return output
+        x, (batch, length) = _first(args, kwargs), self.probed.ids.shape
+        shape = x.shape
+        if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
+            tap = self.group.taps[self.slot]
+            raise GvendiError(
+                f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
+                f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
+            )
+        return LayerOutput.apply(output, self._place(x, output.device))
+
+    def _place(self, x: Tensor, device: torch.device) -> Tensor:
+        """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
+        group, probed, slot, version = self.group, self.probed, self.slot, _version(x)
+        if group.source is x and group.version != version:
+            probed.changed_between = group.path
+        if group.source is not x or group.version != version or group.places[slot] is None:
+            # A device map may leave it to the layer to fetch its input.
+            source = x.detach().to(device)
+            group.source, group.version = x, version
+            group.places = list(SharedInput.apply(probed.probe, source, probed.segments, group, *group.keys))
+        places = group.places
+        place, places[slot] = places[slot], None
+        # The input is held until the last layer has read it, no longer.
+        if all(p is None for p in places):
+            group.close()
+        return place
+
+
+class TappedNorm(Forward):
+    """A norm layer. norm: the formula of x_hat as `layer_ops.norm_layer` takes it, "given" where none is known."""
+
+    def __init__(self, probed: ProbedModel, tap: Tap) -> None:
+        super().__init__(tap.module)
+        self.probed, self.tap, self.key = probed, tap, layer_ops.layer_key(tap.weight, tap.bias)
+        self.norm, self.eps = "given" if tap.norm == "affine" else tap.norm, tap.eps
+
+    @property
+    def path(self) -> str:
+        """The norm's, for messages."""
+        return self.tap.path
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The norm's output, whose gradient is sketched."""
+        output = self.inner(*args, **kwargs)
+        if not output.requires_grad:
+            return output
+        probed = self.probed
+        x, batch = _first(args, kwargs).detach().to(output.device), probed.probe.shape[0]
+        shape = x.shape
+        if math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
+            tap = self.tap
+            raise GvendiError(
+                f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
+                f"{batch} samples; exclude {tap.weight!r}"
+            )
+        if self.norm == "given":
+            with torch.no_grad():
+                x = affine_input(self.module, x)
+        return NormOutput.apply(output, probed.probe, x, probed.segments, self.key, self)
+
+
+class TappedEmbedding(Forward):
+    """An embedding module: what the F.embedding call inside its forward looks up."""
+
+    def __init__(self, probed: ProbedModel, tap: Tap) -> None:
+        super().__init__(tap.module)
+        self.probed, self.tap, self.key = probed, tap, layer_ops.layer_key(tap.weight, None)
+        self.vocabulary, self.is_sketched = tap.module.weight.shape[0], tap.weight is not None
+
+    @property
+    def path(self) -> str:
+        """The embedding's, for messages."""
+        return self.tap.path
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, with a gradient at what it looked up."""
+        with _EmbeddingCalls(self._looked_up):
+            return self.inner(*args, **kwargs)
+
+    def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
+        probed = self.probed
+        batch, length = probed.ids.shape
+        if self.is_sketched and ids.numel() != batch * length:
+            tap = self.tap
+            raise GvendiError(
+                f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
+                f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
+            )
+        padding = -1 if padding_idx is None else padding_idx
+        return LookedUp.apply(out, probed.probe, ids.to(out.device), probed.segments, self.key, padding, self)
+
+
+class _EmbeddingCalls(TorchFunctionMode):
+    """Sees the F.embedding call inside an embedding module's forward, whatever the subclass adds around it."""
+
+    def __init__(self, hook: Callable) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is nn.functional.embedding:
+            ids = args[0] if args else kwargs["input"]
+            padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
+            out = self.hook(ids, out, padding)
+        return out
+
+
+def _first(args: tuple, kwargs: dict) -> Tensor:
+    """The tensor that a layer was called with."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _version(x: Tensor) -> int:
+    # A compiler knows no versions: an eager pass has looked before it compiles.
+    return 0 if torch.compiler.is_compiling() else x._version

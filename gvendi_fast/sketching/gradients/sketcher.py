@@ -1,0 +1,217 @@
+"""Sketches of per-sample loss gradients, without forming any weight gradient.
+
+For a linear layer the gradient of one sample is sum_t e_t a_t^T; its sketch needs the inputs a and the output
+gradients e alone. So no parameter requires a gradient while a batch runs: autograd does the forward pass and the
+input gradients, and the sketch operations do the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.transfer import to_device
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.batch import Batch, prepare
+from gvendi_fast.sketching.gradients.compiled import (
+    CompileError,
+    compiled_blocks,
+    compiler_errors,
+    find_blocks,
+)
+from gvendi_fast.sketching.gradients.head import autograd_loss, find_head, sum_by_sample
+from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
+from gvendi_fast.sketching.gradients.short_attention import short_attention
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, find_taps
+from gvendi_fast.sketching.proxy.attention import never_packed
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """One batch: z float32 [B, K], loss float32 [B] (nats, summed over targets), tokens int64 [B] (targets).
+
+    All three are on the model's device; on a GPU they may still be under way, and reading a value waits for it.
+    """
+
+    z: torch.Tensor
+    loss: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many parameters the sketch covers, of how many the gradient has."""
+
+    sketched: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Sketched parameters over all."""
+        return self.sketched / self.total if self.total else 0.0
+
+
+class GradientSketcher:
+    """Sketch the loss gradient of every sample of a batch under a Hugging Face causal LM.
+
+    The gradient is that of the negative log-likelihood of a sample's supervised tokens (labels other than -100),
+    summed, over all parameters that require a gradient (over all, if none does), with the model in eval mode.
+
+    model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
+    spec: dimension, kind and seed of the sketch.
+    exclude: shell patterns of parameter names to leave out; `coverage` says what is left.
+    compile: make one graph of the model's blocks, sketches inside, by torch.compile. That takes seconds, once, at the
+        first batch of two samples or more; a sample by itself runs eagerly.
+        The numbers are those of the eager pass to the rounding of the model's number format.
+    Raises GvendiError naming the parameters for which no sketch is known.
+
+    >>> sketcher = GradientSketcher(model, SketchSpec(dim=1024))
+    >>> z = sketcher(input_ids, labels, attention_mask)      # float32 [B, 1024]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: SketchSpec | None = None,
+        *,
+        exclude: Sequence[str] = (),
+        compile: bool = False,
+    ) -> None:
+        self.model, self.spec = model, spec or SketchSpec()
+        self._is_safe = False
+        layout = find_taps(model, exclude)
+        if not layout.names:
+            raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        self.parameters, self.transposed = tuple(layout.names), layout.transposed
+        self.coverage = Coverage(layout.sketched, layout.total)
+        with _frozen(model):
+            self._head = find_head(model, layout.taps, layout.names)
+        taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        with _frozen(model):
+            self._probed = ProbedModel(model, taps, self.spec)
+        self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
+        # Rotary models place every sample alike; learned positions are looked up and must be told apart.
+        looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
+        core = self.model if self._head is None else self._head.base
+        takes_positions = "position_ids" in inspect.signature(core.forward).parameters
+        self._gives_positions = looks_up_positions and takes_positions
+
+    def __call__(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The sketches z float32 [B, K] of a batch; see `sketch`."""
+        return self.sketch(input_ids, labels, attention_mask).z
+
+    def sketch(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Sketches:
+        """Sketch a batch.
+
+        input_ids int64 [B, T]; labels int64 [B, T], -100 where unsupervised, not shifted, as Hugging Face
+        models take them; attention_mask [B, T] of 1 (token) and 0 (padding, on either side), or None. Give them on
+        the CPU, even where the model is on a GPU: the batch is looked at before it is moved, and nothing of the
+        package waits for the GPU afterwards.
+        Raises GvendiError for wrong shapes, labels outside the vocabulary, and a sample without any supervised token;
+        CompileError where the pass was to be compiled and cannot be. A gradient that is zero or not finite comes back
+        as it is: the caller decides.
+        """
+        if torch.is_inference_mode_enabled():
+            raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
+        embedding = self.model.get_input_embeddings().weight
+        device = embedding.device
+        # A batch that is cut out of a wider one would be compiled anew for its stride.
+        given = (None if x is None else x.cpu().contiguous() for x in (input_ids, labels, attention_mask))
+        batch = prepare(*given, embedding.shape[0])
+        samples = len(batch.ids)
+        probe = embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+        inputs = self._inputs(batch, device)
+        targets = self._targets(batch, device)
+        # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
+        blocks = self._blocks if samples > 1 else []
+        errors = compiler_errors() if blocks else nullcontext()
+        with _frozen(self.model), torch.enable_grad(), never_packed(), errors:
+            if blocks and not self._is_safe:
+                with self._probed.attached():
+                    self._look_for_changes(inputs, targets, probe, batch.segments)
+            with self._probed.attached(blocks):
+                total, loss = self._pass(inputs, targets, probe, batch.segments)
+            # A loss that no sketched parameter takes part in has a zero gradient.
+            (z,) = torch.autograd.grad(total, probe, materialize_grads=True)
+        if self._head is not None:
+            loss = sum_by_sample(loss, batch.tokens)
+        return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device))
+
+    def _look_for_changes(self, *batch) -> None:
+        """One eager pass before the first compiled one: autograd sees changes in place, a compiler does not."""
+        total, _ = self._pass(*batch)
+        torch.autograd.grad(total, batch[2], materialize_grads=True)
+        if self._probed.changed_between:
+            raise CompileError(
+                f"the input of layer {self._probed.changed_between!r} is changed in place before a further layer reads "
+                "it, which only the eager pass can follow; leave it uncompiled (compile=False, --compile off)"
+            )
+        self._is_safe = True
+
+    def _inputs(self, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": to_device(batch.ids, device)}
+        if self._gives_positions or batch.mask is not None:
+            inputs["position_ids"] = to_device(batch.positions, device)
+        if batch.mask is not None:
+            inputs["attention_mask"] = to_device(batch.mask, device)
+        return inputs
+
+    def _targets(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
+        if self._head is None:
+            return (to_device(batch.targets, device),)
+        rows, labels = (to_device(x, self._head.weight.device) for x in (batch.rows, batch.labels))
+        return rows, labels, batch.target_segments
+
+    def _pass(
+        self, inputs: dict, targets: tuple[torch.Tensor, ...], probe: torch.Tensor, segments: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
+        self._probed.begin(probe, segments, inputs["input_ids"])
+        with short_attention(self.model):
+            if self._head is None:
+                logits = self.model(**inputs, use_cache=False).logits
+                loss = autograd_loss(logits, targets[0].to(logits.device))
+                total = loss.sum()
+            else:
+                hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
+                total, loss = self._head_loss(hidden, targets, probe)
+        self._probed.end()
+        return total, loss.detach()
+
+    def _head_loss(self, hidden, targets, probe) -> tuple[torch.Tensor, torch.Tensor]:
+        head, (rows, labels, segments) = self._head, targets
+        return HeadLoss.apply(
+            hidden.to(head.weight.device), probe, head.weight.detach(), rows, labels, segments,
+            head.name, head.softcap, head.scale, self._probed.spec,
+        )  # fmt: skip
+
+    def _is_head(self, tap) -> bool:
+        return tap.module is self.model.get_output_embeddings()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter that requires a gradient inside; flags as they were outside."""
+    training = [m for m in model.modules() if m.training]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,0 +1,102 @@
+"""Taps: which modules' parameters are sketched, and as what kind of layer."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.norms import norm_formula
+
+LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One module whose own parameters are sketched: parameter names are None where left out."""
+
+    path: str
+    module: nn.Module
+    kind: str
+    weight: str | None
+    bias: str | None
+    # For norms: "rms" or "layer" where the compiled formula holds, "affine" otherwise; see `norm_formula`.
+    norm: str | None = None
+    eps: float = 0.0
+
+
+@dataclass
+class Layout:
+    """The taps of a model and what they cover, in numbers of parameters."""
+
+    taps: list[Tap]
+    sketched: int
+    total: int
+    transposed: frozenset[str]
+    names: list[str] = field(default_factory=list)
+
+
+def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
+    """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
+
+    exclude: shell patterns of parameter names to leave out. Raises GvendiError naming every parameter that no
+    tap knows how to sketch, and every pattern that matches nothing.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    trainable = {id(p) for p in model.parameters() if p.requires_grad} or set(names)
+    for pattern in exclude:
+        if not fnmatch.filter(names.values(), pattern):
+            raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
+    wanted = {
+        key: name
+        for key, name in names.items()
+        if key in trainable and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+    }
+    taps, unknown, transposed = [], [], set()
+    for path, module in model.named_modules():
+        own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
+        kind = module_kind(module)
+        if not any(own.values()) and kind != EMBEDDING:
+            continue
+        if kind is None or set(own) - {"weight", "bias"}:
+            unknown += [f"{name} ({type(module).__name__})" for name in own.values() if name]
+            continue
+        norm, eps = norm_formula(module) if kind == NORM else (None, 0.0)
+        taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
+        if kind == CONV1D and own.get("weight"):
+            transposed.add(own["weight"])
+    if unknown:
+        raise GvendiError(
+            f"no sketch is known for the parameters {', '.join(unknown)}; leave them out with "
+            "exclude=[patterns] (the coverage of the result then says how much is sketched)"
+        )
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    return Layout(
+        taps=taps,
+        sketched=sum(sizes[key] for key in wanted),
+        total=sum(sizes[key] for key in trainable),
+        transposed=frozenset(transposed),
+        names=list(wanted.values()),
+    )
+
+
+def module_kind(module: nn.Module) -> str | None:
+    """Which tap fits a module's own parameters; None if there is none."""
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return LINEAR
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return CONV1D
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
+    takes = list(inspect.signature(module.forward).parameters.values())
+    required = [
+        p for p in takes if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    vectors = all(p is None or p.dim() == 1 for p in module._parameters.values())
+    if "Norm" in type(module).__name__ and vectors and len(required) == 1:
+        return NORM
+    return None

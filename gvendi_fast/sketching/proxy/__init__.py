@@ -1,0 +1,1 @@
+"""The proxy model: loading, attention, chat templates, encoding of rows."""

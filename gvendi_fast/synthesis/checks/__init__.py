@@ -1,0 +1,1 @@
+"""Checks of candidates, in processes that can be ended."""

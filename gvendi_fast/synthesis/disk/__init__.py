@@ -1,0 +1,1 @@
+"""What a synthesis run keeps on disk."""

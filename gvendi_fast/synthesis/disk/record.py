@@ -1,0 +1,158 @@
+"""A synthesis run as it lies on disk, for reading: finished or not, killed or under way. Nothing is written.
+
+What a kill left behind the last block that events.jsonl names is not looked at: it was never decided.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.clusters.kmeans import SphericalKMeans
+from gvendi_fast.data.pool import Pool, as_pool
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.synthesis.config.config import load_config
+from gvendi_fast.synthesis.disk.folder import CONFIG, POOL
+from gvendi_fast.synthesis.disk.journal import ACCEPTED, CLUSTERS, EVENTS, FINGERPRINT, REJECTED, SKETCHES
+
+
+class RunRecord:
+    """The directory `path` of a synthesis run.
+
+    config: as the run used it last. events: all of events.jsonl; blocks, rounds, stops: those of each kind, in order.
+    Raises GvendiError where `path` holds no run, and where the seeds' sketches are not there or not the run's.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        for name in (FINGERPRINT, CONFIG):
+            if not (self.path / name).is_file():
+                raise GvendiError(
+                    f"'{path}' holds no synthesis run ({name} is not there); give the directory (out) of a run that "
+                    "'gvendi synthesize' has begun"
+                )
+        self.config = load_config(self.path / CONFIG)
+        self.events = _whole_lines(self.path / EVENTS)
+        self.blocks, self.rounds, self.stops = (
+            [event for event in self.events if event["event"] == kind] for kind in ("block", "round", "stop")
+        )
+        self._sizes = dict(
+            zip(
+                (ACCEPTED, REJECTED, SKETCHES),
+                self.blocks[-1]["bytes"] if self.blocks else (0, 0, 0),
+                strict=True,
+            )
+        )
+        self._check()
+
+    @property
+    def stop(self) -> dict[str, Any] | None:
+        """The event that ended the last run in this directory; None where it was killed or is under way."""
+        return self.events[-1] if self.events and self.events[-1]["event"] == "stop" else None
+
+    @cached_property
+    def seed_run(self) -> RunDirectory:
+        """The run directory of the seed pool: the one that pool.data names, or what was sketched into this one."""
+        data = self.config.pool.data
+        own = self.path / POOL
+        if not (own / "spec.json").is_file() and len(data) == 1:
+            own = Path(data[0])
+        if not (own / "spec.json").is_file():
+            raise GvendiError(
+                f"the sketches of the seed pool of '{self.path}' are not there: neither in '{self.path / POOL}' nor in "
+                f"pool.data, {', '.join(repr(name) for name in data)}, looked for from '{os.getcwd()}'; go to the "
+                "folder that the run was started in, or move them back"
+            )
+        return RunDirectory.load(own)
+
+    @cached_property
+    def seed_pool(self) -> Pool:
+        """Ids and sketches of the seeds; rows behind the first `seeds` are no part of the run."""
+        return as_pool(self.seed_run)
+
+    @cached_property
+    def seeds(self) -> int:
+        """Number of rows that the pool began with."""
+        limit = self.config.pool.limit
+        return len(self.seed_pool) if limit is None else min(len(self.seed_pool), limit)
+
+    @property
+    def dim(self) -> int:
+        """Width K of the sketches."""
+        return self.seed_pool.dim
+
+    @cached_property
+    def clusters(self) -> SphericalKMeans | None:
+        """Those of the first round; None where no block has been decided."""
+        path = self.path / CLUSTERS
+        return SphericalKMeans.load(path) if path.is_file() else None
+
+    def seed_sketches(self) -> torch.Tensor:
+        """Unit sketches of the seeds: float32 [seeds, K], as the run clustered them."""
+        return self.seed_pool.take(range(self.seeds))
+
+    def sketches(self) -> np.ndarray:
+        """Unit sketches of the accepted rows: float32 [n, K], mapped and not read."""
+        size = self._sizes[SKETCHES]
+        if not size:
+            return np.zeros((0, self.dim), np.float32)
+        self._check_size(SKETCHES)
+        return np.memmap(self.path / SKETCHES, "<f4", mode="r", shape=(size // (4 * self.dim), self.dim))
+
+    def accepted(self) -> Iterator[dict[str, Any]]:
+        """The accepted rows in order, one in memory at a time."""
+        return self._lines(ACCEPTED)
+
+    def rejected(self) -> Iterator[dict[str, Any]]:
+        """The rejected candidates in order, one in memory at a time."""
+        return self._lines(REJECTED)
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        left = self._sizes[name]
+        if not left:
+            return
+        self._check_size(name)
+        with (self.path / name).open("rb") as stream:
+            while left > 0:
+                line = stream.readline()
+                left -= len(line)
+                yield json.loads(line)
+
+    def _check_size(self, name: str) -> None:
+        path, wanted = self.path / name, self._sizes[name]
+        there = path.stat().st_size if path.is_file() else 0
+        if there < wanted:
+            raise GvendiError(f"'{path}' has {there} bytes and the run had written {wanted}; restore it")
+
+    def _check(self) -> None:
+        """The seeds must be those that the run grew from."""
+        sketches = json.loads((self.path / FINGERPRINT).read_text(encoding="utf-8"))["sketches"]
+        if self.seed_run.spec != sketches:
+            raise GvendiError(
+                f"'{self.seed_run.path}' was sketched with other settings than the run '{self.path}' grew from; "
+                "restore the run directory that it grew from"
+            )
+        if self.rounds and self.rounds[0]["pool"] != self.seeds:
+            raise GvendiError(
+                f"'{self.seed_run.path}' has {self.seeds} rows and the run '{self.path}' grew from "
+                f"{self.rounds[0]['pool']}; restore the run directory that it grew from"
+            )
+
+
+def holds_run(path: str | os.PathLike) -> bool:
+    """Whether a folder is the directory of a synthesis run."""
+    return (Path(path) / FINGERPRINT).is_file()
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines that end in a line end; the file stays as it is, for a run may be writing to it."""
+    raw = path.read_bytes() if path.is_file() else b""
+    return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]

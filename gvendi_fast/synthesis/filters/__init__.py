@@ -1,0 +1,1 @@
+"""Candidates that are left out: known test sets, paraphrases."""

@@ -1,0 +1,1 @@
+"""Language models that write candidates, and the requests to them."""

@@ -1,0 +1,174 @@
+"""One HTTP request to a chat endpoint, and what its reply means. Nothing is retried here and nothing is kept.
+
+The API key is read from the environment when the endpoint is made. It goes into the header of each request and
+nowhere else: it is cut out of every text that the endpoint or the client sends back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.generators.pacing import retry_after_seconds
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+# Of a text that the endpoint sends with an error, as much as fits a message.
+_TOLD = 200
+# Seconds to reach the endpoint; a host that drops packets says nothing at all.
+_CONNECT = 15.0
+# Shorter keys are placeholders for local servers, such as EMPTY, and may be words of an answer.
+_SECRET = 12
+
+
+class Kind(enum.Enum):
+    """What a reply means for the request and for the run."""
+
+    ANSWERED = "answered"
+    BUSY = "too busy"
+    SLOW = "no reply within the time limit"
+    SILENT = "no connection"
+    BROKEN = "connection broken"
+    FAULT = "server error"
+    REFUSED = "request refused"
+    WRONG_KEY = "key refused"
+    WRONG_PLACE = "wrong address or model"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: body of a 200, else empty. reason: one clause. wait: seconds of Retry-After. what_to_check: a remedy."""
+
+    kind: Kind
+    text: str = ""
+    reason: str = ""
+    wait: float | None = None
+    what_to_check: str = ""
+
+
+class Endpoint:
+    """The chat completions under `base_url`; arguments as in OpenAIGenerator, time_limit in seconds."""
+
+    def __init__(self, base_url: str, key_variable: str | None, time_limit: float) -> None:
+        try:
+            from openai import AsyncOpenAI, Timeout
+        except ImportError as error:
+            raise GvendiError(
+                f"An endpoint needs the openai client ({error}); install it with `pip install gvendi-fast[synthesis]`"
+            ) from error
+        parts = _parts(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise GvendiError(
+                "base_url must be an address such as http://localhost:8000/v1, with http or https and a host; "
+                f"it has scheme {parts.scheme!r} and host {parts.hostname!r}"
+            )
+        if parts.username is not None or parts.query:
+            raise GvendiError(
+                "base_url holds a user name or a query; secrets belong into the environment variable that "
+                "key_variable names"
+            )
+        self.place = base_url.rstrip("/")
+        self._key, self._variable = read_key(key_variable), key_variable
+        self._time_limit = time_limit
+        # The client insists on a key; endpoints without keys do not look at it.
+        self._client = AsyncOpenAI(
+            base_url=base_url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=Timeout(time_limit, connect=min(_CONNECT, time_limit)),
+        )
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def send(self, body: Mapping[str, Any]) -> Reply:
+        """Send one body; raises nothing that an endpoint or a network can cause."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        create = self._client.chat.completions.with_raw_response.create
+        try:
+            # The client's own limit is between two bytes; a reply that trickles would never meet it.
+            raw = await asyncio.wait_for(create(**body), self._time_limit)
+        except asyncio.TimeoutError:
+            return self._slow()
+        except APIConnectionError as error:
+            cause = error.__cause__ or error
+            # By name, because the client's HTTP library has changed between its releases.
+            kind = Kind.SILENT if type(cause).__name__ in ("ConnectError", "ConnectTimeout") else Kind.BROKEN
+            if isinstance(error, APITimeoutError) and kind is Kind.BROKEN:
+                return self._slow()
+            return Reply(kind, reason=self._clean(f"{type(cause).__name__}: {cause}".removesuffix(": ")))
+        except APIStatusError as error:
+            return self._by_status(error)
+        return Reply(Kind.ANSWERED, self._cut_key(raw.content.decode("utf-8", "replace")))
+
+    def _slow(self) -> Reply:
+        return Reply(Kind.SLOW, reason=f"no reply within {self._time_limit:g} s")
+
+    def _by_status(self, error: APIStatusError) -> Reply:
+        status, code = error.status_code, error.code
+        told = self._clean(error.response.content.decode("utf-8", "replace"))
+        reason = f"answered {status}" + (f": {told}" if told else "")
+        key = "API key" if self._variable is None else f"API key in the environment variable {self._variable}"
+        if status in (401, 403):
+            return Reply(Kind.WRONG_KEY, reason=reason, what_to_check=key)
+        if status == 402 or code == "insufficient_quota":
+            return Reply(
+                Kind.WRONG_KEY, reason=reason, what_to_check=f"credit of the account behind the {key}"
+            )
+        if status in (429, 503):
+            return Reply(
+                Kind.BUSY, reason=reason, wait=retry_after_seconds(error.response.headers.get("retry-after"))
+            )
+        if status >= 500 or status in (408, 409, 425):
+            return Reply(Kind.FAULT, reason=reason)
+        if status in (400, 413, 422):
+            return Reply(Kind.REFUSED, reason=reason)
+        return Reply(Kind.WRONG_PLACE, reason=reason, what_to_check="base_url and the name of the model")
+
+    def _clean(self, text: str) -> str:
+        """Free of the key, on one line, short; cut last, so that no part of the key stays at the edge."""
+        # A terminal would obey control sequences.
+        plain = "".join(c if c.isprintable() else " " for c in self._cut_key(text))
+        return " ".join(plain.split())[:_TOLD]
+
+    def _cut_key(self, text: str) -> str:
+        return text.replace(self._key, "[API key]") if len(self._key or "") >= _SECRET else text
+
+
+def _parts(base_url: str) -> SplitResult:
+    try:
+        parts = urlsplit(base_url)
+        # Read here, because a port that is no number shows only now.
+        _ = parts.port
+    except ValueError as error:
+        raise GvendiError(
+            "base_url has brackets or a port that cannot be read; give an address such as http://localhost:8000/v1"
+        ) from error
+    return parts
+
+
+def read_key(variable: str | None) -> str | None:
+    """The API key in an environment variable; None for None. Error messages never show it."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise GvendiError(
+            f"The environment variable {variable} holds no API key; set it, name another one with key_variable, or "
+            "give key_variable=None for an endpoint without keys"
+        )
+    # Anything else cannot stand in a header, and the HTTP library would show it in its complaint.
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise GvendiError(
+            f"The environment variable {variable} holds white space or characters outside ASCII, so it is no API key; "
+            "set it again"
+        )
+    return key

@@ -1,0 +1,1 @@
+"""Propose, sketch, judge, accept, repeat."""

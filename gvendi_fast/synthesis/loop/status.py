@@ -1,0 +1,65 @@
+"""Where a synthesis run stands, for whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gvendi_fast.synthesis.generators.requests import FINAL
+from gvendi_fast.synthesis.generators.stored import StoredGenerator
+
+# Stages in `Status.seconds` that run beside the others: the task's checks, and sketching, waited for or not.
+BESIDE = ("checks", "sketching")
+
+
+@dataclass
+class Status:
+    """Where a run stands.
+
+    pool, seeds: rows now and at the start. accepted, rejected: candidates over all runs of the directory, the latter by
+    stage. gvendi, start_gvendi: of the pool as gains know it (at most `accept.refresh` behind; exact at the end) and at
+    the start. requests: final answers; tokens: (prompt, completion) of them; cost: in the currency of the prices, None
+    without. queued: candidates that are answered and not yet decided. seconds: where this run's time went, "answers"
+    and "sketches" being waits for them; BESIDE: time of what runs beside that. stopped, why: the limit that ended the
+    run, and in words.
+    """
+
+    pool: int
+    seeds: int
+    target: int
+    round: int
+    clusters: int
+    accepted: int
+    rejected: dict[str, int]
+    gvendi: float
+    start_gvendi: float
+    requests: int
+    tokens: tuple[int, int]
+    cost: float | None
+    queued: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What all runs with a request store have asked for; fields as in Status."""
+
+    requests: int
+    tokens: tuple[int, int]
+    cost: float | None
+
+    @classmethod
+    def of(cls, generator: StoredGenerator) -> Spent:
+        """Summed up over the whole store, which takes seconds where it is large."""
+        counts, tokens = generator.store.counts(), generator.store.tokens()
+        requests = sum(counts.get(status, 0) for status in FINAL)
+        return cls(requests, (tokens.prompt, tokens.completion), generator.cost())
+
+
+class Watcher(Protocol):
+    """Is told how a run goes, from the run's own thread."""
+
+    def update(self, status: Status) -> None:
+        """Another block is decided."""

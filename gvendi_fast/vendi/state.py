@@ -1,0 +1,147 @@
+"""The mergeable state of G-Vendi: a `SecondMoment` that rows are added to, and all that can be asked of it.
+
+A G-Vendi score grows with n: compare scores at equal n, or their corrected values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Literal, overload
+
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import load_tensors, save_tensors
+from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
+from gvendi_fast.kernels import ops
+from gvendi_fast.vendi import gains
+from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.vendi.second_moment import SecondMoment
+
+_KIND = "gvendi_fast.vendi_state"
+
+
+class VendiState(SecondMoment):
+    """The sum A of outer products of unit rows, and their number n: what G-Vendi needs, and it can be merged.
+
+    dim: K, the width of the rows. spec: a dict of JSON values that says how the rows were made (proxy,
+    sketch); it travels with the state, and states of different specs do not mix. device: where A lives; rows
+    are moved there.
+    """
+
+    def __init__(self, dim: int, spec: dict | None = None, device: str | torch.device = "cpu"):
+        if dim < 1:
+            raise GvendiError(f"dim is {dim}; wanted the width of the rows, an integer of at least 1")
+        try:
+            # JSON knows no tuples: a spec must equal itself after saving and loading.
+            self.spec = None if spec is None else json.loads(json.dumps(spec))
+        except TypeError as error:
+            raise GvendiError(
+                f"spec cannot be written as JSON ({error}); use str, numbers, lists, dicts"
+            ) from None
+        super().__init__(dim, device)
+
+    def __repr__(self) -> str:
+        return f"VendiState(dim={self.dim}, n={self.n}, spec={self.spec})"
+
+    def update(self, rows: Rows) -> VendiState:
+        """Add rows [N, K] of any float dtype and length (each counts with length 1). Returns self.
+
+        Products are float32, which is what sketches are stored in, and float64 where the rows are.
+
+        A wrong shape or dtype, or a row that is zero or not finite, raises and leaves the state as it was.
+        """
+        check_matrix(rows, self.dim)
+        starts = range(0, len(rows), BLOCK)
+        if len(starts) > 1:
+            for i in starts:
+                unit_rows(rows[i : i + BLOCK], self.matrix.device, i)
+        for i in starts:
+            unit = unit_rows(rows[i : i + BLOCK], self.matrix.device, i)
+            if is_double(rows):
+                self.matrix.addmm_(unit.T, unit)
+            else:
+                ops.covariance(unit.float().contiguous(), self.matrix)
+        self._grown(len(rows))
+        return self
+
+    def merge(self, other: VendiState) -> VendiState:
+        """Add another state's rows (in place; returns self). A different dim or spec raises GvendiError.
+
+        A state without rows and without a spec takes the other's spec.
+        """
+        if other.dim != self.dim:
+            raise GvendiError(
+                f"cannot merge states of dim {self.dim} and {other.dim}; sketch both with one dim"
+            )
+        if self.n == 0 and self.spec is None:
+            self.spec = other.spec
+        if other.spec != self.spec:
+            raise GvendiError(
+                f"cannot merge states of different specs; sketch both data sets with one spec\n"
+                f"  this:  {self.spec}\n  other: {other.spec}"
+            )
+        self.matrix += other.matrix.to(self.matrix.device)
+        self._grown(other.n)
+        return self
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the state to one safetensors file, which appears under its name only when complete."""
+        save_tensors(path, _KIND, {"matrix": self.matrix}, {"n": str(self.n), "spec": json.dumps(self.spec)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> VendiState:
+        """Read a state written by `save`. Another kind of file, or another version, raises GvendiError."""
+        tensors, words = load_tensors(path, _KIND, "VendiState.save", device)
+        state = cls(len(tensors["matrix"]), json.loads(words["spec"]), device)
+        state.matrix.copy_(tensors["matrix"])
+        state._grown(int(words["n"]))
+        return state
+
+    @overload
+    def gvendi(self, q: float = 1.0) -> float: ...
+    @overload
+    def gvendi(
+        self, q: float = 1.0, *, ci: Literal["jackknife"], rows: Rows | Iterable[Rows], level: float = 0.95
+    ) -> Interval: ...
+    def gvendi(self, q=1.0, *, ci=None, rows=None, level=0.95):
+        """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions.
+
+        ci="jackknife" gives an Interval (`jackknife.jackknife`, order 1) of the given level in its place. It needs
+        `rows`, [n, K] or blocks of them, from which the state was made: the state does not keep them.
+        """
+        if ci is None:
+            return super().gvendi(q)
+        if ci != "jackknife":
+            raise GvendiError(f'ci is {ci!r}; wanted "jackknife" or None')
+        if rows is None:
+            raise GvendiError("ci needs rows=, the rows that the state was made from; it does not keep them")
+        return jackknife(self, rows, level, q)
+
+    def gain(self, candidates: Rows, remove: bool = False) -> torch.Tensor:
+        """What each row of candidates [N, K] alone adds to the entropy H_1: float64 [N] in nats, on the CPU.
+
+        H_1 after adding the row to the state minus H_1 now; remove=True: after taking it out (n >= 2; a row that
+        cannot be in the state raises GvendiError). Negative where the row makes the rows less diverse. H_1 of no rows
+        counts as 0, so that every row adds 0 to an empty state. Source: README, "The score".
+        """
+        return gains.gain(self, candidates, remove)
+
+    def block_gain(self, rows: Rows, boundaries: torch.Tensor) -> torch.Tensor:
+        """What each block of rows adds to the entropy H_1 as a whole: float64 [G] in nats, on the CPU.
+
+        Block g is rows boundaries[g] .. boundaries[g + 1] of rows [N, K], boundaries int64 [G + 1]; an empty one adds
+        0. All products are float64. H_1 of no rows counts as 0.
+        """
+        return gains.block_gain(self, rows, boundaries)
+
+    def contributions(self, rows: Rows, kind: str = "surprisal") -> torch.Tensor:
+        """Each row's part in the entropy H_1: float64 [N] in nats for rows [N, K], on the CPU.
+
+        "surprisal": -z^T (ln Sigma) z >= 0, whose mean over the state's own rows is H_1: an additive share for
+        samples, sources or clusters. A direction in which the state has no row counts with the eigenvalue 2^-52, so a
+        row that is not in the state has at most 36 nats. "loo": H_1 minus H_1 without the row, -gain(remove=True).
+        """
+        return gains.contributions(self, rows, kind)
