@@ -13,7 +13,7 @@ from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels import ops
-from gvendi_fast.kernels.reference import MAX_GROUP
+from gvendi_fast.kernels.checks import MAX_GROUP
 from gvendi_fast.vendi import gvendi
 
 MAX_GROUPS = 10_000

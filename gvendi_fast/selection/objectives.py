@@ -11,14 +11,16 @@ the part of it that changes with the picks is vendi's gain, so upper bounds hold
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from gvendi_fast.data.pool import POOL_BLOCK
-from gvendi_fast.selection.problem import Problem
 from gvendi_fast.selection.resolvent import Resolvent, entropy_gain, entropy_nodes, resolvent_bytes
+
+if TYPE_CHECKING:
+    from gvendi_fast.selection.problem import Problem
 
 OBJECTIVES = ("vendi", "logdet", "facility", "quality")
 CHUNK = 2048
