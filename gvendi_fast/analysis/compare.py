@@ -27,8 +27,8 @@ from gvendi_fast.base.differences import differences
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
-from gvendi_fast.vendi import gvendi
 from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.state import VendiState
 
 # Rows of a set beyond this many are not needed for the comparison and would only cost memory.

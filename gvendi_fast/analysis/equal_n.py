@@ -14,7 +14,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi.of_rows import gvendi
 
 MAX_GROUPS = 10_000
 # Groups below this many rows would drag the equal n of all others down to theirs.

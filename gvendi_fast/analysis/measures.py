@@ -31,7 +31,7 @@ from gvendi_fast.base.unit_length import Rows, check_matrix, unit_blocks
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.texts import locate_corpus, row_texts
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi.of_rows import gvendi
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 

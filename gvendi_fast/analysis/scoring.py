@@ -16,7 +16,8 @@ from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
-from gvendi_fast.vendi import VendiState, jackknife
+from gvendi_fast.vendi.jackknife import jackknife
+from gvendi_fast.vendi.state import VendiState
 
 __all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
 

@@ -21,7 +21,7 @@ from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.texts import TEXT, original_text
 from gvendi_fast.report import numbers
-from gvendi_fast.vendi import VendiState
+from gvendi_fast.vendi.state import VendiState
 
 FORMAT = 1
 # Groups that the map colours.

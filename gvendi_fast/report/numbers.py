@@ -18,7 +18,7 @@ from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import MatrixPool, Pool
-from gvendi_fast.vendi import VendiState
+from gvendi_fast.vendi.state import VendiState
 
 # Draws of each subset size; one where a spectrum takes minutes.
 GROWTH_DRAWS, LARGE_DIM, GROWTH_SIZES, LEAST_SIZE = 5, 2048, 12, 4

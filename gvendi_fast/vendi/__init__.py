@@ -6,14 +6,9 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-
-from gvendi_fast.base.unit_length import Rows, check_matrix, unit_rows
-from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.vendi.between_sources import Decomposition, Source, between_source
 from gvendi_fast.vendi.jackknife import Interval, jackknife, leave_one_out
+from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.similarity import score, score_dual, score_K, score_X
 from gvendi_fast.vendi.state import VendiState
 
@@ -31,15 +26,3 @@ __all__ = [
     "score_X",
     "score_dual",
 ]
-
-
-def gvendi(rows: Rows, q: float = 1.0) -> float:
-    """G-Vendi of order q of rows [n, K], from the smaller of Gram [n, n] and covariance [K, K] matrix."""
-    check_matrix(rows)
-    n, dim = rows.shape
-    state = VendiState(dim)
-    if n == 0 or n >= dim:
-        return state.update(rows).gvendi(q)
-    unit = unit_rows(rows)
-    eigenvalues = torch.linalg.eigvalsh(unit @ unit.T).clamp_min_(0)
-    return math.exp(renyi_entropy(eigenvalues / eigenvalues.sum(), q))

@@ -13,7 +13,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.unit_length import Rows, check_matrix, unit_rows
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP, check_norms
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi.of_rows import gvendi
 
 # Rows of small groups that are copied together at once.
 GATHER_BYTES = 64 << 20

@@ -24,7 +24,8 @@ from gvendi_fast.report.numbers import SHOWN_CLUSTERS, SHOWN_ROWS
 from gvendi_fast.synthesis.config.config import Config
 from gvendi_fast.synthesis.disk.record import RunRecord
 from gvendi_fast.synthesis.report.examples import accepted_rows, add_texts, rejected_rows
-from gvendi_fast.vendi import VendiState, gvendi
+from gvendi_fast.vendi.of_rows import gvendi
+from gvendi_fast.vendi.state import VendiState
 
 FORMAT = 1
 # Windows that acceptance is shown in.

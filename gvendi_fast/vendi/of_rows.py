@@ -1,0 +1,23 @@
+"""G-Vendi of a matrix of rows that is in memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gvendi_fast.base.unit_length import Rows, check_matrix, unit_rows
+from gvendi_fast.kernels.spectrum import renyi_entropy
+from gvendi_fast.vendi.state import VendiState
+
+
+def gvendi(rows: Rows, q: float = 1.0) -> float:
+    """G-Vendi of order q of rows [n, K], from the smaller of Gram [n, n] and covariance [K, K] matrix."""
+    check_matrix(rows)
+    n, dim = rows.shape
+    state = VendiState(dim)
+    if n == 0 or n >= dim:
+        return state.update(rows).gvendi(q)
+    unit = unit_rows(rows)
+    eigenvalues = torch.linalg.eigvalsh(unit @ unit.T).clamp_min_(0)
+    return math.exp(renyi_entropy(eigenvalues / eigenvalues.sum(), q))
