@@ -159,3 +159,18 @@ def test_sketches_of_different_settings_do_not_compare():
     a.spec, b.spec = {"dtype": "float32", "seed": 0}, {"dtype": "bfloat16", "seed": 0}
     with pytest.raises(GvendiError, match="dtype: float32 and bfloat16"):
         compare({"a": a, "b": b})
+
+
+def test_sets_of_different_settings_are_refused_setting_by_setting():
+    pools = {name: MatrixPool(np.random.default_rng(0).standard_normal((9, 4))) for name in ("old", "new")}
+    pools["old"].spec = {"mask": "completion", "dtype": "fp32", "sketch": {"dim": 4}, "exclude": None}
+    pools["new"].spec = {"sketch": {"dim": 4, "seed": 1}, "dtype": "fp32", "template": None, "exclude": None}
+    with pytest.raises(GvendiError) as error:
+        compare(pools)
+    assert str(error.value) == (
+        "'old' and 'new' were sketched with different settings:\n"
+        "  mask: completion and (absent)\n"
+        "  sketch: {'dim': 4} and {'dim': 4, 'seed': 1}\n"
+        "  template: (absent) and None\n"
+        "such sketches do not compare; sketch both with the same settings"
+    )
