@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from gvendi_fast.kernels.backends import cuda
 
-SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+SOURCES = ROOT / "csrc" / "cuda"
 COMPILER = os.environ.get("CXX", "c++")
 if shutil.which(COMPILER) is None:
     pytest.skip(f"needs a C++ compiler, {COMPILER} is not there", allow_module_level=True)

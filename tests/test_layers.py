@@ -22,8 +22,8 @@ from imports import (
     room_of,
     upward,
 )
+from places import PACKAGE
 
-PACKAGE = Path(__file__).resolve().parents[1] / "gvendi_fast"
 # {room: floor}; "" is the public face, the package's own __init__.py.
 FLOORS = {
     "base": 1,

@@ -14,7 +14,7 @@ Precision: with a power of two that brings a sample's largest number of the tile
 sum of two float16 parts. Rounding to nearest leaves at most 2^-11 of a number to the second part and behind that 2^-22,
 or 2^-39 of the largest where that is more. Signs are exact. Over random signs it is half a unit of 2^-24 of the largest
 sum. Two bfloat16 parts would leave 2^-16, 30 to 60 units at any number of coordinates, where float32 sums of up to
-1,000 are off by 4 to 15 and may be by twice that (tests/test_triton_dense.py has both). Float32 inputs are multiplied
+1,000 are off by 4 to 15 and may be by twice that (its test has both). Float32 inputs are multiplied
 as pairs of TF32 parts, which drops about 2^-22 of a product; 16-bit ones exactly. Tensor cores may truncate where they
 add, so a chain in them is 16 rows or one step of 64 coordinates long, and chains add up in ordinary arithmetic.
 """

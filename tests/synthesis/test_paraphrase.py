@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from chat_server import TRUNCATED, ChatServer, Fault
+from places import GOLDEN, ROOT
 from problem_families import seed_rows, writer
 from synthesis_runs import contents, lines, paid, run, settings
 
@@ -33,7 +34,7 @@ pytest.importorskip("sklearn", reason="the extra `synthesis` is not installed")
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
 pytestmark = pytest.mark.usefixtures("loopback")
-PARAPHRASES = Path(__file__).parent / "golden" / "paraphrases.jsonl"
+PARAPHRASES = GOLDEN / "paraphrases.jsonl"
 
 GOATS = "Mara has twelve goats and buys nine sheep. How many animals graze on her meadow?"
 FERRY = "A ferry crosses the bay in forty minutes. How long do three crossings take?"
@@ -134,7 +135,7 @@ def test_recall_of_retrieval_is_what_the_module_says(shared):
         ]
     assert found == {"same_things": [19, 20, 20], "other_things": [3, 7, 8]}
     # The README says these of three questions.
-    told = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
+    told = " ".join((ROOT / "README.md").read_text().split())
     assert f"among GSM8K's {len(index):,} test questions" in told
     for kind, what in (("same_things", "hand-made"), ("other_things", "that renamed")):
         assert f"for {found[kind][1]} of {len(made)} {what}" in told

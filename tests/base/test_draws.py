@@ -1,16 +1,16 @@
 """Seeded draws are pinned: a golden file holds what every room drew before they had one place for it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 
 from gvendi_fast.analysis.equal_n import draws
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id, random_words, stream
 from gvendi_fast.synthesis.loop.proposer import shot_rows
 
-GOLDEN = Path(__file__).parent / "golden" / "draws.json"
+RECORD = GOLDEN / "draws.json"
 SEEDS = 0, 7, -3, 2**64 + 5, 2**130 + 1
 NAMES = [f"row-{i}" for i in range(40)] + ["", "ä", "|", "0|1"]
 
@@ -61,7 +61,7 @@ ROOMS = {
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_draws_are_the_golden_ones(room):
-    assert ROOMS[room]() == json.loads(GOLDEN.read_text())[room]
+    assert ROOMS[room]() == json.loads(RECORD.read_text())[room]
 
 
 def test_words_of_a_key_are_joined_as_they_are_written():

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import BENCHMARKS, PACKAGE
 
 from gvendi_fast.kernels.backends import ORDER, measured
 from gvendi_fast.kernels.backends import backend as backend_called
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 GPU = "Made-up GPU"
 # A failure of some kind in every section.
 PLANTED = {
@@ -464,7 +464,7 @@ def test_a_kernel_that_errs_fails_its_check_and_marks_what_rests_on_it(benchmark
 
 def test_token_ids_of_a_corpus_travel_in_one_file(benchmarks, tmp_path):
     script = benchmarks["corpus_ids"]
-    tokenizer = Path(measured.__file__).parents[1] / "assets" / "tiny"
+    tokenizer = PACKAGE / "assets" / "tiny"
     rows = tmp_path / "rows.jsonl"
     lines = [{"prompt": f"What is {n} + {n}?", "completion": f"It is {2 * n}."} for n in range(20)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no row\n")

@@ -12,12 +12,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from places import ROOT
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.proxy import load as room
 from gvendi_fast.sketching.proxy.load import folder_digest, load_proxy, resolve_device, resolve_dtype
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "gvendi_fast" / "assets" / "tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN
 from plain import dense32
 from tolerance import FLOOR, UNIT, check, relative_error
 
@@ -18,7 +18,7 @@ from gvendi_fast.kernels.signs import philox4x32_10, sign_key, signs
 from gvendi_fast.kernels.sketch_matrix import SketchSpec, make_table
 from gvendi_fast.sketching.gradients import head_chunks
 
-GOLDEN = Path(__file__).parent / "golden" / "signs.json"
+RECORD = GOLDEN / "signs.json"
 CASES = [
     (0, "model.layers.0.self_attn.q_proj.weight", 0, 300, 64),
     (0, "lm_head.weight", 1000, 1001, 8192),
@@ -64,7 +64,7 @@ def describe(seed: int, parameter: str, begin: int, end: int, dim: int) -> dict:
 
 def write_golden() -> None:
     """Run by hand, with a new SIGN_VERSION, when the signs are meant to change."""
-    GOLDEN.write_text(json.dumps([describe(*case) for case in CASES], indent=1) + "\n")
+    RECORD.write_text(json.dumps([describe(*case) for case in CASES], indent=1) + "\n")
 
 
 def draw(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_philox_gives_the_published_words(counter, key, words):
 
 
 def test_signs_are_the_golden_ones():
-    assert [describe(*case) for case in CASES] == json.loads(GOLDEN.read_text())
+    assert [describe(*case) for case in CASES] == json.loads(RECORD.read_text())
 
 
 def test_a_sign_depends_on_its_key_coordinate_and_column_alone():

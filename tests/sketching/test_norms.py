@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_gradients import CONFIGS, GATED, SPEC, build, pad, samples
+from small_models import CONFIGS, GATED, SPEC, build, pad, samples
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError

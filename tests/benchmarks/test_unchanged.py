@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import BENCHMARKS
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "unchanged.py"
+SCRIPT = BENCHMARKS / "unchanged.py"
 
 
 def unchanged(*arguments, cwd=None):

@@ -1,11 +1,9 @@
 """The counts of machine instructions: loops found in disassembled code, and tables that are what the counts say."""
 
 import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from places import BENCHMARKS
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import PACKAGE, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # An editable install would lend its compiled module to the copy.
 PRELUDE = """
 import sys
@@ -82,9 +82,9 @@ def test_failed_build_is_fatal_only_if_asked(tmp_path, required):
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    (tmp_path / "gvendi_fast" / "backends").mkdir(parents=True)
-    shutil.copy(ROOT / "gvendi_fast" / "_version.py", tmp_path / "gvendi_fast")
-    for package in ("", "backends"):
+    (tmp_path / "gvendi_fast" / "base").mkdir(parents=True)
+    shutil.copy(PACKAGE / "base" / "_version.py", tmp_path / "gvendi_fast" / "base")
+    for package in ("", "base"):
         (tmp_path / "gvendi_fast" / package / "__init__.py").touch()
     done = run(tmp_path, "setup.py", "build_ext", CXX="/bin/false", GVENDI_REQUIRE_EXT=required)
     assert (done.returncode != 0) == (required == "1"), done.stderr

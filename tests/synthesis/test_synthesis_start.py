@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, Fault
+from places import ROOT
 from problem_families import seed_rows, writer
 from synthesis_runs import contents, lines, paid, run, settings, write_rows
 
@@ -122,7 +123,7 @@ def files_of_a_run(home: Path) -> dict:
     (home / "lib" / "my_pack" / "__init__.py").write_text("")
     (home / "lib" / "my_pack" / "rules.py").write_text(CHECK)
     packaged = Path("gvendi_fast/synthesis/tasks/templates/generic_row.j2")
-    (home / "mine.j2").write_text((Path(__file__).parents[1] / packaged).read_text().replace("new", "fresh"))
+    (home / "mine.j2").write_text((ROOT / packaged).read_text().replace("new", "fresh"))
     return {
         "pool": {"data": "data/*.jsonl"},
         "filter": {"tests": ["tests.jsonl"]},

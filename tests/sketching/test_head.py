@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-from test_gradients import CONFIGS, FP32_RELATIVE, GATED, SPEC, autograd_sketch, build, pad, samples, state_of
+from small_models import CONFIGS, FP32_RELATIVE, GATED, SPEC, autograd_sketch, build, pad, samples, state_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

@@ -5,14 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from gvendi_fast.kernels.backends import cuda
 
-ROOT = Path(__file__).resolve().parents[1]
 # Kernel -> registers it may use so that its __launch_bounds__ blocks fit a multiprocessor (65,536 registers).
 REGISTERS = {
     "fold_hadamard_rows": 128,

@@ -362,9 +362,8 @@ def kill_everywhere(root: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_between_any_two_calls(tmp_path):
     """A run killed at every one of its calls in turn leaves only whole files, and its successor ends the same."""
-    code = "import sys, pathlib, test_store; test_store.kill_everywhere(pathlib.Path(sys.argv[1]))"
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    code = "import sys, pathlib, test_run_directory; test_run_directory.kill_everywhere(pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=120)
 
     def contents(path: Path) -> dict[str, bytes]:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.sketch_matrix import (
@@ -18,7 +18,7 @@ from gvendi_fast.kernels.sketch_matrix import (
     row_table,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "tables.json"
+RECORD = GOLDEN / "tables.json"
 CASES = [
     (0, "model.layers.0.self_attn.q_proj.weight", 896, 1024),
     (0, "model.layers.0.self_attn/", 896, 1024),
@@ -48,7 +48,7 @@ def describe(seed: int, key: str, width: int, dim: int) -> dict:
 
 
 def test_tables_are_the_golden_ones():
-    assert [describe(*case) for case in CASES] == json.loads(GOLDEN.read_text())
+    assert [describe(*case) for case in CASES] == json.loads(RECORD.read_text())
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 255, 256, 300, 1024, 1025, 1279, 1280, 4864])
@@ -114,4 +114,4 @@ def test_bad_kind_and_seed_are_refused():
 
 def write_golden() -> None:
     """Run by hand, with a new TABLE_VERSION, when the tables are meant to change."""
-    GOLDEN.write_text(json.dumps([describe(*case) for case in CASES], indent=1) + "\n")
+    RECORD.write_text(json.dumps([describe(*case) for case in CASES], indent=1) + "\n")

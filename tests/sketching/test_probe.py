@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from test_gradients import CONFIGS, SPEC, autograd_sketch, build, pad, samples
+from small_models import CONFIGS, SPEC, autograd_sketch, build, pad, samples
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.sketch_matrix import SketchSpec

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from test_gradients import CONFIGS, DENSE, SPEC, build, pad, samples
+from small_models import CONFIGS, DENSE, SPEC, build, pad, samples
 
 from gvendi_fast.base.transfer import fetch, to_device
 from gvendi_fast.kernels import ops
