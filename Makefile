@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find c
 .PHONY: demo test lint bench report sanitize clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python benchmarks/corpora.py demo --rows 400
+	$(BIN)/python -m benchmarks.corpora.made_up demo --rows 400
 	@echo "A varied corpus:"
 	$(BIN)/gvendi score demo/varied.jsonl --proxy tiny --by family
 	@echo "A narrow one, as many rows:"
@@ -23,11 +23,11 @@ lint: $(VENV)/.installed
 
 # Ratios of runs in one process; nothing else should run on the machine meanwhile.
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.speed
 
 # README tables from benchmarks/results.
 report: $(VENV)/.installed
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
 # The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with odd sizes.
 sanitize:

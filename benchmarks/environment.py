@@ -22,7 +22,7 @@ SOURCES = (
     "CMakeLists.txt",
     "csrc/**/*",
     "gvendi_fast/**/*.py",
-    "benchmarks/gpu_*.py",
+    "benchmarks/gpu/*.py",
     "tests/plain.py",
     "tests/tolerance.py",
     "tests/triton_builds.py",
@@ -108,6 +108,6 @@ def tree_digest() -> str:
     """Digest of the sources that decide a GPU's figures: two trees with the same one measure the same thing."""
     digest = hashlib.blake2b(digest_size=6)
     found = {path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()}
-    for path in sorted(found - {ROOT / "benchmarks" / "gpu_report.py"}):
+    for path in sorted(found):
         digest.update(f"{path.relative_to(ROOT)}\0{len(path.read_bytes())}\0".encode() + path.read_bytes())
     return digest.hexdigest()

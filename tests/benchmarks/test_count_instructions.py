@@ -1,19 +1,8 @@
 """The counts of machine instructions: loops found in disassembled code, and tables that are what the counts say."""
 
-import sys
-
 import pytest
-from places import BENCHMARKS
 
-
-@pytest.fixture(scope="module")
-def sass():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import sass
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return sass
+from benchmarks.gpu import sass
 
 
 def code(*operations: str) -> str:
@@ -35,7 +24,7 @@ NESTED = code(
 )
 
 
-def test_nested_loops_count_by_their_trips(sass):
+def test_nested_loops_count_by_their_trips():
     found = sass.loops_of(NESTED)
     assert found.own == 2
     (outer,) = found.loops
@@ -45,7 +34,7 @@ def test_nested_loops_count_by_their_trips(sass):
     assert sass.executed(found, [(5, [(7, [])])]) == 2 + 5 * (4 + 7 * 3)
 
 
-def test_an_unrolled_loop_is_known_by_its_loads(sass):
+def test_an_unrolled_loop_is_known_by_its_loads():
     loads = ["LDG.E R3, desc[UR4][R2.64]"] * 4
     text = code(*loads, "FADD R5, R4, R3", "@P0 BRA 0x0", loads[0], "FADD R5, R4, R3", "@P1 BRA 0x60", "EXIT")
     found = sass.loops_of(text)
@@ -53,16 +42,16 @@ def test_an_unrolled_loop_is_known_by_its_loads(sass):
     assert sass.executed(found, [(11, [])]) == 1 + 2 * 6 + 3 * 3
 
 
-def test_loops_that_do_not_match_are_refused(sass):
+def test_loops_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="1 loops where 2 were expected"):
         sass.executed(sass.loops_of(NESTED), [(5, []), (7, [])])
 
 
-def test_a_loop_that_does_nothing_is_left_out(sass):
+def test_a_loop_that_does_nothing_is_left_out():
     text = code("IADD3 R1, R1, 0x1, RZ", "@P0 BRA 0x0", "EXIT")
     assert sass.loops_of(text).loops == []
 
 
-def test_what_only_diverged_warps_reach_does_not_count(sass):
+def test_what_only_diverged_warps_reach_does_not_count():
     text = code("BRA.DIV UR5, 0x30", "FADD R1, R1, R2", "EXIT", "WARPSYNC.COLLECTIVE R2", "BRA 0x10")
     assert sass.loops_of(text).size() == 3

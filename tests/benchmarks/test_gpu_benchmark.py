@@ -15,8 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from places import BENCHMARKS, PACKAGE
+from places import PACKAGE, ROOT
 
+from benchmarks.corpora import token_ids
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import checks, results, timing
+from benchmarks.gpu import section as section_of
+from benchmarks.report import __main__ as report
+from benchmarks.report import gpu as tables
 from gvendi_fast.kernels.backends import ORDER, measured
 from gvendi_fast.kernels.backends import backend as backend_called
 
@@ -46,26 +52,26 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def benchmarks():
-    """The benchmark scripts, importable."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import corpus_ids
-        import gpu
-        import gpu_checks
-        import gpu_report
-        import gpu_section
-        import gpu_timing
-        import report
-
-        modules = (corpus_ids, gpu, gpu_checks, gpu_report, gpu_section, gpu_timing, report)
-        yield {module.__name__: module for module in modules}
+    """The benchmark's modules by name."""
+    return {
+        "corpus_ids": token_ids,
+        "gpu": gpu,
+        "gpu_checks": checks,
+        "gpu_report": tables,
+        "gpu_section": section_of,
+        "gpu_timing": timing,
+        "report": report,
+        "results": results,
+    }
 
 
 def start(out: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     """A rehearsal in a process of its own, as a user starts it."""
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(out), *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=ROOT
+    )
 
 
 def rehearse(out: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
@@ -198,7 +204,7 @@ def test_the_summary_is_the_last_30_lines(failing):
     assert failed.startswith("checks failed: 2; checks, planted: planted; other checks, planted")
     errors = next(line for line in summary if line.startswith("figures that failed: "))
     assert errors.startswith(f"figures that failed: {sum(kind != 'check' for kind in PLANTED.values())}; ")
-    assert summary[-1].startswith("to go on: python benchmarks/gpu.py --dry-run")
+    assert summary[-1].startswith("to go on: python -m benchmarks.gpu --dry-run")
     # Every section tells, while it runs, what a figure gave or why it gave nothing.
     assert any("segfault" not in line and "crashed with SIGSEGV" in line for line in said[:first])
 
@@ -258,7 +264,7 @@ def test_a_signal_keeps_what_was_measured_and_ends_every_process(stopped):
     assert list(sections["spectral"]["figures"]) == ["matrix"]
     assert len(sections["spectral"]["planned"]) == 5
     assert any(line == "stopped by SIGTERM" for line in said)
-    assert said[-1].startswith("to go on: python benchmarks/gpu.py")
+    assert said[-1].startswith("to go on: python -m benchmarks.gpu")
     assert len(said) - next(i for i, line in enumerate(said) if line.startswith("== ")) <= 30
 
 
@@ -338,26 +344,24 @@ def test_a_process_that_cannot_even_begin_ends_its_section_alone(benchmarks, tmp
 
 
 def test_the_driver_imports_no_torch():
-    ask = "import sys; sys.path.insert(0, sys.argv[1]); import gpu; print('torch' in sys.modules)"
-    said = subprocess.run(
-        [sys.executable, "-c", ask, str(BENCHMARKS)], capture_output=True, text=True, check=True
-    )
+    ask = "import sys, benchmarks.gpu.__main__; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
     assert said.stdout.strip() == "False"
 
 
 def test_a_figure_stays_until_it_is_measured_again(benchmarks, tmp_path):
-    results = benchmarks["gpu"].Results(dry=True)
+    results = benchmarks["results"].Results(dry=True)
     path, machine = tmp_path / "made_up.json", {"gpu": GPU, "capability": "9.9", "tree": "a"}
     results.open(path, machine)
     results.take("spectral", {"planned": ["x", "y"], "figures": {"x": {"found": 1}, "y": {"found": 1}}})
-    changed = benchmarks["gpu"].Results(dry=True)
+    changed = benchmarks["results"].Results(dry=True)
     changed.open(path, {**machine, "tree": "b"})
     # Nothing of another source counts as done, and all of it is still there.
     assert changed.figures("spectral") == {}
     changed.take("spectral", {"planned": ["x", "y"], "figures": {"x": {"found": 2}}})
     figures = json.loads(path.read_text())["sections"]["spectral"]["figures"]
     assert figures == {"x": {"found": 2, "machine": "run 2"}, "y": {"found": 1, "machine": "run 1"}}
-    again = benchmarks["gpu"].Results(dry=True)
+    again = benchmarks["results"].Results(dry=True)
     again.open(path, {**machine, "tree": "b"})
     assert list(again.figures("spectral")) == ["x"]
 
@@ -471,7 +475,8 @@ def test_token_ids_of_a_corpus_travel_in_one_file(benchmarks, tmp_path):
     subprocess.run(
         [
             sys.executable,
-            str(BENCHMARKS / "corpus_ids.py"),
+            "-m",
+            "benchmarks.corpora.token_ids",
             str(rows),
             str(tokenizer),
             str(tmp_path / "ids.npz"),
@@ -497,7 +502,8 @@ def test_token_ids_of_a_corpus_travel_in_one_file(benchmarks, tmp_path):
 
 def test_chunked_loss_and_its_gradients_are_those_of_torch(benchmarks):
     import torch
-    from gpu_yardsticks import ChunkedCrossEntropy
+
+    from benchmarks.gpu.yardsticks import ChunkedCrossEntropy
 
     generator = torch.Generator().manual_seed(0)
     weight, hidden = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (50, 3000))
@@ -516,8 +522,9 @@ def test_chunked_loss_and_its_gradients_are_those_of_torch(benchmarks):
 @pytest.fixture
 def small_model(benchmarks):
     """A model of one layer in float32, and ids [4, 16]."""
-    import gpu_model
     import torch
+
+    from benchmarks.gpu import model as gpu_model
 
     bench = benchmarks["gpu_timing"].Bench(torch.device("cpu"), dry=True)
     model = copy.deepcopy(gpu_model.random_model(bench)).float()
@@ -526,7 +533,8 @@ def small_model(benchmarks):
 
 def test_kronecker_yardstick_projects_the_per_sample_gradients(small_model):
     import torch
-    from gpu_yardsticks import kronecker
+
+    from benchmarks.gpu.yardsticks import kronecker
 
     model, ids = small_model
     torch.manual_seed(0)
@@ -546,7 +554,8 @@ def test_kronecker_yardstick_projects_the_per_sample_gradients(small_model):
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_and_batch_1_yardsticks_give_one_sketch(small_model):
     import torch
-    from gpu_yardsticks import by_vmap, one_by_one
+
+    from benchmarks.gpu.yardsticks import by_vmap, one_by_one
 
     found = []
     for make in (by_vmap, one_by_one):

@@ -1,7 +1,7 @@
 """The order of a GPU's backends by what measured faster there; measured.json is the record.
 
 The record holds {compute capability: {GPU: {operation: {"milliseconds": {backend: {case: median}}, "measured":
-{backend: commit, date and versions}}}}}. benchmarks/report.py alone writes it, from benchmarks/results.
+{backend: commit, date and versions}}}}}. benchmarks/report/__main__.py alone writes it, from benchmarks/results.
 """
 
 from __future__ import annotations

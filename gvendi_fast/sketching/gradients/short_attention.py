@@ -3,7 +3,7 @@
     out = softmax(q k^T / sqrt(d) + mask) v,  q, k, v [B, H, T, d]
 PyTorch's fused CPU attention in bfloat16 spends most of a short sequence's backward pass on converting blocks. The same
 kernel in float32 took 0.35 to 0.58 times as long for up to 128 tokens a sequence, 0.71 to 1.05 for 256 and 1.04 for 512
-(benchmarks/bench_attention.py, 2 threads, CPU with AVX-512 BF16), and rounds less.
+(benchmarks/speed/bench_attention.py, 2 threads, CPU with AVX-512 BF16), and rounds less.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Candidates sketched in a process of their own, beside the one that talks to the endpoint.
 
 Both spend their time in short calls that hold Python's lock: in one process each waits for the other, and sketching
-takes twice as long (benchmarks/bench_synthesis_rate.py).
+takes twice as long (benchmarks/speed/bench_synthesis_rate.py).
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ class Span:
 class Bench:
     """The device, what was asked for, and the limits that figures are compared with.
 
-    request: what `gpu.py` asks for. `option` reads it; "results" in it is the file of everything measured so far.
+    request: what the section's starter asks for. `option` reads it; "results" in it is the file of everything measured
+        so far.
     """
 
     def __init__(self, device: torch.device, dry: bool, request: dict | None = None) -> None:

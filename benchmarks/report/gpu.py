@@ -1,6 +1,6 @@
-"""What benchmarks/gpu.py found: its summary, the README's table of a GPU, and the record by which backends are chosen.
+"""What `python -m benchmarks.gpu` found: its summary, the table of a GPU, and the record by which backends are chosen.
 
-Imports no torch, for gpu.py's own process does not.
+Imports no torch, for the process that starts the GPU benchmark's sections does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from shapes import BATCHES, DENSE_SAMPLES, QWEN_05B
+from benchmarks.shapes import BATCHES, DENSE_SAMPLES, QWEN_05B
 
 MISSING = "not measured"
 HEAD = ["figure", "goal", "measured", "compared to"]

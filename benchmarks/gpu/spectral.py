@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from gpu_checks import ENTROPY_TOLERANCE
-from gpu_timing import Bench, Figure, Span
 
+from benchmarks.gpu.checks import ENTROPY_TOLERANCE
+from benchmarks.gpu.timing import Bench, Figure, Span
 from gvendi_fast import VendiState
 from gvendi_fast.kernels import ops, reference
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from gpu_model import make_sketcher, random_ids, random_model
-from gpu_timing import Bench, Figure
 
 import gvendi_fast
+from benchmarks.gpu.model import make_sketcher, random_ids, random_model
+from benchmarks.gpu.timing import Bench, Figure
 from gvendi_fast.base.transfer import fetch
 
 PACKAGE = str(Path(gvendi_fast.__file__).parent)

@@ -1,6 +1,6 @@
 """Time of G-Vendi's parts at K = 1024; nothing is timed whose result fails its check.
 
-    pytest benchmarks/bench_vendi.py --benchmark-columns=min,median,max,rounds
+    pytest benchmarks/speed/bench_vendi.py --benchmark-columns=min,median,max,rounds
 
 The floor of `update` and of `jackknife` is one matrix product of the rows with a K x K matrix, timed as `product`.
 Groups take turns with LAPACK in float64, group by group (the definition) and on all groups in one call.
@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
-from bench_speed import take_turns
 from scipy.stats import spearmanr
 
+from benchmarks.speed.bench_sketching import take_turns
 from gvendi_fast.kernels import ops, reference
 from gvendi_fast.kernels.backends import backend
 from gvendi_fast.kernels.spectrum import Quadrature, marginal_change, quadrature

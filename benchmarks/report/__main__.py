@@ -1,6 +1,6 @@
 """Turn benchmarks/results into the README's tables and the record of faster backends; neither is typed by hand.
 
-    python benchmarks/report.py [--check]
+    python -m benchmarks.report [--check]
 
 --check changes nothing and fails if the README or gvendi_fast/kernels/backends/measured.json differs from the results.
 """
@@ -12,12 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-from engine_report import engine_entries, engine_table
-from environment import ROOT
-from gpu_report import MISSING, dispatch_record, gpu_results, gpu_tables
-from shapes import SHAPES
-from synthesis_tables import rate_table, study_line, study_table, synthesis_entries
-
+from benchmarks.environment import ROOT
+from benchmarks.report.engine import engine_entries, engine_table
+from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables
+from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
+from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
 
 # Entries of cpu.json that are of sketching.
@@ -185,7 +184,7 @@ def main() -> None:
     record = json.dumps(dispatch_record(gpu_results(RESULTS)), indent=1, sort_keys=True)
     wanted = {
         readme: f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END, 1)[1]}",
-        ROOT / RECORD.relative_to(RECORD.parents[2]): f"{record}\n",
+        ROOT / RECORD.relative_to(RECORD.parents[3]): f"{record}\n",
     }
     stale = [path for path, content in wanted.items() if path.read_text() != content]
     if args.check and stale:

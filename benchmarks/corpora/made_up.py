@@ -1,6 +1,6 @@
 """Procedural instruction data: 18 families of prompt/completion rows, for `make demo`, tests and `tiny`.
 
-    python benchmarks/corpora.py OUT_DIR [--rows 400] [--seed 0]
+    python -m benchmarks.corpora.made_up OUT_DIR [--rows 400] [--seed 0]
 
 writes OUT_DIR/varied.jsonl (all families in turn) and OUT_DIR/narrow.jsonl (one template of one family), one
 object a line: {"id", "prompt", "completion", "family"}. Row i of a family depends on (seed, family, i) alone,

@@ -1,7 +1,7 @@
 """Seconds, memory and score of choosing rows from a pool on disk.
 
-    python benchmarks/bench_selection.py --rows 100000 --size 1000 --memory 1GB
-    python benchmarks/bench_selection.py --rows 1000000 --size 10000 --method relaxed --memory 4GB
+    python -m benchmarks.speed.bench_selection --rows 100000 --size 1000 --memory 1GB
+    python -m benchmarks.speed.bench_selection --rows 1000000 --size 10000 --method relaxed --memory 4GB
 
 The figures go to benchmarks/results/selection.json, one entry for each set of options. The pool is a run directory in
 a temporary folder: clusters of very different sizes, standard deviations falling as k^-1/2. The floor of plain greedy,
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from environment import ROOT, describe_machine
 
+from benchmarks.environment import ROOT, describe_machine
 from gvendi_fast.base.progress import progress_for
 from gvendi_fast.base.unit_length import unit_rows
 from gvendi_fast.cli.select import parse_bytes

@@ -1,6 +1,6 @@
 """Sketching a batch against training on it: ratios of runs that take turns in one process.
 
-    pytest benchmarks/bench_speed.py --benchmark-json=out.json
+    pytest benchmarks/speed/bench_sketching.py --benchmark-json=out.json
 
 Every round times, one after the other: a plain training step (forward + full backward), the bare forward + input
 gradients that any sketch needs, and the sketch. `extra_info` holds the quantiles of the rounds' ratios.
@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from shapes import SHAPES, build
 
+from benchmarks.shapes import SHAPES, build
 from gvendi_fast import GradientSketcher, SketchSpec
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.backends import resolve

@@ -1,15 +1,15 @@
 """Fused attention on a CPU in bfloat16, forward and backward: PyTorch's own against `short_attention`'s float32.
 
-    pytest benchmarks/bench_attention.py --benchmark-columns=median,rounds
+    pytest benchmarks/speed/bench_attention.py --benchmark-columns=median,rounds
 
 Both take turns in one process; the printed ratio, float32 over bfloat16, is what `short_attention.LONGEST` rests on.
 """
 
 import pytest
 import torch
-from bench_speed import take_turns
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.speed.bench_sketching import take_turns
 from gvendi_fast.sketching.gradients import short_attention
 
 SHAPES = [

@@ -18,12 +18,12 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from corpus_ids import load_samples
-from gpu_checks import BACKENDS
-from gpu_model import Step, make_sketcher, prefer, random_ids, random_model, ratios, what_fits
-from gpu_timing import Bench, Figure, NotMeasuredError, Span, quantiles
-from shapes import TIMED_DIM
 
+from benchmarks.corpora.token_ids import load_samples
+from benchmarks.gpu.checks import BACKENDS
+from benchmarks.gpu.model import Step, make_sketcher, prefer, random_ids, random_model, ratios, what_fits
+from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError, Span, quantiles
+from benchmarks.shapes import TIMED_DIM
 from gvendi_fast import GradientSketcher
 from gvendi_fast.base.transfer import fetch
 from gvendi_fast.kernels import ops

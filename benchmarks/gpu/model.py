@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from gpu_checks import BACKENDS
-from gpu_timing import Bench, Figure, NotMeasuredError, Span, quantiles
-from shapes import BATCHES, QWEN_05B, SHAPES, Shape, build
 
+from benchmarks.gpu.checks import BACKENDS
+from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError, Span, quantiles
+from benchmarks.shapes import BATCHES, QWEN_05B, SHAPES, Shape, build
 from gvendi_fast import GradientSketcher, SketchSpec
 from gvendi_fast.kernels import backends, ops
 from gvendi_fast.kernels.backends import backend, choose, measured

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from gpu_checks import BACKENDS, DTYPES
-from gpu_timing import Bench, Figure, NotMeasuredError, over
-from shapes import DENSE_SAMPLES, TIMED_DIM, TIMED_LENGTH, TIMED_ROWS, TIMED_WIDTHS
 
+from benchmarks.gpu.checks import BACKENDS, DTYPES
+from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError, over
+from benchmarks.shapes import DENSE_SAMPLES, TIMED_DIM, TIMED_LENGTH, TIMED_ROWS, TIMED_WIDTHS
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.backends import backend, use_backend
 from gvendi_fast.kernels.signs import sign_key

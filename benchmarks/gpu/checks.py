@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from environment import ROOT
-from gpu_timing import Bench, Figure, NotMeasuredError
 
+from benchmarks.environment import ROOT
+from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError
 from gvendi_fast.kernels import ops, reference
 from gvendi_fast.kernels.backends import backend, operations, use_backend
 from gvendi_fast.kernels.signs import sign_key

@@ -1,11 +1,11 @@
-"""One section of the GPU benchmark in a process of its own: `gpu.py` starts it, and outlives it.
+"""One section of the GPU benchmark in a process of its own: `python -m benchmarks.gpu` starts it, and outlives it.
 
-    python benchmarks/gpu_section.py REQUEST
+    python -m benchmarks.gpu.section REQUEST
 
-REQUEST is a JSON file that `gpu.py` writes: which section, which figures to skip, how many seconds, where to write.
+REQUEST is a JSON file that it writes: which section, which figures to skip, how many seconds, where to write.
 The answer is written again after every figure, whole or not at all, and names the figure under way, so that whatever
 ends this process costs that one figure. An exception marks its figure and the next one begins, unless the device is
-lost with it: then the process ends, and `gpu.py` starts another for the figures that remain.
+lost with it: then the process ends, and another is started for the figures that remain.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ import traceback
 from pathlib import Path
 
 import torch
-from gpu import write_whole
-from gpu_timing import Bench, Figure, NotMeasuredError
+
+from benchmarks.gpu.results import write_whole
+from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError
 
 # {section: module}; the module's `figures(section, bench)` lists what it measures without doing any of it.
 MODULES = {
-    "versions": "gpu_build",
-    "build": "gpu_build",
-    "smoke": "gpu_checks",
-    "end to end": "gpu_model",
-    "yardsticks": "gpu_yardsticks",
-    "checks": "gpu_checks",
-    "kernel times": "gpu_kernels",
-    "cpu and gpu": "gpu_model",
-    "spectral": "gpu_spectral",
-    "waiting": "gpu_waiting",
-    "other checks": "gpu_checks",
+    "versions": "build",
+    "build": "build",
+    "smoke": "checks",
+    "end to end": "model",
+    "yardsticks": "yardsticks",
+    "checks": "checks",
+    "kernel times": "kernels",
+    "cpu and gpu": "model",
+    "spectral": "spectral",
+    "waiting": "waiting",
+    "other checks": "checks",
 }
 # How long after the section's end a figure under way may go on.
 GRACE = 3
@@ -46,7 +47,7 @@ COLLECT_SECONDS = 1.0
 
 
 class Answer:
-    """The file that `gpu.py` reads: the plan, the figures so far, the one under way and whether that was all."""
+    """The file that is read outside: the plan, the figures so far, the one under way and whether that was all."""
 
     def __init__(self, path: Path, planned: list[str]) -> None:
         self._path = path
@@ -169,7 +170,7 @@ def main() -> None:
     if bench.dry and device.type == "cpu":
         compile_quickly()
     section = request["section"]
-    figures = list(importlib.import_module(MODULES[section]).figures(section, bench))
+    figures = list(importlib.import_module(f"benchmarks.gpu.{MODULES[section]}").figures(section, bench))
     if kind := request["plant"]:
         # Between the first and the rest, so that there is something to lose and something to go on with.
         figures.insert(1, planted(kind, bench))
@@ -182,7 +183,7 @@ def main() -> None:
             answer.close(complete=False)
             return
         if os.getppid() != parent:
-            sys.exit("gpu.py is gone")
+            sys.exit("what started this section is gone")
         answer.begin(figure.name)
         found, lost = measure(figure, bench, min(figure.seconds, left + GRACE))
         answer.keep(figure.name, found)

@@ -1,6 +1,6 @@
-"""Turn a corpus into token ids that travel to a machine without its tokenizer, for `gpu.py --corpus`.
+"""Turn a corpus into token ids that travel to a machine without its tokenizer, for `python -m benchmarks.gpu --corpus`.
 
-    python benchmarks/corpus_ids.py data.jsonl TOKENIZER_FOLDER OUT.npz [--rows 4096]
+    python -m benchmarks.corpora.token_ids data.jsonl TOKENIZER_FOLDER OUT.npz [--rows 4096]
 
 Rows are read, encoded and refused as `gvendi sketch` does it. OUT holds `ids` int32, all samples one behind the other,
 `supervised` bool beside it, and `lengths` int64.
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gpu_timing import NotMeasuredError
 
+from benchmarks.gpu.timing import NotMeasuredError
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Sample
 

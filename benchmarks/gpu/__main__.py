@@ -1,6 +1,6 @@
 """Check every kernel on a GPU against the reference, measure what sketching costs there, and lose nothing of it.
 
-    python benchmarks/gpu.py [--sections NAME ...] [--seconds 540] [--out benchmarks/results/<gpu>.json]
+    python -m benchmarks.gpu [--sections NAME ...] [--seconds 540] [--out benchmarks/results/<gpu>.json]
                              [--corpus FILE [--tokenizer FOLDER]]
 
 Each section runs in a process of its own with its share of the time, in order of worth. A section that hangs, crashes
@@ -12,16 +12,15 @@ is measured, and last what failed is tried once more. A failed check marks the f
 from being measured. The last 30 lines are the summary. Exits with 1 if a check failed, with 3 if a figure did.
 
 No network and no git are needed; GVENDI_COMMIT names the commit of a tree without its history. --corpus measures
-sketching on real text: token ids as `corpus_ids.py` writes them, or rows as `gvendi sketch` takes them together with
---tokenizer. `benchmarks/report.py` writes the README's tables. --dry-run goes through everything with tiny sizes on
-whatever device there is, and writes only where --out says; the report takes no such file.
+sketching on real text: token ids as `benchmarks.corpora.token_ids` writes them, or rows as `gvendi sketch` takes them
+together with --tokenizer. `python -m benchmarks.report` writes the tables. --dry-run goes through everything with tiny
+sizes on whatever device there is, and writes only where --out says; the report takes no such file.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -33,8 +32,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from environment import ROOT, commit, tree_digest
-from gpu_report import check_marks, failed_checks, summary
+from benchmarks.environment import ROOT, commit, tree_digest
+from benchmarks.gpu.results import Results, read, write_whole
+from benchmarks.report.gpu import failed_checks, summary
 
 # This process imports no torch and touches no device, so that nothing which breaks there breaks it.
 # {section: seconds of the whole run}; a section that ends early leaves its time to those behind it.
@@ -53,8 +53,6 @@ SECTIONS = {
 }
 # Both make what the others need on a machine that has just been started, and are quick where it is there.
 ALWAYS = ("versions", "build")
-# What must be equal for figures to be of one run.
-SAME = ("tree", "gpu", "driver", "cuda", "torch", "triton", "transformers", "python")
 # Seconds behind a section's end after which its processes are ended from here.
 GRACE = 5
 STDERR_LINES = 12
@@ -62,69 +60,6 @@ STDERR_LINES = 12
 
 class Stopped(BaseException):
     """The signal that ended the run."""
-
-
-class Results:
-    """The file of one GPU.
-
-    {"gpu", "capability", "dry run", "machines": {key: machine}, "sections": {name: {"planned", "seconds", "ended",
-    "figures": {figure: {"machine": key, ...}}}}}. A figure is replaced when it is measured again, not before.
-    """
-
-    def __init__(self, dry: bool) -> None:
-        self.path: Path | None = None
-        self.key = ""
-        self.content = {"gpu": "", "capability": None, "dry run": dry, "machines": {}, "sections": {}}
-
-    def open(self, path: Path | None, machine: dict) -> None:
-        """Go on with what the file holds; `machine` is what figures from now on are measured on."""
-        own = {"gpu": machine["gpu"], "capability": machine["capability"], "dry run": self.content["dry run"]}
-        if path is not None and path.exists():
-            known = json.loads(path.read_text())
-            for name, value in own.items():
-                if known.get(name) != value:
-                    sys.exit(f"{path} has {name} {known.get(name)!r}, this run {value!r}; name another --out")
-            self.content = known
-        self.content |= own
-        same = {name: machine.get(name) for name in SAME}
-        known = self.content["machines"]
-        key = next(
-            (k for k, m in known.items() if {n: m.get(n) for n in SAME} == same), f"run {len(known) + 1}"
-        )
-        known.setdefault(key, machine)
-        self.path, self.key = path, key
-
-    def section(self, name: str) -> dict:
-        """The entry of a section."""
-        empty = {"planned": [], "seconds": 0.0, "ended": "not run", "figures": {}}
-        return self.content["sections"].setdefault(name, empty)
-
-    def figures(self, name: str) -> dict[str, dict]:
-        """What is there of a section from this source, versions and GPU: measured, or marked with why not."""
-        found = self.content["sections"].get(name, {"figures": {}})["figures"]
-        return {figure: entry for figure, entry in found.items() if entry["machine"] == self.key}
-
-    def take(self, name: str, answer: dict) -> None:
-        """Put a section process's answer, which may be half of one, into its place."""
-        entry = self.section(name)
-        entry["planned"], entry["plan of"] = answer["planned"], self.key
-        for figure, found in answer["figures"].items():
-            entry["figures"][figure] = {**found, "machine": self.key}
-        self.save()
-
-    def save(self) -> None:
-        """Write the file."""
-        check_marks(self.content)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, self.content)
-
-
-def write_whole(path: Path, content: dict) -> None:
-    """JSON in the place of what is there, in one step: whoever reads it, or dies here, finds one of the two."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
 
 
 class Run:
@@ -203,7 +138,7 @@ class Run:
                 "plant": self.args.plant.get(name),
             },
         )
-        command = [sys.executable, str(Path(__file__).with_name("gpu_section.py")), str(request)]
+        command = [sys.executable, "-m", "benchmarks.gpu.section", str(request)]
         search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "GVENDI_COMMIT": commit(), "PYTHONPATH": search}
         with (self.folder / "stderr").open("wb") as stderr:
@@ -237,11 +172,6 @@ class Run:
                 seen = now
                 self._take(name, read(answer))
         return False
-
-
-def read(path: Path) -> dict | None:
-    """The content of a JSON file that is written whole or not at all; None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def without_places(text: str) -> str:
@@ -360,7 +290,7 @@ def resume_command(args: argparse.Namespace) -> str:
     """The call that measures what is missing, in all sections."""
     given = [(f"--{name}", getattr(args, name)) for name in ("out", "seconds", "corpus", "tokenizer")]
     words = [word for name, value in given if value is not None for word in (name, str(value))]
-    return shlex.join(["python", "benchmarks/gpu.py", *(["--dry-run"] if args.dry_run else []), *words])
+    return shlex.join(["python", "-m", "benchmarks.gpu", *(["--dry-run"] if args.dry_run else []), *words])
 
 
 def arguments() -> argparse.Namespace:

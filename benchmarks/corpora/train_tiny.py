@@ -2,10 +2,10 @@
 
 The shipped weights come from
 
-    python benchmarks/train_tiny.py path/to/gsm8k/train.jsonl
+    python -m benchmarks.corpora.train_tiny path/to/gsm8k/train.jsonl
 
 run at the repository root; all defaults are the shipped settings. Training text: the GSM8K training split
-(MIT licence; JSON lines with "prompt" and "completion") and rows of benchmarks/corpora.py, most of it in the
+(MIT licence; JSON lines with "prompt" and "completion") and rows of benchmarks/corpora/made_up.py, most of it in the
 chat template, some as plain text. The last 5 % of GSM8K and procedural rows of another seed are held out. The
 same machine, threads and library versions give the same weights; elsewhere sums differ in their last bits.
 `training.json` beside the weights records settings, versions, data digests and held-out losses.
@@ -24,11 +24,13 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
-from corpora import varied
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-ASSETS = Path(__file__).resolve().parents[1] / "gvendi_fast" / "assets" / "tiny"
+from benchmarks.corpora.made_up import varied
+from benchmarks.environment import ROOT
+
+ASSETS = ROOT / "gvendi_fast" / "assets" / "tiny"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

@@ -1,6 +1,6 @@
 """What the rules of acceptance do to a pool that grows: a writer with a favourite family of problems, several seeds.
 
-    python benchmarks/bench_synthesis.py --seeds 5 --each 20 --grow 240
+    python -m benchmarks.studies.synthesis --seeds 5 --each 20 --grow 240
 
 Every rule grows the same seed pool by the same number of rows, from the same writer behind a real HTTP server
 (tests/problem_families.py: twelve families; four answers of five are of the favourite one, the others of a family
@@ -24,7 +24,8 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from environment import ROOT, describe_machine
+
+from benchmarks.environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT / "tests"))
 from chat_server import ChatServer

@@ -1,6 +1,6 @@
 """Run the speed benchmarks and keep what they measured, with the machine, versions and commit.
 
-    python benchmarks/run.py [--only EXPRESSION] [--out benchmarks/results/cpu.json]
+    python -m benchmarks.speed [--only EXPRESSION] [--out benchmarks/results/cpu.json]
 
 Nothing else should run on the machine meanwhile. Figures are ratios of runs that take turns in one process; an
 entry that was measured before and is not selected now stays, with the machine and commit it was measured with.
@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environment import ROOT, describe_machine
+from benchmarks.environment import ROOT, describe_machine
 
-FILES = ("bench_speed.py", "bench_vendi.py", "bench_attention.py")
+FILES = ("bench_sketching.py", "bench_vendi.py", "bench_attention.py")
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        files = [str(ROOT / "benchmarks" / name) for name in FILES]
+        files = [str(ROOT / "benchmarks" / "speed" / name) for name in FILES]
         select = ["-k", args.only] if args.only else []
         command = [
             sys.executable,

@@ -1,7 +1,7 @@
 """Whether sketching and accepting keep up with an endpoint: the whole loop against a server that gives so many answers
 a second and no more.
 
-    python benchmarks/bench_synthesis_rate.py --rate 200 --task generic
+    python -m benchmarks.speed.bench_synthesis_rate --rate 200 --task generic
 
 The server is a process of its own (tests/chat_server.py), answers every request in its turn, one each 1/rate seconds,
 and counts. First a bare client asks it for the same prompts, then the whole loop runs with the embedded proxy at
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from statistics import mean
 
-from environment import ROOT, describe_machine
+from benchmarks.environment import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT / "tests"))
 from chat_server import ChatServer, Fault

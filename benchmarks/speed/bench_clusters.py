@@ -1,7 +1,7 @@
 """Time of `assign` and of spherical k-means at K = 1024, and what another order of the rows changes.
 
-    pytest benchmarks/bench_clusters.py --benchmark-columns=min,median,max,rounds --benchmark-group-by=group
-    python benchmarks/bench_clusters.py [--rows 8000] [--clusters 80]
+    pytest benchmarks/speed/bench_clusters.py --benchmark-columns=min,median,max,rounds --benchmark-group-by=group
+    python -m benchmarks.speed.bench_clusters [--rows 8000] [--clusters 80]
 
 Nothing is timed whose result fails its check. The floor of `assign` is the matrix product of the rows with the
 centroids, in blocks, with torch's topk; `fit` is compared with as many updates of scikit-learn's KMeans. Run as a
@@ -17,10 +17,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from environment import describe_machine
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.environment import describe_machine
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.kernels import ops, reference
 

@@ -1,6 +1,6 @@
 """What a machine is, and what a bare one lacks: the compiled modules and the Triton builds, made side by side.
 
-    python benchmarks/gpu_build.py SHARE OF     (what the processes of the "build" section run)
+    python -m benchmarks.gpu.build SHARE OF     (what the processes of the "build" section run)
 
 Triton compiles where a kernel is first launched, one after the other; here every process launches its share of the
 checks once and leaves the builds in Triton's cache, while CMake and nvcc run beside them.
@@ -22,12 +22,12 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from environment import ROOT, describe_machine
-from gpu_checks import DTYPES, SIZES, SMOKE_SIZE, cases
-from gpu_model import DTYPE
-from gpu_timing import Bench, Figure, NotMeasuredError
-from shapes import QWEN_05B
 
+from benchmarks.environment import ROOT, describe_machine
+from benchmarks.gpu.checks import DTYPES, SIZES, SMOKE_SIZE, cases
+from benchmarks.gpu.model import DTYPE
+from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError
+from benchmarks.shapes import QWEN_05B
 from gvendi_fast import GradientSketcher, SketchSpec
 from gvendi_fast.kernels.backends import backend, use_backend
 
@@ -163,7 +163,8 @@ def start_triton(bench: Bench, folder: Path) -> list[subprocess.Popen] | str:
         return reason
     count = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) - 2))
     return [
-        start([sys.executable, __file__, str(i), str(count)], folder / f"triton-{i}") for i in range(count)
+        start([sys.executable, "-m", "benchmarks.gpu.build", str(i), str(count)], folder / f"triton-{i}")
+        for i in range(count)
     ]
 
 

@@ -1,6 +1,6 @@
 """How faithful the sketches are: against exact per-sample gradients of a small trained model on real text.
 
-    python benchmarks/fidelity.py --data ../shared/data --out benchmarks/results/fidelity.json
+    python -m benchmarks.studies.fidelity --data ../shared/data --out benchmarks/results/fidelity.json
 
 Prints, per seed and in the mean: the root-mean-square error of the cosines between samples, the Spearman correlation
 of G-Vendi over random subsets with that of the exact gradients, and its relative error; the same for a dense
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from environment import describe_machine
 from scipy.stats import spearmanr
 
+from benchmarks.environment import describe_machine
 from gvendi_fast import GradientSketcher, SketchSpec, gvendi, load_proxy
 from gvendi_fast.data.index import index_corpus, read_unit
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches, collate

@@ -1,0 +1,1 @@
+"""What sketching costs on a GPU, and whether its kernels are right there: `python -m benchmarks.gpu`."""

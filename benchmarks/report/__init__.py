@@ -1,0 +1,1 @@
+"""Results into tables and the record of faster backends: `python -m benchmarks.report`."""

@@ -1,0 +1,1 @@
+"""How faithful sketches are and what synthesis does to a pool: studies of minutes to hours."""
