@@ -39,7 +39,7 @@ def test_commands_that_it_names_exist():
 
 
 def test_tables_are_rendered_from_the_results():
-    command = [sys.executable, "benchmarks/report/__main__.py", "--check"]
+    command = [sys.executable, "-m", "benchmarks.report", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

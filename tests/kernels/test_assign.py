@@ -139,7 +139,7 @@ def test_bits_do_not_depend_on_threads_or_blocks(monkeypatch):
     try:
         for number, rows in ((1, 4096), (2, 4096), (5, 64), (3, 77)):
             torch.set_num_threads(number)
-            monkeypatch.setattr(cpu.rows, "ASSIGN_ROWS", rows)
+            monkeypatch.setattr(cpu.spectral, "ASSIGN_ROWS", rows)
             results.append(ops.assign(x, centroids))
     finally:
         torch.set_num_threads(threads)
@@ -174,7 +174,7 @@ def test_coarse_float32_products_only_widen_the_search(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     # Products that are wrong by as much as bfloat16 allows.
     rough = torch.mm
-    monkeypatch.setattr(cpu.rows, "product_error", lambda: 2.0**-7)
+    monkeypatch.setattr(cpu.spectral, "product_error", lambda: 2.0**-7)
     monkeypatch.setattr(torch, "mm", lambda a, b: rough(a.bfloat16().float(), b.bfloat16().float()))
     assert all(torch.equal(a, b) for a, b in zip(ops.assign(x, centroids), want, strict=True))
 

@@ -251,8 +251,16 @@ def test_names_of_models_are_no_paths_and_folders_of_models_are(tmp_path, seeds,
 
 
 def test_the_sketching_process_loads_neither_generators_nor_tasks():
-    code = "import sys, gvendi_fast.synthesis.loop.sketch_process; print(*sys.modules)"
+    # What it imports when it starts, and what its main() imports.
+    home = "gvendi_fast.synthesis"
+    modules = [f"{home}.loop.sketch_process", f"{home}.config.schema", f"{home}.loop.candidate_sketcher"]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("gvendi_fast.synthesis.")}
-    wanted = ("sketch_process", "candidate_sketches", "child", "config", "schema")
-    assert loaded == {f"gvendi_fast.synthesis.{name}" for name in wanted}
+    wanted = {
+        "loop": ("sketch_process", "candidate_sketcher"),
+        "checks": ("child",),
+        "config": ("config", "schema"),
+    }
+    files = {f"{home}.{room}.{name}" for room, names in wanted.items() for name in names}
+    assert loaded == files | {f"{home}.{room}" for room in wanted}
