@@ -114,7 +114,7 @@ CompileOption = Annotated[
     Compile,
     typer.Option(
         "--compile",
-        help="Make one graph of the proxy's pass by torch.compile: minutes at the start, less time a token afterwards. "
+        help="Compile the proxy's blocks with torch.compile: seconds at the start, less time a token afterwards. "
         "auto: on a GPU where the corpus is long enough to pay for it. Sketches are the same to rounding.",
     ),
 ]

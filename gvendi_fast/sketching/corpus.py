@@ -112,7 +112,7 @@ def sketch_corpus(
     try:
         _check_rejects(rejected, allowed, run)
         if is_compiled and todo:
-            progress.note("compiling the proxy's pass, once; a large model takes minutes")
+            progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
             sketcher = _compiled(sketcher, settings)
         # The trial batch of a GPU's budget is for nothing where all is done.
         batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
