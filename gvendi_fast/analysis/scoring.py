@@ -90,7 +90,12 @@ def score(
 
 
 def _sketch_and_score(
-    data, out, proxy: Proxy, settings: Settings, orders: Sequence[float], progress: Progress | None
+    data: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    proxy: Proxy,
+    settings: Settings,
+    orders: Sequence[float],
+    progress: Progress | None,
 ) -> Score:
     clock = _Clock(progress)
     run = sketch_corpus(data, out, proxy, settings, clock)

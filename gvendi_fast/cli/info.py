@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from gvendi_fast.base._version import __version__
@@ -22,6 +21,9 @@ def info() -> None:
 
 def describe() -> dict[str, str]:
     """{what: value or the reason it is not there}, in the order to print."""
+    # With its e-mail parser it would be a tenth of every command's start.
+    from importlib import metadata
+
     import torch
 
     from gvendi_fast.kernels.backends import explain, requested

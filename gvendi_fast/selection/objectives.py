@@ -29,14 +29,17 @@ EXACT_CHUNK = 256
 
 
 class Objective(Protocol):
-    """Gains of candidates held in memory; `picks` rows have been added."""
+    """Gains of candidates held in memory."""
 
     # Gains of `update` differ from those of `exact` by less than this.
     margin: float
     # Bytes it keeps for each held row, and beside them.
     row_bytes: int
     fixed_bytes: int
-    picks: int
+
+    @property
+    def picks(self) -> int:
+        """How many rows were added."""
 
     def constant(self) -> float | None:
         """The gain that all rows have now, or None where they differ."""

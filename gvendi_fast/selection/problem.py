@@ -131,7 +131,7 @@ def coded_quotas(
     return np.fromiter((code[label] for label in groups), np.int64, len(groups)), limits
 
 
-def checked_quality(quality: np.ndarray, pool: Pool) -> np.ndarray:
+def checked_quality(quality: Sequence[float] | np.ndarray, pool: Pool) -> np.ndarray:
     """quality as float64 [N]; GvendiError unless every row has a finite number above 0."""
     values = np.asarray(quality, np.float64)
     if values.shape != (len(pool),):

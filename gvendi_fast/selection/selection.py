@@ -183,7 +183,18 @@ def select(
 
 
 def _problem(
-    pool, size, objective, must_include, groups, quotas, quality, seed, memory, eps, represent, progress
+    pool: Pool,
+    size: int,
+    objective: str,
+    must_include: VendiState | PoolLike | None,
+    groups: Sequence[str] | None,
+    quotas: Mapping[str, int] | None,
+    quality: Sequence[float] | np.ndarray | str | None,
+    seed: int,
+    memory: int,
+    eps: float,
+    represent: int,
+    progress: Progress | None,
 ) -> Problem:
     labels, limits = (None, None) if quotas is None else coded_quotas(pool, groups, quotas)
     numbers = np.arange(len(pool))
@@ -228,7 +239,10 @@ def _represented(rows: int, count: int, seed: int, rank: np.ndarray) -> np.ndarr
 
 
 def _given(
-    must_include, pool: Pool, targets: torch.Tensor | None, covered: torch.Tensor | None
+    must_include: VendiState | PoolLike | None,
+    pool: Pool,
+    targets: torch.Tensor | None,
+    covered: torch.Tensor | None,
 ) -> VendiState:
     """The state of the rows that count as chosen; `covered` rises to the cosines that they reach."""
     state = VendiState(pool.dim, pool.spec)

@@ -34,7 +34,8 @@ class SubsetScore:
     """The objective's value and the G-Vendi of rows that come block by block, together with the given rows."""
 
     def __init__(self, problem: Problem, count: int) -> None:
-        self._problem, self._quality = problem, []
+        self._problem = problem
+        self._quality: list[np.ndarray] = []
         self._covered = None if problem.covered is None else problem.covered.clone()
         # The Gram matrix is the smaller one here.
         few = problem.given.n == 0 and count < problem.pool.dim

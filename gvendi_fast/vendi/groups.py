@@ -77,7 +77,9 @@ def group_gvendi(
     return GroupVendi(names, counts, found, float(q))
 
 
-def _by_labels(labels, rows: int) -> tuple[list[Hashable], np.ndarray, np.ndarray]:
+def _by_labels(
+    labels: Sequence[Hashable] | np.ndarray | torch.Tensor, rows: int
+) -> tuple[list[Hashable], np.ndarray, np.ndarray]:
     """Names, the numbers of the rows group by group, and where each group starts there."""
     labels = labels.tolist() if isinstance(labels, np.ndarray | torch.Tensor) else list(labels)
     if len(labels) != rows:
@@ -88,7 +90,9 @@ def _by_labels(labels, rows: int) -> tuple[list[Hashable], np.ndarray, np.ndarra
     return list(places), np.argsort(codes, kind="stable"), starts.astype(np.int64)
 
 
-def _by_boundaries(boundaries, rows: int) -> tuple[list[Hashable], np.ndarray, np.ndarray]:
+def _by_boundaries(
+    boundaries: Sequence[int] | np.ndarray | torch.Tensor, rows: int
+) -> tuple[list[Hashable], np.ndarray, np.ndarray]:
     plain = boundaries.tolist() if isinstance(boundaries, torch.Tensor) else boundaries
     starts = np.array(plain, dtype=np.int64)
     if starts.ndim != 1 or len(starts) == 0 or starts[0] < 0 or starts[-1] > rows:

@@ -99,5 +99,7 @@ def jackknife(
     se = math.sqrt(spread / (n - 1) / n)
     reach = NormalDist().inv_cdf(0.5 + level / 2) * se
     # Clipped before exp, which a wide interval of few rows would overflow.
-    bounds = (math.exp(min(max(h, 0.0), math.log(dim))) for h in (entropy, entropy - reach, entropy + reach))
-    return Interval(value, *bounds, se, n, level)
+    corrected, low, high = (
+        math.exp(min(max(h, 0.0), math.log(dim))) for h in (entropy, entropy - reach, entropy + reach)
+    )
+    return Interval(value, corrected, low, high, se, n, level)

@@ -106,7 +106,14 @@ class VendiState(SecondMoment):
     def gvendi(
         self, q: float = 1.0, *, ci: Literal["jackknife"], rows: Rows | Iterable[Rows], level: float = 0.95
     ) -> Interval: ...
-    def gvendi(self, q=1.0, *, ci=None, rows=None, level=0.95):
+    def gvendi(
+        self,
+        q: float = 1.0,
+        *,
+        ci: str | None = None,
+        rows: Rows | Iterable[Rows] | None = None,
+        level: float = 0.95,
+    ) -> float | Interval:
         """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions.
 
         ci="jackknife" gives an Interval (`jackknife.jackknife`, order 1) of the given level in its place. It needs

@@ -14,7 +14,7 @@ import pytest
 from children import children
 
 KILLS = 20
-ROWS = 240
+ROWS = 120
 
 
 def write_corpus(path: Path) -> None:
@@ -37,7 +37,7 @@ def sketch(corpus: str, out: str) -> None:
     from gvendi_fast.sketching.proxy.load import load_proxy
 
     torch.set_num_threads(1)
-    settings = Settings(spec=SketchSpec(dim=256), unit_rows=12, batch_tokens=256)
+    settings = Settings(spec=SketchSpec(dim=256), unit_rows=6, batch_tokens=256)
     sketch_corpus(corpus, out, load_proxy("tiny", dtype="float32"), settings)
 
 

@@ -13,6 +13,7 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -41,7 +42,7 @@ def requested() -> str | None:
 
 
 @contextlib.contextmanager
-def use_backend(name: str):
+def use_backend(name: str) -> Iterator[None]:
     """Run every operation inside the `with` block on this backend, or raise with the reason it cannot."""
     global _forced
     backend(name)
@@ -77,7 +78,7 @@ def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
         if reason:
             raise GvendiError(f"backend {name!r} was asked for but cannot run {op}: {reason}")
         return chosen
-    reasons = []
+    reasons: list[str] = []
     for candidate in order(op, tensors[0].device).names:
         chosen = backend(candidate)
         reason = chosen.why_not(op, *tensors)

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from gvendi_fast.sketching.gradients.compiled import (
 from gvendi_fast.sketching.gradients.head import autograd_loss, find_head, sum_by_sample
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
 from gvendi_fast.sketching.gradients.short_attention import short_attention
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, find_taps
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 
@@ -83,7 +84,9 @@ class GradientSketcher:
         exclude: Sequence[str] = (),
         compile: bool = False,
     ) -> None:
-        self.model, self.spec = model, spec or SketchSpec()
+        # To a checker the methods of a model behind nn.Module may be tensors.
+        self.model: Any = model
+        self.spec = spec or SketchSpec()
         self._is_safe = False
         layout = find_taps(model, exclude)
         if not layout.names:
@@ -126,8 +129,10 @@ class GradientSketcher:
         embedding = self.model.get_input_embeddings().weight
         device = embedding.device
         # A batch that is cut out of a wider one would be compiled anew for its stride.
-        given = (None if x is None else x.cpu().contiguous() for x in (input_ids, labels, attention_mask))
-        batch = prepare(*given, embedding.shape[0])
+        ids, given, mask = (
+            None if x is None else x.cpu().contiguous() for x in (input_ids, labels, attention_mask)
+        )
+        batch = prepare(ids, given, mask, embedding.shape[0])
         samples = len(batch.ids)
         probe = embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
         inputs = self._inputs(batch, device)
@@ -147,7 +152,7 @@ class GradientSketcher:
             loss = sum_by_sample(loss, batch.tokens)
         return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device))
 
-    def _look_for_changes(self, *batch) -> None:
+    def _look_for_changes(self, *batch: Any) -> None:
         """One eager pass before the first compiled one: autograd sees changes in place, a compiler does not."""
         total, _ = self._pass(*batch)
         torch.autograd.grad(total, batch[2], materialize_grads=True)
@@ -188,14 +193,16 @@ class GradientSketcher:
         self._probed.end()
         return total, loss.detach()
 
-    def _head_loss(self, hidden, targets, probe) -> tuple[torch.Tensor, torch.Tensor]:
+    def _head_loss(
+        self, hidden: torch.Tensor, targets: tuple[torch.Tensor, ...], probe: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         head, (rows, labels, segments) = self._head, targets
         return HeadLoss.apply(
             hidden.to(head.weight.device), probe, head.weight.detach(), rows, labels, segments,
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
 
-    def _is_head(self, tap) -> bool:
+    def _is_head(self, tap: Tap) -> bool:
         return tap.module is self.model.get_output_embeddings()
 
 
