@@ -253,5 +253,25 @@ def test_the_sketching_process_loads_neither_generators_nor_tasks():
     code = "import sys, gvendi_fast.synthesis.loop.sketch_process; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("gvendi_fast.synthesis.")}
-    wanted = ("sketch_process", "candidate_sketches", "child", "config", "schema")
+    wanted = ("loop", "loop.sketch_process", "checks", "checks.child")
     assert loaded == {f"gvendi_fast.synthesis.{name}" for name in wanted}
+
+
+def test_only_a_configuration_needs_pydantic(tmp_path):
+    code = f"""
+import sys
+sys.modules["pydantic"] = None
+import gvendi_fast
+import gvendi_fast.cli.app
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.disk.record import holds_run
+assert not holds_run({str(tmp_path)!r})
+try:
+    import gvendi_fast.synthesis.config.config
+except GvendiError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("A configuration needs pydantic 2 (")
+    assert "install it with `pip install gvendi-fast[synthesis]`" in done.stdout
