@@ -1,4 +1,9 @@
-"""Files that are there whole or not at all, whatever a process is killed at: bytes, and tensors with a few words."""
+"""Files that are there whole or not at all, whatever a process is killed at: bytes, and tensors with a few words.
+
+atomicwrites was considered: nothing in the names of its temporary files tells what a killed process left behind from
+what a live one is writing, and a file that must not be overwritten needs hard links there, which some file systems
+lack.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@
     objective = mean_i <z_i, m_label(i)>
 Sums are kept as integers in units of 2^-36, so that they are exact, and draws depend on the rows' numbers: the
 result is the same for every order of the rows, every block size and any number of threads, bit for bit.
+
+scikit-learn's KMeans was considered: its centroids leave the sphere, all rows are in memory, and from the same start
+its centroids differ in their bits with the order of the rows and with the number of threads.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 from collections import Counter
@@ -493,6 +494,62 @@ def test_configuration_errors_name_the_key(change, message):
     assert message in str(error.value)
 
 
+def test_every_wrong_key_is_named_at_once():
+    values = settings(
+        Path("o"), "http://localhost/v1", Path("s.jsonl"), stop={"taget": 5}, filter={"paraphrase": 3}
+    )
+    values = {**values, "seed": "x", 7: None, "pool": {"data": ["a", 1, 2]}}
+    del values["stop"]["target"], values["task"]["name"]
+    with pytest.raises(GvendiError) as error:
+        config_from(values)
+    # A missing key beside an unknown one is the unknown one.
+    assert [line.split("; ")[0] for line in str(error.value).splitlines()] == [
+        'pool.data is ["a", 1, 2]',
+        "task.name is missing",
+        "stop.taget is not known",
+        "filter.paraphrase is 3 but filter.tests names no file",
+        'seed is "x"',
+        "7 is not known",
+    ]
+    with pytest.raises(GvendiError, match=r"^the configuration is \[1\]; wanted a section with keys$"):
+        config_from([1])
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "wrong"),
+    [
+        ("stop", "target", "5"),
+        ("stop", "target", 5.0),
+        ("stop", "floor", True),
+        ("stop", "floor", "0.5"),
+        ("stop", "seconds", float("nan")),
+        ("stop", "seconds", float("inf")),
+        ("accept", "clusters", 10**400),
+        ("accept", "frozen", 1),
+        ("accept", "frozen", "true"),
+        ("accept", "rule", ["gain"]),
+        ("proxy", "name", 3),
+        ("proxy", "process", "no"),
+        ("pool", "data", ("a.jsonl",)),
+        ("task", "settings", {1: 2}),
+        ("generator", "prices", [1, "2"]),
+    ],
+)
+def test_nothing_is_converted_that_is_not_the_type_itself(section, key, wrong):
+    values = settings(Path("o"), "http://localhost/v1", Path("s.jsonl"))
+    values = {**values, section: {**values.get(section, {}), key: wrong}}
+    with pytest.raises(GvendiError, match=rf"^{section}\.{key} is [^\n]*; wanted [^\n]*$"):
+        config_from(values)
+
+
+def test_a_configuration_is_frozen_and_its_numbers_are_plain():
+    values = settings(Path("o"), "http://localhost/v1", Path("s.jsonl"))
+    config = config_from({**values, "accept": {"clusters": 12, "round": np.float64(0.5)}})
+    assert [type(config.accept.clusters), type(config.accept.round)] == [float, float]
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
 def test_configuration_from_a_file_with_overrides(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
@@ -549,8 +606,12 @@ def test_all_keys_are_listed_with_their_defaults(gvendi):
     assert code == 0
     values = config_from(settings(Path("o"), "http://localhost/v1", Path("s.jsonl"))).to_dict()
     for name, section in values.items():
-        for key in section if isinstance(section, dict) else ():
-            assert f"\n  {name}.{key}: " in shown
+        for key in section if isinstance(section, dict) else (None,):
+            line = f"\n  {name}: " if key is None else f"\n  {name}.{key}: "
+            # Each stands below what it means, and what it may hold.
+            above = shown.partition(line)[0].rpartition("\n\n")[2]
+            assert line in shown
+            assert re.fullmatch(r"  # [^\[]{10,}\[[^\]]+\]", " ".join(above.split("\n  # ")))
     for line in ("accept.round: 0.1", "stop.target: (needed)", "tau: 2", "generator.retries: 6"):
         assert f"\n  {line}\n" in shown
 

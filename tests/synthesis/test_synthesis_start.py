@@ -264,3 +264,23 @@ def test_the_sketching_process_loads_neither_generators_nor_tasks():
     }
     files = {f"{home}.{room}.{name}" for room, names in wanted.items() for name in names}
     assert loaded == files | {f"{home}.{room}" for room in wanted}
+
+
+def test_only_a_configuration_needs_pydantic(tmp_path):
+    code = f"""
+import sys
+sys.modules["pydantic"] = None
+import gvendi_fast
+import gvendi_fast.cli.app
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.disk.record import holds_run
+assert not holds_run({str(tmp_path)!r})
+try:
+    import gvendi_fast.synthesis.config.config
+except GvendiError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("A configuration needs pydantic 2 (")
+    assert "install it with `pip install gvendi-fast[synthesis]`" in done.stdout

@@ -1,4 +1,8 @@
-"""A Python process of our own at the other end of two pipes, which ends with whoever started it."""
+"""A Python process of our own at the other end of two pipes, which ends with whoever started it.
+
+multiprocessing.Process was considered: a fresh one (spawn) imports the caller's main module with all that it needs,
+such as PyTorch, and stays in the caller's process group, so that a Ctrl-C reaches it and what it starts outlives it.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 A worker handles one request at a time through a pair of pipes. It is killed when its time is up, and a worker that
 has ended is replaced at the next request. Time is wall-clock; the state of the machine can turn a verdict into an
 error, never into another verdict.
+
+pebble's ProcessPool was tried: what a hung check has started lives on when its worker is killed, the time limit begins
+only when a worker takes the request, so that one which has stopped is waited for without end, and what a check prints
+goes to the caller's stdout.
 """
 
 from __future__ import annotations

@@ -9,166 +9,221 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.sources import find_files
-from gvendi_fast.synthesis.config.schema import number, section, shown
+from gvendi_fast.synthesis.config.schema import Field, Section, Texts, model_validator, shown, validated
 
 
-@dataclass(frozen=True)
-class PoolConfig:
-    """Where growth starts. data: files, folders or globs, or one run directory of `gvendi sketch`. limit: rows.
+class PoolConfig(Section):
+    """Where growth starts."""
 
-    corpus: the folder that holds the files which a run directory was made from, if they have moved.
-    """
-
-    data: list[str]
+    data: Texts
+    """Files, folders or globs, or one run directory of `gvendi sketch`."""
     corpus: str | None = None
-    limit: int | None = number(None, 1)
+    """The folder that holds the files which a run directory was made from, if they have moved."""
+    limit: int | None = Field(None, ge=1)
+    """Take the first so many rows only; null takes all."""
 
 
-@dataclass(frozen=True)
-class TaskConfig:
-    """What is written. name: "math", "nli" or "generic". settings: of that task (see `tasks.make_task`)."""
+class TaskConfig(Section):
+    """What is written."""
 
     name: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    """"math", "nli" or "generic"."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Those of the task; `gvendi synthesize --keys` ends with them."""
 
 
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """Who writes. kind "openai": an endpoint at base_url; "local": a model in this process, in batches of `batch`.
-
-    key_variable: the environment variable with the API key, null for none. prices: per million prompt and completion
-    tokens. The rest as in `OpenAIGenerator` and `Pace`.
-    """
+class GeneratorConfig(Section):
+    """Who writes."""
 
     model: str
+    """Its name at the endpoint, or a local model's folder or name on the hub."""
     kind: Literal["openai", "local"] = "openai"
+    """openai: an endpoint at base_url that speaks OpenAI's chat completions; local: a model in this process."""
     base_url: str | None = None
+    """Address of the endpoint, such as "http://localhost:8000/v1"; a local model needs none."""
     key_variable: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable with the API key; null for an endpoint without keys. The key is read from there
+    only and written nowhere."""
     prices: list[float] | None = None
-    max_tokens: int | None = number(None, 1)
+    """What a million prompt tokens and a million completion tokens cost, for the cost of the run."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of an answer; null leaves that to the endpoint, and gives a local model 512."""
     limit_field: str = "max_tokens"
+    """What the endpoint calls the limit of an answer's tokens ("max_completion_tokens" for some models)."""
     send_seed: bool = False
-    concurrency: int = number(8, 1)
-    max_concurrency: int = number(64, 1)
-    retries: int = number(6, 0)
-    time_limit: float = number(600.0, 0.001)
-    patience: float = number(900.0, 0.001)
-    first_delay: float = number(0.5, 0.001)
-    longest_delay: float = number(60.0, 0.001)
-    batch: int = number(8, 1)
+    """Send a `seed` made from the key of each request, for endpoints that sample reproducibly with one."""
+    concurrency: int = Field(8, ge=1)
+    """Requests under way at the start; the number then follows what the endpoint bears."""
+    max_concurrency: int = Field(64, ge=1)
+    """Most requests under way at once."""
+    retries: int = Field(6, ge=0)
+    """Further tries after a server error, a broken connection or a time-out; being told to wait and finding nobody
+    there do not count."""
+    time_limit: float = Field(600.0, ge=0.001)
+    """Seconds for one try."""
+    patience: float = Field(900.0, ge=0.001)
+    """Seconds: how long the endpoint may serve nothing at all while it fails, the longest Retry-After that is obeyed,
+    and how long one request is tried while others are served."""
+    first_delay: float = Field(0.5, ge=0.001)
+    """Seconds before the second try, at most; doubled with each failure after it."""
+    longest_delay: float = Field(60.0, ge=0.001)
+    """Seconds that no delay exceeds, unless the endpoint asks for more."""
+    batch: int = Field(8, ge=1)
+    """Prompts that a local model answers together."""
+
+    @model_validator(mode="after")
+    def _of_an_endpoint(self) -> GeneratorConfig:
+        if self.kind == "openai" and self.base_url is None:
+            raise ValueError("base_url is missing; wanted an address such as http://localhost:8000/v1")
+        if self.prices is not None and (len(self.prices) != 2 or min(self.prices) < 0):
+            raise ValueError(
+                f"prices is {self.prices}; wanted two numbers of at least 0: per million prompt and completion tokens"
+            )
+        if self.concurrency > self.max_concurrency:
+            raise ValueError(
+                f"concurrency is {self.concurrency}; wanted at most generator.max_concurrency, {self.max_concurrency}"
+            )
+        return self
 
 
-@dataclass(frozen=True)
-class ProxyConfig:
-    """The model whose gradients are sketched, and how; as the options of `gvendi sketch`.
-
-    process: candidates are sketched in a process of their own, which loads the proxy once more; null does so for an
-    endpoint and not for a local model, which would wait anyway.
-    """
+class ProxyConfig(Section):
+    """The model whose gradients are sketched, and how; as the options of `gvendi sketch`."""
 
     name: str = "Qwen/Qwen2.5-0.5B-Instruct"
-    dim: int = number(1024, 64, 8192)
+    """The model's folder or name on the hub."""
+    dim: int = Field(1024, ge=64, le=8192)
+    """Numbers of a sketch (K): a power of two, or a multiple of 64 for rademacher."""
     sketch: Literal["hadamard", "rademacher"] = "hadamard"
+    """Kind of sketch; rademacher is dense, slower, and there to verify hadamard."""
     seed: int = 0
+    """Seed of the sketch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights of the proxy; auto: bfloat16 where the hardware has it, else float32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    max_tokens: int | None = number(None, 2)
-    batch_tokens: int | None = number(None, 1)
+    """Attention of the proxy; auto: flash-attn where `gvendi info` says it can be used, else PyTorch's sdpa."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Longest sequence. A longer prompt is cut on the left; a completion that does not fit is rejected. null: what the
+    proxy reads, at most 4096."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one batch, padding included; null: 2048 on a CPU, what fits into a GPU's free memory."""
     mask: Literal["completion", "released"] = "completion"
-    exclude: list[str] = field(default_factory=list)
+    """Supervised tokens; released masks as the released G-Vendi code does."""
+    exclude: Texts = Field(default_factory=list)
+    """Patterns: parameters whose name matches one are left out."""
     process: bool | None = None
+    """Candidates are sketched in a process of their own, which loads the proxy once more; null does so for an endpoint
+    and not for a local model, which would wait anyway."""
 
 
-@dataclass(frozen=True)
-class FilterConfig:
-    """What is kept out before acceptance. tests: files whose questions must not come back, by word n-grams of `ngram`.
+class FilterConfig(Section):
+    """What is kept out before acceptance."""
 
-    paraphrase: how many of the most similar test questions the generator is asked about, whether the candidate says
-    one of them in other words; 0 asks nothing. paraphrase_template: a file in place of this package's question.
-    near: sketch cosine to a row of the pool from which a candidate counts as its copy; null takes none for one.
-    workers: processes that check answers.
-    """
-
-    tests: list[str] = field(default_factory=list)
-    ngram: int = number(10, 1)
-    paraphrase: int = number(0, 0)
+    tests: Texts = Field(default_factory=list)
+    """Files whose questions must not come back."""
+    ngram: int = Field(10, ge=1)
+    """Words in succession that a candidate must not share with a question of the tests."""
+    paraphrase: int = Field(0, ge=0)
+    """How many of the most similar test questions the generator is asked about: does the candidate say one of them in
+    other words? 0 asks nothing."""
     paraphrase_template: str | None = None
+    """A file in place of this package's question."""
     # Under the embedded proxy at K = 1024, GSM8K: a word more in the prompt 0.979 at least, another name 0.91 in the
     # median, another question 0.22 at most. Templated rows lie closer (MED: one in ten has a neighbour above 0.98).
-    near: float | None = number(0.98, 0.0, 1.0)
-    workers: int = number(1, 1)
+    near: float | None = Field(0.98, ge=0, le=1)
+    """Sketch cosine to a row of the pool from which a candidate counts as its copy; null takes none for one."""
+    workers: int = Field(1, ge=1)
+    """Processes that check answers."""
+
+    @model_validator(mode="after")
+    def _paraphrases(self) -> FilterConfig:
+        if self.paraphrase and not self.tests:
+            raise ValueError(
+                f"paraphrase is {self.paraphrase} but filter.tests names no file; name the test files there, or set "
+                "filter.paraphrase to 0"
+            )
+        if self.paraphrase_template is not None and not self.paraphrase:
+            raise ValueError(
+                f"paraphrase_template is '{self.paraphrase_template}' but filter.paraphrase is 0, which asks nothing; "
+                "wanted at least 1, or no template"
+            )
+        return self
 
 
-@dataclass(frozen=True)
-class AcceptConfig:
-    """Which candidates join the pool.
-
-    rule: "cluster", those whose nearest cluster is among the smaller half; "gain", those that raise the entropy by
-    more than the `quantile` of `reference`; "all". reference "pool": what each row of the pool adds to the others,
-    brought to the size that it has now; "candidates": the gains of the `recent` last candidates (the pool's while there
-    are fewer than 100).
-    clusters: a share of the pool below 1, or their number. round: growth of the pool, as a share, after which it is
-    clustered again; refresh: after which gains refer to the pool as it is then (0: after every block that added rows).
-    frozen: counts and gains stay as they are at the start of a round, as in the paper.
-    from_sparse: prompts show rows of the sparse clusters only.
-    """
+class AcceptConfig(Section):
+    """Which candidates join the pool."""
 
     rule: Literal["cluster", "gain", "all"] = "cluster"
-    clusters: float = number(0.01, 0.0)
-    round: float = number(0.1, 0.0)
-    refresh: float = number(0.05, 0.0, 1.0)
+    """cluster: those whose nearest cluster is among the smaller half; gain: those that raise the entropy by more than
+    the `quantile` of `reference`; all."""
+    clusters: float = Field(0.01, ge=0)
+    """A share of the pool below 1, or their number."""
+    round: float = Field(0.1, ge=0)
+    """Growth of the pool, as a share, after which it is clustered again."""
+    refresh: float = Field(0.05, ge=0, le=1)
+    """Growth of the pool, as a share, after which gains refer to the pool as it is then; 0: after every block that
+    added rows."""
     frozen: bool = False
+    """Counts and gains stay as they are at the start of a round, as in the paper."""
     from_sparse: bool = False
-    quantile: float = number(0.5, 0.0, 1.0)
+    """Prompts show rows of the sparse clusters only."""
+    quantile: float = Field(0.5, ge=0, le=1)
+    """Which quantile of the gains of `reference` a candidate must exceed."""
     reference: Literal["pool", "candidates"] = "pool"
-    recent: int = number(1000, 100)
+    """pool: what each row of the pool adds to the others, brought to the size that it has now; candidates: the gains
+    of the last candidates (the pool's while there are fewer than 100)."""
+    recent: int = Field(1000, ge=100)
+    """How many candidates `reference: candidates` looks back."""
 
 
-@dataclass(frozen=True)
-class StopConfig:
-    """When a run ends. target: rows of the pool. requests, tokens: over all runs of the directory; seconds: of one.
+class StopConfig(Section):
+    """When a run ends."""
 
-    floor: share of accepted candidates, among the last `window` or more, below which the run ends.
-    """
+    target: int = Field(ge=1)
+    """Rows of the pool, its seeds among them."""
+    requests: int | None = Field(None, ge=1)
+    """Answers of an endpoint, over all runs of the directory; a local model has no such limit, nor the next two."""
+    tokens: int | None = Field(None, ge=1)
+    """Tokens of prompts and answers, over all runs of the directory."""
+    seconds: float | None = Field(None, ge=0.001)
+    """Seconds of one run."""
+    floor: float = Field(0.01, ge=0, le=1)
+    """Share of accepted candidates, among the last `window` or more, below which the run ends."""
+    window: int = Field(1000, ge=1)
+    """Candidates that `floor` is a share of."""
 
-    target: int = number(least=1)
-    requests: int | None = number(None, 1)
-    tokens: int | None = number(None, 1)
-    seconds: float | None = number(None, 0.001)
-    floor: float = number(0.01, 0.0, 1.0)
-    window: int = number(1000, 1)
 
+class Config(Section):
+    """A synthesis run.
 
-@dataclass(frozen=True)
-class Config:
-    """A synthesis run. out: its directory. block: prompts that are decided together; ahead: blocks under way at once.
-
-    Prompts of a block show the pool as it was at the start of the round that was current `ahead` blocks before.
     Relative paths are seen from the working directory in which a run begins. Its config.yaml has them as absolute
     ones, so that it is resumed from anywhere.
     """
 
     out: str
+    """The directory of the run."""
     pool: PoolConfig
     task: TaskConfig
     generator: GeneratorConfig
     stop: StopConfig
-    proxy: ProxyConfig = field(default_factory=ProxyConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
-    accept: AcceptConfig = field(default_factory=AcceptConfig)
+    proxy: ProxyConfig = Field(default_factory=ProxyConfig)
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    accept: AcceptConfig = Field(default_factory=AcceptConfig)
     seed: int = 0
-    block: int = number(64, 1)
-    ahead: int = number(4, 1)
+    """Seed of the draws of the run, such as the rows that a prompt shows."""
+    block: int = Field(64, ge=1)
+    """Prompts that are decided together."""
+    ahead: int = Field(4, ge=1)
+    """Blocks under way at once. Prompts of a block show the pool as it was at the start of the round that was current
+    this many blocks before."""
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as the file has them."""
-        return asdict(self)
+        return self.model_dump()
 
     def deciding(self) -> dict[str, Any]:
         """The settings that another result follows from; a run goes on under the same ones only."""
@@ -226,33 +281,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), **values
 
 
 def config_from(values: Mapping[str, Any]) -> Config:
-    """The configuration of nested dicts; GvendiError as in `load_config`."""
-    config = section(Config, values)
-    generator = config.generator
-    if generator.kind == "openai" and generator.base_url is None:
-        raise GvendiError("generator.base_url is missing; wanted an address such as http://localhost:8000/v1")
-    if generator.prices is not None and (len(generator.prices) != 2 or min(generator.prices) < 0):
-        raise GvendiError(
-            f"generator.prices is {generator.prices}; wanted two numbers of at least 0: per million prompt and "
-            "completion tokens"
-        )
-    if generator.concurrency > generator.max_concurrency:
-        raise GvendiError(
-            f"generator.concurrency is {generator.concurrency}; wanted at most generator.max_concurrency, "
-            f"{generator.max_concurrency}"
-        )
-    filter_ = config.filter
-    if filter_.paraphrase and not filter_.tests:
-        raise GvendiError(
-            f"filter.paraphrase is {filter_.paraphrase} but filter.tests names no file; name the test files there, or "
-            "set filter.paraphrase to 0"
-        )
-    if filter_.paraphrase_template is not None and not filter_.paraphrase:
-        raise GvendiError(
-            f"filter.paraphrase_template is '{filter_.paraphrase_template}' but filter.paraphrase is 0, which asks "
-            "nothing; wanted at least 1, or no template"
-        )
-    return config
+    """The configuration of nested dicts; GvendiError as in `load_config`, a line for each wrong key."""
+    return validated(Config, values)
 
 
 def dump_config(config: Config) -> str:

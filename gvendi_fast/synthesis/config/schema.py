@@ -1,101 +1,108 @@
-"""Nested dicts checked against dataclasses: an error names the key's path, what it was and what is allowed."""
+"""What a section of a configuration is, and its errors: the key's path, what it was, what is allowed."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar, get_origin
 
 from gvendi_fast.base.errors import GvendiError
 
+try:
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+except ImportError as error:
+    raise GvendiError(
+        f"A configuration needs pydantic 2 ({error}); install it with `pip install gvendi-fast[synthesis]`"
+    ) from error
 
-def number(default: Any = MISSING, least: float | None = None, most: float | None = None) -> Any:
-    """A field with a range; both ends belong to it."""
-    return field(default=default, metadata={"least": least, "most": most})
+__all__ = ["Field", "Section", "Texts", "inner", "model_validator", "shown", "validated", "wanted"]
 
-
-def section(kind: type, values: Any, path: str = "") -> Any:
-    """The dataclass `kind` of these values; its fields are sections, texts, numbers, choices, lists or free dicts.
-
-    path: of the section, for errors. Raises GvendiError for an unknown, missing or wrong key.
-    """
-    if not isinstance(values, Mapping):
-        raise GvendiError(f"{path or 'the configuration'} is {shown(values)}; wanted a section with keys")
-    known = {f.name: f for f in fields(kind)}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1, 0.5)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            where = f"{path}.{key}" if path else str(key)
-            raise GvendiError(f"{where} is not known; {hint}Known here: {', '.join(known)}")
-    hints, taken = get_type_hints(kind), {}
-    for name, f in known.items():
-        where = f"{path}.{name}" if path else name
-        if name in values:
-            taken[name] = _value(hints[name], values[name], where, f.metadata)
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise GvendiError(f"{where} is missing; wanted {_wanted(hints[name], f.metadata)}")
-    return kind(**taken)
+# pydantic's names for a key that no field has; the second is one that is not even text.
+_UNKNOWN = ("extra_forbidden", "invalid_key")
+_NAMES = {
+    "string": "text",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
 
 
-def _value(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
-    if is_dataclass(hint):
-        return section(hint, value, path)
-    kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    (kind,) = (k for k in kinds if k is not type(None))
-    origin, given = get_origin(kind), value
-    if origin is Literal:
-        good = isinstance(value, str) and value in get_args(kind)
-    elif origin is list:
-        item = get_args(kind)[0]
-        value = [value] if isinstance(value, str) and item is str else value
-        good = isinstance(value, list) and all(_is(item, v) for v in value)
-        value = list(map(item, value)) if good else value
-    elif origin is dict:
-        good = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    else:
-        good = _is(kind, value)
-        value = kind(value) if good else value
-        if good and not isinstance(value, str):
-            least, most = limits.get("least"), limits.get("most")
-            good = (least is None or value >= least) and (most is None or value <= most)
-    if not good:
-        raise GvendiError(f"{path} is {shown(given)}; wanted {_wanted(hint, limits)}")
-    return value
+class Section(BaseModel):
+    """Keys of exactly these types: neither "5" nor true is a number. What stands below a field describes it."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
-def _is(kind: type, value: Any) -> bool:
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) < float("inf")
-    return isinstance(value, kind)
+_Section = TypeVar("_Section", bound=Section)
+# One text stands for a list of it.
+Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
-def _wanted(hint: Any, limits: Mapping[str, Any]) -> str:
-    kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    names = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
-    said = []
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            said.append("one of " + ", ".join(get_args(kind)))
-        elif get_origin(kind) is list:
-            said.append(f"a list of {'texts' if get_args(kind)[0] is str else 'numbers'}")
-        elif is_dataclass(kind) or get_origin(kind) is dict:
-            said.append("a section with keys")
-        else:
-            said.append(names[kind])
-    least, most = limits.get("least"), limits.get("most")
-    said[0] += "" if least is None else f" of at least {least:g}"
-    said[0] += "" if most is None else f" and at most {most:g}"
-    return " or ".join(said)
+def validated(kind: type[_Section], values: Any) -> _Section:
+    """The section of these nested dicts. Raises GvendiError with a line for each unknown, missing or wrong key."""
+    values = dict(values) if isinstance(values, Mapping) else values
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise GvendiError("\n".join(dict.fromkeys(_messages(kind, values, error)))) from None
+
+
+def inner(kind: type[Section], key: Any) -> type[Section] | None:
+    """The section that a key of this one holds; None for a value and for a key that is not known."""
+    field = kind.model_fields.get(key)
+    held = field.annotation if field is not None else None
+    # Python 3.10 takes list[str] for a class.
+    is_class = isinstance(held, type) and get_origin(held) is None
+    return held if is_class and issubclass(held, Section) else None
+
+
+def wanted(kind: type[Section], key: str) -> str:
+    """What a key may hold, in words, from the JSON schema of its section."""
+    schema = kind.model_json_schema()["properties"][key]
+    return " or ".join(map(_words, schema.get("anyOf", [schema])))
 
 
 def shown(value: Any) -> str:
     """A value as an error shows it: JSON, cut at 80 characters."""
     return json.dumps(value, ensure_ascii=False, default=str)[:80]
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    if schema.get("type") == "array":
+        return f"a list of {'texts' if schema['items']['type'] == 'string' else 'numbers'}"
+    said = _NAMES.get(schema.get("type"), "a section with keys")
+    said += f" of at least {schema['minimum']:g}" if "minimum" in schema else ""
+    return said + (f" and at most {schema['maximum']:g}" if "maximum" in schema else "")
+
+
+def _messages(kind: type[Section], values: Any, error: ValidationError) -> Iterator[str]:
+    found = error.errors(include_url=False)
+    misspelt = {one["loc"][:-1] for one in found if one["type"] in _UNKNOWN}
+    for one in found:
+        place, section, value = one["loc"], kind, values
+        # An error inside a list or a free dict is one of the key that holds it.
+        for depth, key in enumerate(place):
+            where, holder = ".".join(map(str, place[: depth + 1])), section
+            value = value.get(key) if isinstance(value, Mapping) else value
+            section = inner(holder, key)
+            if section is None:
+                break
+        if not place:
+            yield f"the configuration is {shown(values)}; wanted a section with keys"
+        elif one["type"] == "value_error":
+            yield f"{where}.{one['ctx']['error']}"
+        elif one["type"] in _UNKNOWN:
+            near = difflib.get_close_matches(str(key), holder.model_fields, 1, 0.5)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            yield f"{where} is not known; {hint}Known here: {', '.join(holder.model_fields)}"
+        elif one["type"] != "missing":
+            yield f"{where} is {shown(value)}; wanted {wanted(holder, key)}"
+        # Beside an unknown key the missing one is, as a rule, the same, misspelt.
+        elif place[:-1] not in misspelt:
+            yield f"{where} is missing; wanted {wanted(holder, key)}"

@@ -19,7 +19,6 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.synthesis.config.config import load_config
 from gvendi_fast.synthesis.disk.folder import CONFIG, POOL
 from gvendi_fast.synthesis.disk.journal import ACCEPTED, CLUSTERS, EVENTS, FINGERPRINT, REJECTED, SKETCHES
 
@@ -39,6 +38,9 @@ class RunRecord:
                     f"'{path}' holds no synthesis run ({name} is not there); give the directory (out) of a run that "
                     "'gvendi synthesize' has begun"
                 )
+        # Here, so that a folder is asked whether it holds a run without what a configuration needs.
+        from gvendi_fast.synthesis.config.config import load_config
+
         self.config = load_config(self.path / CONFIG)
         self.events = _whole_lines(self.path / EVENTS)
         self.blocks, self.rounds, self.stops = (

@@ -1,6 +1,8 @@
 """Answers from any endpoint that speaks OpenAI's chat completions, without paying twice and without running it down.
 
-The official client does the talking; its own retries are off, because what to do about a failure is decided here:
+The official client does the talking; its own retries are off, for they ignore or refuse a Retry-After of some minutes,
+keep a place among the requests under way while they wait, and go out before the store has noted them. What to do about
+a failure is decided here:
 
     200, whatever it holds         kept and final
     429, 503                       the limit of requests under way is halved; sent again after Retry-After or a delay

@@ -3,6 +3,9 @@
 The limit follows additive increase, multiplicative decrease (as TCP does): n successes in a row at the limit n add
 one, an overloaded endpoint halves it. Of the requests that one overload hits only the first counts: the others were
 sent under the old limit and say nothing about the new one.
+
+tenacity was considered: it repeats one call and knows no other, so that the limit, a Retry-After that holds everybody,
+tries that do not count and the end of the run would all be callbacks of ours, and its jitter takes no seed.
 """
 
 from __future__ import annotations

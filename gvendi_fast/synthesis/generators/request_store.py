@@ -4,6 +4,10 @@ One thread owns the connection. It takes whatever jobs are waiting, does them in
 then hands out results: an answer that anybody has seen is on disk. A process killed at any moment leaves the last
 commit: what was under way then is asked again, and paid again if the endpoint had answered it already; `attempts`
 tells. While the file is open no other process can open it, so two runs cannot pay for the same answers.
+
+diskcache was considered: it is made for many processes at once, which is what must not happen here. aiosqlite was
+tried: tasks cannot share a transaction (500 requests that begin at once are 500 commits there and 2 here), and nobody
+without an event loop could use it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,7 @@ class SketchProcess:
         threads = max(1, torch.get_num_threads() - 1)
         self._send(
             {
-                "proxy": asdict(proxy),
+                "proxy": proxy.model_dump(),
                 "max_tokens": max_tokens,
                 "batch_tokens": batch_tokens,
                 "threads": threads,
@@ -93,7 +92,7 @@ def main() -> None:
     """Serve blocks of rows until the other end of the pipe is closed; argv: as `Child` gives it."""
     # What loads a model is for this process alone.
     from gvendi_fast.synthesis.config.config import ProxyConfig
-    from gvendi_fast.synthesis.config.schema import section
+    from gvendi_fast.synthesis.config.schema import validated
     from gvendi_fast.synthesis.loop.candidate_sketcher import CandidateSketcher, load_sketcher
 
     requests = Connection(int(sys.argv[-2]), writable=False)
@@ -101,7 +100,7 @@ def main() -> None:
     settings = pickle.loads(requests.recv_bytes())
     torch.set_num_threads(settings["threads"])
     try:
-        given = section(ProxyConfig, settings["proxy"])
+        given = validated(ProxyConfig, settings["proxy"])
         proxy, sketcher = load_sketcher(given)
         candidates = CandidateSketcher(
             proxy, sketcher, settings["max_tokens"], given.mask, settings["batch_tokens"]

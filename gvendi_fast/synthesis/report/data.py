@@ -7,7 +7,6 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -288,7 +287,7 @@ def _spent(record: RunRecord) -> dict[str, Any]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """The configuration, which has no key; of the endpoint's address what can be shown."""
-    found = asdict(config)
+    found = config.to_dict()
     if config.generator.base_url is not None:
         found["generator"]["base_url"] = _public(config.generator.base_url)
     return found
