@@ -25,7 +25,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
 
-# README tables from benchmarks/results.
+# The tables of docs/results.md and the README, from benchmarks/results.
 report: $(VENV)/.installed
 	$(BIN)/python benchmarks/report.py
 

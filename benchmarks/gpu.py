@@ -13,8 +13,8 @@ from being measured. The last 30 lines are the summary. Exits with 1 if a check 
 
 No network and no git are needed; GVENDI_COMMIT names the commit of a tree without its history. --corpus measures
 sketching on real text: token ids as `corpus_ids.py` writes them, or rows as `gvendi sketch` takes them together with
---tokenizer. `benchmarks/report.py` writes the README's tables. --dry-run goes through everything with tiny sizes on
-whatever device there is, and writes only where --out says; the report takes no such file.
+--tokenizer. `benchmarks/report.py` writes the tables of docs/results.md. --dry-run goes through everything with tiny
+sizes on whatever device there is, and writes only where --out says; the report takes no such file.
 """
 
 from __future__ import annotations
