@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make bench · make sanitize
+# make demo · make test · make lint · make docs · make bench · make report · make sanitize
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench report sanitize clean
+.PHONY: demo test lint docs bench report sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.corpora.made_up demo --rows 400
@@ -22,11 +22,16 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# docs/ as pages in build/docs; a broken link or a name that the reference lacks is an error.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Open build/docs/index.html"
+
 # Ratios of runs in one process; nothing else should run on the machine meanwhile.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.speed
 
-# README tables from benchmarks/results.
+# The tables of docs/results.md and the README, from benchmarks/results.
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
 
@@ -41,7 +46,7 @@ $(VENV)/.installed: $(SOURCES)
 		{ echo "Python 3.10 or newer is needed; name one with 'make PYTHON=python3.12 ...'"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 # PyTorch for CUDA brings the Triton that fits it; next to its CPU build, tests use this one.
 	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet triton==3.6.0

@@ -99,7 +99,14 @@ def commit() -> str:
 
     # Results themselves do not make the code differ.
     changed = git(
-        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md"
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!benchmarks/results",
+        ":!README.md",
+        ":!docs",
     )
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 

@@ -1,8 +1,9 @@
-"""Turn benchmarks/results into the README's tables and the record of faster backends; neither is typed by hand.
+"""Turn benchmarks/results into the tables of docs/results.md and the README and into the record of faster backends.
 
     python -m benchmarks.report [--check]
 
---check changes nothing and fails if the README or gvendi_fast/kernels/backends/measured.json differs from the results.
+No figure is typed by hand. --check changes nothing and fails if docs/results.md, the README or
+gvendi_fast/kernels/backends/measured.json differs from the results.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import ROOT
-from benchmarks.report.engine import engine_entries, engine_table
-from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables
+from benchmarks.report.engine import engine_entries, engine_rows, engine_table
+from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
 
 # Entries of cpu.json that are of sketching.
 SPEED = ("test_sketch", "test_linear_sketch", "test_compiled_sketching")
+FIDELITY = (("hadamard", "this package"), ("rademacher", "dense random signs"))
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -97,7 +99,7 @@ def copy_table(cpu: dict) -> str:
 def fidelity_table(found: dict) -> str:
     """Cosine error, Spearman and relative error of both kinds of sketch."""
     rows = []
-    for kind, name in (("hadamard", "this package"), ("rademacher", "dense random signs")):
+    for kind, name in FIDELITY:
         entry = found.get(kind)
         if not entry:
             rows.append([name, MISSING, MISSING, MISSING])
@@ -140,26 +142,30 @@ def machine_line(entries: list[dict]) -> str:
 
 
 def render(results: Path = RESULTS) -> str:
-    """Everything between the markers, from a folder of results."""
+    """Everything between the markers of docs/results.md, from a folder of results."""
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
-        "**Speed** (medians of rounds in which the runs take turns, 20th to 80th percentile in brackets).",
+        "## Speed on a CPU",
+        "Medians of rounds in which the runs take turns, 20th to 80th percentile in brackets.",
         machine_line(speed),
         speed_table(cpu),
         copy_table(cpu),
-        "**Faithfulness** to exact gradients, 8 seeds, "
+        "## Faithfulness",
+        "Compared to exact gradients: 8 seeds, "
         f"{found.get('samples', MISSING)} samples of math, logic and inference text under a trained "
         f"{found.get('parameters', 0):,}-parameter Llama, {found.get('subsets', MISSING)} subsets of "
         f"{found.get('subset size', MISSING)}, K = {found.get('dim', MISSING)}."
         if found
-        else f"**Faithfulness** to exact gradients: {MISSING}.",
+        else f"{MISSING.capitalize()}.",
         fidelity_table(found),
         bf16_table(found),
-        "**The engine** on finished sketches.",
+        "## Scoring and selection",
+        "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
         engine_table(cpu, selection, table),
+        "## Growing a data set",
         study_line(study),
         machine_line(synthesis_entries(study, rate)),
         study_table(study, table),
@@ -169,21 +175,52 @@ def render(results: Path = RESULTS) -> str:
     return "\n\n".join(sections)
 
 
+def render_readme(results: Path = RESULTS) -> str:
+    """The README's one table: the handful of figures that matter."""
+    cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
+    rows = []
+    key = "qwen2-15m"
+    shape = SHAPES[key]
+    for dtype in ("fp32", "bf16"):
+        entry = cpu.get(f"test_sketching_against_training[{key}-{dtype}]")
+        rows.append(
+            [
+                f"{shape.name}, {dtype}, on a CPU: time of sketching over a training step",
+                ratio(entry, "ratio to training step"),
+            ]
+        )
+    for kind, name in FIDELITY:
+        rank = found.get(kind, {}).get("spearman of gvendi")
+        text = f"{rank['mean']:.4f} ({rank['min']:.4f} to {rank['max']:.4f})" if rank else MISSING
+        rows.append([f"Spearman of G-Vendi with that of exact gradients, {name}", text])
+    rows += readme_rows(gpu_results(results))
+    for what, measured, beside, _ in engine_rows(cpu, selection):
+        if what.startswith(("entropy after one row joins", "`relaxed`")):
+            rows.append([what, f"{measured}; {beside}"])
+    return table(["what", "measured"], rows)
+
+
+def between_markers(path: Path, content: str) -> str:
+    """A page with this in place of what stands between its markers."""
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        sys.exit(f"{path.relative_to(ROOT)} lacks the markers {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END, 1)[1]}"
+
+
 def main() -> None:
-    """Write the tables into the README, and the record."""
+    """Write the tables into their pages, and the record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="only say whether both are up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        sys.exit(f"README.md lacks the markers {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
+    page, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
     record = json.dumps(dispatch_record(gpu_results(RESULTS)), indent=1, sort_keys=True)
     wanted = {
-        readme: f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END, 1)[1]}",
+        page: between_markers(page, render()),
+        readme: between_markers(readme, render_readme()),
         ROOT / RECORD.relative_to(RECORD.parents[3]): f"{record}\n",
     }
     stale = [path for path, content in wanted.items() if path.read_text() != content]

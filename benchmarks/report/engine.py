@@ -1,4 +1,4 @@
-"""The README's table of the engine on finished sketches: gains, groups of rows, selection."""
+"""The table of the engine on finished sketches: gains, groups of rows, selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.gpu` found: its summary, the table of a GPU, and the record by which backends are chosen.
+"""What `python -m benchmarks.gpu` measured: its summary, its tables in docs/results.md, and the record of backends.
 
 Imports no torch, for the process that starts the GPU benchmark's sections does not.
 """
@@ -61,13 +61,45 @@ def gpu_results(folder: Path) -> list[dict]:
 def gpu_tables(files: list[dict], table: Callable[[list[str], list[list[str]]], str]) -> str:
     """One table for each GPU; without any, one that names every figure as not measured."""
     if not files:
-        return f"**On a GPU**: {MISSING}.\n\n{table(HEAD, list(rows({})))}"
+        return f"## On a GPU\n\n{MISSING.capitalize()}.\n\n{table(HEAD, list(rows({})))}"
     parts = [
-        "**On a GPU.** Medians, 20th to 80th percentile in brackets; errors are the largest of the checks."
+        "## On a GPU",
+        "Medians, 20th to 80th percentile in brackets; errors are the largest of the checks.",
     ]
     for content in files:
-        parts += [machine_line(content), table(HEAD, list(rows(content["sections"])))]
+        parts += [
+            machine_line(content),
+            failed_line(content),
+            table(HEAD, list(rows(content["sections"]))),
+        ]
     return "\n\n".join(parts)
+
+
+def failed_line(content: dict) -> str:
+    """Which checks failed, by operation, number format and shape."""
+    failed = failed_checks(content)
+    return f"Checks that failed: {'; '.join(failed) if failed else 'none of those that were run'}."
+
+
+def readme_rows(files: list[dict]) -> Iterator[list[str]]:
+    """The README's lines of a GPU: tokens a second, and both measurements of the ratio to an eager training step."""
+    for content in files:
+        sections, gpu = content["sections"], content["gpu"]
+        turns = end_to_end(sections, "64k", "compiled")
+        yardstick = {"in a second process": figure(sections, "yardsticks", "64k training, eager")}
+        what = f"{QWEN_05B.name} shape, bf16, compiled, on one {gpu}"
+        yield [
+            f"{what}: tokens sketched a second",
+            "; ".join(
+                cells(found, lambda f: spread(f["tokens per second"]["sketch"], "{:,.0f}"))
+                for found in (turns, yardstick)
+            ),
+        ]
+        yield [
+            f"{what}: times as fast as an eager training step",
+            f"{cells(turns, lambda f: spread(f['speed over training'], '{:.2f}'))}; "
+            f"{cells(yardstick, lambda f: spread(f['speed over it'], '{:.2f}'))}",
+        ]
 
 
 def machine_line(content: dict) -> str:

@@ -1,4 +1,4 @@
-"""The README's tables of the synthesis loop: what its rules accept, and the pace it keeps up with."""
+"""The tables of the synthesis loop: what its rules accept, and the pace it keeps up with."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def synthesis_entries(study: dict, rate: dict) -> list[dict]:
 def study_line(study: dict) -> str:
     """What was grown, from what and how often."""
     if not study:
-        return f"**What the loop accepts**: {MISSING}."
+        return f"{MISSING.capitalize()}."
     options = study["options"]
     start = mean(run["start"] for run in study["runs"]["everything"])
     return (
-        f"**What the loop accepts** from a writer that prefers one of twelve families of problems in "
+        f"What the loop accepts from a writer that prefers one of twelve families of problems in "
         f"{100 * options['favour']:.0f} % of its answers: {12 * options['each']} seed rows (G-Vendi {start:.1f}) "
         f"grown by {options['grow']}, embedded proxy, mean and standard deviation of {options['seeds']} seeds."
     )

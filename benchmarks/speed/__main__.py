@@ -51,7 +51,7 @@ def main() -> None:
         known[entry["name"]] = {"machine": machine, "seconds": seconds, **entry["extra_info"]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    print(f"{len(measured)} entries written to {args.out}; 'make report' puts them into the README")
+    print(f"{len(measured)} entries written to {args.out}; 'make report' puts them into docs/results.md")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ GAIN_LENGTH = 2e-6
 
 
 def fold_hadamard(x: torch.Tensor, table: Table) -> torch.Tensor:
-    """H S x for every row: x [T, d] -> float32 [T, K]. Source: README, "The sketch"."""
+    """H S x for every row: x [T, d] -> float32 [T, K]. Source: docs/sketch.md."""
     check_rows("x", x, table.width)
     out = torch.empty(x.shape[0], table.dim, dtype=torch.float32, device=x.device)
     resolve("fold_hadamard", x).fold_hadamard(x, table, out)
@@ -189,7 +189,7 @@ def softmax_fold(
 def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Add sum_i z_i z_i^T of the rows [N, K], scaled to unit length, to out float64 [K, K]; return out.
 
-    Products are float32, summed per block of rows into the float64 master (README, "The score").
+    Products are float32, summed per block of rows into the float64 master (docs/score.md).
     """
     check_rows("rows", rows, out.shape[1])
     if (
@@ -210,7 +210,7 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
 
     Group g is rows boundaries[g] .. boundaries[g + 1], 1 to 256 of them; boundaries int64 [G + 1] on the CPU,
     increasing. Rows are scaled to unit length; the eigenvalues of a group's Gram matrix, over their sum, have
-    the entropy ln(sum l^q) / (1 - q), q = 1 von Neumann's and q = inf -ln max l (README, "The score"). exp of
+    the entropy ln(sum l^q) / (1 - q), q = 1 von Neumann's and q = inf -ln max l (docs/score.md). exp of
     it is the group's G-Vendi. At q < 1 eigenvalues below 2^-22 do not count: they may be rounding.
     Raises GvendiError for a group without rows or with too many, and for a row without a direction.
     """
@@ -231,7 +231,7 @@ def gain(
     A = Q diag(l) Q^T: eigenvalues float64 [K], not negative; vectors Q float64 [K, K]. sign: +1 joins, -1 leaves.
     Returns float64 [N] each: Delta S, mu = x^T A x, and by what part x^T (A + t)^-1 x exceeds 1 / (1 + t), above which
     x x^T is not in A. The product with Q is in the rows' own precision, float64 or else float32, which adds less than
-    1e-5 of the rows' spread; the rest is float64. Source: README, "The score".
+    1e-5 of the rows' spread; the rest is float64. Source: docs/score.md.
     Raises GvendiError for a row whose length is not 1.
     """
     check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
@@ -263,7 +263,7 @@ def assign(
 
     rows [N, K] of any length, centroids float32 [C, K] of length 1. Returns label int64 [N], its cosine float32 [N],
     second int64 [N] and its cosine float32 [N]; of equal cosines the lower label comes first. With one centroid
-    second is -1 and its cosine NaN. A row's result does not depend on the other rows (README, "Clusters").
+    second is -1 and its cosine NaN. A row's result does not depend on the other rows (docs/clusters.md).
     Raises GvendiError for centroids that are no unit rows and for a row without a direction.
     """
     check_centroids(centroids)

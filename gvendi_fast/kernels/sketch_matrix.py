@@ -93,7 +93,7 @@ def column_table(spec: SketchSpec, parameter: str, width: int) -> Table:
 
 @functools.lru_cache(maxsize=4096)
 def make_table(seed: int, key: str, width: int, dim: int) -> Table:
-    """The table of (seed, key, width, dim); mathematics in the README's "The sketch" section.
+    """The table of (seed, key, width, dim); mathematics in docs/sketch.md.
 
     Blocks of `dim` coordinates are permuted, so that coordinates of one block never collide. A block with at
     least dim/4 coordinates is permuted on two levels (runs of 16, then lanes within each run), which

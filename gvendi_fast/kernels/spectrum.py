@@ -1,4 +1,4 @@
-"""Entropy of a spectrum, and how S(A) = tr(A ln A) changes when a row joins or leaves (README, "The score")."""
+"""Entropy of a spectrum, and how S(A) = tr(A ln A) changes when a row joins or leaves (docs/score.md)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     A -> A + y y^T:   g_t(x) falls by (x^T u_t)^2,  u_t = (A + t)^-1 y / sqrt(1 + g_t(y))    (Sherman, Morrison 1950)
 so that all J values of a candidate follow a pick by one product with u [J, K]. Entropy gains come from them:
     S(A + x x^T) - S(A) = phi(mu + 1) - phi(mu) + int_0^inf [ln1p(1 / (mu + t)) - ln1p(g_t(x))] dt
-with S(A) = tr(A ln A), phi(x) = x ln x, mu = x^T A x (README, "The score"; `spectrum.marginal_change`).
+with S(A) = tr(A ln A), phi(x) = x ln x, mu = x^T A x (docs/score.md; `spectrum.marginal_change`).
 """
 
 from __future__ import annotations

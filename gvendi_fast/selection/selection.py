@@ -4,7 +4,7 @@
     logdet    ln det(I + A / eps), the determinantal objective
     facility  mean over represented rows of the cosine to the nearest chosen row, at least 0 (facility location)
     quality   mean quality of the chosen rows x G-Vendi
-Source: README, "Choosing rows". A caution that is known: pushed to the extreme, G-Vendi is a poor guide to what
+Source: docs/selection.md. A caution that is known: pushed to the extreme, G-Vendi is a poor guide to what
 training gains, facility location is a better one, and random subsets are hard to beat. So every selection scores
 random subsets of the same size beside its own.
 """

@@ -132,7 +132,7 @@ class VendiState(SecondMoment):
 
         H_1 after adding the row to the state minus H_1 now; remove=True: after taking it out (n >= 2; a row that
         cannot be in the state raises GvendiError). Negative where the row makes the rows less diverse. H_1 of no rows
-        counts as 0, so that every row adds 0 to an empty state. Source: README, "The score".
+        counts as 0, so that every row adds 0 to an empty state. Source: docs/score.md.
         """
         return gains.gain(self, candidates, remove)
 

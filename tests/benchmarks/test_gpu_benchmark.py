@@ -145,7 +145,7 @@ def made_up(failing):
 def table(benchmarks, content: dict, folder: Path) -> dict[str, list[str]]:
     """{figure: the other cells} of the GPU table that the report makes of one results file."""
     (folder / "made-up-gpu.json").write_text(json.dumps(content))
-    rendered = benchmarks["report"].render(folder).split("**On a GPU")[1]
+    rendered = benchmarks["report"].render(folder).split("## On a GPU")[1]
     lines = [line.strip("| ").split(" | ") for line in rendered.splitlines() if line.startswith("|")]
     assert lines[0] == ["figure", "goal", "measured", "compared to"]
     return {line[0]: line[1:] for line in lines[2:]}
@@ -626,7 +626,7 @@ def test_table_says_what_is_not_measured(benchmarks, made_up, tmp_path):
 def test_dry_runs_are_not_reported(benchmarks, failing, tmp_path):
     (tmp_path / "dry.json").write_text(failing[0].read_text())
     assert benchmarks["gpu_report"].gpu_results(tmp_path) == []
-    assert "**On a GPU**: not measured." in benchmarks["report"].render(tmp_path)
+    assert "## On a GPU\n\nNot measured." in benchmarks["report"].render(tmp_path)
 
 
 def test_record_of_a_made_up_gpu_puts_the_faster_backend_first(benchmarks, made_up, tmp_path):

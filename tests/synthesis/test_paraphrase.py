@@ -134,8 +134,8 @@ def test_recall_of_retrieval_is_what_the_module_says(shared):
             sum(row["line"] in some[:n] for row, some in zip(made, shown, strict=True)) for n in (1, 3, 5)
         ]
     assert found == {"same_things": [19, 20, 20], "other_things": [3, 7, 8]}
-    # The README says these of three questions.
-    told = " ".join((ROOT / "README.md").read_text().split())
+    # docs/synthesis.md says these of three questions.
+    told = " ".join((ROOT / "docs" / "synthesis.md").read_text().split())
     assert f"among GSM8K's {len(index):,} test questions" in told
     for kind, what in (("same_things", "hand-made"), ("other_things", "that renamed")):
         assert f"for {found[kind][1]} of {len(made)} {what}" in told

@@ -2,7 +2,7 @@
 
 Every tapped layer gets a node in autograd's graph that takes the probe beside the layer's tensors and adds nothing to
 the forward pass; its backward pass hands the layer's gradient on and returns, as the probe's "gradient", the sketch
-of that layer (README, "The sketch"): z = d(loss)/d(probe), and autograd adds the
+of that layer (docs/sketch.md): z = d(loss)/d(probe), and autograd adds the
 layers up. So there is no order of registration and no state between passes, and a compiler sees one graph.
 
 The layers themselves run unchanged: where their weights require a gradient they get it as ever.
