@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.synthesis.checks.workers import Verdict, Workers
 from gvendi_fast.synthesis.config.modules import find_module
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 # Between the digits of a thousand; LaTeX sets a space in them as nothing or as a gap.
@@ -23,7 +26,27 @@ _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 Compare = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
 
 
-class AnswerChecker:
+class _Checker:
+    """Worker processes that end with a block, as a context manager."""
+
+    _workers: Workers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start a worker now; raises GvendiError where what it checks with cannot be imported."""
+        self._workers.start()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._workers.close()
+
+
+class AnswerChecker(_Checker):
     """Compares final answers by math-verify (extra `synthesis`), each comparison in a process that can be killed.
 
     workers: processes. limit_s: wall-clock seconds for one comparison. memory_mb: address space of a process.
@@ -37,20 +60,6 @@ class AnswerChecker:
             raise GvendiError(f"longest is {longest}; wanted at least 1 character")
         self.longest = longest
         self._workers = Workers("math", workers, limit_s, memory_mb)
-
-    def __enter__(self) -> AnswerChecker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start a worker now; raises GvendiError where math-verify is not installed."""
-        self._workers.start()
-
-    def close(self) -> None:
-        """End the processes."""
-        self._workers.close()
 
     def same(self, one: str, other: str) -> Verdict:
         """ "same", "different" or "error" of two final answers: LaTeX without \\boxed and without dollars.
@@ -84,7 +93,7 @@ class AnswerChecker:
         return Verdict("same") if one == other else None
 
 
-class RowVerifier:
+class RowVerifier(_Checker):
     """The user's function "module:function", called in a process that can be killed.
 
     The function takes a row (dict with "prompt", "completion" and "meta", JSON values) and returns True, False, or the
@@ -105,20 +114,6 @@ class RowVerifier:
                 f"verifier is '{target}'; wanted 'module:function', such as 'my_checks:is_good'"
             )
         self._workers = Workers(target, workers, limit_s, memory_mb, folder)
-
-    def __enter__(self) -> RowVerifier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start a worker now; raises GvendiError where the function cannot be imported."""
-        self._workers.start()
-
-    def close(self) -> None:
-        """End the processes."""
-        self._workers.close()
 
     def verify(self, row: Mapping[str, Any]) -> Verdict:
         """ "accepted", "rejected" (with the function's reason) or "error" (it raised, hung, crashed)."""

@@ -10,7 +10,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 from gvendi_fast.synthesis.checks.verifiers import RowVerifier, source_digest
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
-from gvendi_fast.synthesis.tasks.sections import LONGEST, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.sections import LONGEST, answered_sections
 from gvendi_fast.synthesis.tasks.task import (
     Accepted,
     Candidate,
@@ -67,9 +67,7 @@ class GenericTask:
 
     def parse(self, answer: str | None, rows: Sequence[Mapping[str, Any]] = ()) -> list[Candidate] | Refused:
         """See Task."""
-        text = clean(answer, self._longest)
-        text = text if isinstance(text, Reason) else without_thinking(text)
-        found = text if isinstance(text, Reason) else sections(text, _PARTS)
+        found = answered_sections(answer, self._longest, _PARTS)
         if isinstance(found, Reason):
             return Refused("parse", str(found))
         shown = [shot["prompt"] for row in rows if not isinstance(shot := self.shot(row), Reason)]

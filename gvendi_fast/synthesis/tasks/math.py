@@ -10,7 +10,13 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, majority
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
-from gvendi_fast.synthesis.tasks.sections import LONGEST, boxed_answer, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.sections import (
+    LONGEST,
+    answered_sections,
+    boxed_answer,
+    clean,
+    without_thinking,
+)
 from gvendi_fast.synthesis.tasks.task import (
     Accepted,
     Candidate,
@@ -83,9 +89,7 @@ class MathTask:
 
     def parse(self, answer: str | None, rows: Sequence[Mapping[str, Any]] = ()) -> list[Candidate] | Refused:
         """See Task. Of several problems those that echo a row are left out; the answer is refused if all do."""
-        text = clean(answer, self._longest)
-        text = text if isinstance(text, Reason) else without_thinking(text)
-        found = text if isinstance(text, Reason) else sections(text, ("problem",), self.problems)
+        found = answered_sections(answer, self._longest, ("problem",), self.problems)
         if isinstance(found, Reason):
             return Refused("parse", str(found))
         shown = [shot["prompt"] for row in rows if not isinstance(shot := self.shot(row), Reason)]

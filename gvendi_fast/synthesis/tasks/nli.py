@@ -9,7 +9,7 @@ from typing import Any
 
 from gvendi_fast.data.rows import Reason, lone_surrogate
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
-from gvendi_fast.synthesis.tasks.sections import LONGEST, clean, sections, without_thinking
+from gvendi_fast.synthesis.tasks.sections import LONGEST, answered_sections, clean, sections, without_thinking
 from gvendi_fast.synthesis.tasks.task import (
     SHOT_CHARS,
     Accepted,
@@ -90,9 +90,7 @@ class NliTask:
 
     def parse(self, answer: str | None, rows: Sequence[Mapping[str, Any]] = ()) -> list[Candidate] | Refused:
         """See Task."""
-        text = clean(answer, self._longest)
-        text = text if isinstance(text, Reason) else without_thinking(text)
-        found = text if isinstance(text, Reason) else sections(text, _PARTS)
+        found = answered_sections(answer, self._longest, _PARTS)
         if isinstance(found, Reason):
             return Refused("parse", str(found))
         values = found[0]

@@ -45,6 +45,15 @@ def without_thinking(text: str) -> str | Reason:
     return Reason("<think> is not closed") if text.startswith("<think>") else text
 
 
+def answered_sections(
+    answer: object, longest: int, names: Sequence[str], times: int = 1
+) -> list[dict[str, str]] | Reason:
+    """`sections` of a model's answer of at most `longest` characters, its thinking left out, or why it has none."""
+    text = clean(answer, longest)
+    text = text if isinstance(text, Reason) else without_thinking(text)
+    return text if isinstance(text, Reason) else sections(text, names, times)
+
+
 def sections(text: str, names: Sequence[str], times: int = 1) -> list[dict[str, str]] | Reason:
     """The sections <name>...</name> of `text`, each name once (`times` > 1: one to `times` groups, in this order).
 
