@@ -37,7 +37,7 @@ PLANTED = {
     "checks": "check",
     "kernel times": "hang",
     "cpu and gpu": "memory",
-    "spectral": "exit",
+    "spectral": "exception",
     "waiting": "exception",
     "other checks": "check",
 }
