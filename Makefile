@@ -22,9 +22,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# docs/ as pages in build/docs; a broken link or a name that the reference lacks is an error.
+# docs/ as pages in build/docs; a broken link or a name that the reference lacks is an error. (Not --quiet: that keeps
+# warnings from --strict too.)
 docs: $(VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open build/docs/index.html"
 
 # Ratios of runs in one process; nothing else should run on the machine meanwhile.

@@ -61,8 +61,10 @@ def jackknife(
     """G-Vendi corrected for its bias in n, with a confidence interval of the given level; order 1 only.
 
     rows: the rows that the state was made from, [n, K] or blocks of them; memory does not grow with n.
+
         H_J = n H - (n-1) mean_i H_{-i} = n ln n - (n-1) ln(n-1) + mean_i Delta S_i
         SE^2 = (n-1)/n sum_i (H_{-i} - mean)^2 = var_i(Delta S_i) / n          (Quenouille 1956, Tukey 1958)
+
     The interval is exp(H_J -+ z SE), for rows drawn independently from one population, clipped to [1, K], the
     bounds of that population's value; n bounds only the sample's. The correction is of first order: below
     about n = 2 G-Vendi only more data helps, orthogonal rows even give se = 0, and up to about n = 3 G-Vendi the

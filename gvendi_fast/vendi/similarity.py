@@ -87,7 +87,7 @@ def score_K(  # noqa: N802
 def score_X(  # noqa: N802
     X: Matrix, q: float | str = 1, p: Sequence[float] | None = None, normalize: bool = True
 ) -> float:
-    """Vendi score of rows of features X [n, d] with similarity <a, b>; normalize: cosine instead.
+    """Vendi score of rows of features X [n, d] with similarity `<a, b>`; normalize: cosine instead.
 
     Goes by the smaller of the n x n and the d x d matrix, which have the same non-zero eigenvalues.
     """

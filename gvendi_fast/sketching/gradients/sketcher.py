@@ -72,8 +72,8 @@ class GradientSketcher:
         The numbers are those of the eager pass to the rounding of the model's number format.
     Raises GvendiError naming the parameters for which no sketch is known.
 
-    >>> sketcher = GradientSketcher(model, SketchSpec(dim=1024))
-    >>> z = sketcher(input_ids, labels, attention_mask)      # float32 [B, 1024]
+        sketcher = GradientSketcher(model, SketchSpec(dim=1024))
+        z = sketcher(input_ids, labels, attention_mask)      # float32 [B, 1024]
     """
 
     def __init__(
