@@ -69,7 +69,12 @@ def test_hooks_run_the_lint_that_ci_runs():
 def test_files_that_contributing_names_exist():
     # In capitals: whatever the reader calls it.
     spans = [span for span in re.findall(r"`([^`\n]+)`", CONTRIBUTING) if not re.search(r"[A-Z]{3}", span)]
-    paths = [word for span in spans for word in span.split() if re.fullmatch(r"[\w./*]+(\.\w+|/)", word)]
+    paths = [
+        word
+        for span in spans
+        for word in span.split()
+        if re.fullmatch(r"[\w./*]+(\.(py|h|cpp|j2|md|txt|toml|json)|/)", word)
+    ]
     assert len(paths) > 40
     # A bare name may stand in any folder; a path is one from the root, from the package or from one of its rooms.
     everywhere = {
