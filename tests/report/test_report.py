@@ -445,7 +445,7 @@ def test_the_command_writes_both_files_and_overwrites_none(undrawn, run, gvendi,
     wanted = report_data(run, clusters=9)["clusters"]
     assert {**found, "file": None} == wanted
     code, _, error = gvendi("report", run.path, "--out", out)
-    assert (code, "is there already" in error) == (1, True)
+    assert (code, "already exists" in error) == (1, True)
     code, _, error = gvendi("report", run.path, "--out", tmp_path / "report.pdf")
     assert (code, "ends in .html" in error) == (1, True)
     code, _, error = gvendi("report", run.path, "--out", out, "--force", "--title", "<Mine>")
