@@ -119,9 +119,7 @@ def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path,
     paths = out, out.with_suffix(beside)
     for path in paths:
         if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(
-                f"'{path}' already exists; give another --out, or --force to overwrite a file"
-            )
+            raise GvendiError(f"'{path}' already exists; give another --out, or --force to overwrite a file")
     return paths
 
 

@@ -186,7 +186,9 @@ def _check_out(out: Path, force: bool) -> Path:
         raise GvendiError(f"--out: the folder '{out.parent}' does not exist; make it first")
     for path in (out, sidecar):
         if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(f"--out: '{path}' already exists; give another name, or --force to overwrite it")
+            raise GvendiError(
+                f"--out: '{path}' already exists; give another name, or --force to overwrite it"
+            )
     return sidecar
 
 
