@@ -250,7 +250,7 @@ def test_refusals():
         (r"row 3 of rows has norm nan", lambda: VendiState(4).gain(bad)),
         (r"row 3 of rows has norm nan", lambda: state.contributions(bad)),
         (r"row 3 of rows has norm nan", lambda: state.block_gain(bad, torch.tensor([0, 2, 5]))),
-        (r"n = 1; leaving", lambda: VendiState(4).update(rows[:1]).gain(rows[:1], remove=True)),
+        (r"n = 1; wanted at least 2", lambda: VendiState(4).update(rows[:1]).gain(rows[:1], remove=True)),
         (
             r"row 1 of rows is not in",
             lambda: VendiState(4).update(torch.eye(4)[:2]).gain(torch.eye(4)[1:], True),
@@ -273,7 +273,7 @@ def test_refusals():
         (r"vectors must be float64 \[4, 4\]", lambda: ops.gain(rows, basis[0], basis[1][:3], 1)),
         (r"none negative", lambda: ops.gain(rows, basis[0] - 9, basis[1], 1)),
         (r"states is empty", lambda: between_source({})),
-        (r"'b' without rows", lambda: between_source({"a": state, "b": VendiState(4)})),
+        (r"'b' holds no rows", lambda: between_source({"a": state, "b": VendiState(4)})),
         (r"(?s)'seed': 0.*None", lambda: between_source({"a": state, "b": VendiState(4).update(rows)})),
     ]
     for message, call in cases:
