@@ -428,7 +428,7 @@ def test_what_cannot_be_used_is_refused(run, tmp_path):
         report_data(run, by="source")
     with pytest.raises(GvendiError, match="not a run directory"):
         report_data(tmp_path)
-    with pytest.raises(GvendiError, match="no file"):
+    with pytest.raises(GvendiError, match="not a file"):
         report_data(run, clusters="absent.parquet")
     (tmp_path / "broken.parquet").write_text("x")
     with pytest.raises(GvendiError, match="cannot be read"):
