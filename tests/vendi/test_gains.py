@@ -258,11 +258,11 @@ def test_refusals():
         (r"n = 0", lambda: VendiState(4).contributions(rows)),
         (r"kind is 'rank'; wanted \"surprisal\"", lambda: state.contributions(rows, "rank")),
         (r"ci is 'boot'", lambda: state.gvendi(ci="boot")),
-        (r"ci needs rows=", lambda: state.gvendi(ci="jackknife")),
+        (r"ci needs the rows", lambda: state.gvendi(ci="jackknife")),
         (r"q is 2", lambda: state.gvendi(2, ci="jackknife", rows=rows)),
         (r"boundaries is torch.float32", lambda: state.block_gain(rows, torch.tensor([0.0, 2.0]))),
         (r"runs from 0 to 10; .* 0\.\.9", lambda: state.block_gain(rows, torch.tensor([0, 10]))),
-        (r"never fall", lambda: state.block_gain(rows, torch.tensor([4, 2, 5]))),
+        (r"do not decrease", lambda: state.block_gain(rows, torch.tensor([4, 2, 5]))),
         (r"sign must be 1", lambda: ops.gain(rows, *basis, 0)),
         (
             r"row 2 of rows has length 2",
