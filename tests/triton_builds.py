@@ -197,7 +197,7 @@ def dense_sketch(dtype: str, block: int) -> list[Build]:
     sums = {"spans": "*i64", "partial": "*fp32", "K": "i32", "strips": "i32"}
     tile = {"BLOCK_B": own.BLOCK_B, "BLOCK_T": own.BLOCK_T, "BLOCK_K": block}
     rows = {"a": f"*{dtype}", "stride_a": "i32", "e": f"*{dtype}", "stride_e": "i32"}
-    sizes = {"samples": "i32", "height": "i32", "width": "i32", "apart": "i32"}
+    sizes = {"samples": "i32", "height": "i32", "width": "i32", "row_step": "i32"}
     found = []
     for unit, kind in ((1, ""), (own.ALIGNED, "-aligned")):
         types, constants = rows | sizes | sums | key, tile | {"BLOCK_O": own.BLOCK_O, "UNIT": unit}

@@ -1,7 +1,8 @@
 """Data sets side by side: G-Vendi at equal n, what each adds to the others, and their nearest rows.
 
 All sets are compared by n rows each, drawn by id. With Sigma_k of those rows and Sigma the mean over m sets:
-    difference of A and B: G_A - G_B of G = exp(H_1), at this n. Not of the corrected values: equal n cancels the bias
+    difference of A and B: G_A - G_B of G = exp(H_1), at this n. The corrected values are not used: equal n cancels the
+    bias
         of equal populations, and the jackknife's se is that of H_1 (on average not below it, Efron and Stein 1981),
         not of the corrected entropy, which spreads more. The samples are independent: se^2 of H_A - H_B is the sum of
         both, and the limits of G_A - G_B follow from each one's own (Zou and Donner 2008)
@@ -31,20 +32,26 @@ from gvendi_fast.vendi.jackknife import Interval, jackknife
 from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.state import VendiState
 
-# Rows of a set beyond this many are not needed for the comparison and would only cost memory.
+# More rows of a set would cost memory and add nothing to the comparison.
 MOST_ROWS = 50_000
-# Below this many rows an interval says nothing.
+# With fewer rows an interval says nothing.
 LEAST_ROWS = 8
-# Random partitions that the between-source entropy is held against.
+# Random partitions that the between-source entropy is compared with.
 PARTITIONS = 10
 
 
 @dataclass(frozen=True)
 class SetScore:
-    """One data set: its rows, and of n of them G-Vendi, the corrected value and its interval.
+    """One data set, scored by n of its rows.
 
-    adds: G-Vendi of n rows from all sets in equal parts, less that of n rows from all other sets; None for a
-    single set.
+    rows: how many it has.
+    n: how many were compared.
+    gvendi: of these n rows.
+    corrected: the estimate for unlimited data.
+    low, high: the interval of `corrected`.
+    entropy_se: standard error of the entropy, in nats.
+    adds: G-Vendi of n rows drawn equally from all sets, minus that of n rows from all other sets; None for a single
+        set.
     """
 
     rows: int
@@ -59,10 +66,15 @@ class SetScore:
 
 @dataclass(frozen=True)
 class Difference:
-    """G-Vendi of n rows of `first` less that of n rows of `second`, with an interval.
+    """How the G-Vendi of n rows of one set differs from that of n rows of another.
 
-    ratio and its limits are of the same two values. p_value: two-sided, of equal entropies at this n. real: whether
-    the interval of the ratio leaves 1 out.
+    first, second: names of the sets.
+    difference: G-Vendi of `first` minus that of `second`.
+    low, high: the interval of the difference.
+    ratio: G-Vendi of `first` over that of `second`.
+    ratio_low, ratio_high: the interval of the ratio.
+    p_value: two-sided, of equal entropies at this n.
+    real: whether the interval of the ratio excludes 1.
     """
 
     first: str
@@ -79,10 +91,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Rows of one set with a neighbour in the other at a cosine of at least `threshold`, of those compared.
+    """What two sets have in common, by the rows that were compared.
 
-    same_ids: ids that stand in both sets. same_sketches: rows of the first, of those compared, whose sketch stands in
-    the second up to rounding. pairs: the nearest ones, best first.
+    first, second: names of the sets.
+    threshold: cosine from which two rows count as neighbours.
+    share_of_first: share of the rows of `first` with a neighbour in `second`.
+    share_of_second: share of the rows of `second` with a neighbour in `first`.
+    same_ids: ids that are in both sets.
+    same_sketches: rows of `first` whose sketch is also in `second`, up to rounding.
+    compared: rows of either set that were compared.
+    pairs: the nearest pairs, best first.
     """
 
     first: str
@@ -98,11 +116,19 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; entropies in nats, `level` is that of all intervals.
+    """The result of `compare`; entropies are in nats.
 
-    union: G-Vendi of all drawn rows together (m times n of them). between: the between-source entropy;
-    between_chance: its mean over random partitions of the same rows; between_share: where it stands from there (0) to
-    sets that have nothing in common (1); below 0 for sets that share rows.
+    n: rows of each set.
+    dim: K.
+    level: of all intervals.
+    sets: {name: score}.
+    differences: of each two sets.
+    union: G-Vendi of all drawn rows together (m times n of them).
+    between: the between-source entropy.
+    between_chance: its mean over random partitions of the same rows.
+    between_share: where `between` lies from `between_chance` (0) to sets with nothing in common (1); below 0 for sets
+        that share rows.
+    overlaps: of each two sets.
     """
 
     n: int
@@ -132,10 +158,13 @@ def compare(
 ) -> Comparison:
     """Compare two or more data sets by their sketches.
 
-    sets: by name, each a run directory or its path, a matrix [N, K] or a pool, all of one kind of sketch. n: rows of
-    each (default: those of the smallest set, at most 50,000). pairs: nearest pairs to report for each two sets.
-    threshold: cosine from which two rows count as near duplicates. seed: of the draws, which depend on ids alone.
-    Raises GvendiError for sets that do not compare.
+    sets: by name, each a run directory or its path, a matrix [N, K] or a pool, all of one kind of sketch.
+    n: rows of each set (default: those of the smallest set, at most 50,000).
+    pairs: nearest pairs to report for each two sets.
+    threshold: cosine from which two rows count as near duplicates.
+    level: of all intervals.
+    seed: of the draws, which depend on ids and this seed alone.
+    Raises GvendiError for sets that cannot be compared.
     """
     if not 0 < level < 1:
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
@@ -143,7 +172,9 @@ def compare(
     smallest = min(len(pool) for pool in pools.values())
     name = min(pools, key=lambda name: len(pools[name]))
     if smallest < LEAST_ROWS:
-        raise GvendiError(f"{name!r} has {smallest} rows; to compare, every set needs at least {LEAST_ROWS}")
+        raise GvendiError(
+            f"{name!r} has {smallest} rows; a comparison needs at least {LEAST_ROWS} of every set"
+        )
     if n is None:
         n = min(smallest, MOST_ROWS)
     if not LEAST_ROWS <= n <= smallest:
@@ -152,7 +183,7 @@ def compare(
         )
     drawn = {name: pool.take(places_by_id(pool.ids, n, seed)) for name, pool in pools.items()}
     states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
-    found = {name: jackknife(states[name], drawn[name], level) for name in drawn}
+    scores = {name: jackknife(states[name], drawn[name], level) for name in drawn}
     adds = _adds(drawn, n)
     union = VendiState(next(iter(drawn.values())).shape[1])
     for state in states.values():
@@ -169,13 +200,13 @@ def compare(
         level=level,
         sets={
             name: SetScore(len(pools[name]), n, f.value, f.corrected, f.low, f.high, f.se, adds.get(name))
-            for name, f in found.items()
+            for name, f in scores.items()
         },
-        differences=[difference(a, found[a], b, found[b]) for a, b in together],
+        differences=[difference(a, scores[a], b, scores[b]) for a, b in together],
         union=union.gvendi(),
         between=between,
         between_chance=chance,
-        # No room: all rows are orthogonal to each other, and random sets have nothing in common either.
+        # All rows are orthogonal to each other, so random sets have nothing in common either.
         between_share=(between - chance) / room if room > 1e-6 else 0.0,
         overlaps=[_overlap(a, pools[a], b, pools[b], pairs, threshold, seed) for a, b in together],
     )
@@ -184,13 +215,13 @@ def compare(
 def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
     """The difference of two samples' G-Vendi at their n, from each one's jackknife.
 
-    The samples count as independent; rows that stand in both make the interval too wide, not too narrow.
+    The samples are taken to be independent; rows that are in both make the interval too wide, not too narrow.
     """
     gap = math.log(a.value) - math.log(b.value)
     se = math.hypot(a.se, b.se)
     z = NormalDist().inv_cdf(0.5 + a.level / 2)
     low, high = gap - z * se, gap + z * se
-    # From each value to its own limits.
+    # Distances from each value to its own limits.
     a_down, a_up = -a.value * math.expm1(-z * a.se), a.value * math.expm1(z * a.se)
     b_down, b_up = -b.value * math.expm1(-z * b.se), b.value * math.expm1(z * b.se)
     return Difference(
@@ -221,14 +252,14 @@ def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
     for name, pool in others:
         if pool.dim != reference.dim:
             raise GvendiError(
-                f"{first!r} has sketches of {reference.dim} numbers and {name!r} of {pool.dim}; sketch both alike"
+                f"{first!r} has sketches of dim {reference.dim} and {name!r} of dim {pool.dim}; use one --dim"
             )
         if pool.spec is not None and reference.spec is not None and pool.spec != reference.spec:
             differing = sorted(differences(reference.spec, pool.spec, "(absent)"), key=itemgetter(0))
             lines = "\n".join(f"  {key}: {one} and {other}" for key, one, other in differing)
             raise GvendiError(
                 f"{first!r} and {name!r} were sketched with different settings:\n{lines}\n"
-                "such sketches do not compare; sketch both with the same settings"
+                "such sketches cannot be compared; sketch both with the same settings"
             )
     return pools
 
@@ -241,7 +272,7 @@ def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
         state = VendiState(next(iter(drawn.values())).shape[1])
         for i, name in enumerate(names):
             share = n // len(names) + (i < n % len(names))
-            # Draws come in random order.
+            # The draw is in random order.
             state.update(drawn[name][:share])
         return state.gvendi()
 
@@ -269,15 +300,15 @@ def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> fl
 
 def _overlap(first: str, a: Pool, second: str, b: Pool, pairs: int, threshold: float, seed: int) -> Overlap:
     picked = [np.sort(places_by_id(pool.ids, min(len(pool), MOST_ROWS), seed)) for pool in (a, b)]
-    found = nearest_pairs(a, picked[0], b, picked[1], pairs, threshold)
+    nearest = nearest_pairs(a, picked[0], b, picked[1], pairs, threshold)
     return Overlap(
         first=first,
         second=second,
         threshold=threshold,
-        share_of_first=found.share_of_first,
-        share_of_second=found.share_of_second,
+        share_of_first=nearest.share_of_first,
+        share_of_second=nearest.share_of_second,
         same_ids=len(set(a.ids) & set(b.ids)) if a.spec is not None and b.spec is not None else 0,
-        same_sketches=found.identical,
+        same_sketches=nearest.identical,
         compared=(len(picked[0]), len(picked[1])),
-        pairs=found.pairs,
+        pairs=nearest.pairs,
     )

@@ -17,21 +17,24 @@ from gvendi_fast.kernels.checks import MAX_GROUP
 from gvendi_fast.vendi.of_rows import gvendi
 
 MAX_GROUPS = 10_000
-# Groups below this many rows would drag the equal n of all others down to theirs.
+# A group of fewer rows would pull the n of all others down to its own.
 MIN_GROUP_ROWS = 32
-# Draws from a group: those of up to MAX_GROUP rows are scored in one call, larger ones take a matrix each.
+# Draws from a group: those of up to MAX_GROUP rows are scored in one call, each larger one needs a matrix.
 DRAWS, LARGE_DRAWS = 20, 5
-# Sketches held in memory at once, and of them copied into draws at once.
+# Bytes of sketches in memory at once, and of those copied into draws at once.
 GROUP_BYTES, DRAW_BYTES = 1 << 30, 64 << 20
 
 
 @dataclass(frozen=True)
 class GroupScore:
-    """G-Vendi of n of a group's `rows`: the mean over `draws` draws, and the 20th and 80th percentile of them.
+    """G-Vendi of n rows of a group, by repeated draws.
 
-    None for a group too small to compare. low to high says how much the choice of n rows matters, not how sure the
-    score of the group is: draws share rows, the more the nearer n is to `rows`. A group of exactly n rows is drawn
-    once, as it is, and its low and high are that value.
+    rows: how many the group has.
+    n: rows of a draw.
+    gvendi: the mean over the draws; None for a group that is too small to compare.
+    low, high: the 20th and the 80th percentile of the draws. They say how much the choice of n rows matters, not how
+        sure the score of the group is: draws share rows, the more the nearer n is to `rows`.
+    draws: how many. A group of exactly n rows is drawn once, whole, and its low and high are that value.
     """
 
     gvendi: float | None
@@ -60,12 +63,12 @@ def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
     least, n = equal_n(sizes.values())
     compared = {group: rows[group] for group in sorted(rows) if sizes[group] >= least}
     dim = run.spec["sketch"]["dim"]
-    found: dict[str, list[float]] = {group: [] for group in compared}
+    values_of: dict[str, list[float]] = {group: [] for group in compared}
     for batch in _batches(compared, n, seed, GROUP_BYTES // (4 * dim)):
         for (group, _), value in zip(batch, _score(run, batch, dim), strict=True):
-            found[group].append(value)
+            values_of[group].append(value)
     scores = {group: GroupScore(None, None, None, 0, 0, size) for group, size in sizes.items()}
-    for group, values in found.items():
+    for group, values in values_of.items():
         low, high = band(values)
         scores[group] = GroupScore(statistics.fmean(values), low, high, len(values), n, sizes[group])
     return {group: scores[group] for group in sorted(scores)}
@@ -73,16 +76,16 @@ def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
 
 def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
     """Each group's row numbers in ascending order."""
-    found: dict[str, list[np.ndarray]] = {}
+    members: dict[str, list[np.ndarray]] = {}
     for part in run.iterate(["group", "row"]):
         names, codes = np.unique(np.array(part.groups, dtype=object), return_inverse=True)
         for code, name in enumerate(names):
-            found.setdefault(name, []).append(part.rows[codes == code])
-        if len(found) > MAX_GROUPS:
+            members.setdefault(name, []).append(part.rows[codes == code])
+        if len(members) > MAX_GROUPS:
             raise GvendiError(
                 f"--by has more than {MAX_GROUPS} different values; choose a field with fewer, such as a source"
             )
-    return {group: np.sort(np.concatenate(numbers)) for group, numbers in found.items()}
+    return {group: np.sort(np.concatenate(numbers)) for group, numbers in members.items()}
 
 
 def band(values: list[float]) -> tuple[float, float]:

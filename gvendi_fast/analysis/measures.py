@@ -46,9 +46,16 @@ class SentenceEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Measures:
-    """Measures of n of a set's `rows`, by the module's formulas; None where a measure was not asked for.
+    """Measures of n rows of a set, by the module's formulas; None where a measure was not requested.
 
-    A group with fewer rows than n has None in all of them.
+    rows: how many the set has.
+    n: how many were measured; a group with fewer rows has None in all measures.
+    gvendi: G-Vendi.
+    mean_cosine: of all pairs of sketches.
+    perplexity: of the supervised tokens under the proxy.
+    bigram_entropy: of the word 2-grams, in nats.
+    embedding_vendi: the Vendi score of text embeddings.
+    embedding_mean_cosine: of all pairs of embeddings.
     """
 
     rows: int
@@ -63,7 +70,14 @@ class Measures:
 
 @dataclass(frozen=True)
 class Measured:
-    """What `measure` found: of rows of the whole run, and of the groups by name, all at the same n."""
+    """The result of `measure`.
+
+    n: rows of each set.
+    dim: K.
+    embedding: what made the embeddings, None without.
+    whole: measures of n rows of the whole run.
+    by: {group: its measures}, at the same n.
+    """
 
     n: int
     dim: int
@@ -86,18 +100,23 @@ def measure(
     corpus: str | os.PathLike | None = None,
     seed: int = 0,
 ) -> Measured:
-    """G-Vendi and the measures beside it of a run, and with `by` of its groups, each of n rows drawn by id.
+    """G-Vendi and other measures of a run, and with `by` of its groups, each of n rows drawn by id.
 
-    by: the field that the run was sketched with. n: rows of each (default: all; with `by` those of the smallest group
-    of at least 32; at most 50,000). embedding: an object with `encode`, or the name or path of a sentence-transformers
-    model. text: read the corpus, which 2-grams and embeddings need. corpus: the folder that holds it now, if it has
-    moved. seed: of the draws. Memory: 1 GiB of sketches, and the texts of the rows drawn.
-    Raises GvendiError for what does not fit, and for a corpus that is not what it was.
+    by: the field that the run was sketched with.
+    n: rows of each set (default: all; with `by` those of the smallest group of at least 32; at most 50,000).
+    embedding: an object with `encode`, or the name or path of a sentence-transformers model.
+    text: read the corpus, which 2-grams and embeddings need.
+    corpus: the folder that holds the corpus now, if it has moved.
+    seed: of the draws.
+    Memory: 1 GiB of sketches, and the texts of the rows drawn.
+    Raises GvendiError for arguments that do not fit the run or each other, and for a corpus that has changed.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
     check_by(run, by)
     if embedding is not None and not text:
-        raise GvendiError("embedding needs the texts; leave out text=False (--no-text)")
+        raise GvendiError(
+            "embedding needs the texts, which text=False (--no-text) leaves out; drop one of the two"
+        )
     if text:
         locate_corpus(run, corpus)
     name = os.fspath(embedding) if isinstance(embedding, str | os.PathLike) else None
@@ -105,7 +124,7 @@ def measure(
         embedding = load_encoder(name) if name is not None else embedding
         name = name or type(embedding).__name__
     pool = as_pool(run)
-    # None is the whole run, which no group is called.
+    # None is the whole run: no group has this name.
     sets: dict[str | None, np.ndarray] = {None: np.arange(len(pool))}
     if by is not None:
         sets |= _groups(pool)
@@ -115,9 +134,9 @@ def measure(
         for key, places in sets.items()
         if len(places) >= n
     }
-    found = _measure(pool, run, drawn, embedding, text, corpus)
+    measured = _measure(pool, run, drawn, embedding, text, corpus)
     none = Measures(rows=0, n=0)
-    measures = {key: replace(found.get(key, none), rows=len(places)) for key, places in sets.items()}
+    measures = {key: replace(measured.get(key, none), rows=len(places)) for key, places in sets.items()}
     whole = measures.pop(None)
     return Measured(n, pool.dim, name, whole, {group: measures[group] for group in sorted(measures)})
 
@@ -127,7 +146,7 @@ def mean_pairwise_cosine(rows: Rows) -> float:
     check_matrix(rows)
     n = len(rows)
     if n < 2:
-        raise GvendiError(f"rows has {n} row(s); wanted at least 2, a pair")
+        raise GvendiError(f"rows has {n} row(s); wanted at least 2, to make a pair")
     total = torch.zeros(rows.shape[1], dtype=torch.float64)
     for _, unit in unit_blocks(rows, rows.shape[1]):
         total += unit.sum(dim=0)
@@ -137,9 +156,9 @@ def mean_pairwise_cosine(rows: Rows) -> float:
 def ngram_entropy(texts: Iterable[str], order: int = 2) -> float:
     """Entropy in nats of the distribution of word n-grams over the texts; 0 where no text has `order` words.
 
-    Words are runs of letters, digits and underscores, and every other character that is no white space by itself, in
-    lower case; an n-gram lies within one text. This is Ent-n of arXiv 1809.05972. Text without spaces between words,
-    such as Chinese, should be segmented before.
+    Words are runs of letters, digits and underscores, and every other character but white space is a word by itself,
+    all in lower case; an n-gram lies within one text. This is Ent-n of arXiv 1809.05972. Text without spaces between
+    words, such as Chinese, should be segmented before.
     """
     if order < 1:
         raise GvendiError(f"order is {order}; wanted the number of words of an n-gram, at least 1")
@@ -160,12 +179,13 @@ def perplexity(loss: np.ndarray, tokens: np.ndarray) -> float:
 
 
 def embed(encoder: SentenceEncoder, texts: Sequence[str]) -> Rows:
-    """The encoder's embeddings [n, D] of n texts, checked. Raises GvendiError for what is not that."""
+    """The encoder's embeddings [n, D] of n texts. Raises GvendiError if it returns anything else."""
     rows = encoder.encode(list(texts))
     check_matrix(rows)
     if len(rows) != len(texts):
         raise GvendiError(
-            f"embedding: {type(encoder).__name__}.encode gave {len(rows)} rows for {len(texts)} texts; wanted one each"
+            f"embedding: {type(encoder).__name__}.encode returned {len(rows)} rows for {len(texts)} texts; "
+            "wanted one for each text"
         )
     return rows
 
@@ -181,7 +201,7 @@ def load_encoder(name: str) -> SentenceEncoder:
 
     try:
         return SentenceTransformer(name)
-    # Hub and files: what is missing is an OSError, what is no model a ValueError.
+    # A missing hub name or file is an OSError, a file that is not a model a ValueError.
     except (OSError, ValueError) as error:
         raise GvendiError(
             f"embedding '{name}' cannot be loaded ({error}); wanted a sentence-transformers model, by its hub name or "
@@ -220,12 +240,12 @@ def _measure(
     texts = {}
     if text:
         texts = row_texts(run, ordinals[np.unique(np.concatenate(list(drawn.values())))].tolist(), corpus)
-    found = {}
+    measured = {}
     for key, sketches in _sketches(pool, drawn):
         places = drawn[key]
         written = [texts[i] for i in ordinals[places].tolist()] if text else []
         embedded = None if encoder is None else embed(encoder, written)
-        found[key] = Measures(
+        measured[key] = Measures(
             rows=len(places),
             n=len(places),
             gvendi=gvendi(sketches),
@@ -235,7 +255,7 @@ def _measure(
             embedding_vendi=None if embedded is None else gvendi(embedded),
             embedding_mean_cosine=None if embedded is None else mean_pairwise_cosine(embedded),
         )
-    return found
+    return measured
 
 
 def _sketches(

@@ -2,7 +2,7 @@
 
     maximise H_1(sum_k w_k Sigma_k) over w_k >= 0, sum w = 1, floor <= w_k <= cap
 Sigma_k is the covariance (trace 1) of source k. The entropy is concave in w, so its largest value is unique; the
-gradient is c_k = -tr(Sigma_k ln Sigma_w) and gap = max over feasible v of <c, v - w> bounds what is missing.
+gradient is c_k = -tr(Sigma_k ln Sigma_w) and gap = max over feasible v of <c, v - w> bounds the distance to it.
 Exponentiated gradient, w_k ~ w_k exp(eta c_k), with the step rule of `relaxed`.
 """
 
@@ -23,7 +23,13 @@ _EMPTY = 1e-12
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights by source (sum 1), the entropy H_1 (nats) of their mixture, and how far at most it is below the best."""
+    """The weights of `mixture_weights`.
+
+    weights: by source, sum 1.
+    entropy: H_1 of the mixture, in nats.
+    gap: how far, at most, the entropy is below the best one, in nats.
+    steps: gradient steps taken.
+    """
 
     weights: dict[str, float]
     entropy: float
@@ -41,8 +47,12 @@ def mixture_weights(
 ) -> Mixture:
     """The weights of sources whose mixture has the largest entropy, to `tolerance` nats or `max_steps` steps.
 
-    states: by source, of one dim and spec, none empty. floor and cap: least and most weight of any source.
-    The gap returned is true whether the tolerance was reached or not. Raises GvendiError for what does not fit.
+    states: by source, of one dim and spec, none empty.
+    floor, cap: least and most weight of any source.
+    tolerance: stop when the gap is at most this, in nats.
+    max_steps: stop after this many steps.
+    The gap returned holds whether the tolerance was reached or not. Raises GvendiError for arguments that cannot be
+    used.
     """
     names = _check(states, floor, cap, tolerance)
     sigmas = torch.stack([states[name].matrix.cpu() / states[name].matrix.trace().cpu() for name in names])
@@ -60,7 +70,7 @@ def mixture_weights(
             ahead = np.exp(moved)
             risen, after = _entropy_and_scores(sigmas, ahead)
             promised = float(scores @ (ahead - weights)) - float(ahead @ (moved - log_w)) / eta
-            # The condition of mirror ascent, which eta = 1 meets always, up to rounding.
+            # The condition of mirror ascent, which eta = 1 always meets, up to rounding.
             if risen >= value + promised - 1e-12 or eta <= 1.0:
                 break
             eta = max(eta / 2, 1.0)
@@ -96,7 +106,7 @@ def _check(states: Mapping[str, VendiState], floor: float, cap: float, tolerance
             )
     if not 0 <= floor <= 1 / len(names) <= cap:
         raise GvendiError(
-            f"floor is {floor} and cap {cap}; for {len(names)} sources wanted 0 <= floor <= "
+            f"floor is {floor} and cap {cap}; {len(names)} sources need 0 <= floor <= "
             f"{1 / len(names):.4g} <= cap"
         )
     if not tolerance > 0:
@@ -105,7 +115,7 @@ def _check(states: Mapping[str, VendiState], floor: float, cap: float, tolerance
 
 
 def _entropy_and_scores(sigmas: torch.Tensor, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    # Every source has weight, so where the mixture is empty they all are.
+    # Every source has weight, so a direction that is empty in the mixture is empty in all of them.
     mixed = torch.einsum("k,kij->ij", torch.from_numpy(weights), sigmas)
     _, entropy, surprise = entropy_and_surprise(mixed, _EMPTY)
     return entropy, torch.einsum("kij,ij->k", sigmas, surprise).numpy()
@@ -113,7 +123,7 @@ def _entropy_and_scores(sigmas: torch.Tensor, weights: np.ndarray) -> tuple[floa
 
 def _project(logits: np.ndarray, floor: float, cap: float) -> np.ndarray:
     """The weights nearest to exp(logits) in relative entropy: clip(exp(l - tau), floor, cap) with sum 1."""
-    # Weights of 0 would never come back.
+    # A weight of 0 would stay 0 for ever.
     least = max(floor, 1e-12)
     low, high = float(logits.min()) - np.log(max(cap, 1e-12)), float(logits.max()) - np.log(least)
     low = min(low, high) - 1.0

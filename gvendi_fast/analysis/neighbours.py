@@ -20,7 +20,12 @@ IDENTICAL = 1 - 1e-5
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of either pool, by number and id, and their cosine."""
+    """A row of each of two pools.
+
+    first, second: their numbers in the pools.
+    first_id, second_id: their ids.
+    cosine: of their sketches.
+    """
 
     first: int
     second: int
@@ -31,8 +36,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pairs, best first, and the share of either side's rows with a neighbour at the threshold.
+    """The nearest rows of two pools.
 
+    pairs: the nearest pairs, best first.
+    share_of_first, share_of_second: share of each side's rows with a neighbour at the threshold or above.
     identical: rows of the first side with a neighbour at a cosine of 0.99999 or above.
     """
 
@@ -47,14 +54,14 @@ def nearest_pairs(
 ) -> Neighbours:
     """The `count` pairs of the largest cosine between rows of a and of b, each row in one pair at most, best first.
 
-    A greedy matching: one text that stands everywhere does not fill the list. Memory: the rows of both sides, `count`
-    neighbours of each row of a, and the cosines of 2,048 with 2,048 rows.
+    A greedy matching, so that one text that occurs everywhere does not fill the list. Memory: the rows of both sides,
+    `count` neighbours of each row of a, and the cosines of 2,048 with 2,048 rows.
     """
     if count < 0:
         raise GvendiError(f"pairs is {count}; wanted 0 or more")
     # A run reads a whole part for any row of it, so each side is taken once.
     left, right = a.take(rows_a), b.take(rows_b)
-    # When a row's turn comes fewer than `count` rows of b are taken, so one of its `count` nearest is free.
+    # When it is a row's turn, fewer than `count` rows of b are taken, so one of its `count` nearest is free.
     keep = min(max(count, 1), len(right))
     cosines, places = torch.empty(len(left), keep), torch.empty(len(left), keep, dtype=torch.int64)
     best_b = torch.full((len(right),), -1.0)

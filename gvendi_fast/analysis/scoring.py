@@ -26,13 +26,22 @@ __all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
 class Score:
     """The diversity of a corpus.
 
-    gvendi: exp of the entropy (nats) of the normalised sketches' covariance; grows with n. gvendi_corrected and
-    ci95: the estimate for unlimited data of the same kind and its 95 % interval (jackknife). tokens: all tokens
-    of the accepted rows. seconds and tokens_per_second: of this run; None when everything was there already.
-    rejected: rows that could not be scored. by: groups at equal n. coverage: share of the proxy's parameters
-    sketched. spec: what the sketches depend on. units: (done, total) work units. ci95_reliable: whether n is at least
-    three times G-Vendi, below which the corrected value still grows with n. orders: G-Vendi of the other
-    orders that were asked for, by their names ("2", "inf").
+    gvendi: exp of the entropy (nats) of the normalised sketches' covariance; grows with n.
+    gvendi_corrected: the estimate for unlimited data of the same kind (jackknife).
+    ci95: the 95 % interval of gvendi_corrected.
+    entropy: in nats; gvendi is its exp.
+    n: scored rows.
+    dim: K.
+    tokens: all tokens of the scored rows.
+    seconds, tokens_per_second: of this run; None if there was nothing left to sketch.
+    rejected: rows that could not be scored.
+    by: {group: its score}, all at equal n.
+    coverage: share of the proxy's parameters that the sketches cover.
+    spec: what the sketches depend on.
+    units: (done, total) work units.
+    ci95_reliable: whether n is at least three times G-Vendi; below, the corrected value still grows with n.
+    rejected_by_reason: {reason: rejected rows}.
+    orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     """
 
     gvendi: float
@@ -72,10 +81,12 @@ def score(
 ) -> Score:
     """Sketch a corpus and score it.
 
-    data: files, folders or globs of JSON lines or Parquet. proxy: "tiny", a local folder, a hub name, or a
-    loaded Proxy. out: a run directory that is kept and can be resumed (without it a temporary one is used).
-    by: a field whose values make groups. orders: of which G-Vendi is also wanted, beside order 1.
-    Raises GvendiError for what cannot be used.
+    data: files, folders or globs of JSON lines or Parquet.
+    proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
+    out: a run directory that is kept and can be resumed; without it a temporary one is used.
+    by: a field whose values make groups.
+    orders: compute G-Vendi of these orders too, beside order 1.
+    Raises GvendiError for arguments and corpora that cannot be used.
     """
     _check_orders(orders)
     proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
@@ -115,8 +126,10 @@ def score_run(
 ) -> Score:
     """Score what a run directory holds, complete or not; memory is bounded by one part and K x K numbers.
 
-    by: must be the field that the directory was sketched with; groups need the memory that `group_scores` names.
-    orders: as in `score`. seed: of the draws of rows from groups.
+    run: the directory.
+    by: the field that it was sketched with; groups need the memory that `group_scores` names.
+    orders: as in `score`.
+    seed: of the draws of rows from groups.
     """
     check_by(run, by)
     _check_orders(orders)

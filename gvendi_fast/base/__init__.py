@@ -1,1 +1,1 @@
-"""What every room stands on: progress, seeded draws; nothing here knows of models, data or sketches."""
+"""What every room builds on: errors, files, progress, seeded draws. Nothing here knows of models, data or sketches."""

@@ -1,4 +1,4 @@
-"""What differs between two settings, such as the spec of a run directory and the one that is asked for now."""
+"""What differs between two settings, such as the spec of a run directory and that of the present command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], absent: Any = None
 ) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of each key whose values differ, keys of `old` first, each side in its own order.
+    """(key, old value, new value) of each key whose values differ: keys of `old` first, then those that only `new` has.
 
     A key that one side lacks has the value `absent` there.
     """
@@ -21,7 +21,7 @@ def flat(content: Any, path: str = "") -> dict[str, Any]:
     """Nested dicts as one, with dotted paths for keys: {"a": {"b": 1}} -> {"a.b": 1}. An empty dict is a value."""
     if not isinstance(content, dict) or not content:
         return {path: content}
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in content.items():
-        found |= flat(value, f"{path}.{key}" if path else str(key))
-    return found
+        flattened |= flat(value, f"{path}.{key}" if path else str(key))
+    return flattened

@@ -13,18 +13,18 @@ import numpy as np
 
 
 def stream(*words: str | int) -> np.random.Philox:
-    """Random words that follow these words alone, such as ("growth", seed, 3): keyed by BLAKE2b of "growth|0|3"."""
+    """Random words that depend on `words` alone: ("growth", 0, 3) is keyed by the BLAKE2b hash of "growth|0|3"."""
     digest = hashlib.blake2b("|".join(map(str, words)).encode(), digest_size=16).digest()
     return numbered_stream(int.from_bytes(digest, "little"))
 
 
 def numbered_stream(key: int) -> np.random.Philox:
-    """Random words that follow a number, modulo 2^128."""
+    """Random words that depend on `key`, modulo 2^128, alone."""
     return np.random.Philox(key=key % 2**128)
 
 
 def random_words(seed: int, number: int, count: int) -> np.ndarray:
-    """Random uint64 [count] that follow the seed, modulo 2^64, and the number of the draw, below 2^64."""
+    """Random uint64 [count] that depend on the seed, modulo 2^64, and the number of the draw, below 2^64, alone."""
     return numbered_stream(seed % 2**64 | number << 64).random_raw(count)
 
 
@@ -34,13 +34,13 @@ def order(words: np.random.Philox, n: int) -> np.ndarray:
 
 
 def subset(words: np.random.Philox, n: int, count: int) -> np.ndarray:
-    """`count` of the n numbers below n, without replacement and in ascending order, int64 [count]."""
-    # In time n, where sorting all words takes n log n.
+    """`count` different numbers below n, in ascending order, int64 [count]."""
+    # Takes time n; sorting all words would take n log n.
     return np.sort(np.argpartition(words.random_raw(n), count - 1)[:count])
 
 
 def a_few(words: np.random.Philox, n: int, count: int) -> list[int]:
-    """`count` different numbers below n in random order, in time `count`; all of them where there are no more."""
+    """`count` different numbers below n in random order, all n if count >= n; takes time `count`, not n."""
     if count >= n:
         return order(words, n).tolist()
     taken: dict[int, None] = {}
@@ -50,6 +50,6 @@ def a_few(words: np.random.Philox, n: int, count: int) -> list[int]:
 
 
 def places_by_id(ids: Iterable[str], count: int, seed: int) -> np.ndarray:
-    """Places of the `count` ids with the smallest hashes, in that order, which is random; ids and seed alone decide."""
+    """Places of the `count` ids with the smallest hashes, by hash: a random order that ids and seed alone decide."""
     keys = [hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest() for name in ids]
     return np.argsort(np.frombuffer(b"".join(keys), dtype=">u8"), kind="stable")[:count]

@@ -1,8 +1,7 @@
-"""Files that are there whole or not at all, whatever a process is killed at: bytes, and tensors with a few words.
+"""Files that are written whole or not at all, even if the process is killed: bytes, and tensors with metadata.
 
-atomicwrites was considered: nothing in the names of its temporary files tells what a killed process left behind from
-what a live one is writing, and a file that must not be overwritten needs hard links there, which some file systems
-lack.
+atomicwrites was considered: the names of its temporary files do not say what a killed process left behind and what a
+live one is writing, and a file that must not be overwritten needs hard links there, which some file systems lack.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _FOREIGN_AGE_S = 24 * 3600
 TENSORS_VERSION = "1"
-# A file system without hard links says one of these.
+# A file system without hard links reports one of these.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
@@ -36,11 +35,11 @@ def _host() -> str:
 
 @contextmanager
 def atomic_write(path: Path, exclusive: bool = False) -> Iterator[IO[bytes]]:
-    """A stream whose bytes stand at `path` after the block, and nowhere if the block raises or the process dies.
+    """A stream whose bytes are at `path` after the block, and nowhere if the block raises or the process dies.
 
     The bytes go to a hidden file beside it (its name holds host, process and a random part), are flushed to the disk
-    and moved over `path` in one step; then the folder is flushed, so that what is written later cannot survive a
-    power cut that this does not. With `exclusive` a file that is already at `path` stays as it is.
+    and moved over `path` in one step; then the folder is flushed, so that no later write can survive a power cut that
+    this one does not. With `exclusive` a file that is already at `path` stays as it is.
     """
     beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
@@ -65,13 +64,13 @@ def _place_new(beside: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Here two processes may both find nothing; they write the same bytes unless their settings differ.
+        # Two processes may both get here; they write the same bytes unless their settings differ.
         if not path.exists():
             os.replace(beside, path)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; Windows cannot and keeps them by itself."""
+    """Make the names in `folder` survive a power cut; Windows has no call for it and does so by itself."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -82,15 +81,15 @@ def flush_folder(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `atomic_write` makes names like this."""
+    """Whether this is the name of a temporary file of `atomic_write`."""
     return _TEMPORARY.match(name) is not None
 
 
 def remove_stale(folder: Path) -> None:
     """Remove what killed processes left in `folder`, and nothing that a live one may be writing.
 
-    A temporary file of this host goes if its process is no longer there; one of another host, whose processes cannot
-    be asked, if it has not been written to for a day.
+    A temporary file of this host is removed if its process no longer exists; one of another host, whose processes
+    cannot be looked up, if it has not been written to for a day.
     """
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
@@ -115,25 +114,23 @@ def _is_stale(path: Path, host: str, pid: int) -> bool:
 
 
 def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path, Path]:
-    """`out` and the file beside it with the other suffix; refuses names and files before any work is done.
+    """`out` and the file beside it with the suffix `beside`, checked before any work is done.
 
-    GvendiError for an `out` without the suffix, and where either is there already unless `force`.
+    Raises GvendiError for an `out` without `suffix`, and where either file exists, unless `force`.
     """
     if out.suffix != suffix:
         raise GvendiError(f"--out must be a name that ends in {suffix}, got '{out}'")
     paths = out, out.with_suffix(beside)
     for path in paths:
         if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(
-                f"'{path}' is there already; give another --out, or --force to overwrite a file"
-            )
+            raise GvendiError(f"'{path}' already exists; give another --out, or --force to overwrite a file")
     return paths
 
 
 def save_tensors(
     path: str | os.PathLike, kind: str, tensors: dict[str, torch.Tensor], words: dict[str, str]
 ) -> None:
-    """Write tensors with a few words beside them to one safetensors file; `kind` says what the file is."""
+    """Write tensors and metadata (`words`) to one safetensors file; `kind` says what the file is."""
     from safetensors.torch import save
 
     words = {"format": kind, "version": TENSORS_VERSION, **words}
@@ -144,16 +141,16 @@ def save_tensors(
 def load_tensors(
     path: str | os.PathLike, kind: str, writer: str, device: str | torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """What `save_tensors` wrote for `writer`. Another kind of file, or another version, raises GvendiError."""
+    """The tensors and metadata that `writer` saved. Another kind of file, or another version, raises GvendiError."""
     from safetensors import SafetensorError, safe_open
 
     wanted = f"wanted a file written by {writer} ({kind} version {TENSORS_VERSION})"
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             words = file.metadata() or {}
-            found = words.get("format"), words.get("version")
-            if found != (kind, TENSORS_VERSION):
-                raise GvendiError(f"{path} holds {found[0]} version {found[1]}; {wanted}")
+            written = words.get("format"), words.get("version")
+            if written != (kind, TENSORS_VERSION):
+                raise GvendiError(f"{path} holds {written[0]} version {written[1]}; {wanted}")
             return {name: file.get_tensor(name).to(device) for name in file.keys()}, words  # noqa: SIM118
     except SafetensorError as error:
         raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None

@@ -1,4 +1,4 @@
-"""What a run says while it goes, and who shows it: a live bar on a terminal, plain lines elsewhere, or nobody."""
+"""What a run reports as it proceeds, and who shows it: a live bar on a terminal, plain lines elsewhere, or nobody."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ LINE_EVERY = 10.0
 
 
 class Progress(Protocol):
-    """What a run tells while it goes; every method may be called from the run's own thread only."""
+    """What a run reports as it proceeds; every method may be called from the run's own thread only."""
 
     def start(self, rows: int, done: int) -> None:
-        """rows of the corpus, and how many of them an earlier run has done."""
+        """The run begins. rows: of the corpus; done: how many of them an earlier run finished."""
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """One more batch: rows looked at, tokens run through the proxy, rows rejected."""
+        """One more batch: rows read, tokens run through the proxy, rows rejected."""
 
     def note(self, text: str) -> None:
-        """One line on how it goes, where rows do not tell."""
+        """One line of text, for steps that counts of rows do not describe."""
 
     def close(self) -> None:
-        """The run is over, well or not."""
+        """The run has ended, with or without an error."""
 
 
 class Silent:
     """A Progress that says nothing."""
 
     def start(self, rows: int, done: int) -> None:
-        """Nothing to say."""
+        """Does nothing."""
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        """Nothing to say."""
+        """Does nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing to say."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing to say."""
+        """Does nothing."""
 
 
 def progress_for(stream: TextIO | None = None, verb: str = "sketching") -> Bar | Lines:
-    """The progress that fits a stream (stderr unless said) of what `verb` says is done with the rows."""
+    """A bar for a terminal, lines for any other stream (default: stderr); `verb` says what is done with the rows."""
     stream = sys.stderr if stream is None else stream
     return Bar(stream, verb) if stream.isatty() else Lines(stream, verb)
 

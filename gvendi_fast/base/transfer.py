@@ -1,4 +1,4 @@
-"""Copies between the CPU and a model's device that wait for nothing: pinned memory, in the order of the stream."""
+"""Copies between the CPU and a model's device that do not block: pinned memory, in the order of the stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fetched:
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x on `device`; a GPU copies it when its turn comes, and the CPU goes on meanwhile."""
+    """x on `device`; a copy to a GPU is queued on its stream, and the CPU does not wait for it."""
     if device.type == "cuda" and x.device.type == "cpu":
         # The allocator of pinned memory keeps the block until the copy is done.
         return x.pin_memory().to(device, non_blocking=True)
@@ -30,7 +30,7 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def fetch(*tensors: torch.Tensor) -> Fetched:
-    """Start to copy tensors of one device to the CPU; what is there already is handed on as it is."""
+    """Start copying tensors of one device to the CPU; tensors that are on the CPU already are returned as they are."""
     device = tensors[0].device
     if device.type != "cuda":
         return Fetched(tuple(x.cpu() for x in tensors), None)
@@ -38,7 +38,7 @@ def fetch(*tensors: torch.Tensor) -> Fetched:
         copies = tuple(torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors)
         for copy, x in zip(copies, tensors, strict=True):
             copy.copy_(x, non_blocking=True)
-        # A blocking event lets the thread sleep, so that the tokenizer's thread has the core.
+        # A blocking event lets this thread sleep, which frees the core for the tokenizer's thread.
         arrived = torch.cuda.Event(blocking=True)
         arrived.record()
     return Fetched(copies, arrived)

@@ -39,20 +39,20 @@ def has_direction(norm):
 
 
 def no_direction(row: int, norm: float) -> GvendiError:
-    """The error for a row that cannot be scaled to length 1."""
+    """The error for a sketch that cannot be scaled to length 1; `row` is its number."""
     return GvendiError(
         f"row {row} of rows has norm {norm}; wanted finite and not zero: leave this sample out and report it"
     )
 
 
 def refused_gradient(norm: float) -> str:
-    """Why a sample whose gradient's sketch has this norm is among the rejected rows."""
+    """The reason for rejecting a row whose sketch has this norm."""
     return "zero gradient" if norm == 0 else "non-finite gradient"
 
 
 def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) -> torch.Tensor:
-    """Rows scaled to length 1: float64 [N, K] on `device`. `first` numbers them in errors."""
-    # The copy also serves what torch refuses: read-only, reversed and big-endian arrays.
+    """Sketches scaled to length 1: float64 [N, K] on `device`. Errors count rows from `first`."""
+    # The copy also makes read-only, reversed and big-endian arrays, which torch refuses, readable.
     x = torch.from_numpy(np.array(rows, dtype=np.float64)) if isinstance(rows, np.ndarray) else rows.detach()
     x = x.to(device, torch.float64)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
@@ -66,9 +66,9 @@ def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) ->
 def unit_blocks(
     rows: Rows | Iterable[Rows], dim: int, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index of the first row, unit rows) for blocks of a matrix or of a stream of matrices.
+    """(index of the first sketch, sketches of length 1) for blocks of a matrix or of a stream of matrices.
 
-    Rows are float64 where the matrix is, else float32, in which sketches are stored.
+    They are float64 where the matrix is, else float32, in which sketches are stored.
     """
     seen = 0
     for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
@@ -80,9 +80,9 @@ def unit_blocks(
 
 
 def cosine_blocks(rows: torch.Tensor, pool: torch.Tensor, block: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number of the first row of the pool, cosines [m, block]) of unit rows [m, K] with a pool's [N, K].
+    """(first row of the pool in a block, cosines [m, block]) of sketches [m, K] with a pool [N, K], all of length 1.
 
-    Block by block: there is no [m, N] matrix.
+    Block by block, so that no [m, N] matrix is made.
     """
     for first in range(0, len(pool), block):
         yield first, rows @ pool[first : first + block].T

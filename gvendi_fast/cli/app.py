@@ -65,7 +65,7 @@ def main() -> None:
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt as stop:
         if not getattr(stop, "explained", False):
-            print("\ninterrupted: files are written whole or not at all", file=sys.stderr)
+            print("\ninterrupted: files are written whole or not at all, so none is damaged", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -24,8 +24,8 @@ def cluster(
         typer.Option(
             "--out",
             metavar="FILE.parquet",
-            help="One row a sample: id, cluster, cosine, second_cluster, second_cosine. The centroids go beside it, "
-            "under the same name with .safetensors.",
+            help="The cluster of each row: id, cluster, cosine, second_cluster, second_cosine. The centroids are "
+            "written beside it, under the same name with .safetensors.",
         ),
     ],
     clusters: Annotated[
@@ -41,24 +41,29 @@ def cluster(
         ),
     ] = 0,
     max_iterations: Annotated[
-        int, typer.Option("--max-iterations", metavar="N", min=1, help="Updates of the centroids at most.")
+        int, typer.Option("--max-iterations", metavar="N", min=1, help="Most updates of the centroids.")
     ] = 50,
     tolerance: Annotated[
         float,
-        typer.Option("--tolerance", metavar="T", min=0.0, help="Stop when the mean cosine grows by no more."),
+        typer.Option(
+            "--tolerance",
+            metavar="T",
+            min=0.0,
+            help="Stop when an update raises the mean cosine by no more than this.",
+        ),
     ] = 1e-5,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Group samples whose gradients point the same way: spherical k-means of a run's sketches.
+    """Group rows whose gradients point the same way: spherical k-means of a run's sketches.
 
-    A cluster is a kind of training signal. The cosine says how typical a
-    sample is of its cluster, the second cluster where it would go else; two
-    cosines near each other belong to a sample between both. Sparse clusters
-    are the smallest half by size: kinds of which the corpus has few samples.
+    A cluster is a kind of training signal. The cosine says how typical a row
+    is of its cluster, and the second cluster is the next nearest: a row with
+    two similar cosines lies between both. Sparse clusters are the smallest
+    half by size: kinds of which the corpus has few rows.
 
     The result does not depend on the order of the rows. Memory is bounded for
-    runs of any size: sketches are read block by block, once an iteration.
+    runs of any size: sketches are read block by block, once per iteration.
 
     Example: gvendi cluster runs/mine --clusters 200 --out clusters.parquet
     """
@@ -76,11 +81,11 @@ def cluster(
     out.parent.mkdir(parents=True, exist_ok=True)
     model.save(centroids)
     _write(out, pool, assignment)
-    found = _summary(model, len(pool), out, centroids)
+    summary = _summary(model, len(pool), out, centroids)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
     else:
-        _print(found)
+        _print(summary)
 
 
 def _say(iteration: int, objective: float, empty: int) -> None:
@@ -129,14 +134,14 @@ def _summary(model: SphericalKMeans, rows: int, out: Path, centroids: Path) -> d
     }
 
 
-def _print(found: dict[str, Any]) -> None:
-    steps = f"{found['iterations']} iterations, {'converged' if found['converged'] else 'not converged'}"
+def _print(summary: dict[str, Any]) -> None:
+    steps = f"{summary['iterations']} iterations, {'converged' if summary['converged'] else 'not converged'}"
     lines = {
-        "rows": f"{found['n']:,} in {found['clusters']:,} clusters, seed {found['seed']}",
-        "mean cosine": f"{found['mean_cosine']:.4f} after {steps}",
-        "sizes": f"largest {found['largest']:,}, smallest {found['smallest']:,}",
-        "sparse clusters": f"{found['sparse']:,} with {found['sparse_rows']:,} rows",
-        "written": f"{found['out']}, {found['centroids']}",
+        "rows": f"{summary['n']:,} in {summary['clusters']:,} clusters, seed {summary['seed']}",
+        "mean cosine": f"{summary['mean_cosine']:.4f} after {steps}",
+        "sizes": f"largest {summary['largest']:,}, smallest {summary['smallest']:,}",
+        "sparse clusters": f"{summary['sparse']:,} with {summary['sparse_rows']:,} rows",
+        "written": f"{summary['out']}, {summary['centroids']}",
     }
     for name, value in lines.items():
         print(f"{name:<17}{value}")

@@ -29,13 +29,15 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="DIR",
-            help="Two or more run directories, sketched with one --proxy and one sketch.",
+            help="Two or more run directories, made with the same --proxy and the same sketch options.",
         ),
     ],
     n: Annotated[
         int | None,
         typer.Option(
-            "--n", metavar="N", help="Rows of each set. (Default: those of the smallest, at most 50,000.)"
+            "--n",
+            metavar="N",
+            help="Rows to compare of each set. (Default: all of the smallest set, at most 50,000.)",
         ),
     ] = None,
     pairs: Annotated[
@@ -60,12 +62,14 @@ def compare(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            "--corpus", metavar="DIR", help="Where the corpora's files are now, if they have moved."
+            "--corpus",
+            metavar="DIR",
+            help="Folder that holds the files of the corpora now, if they have moved.",
         ),
     ] = None,
     no_text: Annotated[
         bool,
-        typer.Option("--no-text", help="Do not read the corpora: show the nearest pairs by their ids only."),
+        typer.Option("--no-text", help="Do not read the corpora: show only the ids of the nearest pairs."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
     as_json: Json = False,
@@ -73,14 +77,14 @@ def compare(
     """Compare data sets: which is more diverse, what each adds, which rows they share.
 
     G-Vendi grows with the number of rows, so n rows of each set are compared,
-    drawn by id. A difference counts as more than noise where the 95 % interval
-    of the ratio of two sets' G-Vendi at n leaves 1 out.
+    drawn by id. A difference counts as more than noise if the 95 % interval of
+    the ratio of two sets' G-Vendi at n excludes 1.
 
     corrected for n: the estimate for unlimited data, with its 95 % interval.
 
     adds: how much higher G-Vendi of n rows is when the set takes its equal
-    share of them than when the others fill its place.
-    between sets: entropy that lies between the sets and not within them, beside
+    share of them than when all n come from the other sets.
+    between sets: the entropy between the sets, not within them, compared with
     that of random sets of the same rows: from 0 % (the same kind of data) to
     100 % (nothing in common).
     nearest pairs: rows of two sets whose gradients point the same way: leaks,
@@ -95,7 +99,7 @@ def compare(
 
     names = set_names(directories)
     if len(names) < 2:
-        raise GvendiError(f"got one run directory, '{directories[0]}'; wanted two or more to compare")
+        raise GvendiError(f"DIR names one run directory, '{directories[0]}'; wanted two or more to compare")
     runs = {name: RunDirectory.load(path) for name, path in zip(names, directories, strict=True)}
     pairs = (10 if len(runs) == 2 else 3) if pairs is None else pairs
     with_text = pairs > 0 and not no_text
@@ -113,11 +117,11 @@ def compare(
 
 
 def set_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """A name for each path: its last part, and as many parts before it as tell the paths apart."""
+    """A name for each path: the last folders of it, as many as make the names unique."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     if len(set(parts)) < len(parts):
         twice = next(str(Path(*path)) for path in parts if parts.count(path) > 1)
-        raise GvendiError(f"'{twice}' is given twice; give every run directory once")
+        raise GvendiError(f"DIR: '{twice}' is given twice; give every run directory once")
     length = [1] * len(parts)
     while True:
         names = ["/".join(path[-size:]) for path, size in zip(parts, length, strict=True)]
@@ -127,7 +131,7 @@ def set_names(paths: Sequence[str | os.PathLike]) -> list[str]:
 
 
 def _texts(found: Comparison, pools: dict[str, RunPool], corpus: Path | None) -> Texts:
-    """Of each set, the texts of its rows that stand in pairs, by place in its pool."""
+    """For each set, the texts of its rows that are in pairs, by row number in its pool."""
     from gvendi_fast.data.texts import row_texts
 
     places: dict[str, set[int]] = {name: set() for name in pools}
@@ -184,7 +188,7 @@ def _print(found: Comparison, texts: Texts) -> None:
     )
     if found.n < ENOUGH * max(score.gvendi for score in found.sets.values()):
         say(
-            f"n is less than {ENOUGH} times G-Vendi: corrected values and their intervals are rough, "
+            f"n is less than {ENOUGH} times G-Vendi, so corrected values and their intervals are rough; "
             "ratios at n are not"
         )
     say("")
@@ -203,10 +207,7 @@ def sentence(d: Difference) -> str:
     interval = f"{ratio:.2f} times (95 % interval {low:.2f} to {high:.2f}, {_p(d.p_value)})"
     if d.real:
         return f"{more} is more diverse than {less}: {interval} the G-Vendi, which is more than noise."
-    return (
-        f"{d.first} and {d.second} are not told apart: {more} has {interval} the G-Vendi of {less}, "
-        "which is no more than noise."
-    )
+    return f"{d.first} and {d.second} do not differ by more than noise: {more} has {interval} the G-Vendi of {less}."
 
 
 def _p(value: float) -> str:
@@ -214,7 +215,7 @@ def _p(value: float) -> str:
 
 
 def _plain(console: Console):
-    """Print as it is: neither markup, which brackets in names would be, nor line breaks at the console's width."""
+    """Print the text unchanged: brackets in names are no markup, and lines are not broken at the console's width."""
     return lambda text: console.print(text, markup=False, soft_wrap=True)
 
 
@@ -240,7 +241,7 @@ def _print_differences(console: Console, differences: Sequence[Difference]) -> N
     real = sum(d.real for d in differences)
     say(
         f"{real} of {len(differences)} differences of G-Vendi at n are more than noise; if no two sets differed, "
-        f"{0.05 * len(differences):.1f} would look so"
+        f"{0.05 * len(differences):.1f} would be expected to seem so"
     )
 
 
@@ -266,7 +267,7 @@ def _print_overlaps(console: Console, found: Comparison, texts: Texts) -> None:
 def _print_row(say, width: int, lead: str, name: str, text: str | None) -> None:
     from gvendi_fast.data.texts import snippet
 
-    # The end of an id tells more than its beginning: a row without an own id is called file:line.
+    # The end of an id says more than its beginning, as a row without an id is called file:line.
     shown = name if len(name) <= _ID_WIDTH else "…" + name[1 - _ID_WIDTH :]
     line = f"  {lead:<7}  {shown:<{_ID_WIDTH}}"
     say(line.rstrip() if text is None else f"{line}  {snippet(text, max(width - len(line) - 2, 60))}")

@@ -14,13 +14,13 @@ PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "pyar
 
 
 def info() -> None:
-    """Show backends, instruction set, number formats and versions, and the reasons for what is missing."""
+    """Show backends, instruction set, number formats and versions, and why anything is missing."""
     for name, value in describe().items():
         print(f"{name:<24}{value}")
 
 
 def describe() -> dict[str, str]:
-    """{what: value or the reason it is not there}, in the order to print."""
+    """{what: value or why it is missing}, in the order to print."""
     # With its e-mail parser it would be a tenth of every command's start.
     from importlib import metadata
 
@@ -48,12 +48,12 @@ def describe() -> dict[str, str]:
     lines |= {f"backend {name}": status for name, status in explain().items()}
     lines |= operation_lines(device, dtype)
     if requested():
-        lines["backend asked for"] = str(requested())
+        lines["backend requested"] = str(requested())
     return lines
 
 
 def _compiles(device: torch.device) -> str:
-    """When a run compiles its pass there, in one clause."""
+    """When a run on this device compiles its pass, in one clause."""
     from gvendi_fast.sketching.gradients.compiled import LEAST_TOKENS, choose_compile
 
     is_compiled, why = choose_compile("auto", device, LEAST_TOKENS)

@@ -1,4 +1,4 @@
-"""`gvendi measures`: G-Vendi beside other measures of diversity, of the same rows."""
+"""`gvendi measures`: G-Vendi and other measures of diversity, of the same rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measures(
         typer.Option(
             "--n",
             metavar="N",
-            help="Rows of each set. (Default: all; with --by those of the smallest group of at least 32.)",
+            help="Rows to measure of each set. (Default: all; with --by those of the smallest group of at least 32.)",
         ),
     ] = None,
     embedding: Annotated[
@@ -40,30 +40,34 @@ def measures(
         typer.Option(
             "--embedding",
             metavar="MODEL",
-            help="Also the Vendi score of text embeddings: a sentence-transformers model, by hub name or folder. "
+            help="Sentence-transformers model, by hub name or folder: adds the Vendi score of text embeddings. "
             "Needs 'gvendi-fast\\[embeddings]'.",
         ),
     ] = None,
     corpus: Annotated[
         Path | None,
-        typer.Option("--corpus", metavar="DIR", help="Where the corpus' files are now, if they have moved."),
+        typer.Option(
+            "--corpus",
+            metavar="DIR",
+            help="Folder that holds the files of the corpus now, if they have moved.",
+        ),
     ] = None,
     no_text: Annotated[
         bool,
-        typer.Option("--no-text", help="Do not read the corpus: no 2-gram entropy, no embeddings."),
+        typer.Option("--no-text", help="Do not read the corpus: leaves out 2-gram entropy and embeddings."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show G-Vendi beside other measures of diversity, all of the same rows.
+    """Show G-Vendi and other measures of diversity, all of the same rows.
 
-    mean cosine: of all pairs of sketches; the smaller, the more diverse.
+    mean cosine: over all pairs of sketches; smaller is more diverse.
     2-gram entropy: of the word 2-grams of the texts, in nats.
     perplexity: of the supervised tokens under the proxy, exp of the mean loss.
     embedding Vendi: the Vendi score of text embeddings, with their mean cosine.
 
-    Every set is measured on n rows, drawn by id; with --by the whole run too,
-    as most measures grow with n.
+    Every set is measured on n rows, drawn by id, and with --by so is the whole
+    run, because most measures grow with n.
 
     Example: gvendi measures runs/mine --by source
     """
@@ -72,43 +76,45 @@ def measures(
 
     run = RunDirectory.load(directory)
     warn_unfinished(run)
-    found = measure(run, by=by, n=n, embedding=embedding, text=not no_text, corpus=corpus, seed=seed)
+    measured = measure(run, by=by, n=n, embedding=embedding, text=not no_text, corpus=corpus, seed=seed)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(measured.to_dict(), ensure_ascii=False, allow_nan=False))
     else:
-        _print(found, by)
+        _print(measured, by)
 
 
-def _print(found: Measured, by: str | None) -> None:
+def _print(measured: Measured, by: str | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    columns = {name: shown for name, shown in COLUMNS.items() if getattr(found.whole, name) is not None}
+    columns = {name: shown for name, shown in COLUMNS.items() if getattr(measured.whole, name) is not None}
     if by is None:
         console.print(
-            f"[bold]G-Vendi {found.whole.gvendi:.2f}[/bold]  (n = {found.n:,}, K = {found.dim})",
+            f"[bold]G-Vendi {measured.whole.gvendi:.2f}[/bold]  (n = {measured.n:,}, K = {measured.dim})",
             highlight=False,
         )
         for name, (heading, form) in columns.items():
             if name != "gvendi":
-                console.print(f"  {heading:<18}{getattr(found.whole, name):{form}}", highlight=False)
+                console.print(f"  {heading:<18}{getattr(measured.whole, name):{form}}", highlight=False)
         return
     console.print(
-        f"by {by}, one draw of n = {found.n:,} rows of each (K = {found.dim})", highlight=False, markup=False
+        f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim})",
+        highlight=False,
+        markup=False,
     )
     table = Table()
     table.add_column(escape(by), overflow="fold")
     for heading in ("rows", *(heading for heading, _ in columns.values())):
         table.add_column(heading, justify="right")
-    ranked = sorted(found.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
-    for group, shown in [*ranked, ("(all rows)", found.whole)]:
+    ranked = sorted(measured.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
+    for group, shown in [*ranked, ("(all rows)", measured.whole)]:
         values = [getattr(shown, name) for name in columns]
         cells = [
             "too few" if v is None else f"{v:{f}}" for v, (_, f) in zip(values, columns.values(), strict=True)
         ]
-        if shown is found.whole:
+        if shown is measured.whole:
             table.add_section()
         table.add_row(escape(group) or "(none)", f"{shown.rows:,}", *cells)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Options that the commands share: their types, names and help, and bundles of them that stand once."""
+"""Options that the commands share: their types, names and help, and the bundles that commands take."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA...",
         help="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet: files, folders or globs. "
-        "A row has prompt and completion, or messages, or text.",
+        "A row has a prompt and a completion, or messages, or a text.",
     ),
 ]
 RunDir = Annotated[
@@ -107,15 +107,15 @@ AttentionOption = Annotated[
     Attention,
     typer.Option(
         "--attention",
-        help="Attention of the proxy; auto: flash-attn where 'gvendi info' says it can be used, else PyTorch's sdpa.",
+        help="Attention of the proxy; auto: flash-attn if 'gvendi info' lists it as usable, else PyTorch's sdpa.",
     ),
 ]
 CompileOption = Annotated[
     Compile,
     typer.Option(
         "--compile",
-        help="Compile the proxy's blocks with torch.compile: seconds at the start, less time a token afterwards. "
-        "auto: on a GPU where the corpus is long enough to pay for it. Sketches are the same to rounding.",
+        help="Compile the proxy's blocks with torch.compile: takes seconds at the start, then less time per token. "
+        "auto: on a GPU, if the corpus is long enough to gain. Sketches are the same up to rounding.",
     ),
 ]
 MaxTokens = Annotated[
@@ -123,8 +123,8 @@ MaxTokens = Annotated[
     typer.Option(
         "--max-tokens",
         metavar="N",
-        help="Longest sequence. A longer prompt is cut on the left; a completion that does not fit is rejected. "
-        "(Default: what the proxy reads, at most 4096.)",
+        help="Longest sequence, in tokens. A longer prompt is cut on the left; a completion that does not fit is "
+        "rejected. (Default: the longest that the proxy reads, at most 4096.)",
     ),
 ]
 BatchTokens = Annotated[
@@ -132,35 +132,47 @@ BatchTokens = Annotated[
     typer.Option(
         "--batch-tokens",
         metavar="N",
-        help="Tokens of one batch, padding included. (Default: 2048 on a CPU, what fits into a GPU's free memory.)",
+        help="Tokens of one batch, padding included. (Default: 2048 on a CPU, what fits in a GPU's free memory.)",
     ),
 ]
 By = Annotated[
     str | None,
     typer.Option(
-        "--by", metavar="FIELD", help="Compare groups by this field (dotted paths work: meta.task)."
+        "--by",
+        metavar="FIELD",
+        help="Compare groups of rows by the value of this field; a dotted path such as meta.task works.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Take the first N rows only.")]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Read the first N rows only.")]
 MaxRejected = Annotated[
     str | None,
     typer.Option(
         "--max-rejected",
         metavar="N|P%",
-        help="End with an error when more rows (or this share) are rejected.",
+        help="Stop with an error when more rows than this (25), or a larger share (2%), are rejected.",
     ),
 ]
 UnitRows = Annotated[
-    int, typer.Option("--unit-rows", metavar="N", help="Rows stored, and resumed, as a whole.")
+    int,
+    typer.Option(
+        "--unit-rows",
+        metavar="N",
+        help="Rows of a work unit, which is computed, stored and resumed as a whole.",
+    ),
 ]
 MaskOption = Annotated[
     Mask,
-    typer.Option("--mask", help="Supervised tokens; 'released' masks as the released G-Vendi code does."),
+    typer.Option(
+        "--mask",
+        help="Which tokens are supervised; 'released' chooses them as the released G-Vendi code does.",
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        "--exclude", metavar="PATTERN", help="Leave out parameters whose name matches; may be repeated."
+        "--exclude",
+        metavar="PATTERN",
+        help="Leave out parameters whose name matches this shell pattern; may be repeated.",
     ),
 ]
 PromptField = Annotated[str, typer.Option("--prompt-field", metavar="NAME", help="Name of the prompt field.")]
@@ -172,13 +184,13 @@ MessagesField = Annotated[
 ]
 TextField = Annotated[str, typer.Option("--text-field", metavar="NAME", help="Name of the text field.")]
 IdField = Annotated[str, typer.Option("--id-field", metavar="NAME", help="Name of the id field.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
 Order = Annotated[
     list[float] | None,
     typer.Option(
         "--order",
         metavar="Q",
-        help="Also print G-Vendi of this order, such as 2 or inf; may be repeated. (Order 1 is always there.)",
+        help="Also compute G-Vendi of this order, such as 2 or inf; may be repeated. (Order 1 is always computed.)",
     ),
 ]
 
@@ -209,12 +221,12 @@ class CorpusOptions:
     id_field: IdField = "id"
 
     def only(self, *names: str, command: str) -> None:
-        """GvendiError where an option other than these was given, for the `command` does not use it."""
+        """GvendiError if an option other than `names` was given, because the `command` does not use it."""
         for field in fields(self):
             if field.name not in names and getattr(self, field.name) != field.default:
                 raise GvendiError(
-                    f"--{field.name.replace('_', '-')} does not go with the {command}: its sketches are made already; "
-                    "sketch the corpus again into another --out"
+                    f"--{field.name.replace('_', '-')} does not go with the {command}, whose sketches exist already; "
+                    "leave it out, or sketch the corpus again into another --out"
                 )
 
     def load_proxy(self):
@@ -258,7 +270,7 @@ def warn_unfinished(run) -> None:
 
 
 def unbundled(command: Callable) -> Callable:
-    """The command as typer reads it: a parameter that is a dataclass of options becomes these options."""
+    """The command as typer reads it: a parameter that is a dataclass of options is replaced by its fields."""
     signature = inspect.signature(command, eval_str=True)
     bundles = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
     options: list[Parameter] = []

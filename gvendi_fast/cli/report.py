@@ -1,4 +1,4 @@
-"""`gvendi report`: what a run directory says about its corpus, as one page to look at."""
+"""`gvendi report`: what a run directory says about its corpus, as one page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def report(
         typer.Option(
             "--by",
             metavar="FIELD",
-            help="The field that the run was sketched with. (Default: that field, if there is one.)",
+            help="The field that makes groups: the --by that the run was sketched with. (Default: that field, if any.)",
         ),
     ] = None,
     clusters: Annotated[
@@ -42,25 +42,26 @@ def report(
         typer.Option(
             "--out",
             metavar="FILE.html",
-            help="The page; its numbers go beside it with .json. (Default: report.html here; of a synthesis, "
+            help="The page; its numbers are written beside it, with .json. (Default: report.html here; of a synthesis, "
             "DIR/report.html, written anew.)",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of all draws of rows.")] = 0,
     title: Annotated[
-        str | None, typer.Option("--title", metavar="TEXT", help="Heading. (Default: the run's name.)")
+        str | None,
+        typer.Option("--title", metavar="TEXT", help="Heading of the page. (Default: the run's name.)"),
     ] = None,
     corpus: Corpus = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
 ) -> None:
     """Show a run as one HTML page: its score, groups, clusters, odd and repeated rows.
 
-    Of a synthesis: G-Vendi and acceptance over time, clusters before and
-    after, examples; --by and --clusters do not go with it.
+    The page of a synthesis shows G-Vendi and acceptance over time, clusters
+    before and after, and examples; it takes no --by and no --clusters.
 
-    The page needs no network and no script. It holds texts of the corpus:
-    those of the rows that it names, the first 4,000 characters of each. The
-    same run and seed give the same numbers.
+    The page needs no network and no script. It contains texts of the corpus:
+    the first 4,000 characters of each row that it names. The same run and
+    seed give the same numbers.
 
     Example: gvendi report runs/mine --out mine.html
     """
@@ -70,8 +71,8 @@ def report(
         for name, given in (("--by", by), ("--clusters", clusters)):
             if given is not None:
                 raise GvendiError(
-                    f"{name} does not go with the directory of a synthesis: '{directory}' has the clusters that it was "
-                    f"grown with, and no groups; leave {name} out"
+                    f"{name} does not go with the directory of a synthesis: '{directory}' has its own clusters "
+                    f"and no groups; leave {name} out"
                 )
         page, numbers = _of_synthesis(directory, out, seed, title, corpus, force)
     else:

@@ -1,4 +1,4 @@
-"""`gvendi score` and `gvendi sketch`: a corpus into sketches, and the score of them."""
+"""`gvendi score` and `gvendi sketch`: sketch a corpus, and score the sketches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ def score(
     corpus: CorpusOptions,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Keep the sketches here; the same command again resumes."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Keep the sketches in this run directory; the same command again resumes. (Default: keep none.)",
+        ),
     ] = None,
     order: Order = None,
     as_json: Json = False,
@@ -35,7 +39,7 @@ def score(
     if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(
-                f"--out does not go with a run directory: '{data[0]}' holds its sketches already"
+                f"--out does not go with a run directory: '{data[0]}' holds its sketches already; leave --out out"
             )
         corpus.only("by", "seed", command="score of a run directory")
         run = RunDirectory.load(data[0])
@@ -43,7 +47,7 @@ def score(
         result = scoring.score_run(run, by=corpus.by, orders=orders, seed=corpus.seed)
     else:
         settings = corpus.settings()
-        # A wrong path should be known before a proxy is fetched.
+        # A wrong path is reported before a proxy is fetched.
         find_files(data)
         with _Advice(out, "score"):
             result = scoring.score(
@@ -77,7 +81,7 @@ def sketch(
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
     print(
-        f"{run.units_done} units in {run.path}, {rejected:,} rows rejected; 'gvendi score {run.path}' scores them"
+        f"{run.units_done} work units in {run.path}, {rejected:,} rows rejected; 'gvendi score {run.path}' scores them"
     )
 
 
@@ -99,7 +103,7 @@ def _print_score(result, by: str | None) -> None:
     orders = {f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()}
     interval = f"95 % interval {low:.2f} to {high:.2f}"
     if not result.ci95_reliable:
-        interval = "rough: with fewer rows than 3 times G-Vendi it still grows with n"
+        interval = "rough: with fewer rows than 3 times G-Vendi this value still grows with n"
     proxy = result.spec["proxy"]["name"]
     reasons = "; ".join(
         f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
@@ -137,7 +141,7 @@ def _print_score(result, by: str | None) -> None:
 
 
 class _Advice:
-    """Says on Ctrl-C what is kept and how to go on."""
+    """Says on Ctrl-C what was kept and how to go on."""
 
     def __init__(self, out: Path | None, command: str) -> None:
         self.out, self.command = out, command
@@ -148,9 +152,9 @@ class _Advice:
     def __exit__(self, kind, error, trace) -> None:
         if kind is KeyboardInterrupt:
             advice = (
-                f"what was done is kept in '{self.out}'; the same 'gvendi {self.command}' command goes on from there"
+                f"finished work units are kept in '{self.out}'; to go on, run the same 'gvendi {self.command}' command"
                 if self.out
-                else "nothing was kept; with --out DIR a run can be resumed"
+                else "nothing was kept; give --out DIR to make a run that can be resumed"
             )
             print(f"\ninterrupted: {advice}", file=sys.stderr)
             error.explained = True

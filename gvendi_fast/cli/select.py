@@ -1,4 +1,4 @@
-"""`gvendi select`: the most diverse rows of a run directory, as the rows they were in the corpus."""
+"""`gvendi select`: the most diverse rows of a run directory, written as they are in the corpus."""
 
 from __future__ import annotations
 
@@ -48,14 +48,16 @@ def select(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", metavar="FILE.jsonl", help="The chosen rows; FILE.parquet beside it says more of each."
+            "--out",
+            metavar="FILE.jsonl",
+            help="Where the chosen rows are written; FILE.parquet beside it has an id, rank and gain for each.",
         ),
     ],
     objective: Annotated[
         ObjectiveName,
         typer.Option(
             "--objective",
-            help="vendi: the entropy of the set; logdet: a determinant, which asks more for rare directions; facility: "
+            help="vendi: the entropy of the set; logdet: a determinant, which favours rare directions more; facility: "
             "every row of the pool has a chosen row near it; quality: mean of --quality times G-Vendi.",
         ),
     ] = ObjectiveName.vendi,
@@ -63,9 +65,9 @@ def select(
         Method,
         typer.Option(
             "--method",
-            help="lazy: greedy, exactly; stochastic: each pick from a random sample; two-round: greedy in parts of the "
+            help="lazy: exact greedy; stochastic: each pick from a random sample; two-round: greedy in subsets of the "
             "pool, then among their picks, for a pool far larger than --memory; relaxed: weights for all rows, then "
-            "whole ones, for millions of rows, with a bound on what any choice can reach.",
+            "whole rows, for millions of rows, with a bound on what any choice can reach.",
         ),
     ] = Method.lazy,
     include: Annotated[
@@ -73,7 +75,7 @@ def select(
         typer.Option(
             "--include",
             metavar="DIR2",
-            help="A run directory whose rows count as chosen already: choose what adds to them.",
+            help="A run directory whose rows count as chosen already: choose rows that add to them.",
         ),
     ] = None,
     per: Annotated[
@@ -89,14 +91,17 @@ def select(
         typer.Option(
             "--quality",
             metavar="FIELD",
-            help="Field with a number above 0 in every row; sets that objective.",
+            help="Field with a number above 0 in every row; selects --objective quality.",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="S", help="Seed of samples, parts and the random subsets.")
+        int, typer.Option("--seed", metavar="S", help="Seed of all random samples and subsets.")
     ] = 0,
     memory: Annotated[
-        str, typer.Option("--memory", metavar="BYTES", help="For rows and work, such as 512MB or 4GiB.")
+        str,
+        typer.Option(
+            "--memory", metavar="BYTES", help="Memory for the rows and the work, such as 512MB or 4GiB."
+        ),
     ] = "4GiB",
     corpus: Corpus = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out and the file beside it.")] = False,
@@ -105,16 +110,17 @@ def select(
     """Choose the most diverse rows of a corpus that has been sketched.
 
     FILE.jsonl gets the chosen rows of the corpus in the order of picking:
-    JSON lines byte for byte as they stand there, rows of Parquet files as
-    JSON. With lazy and without --per its first m lines are the choice of m.
-    FILE.parquet says of each row its id, rank (from 1), gain (rise of the
+    JSON lines byte for byte as in the corpus, rows of Parquet files as JSON.
+    With lazy and without --per, its first m lines are the choice of m rows.
+    FILE.parquet has for each row its id, rank (from 1), gain (rise of the
     objective by this pick), surprisal (nats; how unlike the others it is)
     and cluster (empty here).
 
-    Beside the score of the choice stands that of random subsets of the same
-    size, under the same --per and --include. Diversity is a means: pushed to
-    the extreme it favours odd rows, facility is then the better objective,
-    and random subsets are hard to beat in training. Look at what was chosen.
+    The score of random subsets of the same size, under the same --per and
+    --include, is printed beside that of the choice. Diversity is a means:
+    pushed to the extreme it favours odd rows, facility is then the better
+    objective, and random subsets are hard to beat in training. Look at what
+    was chosen.
     """
     from gvendi_fast import selection
     from gvendi_fast.base.files import atomic_write
@@ -128,10 +134,12 @@ def select(
     if quality is not None and objective is ObjectiveName.vendi:
         objective = ObjectiveName.quality
     if (quality is not None) != (objective is ObjectiveName.quality):
-        raise GvendiError("--quality FIELD goes with --objective quality, and that objective needs it")
+        raise GvendiError(
+            "--quality FIELD goes with --objective quality, and that objective needs it; give both or neither"
+        )
     run = RunDirectory.load(directory)
     warn_unfinished(run)
-    # A corpus that is gone should be known before the work, not after it.
+    # A missing corpus is reported before the work, not after it.
     for path in map(Path, locate_corpus(run, corpus)):
         if path.resolve() in (out.resolve(), sidecar.resolve()):
             raise GvendiError(f"--out: '{path}' is a file of the corpus itself; give another name")
@@ -150,7 +158,7 @@ def select(
         memory=budget,
         progress=progress_for(verb="choosing"),
     )
-    # Both are complete before either is there.
+    # Both files are complete before either gets its name.
     with atomic_write(sidecar) as about, atomic_write(out) as rows:
         _write_sidecar(about, chosen)
         _write_rows(rows, out.parent, run, pool.numbers("row")[chosen.rows], corpus)
@@ -179,14 +187,16 @@ def parse_bytes(text: str) -> int:
 def _check_out(out: Path, force: bool) -> Path:
     if out.suffix != ".jsonl":
         raise GvendiError(
-            f"--out is '{out}'; wanted a name that ends in .jsonl (FILE.parquet goes beside it)"
+            f"--out is '{out}'; wanted a name that ends in .jsonl (FILE.parquet is written beside it)"
         )
     sidecar = out.with_suffix(".parquet")
     if not out.parent.is_dir():
         raise GvendiError(f"--out: the folder '{out.parent}' does not exist; make it first")
     for path in (out, sidecar):
         if path.is_dir() or (path.exists() and not force):
-            raise GvendiError(f"--out: '{path}' is there already; give another name, or --force to overwrite")
+            raise GvendiError(
+                f"--out: '{path}' already exists; give another name, or --force to overwrite it"
+            )
     return sidecar
 
 
@@ -206,7 +216,7 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
         if quality is not None:
             scores[original.ordinal] = number_of(original, quality)
     if per is not None and not stored and not any(groups.values()):
-        raise GvendiError(f"--per {per}: no row has this field; name one that the rows have")
+        raise GvendiError(f"--per {per}: no row has this field; name a field of the rows")
     return (
         pool.groups if stored else [groups[i] for i in ordinals] if groups else None,
         [scores[i] for i in ordinals] if quality is not None else None,

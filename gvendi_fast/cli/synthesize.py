@@ -1,6 +1,6 @@
 """`gvendi synthesize`: grow a pool of training data where it is sparse, with candidates that a model writes.
 
-A run shows where it is by a live table on a terminal, by plain lines elsewhere; always on stderr.
+A run shows its progress on stderr: as a live table on a terminal, as plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def synthesize(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="Settings over those of the file: stop.target=5000.",
+            help="Settings that replace those of the file, such as stop.target=5000.",
             show_default=False,
         ),
     ] = None,
@@ -43,7 +43,7 @@ def synthesize(
         typer.Option(
             "--preview",
             metavar="N",
-            help="Ask for N prompts, print them with what was read, and write nothing.",
+            help="Send N prompts, print them with the answers and candidates, and write nothing.",
         ),
     ] = None,
     resume: Annotated[
@@ -78,7 +78,7 @@ def synthesize(
         filter: {tests: "tests/*.jsonl"}
         stop: {target: 20000, requests: 100000}
 
-    '--keys' prints all others: which proxy, which rule, what is kept out, the
+    '--keys' prints all other keys: the proxy, the rule, what is kept out, the
     settings of the tasks. Templates are Jinja files with blocks 'user' and, if
     wanted, 'system', which loop over 'shots' (prompt, completion, meta). A
     verifier takes one row (a dict) and returns True, False, or the reason why
@@ -111,15 +111,17 @@ def synthesize(
         given = [*([] if config is None else [config]), *given]
         if not (resume / CONFIG).is_file():
             raise GvendiError(
-                f"--resume: '{resume}' holds no run ({CONFIG} is not there); give its directory"
+                f"--resume: '{resume}' holds no run (it has no {CONFIG}); give the directory of one"
             )
         if any(text.startswith("out=") for text in given):
             raise GvendiError(
-                "out= does not go with --resume, which goes on in its DIR; move the directory itself"
+                "out= does not go with --resume, which goes on in DIR; to change it, move the directory"
             )
         settings = load_config(resume / CONFIG, given, out=str(resume))
     elif config is None:
-        raise GvendiError("a configuration is missing; give CONFIG.yaml, or --resume DIR")
+        raise GvendiError(
+            "a configuration is missing; give CONFIG.yaml to begin a run, or --resume DIR to go on with one"
+        )
     else:
         settings = load_config(config, given)
     if show is not None:
@@ -138,7 +140,7 @@ def synthesize(
         if (Path(settings.out) / CONFIG).is_file():
             kept = f"answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on"
         else:
-            kept = "nothing was asked for yet; the same command begins again"
+            kept = "no request was sent yet; the same command begins again"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         raise
     if as_json:
@@ -148,14 +150,14 @@ def synthesize(
 
 
 def _print_previews(previews: list[dict]) -> None:
-    for number, found in enumerate(previews, 1):
+    for number, preview in enumerate(previews, 1):
         print(f"--- prompt {number} of {len(previews)}")
-        for message in found["messages"]:
+        for message in preview["messages"]:
             print(f"[{message['role']}]\n{_visible(message['content'])}\n")
-        print(f"--- answer {number}\n{_visible(found['answer'] or '(none)')}\n")
-        if found["reason"]:
-            print(f"--- no candidate: {found['reason']}\n")
-        for candidate in found["candidates"]:
+        print(f"--- answer {number}\n{_visible(preview['answer'] or '(none)')}\n")
+        if preview["reason"]:
+            print(f"--- no candidate: {preview['reason']}\n")
+        for candidate in preview["candidates"]:
             print("--- candidate")
             for name, text in candidate["values"].items():
                 print(f"{name}: {_visible(text)}")
@@ -165,7 +167,7 @@ def _print_previews(previews: list[dict]) -> None:
 
 
 def _visible(text: str) -> str:
-    """A text of a model's or of the pool's without what a terminal would obey, such as colours and bidi overrides."""
+    """A text of a model or the pool without control characters that a terminal would obey, such as colours."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -178,11 +180,12 @@ def _print_end(status: Status, out: str) -> None:
     spent = {stage: seconds for stage, seconds in status.seconds.items() if stage not in BESIDE}
     whole = sum(spent.values())
     shares = sorted(spent.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
+    spent = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
     beside = ", ".join(f"{stage} {status.seconds.get(stage, 0.0):,.1f} s" for stage in BESIDE)
-    print(f"  {'time':<16}{whole:,.1f} s: {told or 'none'}; beside it {beside}")
+    print(f"  {'time':<16}{whole:,.1f} s: {spent or 'none'}; beside it {beside}")
     print(
-        f"  rows in {out}/accepted.jsonl, reasons in {out}/rejected.jsonl, all at a glance in {out}/report.html"
+        f"  rows in {out}/accepted.jsonl, rejected ones with reasons in {out}/rejected.jsonl, "
+        f"a report in {out}/report.html"
     )
     if status.stopped != "target":
         limit = "a lower stop.floor" if status.stopped == "acceptance" else "a higher limit"
@@ -190,13 +193,13 @@ def _print_end(status: Status, out: str) -> None:
 
 
 def view_for(stream: TextIO | None = None) -> StatusTable | StatusLines:
-    """The view that fits a stream (stderr unless said); a context manager and a `status.Watcher`."""
+    """The view that fits a stream (default: stderr); a context manager and a `status.Watcher`."""
     stream = sys.stderr if stream is None else stream
     return StatusTable(stream) if stream.isatty() else StatusLines(stream)
 
 
 def status_lines(status: Status) -> dict[str, str]:
-    """What a status says, by name."""
+    """The lines that show a status, by name."""
     rejected = sum(status.rejected.values())
     decided = status.accepted + rejected
     reasons = sorted(status.rejected.items(), key=lambda item: -item[1])

@@ -11,7 +11,7 @@ import typer
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.cli.options import Json, warn_unfinished
 
-# K x K numbers a source are held at once.
+# Each source needs K x K numbers in memory.
 MOST_SOURCES = 256
 
 
@@ -19,20 +19,31 @@ def weights(
     run: Annotated[
         str, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
     ],
-    by: Annotated[str, typer.Option("--by", metavar="FIELD", help="The field that names a row's source.")],
-    floor: Annotated[float, typer.Option("--floor", metavar="W", help="Least weight of any source.")] = 0.0,
-    cap: Annotated[float, typer.Option("--cap", metavar="W", help="Most weight of any source.")] = 1.0,
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            metavar="FIELD",
+            help="The field that names a row's source: the --by that the run was sketched with.",
+        ),
+    ],
+    floor: Annotated[
+        float, typer.Option("--floor", metavar="W", help="Smallest weight that a source may have.")
+    ] = 0.0,
+    cap: Annotated[
+        float, typer.Option("--cap", metavar="W", help="Largest weight that a source may have.")
+    ] = 1.0,
     tolerance: Annotated[
         float,
         typer.Option(
-            "--tolerance", metavar="NATS", help="Stop when the entropy is this close to its optimum."
+            "--tolerance", metavar="NATS", help="Stop when the entropy is this close to its optimum, in nats."
         ),
     ] = 1e-3,
     as_json: Json = False,
 ) -> None:
-    """Weigh sources so that their mixture is as diverse as it can be.
+    """Weigh sources so that their mixture is as diverse as possible.
 
-    The weights maximise the entropy of the mixed covariance, which has one optimum; the gap says how far at most the
+    The weights maximise the entropy of the mixed covariance, which has one optimum; the gap says how far, at most, the
     result is below it. A weight is a share of training samples, whatever the number of rows: the table says how often a
     source's rows would repeat in a mixture of as many rows as the directory holds.
     """
@@ -44,7 +55,7 @@ def weights(
     warn_unfinished(directory)
     check_by(directory, by)
     states = _states(directory)
-    found = mixture_weights(states, floor=floor, cap=cap, tolerance=tolerance)
+    mixture = mixture_weights(states, floor=floor, cap=cap, tolerance=tolerance)
     total = sum(state.n for state in states.values())
     natural = {name: state.n / total for name, state in states.items()}
     uniform = dict.fromkeys(states, 1 / len(states))
@@ -53,8 +64,8 @@ def weights(
             "rows": state.n,
             "gvendi": state.gvendi(),
             "share": natural[name],
-            "weight": found.weights[name],
-            "repeats": found.weights[name] * total / state.n,
+            "weight": mixture.weights[name],
+            "repeats": mixture.weights[name] * total / state.n,
         }
         for name, state in states.items()
     }
@@ -64,10 +75,10 @@ def weights(
         "gvendi": {
             "as it is": math.exp(mixture_entropy(states, natural)),
             "uniform": math.exp(mixture_entropy(states, uniform)),
-            "best": math.exp(found.entropy),
+            "best": math.exp(mixture.entropy),
         },
-        "gap_nats": found.gap,
-        "steps": found.steps,
+        "gap_nats": mixture.gap,
+        "steps": mixture.steps,
         "rows": total,
         "spec": directory.spec,
     }
@@ -123,6 +134,6 @@ def _print(result: dict) -> None:
     console.print(table)
     console.print(
         f"Times each row: in a mixture of {result['rows']:,} rows. Repeating rows adds no diversity; --cap limits it. "
-        "G-Vendi grows with the number of rows, so compare sources with 'gvendi score --by'.",
+        "G-Vendi grows with the number of rows; to compare sources, use 'gvendi score --by'.",
         highlight=False,
     )

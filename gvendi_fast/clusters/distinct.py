@@ -1,4 +1,4 @@
-"""The clusters of a round: k-means over its rows, with no cluster that nothing can ever be nearest to."""
+"""The clusters of a round: k-means over its rows, without clusters that no row can ever be nearest to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ def cluster_rows(
 ) -> SphericalKMeans:
     """The clusters of a round that begins with these unit rows [N, K]. clusters: a share of N below 1, or a number.
 
-    At most so many: as many as the rows have different directions, where these are fewer.
-
-    A cluster on the direction of another one stays empty for ever, for no candidate is nearest to it. Among the
-    smaller half such clusters would make every other one dense.
+    There are fewer where the rows have fewer different directions. A second cluster of one direction would stay empty
+    for ever, since no candidate is nearest to it; such clusters would fill the smaller half and make all others dense.
     """
     number = cluster_number(clusters, len(rows))
     kmeans = SphericalKMeans(number, seed=seed, device=device).fit(rows)
@@ -30,12 +28,12 @@ def cluster_rows(
 
 
 def cluster_number(clusters: float, rows: int) -> int:
-    """How many clusters `accept.clusters` asks for of so many rows: a share below 1, or a number; at least one."""
+    """How many clusters `accept.clusters`, a share below 1 or a number, means for so many rows; at least one."""
     return max(1, int(clusters * rows) if clusters < 1 else min(int(clusters), rows))
 
 
 def _twins(kmeans: SphericalKMeans) -> int:
-    """How many empty clusters lie on the direction of a cluster with rows, or of an empty one before them."""
+    """How many empty clusters have the direction of a cluster with rows or of an earlier empty one."""
     centroids, taken, twins = kmeans.centroids.cpu(), kmeans.counts != 0, 0
     for part in torch.nonzero(~taken)[:, 0].split(_EMPTY):
         same = centroids[part] @ centroids.T > 1 - SAME_DIRECTION

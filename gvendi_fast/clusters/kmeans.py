@@ -29,16 +29,19 @@ from gvendi_fast.kernels import ops
 
 _KIND = "gvendi_fast.spherical_kmeans"
 _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", "converged")
-# Rows that k-means++ looks at: these many a cluster, and never fewer than the least.
+# Rows that k-means++ draws from: this many for each cluster, and at least the second number.
 SEED_ROWS, SEED_LEAST = 8, 4096
 
 AfterPass = Callable[[int, float, int], None]
 
 
 class Assignment(NamedTuple):
-    """Each row's most similar centroid and the next: labels int64 [N], cosines float32 [N], on the CPU.
+    """Each row's most similar centroid and the runner-up, on the CPU.
 
-    With one cluster `second` is -1 and `second_cosine` NaN.
+    label: int64 [N].
+    cosine: float32 [N], to the centroid `label`.
+    second: int64 [N], the runner-up; -1 with one cluster.
+    second_cosine: float32 [N]; NaN with one cluster.
     """
 
     label: torch.Tensor
@@ -50,13 +53,13 @@ class Assignment(NamedTuple):
 def sparse_clusters(counts: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Which clusters are sparse: bool [C], true for the smallest half by count int64 [C], C / 2 of them rounded down.
 
-    Of equal counts the lower index is the smaller; a single cluster is sparse, so that there always is one
+    Of equal counts the one with the lower index counts as smaller. A single cluster is sparse, so there always is one
     (the sparse set of arXiv 2505.20161, by rank).
     """
     counts = torch.as_tensor(counts)
     if counts.dim() != 1 or len(counts) == 0 or counts.is_floating_point():
         raise GvendiError(
-            f"counts has {counts.dtype} {tuple(counts.shape)}; wanted integers [C], one a cluster"
+            f"counts has {counts.dtype} {tuple(counts.shape)}; wanted integers [C], one for each cluster"
         )
     sparse = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
     sparse[counts.argsort(stable=True)[: max(1, len(counts) // 2)]] = True
@@ -66,13 +69,20 @@ def sparse_clusters(counts: torch.Tensor | np.ndarray) -> torch.Tensor:
 class SphericalKMeans:
     """Spherical k-means over a pool of any size.
 
-    n_clusters: C; None takes 1 % of the rows that `fit` sees, at least 1 (arXiv 2505.20161). seed: of the draws.
-    max_iterations: updates of the centroids at most. tolerance: `fit` stops when an update raises the objective by no
-    more than this. device: where products run.
+    n_clusters: C; None takes 1 % of the rows that `fit` sees, at least 1 (arXiv 2505.20161).
+    seed: of the draws.
+    max_iterations: updates of the centroids at most.
+    tolerance: `fit` stops when an update raises the objective by no more than this.
+    device: where products run.
 
-    After `fit` or `partial_fit`: centroids float32 [C, K] of length 1, counts int64 [C], objective (mean cosine of the
-    counted rows to their centroids, each when it was counted; after `fit` all to the final ones), iterations,
-    converged, spec of the pool or None. Labels and counts are those of the final centroids.
+    After `fit` or `partial_fit`:
+    centroids: float32 [C, K] of length 1.
+    counts: int64 [C], rows of each cluster.
+    objective: mean cosine of the counted rows to their centroids, each when it was counted; after `fit` all to the
+        final ones.
+    iterations, converged: how many updates `fit` made, and whether it stopped by the tolerance.
+    spec: that of the pool, or None.
+    Labels and counts are those of the final centroids.
     """
 
     def __init__(
@@ -125,7 +135,7 @@ class SphericalKMeans:
         clusters = max(1, len(pool) // 100) if self.n_clusters is None else self.n_clusters
         if len(pool) < clusters:
             raise GvendiError(
-                f"n_clusters is {clusters} and the pool has {len(pool)} rows; give at most one cluster a row"
+                f"n_clusters is {clusters} and the pool has {len(pool)} rows; wanted at most as many clusters as rows"
             )
         keys = self._keys(pool)
         self._centroids = self._seeds(pool, keys, clusters)
@@ -147,10 +157,11 @@ class SphericalKMeans:
         return self
 
     def partial_fit(self, rows: Rows) -> SphericalKMeans:
-        """Take up a batch of rows [n, K] (mini-batch k-means): the first one seeds the centroids. Returns self.
+        """Add a batch of rows [n, K] (mini-batch k-means); the first batch seeds the centroids. Returns self.
 
-        A centroid is the mean direction of all rows it was given so far, so that it moves less and less. The order of
-        batches counts, that of the rows in a batch does not. The first batch needs n_clusters rows, else GvendiError.
+        A centroid is the mean direction of all rows assigned to it so far, so that it moves less and less. The order of
+        the batches matters, that of the rows in a batch does not. Raises GvendiError for a first batch of fewer than
+        n_clusters rows.
         """
         pool = as_pool(rows)
         keys = self._keys(pool)
@@ -184,7 +195,7 @@ class SphericalKMeans:
         return assignment
 
     def assign(self, source: PoolLike) -> Assignment:
-        """Labels of rows, runner-ups and both cosines: source as in `fit`, block by block.
+        """Each row's nearest centroid and the runner-up, with their cosines; `source` as in `fit`.
 
         A row's labels do not depend on the other rows. A pool of another spec than the fitted one raises GvendiError.
         """
@@ -194,13 +205,13 @@ class SphericalKMeans:
         kinds = (torch.int64, torch.float32) * 2
         whole = Assignment(*(torch.empty(len(pool), dtype=kind) for kind in kinds))
         for first, rows in pool.blocks():
-            found = ops.assign(rows.to(self.device), self._centroids)
-            for column, values in zip(whole, found, strict=True):
+            nearest = ops.assign(rows.to(self.device), self._centroids)
+            for column, values in zip(whole, nearest, strict=True):
                 column[first : first + len(rows)] = values
         return whole
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write centroids, sums and counts to one safetensors file, which is there whole or not at all."""
+        """Write centroids, sums and counts to one safetensors file, whole or not at all."""
         self._check_fitted()
         settings = {name: getattr(self, name) for name in _SETTINGS}
         words = {"spec": json.dumps(self.spec), "settings": json.dumps(settings)}
@@ -208,7 +219,7 @@ class SphericalKMeans:
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> SphericalKMeans:
-        """Read what `save` wrote; it goes on as before. Another file or version raises GvendiError."""
+        """Read what `save` wrote, ready to go on. Another kind of file, or another version, raises GvendiError."""
         tensors, words = load_tensors(path, _KIND, "SphericalKMeans.save", device)
         settings = json.loads(words["settings"])
         state = cls(**{name: settings[name] for name in _SETTINGS[:4]}, device=device)
@@ -225,13 +236,13 @@ class SphericalKMeans:
         return np.concatenate([np.empty(0, np.uint64), *blocks])
 
     def _seeds(self, pool: Pool, keys: np.ndarray, clusters: int) -> torch.Tensor:
-        # In the order of the keys: the same sample, and sums in one order, for every order of the rows.
+        # In the order of the keys, so that the sample and its sums do not depend on the order of the rows.
         sample = np.argsort(keys, kind="stable")[: max(SEED_LEAST, SEED_ROWS * clusters)]
         rows = pool.take(sample).to(self.device)
         return rows[plus_plus(rows, keys[sample], clusters).to(self.device)].clone()
 
     def _pass(self, pool: Pool, keys: np.ndarray) -> tuple[Tally, Worst]:
-        """All rows to the centroids: sums and counts, and the rows that they serve worst."""
+        """Assign all rows to centroids: sums and counts, and the rows with the lowest cosines."""
         tally, worst = Tally(self._centroids), Worst()
         for first, rows in pool.blocks():
             here = rows.to(self.device)
@@ -241,13 +252,13 @@ class SphericalKMeans:
         return tally, worst
 
     def _move(self, new: Tally) -> None:
-        """Add the new rows' sums; only centroids that got some move."""
+        """Add the new rows' sums; only centroids that got rows move."""
         self._tally.merge(new)
         moved = self._tally.directions(self._centroids)
         self._centroids = torch.where((new.counts > 0)[:, None], moved, self._centroids)
 
     def _reseed(self, worst: Worst) -> None:
-        """Put the centroids of empty clusters on the rows that are served worst."""
+        """Move the centroids of empty clusters to the rows with the lowest cosines."""
         empty = torch.nonzero(self._tally.counts == 0)[: worst.number, 0]
         if len(empty):
             self._centroids[empty] = worst.rows[: len(empty)].to(self.device)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-# Cosines of rows of one direction, in float32, stay above 1 minus this.
+# In float32 the cosine of two rows of one direction is above 1 minus this.
 SAME_DIRECTION = 1e-6
-# Seeds are judged by rows rounded to multiples of 2^-11. Products of such integers and their sums stay below 2^24,
-# where float32 is exact: the same bits for any order of the sums. Cosines are off by some 2e-4, which draws can bear.
+# Seeds are chosen by rows rounded to multiples of 2^-11. Products of such integers and their sums stay below 2^24,
+# where float32 is exact: the same bits for any order of the sums. Cosines are off by some 2e-4, which is small enough
+# for draws.
 GRID = 2.0**11
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -40,8 +41,8 @@ def plus_plus(rows: torch.Tensor, keys: np.ndarray, n_clusters: int) -> torch.Te
     """k-means++ seeds on the sphere: positions int64 [C] of C of the unit rows float32 [N, K], N >= C, keys [N].
 
     The first row is drawn uniformly. For each next one 2 + ln C rows are drawn with probability in proportion to their
-    gap, 1 - (largest cosine to a seed), half the squared distance; the one that leaves the least sum of gaps is taken
-    (greedy k-means++; Arthur, Vassilvitskii, SODA 2007). Where all rows lie on seeds, any row is drawn.
+    gap, 1 - (largest cosine to a seed), half the squared distance; of these, the row is taken with which the sum of
+    gaps is least (greedy k-means++; Arthur, Vassilvitskii, SODA 2007). Where all rows lie on seeds, any row is drawn.
     """
     grid = (rows * GRID).round()
     # Norms of integer rows; float64 holds their squares exactly.
@@ -52,7 +53,7 @@ def plus_plus(rows: torch.Tensor, keys: np.ndarray, n_clusters: int) -> torch.Te
         weight = np.where(gap > SAME_DIRECTION, gap, 0.0)
         if not weight.any():
             weight = free.astype(np.float64)
-        # Rows of weight 0 never arrive.
+        # Rows of weight 0 are never drawn.
         arrival = np.full(len(rows), np.inf)
         np.divide(times(keys, draw), weight, out=arrival, where=weight > 0)
         drawn = arrival.argsort(kind="stable")[: trials if draw else 1]

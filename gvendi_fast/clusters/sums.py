@@ -1,4 +1,4 @@
-"""What one pass of k-means leaves behind: exact sums, and the rows that are served worst.
+"""What one pass of k-means collects: exact sums, and the rows with the lowest cosines to their centroids.
 
 A sum of unit rows is held in integers of UNIT: |z| 2^36 rounds once a row, by at most 2^-37, and integers add without
 error in any order.
@@ -31,7 +31,7 @@ class Tally:
         return {"sums": self.sums, "counts": self.counts, "cosines": self.cosines}
 
     def add(self, rows: torch.Tensor, label: torch.Tensor, cosine: torch.Tensor) -> None:
-        # A few rows at a time, whose integers stay in the cache.
+        # A few rows at a time, so that their integers stay in the cache.
         for part, into in zip(rows.split(ADD_ROWS), label.split(ADD_ROWS), strict=True):
             self.sums.index_add_(0, into, whole(part))
         self.counts += torch.bincount(label, minlength=len(self.counts))
@@ -48,16 +48,16 @@ class Tally:
         return int(self.cosines) * UNIT / total if total else float("nan")
 
     def directions(self, before: torch.Tensor) -> torch.Tensor:
-        """Sums scaled to length 1, float32 [C, K]; where a sum has no direction, the centroid before."""
+        """Sums scaled to length 1, float32 [C, K]; where a sum has no direction, the previous centroid."""
         sums = self.sums.double() * UNIT
         norm = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
-        # Rows that cancel leave rounding of this size.
+        # Where rows cancel, rounding of this size is left.
         return torch.where(norm > SAME_DIRECTION, sums / norm, before.double()).float()
 
     def _check_room(self) -> None:
         if int(self.counts.sum()) > MAX_ROWS:
             raise GvendiError(
-                f"more than {MAX_ROWS:,} rows do not fit the exact sums; cluster a subset of them"
+                f"the pool has more than {MAX_ROWS:,} rows, the most that exact sums can hold; cluster a subset of them"
             )
 
 

@@ -1,1 +1,1 @@
-"""Files to rows, to work units, to the parts of a run directory, to a pool."""
+"""From a corpus' files to rows, work units, the parts of a run directory and a pool of sketches."""

@@ -1,6 +1,6 @@
-"""A corpus as work units: one pass makes the manifest, after which any unit can be read on its own.
+"""A corpus as work units: one pass makes the manifest, after which any work unit can be read on its own.
 
-rows.py says what a row is, sources.py how files are opened, units.py how a unit is read, text.py makes tokens.
+rows.py says what a row is, sources.py how files are opened, work_units.py how a work unit is read.
 """
 
 from __future__ import annotations
@@ -40,13 +40,16 @@ def index_corpus(
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
-    `inputs`: files, folders and globs as `find_files` takes them. A row is a line that is not empty, or a row of a
-    Parquet file; `limit` takes the first rows over all files in order, readable or not. Units never span files. Of
-    rows with the same own id the first in input order counts, also where that one is rejected for another reason;
-    the ids seen are kept on disk as 16-byte digests, so memory does not grow with the rows (a unit is one small
-    object; a duplicate adds 16 bytes before compression).
+    inputs: files, folders and globs as `find_files` takes them. A row is a line that is not empty, or a row of a
+        Parquet file.
+    fields: the names of a row's fields.
+    limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
+    rows_per_unit: rows of a work unit, at most; a work unit never spans files.
+    Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
+    are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
+    duplicate adds 16 bytes before compression).
 
-    Raises GvendiError for inputs that cannot be found or opened, an empty corpus, a setting below 1.
+    Raises GvendiError for inputs that do not exist or cannot be opened, an empty corpus, and a setting below 1.
     """
     fields = fields or Fields()
     for name, value in (("rows_per_unit", rows_per_unit), ("limit", limit)):
@@ -67,13 +70,13 @@ def index_corpus(
             duplicates += index.duplicates
     if rows == 0:
         raise GvendiError(
-            f"corpus: the {len(files)} file(s) given hold no rows, the first is '{files[0].path}'"
+            f"corpus: the {len(files)} file(s) given hold no rows; the first one is '{files[0].path}'"
         )
     return Manifest(tuple(files), tuple(units), fields, rows, duplicates, rows_per_unit, limit)
 
 
 class _FileIndex:
-    """The pass over one file: counts its rows, fingerprints its bytes, closes a unit every `rows_per_unit` rows."""
+    """The pass over one file: counts rows, fingerprints bytes, and ends a work unit every `rows_per_unit` rows."""
 
     def __init__(
         self, path: str, file: int, first_row: int, first_unit: int, rows_per_unit: int, seen: _SeenIds
@@ -109,7 +112,7 @@ class _FileIndex:
                 record = decode_line(raw)
                 own = None if isinstance(record, Reason) else record_id(record, fields)
             self._take(line, offset, own)
-            # Stopping before the next line is asked for keeps its bytes out of the fingerprint.
+            # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
                 return
 
@@ -149,10 +152,10 @@ class _FileIndex:
 
 
 class _SeenIds:
-    """Where each id stood first, in a private temporary database that the system removes with the process."""
+    """Where each id occurred first, in a private temporary database that the system removes with the process."""
 
     def __enter__(self) -> _SeenIds:
-        # An empty name makes SQLite keep the database in a temporary file that is already unlinked.
+        # An empty name makes SQLite use a temporary file that is unlinked at once.
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("PRAGMA synchronous=OFF")
@@ -172,7 +175,7 @@ class _SeenIds:
                 return None
         except sqlite3.OperationalError as error:
             raise GvendiError(
-                f"corpus: the table of ids seen cannot be written to the temporary folder ({error}); it takes about 40 "
-                "bytes a row: set SQLITE_TMPDIR to a folder with room"
+                f"corpus: the table of ids seen cannot be written to the temporary folder ({error}); it needs about 40 "
+                "bytes per row: set SQLITE_TMPDIR to a folder with enough space"
             ) from error
         return self._db.execute("SELECT file, line FROM seen WHERE id = ?", (key,)).fetchone()

@@ -1,7 +1,7 @@
-"""The source rows of a run directory, as they stand in the corpus it was made from.
+"""The rows of the corpus that a run directory was made from, as the corpus' files hold them.
 
-units.json names the corpus' files with their size and content fingerprint; row number `ordinal` of the corpus is
-found by going through them in order. A file that has changed since is refused.
+units.json names these files with their size and content fingerprint; row number `ordinal` of the corpus is found by
+counting through them in order. A file that has changed since is refused.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ _PARQUET_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Row `ordinal` of a corpus: where it stands (line or Parquet row from 1) and its JSON object on one line.
+    """One row of a corpus, as it is in its file.
 
-    raw: the exact bytes of a JSON line without the line's end; a Parquet row is written as JSON.
+    ordinal: its number in the corpus, from 0.
+    file: the path of its file.
+    line: its line, or row of a Parquet file, from 1.
+    raw: the exact bytes of a JSON line without the line's end; a Parquet row is written as JSON on one line.
     """
 
     ordinal: int
@@ -40,7 +43,7 @@ class Original:
     raw: bytes
 
     def record(self) -> dict[str, Any]:
-        """The row as a dict. Raises GvendiError that names file and line where it is no JSON object."""
+        """The row as a dict. Raises GvendiError that names file and line if it is not a JSON object."""
         record = decode_line(self.raw)
         if isinstance(record, Reason):
             raise GvendiError(f"{self.file}:{self.line}: {record}")
@@ -52,10 +55,11 @@ def original_rows(
 ) -> Iterator[Original]:
     """The rows with these ordinals in the corpus, each once, in the corpus' order.
 
-    ordinals: as column "row" of the run's parts. corpus: the folder that holds the files now, if they have moved.
+    ordinals: as in column "row" of the run's parts.
+    corpus: the folder that holds the files now, if they have moved.
     One file is read at a time and none beyond its recorded rows. Raises GvendiError for a run without a recorded
-    corpus, a file that is not there, one that has changed (by size at once, by content when the file has been
-    read to its end: use no row before the iterator is exhausted), and an ordinal that the corpus does not have.
+    corpus, a file that does not exist, one that has changed, and an ordinal that the corpus does not have. A changed
+    size is noticed at once, changed content only at the end of the file: use no row before the iterator is exhausted.
     """
     paths = locate_corpus(run, corpus)
     wanted, place, first = sorted(set(ordinals)), 0, 0
@@ -79,14 +83,12 @@ def original_rows(
 def locate_corpus(run: RunDirectory, corpus: str | os.PathLike | None = None) -> list[str]:
     """Where each file of the run's corpus is now, its size checked. Raises GvendiError as `original_rows` does."""
     if run.manifest is None or "files" not in run.manifest:
-        raise GvendiError(
-            f"'{run.path}' has no units.json, so its corpus is not known; sketch the corpus again"
-        )
+        raise GvendiError(f"'{run.path}' has no units.json, which names its corpus; sketch the corpus again")
     return [_locate(source, run, corpus) for source in run.manifest["files"]]
 
 
 def number_of(original: Original, name: str) -> float:
-    """The finite number above 0 at the dotted path `name`; GvendiError naming file and line where there is none."""
+    """The finite number above 0 at the dotted path `name`; where there is none, GvendiError names file and line."""
     value = field_of(original.record(), name)
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value <= 0:
@@ -101,7 +103,7 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
     recorded = source["path"]
     tried = [Path(recorded)]
     if corpus is not None:
-        # The recorded path may have been given from anywhere: its longest tail that is there counts.
+        # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = Path(recorded).parts
         tried = [
             Path(corpus, *parts[i:]) for i in range(1 if Path(recorded).is_absolute() else 0, len(parts))
@@ -109,9 +111,9 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
         raise GvendiError(
-            f"the corpus of '{run.path}' is not where it was: '{recorded}' is not there "
+            f"the corpus of '{run.path}' is not where it was: '{recorded}' was not found "
             f"(looked for {', '.join(repr(str(p)) for p in tried)} from '{os.getcwd()}'); "
-            "name the folder that holds it now by --corpus DIR (corpus=)"
+            "name the folder that holds it now with --corpus DIR (corpus=)"
         )
     size = path.stat().st_size
     if size != source["size"]:
@@ -121,8 +123,8 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
 
 def _changed(path: str | Path, how: str) -> GvendiError:
     return GvendiError(
-        f"'{path}' has changed since it was sketched ({how}), so its rows are not those of the run; restore it, or "
-        "sketch the corpus again into another --out"
+        f"'{path}' has changed since it was sketched ({how}), so its rows are no longer those of the run; "
+        "restore it, or sketch the corpus again into another --out"
     )
 
 

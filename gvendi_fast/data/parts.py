@@ -1,4 +1,4 @@
-"""One work unit's result as a Parquet file: the same rows give the same bytes."""
+"""The result of one work unit as a Parquet file (its part): the same rows give the same bytes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ _DTYPES = {
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """One unit's accepted rows: sorted by `rows` as read, in any order as written.
+    """The n accepted rows of one work unit: sorted by `rows` when read; any order may be written.
 
-    A column that was not asked for is None; what is written has every column, sequences of as many items each.
+    A column that was not read is None; a part to be written has every column, each of n entries.
 
-    `rows` int64: ordinal in the corpus; `sketches` float32 [n, K]; `tokens` int32: supervised tokens; `length` int32:
-    all tokens; `loss` float32: nats, summed over the supervised tokens; `gradient_norm` float32: of the exact gradient
-    or its estimate, as the spec says.
+    unit: number of the work unit.
+    ids: one string a row.
+    groups: one string a row, "" without a group.
+    rows: int64 [n], each row's ordinal in the corpus.
+    sketches: float32 [n, K].
+    tokens: int32 [n], supervised tokens.
+    length: int32 [n], all tokens.
+    loss: float32 [n], in nats, summed over the supervised tokens.
+    gradient_norm: float32 [n], of the exact gradient or its estimate, as the spec says.
     """
 
     unit: int
@@ -54,12 +60,14 @@ class Part:
 
 
 def part_table(part: Part) -> Any:
-    """The Arrow table of a unit, sorted by row. Raises GvendiError as `RunDirectory.write_part` says."""
+    """The Arrow table of a part, sorted by row. Raises GvendiError as `RunDirectory.write_part` says."""
     import pyarrow as pa
 
     absent = [name for name in COLUMNS.values() if getattr(part, name) is None]
     if absent:
-        raise GvendiError(f"write_part: {absent[0]} of unit {part.unit} is None; wanted every column of Part")
+        raise GvendiError(
+            f"write_part: {absent[0]} of work unit {part.unit} is None; wanted every column of Part"
+        )
     arrays = {
         name: np.asarray(getattr(part, COLUMNS[name]), kind).reshape(-1) for name, kind in _DTYPES.items()
     }
@@ -78,7 +86,7 @@ def part_table(part: Part) -> Any:
 
 
 def write_table(table: Any, stream: IO[bytes]) -> None:
-    """Write it as one row group. Sketches do not compress; checksums tell a damaged page from a changed number."""
+    """Write it as one row group, uncompressed, as sketches do not compress; checksums reveal a damaged page."""
     import pyarrow.parquet as pq
 
     pq.write_table(
@@ -93,7 +101,7 @@ def write_table(table: Any, stream: IO[bytes]) -> None:
 
 
 def read_part(path: Path, unit: int, names: Sequence[str]) -> Part:
-    """The columns `names` of one part. Raises GvendiError that names the file where it is damaged."""
+    """The columns `names` of one part. Raises GvendiError that names the file if it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -103,7 +111,7 @@ def read_part(path: Path, unit: int, names: Sequence[str]) -> Part:
             table = file.read(list(names), use_threads=False)
         for name in names:
             setattr(part, COLUMNS[name], _column(name, table[name]))
-    # A missing column is a KeyError, a broken page an OSError, a string that is no UTF-8 a UnicodeDecodeError.
+    # A missing column is a KeyError, a broken page an OSError, a string that is not UTF-8 a UnicodeDecodeError.
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise damaged(path, str(error)) from error
     return part
@@ -135,11 +143,11 @@ def _check(part: Part, arrays: dict[str, np.ndarray], sketches: np.ndarray) -> N
             f"write_part: sketches have shape {sketches.shape}; wanted [n, K] with K of at least 1"
         )
     if any(size != n for size in lengths.values()):
-        raise GvendiError(f"write_part: {n} sketches but {lengths}; wanted as many of each")
+        raise GvendiError(f"write_part: {n} sketches but {lengths}; wanted the same number of each")
     if len(np.unique(arrays["row"])) != n:
-        raise GvendiError(f"write_part: unit {part.unit} has a row twice; wanted each row once")
+        raise GvendiError(f"write_part: work unit {part.unit} has a row twice; wanted each row once")
     bad = np.flatnonzero(~np.isfinite(sketches).all(axis=1))
     if len(bad):
         raise GvendiError(
-            f"write_part: the sketch of '{part.ids[bad[0]]}' is not finite; wanted such rows among the rejected"
+            f"write_part: the sketch of '{part.ids[bad[0]]}' is not finite; pass such rows as rejected"
         )

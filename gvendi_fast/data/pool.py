@@ -1,4 +1,4 @@
-"""A pool of sketches as the engine reads it: in blocks, or some rows by number, from memory or a run directory."""
+"""A pool of sketches, read in blocks or by row number, from memory or a run directory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ NUMBERS = ("row", "tokens", "length", "loss", "gradient_norm")
 
 
 class Pool:
-    """N unit rows [N, K] with ids; `len(pool)` is N, `dim` K. Made by `as_pool`.
+    """The sketches of N rows, scaled to length 1: [N, K] with ids; `len(pool)` is N. Made by `as_pool`.
 
-    ids: one string a row, unique. groups: one string a row, or None. spec: how the rows were made, or None.
+    dim: K.
+    ids: one string a row, unique.
+    groups: one string a row, or None.
+    spec: how the sketches were made, or None.
     """
 
     dim: int
@@ -32,20 +35,20 @@ class Pool:
         return len(self.ids)
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(number of the first row, unit rows float32 [n, K]) over the whole pool, in order, again on each call."""
+        """(number of the first row, float32 [n, K] of length 1) over the whole pool in order; each call begins anew."""
         raise NotImplementedError
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Unit rows float32 [m, K] of these numbers, in this order."""
+        """The sketches of the rows with these numbers, in this order: float32 [m, K] of length 1."""
         raise NotImplementedError
 
     def numbers(self, name: str) -> np.ndarray:
         """One number a row [N]: "row" (ordinal in the corpus), "tokens", "length", "loss" or "gradient_norm"."""
-        raise GvendiError(f"the pool is a matrix and has no {name!r}; give a run directory")
+        raise GvendiError(f"the pool is a matrix and has no {name!r}; give a run directory, which stores it")
 
 
 class MatrixPool(Pool):
-    """Rows in memory."""
+    """Sketches in memory."""
 
     def __init__(
         self, rows: Rows, ids: Sequence[str] | None = None, groups: Sequence[str] | None = None
@@ -56,9 +59,11 @@ class MatrixPool(Pool):
         self.groups = None if groups is None else list(groups)
         for name, given in (("ids", self.ids), ("groups", self.groups)):
             if given is not None and len(given) != len(rows):
-                raise GvendiError(f"{name} has {len(given)} entries for {len(rows)} rows; give one a row")
+                raise GvendiError(
+                    f"{name} has {len(given)} entries for {len(rows)} rows; give one for each row"
+                )
         if len(set(self.ids)) != len(self.ids):
-            raise GvendiError("ids holds an id twice; give every row its own")
+            raise GvendiError("ids holds an id twice; give every row an id of its own")
         self._rows = rows
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -68,7 +73,7 @@ class MatrixPool(Pool):
     def take(self, numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
         wanted = np.asarray(numbers, np.int64)
         out = torch.empty(len(wanted), self.dim)
-        # In blocks, for in float64 they are twice the size.
+        # In blocks, because float64 takes twice the memory.
         for first in range(0, len(wanted), POOL_BLOCK):
             here = wanted[first : first + POOL_BLOCK]
             out[first : first + len(here)] = unit_rows(self._rows[here]).float()
@@ -76,7 +81,7 @@ class MatrixPool(Pool):
 
 
 class RunPool(Pool):
-    """The rows of a run directory; sketches are read from its parts each time, one part in memory at once."""
+    """The sketches of a run directory, read from its parts on each call, one part in memory at a time."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run, self.spec, self.dim = run, run.spec, run.spec["sketch"]["dim"]
@@ -115,7 +120,9 @@ class RunPool(Pool):
 
     def numbers(self, name: str) -> np.ndarray:
         if name not in NUMBERS:
-            raise GvendiError(f"{name!r} is no number of a run directory; those are {', '.join(NUMBERS)}")
+            raise GvendiError(
+                f"{name!r} is not a number that a run directory stores; choose one of {', '.join(NUMBERS)}"
+            )
         return self._joined[name]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What one row of a corpus is: its three forms, its id and its group, and the reasons a row is refused for."""
+"""What one row of a corpus is: its three forms, its id and its group, and the reasons to reject a row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class Fields:
     """Names of the fields a row is read from.
 
-    A row is a `prompt`/`completion` pair, else `messages`, else `text`: the first form that is complete wins, and a
-    field that is null counts as absent. `id` is optional in a row. `by` names the field whose value is the row's
-    group; it may be a dotted path such as "meta.task" (a field of exactly that name goes first).
+    A row is a prompt with its completion, else messages, else a text: the first form that is complete wins, and a
+    field that is null counts as absent.
+
+    prompt, completion: of a pair.
+    messages: of a conversation.
+    text: of a plain text.
+    id: of the row's id; a row may lack it.
+    by: of the row's group; it may be a dotted path such as "meta.task" (a field of exactly that name goes first).
     """
 
     prompt: str = "prompt"
@@ -32,7 +37,11 @@ class Fields:
 class Row:
     """One readable row; exactly one of the pair (`prompt`, `completion`), `messages` and `text` is set.
 
-    `row` is the ordinal within the work unit, `line` the 1-based line (JSONL) or row (Parquet) of `file`.
+    row: its ordinal within the work unit.
+    id: its own, or one made of file and line.
+    group: the value of the field that makes groups, or "".
+    file: the path of its file.
+    line: its line (JSON lines) or row (Parquet) in the file, from 1.
     """
 
     row: int
@@ -46,7 +55,7 @@ class Row:
     text: str | None = None
 
     def texts(self) -> list[tuple[str, str]]:
-        """(role, text) of each of its texts; where it is no conversation the field's name stands for a role."""
+        """(role, text) of each of its texts; outside a conversation the role is the field's name."""
         if self.messages is not None:
             return [(message["role"], message["content"]) for message in self.messages]
         if self.text is not None:
@@ -56,7 +65,7 @@ class Row:
 
 @dataclass(slots=True)
 class Rejected:
-    """A row that cannot be scored: where it stands and why; `id` is None when it could not be read."""
+    """A row that cannot be scored: where it is and why; `id` is None if it could not be read."""
 
     file: str
     line: int
@@ -80,7 +89,7 @@ def decode_line(raw: bytes) -> dict | Reason:
         return Reason(f"broken JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return Reason("broken JSON: nested too deeply")
-    # What is left of ValueError: Python converts integers up to a number of digits.
+    # The other ValueError: Python converts integers only up to a number of digits.
     except ValueError:
         return Reason("broken JSON: an integer has too many digits")
     if not isinstance(record, dict):

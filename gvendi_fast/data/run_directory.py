@@ -1,14 +1,14 @@
-"""The run directory: what has been computed, as files that are there whole or not at all.
+"""The run directory: what has been computed, in files that are written whole or not at all.
 
-    spec.json                    what the sketches depend on; another spec is refused
+    spec.json                    what the sketches depend on; a command with another spec is refused
     units.json                   the corpus they come from: files with fingerprints, number of work units
-    parts/rejected-000012.jsonl  the rows of unit 12 that could not be scored; always there before its part
-    parts/part-000012.parquet    the rows of unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm
+    parts/rejected-000012.jsonl  the rows of work unit 12 that could not be scored; always written before its part
+    parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm
     rejected.jsonl               all rejected rows in input order, written when the run is complete
 
-A unit is done when its part is there; nothing else is remembered. So any number of processes may work in one
-directory, and one that is killed anywhere costs the units it had not finished. Two that do the same unit write the
-same bytes: rows are sorted, and a part holds no time, host or order of arrival.
+A work unit is done when its part exists; no other state is kept. So any number of processes may work in one directory,
+and one that is killed loses only the work units that it had not finished. Two that do the same work unit write the same
+bytes: rows are sorted, and a part holds no time, host or order of arrival.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class RunDirectory:
     def open(
         cls, path: str | os.PathLike, spec: dict[str, Any], manifest: dict[str, Any] | None = None
     ) -> RunDirectory:
-        """Make the directory, or take up the one that is there if its spec and corpus are these.
+        """Make the directory, or continue in an existing one of the same spec and corpus.
 
-        `spec`: a JSON-able dict of everything the sketches depend on. `manifest`: `Manifest.to_dict()` of the corpus;
-        None keeps what is recorded. Several processes may open one directory at once; the first one's spec stays.
-        Temporary files of killed processes are removed by the rule of `atomic.remove_stale`.
-
-        Raises GvendiError that lists every difference to the recorded spec or corpus, for a folder with other things
-        in it, and for a spec that JSON cannot hold.
+        spec: a JSON-able dict of everything the sketches depend on.
+        manifest: `Manifest.to_dict()` of the corpus; None keeps the recorded one.
+        Several processes may open one directory at once; the first one's spec counts. Temporary files of killed
+        processes are removed as `files.remove_stale` says.
+        Raises GvendiError, with a list of every difference, if another spec or corpus is recorded, and for a folder
+        with other things in it or a spec that JSON cannot hold.
         """
         root = Path(path)
         spec = _plain(spec, "spec")
@@ -75,7 +75,7 @@ class RunDirectory:
         if recorded != spec:
             raise GvendiError(
                 f"run directory '{root}' was made with other settings:\n{_differences(recorded, spec)}\n"
-                "sketches of different settings never mix: give another --out, or these settings again"
+                "sketches of different settings cannot be mixed: give another --out, or the recorded settings"
             )
         units = root / "units.json"
         if manifest is not None:
@@ -83,7 +83,7 @@ class RunDirectory:
             if known != manifest:
                 raise GvendiError(
                     f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
-                    "give another --out, or the corpus as it was"
+                    "give another --out, or restore the recorded corpus"
                 )
         elif units.exists():
             manifest = _read_json(units)
@@ -97,7 +97,9 @@ class RunDirectory:
         root = Path(path)
         if not (root / "spec.json").is_file():
             what = "has no spec.json" if root.exists() else "does not exist"
-            raise GvendiError(f"'{root}' is not a run directory: it {what}; name the --out of a scoring run")
+            raise GvendiError(
+                f"'{root}' is not a run directory: it {what}; name the --out of 'gvendi sketch' or 'gvendi score'"
+            )
         units = root / "units.json"
         return cls(root, _read_json(root / "spec.json"), _read_json(units) if units.is_file() else None)
 
@@ -108,37 +110,38 @@ class RunDirectory:
 
     @property
     def units_done(self) -> int:
-        """Number of work units whose part is there, by looking."""
+        """Number of work units whose part exists now on disk."""
         return len(self.done())
 
     def done(self) -> list[int]:
-        """Ordinals of the units whose part is there, ascending, by looking."""
+        """Ordinals of the work units whose part exists now on disk, ascending."""
         names = os.listdir(self.parts) if self.parts.is_dir() else []
         return sorted(int(match[1]) for match in map(_PART.match, names) if match)
 
     def missing(self) -> str | None:
-        """What a reader of an unfinished directory should know; None where all work units are done."""
+        """A sentence on the missing work units for a reader of the directory; None if all are done."""
         if self.units_total is None or self.units_done == self.units_total:
             return None
         return (
             f"'{self.path}' is not finished: {self.units_done} of {self.units_total} work units are done, and only "
-            "their rows count; run the command that made it again to go on"
+            "their rows count; to go on, run the command that made it again"
         )
 
     def has_part(self, unit: int) -> bool:
-        """Whether this unit is done."""
+        """Whether this work unit is done."""
         return self._part_path(unit).is_file()
 
     def write_part(self, part: Part, rejected: Sequence[Rejected] = ()) -> None:
-        """Record a unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
+        """Record a work unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
 
-        Shapes: `sketches` [n, K], everything else [n]; `rows` are ordinals in the corpus, each once. Types as in
-        `Part`. Raises GvendiError for a column that is None, lengths that disagree, a row twice, a sketch that is not
-        finite.
+        Shapes and dtypes are those of `Part`; each row occurs once. Raises GvendiError for a column that is None,
+        lengths that differ, a row that occurs twice, and a sketch that is not finite.
         """
         unit = part.unit
         if not 0 <= unit < (unit + 1 if self.units_total is None else self.units_total):
-            raise GvendiError(f"write_part: unit is {unit}; the corpus has {self.units_total} units")
+            raise GvendiError(
+                f"write_part: unit is {unit}; the corpus has {self.units_total} work units, numbered from 0"
+            )
         table = part_table(part)
         with atomic_write(self._rejected_path(unit)) as stream:
             for item in sorted(rejected, key=lambda item: (item.line, item.reason)):
@@ -149,15 +152,18 @@ class RunDirectory:
     def iterate(
         self, columns: Sequence[str] | None = None, units: Sequence[int] | None = None
     ) -> Iterator[Part]:
-        """The parts that are there, in unit order, one in memory at a time; of these units only, if given.
+        """The parts that exist, in the order of work units, one in memory at a time.
 
-        `columns`: names as in the file (`COLUMNS`), None for all. Raises GvendiError for an unknown column, and for a
-        part that is damaged or of another width, by its name.
+        columns: names as in the file (`COLUMNS`), None for all.
+        units: only the parts of these work units, None for all.
+        Raises GvendiError for an unknown column, and, with its name, for a part that is damaged or of another width.
         """
         names = list(COLUMNS) if columns is None else list(columns)
         unknown = [name for name in names if name not in COLUMNS]
         if unknown:
-            raise GvendiError(f"columns: {unknown[0]!r} is unknown; wanted some of {', '.join(COLUMNS)}")
+            raise GvendiError(
+                f"columns: there is no column {unknown[0]!r}; wanted some of {', '.join(COLUMNS)}"
+            )
         return self._iterate(names, units)
 
     def _iterate(self, names: list[str], units: Sequence[int] | None) -> Iterator[Part]:
@@ -172,7 +178,7 @@ class RunDirectory:
             yield part
 
     def rejected(self) -> Iterator[Rejected]:
-        """The rejected rows of the units that are done, in input order, read one at a time."""
+        """The rejected rows of the work units that are done, in input order, read one at a time."""
         for unit in self.done():
             path = self._rejects_of(unit)
             with open(path, "rb") as stream:
@@ -186,14 +192,14 @@ class RunDirectory:
     def finish(self) -> int:
         """Write `rejected.jsonl` of a complete run and return how many rows it lists.
 
-        Raises GvendiError while units are missing.
+        Raises GvendiError while work units are missing.
         """
         done = self.done()
         missing = sorted(set(range(self.units_total or 0)) - set(done))
         if missing:
             raise GvendiError(
-                f"run directory '{self.path}' is not complete: {len(missing)} of {self.units_total} units are missing, "
-                f"the first is {missing[0]}; run the same command again to compute them"
+                f"run directory '{self.path}' is not complete: {len(missing)} of {self.units_total} work units are "
+                f"missing, the first is {missing[0]}; run the same command again to compute them"
             )
         count = 0
         with atomic_write(self.path / "rejected.jsonl") as stream:
@@ -219,21 +225,21 @@ class RunDirectory:
 
 def _check_free(root: Path) -> None:
     if root.exists() and not root.is_dir():
-        raise GvendiError(f"'{root}' is a file; wanted a folder for the run: give another --out")
+        raise GvendiError(f"'{root}' is a file, but a run needs a folder: give another --out")
     if not root.is_dir() or (root / "spec.json").exists():
         return
-    # A run killed before its first file was complete leaves no more than an empty folder and temporary files.
+    # A run that is killed before its first file is complete leaves only an empty folder and temporary files.
     others = [item.name for item in root.iterdir() if item.name != "parts" and not is_temporary(item.name)]
     others += [f"parts/{name}" for name in os.listdir(root / "parts")] if (root / "parts").is_dir() else []
     # Another process may have made it a run directory meanwhile.
     if others and not (root / "spec.json").exists():
         raise GvendiError(
-            f"'{root}' is no run directory and holds other things, such as '{sorted(others)[0]}'; give another --out"
+            f"'{root}' is not a run directory and holds other things, such as '{sorted(others)[0]}'; give another --out"
         )
 
 
 def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write `content` unless the file is there; return what it says now."""
+    """Write `content` unless the file exists; return what the file holds now."""
     if not path.exists():
         with atomic_write(path, exclusive=True) as stream:
             stream.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
@@ -257,8 +263,10 @@ def _plain(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    found = sorted(differences(flat(old), flat(new), _ABSENT), key=itemgetter(0))
-    return "\n".join(f"  {key}: {_shown(was)} in the directory, {_shown(now)} now" for key, was, now in found)
+    changed = sorted(differences(flat(old), flat(new), _ABSENT), key=itemgetter(0))
+    return "\n".join(
+        f"  {key}: {_shown(was)} in the directory, {_shown(now)} now" for key, was, now in changed
+    )
 
 
 def _shown(value: Any) -> str:
@@ -266,7 +274,7 @@ def _shown(value: Any) -> str:
 
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Each changed, new or missing file by its name, then the settings that differ."""
+    """A line for each changed, new or missing file, then one for each setting that differs."""
     was, now = ({item["path"]: item for item in side.get("files", [])} for side in (old, new))
     lines = [f"  file '{path}' is missing now" for path in was if path not in now]
     lines += [f"  file '{path}' is new" for path in now if path not in was]

@@ -1,4 +1,4 @@
-"""Finding a corpus' files and reading their records one after another, whatever they are packed in.
+"""Finding a corpus' files and reading their records one after another, compressed or not.
 
 fsspec was considered, and is what a corpus in an object store will need: for local files its globs take hidden files
 and give absolute paths, which a run directory's manifest would then hold, and before Python 3.14 it reads zstd
@@ -33,7 +33,7 @@ _PARQUET_BATCH = 256
 
 
 def kind_of(path: str) -> str | None:
-    """ "jsonl", "jsonl.gz", "jsonl.zst" or "parquet" by the file's suffix, None for another one."""
+    """ "jsonl", "jsonl.gz", "jsonl.zst" or "parquet" by the file's suffix, None for any other suffix."""
     name = os.path.basename(path).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
@@ -43,25 +43,25 @@ def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
 
     An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path) or a
     glob (`**` goes into folders; its matches sorted; a folder it matches is taken as a folder). A file that is
-    reached twice is read once, at its first place.
+    named twice is read once, where it is named first.
 
-    Raises GvendiError for a path that does not exist, a glob or folder that gives nothing, an unknown suffix.
+    Raises GvendiError for a path that does not exist, a glob or folder without a file, and an unknown suffix.
     """
     given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     if not given:
-        raise GvendiError("corpus: no input given; name a file, a folder or a glob")
-    found: dict[str, str] = {}
+        raise GvendiError("corpus: no input was given; name a file, a folder or a glob")
+    paths: dict[str, str] = {}
     for item in map(os.fspath, given):
         for path in _expand(item):
-            found.setdefault(os.path.abspath(path), path)
-    for path in found.values():
+            paths.setdefault(os.path.abspath(path), path)
+    for path in paths.values():
         if lone_surrogate(path):
             raise GvendiError(f"corpus: the file name {path!r} is not UTF-8; rename the file")
-    return list(found.values())
+    return list(paths.values())
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Each path as seen from the lowest folder that holds all of them, so that it does not tell where that lies."""
+    """Each path relative to the lowest folder that holds all of them, so that the folder's own place is not shown."""
     if not paths:
         return []
     whole = [os.path.abspath(path) for path in paths]
@@ -76,8 +76,8 @@ def _expand(item: str) -> list[str]:
             os.path.join(item, "rejected.jsonl")
         ):
             raise GvendiError(
-                f"corpus: '{item}' is the directory of a synthesis run; name its accepted.jsonl, beside the files of "
-                "its seeds"
+                f"corpus: '{item}' is the directory of a synthesis run; name its accepted.jsonl and the files of its "
+                "seeds"
             )
         return _folder(item)
     if os.path.exists(item):
@@ -89,7 +89,7 @@ def _expand(item: str) -> list[str]:
     matches = sorted(glob.glob(item, recursive=True))
     if not matches:
         raise GvendiError(f"corpus: the glob '{item}' matches nothing")
-    # A pattern such as data/* also matches read-me files: only what can be read is taken, but never nothing.
+    # A pattern such as data/* also matches read-me files, which are passed over, but one file must remain.
     paths = [path for path in matches if os.path.isfile(path) and kind_of(path) is not None]
     for path in filter(os.path.isdir, matches):
         paths.extend(_walk(path))
@@ -130,8 +130,8 @@ def read_lines(
 ) -> Iterator[tuple[int, int, bytes | Reason]]:
     """(line number, byte offset, line) of every line that is not empty, from `offset`, where line `line` begins.
 
-    `digest`, if given, is updated with every byte passed. An archive that is damaged or ends too early gives a
-    Reason at the line that could not be read, and nothing after it.
+    `digest`, if given, is updated with every byte read. An archive that is damaged or ends too early gives a Reason
+    in place of the line that could not be read, and ends there.
     """
     with _open_lines(path, kind) as stream:
         if offset:
@@ -140,7 +140,7 @@ def read_lines(
             try:
                 raw = stream.readline()
             except (EOFError, zlib.error, OSError) as error:
-                # An error number means that the disk failed, not the archive's content.
+                # An error number means that the disk failed; without one the archive is damaged.
                 if kind == "jsonl" or getattr(error, "errno", None) is not None:
                     raise
                 yield line, offset, Reason(f"damaged archive: {error}")
@@ -183,7 +183,7 @@ class ParquetSource:
         self._file.close()
 
     def groups_end(self, rows: int) -> int:
-        """Byte offset behind the row groups that hold the first `rows` rows."""
+        """Byte offset after the row groups that hold the first `rows` rows."""
         meta, end, seen = self._file.metadata, 0, 0
         for index, size in enumerate(self.group_rows):
             if seen >= rows:

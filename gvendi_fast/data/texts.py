@@ -1,4 +1,4 @@
-"""The texts of a run's rows, read from the corpus it was made from: for people, and for measures on words."""
+"""The texts of a run's rows, read from the corpus it was made from, for people to read and for measures of words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gvendi_fast.data.run_directory import RunDirectory
 
 __all__ = ["TEXT", "locate_corpus", "original_text", "row_texts", "snippet", "text_parts"]
 
-# Characters of one text that are kept.
+# Characters of one text that are shown.
 TEXT = 4000
 
 
@@ -22,8 +22,9 @@ def row_texts(
 ) -> dict[int, str]:
     """Text of each of these rows by ordinal (column "row" of the parts): what the proxy read, without its template.
 
-    A pair is its prompt, a newline and its completion; messages are their contents, a newline between. corpus: the
-    folder that holds the files now, if they have moved. Raises GvendiError as `originals.original_rows` does.
+    The text of a pair is its prompt, a newline and its completion; that of messages is their contents, joined by
+    newlines. corpus: the folder that holds the files now, if they have moved. Raises GvendiError as
+    `originals.original_rows` does.
     """
     locate_corpus(run, corpus)
     fields = Fields(**run.manifest["fields"])
@@ -45,7 +46,7 @@ def text_parts(parts: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def _texts(original: Original, fields: Fields, why: str) -> list[tuple[str, str]]:
-    """(role, text) pairs of a row; where it cannot be read, the error says `why` that is an error."""
+    """(role, text) pairs of a row. The error for one that cannot be read ends with `why`."""
     row = parse_row(original.record(), fields, original.ordinal, original.file, original.line)
     if isinstance(row, Rejected):
         raise GvendiError(f"{original.file}:{original.line}: {row.reason}{why}")

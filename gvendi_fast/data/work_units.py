@@ -1,4 +1,4 @@
-"""The work units of a corpus and how one is read: by seeking where the file allows it, else by streaming on."""
+"""The work units of a corpus and how one is read: by seeking where the file allows it, else by reading up to it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.data.sources import ParquetSource, read_lines
 
-# Row within its unit, then file and line of the row that had the id first.
+# Row within its work unit, then file and line of the row that had the id first.
 _DUPLICATE = struct.Struct("<IIQ")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a corpus: its name as given, its kind, size in bytes, rows taken and content fingerprint.
+    """One file of a corpus.
 
-    `digest` is the BLAKE2b (16 bytes, hex) of the bytes the pass went through: the lines after unpacking for JSON
-    lines, the footer and the row groups in use for Parquet. With a `limit` the bytes behind it do not count.
+    path: as given.
+    kind: as `sources` names it, such as "jsonl.gz".
+    size: bytes on disk.
+    rows: how many are used.
+    digest: BLAKE2b (16 bytes, hex) of the bytes that were read: the decompressed lines of JSON lines, the footer and
+        the row groups in use of Parquet. Bytes beyond a `limit` do not count.
     """
 
     path: str
@@ -34,11 +38,15 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A run of consecutive rows of one file: the piece of work that is scored, stored and resumed as a whole.
+    """A work unit: consecutive rows of one file that are computed, stored and resumed as a whole.
 
-    `file` indexes `Manifest.files`; `first_row` is the ordinal in the corpus of its first row; `line` and `offset`
-    (bytes, used for plain JSON lines only) say where that row stands. `duplicates` packs which of its rows repeat an
-    earlier id; a corpus without any leaves it empty.
+    ordinal: its number in the corpus, from 0.
+    file: index in `Manifest.files`.
+    first_row: ordinal in the corpus of its first row.
+    rows: how many it has.
+    line: line, or row of a Parquet file, of its first row.
+    offset: byte in the file where its first row begins; used for plain JSON lines only.
+    duplicates: which of its rows repeat an earlier id, packed; empty if none does.
     """
 
     ordinal: int
@@ -52,7 +60,16 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What one pass over a corpus found: its files and its work units, in input order."""
+    """A corpus after one pass over it: its files and its work units, in input order.
+
+    files: in input order.
+    units: the work units, in input order.
+    fields: the names of a row's fields.
+    rows: of all files.
+    duplicates: rows that repeat an earlier id.
+    rows_per_unit: rows of a work unit, at most.
+    limit: how many rows were taken at most, None for all.
+    """
 
     files: tuple[SourceFile, ...]
     units: tuple[Unit, ...]
@@ -63,7 +80,7 @@ class Manifest:
     limit: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest's identity for a run directory, JSON-able: everything that decides what a unit holds."""
+        """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
         return {
             "units_total": len(self.units),
             "rows": self.rows,
@@ -76,10 +93,10 @@ class Manifest:
 
 
 class UnitReader:
-    """Reads the units of a manifest; units asked for in order cost one pass over each file.
+    """Reads the work units of a manifest; in order, they cost one pass over each file.
 
-    A plain file is sought to the unit, a Parquet file opened at its row group, and an archive streamed forward to it
-    (from its beginning only if the reader has passed the unit already).
+    In a plain file the reader seeks the work unit, in a Parquet file it opens its row group, and in an archive it reads
+    forward to it (from the beginning only if it has passed the work unit already).
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -97,7 +114,7 @@ class UnitReader:
         self.close()
 
     def close(self) -> None:
-        """Close the file that is open; a later `read` opens what it needs again."""
+        """Close the open file; a later `read` opens what it needs again."""
         getattr(self._records, "close", lambda: None)()
         self._file, self._line, self._records = -1, 0, iter(())
         self._turn += 1
@@ -105,8 +122,8 @@ class UnitReader:
     def read(self, unit: Unit) -> Iterator[Row | Rejected]:
         """The rows of `unit` in input order, each either readable or rejected with its reason.
 
-        Raises GvendiError when the file has gone or has another size than when it was indexed, RuntimeError when an
-        iterator is used after a later `read` or `close` has taken over its file.
+        Raises GvendiError if the file is missing or its size has changed since it was indexed, and RuntimeError if an
+        iterator is used after a later `read` or `close` has taken its file.
         """
         manifest, path = self.manifest, self.manifest.files[unit.file].path
         self._go_to(unit)
@@ -139,7 +156,7 @@ class UnitReader:
     def _go_to(self, unit: Unit) -> None:
         source = self.manifest.files[unit.file]
         ahead = self._file == unit.file and self._line < unit.line
-        # Other kinds can be opened at the unit, unless it begins right where the reader stands.
+        # Other kinds can be opened at the work unit, unless the reader is already there.
         streamed = source.kind in ("jsonl.gz", "jsonl.zst")
         if ahead and (streamed or self._unit_end == unit.first_row):
             self._turn += 1
@@ -152,7 +169,7 @@ class UnitReader:
 
 
 def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
-    """The rows of one unit in input order; for several units in order a `UnitReader` reads each file once."""
+    """The rows of one work unit in input order; for several in order a `UnitReader` reads each file once."""
     with UnitReader(manifest) as reader:
         yield from reader.read(unit)
 
@@ -169,16 +186,17 @@ def _open_records(source: SourceFile, unit: Unit, fields: Fields) -> Iterator[tu
 
 def _check_unchanged(source: SourceFile) -> None:
     if not os.path.exists(source.path):
-        raise GvendiError(f"corpus: '{source.path}' has gone since it was indexed; restore it or index again")
+        raise GvendiError(f"corpus: '{source.path}' no longer exists; restore it or index the corpus again")
     size = os.path.getsize(source.path)
     if size != source.size:
         raise GvendiError(
-            f"corpus: '{source.path}' has changed since it was indexed ({source.size} -> {size} bytes); run again"
+            f"corpus: '{source.path}' has changed since it was indexed ({source.size} -> {size} bytes); "
+            "run the command again"
         )
 
 
 def pack_duplicates(repeats: list[tuple[int, int, int]]) -> bytes:
-    """`Unit.duplicates` of (row within the unit, file and line of the first row with its id)."""
+    """`Unit.duplicates` of (row within the work unit, file and line of the first row with its id)."""
     return zlib.compress(b"".join(_DUPLICATE.pack(*repeat) for repeat in repeats)) if repeats else b""
 
 

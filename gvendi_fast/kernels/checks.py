@@ -1,4 +1,4 @@
-"""What the operations demand of their arguments: refused by name, with what was wanted."""
+"""Checks of the operations' arguments; an error names the argument, what it was and what was wanted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gvendi_fast.base.unit_length import has_direction, no_direction
 if TYPE_CHECKING:
     from gvendi_fast.kernels.sketch_matrix import Table
 
-# Rows of one of many small groups (`group_entropies`); a larger set has a state of its own.
+# Most rows of a group in `entropy`; a larger set is given a VendiState of its own.
 MAX_GROUP = 256
 # How far a unit centroid's norm may be from 1; float32 rounding leaves less than 1e-6.
 UNIT_TOLERANCE = 1e-3
@@ -42,8 +42,8 @@ def check_groups(rows: torch.Tensor, boundaries: torch.Tensor) -> None:
 
 
 def check_norms(rows: torch.Tensor, numbers: Sequence[int] | np.ndarray) -> None:
-    """GvendiError for the first row [N, K] that is zero or not finite; numbers [N] are the rows' names in it."""
-    # In the rows' own dtype, forty times as fast; what may have left its range there is looked at in float64.
+    """GvendiError for the first of rows [N, K] that is zero or not finite; numbers [N]: what the error calls them."""
+    # In the rows' own dtype, forty times as fast; a norm that may have left its range is computed again in float64.
     norms = torch.linalg.vector_norm(rows, dim=1)
     for row in torch.nonzero(~has_direction(norms))[:, 0].tolist():
         norm = float(torch.linalg.vector_norm(rows[row], dtype=torch.float64))
@@ -61,7 +61,7 @@ def check_rows(name: str, x: torch.Tensor, width: int) -> None:
 
 
 def check_centroids(centroids: torch.Tensor) -> None:
-    """Unit centroids [C, K], as `assign` wants them."""
+    """GvendiError unless centroids are float32 [C, K] of length 1."""
     ok = centroids.dim() == 2 and centroids.dtype == torch.float32 and centroids.is_contiguous()
     if not ok or 0 in centroids.shape:
         raise GvendiError(
@@ -87,12 +87,14 @@ def check_out(out: torch.Tensor, segments: torch.Tensor) -> None:
     if out.dim() != 2 or out.dtype != torch.float32 or not out.is_contiguous():
         raise GvendiError(f"out must be contiguous float32 [B, K], got {out.dtype} {tuple(out.shape)}")
     if out.shape[0] != segments.shape[0]:
-        raise GvendiError(f"out has {out.shape[0]} rows but segments names {segments.shape[0]} samples")
+        raise GvendiError(
+            f"out has {out.shape[0]} rows, segments has {segments.shape[0]}; wanted one of each per sample"
+        )
 
 
 def check_dim(table: Table | None, dim: int) -> None:
     if table is not None and table.dim != dim:
-        raise GvendiError(f"a table of dim {table.dim} does not go with out of dim {dim}; use one SketchSpec")
+        raise GvendiError(f"table has dim {table.dim}, out has dim {dim}; make both with one SketchSpec")
 
 
 def check_segments(segments: torch.Tensor, rows: int) -> None:
@@ -115,5 +117,5 @@ def check_basis(rows: torch.Tensor, eigenvalues: torch.Tensor, vectors: torch.Te
     if not (float(eigenvalues.min()) >= 0 and 0 < float(eigenvalues.max()) < float("inf")):
         raise GvendiError(
             f"eigenvalues must be finite, none negative and not all 0, got {float(eigenvalues.min())}.."
-            f"{float(eigenvalues.max())}; clamp what is rounding"
+            f"{float(eigenvalues.max())}; if rounding made some negative, clamp them to 0"
         )

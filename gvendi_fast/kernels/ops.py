@@ -4,7 +4,7 @@ Letters: B samples, T rows (tokens of all samples), O output width, I input widt
 dimension. Inputs are float32 or bfloat16 (any float on the reference backend), row-major with a unit last
 stride; sketches are float32. `segments` int64 [B, 2] on the CPU holds each sample's (begin, end) rows, which may be
 empty and need not cover all rows. Verbs with `out` add to it, so that one buffer collects all parameters.
-Behind them stand the verbs on finished sketches, rows [N, K].
+The verbs on finished sketches, rows [N, K], follow them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gvendi_fast.kernels.spectrum import quadrature
 
 # Rows whose coordinates stay in the cache between the product and the sums over them; a GPU needs more to be busy.
 GAIN_ROWS = {"cpu": 512, "cuda": 16384}
-# Squared length that a unit row may gain or lose when it is rotated in float32; TF32 and bfloat16 products exceed it.
+# How far float32 rotation may move the squared length of a unit row; TF32 and bfloat16 products exceed it.
 GAIN_LENGTH = 2e-6
 
 
@@ -51,17 +51,19 @@ def linear_sketch(
     segments: torch.Tensor,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Add K^(-1/2) sum_t (H sum_p S_p e_p,t) * (H S_i a_t) over each sample's rows to out [B, K].
+    """Add K^(-1/2) sum_t (H sum_p S_p e_p,t) * (H S_i a_t) over each sample's rows to out [B, K]; return out.
 
-    a [T, I] with its table, or, with a_table None, H S_i a as `fold_hadamard` returns it (float32 [T, K]).
-    parts: one (e [T, O], table) per layer that reads this input (q, k and v share one); a part with table
-    None is already folded, as `softmax_fold` returns it (float32 [T, K]). Returns out.
+    a: [T, I] with its table; or, with a_table None, H S_i a as `fold_hadamard` returns it (float32 [T, K]).
+    a_table: the table of the input axis, or None.
+    parts: one (e [T, O], table) per layer that reads this input (q, k and v share one); with table None, e is
+        already folded, as `softmax_fold` returns it (float32 [T, K]).
+    segments: int64 [B, 2], each sample's (begin, end) rows.
     """
     dim = out.shape[1]
     check_out(out, segments)
     check_rows("a", a, dim if a_table is None else a_table.width)
     if a_table is None and a.dtype != torch.float32:
-        raise GvendiError(f"a without a table is H S a and must be float32, got {a.dtype}")
+        raise GvendiError(f"a must be float32 when a_table is None (it is H S a then), got {a.dtype}")
     if not parts:
         raise GvendiError("parts must hold at least one (e, table) pair")
     for position, (e, table) in enumerate(parts):
@@ -71,7 +73,9 @@ def linear_sketch(
                 f"parts[{position}] has {e.shape[0]} rows, a has {a.shape[0]}; they must be equal"
             )
         if table is None and e.dtype != torch.float32:
-            raise GvendiError(f"parts[{position}] without a table is S e and must be float32, got {e.dtype}")
+            raise GvendiError(
+                f"parts[{position}] must be float32 when its table is None (it is S e then), got {e.dtype}"
+            )
     for table in [a_table, *(table for _, table in parts)]:
         check_dim(table, dim)
     check_segments(segments, a.shape[0])
@@ -87,9 +91,12 @@ def token_sketch(
     e_table: Table,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Add the sketch of an embedding's gradient sum_t onehot(id_t) e_t^T to out [B, K].
+    """Add the sketch of an embedding's gradient sum_t onehot(id_t) e_t^T to out [B, K]; return out.
 
-    ids int64 [T] in 0..V-1, e [T, d], id_table of width V, e_table of width d. Returns out.
+    ids: int64 [T] in 0..V-1.
+    e: [T, d], gradients of the embedding's output.
+    segments: int64 [B, 2], each sample's (begin, end) rows.
+    id_table, e_table: tables of width V and d.
     """
     check_out(out, segments)
     check_rows("e", e, e_table.width)
@@ -110,17 +117,24 @@ def vector_sketch(
     norm: str | None = None,
     eps: float = 0.0,
 ) -> torch.Tensor:
-    """Add K^(-1/2) H S v_b to out [B, K], v_b the gradient of a bias or of a norm's weight.
+    """Add K^(-1/2) H S v_b to out [B, K], v_b the gradient of a bias or of a norm's weight; return out.
 
-    Bias (norm None, x None): v = sum_t e_t. Norm weight: v = sum_t e_t * x_hat_t with x_hat the normalised
-    input, "rms": x / sqrt(mean(x^2) + eps), "layer": (x - mean) / sqrt(var + eps). x and e: [T, d]. Returns out.
+    x: [T, d], the norm's input; None for a bias, whose gradient is v = sum_t e_t.
+    e: [T, d], gradients of the output.
+    segments: int64 [B, 2], each sample's (begin, end) rows.
+    table: of width d.
+    norm: None for a bias; else v = sum_t e_t * x_hat_t with x_hat = x / sqrt(mean(x^2) + eps) for "rms" and
+        (x - mean) / sqrt(var + eps) for "layer".
+    eps: the norm's.
     """
     check_out(out, segments)
     check_rows("e", e, table.width)
     if norm not in (None, "rms", "layer"):
         raise GvendiError(f'norm must be None, "rms" or "layer", got {norm!r}')
     if (x is None) != (norm is None):
-        raise GvendiError("x goes with norm: give both for a norm's weight and neither for a bias")
+        raise GvendiError(
+            "only one of x and norm is given; give both for a norm's weight and neither for a bias"
+        )
     if x is not None:
         check_rows("x", x, table.width)
         if x.shape != e.shape:
@@ -137,8 +151,11 @@ def dense_sketch(
 ) -> torch.Tensor:
     """Add K^(-1/2) Pi^T vec(g_b), g_b = sum_t e_t a_t^T over each sample's rows, to out [B, K]; return out.
 
-    a [T, I], e [T, O], key as `signs.sign_key` gives it: Pi in {+1, -1}^(O I x K) is defined in `signs.py`. With
-    ids int64 [T] in place of a it is the gradient of an embedding, sum_t onehot(id_t) e_t^T. K is a multiple of 64.
+    a: [T, I]; or ids int64 [T], for the gradient of an embedding, sum_t onehot(id_t) e_t^T.
+    e: [T, O].
+    segments: int64 [B, 2], each sample's (begin, end) rows.
+    key: as `signs.sign_key` gives it; `signs.py` defines Pi in {+1, -1}^(O I x K) by it.
+    out: float32 [B, K], K a multiple of 64.
     """
     check_out(out, segments)
     check_rows("e", e, e.shape[-1])
@@ -168,9 +185,10 @@ def softmax_fold(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Turn raw logits [T, V] into their gradient in place; return loss float32 [T] and S_V e float32 [T, K].
 
-    The model's logits are l = scale * x, then softcap * tanh(l / softcap) if softcap is given; the gradient
-    is that of logsumexp(l) - l[label] with respect to x. labels int64 [T] in 0..V-1. Without a table nothing is
-    folded and None comes in place of S_V e.
+    The gradient e is that of logsumexp(l) - l[label] with respect to x, the raw logits.
+    labels: int64 [T] in 0..V-1.
+    table: of width V; None: nothing is folded, and None is returned in place of S_V e.
+    softcap, scale: the model's logits are l = scale * x, then softcap * tanh(l / softcap) if softcap is given.
     """
     width = logits.shape[-1] if table is None else table.width
     check_rows("logits", logits, width)
@@ -189,7 +207,7 @@ def softmax_fold(
 def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Add sum_i z_i z_i^T of the rows [N, K], scaled to unit length, to out float64 [K, K]; return out.
 
-    Products are float32, summed per block of rows into the float64 master (docs/score.md).
+    Products are float32, and the sum of each block of rows is added to out in float64 (docs/score.md).
     """
     check_rows("rows", rows, out.shape[1])
     if (
@@ -228,10 +246,12 @@ def gain(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Delta S = S(A + sign x x^T) - S(A), S(A) = tr(A ln A), of each unit row x of rows [N, K] alone.
 
-    A = Q diag(l) Q^T: eigenvalues float64 [K], not negative; vectors Q float64 [K, K]. sign: +1 joins, -1 leaves.
-    Returns float64 [N] each: Delta S, mu = x^T A x, and by what part x^T (A + t)^-1 x exceeds 1 / (1 + t), above which
-    x x^T is not in A. The product with Q is in the rows' own precision, float64 or else float32, which adds less than
-    1e-5 of the rows' spread; the rest is float64. Source: docs/score.md.
+    rows: float32 or float64 [N, K], each of length 1.
+    eigenvalues, vectors: l float64 [K], not negative, and Q float64 [K, K], with A = Q diag(l) Q^T.
+    sign: +1 where a row joins, -1 where it leaves.
+    Returns float64 [N] each: Delta S, mu = x^T A x, and the relative excess of x^T (A + t)^-1 x over 1 / (1 + t): where
+    it is above 0, x x^T is not in A. The product with Q is float64 for float64 rows and float32 for all others, which
+    adds less than 1e-5 of the rows' spread; the rest is float64. Source: docs/score.md.
     Raises GvendiError for a row whose length is not 1.
     """
     check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
@@ -251,7 +271,7 @@ def gain(
             return gain(rows.double(), eigenvalues, vectors, sign)
         row = int(wrong.nonzero()[0, 0])
         raise GvendiError(
-            f"row {row} of rows has length {float(out[3, row]) ** 0.5}; wanted 1, as unit_rows gives it"
+            f"row {row} of rows has length {float(out[3, row]) ** 0.5}; wanted 1: scale rows with unit_rows first"
         )
     return out[0], out[1], out[2]
 
@@ -264,7 +284,7 @@ def assign(
     rows [N, K] of any length, centroids float32 [C, K] of length 1. Returns label int64 [N], its cosine float32 [N],
     second int64 [N] and its cosine float32 [N]; of equal cosines the lower label comes first. With one centroid
     second is -1 and its cosine NaN. A row's result does not depend on the other rows (docs/clusters.md).
-    Raises GvendiError for centroids that are no unit rows and for a row without a direction.
+    Raises GvendiError for centroids that do not have length 1 and for a row without a direction.
     """
     check_centroids(centroids)
     check_rows("rows", rows, centroids.shape[1])
@@ -273,7 +293,7 @@ def assign(
         torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2)
     )
     resolve("assign", rows, centroids).assign(rows, centroids, label, cosine, second, second_cosine)
-    # Zero, infinite and NaN rows have no finite cosine, so that no pass of its own must look for them.
+    # Zero, infinite and NaN rows have no finite cosine, so they need no pass of their own.
     wrong = torch.nonzero(~cosine.isfinite())
     if len(wrong):
         row = int(wrong[0, 0])

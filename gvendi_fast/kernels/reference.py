@@ -172,7 +172,7 @@ def head_sketch(
 
 
 def sum_segments(rows: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """Sum of the rows of each sample: [T, n] -> [B, n]."""
+    """Sum of each sample's rows: [T, n] -> [B, n]."""
     spans = segments.tolist()
     out = torch.zeros(len(spans), rows.shape[1], dtype=rows.dtype, device=rows.device)
     for sample, (begin, end) in enumerate(spans):
@@ -200,9 +200,7 @@ def sketch_of_gradient(
             z += fold_hadamard(g[None], row_table(spec, name, len(g)))[0]
             continue
         if g.dim() != 2:
-            raise GvendiError(
-                f"gradient {name!r} has shape {tuple(g.shape)}; a sketch knows vectors and matrices"
-            )
+            raise GvendiError(f"gradient {name!r} has shape {tuple(g.shape)}; wanted a vector or a matrix")
         g = g.T if name in transposed else g
         rows, columns = row_table(spec, name, g.shape[0]), column_table(spec, name, g.shape[1])
         # H S_o G S_i^T H is K x K; the sketch is the diagonal, and folding first keeps the work small.
@@ -278,7 +276,7 @@ def entropy_after_removal(a: torch.Tensor, n: int, x: torch.Tensor, q: float = 1
 
 
 def trace_log(a: torch.Tensor) -> torch.Tensor:
-    """S(A) = tr(A ln A) of symmetric matrices [..., K, K] without negative eigenvalues but for rounding -> [...]."""
+    """S(A) = tr(A ln A) of symmetric matrices [..., K, K], eigenvalues not negative up to rounding -> [...]."""
     eigenvalues = torch.linalg.eigvalsh(torch.as_tensor(a).double()).clamp_min(0)
     return torch.special.xlogy(eigenvalues, eigenvalues).sum(dim=-1)
 
@@ -306,9 +304,10 @@ def plain_greedy(
     given: torch.Tensor | None = None,
     allowed: Callable[[list[int]], bool] = lambda chosen: True,
 ) -> list[int]:
-    """Rows picked one by one, each the one that raises value(given and chosen unit rows [m, K]) most.
+    """Rows picked one by one: always the row that raises `value` of the given and chosen unit rows [m, K] most.
 
-    Values within 1e-9 are equal and the smallest id wins. `allowed` says whether chosen rows keep the quotas.
+    Of rows whose values are within 1e-9 of the best, the smallest id wins. `allowed` says whether chosen rows keep the
+    quotas.
     """
     z = normalise(rows)
     start = z[:0] if given is None else normalise(given)

@@ -16,7 +16,7 @@ from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.signs import SIGN_VERSION
 
-# One AVX-512 register of floats, one 32-byte sector of bf16: what a wide block moves as a unit.
+# One AVX-512 register of floats, one 32-byte sector of bf16: what a wide block moves in one piece.
 RUN = 16
 KINDS = ("hadamard", "rademacher")
 MIN_DIM, MAX_DIM = 64, 8192
@@ -31,7 +31,7 @@ class SketchSpec:
     dim: number of sketch coordinates K; G-Vendi cannot exceed it. A power of two from 64 to 8192, or for
         "rademacher" any multiple of 64 in that range.
     kind: "hadamard", the Hadamard TensorSketch; or "rademacher", a dense matrix of random signs (`signs.py`),
-        which costs K additions per parameter and sample and is there to verify the former.
+        which costs K additions per parameter and sample and serves to verify the former.
     seed: any integer; the same seed gives the same matrix on every device and version.
     Raises GvendiError for a value outside these.
     """
@@ -54,7 +54,7 @@ class SketchSpec:
             raise GvendiError(f"seed must be an integer, got {self.seed!r}")
 
     def as_dict(self) -> dict:
-        """The spec as it is stored beside sketches, with the version of the tables or of the signs."""
+        """The spec as stored beside sketches, with the version of the tables or of the signs."""
         version = {"signs": SIGN_VERSION} if self.kind == "rademacher" else {"tables": TABLE_VERSION}
         return {**asdict(self), **version}
 

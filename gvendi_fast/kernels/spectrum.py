@@ -9,7 +9,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 
-# Orders below 1 blow up tiny eigenvalues; below this part of the trace they may be rounding of fp32 products.
+# Orders below 1 magnify tiny eigenvalues; below this share of the trace they may be rounding of fp32 products.
 NOISE = 2.0**-22
 
 
@@ -17,8 +17,11 @@ NOISE = 2.0**-22
 class Quadrature:
     """Where and with what weights the integral of `marginal_change` is summed for one spectrum; all float64.
 
-    sign: +1 joins, -1 leaves. t, weight [J]. table [K, C]: a row of ones, lambda, 1 / (lambda + t) and zeros up to a
-    multiple of 8 columns, so that energy @ table holds the row's length, its mu and g.
+    sign: +1 where rows join, -1 where one leaves.
+    t: [J], the nodes.
+    weight: [J], their weights.
+    table: [K, C], columns of ones, lambda, 1 / (lambda + t) and zeros up to a multiple of 8 columns, so that
+        energy @ table holds a row's squared length, its mu and its g.
     """
 
     sign: int
@@ -34,7 +37,7 @@ def nodes(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> tuple[torch
     high = 100 * (float(eigenvalues.max()) + joining - 1)
     count = math.ceil(math.log(high / low)) + 1
     t = low * torch.exp(torch.arange(count, dtype=torch.float64, device=eigenvalues.device))
-    # Both ends are closed by geometric sums: as t towards 0 and, far above every eigenvalue, as t^-2.
+    # What lies beyond both ends is a geometric sum: of terms like t towards 0 and like t^-2 far above every eigenvalue.
     weight = t.clone()
     weight[0] /= -math.expm1(-1)
     weight[-1] /= -math.expm1(-2)
@@ -42,7 +45,7 @@ def nodes(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> tuple[torch
 
 
 def quadrature(eigenvalues: torch.Tensor, sign: int, joining: int = 1) -> Quadrature:
-    """The nodes for a spectrum [K] that is not negative, and up to `joining` unit rows that join (one that leaves)."""
+    """The nodes for a spectrum [K], not negative, and up to `joining` unit rows that join, or one that leaves."""
     t, weight = nodes(eigenvalues, sign, joining)
     lam = eigenvalues[:, None]
     table = [torch.ones_like(lam), lam, 1 / (lam + t), lam.new_zeros(len(lam), -(len(t) + 2) % 8)]
@@ -58,17 +61,17 @@ def marginal_change(
     with phi(x) = x ln x, |x| = 1, mu = x^T A x, g(t) = sum_k c_k^2 / (lambda_k + t): the integral form of S and the
     determinant lemma, against a matrix with the one eigenvalue mu. Trapezoid in u = ln t, step 1.
     All singularities lie at Im u = +-pi; there the logarithms of 1 + sign g and of 1 + sign / (mu + t) have imaginary
-    parts of +-pi, on t-sets of measure 1, so a sum without ends errs by less than 8 pi exp(-2 pi^2) = 7e-8, whatever
+    parts of +-pi, on t-sets of measure 1, so an infinite sum errs by less than 8 pi exp(-2 pi^2) = 7e-8, whatever
     the spectrum.
-    Returns [N] each: Delta S, mu, the relative excess of g over 1 / (1 + t), its bound if A >= x x^T, and the sum of
-    the row's energies, which is 1 for a unit row and what the rest is divided by.
+    Returns [N] each: Delta S, mu, the relative excess of g over 1 / (1 + t), which bounds it if A >= x x^T, and the sum
+    of the row's energies, 1 for a unit row, by which the rest is divided.
     """
     sums = energy @ at.table
     length = sums[:, :1]
     mu, g = sums[:, 1:2] / length, sums[:, 2 : 2 + len(at.t)] / length
     excess = ((g * (1 + at.t) - 1) * (at.t > 1e-2)).amax(dim=1)
     if at.sign < 0:
-        # A >= x x^T; beyond these bounds is rounding only, and the logarithm stays finite.
+        # A >= x x^T, so only rounding exceeds these bounds; within them the logarithm stays finite.
         mu, g = mu.clamp_min(1), torch.minimum(g, 1 / (1 + at.t))
     integral = torch.log1p(at.sign * (1 / (mu + at.t) - g) / (1 + at.sign * g)) @ at.weight
     after = mu + at.sign
@@ -79,7 +82,7 @@ def marginal_change(
 def entropy_and_surprise(sigma: torch.Tensor, least: float) -> tuple[torch.Tensor, float, torch.Tensor]:
     """Eigenvalues [K] of Sigma [K, K] of trace 1, its entropy H_1 in nats, and -ln Sigma [K, K].
 
-    The last is the entropy's gradient, less the identity; eigenvalues below `least` count as that in it.
+    The last is the entropy's gradient without the identity; in it, eigenvalues below `least` count as `least`.
     """
     eigenvalues, vectors = torch.linalg.eigh(sigma)
     eigenvalues = eigenvalues.clamp_min(0)
@@ -93,7 +96,7 @@ def renyi_entropy(spectrum: torch.Tensor, q: float, noise: float = NOISE) -> flo
     At q < 1 eigenvalues up to `noise` do not count.
     """
     if not q > 0:
-        raise GvendiError(f"q is {q}; wanted an order above 0, or inf")
+        raise GvendiError(f"q is {q}; wanted an order above 0, or inf (1 is von Neumann's entropy)")
     p = spectrum[spectrum > (noise if q < 1 else 0)]
     if q == 1:
         return float(-torch.special.xlogy(p, p).sum())

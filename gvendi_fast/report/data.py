@@ -41,13 +41,16 @@ def report_data(
 ) -> dict[str, Any]:
     """Everything that a report of a run directory shows; it may be incomplete, but must hold a row.
 
-    by: the field the directory was sketched with (None: that field, if there is one). clusters: how many (None: 1 % of
-    the rows), or the file that `gvendi cluster` wrote. seed: of all draws. corpus: the folder that holds the corpus
-    now, if it has moved; where its rows cannot be read, `texts_missing` says why and no row has a text. say: is told
-    each step. The same run, seed and settings give an equal dict.
+    by: the field the directory was sketched with (None: that field, if there is one).
+    clusters: how many (None: 1 % of the rows), or the file that `gvendi cluster` wrote.
+    seed: of all draws.
+    corpus: the folder that holds the corpus now, if it has moved; if its rows cannot be read, `texts_missing` says why
+        and no row has a text.
+    say: called with the name of each step as it begins.
 
-    Scores are those of `score_run`. Numbers: entropies and surprisals in nats, eigenvalues of trace 1, cosines of unit
-    sketches. Raises GvendiError for another --by, a run without rows, and clusters that are not the run's.
+    The same run, seed and settings give an equal dict. Scores are those of `score_run`; entropies and surprisals are
+    in nats, and eigenvalues sum to 1. Raises GvendiError for another --by, a run without rows, and clusters that are
+    not the run's.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
     say = say or (lambda step: None)
@@ -91,7 +94,7 @@ def report_data(
 
 
 def _score(score: Score) -> dict[str, Any]:
-    found = score.to_dict()
+    values = score.to_dict()
     kept = (
         "gvendi",
         "gvendi_corrected",
@@ -105,10 +108,10 @@ def _score(score: Score) -> dict[str, Any]:
         "coverage",
         "spec",
     )
-    # A run that was just made and one that is read have their settings in different orders.
-    found["spec"] = json.loads(json.dumps(score.spec, sort_keys=True))
+    # The settings of a run just made are in another order than those read from its file.
+    values["spec"] = json.loads(json.dumps(score.spec, sort_keys=True))
     done, total = score.units
-    return {**{name: found[name] for name in kept}, "units_done": done, "units_total": total}
+    return {**{name: values[name] for name in kept}, "units_done": done, "units_total": total}
 
 
 def _spectrum(state: VendiState) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _spectrum(state: VendiState) -> dict[str, Any]:
 def _groups(
     field: str, score: Score, pool: Pool, values: np.ndarray, grown: dict[str, Any], too_many: bool
 ) -> dict[str, Any]:
-    """Groups by G-Vendi at equal n, highest first; each with its part of the rows and of the entropy.
+    """Groups by G-Vendi at equal n, highest first; each with its share of the rows and of the entropy.
 
     `mixed` is the point of the growth curve at that n: as many rows drawn from all groups together.
     """
@@ -131,7 +134,7 @@ def _groups(
         return {"field": field, "too_many": len(set(pool.groups)), "mixed": None, "groups": []}
     names, place = np.unique(np.array(pool.groups, dtype=object), return_inverse=True)
     sums = np.bincount(place, weights=values)
-    found = [
+    groups = [
         {
             "group": name,
             **vars(score.by[name]),
@@ -143,9 +146,9 @@ def _groups(
         }
         for i, name in enumerate(names)
     ]
-    found.sort(key=lambda group: (group["gvendi"] is None, -(group["gvendi"] or 0), group["group"]))
-    mixed = next((point for point in grown["points"] if point["n"] == found[0]["n"]), None)
-    return {"field": field, "too_many": None, "mixed": mixed, "groups": found}
+    groups.sort(key=lambda group: (group["gvendi"] is None, -(group["gvendi"] or 0), group["group"]))
+    mixed = next((point for point in grown["points"] if point["n"] == groups[0]["n"]), None)
+    return {"field": field, "too_many": None, "mixed": mixed, "groups": groups}
 
 
 def _map(
@@ -154,14 +157,14 @@ def _map(
     """The map with a colour for each point: its place among `colours`, or their number for all others."""
     if len(pool) < 3:
         return None
-    found = numbers.principal_map(pool, state, seed)
+    points = numbers.principal_map(pool, state, seed)
     of_row = [f"cluster {c}" for c in label.tolist()] if field is None else pool.groups
     names, counts = np.unique(np.array(of_row, dtype=object), return_counts=True)
     largest = [str(names[i]) for i in np.argsort(-counts, kind="stable")[:COLOURED]]
     place = {name: i for i, name in enumerate(largest)}
-    rows = found.pop("rows")
+    rows = points.pop("rows")
     return {
-        **found,
+        **points,
         "ids": [pool.ids[i] for i in rows],
         "colour": [place.get(of_row[i], len(largest)) for i in rows],
         "colours": largest,
@@ -171,15 +174,17 @@ def _map(
     }
 
 
-def _with_groups(found: dict[str, Any], label: np.ndarray, pool: Pool, field: str | None) -> dict[str, Any]:
-    """Clusters with the group that most of their rows have, and its part of them."""
+def _with_groups(
+    clusters: dict[str, Any], label: np.ndarray, pool: Pool, field: str | None
+) -> dict[str, Any]:
+    """Clusters, each with the group that most of its rows have and the share of these rows."""
     if field is not None:
-        for cluster in (*found["largest"], *found["sparsest"]):
+        for cluster in (*clusters["largest"], *clusters["sparsest"]):
             members = [pool.groups[i] for i in np.flatnonzero(label == cluster["cluster"])]
             names, counts = np.unique(np.array(members, dtype=object), return_counts=True)
             top = int(counts.argmax())
             cluster["group"], cluster["group_share"] = names[top], float(counts[top] / len(members))
-    return found
+    return clusters
 
 
 def rejected_reasons(items) -> dict[str, Any]:
@@ -209,11 +214,11 @@ def _add_texts(
     """Give every row that `data` names its id, group and text; returns why there are no texts, else None."""
     named = list(numbers.row_numbers(data))
     ordinals = pool.numbers("row")
-    found: dict[int, Original] = {}
+    originals: dict[int, Original] = {}
     missing = None
-    # Not a fallback: the report shows the error in place of the texts.
+    # The error is not lost: the report shows it in place of the texts.
     try:
-        found = {
+        originals = {
             row.ordinal: row
             for row in list(original_rows(run, (int(ordinals[e["row"]]) for e in named), corpus))
         }
@@ -224,6 +229,6 @@ def _add_texts(
         entry["id"], entry["row"] = pool.ids[number], int(ordinals[number])
         if field is not None:
             entry["group"] = pool.groups[number]
-        original = found.get(entry["row"])
+        original = originals.get(entry["row"])
         entry["text"] = None if original is None else original_text(original, run)
     return missing

@@ -12,7 +12,7 @@ from typing import Any
 
 # Width and height in CSS pixels, at which a font unit is a pixel.
 WIDE, NARROW = (840, 320), (340, 280)
-# Colours of the page (variables of its style sheet), by the stand-ins that matplotlib draws.
+# Variables of the page's style sheet, by the colours that matplotlib draws in their place.
 INK, FAINT, ACCENT, SECOND, WARM = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", SECOND: "--second", WARM: "--warm"}
 GROUPS = [f"#0600{i:02x}" for i in range(9)]
@@ -48,7 +48,7 @@ def spectrum_figure(data: dict[str, Any]) -> dict[str, str]:
         dot = {"marker": "o", "markersize": 3} if len(values) < 40 else {}
         ax.plot(range(1, len(values) + 1), values, color=ACCENT, **dot)
         ax.set(xscale="log", yscale="log", xlabel="eigenvalue number", ylabel="share of the whole")
-        # The tail falls off a cliff where the rank ends; what is of interest stands above it.
+        # The tail drops steeply where the rank ends; what matters is above it.
         ax.set_ylim(max(values[-1], values[0] * 1e-6) / 2, 2 * values[0])
         ax.set_xlim(0.9, 1.15 * max(len(values), 2))
         plain_ticks(ax.xaxis)
@@ -69,7 +69,7 @@ def growth_figure(data: dict[str, Any]) -> dict[str, str]:
         n = [point["n"] for point in points]
         low, high = data["ci95"]
         top = max(point["high"] for point in points)
-        # An interval that is wider than the picture is cut, its ends stand in the text.
+        # An interval that is wider than the picture is cut; the text gives its ends.
         top = 1.12 * max(top, min(high, 2 * max(top, data["corrected"])), data["corrected"])
         ax.axhspan(low, min(high, top), color=WARM, alpha=0.15, linewidth=0)
         ax.axhline(data["corrected"], color=WARM, linestyle=(0, (4, 3)), linewidth=1.5)
@@ -147,7 +147,7 @@ def map_figure(data: dict[str, Any]) -> dict[str, str]:
 
     def draw(ax, narrow: bool) -> None:
         places = range(len(data["colours"]) + 1)
-        # The rest lies below the groups, and large groups below small ones.
+        # All other points are drawn under the groups, and large groups under small ones.
         for place in (places[-1], *places[:-1]):
             here = [i for i, colour in enumerate(data["colour"]) if colour == place]
             if here:
@@ -166,7 +166,7 @@ def map_figure(data: dict[str, Any]) -> dict[str, str]:
         first, second = (f"{100 * share:.1f} %" for share in data["shares"])
         ax.set(xlabel=f"axis 1 ({first} of the variance)", ylabel=f"axis 2 ({second})")
         ax.margins(0.04)
-        # Of equal rows only rounding is left, which must not look like a cloud.
+        # Equal rows differ by rounding only, which must not look like a cloud.
         for limits, setter in ((ax.get_xlim(), ax.set_xlim), (ax.get_ylim(), ax.set_ylim)):
             if limits[1] - limits[0] < 1e-3:
                 setter(-0.1, 0.1)
@@ -175,7 +175,7 @@ def map_figure(data: dict[str, Any]) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-    """About four figures that count, without an exponent."""
+    """About four significant figures, without an exponent."""
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
     return f"{value:,.{digits}f}"
 
@@ -232,7 +232,9 @@ def both(
 ) -> dict[str, str]:
     """A figure as two <svg> elements, "wide" and "narrow", of these sizes in CSS pixels.
 
-    name: unlike all others on the page. draw: is given the axes and whether they are the narrow ones.
+    name: different from all others on the page.
+    draw: called with the axes and whether they are the narrow ones.
+    wide, narrow: the sizes.
     """
     return {
         kind: _svg(f"{name}-{kind}", draw, size, kind == "narrow")
@@ -260,7 +262,7 @@ def _svg(name: str, draw: Callable[[Any, bool], None], size: tuple[int, int], na
 
 
 def _inline(text: str) -> str:
-    """The <svg> of a stand-alone file for a page: without head, metadata, sizes, names nobody refers to, and fonts."""
+    """The <svg> element of a whole file, for a page: without head, metadata, sizes, fonts and unused names."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1)

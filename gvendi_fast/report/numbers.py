@@ -1,4 +1,4 @@
-"""What a report says of single rows and of where they lie: growth, surprisal, map, clusters, near-duplicates.
+"""What a report says of single rows and how they are spread: growth, surprisal, map, clusters, near-duplicates.
 
 Every function goes through the pool block by block; draws are those of `base.draws`.
 All results are plain dicts, lists and numbers; a row is named by its number in the pool.
@@ -23,7 +23,7 @@ from gvendi_fast.vendi.state import VendiState
 # Draws of each subset size; one where a spectrum takes minutes.
 GROWTH_DRAWS, LARGE_DIM, GROWTH_SIZES, LEAST_SIZE = 5, 2048, 12, 4
 MAP_POINTS = 2000
-# Rows that default clusters are fitted to at most, their number at most, and how many are shown from each end.
+# Default clusters: most rows that they are fitted to, most clusters, and how many are shown from each end.
 CLUSTER_ROWS, MOST_CLUSTERS, SHOWN_CLUSTERS, SHOWN_ROWS = 50_000, 256, 5, 3
 EXTREMES = 10
 # All pairs of more rows take too long beside the rest.
@@ -43,11 +43,11 @@ def growth(
     sizes = {n >> i for i in range(GROWTH_SIZES) if n >> i >= min(n, LEAST_SIZE)}
     sizes = sorted(sizes if also is None else sizes | {also})
     draws = GROWTH_DRAWS if pool.dim <= LARGE_DIM else 1
-    found: dict[int, list[float]] = {size: [] for size in sizes[:-1]}
-    for draw in range(draws if found else 0):
+    scores: dict[int, list[float]] = {size: [] for size in sizes[:-1]}
+    for draw in range(draws if scores else 0):
         place = np.empty(n, np.int64)
         place[order(stream("growth", seed, draw), n)] = np.arange(n)
-        shells = [VendiState(pool.dim) for _ in found]
+        shells = [VendiState(pool.dim) for _ in scores]
         for first, rows in pool.blocks():
             shell = np.searchsorted(sizes, place[first : first + len(rows)], side="right")
             for index, state in enumerate(shells):
@@ -55,16 +55,16 @@ def growth(
                 if len(here):
                     state.update(rows[here])
         state = VendiState(pool.dim)
-        for size, shell in zip(found, shells, strict=True):
-            found[size].append(state.merge(shell).gvendi())
+        for size, shell in zip(scores, shells, strict=True):
+            scores[size].append(state.merge(shell).gvendi())
     points = [
         {"n": size, "mean": float(np.mean(values)), "low": low, "high": high, "draws": draws}
-        for size, values in found.items()
+        for size, values in scores.items()
         for low, high in [band(values)]
     ]
     points.append({"n": n, "mean": value, "low": value, "high": value, "draws": 1})
     half = next((point["mean"] for point in points[:-1] if point["n"] == n // 2), None)
-    # What the last doubling of the rows brought.
+    # How much the last doubling of the rows added.
     last = None if half is None else value / half - 1
     return {"points": points, "corrected": corrected, "ci95": ci95, "last_doubling": last}
 
@@ -98,7 +98,7 @@ def principal_map(pool: Pool, state: VendiState, seed: int) -> dict[str, Any]:
     at = (pool.take(chosen).double() - mean) @ axes
     spread = spread.clamp_min(0)
     whole = float(spread.sum())
-    # Equal rows have rounding for a spread.
+    # The spread of equal rows is rounding.
     shares = (spread[-2:].flip(0) / whole).tolist() if whole > 1e-9 else [0.0, 0.0]
     return {"rows": chosen.tolist(), "x": at[:, 0].tolist(), "y": at[:, 1].tolist(), "shares": shares}
 
@@ -119,8 +119,8 @@ def clusters(pool: Pool, wanted: int | Path | None, seed: int) -> tuple[np.ndarr
             fitted = max(CLUSTER_ROWS, 8 * count)
             chosen = order(stream("clusters", seed), len(pool))[:fitted]
             source = MatrixPool(pool.take(np.sort(chosen)))
-        found = model.fit(source).assign(pool)
-        label, cosine = found.label.numpy(), found.cosine.numpy()
+        nearest = model.fit(source).assign(pool)
+        label, cosine = nearest.label.numpy(), nearest.cosine.numpy()
         sizes = np.bincount(label, minlength=count)
     by_size = np.argsort(-sizes, kind="stable")
     by_size = by_size[sizes[by_size] > 0]
@@ -147,7 +147,7 @@ def duplicates(pool: Pool) -> dict[str, Any] | None:
     """Rows whose cosine to another one is at least 0.99: counts, the histogram of the cosine to the nearest other row.
 
     `repeats` counts the rows that have such a row before them: leaving them out leaves one of each. A family is a row
-    without one before it and all that lead back to it. None for one row or more than DUPLICATE_ROWS.
+    without such a row before it and all rows that lead back to it. None for one row or more than DUPLICATE_ROWS.
     """
     n = len(pool)
     if not 1 < n <= DUPLICATE_ROWS:
@@ -196,7 +196,7 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
 
     wanted = "wanted a file that 'gvendi cluster' wrote, or a number of clusters"
     if not path.is_file():
-        raise GvendiError(f"--clusters is '{path}', which is no file; {wanted}")
+        raise GvendiError(f"--clusters is '{path}', which is not a file; {wanted}")
     try:
         table = pq.read_table(path, columns=["id", "cluster", "cosine"], use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -207,7 +207,7 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     places = [place.get(name, -1) for name in pool.ids]
     if -1 in places or len(place) != len(places):
         raise GvendiError(
-            f"--clusters: '{path}' has {len(place)} ids, the run {len(places)}, and they are not the same; "
+            f"--clusters: the {len(place)} ids in '{path}' are not those of the run's {len(places)} rows; "
             "run 'gvendi cluster' on this run directory again"
         )
     return table["cluster"].to_numpy()[places], table["cosine"].to_numpy()[places]
@@ -215,21 +215,21 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
 
 def _histogram(values: np.ndarray) -> dict[str, list]:
     low, high = float(values.min()), float(values.max())
-    # Values that differ by rounding alone stand in one bar, not in forty.
+    # Values that differ by rounding only fill one bar, not forty.
     if high - low < 1e-3:
         low, high = low - 0.5, high + 0.5
     counts, edges = np.histogram(values, bins=min(BINS, max(5, len(values) // 5)), range=(low, high))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def row_numbers(found: Any) -> Iterator[dict[str, Any]]:
-    """Every dict below `found` that names a single row by its number."""
-    if isinstance(found, dict):
-        if isinstance(found.get("row"), int):
-            yield found
-        for value in found.values():
+def row_numbers(data: Any) -> Iterator[dict[str, Any]]:
+    """Every dict in `data` that names a single row by its number."""
+    if isinstance(data, dict):
+        if isinstance(data.get("row"), int):
+            yield data
+        for value in data.values():
             yield from row_numbers(value)
-    elif isinstance(found, list):
-        for value in found:
+    elif isinstance(data, list):
+        for value in data:
             if isinstance(value, dict):
                 yield from row_numbers(value)

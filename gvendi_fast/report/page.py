@@ -1,7 +1,7 @@
 """A report as one HTML file without scripts or network, and its numbers as JSON beside it.
 
-What a user wrote (texts, ids, groups, file names) is escaped where it is printed, and shown cut with the rest to open.
-A content security policy forbids scripts and every request, so that a slip could not run either.
+What a user wrote (texts, ids, groups, file names) is escaped where it is printed; a long one is cut, and a click opens
+the rest. A content security policy forbids scripts and every request, so that not even a missed escape could run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ASSETS = Path(__file__).parent / "templates"
 SHOWN_GROUPS = 20
 # Characters of a text before the reader opens it, and of a name before it is cut.
 PREVIEW, NAME = 240, 80
-# Control characters, which HTML forbids or hides, overrides of the direction, which show a text other than it is, and
+# Control characters, which HTML forbids or hides, overrides of the direction, which disguise a text, and
 # halves of a surrogate pair, which no file takes.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff]")
 
@@ -43,7 +43,7 @@ def write_report(
     """Write OUT.html and OUT.json from `report_data.report_data`; returns both paths.
 
     title: the heading (None: the run's name). date: printed in the HTML (None: today). The same data give the same
-    bytes. Raises GvendiError for a name that does not end in .html, and for files that are there unless force.
+    bytes. Raises GvendiError for a name that does not end in .html, and for files that exist, unless force.
     """
     paths = output_paths(out, force)
     write_files(data, render(data, title=title, date=date), *paths)
@@ -89,7 +89,7 @@ def environment() -> jinja2.Environment:
     """Templates of pages: every value is escaped, control characters are shown, a missing name is an error."""
     import jinja2
 
-    found = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -97,7 +97,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    found.filters |= {
+    templates.filters |= {
         "count": lambda value: f"{value:,}",
         "number": figures.number,
         "percent": lambda value: (
@@ -108,11 +108,11 @@ def environment() -> jinja2.Environment:
         "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
         "exp": math.exp,
     }
-    return found
+    return templates
 
 
 def printed(date: datetime.date | None) -> str:
-    """The date that stands on a page; today, in UTC, where none is given."""
+    """The date to print on a page; today, in UTC, if none is given."""
     return (date or datetime.datetime.now(datetime.timezone.utc).date()).isoformat()
 
 
@@ -134,24 +134,24 @@ def figure(drawn: dict[str, str]) -> dict[str, Markup]:
     return {kind: Markup(svg) for kind, svg in drawn.items()}
 
 
-def _shown_groups(found: dict[str, Any] | None) -> dict[str, Any] | None:
+def _shown_groups(groups: dict[str, Any] | None) -> dict[str, Any] | None:
     """Groups in the order of the picture: all, or those at the top and at the bottom; `top` scales the bars."""
-    if found is None:
+    if groups is None:
         return None
-    compared = [group for group in found["groups"] if group["gvendi"] is not None]
+    compared = [group for group in groups["groups"] if group["gvendi"] is not None]
     between = max(0, len(compared) - 2 * SHOWN_GROUPS)
     first = compared[:SHOWN_GROUPS] if between else compared
     tops = [group["high"] for group in compared]
-    if found["mixed"]:
-        tops.append(found["mixed"]["high"])
+    if groups["mixed"]:
+        tops.append(groups["mixed"]["high"])
     return {
-        "field": found["field"],
-        "mixed": found["mixed"],
+        "field": groups["field"],
+        "mixed": groups["mixed"],
         "first": first,
         "between": between,
         "last": compared[len(compared) - SHOWN_GROUPS :] if between else [],
         "compared": len(compared),
-        "small": len(found["groups"]) - len(compared),
+        "small": len(groups["groups"]) - len(compared),
         "top": max(tops, default=1.0),
     }
 

@@ -28,14 +28,14 @@ class Limits:
 def check_feasible(size: int, rows: int, limits: Limits | None) -> None:
     """GvendiError unless `size` of `rows` rows can be chosen within the limits."""
     if not 1 <= size <= rows:
-        raise GvendiError(f"size is {size}; wanted 1 to {rows}, the number of rows that can be chosen")
+        raise GvendiError(f"size is {size}; wanted 1 to {rows}, the number of rows to choose from")
     if limits is None:
         return
     there = np.bincount(limits.codes, minlength=len(limits.most))
     room = int(np.minimum(there, limits.most).sum())
     if room < size:
         raise GvendiError(
-            f"size is {size}, but the quotas leave room for {room} rows; raise a quota or lower size"
+            f"size is {size}, but the quotas leave room for only {room} rows; raise a quota or lower size"
         )
 
 
@@ -55,7 +55,7 @@ def project(logits: np.ndarray, size: int, limits: Limits | None = None) -> np.n
             own[code] = _threshold(logits[members], most)
     floor = own[limits.codes]
     low, high = float(logits.min()) - np.log(size) - 1.0, float(logits.max()) + np.log(len(logits)) + 1.0
-    # 80 halvings leave less than rounding of any range that logits may have.
+    # 80 halvings narrow any range of logits to less than rounding.
     for _ in range(80):
         middle = 0.5 * (low + high)
         total = np.exp(np.minimum(logits - np.maximum(middle, floor), 0.0)).sum()
@@ -79,7 +79,7 @@ def best_vertex(scores: np.ndarray, order: np.ndarray, size: int, limits: Limits
     ranked = np.lexsort((order, -scores))
     if limits is None:
         return ranked[:size]
-    # Row number r within its group, in rank order, is free to go while r is below the limit.
+    # The r-th row of its group, in rank order, is allowed while r is below the limit.
     codes = limits.codes[ranked]
     by_group = np.argsort(codes, kind="stable")
     first = np.searchsorted(codes[by_group], np.arange(len(limits.most)))

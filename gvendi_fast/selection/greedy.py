@@ -1,11 +1,10 @@
-"""Greedy selection: again and again the candidate with the largest gain, ties by id.
+"""Greedy selection: each pick is the candidate with the largest gain, ties by id.
 
 Candidates keep the gain they had when they were last evaluated, an upper bound by submodularity; only those whose
 bound reaches the best current gain are evaluated again (Minoux 1978), in blocks, from the highest bound down. So
-the picks are those of plain greedy. A pool that does not fit into the memory budget is read in passes: each brings
-all bounds up to date and keeps the rows with the highest, and they are picked from until a row outside may be
-better. Gains are compared in float32 and decided between close rivals in float64; the integral behind vendi's errs
-by up to 1e-7.
+the picks are those of plain greedy. A pool that does not fit into the memory budget is read in passes: each
+renews all bounds and keeps the rows with the highest, which are picked from until a row outside may be better. Gains
+are compared in float32, and close ones again in float64; the integral behind vendi's gains errs by up to 1e-7.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from gvendi_fast.data.pool import POOL_BLOCK
 from gvendi_fast.selection.objectives import Level, make_objective
 from gvendi_fast.selection.problem import Problem
 
-# Gains closer than this are equal: float64 sums of the same numbers in another order differ by less.
+# Gains closer than this count as equal: float64 sums in another order differ by less.
 TIE = 1e-9
 FIRST_BLOCK = 256
 # Bytes beside the rows for each row of the pool: its id's rank, bound, flags and place.
@@ -87,16 +86,16 @@ class Greedy:
         if self.passes == 0:
             self._read()
         while True:
-            found = self._best_held(allowed)
+            best = self._best_held(allowed)
             outside = allowed & (self._slot < 0)
             highest = float(self._keys(outside).max()) if bool(outside.any()) else -math.inf
             fresh = self._read_at == self.objective.picks
-            if found is not None and (fresh or highest <= found[2]):
-                return found[0], found[1]
+            if best is not None and (fresh or highest <= best[2]):
+                return best[0], best[1]
             self._read()
 
     def _best_held(self, allowed: torch.Tensor) -> tuple[int, float, float] | None:
-        """Place, gain and key of the best allowed candidate in memory, all doubts about its rivals removed."""
+        """Place, gain and key of the best allowed candidate in memory; no rival's bound is above it."""
         picks, block = self.objective.picks, FIRST_BLOCK
         allowed = allowed & (self._slot >= 0)
         if not bool(allowed.any()):
@@ -138,7 +137,7 @@ class Greedy:
         return self.level.keys(gains, self.problem.numbers[places.numpy()])
 
     def _first(self, places: torch.Tensor, keys: torch.Tensor) -> int:
-        """Of the places with the highest key, up to ties, the one whose id comes first."""
+        """Of the places whose key ties with the highest, the one whose id comes first."""
         tied = places[keys >= keys.max() - TIE * self.level.scale()]
         return int(tied[self._rank[tied].argmin()])
 
@@ -146,15 +145,15 @@ class Greedy:
         slot = int(self._slot[place])
         if slot < 0:
             return self.problem.pool.take(self.problem.numbers[[place]])[0]
-        # A view would keep all rows in memory through the next pass.
+        # A view would keep all rows in memory during the next pass.
         return self._rows[slot].clone()
 
     def _read(self) -> None:
-        """A pass over the pool: all candidates into memory, or those with the highest gains of now."""
+        """One pass over the pool: keeps all candidates in memory, or those with the highest gains at present."""
         self.passes += 1
         self._read_at = self.objective.picks
         n = len(self._open)
-        # The rows of the last pass go first, or both would be in memory.
+        # Frees the rows of the last pass, or both would be in memory.
         self._rows = None
         self.objective.drop()
         self._rows = torch.empty(min(n, self.capacity), self.problem.pool.dim)
@@ -215,8 +214,8 @@ def stochastic(problem: Problem, epsilon: float = 0.1) -> Picks:
     greedy, n = Greedy(problem), len(problem.numbers)
     if greedy.capacity < n:
         raise GvendiError(
-            f"method 'stochastic' needs its {n:,} candidates in memory and the budget holds {greedy.capacity:,} "
-            "of them; raise memory, or take method 'two-round'"
+            f"method 'stochastic' needs its {n:,} candidates in memory, and the budget holds only "
+            f"{greedy.capacity:,} of them; raise memory, or use method 'two-round'"
         )
     problem.progress.start(problem.size, 0)
     by_rank = torch.from_numpy(np.argsort(problem.rank[problem.numbers]))
@@ -235,11 +234,11 @@ def stochastic(problem: Problem, epsilon: float = 0.1) -> Picks:
 
 
 def two_round(problem: Problem) -> Picks:
-    """Greedy in random parts of the pool that fit into memory, then greedy among what the parts picked.
+    """Greedy in random subsets of the pool that fit into memory, then greedy among what they picked.
 
-    GreeDi (Mirzasoleiman et al. 2013). With random parts and the better of the last round and of the best part,
-    as here, (1 - 1/e) / 2 of the optimum in expectation for a monotone submodular function (Barbosa et al. 2015,
-    Mirrokni and Zadimoghaddam 2015). A part is drawn by the ids and the seed; each costs a pass over the pool.
+    GreeDi (Mirzasoleiman et al. 2013). With random subsets, and the better of the last round and of the best subset,
+    as here, it reaches (1 - 1/e) / 2 of the optimum in expectation for a monotone submodular function (Barbosa et al.
+    2015, Mirrokni and Zadimoghaddam 2015). A subset is drawn by ids and seed alone; each costs a pass over the pool.
     """
     n, capacity = len(problem.numbers), _capacity(problem, make_objective(problem))
     parts = max(2, math.ceil(n / capacity))
@@ -251,7 +250,7 @@ def two_round(problem: Problem) -> Picks:
     union = np.sort(np.concatenate([picks.numbers for picks in rounds]))
     final = Greedy(replace(problem, numbers=union)).run()
     whole = [picks for picks in rounds if len(picks.numbers) == problem.size]
-    # F is the sum of its rises, so the sums compare what the rounds reached.
+    # F is the sum of its rises, so their sums compare the two results.
     best = max([final, *whole], key=lambda picks: picks.gains.sum())
     return Picks(best.numbers, best.gains, {"passes": passes + final.details["passes"], "parts": parts})
 
@@ -265,6 +264,6 @@ def _capacity(problem: Problem, objective: Any) -> int:
         least = fixed + wanted * objective.row_bytes
         raise GvendiError(
             f"memory is {problem.memory:,} bytes; this selection needs at least {least:,}, of which {fixed:,} are "
-            "for work beside the rows: raise memory"
+            "working memory beside the rows: raise memory"
         )
     return int(rows)

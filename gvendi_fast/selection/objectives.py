@@ -4,8 +4,8 @@
     logdet    F(S) = ln det(I + A / eps)
     facility  F(S) = mean_i max(0, max_{j in S} cos(z_i, z_j)) over represented rows i
     quality   F(S) = ln(mean quality of S) + H_1(S), the logarithm of mean quality x G-Vendi
-The first three are submodular: a gain that was right some picks ago is an upper bound now. The fourth is not, but
-the part of it that changes with the picks is vendi's gain, so upper bounds hold all the same.
+The first three are submodular: a gain of some picks ago is an upper bound of the present one. The fourth is not, but
+the only term of it that changes with the picks is vendi's gain, so that upper bounds hold as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Objective(Protocol):
 
     # Gains of `update` differ from those of `exact` by less than this.
     margin: float
-    # Bytes it keeps for each held row, and beside them.
+    # Bytes that it keeps for each held row, and in addition.
     row_bytes: int
     fixed_bytes: int
 
@@ -42,7 +42,7 @@ class Objective(Protocol):
         """How many rows were added."""
 
     def constant(self) -> float | None:
-        """The gain that all rows have now, or None where they differ."""
+        """The gain that all rows have at present, or None if they differ."""
 
     def hold(self, rows: torch.Tensor) -> None:
         """Take rows float32 [M, K] as the candidates that `update` knows by number; keeps the tensor."""
@@ -104,7 +104,7 @@ class Spectral:
 
     def update(self, where: torch.Tensor) -> torch.Tensor:
         resolvent, gains = self.resolvent, torch.empty(len(where))
-        # A candidate that missed more picks than this is cheaper to compute anew.
+        # The gain of a candidate that missed more picks than this is cheaper to compute anew.
         oldest = max(resolvent.oldest, resolvent.base - resolvent.dim // resolvent.width)
         stamps = self._stamps[where]
         anew = torch.nonzero(stamps < oldest)[:, 0]
@@ -147,7 +147,7 @@ class Spectral:
 
 
 class Facility:
-    """How well the chosen rows stand for the represented rows [R, K]."""
+    """How well the chosen rows represent the rows [R, K]."""
 
     def __init__(self, problem: Problem) -> None:
         targets = problem.targets
@@ -193,10 +193,10 @@ class Facility:
 
 
 class Level:
-    """From a row's gain to what greedy ranks by, and to the rise of the objective that is reported.
+    """From a row's gain to the key that greedy ranks by, and to the reported rise of the objective.
 
     quality: F = ln(mean q) + ln n + E / n with E = -tr(A ln A) of the n rows, given ones included; the mean is of
-    the chosen rows alone. A row's key is what of F depends on it: ln(sum q + q_x) + gain / (n + 1).
+    the chosen rows alone. A row's key is the part of F that depends on it: ln(sum q + q_x) + gain / (n + 1).
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -207,7 +207,7 @@ class Level:
             self._entropic = -float(torch.special.xlogy(lam, lam).sum())
 
     def scale(self) -> float:
-        """How much the key changes for a unit of gain."""
+        """How much the key changes with the gain: their ratio."""
         return 1.0 if self._quality is None else 1 / (self._n + 1)
 
     def keys(self, gains: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
@@ -228,7 +228,7 @@ class Level:
 
 
 def reading_bytes(dim: int) -> int:
-    """Memory that a block of a pool takes on its way from the disk to unit rows, and a chunk of products."""
+    """Memory for reading a block of a pool and scaling it to length 1, and for a chunk of products."""
     return 40 * POOL_BLOCK * dim + 16 * CHUNK * dim
 
 

@@ -1,4 +1,4 @@
-"""What a selection is asked: the pool, how many rows, what is chosen already, quotas, and an order of ties."""
+"""The problem that a selection solves: pool, size, rows that are chosen already, quotas, and the order of ties."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ from gvendi_fast.vendi.state import VendiState
 class Problem:
     """Choose `size` of the rows `numbers` of a pool.
 
-    numbers int64 [n]: the candidates, ascending. rank int64 [N]: place of every row of the pool in the order of
-    ids. labels int64 [N] and limits int64 [G]: at most limits[g] rows with label g (both None without quotas).
-    quality float64 [N] or None. given: the rows that count as chosen already. targets float32 [R, K]: the rows
-    that facility location represents, covered float32 [R] how well the given rows do so. memory: bytes that the
-    selection may take.
+    pool: N rows.
+    objective: its name.
+    numbers: int64 [n], the candidates, ascending.
+    size: how many rows to choose.
+    rank: int64 [N], place of every row of the pool in the order of ids.
+    labels: int64 [N], each row's label; None without quotas.
+    limits: int64 [G]: at most limits[g] rows with label g; None without quotas.
+    quality: float64 [N] or None.
+    given: the rows that count as chosen already.
+    targets: float32 [R, K], the rows that facility location represents.
+    covered: float32 [R], how well the given rows represent them.
+    eps: of logdet.
+    seed: of all draws.
+    memory: bytes that the selection may use.
+    progress: where it reports.
     """
 
     pool: Pool
@@ -44,15 +54,15 @@ class Problem:
     progress: Progress
 
     def begun(self) -> VendiState:
-        """A state of the given rows, for others to be added to."""
+        """A new state of the given rows, to which others can be added."""
         return VendiState(self.pool.dim, self.given.spec).merge(self.given)
 
     def part(self, numbers: np.ndarray) -> Problem:
-        """The same question with fewer candidates; `size` falls to what they allow."""
+        """The same problem with fewer candidates; `size` is lowered to what they allow."""
         return replace(self, numbers=numbers, size=min(self.size, most(self.labels, self.limits, numbers)))
 
     def words(self, stream: int) -> np.ndarray:
-        """Random uint64 [N], one a row: they follow the seed, the stream and the rank of the row's id alone."""
+        """Random uint64 [N], one a row, that depend on the seed, the stream and the rank of the row's id alone."""
         return random_words(self.seed, stream, len(self.rank))[self.rank]
 
     def random(self, stream: int) -> np.ndarray:
@@ -77,10 +87,10 @@ def most(labels: np.ndarray | None, limits: np.ndarray | None, numbers: np.ndarr
 
 
 def equal_quotas(groups: Iterable[str], size: int) -> dict[str, int]:
-    """The same quota for every label, such that exactly `size` rows can be chosen: {label: number}.
+    """Equal quotas for all labels, with which exactly `size` rows can be chosen: {label: number}.
 
-    A label with fewer rows gives all it has and the others take its share. What does not divide goes, one row
-    each, to the labels with the most rows (of equal ones the first by name).
+    A label with fewer rows gives all that it has, and the others share the rest. A remainder goes, one row each, to
+    the labels with the most rows (of equal ones, to the first by name).
     """
     counts: dict[str, int] = {}
     for label in groups:
@@ -94,7 +104,7 @@ def equal_quotas(groups: Iterable[str], size: int) -> dict[str, int]:
         quotas[label] = min(counts[label], left // (len(smallest) - i))
         left -= quotas[label]
         if quotas[label] < counts[label]:
-            # From here on all labels have rows enough.
+            # All labels from here on have enough rows.
             rest = sorted(smallest[i:], key=lambda name: (-counts[name], name))
             share, extra = divmod(left + quotas[label], len(rest))
             return quotas | {name: share + (place < extra) for place, name in enumerate(rest)}
@@ -111,22 +121,24 @@ def rank_of(ids: Sequence[str]) -> np.ndarray:
 def coded_quotas(
     pool: Pool, groups: Sequence[str] | None, quotas: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """labels [N] and limits [G] of Problem; a label without a quota has no limit. GvendiError for what is wrong."""
+    """labels [N] and limits [G] of Problem; a label without a quota has no limit. GvendiError if they do not fit."""
     groups = pool.groups if groups is None else groups
     if groups is None:
-        raise GvendiError("quotas need groups, one label a row; the pool has none: give groups=")
+        raise GvendiError("quotas need groups, one label a row, and the pool has none; give groups=")
     if len(groups) != len(pool):
-        raise GvendiError(f"groups has {len(groups)} labels for {len(pool)} rows; give one a row")
+        raise GvendiError(f"groups has {len(groups)} labels for {len(pool)} rows; give one for each row")
     code = {label: i for i, label in enumerate(dict.fromkeys(groups))}
     unknown = [label for label in quotas if label not in code]
     if unknown:
         raise GvendiError(
-            f"quotas names {unknown[0]!r}, which no row has; labels are such as "
+            f"quotas names {unknown[0]!r}, which no row has; the labels are, for example, "
             f"{', '.join(map(repr, list(code)[:5]))}"
         )
     wrong = [label for label, top in quotas.items() if not isinstance(top, int | np.integer) or top < 0]
     if wrong:
-        raise GvendiError(f"quotas gives {wrong[0]!r} {quotas[wrong[0]]!r}; wanted a number of rows from 0")
+        raise GvendiError(
+            f"quotas gives {wrong[0]!r} {quotas[wrong[0]]!r}; wanted a number of rows, 0 or more"
+        )
     limits = np.array([quotas.get(label, len(pool)) for label in code], np.int64)
     return np.fromiter((code[label] for label in groups), np.int64, len(groups)), limits
 
@@ -140,7 +152,7 @@ def checked_quality(quality: Sequence[float] | np.ndarray, pool: Pool) -> np.nda
     if len(bad):
         raise GvendiError(
             f"quality of row '{pool.ids[bad[0]]}' is {values[bad[0]]}; wanted a finite number above 0: "
-            "a score that can be 0 or negative has no place in a product, so shift it first"
+            "a score that can be 0 or negative cannot be a factor of a product, so shift it first"
         )
     return values
 

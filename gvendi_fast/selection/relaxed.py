@@ -31,21 +31,25 @@ from gvendi_fast.vendi.state import VendiState
 
 # Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
 _BLOCK = 4096
-# The active set starts at this many rows a row to choose.
+# The active set starts with this many rows for each row to choose.
 _ACTIVE_SHARE, _ACTIVE_LEAST = 4, 8192
 _INNER_STEPS = 60
 # Below this eigenvalue (of trace 1) a direction counts as empty: rows outside the range have no finite gradient.
 _EMPTY = 1e-10
-# A new row enters with this part of a chosen row's weight.
+# A new row enters with this share of a chosen row's weight.
 _ENTRY = math.log(1e-2)
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Weights float64 [N] (sum 1), their entropy H_1 (nats) and objective, and the bound on any choice of `size` rows.
+    """The result of `relaxed_weights`.
 
-    bound is an upper limit of the objective of every feasible weighting, so of every subset: gap = bound - objective.
-    passes: readings of the whole pool; steps: gradient steps on the active set.
+    weights: float64 [N], sum 1.
+    entropy: H_1 of the weighted rows, in nats.
+    objective: entropy, plus the logarithm of the mean quality if there is one.
+    gap: `bound` minus objective; `bound` limits every feasible weighting, so every choice of `size` rows.
+    passes: how often the whole pool was read.
+    steps: gradient steps on the active set.
     """
 
     weights: np.ndarray
@@ -57,13 +61,13 @@ class Relaxation:
 
     @property
     def bound(self) -> float:
-        """The objective of no feasible weighting lies above this."""
+        """No feasible weighting has a larger objective."""
         return self.objective + self.gap
 
 
 @dataclass
 class _Problem:
-    """What stays the same over the iterations."""
+    """What all iterations have in common; `order` [N] breaks ties."""
 
     pool: Pool
     size: int
@@ -78,7 +82,7 @@ class _Problem:
 
     @property
     def least_step(self) -> float:
-        """A step that rises for certain, up to rounding."""
+        """A step size that always raises the objective, up to rounding."""
         return 1 / self.share if self.quality is None else 1e-6
 
     def bonus(
@@ -108,7 +112,7 @@ class _Point:
 
     def surprisals(self, blocks: Iterable[tuple[int, torch.Tensor]], rows: int) -> np.ndarray:
         """-z^T (ln Sigma) z for each row of the blocks: float64 [rows], of float32 products (errors about 1e-6)."""
-        # Written in place: a list of small results between large blocks would break the heap into holes.
+        # Written in place: a list of small results between large blocks would fragment the heap.
         out = np.empty(rows)
         for first, block in blocks:
             out[first : first + len(block)] = ((block @ self.surprise) * block).sum(dim=1).numpy()
@@ -130,9 +134,12 @@ def relaxed_weights(
 ) -> Relaxation:
     """The best weights for choosing `size` rows, to a gap of `tolerance` nats or `max_passes` passes over the pool.
 
-    quality: float [N] above 0: the logarithm of its weighted mean is added to the entropy. include: rows that are
-    chosen already. limits: groups. memory: bytes for the active set; with too few every step reads the whole pool.
-    seed: of the first active set. Raises GvendiError where no `size` rows can be chosen.
+    quality: float [N] above 0; the logarithm of its weighted mean is added to the entropy.
+    include: rows that are chosen already.
+    limits: on groups.
+    memory: bytes for the active set; with too few, every step reads the whole pool.
+    seed: of the first active set.
+    Raises GvendiError where no `size` rows can be chosen.
     """
     check_feasible(size, len(pool), limits)
     quality = None if quality is None else checked_quality(quality, pool)
@@ -175,7 +182,7 @@ def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
     """c of every row of the pool, and the bound that follows.
 
     Where Sigma_w has empty directions the gradient is that of w mixed with a little of the whole pool, whose range
-    holds every row; the bound is about that point then, and holds all the same.
+    holds every row; the bound is taken at that point and holds as well.
     """
     if point.lowest < _EMPTY:
         uniform = project(np.zeros(len(weights)), problem.size, problem.limits)
@@ -215,7 +222,7 @@ def _ascend(
             moved = project(log_u + eta * scores, size, limits)
             after, risen = at(moved)
             ahead = np.exp(moved) / size
-            # Mirror ascent's own condition; the least step meets it always, up to rounding.
+            # Mirror ascent's own condition, which the least step always meets, up to rounding.
             held = ahead > 0
             divergence = float(ahead[held] @ (moved[held] - log_u[held]))
             promised = float(scores @ (ahead - weights)) - divergence / eta
@@ -259,7 +266,7 @@ def _moment(blocks: Iterator[tuple[int, torch.Tensor]], weights: np.ndarray, dim
 
 
 def _capacity(problem: _Problem, memory: int) -> int:
-    """Rows of an active set: several a row to choose, as far as memory goes; the whole pool if it must be read."""
+    """Size of the active set: several rows for each one to choose, if memory allows; all if the pool is read anyway."""
     wanted = max(_ACTIVE_SHARE * problem.size, _ACTIVE_LEAST, 4 * problem.pool.dim)
     fitting = memory // (4 * problem.pool.dim)
     if wanted >= len(problem.pool) or 2 * problem.size > fitting:
@@ -270,7 +277,7 @@ def _capacity(problem: _Problem, memory: int) -> int:
 def _first_active(problem: _Problem, memory: int, seed: int) -> np.ndarray:
     capacity = _capacity(problem, memory)
     rank = random_words(seed, 2, len(problem.pool))[problem.order]
-    # Within limits a random set may lack the rows of a group, so each group gives its share first.
+    # A random set may lack rows of a group that the limits need, so each group gives its share first.
     chosen = best_vertex(-rank.astype(np.float64), problem.order, problem.size, problem.limits)
     rest = np.argsort(rank, kind="stable")[:capacity]
     return np.unique(np.concatenate([chosen, rest]))

@@ -1,8 +1,8 @@
-"""The resolvent (A + t)^-1 of a matrix that grows row by row, at fixed nodes t: what greedy selection asks for.
+"""The resolvent (A + t)^-1 of a matrix that grows row by row, at fixed nodes t, for greedy selection.
 
     g_t(x) = x^T (A + t)^-1 x                       A float64 [K, K], x a unit row [K], t the J nodes
     A -> A + y y^T:   g_t(x) falls by (x^T u_t)^2,  u_t = (A + t)^-1 y / sqrt(1 + g_t(y))    (Sherman, Morrison 1950)
-so that all J values of a candidate follow a pick by one product with u [J, K]. Entropy gains come from them:
+so that after a pick all J values of a candidate are renewed by one product with u [J, K]. They give entropy gains:
     S(A + x x^T) - S(A) = phi(mu + 1) - phi(mu) + int_0^inf [ln1p(1 / (mu + t)) - ln1p(g_t(x))] dt
 with S(A) = tr(A ln A), phi(x) = x ln x, mu = x^T A x (docs/score.md; `spectrum.marginal_change`).
 """
@@ -13,7 +13,7 @@ import torch
 
 from gvendi_fast.kernels.spectrum import nodes
 
-# Products of so many picks are made at once: their result stays in the cache.
+# Products of this many picks are made at once, so that their result stays in the cache.
 PICKS_AT_ONCE = 8
 # A product of rows with fewer columns than a multiple of this runs at two thirds of its speed.
 COLUMNS = 16
@@ -22,7 +22,7 @@ COLUMNS = 16
 def entropy_nodes(matrix: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Nodes t and weights, float64 [J] each, of int_0^inf dt for A = matrix and up to `rows` unit rows more.
 
-    They reach from far below the smallest eigenvalue of A to far above the largest it can come to.
+    They reach from far below the smallest eigenvalue of A to far above the largest that it can have then.
     """
     eigenvalues = torch.linalg.eigvalsh(matrix).clamp_min_(0) if bool(matrix.any()) else matrix.new_zeros(1)
     return nodes(eigenvalues, 1, rows + 1)
@@ -35,7 +35,7 @@ def entropy_gain(values: torch.Tensor, t: torch.Tensor, weight: torch.Tensor) ->
     """
     mu = -values[:, -1:]
     bound = 1 / (mu + t)
-    # One logarithm in place of two; at large t both lie near 0 and only their difference counts.
+    # One logarithm in place of two; at large t both are near 0, and only their difference matters.
     integral = torch.log1p((values[:, : len(t)].clamp_min(0) - bound) / (1 + bound)) @ weight
     phi = torch.special.xlogy
     return (phi(mu, mu) - phi(mu + 1, mu + 1))[:, 0] + integral
@@ -54,7 +54,7 @@ class Resolvent:
         self.picks = self.base = self.oldest = 0
         self.matrix = matrix.double().clone()
         J = len(t)
-        # The row itself is the last column, so that x^T A x follows in the same product; zeros fill up.
+        # The row itself is the last column, so that the same product gives x^T A x; then come zeros.
         self.width = padded(J + 1)
         self._u = torch.empty(J, self.period, self.dim, dtype=torch.float64)
         self._rows = torch.empty(self.period, self.dim, dtype=torch.float64)
@@ -99,7 +99,7 @@ class Resolvent:
         m, J = values.shape[0], values.shape[1] - 1
         pick = int(stamps[0]) if m else self.picks
         while pick < self.picks:
-            # The rows that have missed this pick stand first.
+            # The rows that have missed this pick come first.
             count = int(torch.searchsorted(stamps, pick, right=True))
             end = self.picks if count == m else int(stamps[count])
             end = min(end, pick + PICKS_AT_ONCE)
@@ -161,6 +161,6 @@ def padded(columns: int) -> int:
 
 
 def resolvent_bytes(dim: int, nodes: int) -> int:
-    """Memory that a Resolvent takes, with the workspace of a diagonalisation."""
+    """Bytes that a Resolvent takes, with the workspace of a diagonalisation."""
     period = period_of(dim)
     return dim * (dim * 56 + period * 8 * (nodes + 1) + 2 * period * 4 * padded(nodes + 1))

@@ -15,12 +15,12 @@ from gvendi_fast.selection.problem import Problem, rank_of
 from gvendi_fast.selection.relaxed import Relaxation, relaxed_weights
 from gvendi_fast.vendi.state import VendiState
 
-# A round of swaps that gains less than this, in nats if all rows were swapped, was too coarse.
+# A round of swaps is too coarse if it gains less than this, in nats for a swap of all rows.
 _ROUNDS, _WORTH, _LEAST = 100, 1e-3, 1e-6
 
 
 def relaxed(problem: Problem) -> Picks:
-    """The method of `select`: weights, then whole rows; for pools of millions.
+    """The method "relaxed" of `select`: weights, then whole rows; for pools of millions.
 
     The gain of a row is what the entropy (in nats, with the given rows) would lose without it. details: the gap of
     the weights, and `gvendi_bound` (quality: `value_bound`), which no choice of as many rows exceeds.
@@ -28,8 +28,8 @@ def relaxed(problem: Problem) -> Picks:
     problem.progress.start(problem.size, 0)
     given = problem.given if problem.given.n else None
     limits = None if problem.labels is None else Limits(problem.labels, problem.limits)
-    # Half for the active rows; the rest holds them once more in float64, a block of the pool and K x K matrices.
-    numbers, found = relaxed_select(
+    # Half is for the active rows; the rest for their float64 copy, a block of the pool and K x K matrices.
+    numbers, relaxation = relaxed_select(
         problem.pool,
         problem.size,
         quality=problem.quality,
@@ -45,10 +45,10 @@ def relaxed(problem: Problem) -> Picks:
     problem.progress.advance(problem.size, 0, 0)
     bound = "gvendi_bound" if problem.quality is None else "value_bound"
     details = {
-        "passes": found.passes,
-        "steps": found.steps,
-        "gap_nats": found.gap,
-        bound: math.exp(found.bound),
+        "passes": relaxation.passes,
+        "steps": relaxation.steps,
+        "gap_nats": relaxation.gap,
+        bound: math.exp(relaxation.bound),
     }
     return Picks(numbers, gains, details)
 
@@ -67,9 +67,9 @@ def relaxed_select(
 ) -> tuple[np.ndarray, Relaxation]:
     """`size` rows of the pool, by number, and the relaxation whose bound holds for every choice.
 
-    Arguments as for `relaxed_weights`, by which the heaviest rows are taken. Then rows that add least give way to
-    rows outside that would add most, many at once, while the entropy (with the logarithm of the mean quality) of the
-    whole rises.
+    The arguments are those of `relaxed_weights`, whose heaviest rows are taken first. Then the rows that add least
+    are swapped, many at once, for rows outside that would add most, as long as the entropy (with the logarithm of the
+    mean quality) of the whole rises.
     The numbers come in descending order of surprisal under the chosen rows.
     """
     relaxation = relaxed_weights(
@@ -86,7 +86,7 @@ def relaxed_select(
     quality = None if quality is None else np.asarray(quality, np.float64)
     order = rank_of(pool.ids)
     chosen = best_vertex(relaxation.weights, order, size, limits)
-    # Rows outside that carry weight are the ones that almost came in.
+    # Rows outside that carry weight were almost chosen.
     beside = best_vertex(relaxation.weights, order, min(3 * size, len(pool)))
     candidates = np.setdiff1d(beside, chosen)
     swaps = _Swaps(pool, np.concatenate([chosen, candidates]), size, quality, include, limits, order)
@@ -115,7 +115,7 @@ class _Swaps:
         self.limits = limits and limits.at(numbers)
 
     def state(self, inside: np.ndarray) -> VendiState:
-        """What the chosen rows and those chosen before make together."""
+        """The exact objective of these rows together with the given ones."""
         made = VendiState(self.rows.shape[1])
         if self.include is not None:
             made.matrix += self.include.matrix.cpu()
@@ -130,7 +130,7 @@ class _Swaps:
         return self.state(inside).contributions(self.rows[torch.from_numpy(inside)]).numpy()
 
     def improve(self, inside: np.ndarray, progress: Callable[[str], None] | None) -> np.ndarray:
-        """Swap for as long as it helps: half as many rows at once after a round that hardly did."""
+        """Swap as long as it helps; after a round that hardly did, half as many rows at once."""
         state = self.state(inside)
         if state.n < 2:
             # One row has entropy 0, whichever it is.
@@ -173,7 +173,7 @@ class _Swaps:
         return np.sort(np.concatenate([kept, added]))
 
     def _room(self, taken: np.ndarray, which: np.ndarray) -> Limits | None:
-        """What the limits leave for `which` once `taken` is chosen."""
+        """The limits on `which` that remain once `taken` is chosen."""
         if self.limits is None:
             return None
         used = np.bincount(self.limits.codes[taken], minlength=len(self.limits.most))

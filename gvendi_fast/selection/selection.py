@@ -4,9 +4,9 @@
     logdet    ln det(I + A / eps), the determinantal objective
     facility  mean over represented rows of the cosine to the nearest chosen row, at least 0 (facility location)
     quality   mean quality of the chosen rows x G-Vendi
-Source: docs/selection.md. A caution that is known: pushed to the extreme, G-Vendi is a poor guide to what
-training gains, facility location is a better one, and random subsets are hard to beat. So every selection scores
-random subsets of the same size beside its own.
+Source: docs/selection.md. A known caution: pushed to the extreme, G-Vendi is a poor guide to what training
+gains, facility location is a better one, and random subsets are hard to beat. So every selection also scores random
+subsets of the same size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gvendi_fast.vendi.state import VendiState
 
 __all__ = ["METHODS", "Selection", "equal_quotas", "select"]
 
-# A method takes the problem, starts its progress and returns its picks, with what it has to tell in their details.
+# A method takes the problem, starts its progress and returns its picks, with further results in their details.
 METHODS: dict[str, Callable[[Problem], Picks]] = {
     "lazy": lazy,
     "stochastic": stochastic,
@@ -53,13 +53,19 @@ DEFAULT_MEMORY = 4 << 30
 class Selection:
     """Chosen rows in the order of picking, which is their rank: the first m of a greedy selection are its best m.
 
-    ids: of the chosen rows; rows int64 [size]: their numbers in the pool. gain float64 [size]: how much the
-    objective rose with each pick, in nats (vendi: of -tr(A ln A); quality: of the logarithm; facility: a mean
-    cosine), or, of relaxed, what the entropy would lose without the row. surprisal float64 [size]: -z^T ln(Sigma) z
-    in nats, Sigma the covariance of the chosen and the given rows: how unlike the others a row is. cluster int64
-    [size], None unless clusters were given. value: of the objective (vendi: G-Vendi), gvendi: G-Vendi, both of the
-    chosen rows with the given ones, n rows in all.
-    random: random subsets of the same size. details: what the method tells of itself.
+    ids: of the chosen rows.
+    rows: int64 [size], their numbers in the pool.
+    gain: float64 [size], how much the objective rose with each pick, in nats (vendi: of -tr(A ln A); quality: of the
+        logarithm; facility: a mean cosine); with method relaxed, what the entropy would lose without the row.
+    surprisal: float64 [size], -z^T ln(Sigma) z in nats, Sigma the covariance of the chosen and the given rows: how
+        unlike the others a row is.
+    cluster: int64 [size], None unless clusters were given.
+    value: of the objective (vendi: G-Vendi), for the chosen rows with the given ones.
+    gvendi: G-Vendi of the chosen rows with the given ones.
+    n: how many the chosen rows and the given ones are together.
+    random: scores of random subsets of the same size, None without.
+    objective, method: their names.
+    details: further results of the method, such as its passes over the pool.
     """
 
     ids: list[str]
@@ -116,26 +122,34 @@ def select(
 ) -> Selection:
     """Choose `size` rows of a pool.
 
-    pool: a matrix [N, K] of any float dtype, a `Pool`, a run directory or its path. objective: see above; eps is
-    logdet's; facility stands for all rows of the pool or, of a larger one, for `represent` of them drawn by seed.
-    method: "lazy" picks what plain greedy picks; "stochastic" takes each pick from a random sample; "two-round"
-    picks in parts of the pool and then among those picks, for pools far beyond memory; "relaxed" (vendi and quality)
-    weighs all rows at once and then takes whole ones, for pools of millions, and bounds what any choice can reach.
-    What each guarantees:
-    logdet and facility are monotone and submodular, so greedy reaches 1 - 1/e of the optimum (Nemhauser, Wolsey,
-    Fisher 1978), 1/2 under quotas (Fisher, Nemhauser, Wolsey 1978). -tr(A ln A) is submodular but falls with a
-    repeated row; adding 1 + ln(n) for each row makes it monotone without changing which set of `size` rows is
-    best, and the guarantee holds of that sum. quality's greedy has none. For the others see `greedy`.
-    must_include: rows that count as chosen, cost nothing of `size` and are not returned (they stay candidates if
-    they are in the pool): a state, or rows in any form that `pool` takes (facility needs rows).
-    groups and quotas: a label a row (None: the pool's) and {label: most rows}; a label without a quota has no
-    limit; `equal_quotas` makes them. quality: a number above 0 a row, or the name of a number of a run directory
-    such as "loss"; the mean is of the chosen rows alone. clusters: a number a row, passed on to the result.
-    seed: of all draws. memory: bytes for the rows and the work; a larger pool is read in passes, with the same
-    result but for gains that agree to 1e-5. draws: random subsets that are scored.
+    pool: a matrix [N, K] of any float dtype, a `Pool`, a run directory or its path.
+    size: how many rows to choose.
+    objective: one of those above.
+    method: "lazy" picks what plain greedy picks; "stochastic" takes each pick from a random sample; "two-round" picks
+        in subsets of the pool and then among those picks, for pools far beyond memory; "relaxed" (vendi and quality)
+        weighs all rows at once and then takes whole ones, for pools of millions, and bounds what any choice can reach.
+    must_include: rows that count as chosen, are not counted in `size` and are not returned (they stay candidates if
+        they are in the pool): a state, or rows in any form that `pool` takes (facility needs rows).
+    groups: a label for each row (None: the pool's).
+    quotas: {label: most rows}; a label without a quota has no limit; `equal_quotas` makes them.
+    quality: a number above 0 for each row, or the name of a number in a run directory such as "loss"; the mean is of
+        the chosen rows alone.
+    clusters: a number for each row, passed on to the result.
+    seed: of all draws.
+    memory: bytes for the rows and the work; a larger pool is read in passes, with the same result, except that gains
+        agree to 1e-5.
+    draws: random subsets that are scored.
+    eps: of logdet.
+    represent: facility represents all rows of the pool or, of a larger pool, this many drawn by seed.
+    progress: where it reports.
 
-    Results depend on the set of (id, row), not on their order: ties, and all draws, go by id. Raises GvendiError
-    for what does not fit together, by the argument's name.
+    Guarantees: logdet and facility are monotone and submodular, so greedy reaches 1 - 1/e of the optimum (Nemhauser,
+    Wolsey, Fisher 1978), 1/2 under quotas (Fisher, Nemhauser, Wolsey 1978). -tr(A ln A) is submodular but falls with a
+    repeated row; adding 1 + ln(n) for each row makes it monotone without changing which set of `size` rows is best,
+    and the guarantee holds for that sum. For quality greedy has none. For the other methods see `greedy`.
+
+    Results depend on the set of (id, row), not on their order: ids decide ties and all draws. Raises GvendiError, with
+    the argument's name, for arguments that cannot be used or do not fit together.
     """
     pool = as_pool(pool)
     if objective not in OBJECTIVES:
@@ -144,7 +158,7 @@ def select(
         raise GvendiError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
     if method == "relaxed" and objective not in ("vendi", "quality"):
         raise GvendiError(
-            f"method 'relaxed' is for the objectives vendi and quality, not {objective}; use 'lazy'"
+            f"method is 'relaxed', which knows the objectives vendi and quality, not {objective}; use 'lazy'"
         )
     if len(pool) == 0:
         raise GvendiError("the pool is empty; give at least one row")
@@ -155,9 +169,11 @@ def select(
     if not 1e-6 <= eps < np.inf:
         raise GvendiError(f"eps is {eps}; wanted a finite number of at least 1e-6")
     if (objective == "quality") != (quality is not None):
-        raise GvendiError("quality goes with objective='quality': give both or neither")
+        raise GvendiError(
+            "quality goes with objective='quality', and that objective needs it: give both or neither"
+        )
     if clusters is not None and len(clusters) != len(pool):
-        raise GvendiError(f"clusters has {len(clusters)} entries for {len(pool)} rows; give one a row")
+        raise GvendiError(f"clusters has {len(clusters)} entries for {len(pool)} rows; give one for each row")
     problem = _problem(
         pool, size, objective, must_include, groups, quotas, quality, seed, memory, eps, represent, progress
     )
@@ -201,7 +217,7 @@ def _problem(
     allowed = most(labels, limits, numbers)
     if allowed < size:
         raise GvendiError(
-            f"quotas allow {allowed} rows of this pool, size is {size}; raise them or lower size"
+            f"quotas allow {allowed} rows of this pool, but size is {size}; raise the quotas or lower size"
         )
     if quality is not None:
         quality = checked_quality(pool.numbers(quality) if isinstance(quality, str) else quality, pool)
@@ -229,7 +245,7 @@ def _problem(
 
 
 def _represented(rows: int, count: int, seed: int, rank: np.ndarray) -> np.ndarray:
-    """Numbers of the rows that facility location stands for, in the order of their ids."""
+    """Numbers of the rows that facility location represents, in the order of their ids."""
     if count < 1:
         raise GvendiError(f"represent is {count}; wanted a number of rows of at least 1")
     by_rank = np.argsort(rank)
@@ -251,11 +267,12 @@ def _given(
     if isinstance(must_include, VendiState):
         if targets is not None:
             raise GvendiError(
-                "must_include is a VendiState, which has no rows; facility needs them: give the matrix or run directory"
+                "must_include is a VendiState, which keeps no rows, but facility needs rows; give a matrix or a run "
+                "directory"
             )
         return state.merge(must_include)
     rows = as_pool(must_include)
-    # A matrix says nothing of how it was made, so only its width can be checked.
+    # How a matrix was made is not known, so only its width can be checked.
     made = VendiState(rows.dim, pool.spec if rows.spec is None else rows.spec)
     for _, block in rows.blocks():
         made.update(block)

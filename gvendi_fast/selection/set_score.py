@@ -12,7 +12,7 @@ from gvendi_fast.data.pool import POOL_BLOCK
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.selection.problem import Problem, raise_covered
 
-# Streams of random numbers from here on are the random subsets'.
+# Streams of random numbers from this one on belong to the random subsets.
 FIRST_STREAM = 10
 
 
@@ -20,7 +20,11 @@ FIRST_STREAM = 10
 class RandomBaseline:
     """Scores of `draws` random subsets of the same size, under the same quotas and given rows.
 
-    value and gvendi: the mean; value_band and gvendi_band: lowest and highest.
+    value: mean of the objective.
+    value_band: its lowest and highest value.
+    gvendi: mean of G-Vendi.
+    gvendi_band: its lowest and highest value.
+    draws: how many subsets.
     """
 
     value: float
@@ -95,10 +99,10 @@ def score_random(problem: Problem, draws: int) -> RandomBaseline | None:
         return None
     each = 24 * problem.pool.dim**2 + 8 * problem.size
     at_once = max(1, min(draws, problem.memory // each))
-    found = []
+    scores = []
     for start in range(0, draws, at_once):
-        found += _draw(problem, range(start, min(start + at_once, draws)))
-    value, gvendi = np.array(found).T
+        scores += _draw(problem, range(start, min(start + at_once, draws)))
+    value, gvendi = np.array(scores).T
     bands = [(float(x.min()), float(x.max())) for x in (value, gvendi)]
     return RandomBaseline(float(value.mean()), bands[0], float(gvendi.mean()), bands[1], draws)
 

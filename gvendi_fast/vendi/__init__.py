@@ -1,7 +1,7 @@
 """Sketches -> G-Vendi: the score of a matrix of rows, the mergeable state and the jackknife in one place.
 
 `score`, `score_K`, `score_X` and `score_dual` take the arguments that users of `vendi-score` know, so that
-`from gvendi_fast import vendi` stands in for `from vendi_score import vendi`.
+`from gvendi_fast import vendi` can replace `from vendi_score import vendi`.
 """
 
 from __future__ import annotations

@@ -17,9 +17,12 @@ from gvendi_fast.vendi.state import VendiState
 
 @dataclass(frozen=True)
 class Source:
-    """One source: n rows, weight = its part of all rows, its own entropy and its divergence D from the whole, in nats.
+    """One source of a data set.
 
-    weight * divergence is its part of `Decomposition.between`.
+    n: its rows.
+    weight: its share of all rows.
+    entropy: its own, in nats.
+    divergence: D from the whole, in nats; weight * divergence is its share of `Decomposition.between`.
     """
 
     n: int
@@ -30,7 +33,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """entropy = within + between, in nats, of all rows together; `sources` in the order given."""
+    """The entropy of all rows together in two terms, entropy = within + between, in nats.
+
+    entropy: of all rows together.
+    within: the mean of the sources' own entropies, by weight.
+    between: what the sources add to each other.
+    sources: {name: source}, in the order given.
+    """
 
     entropy: float
     within: float
@@ -39,7 +48,7 @@ class Decomposition:
 
 
 def between_source(states: Mapping[str, VendiState]) -> Decomposition:
-    """Entropy H_1 of the union of the sources, parted into within and between them; states are not changed.
+    """Entropy H_1 of the union of the sources, split into within and between them; states are not changed.
 
     states: {name: state}, each of at least one row, all of one dim and spec; GvendiError otherwise.
     """
@@ -47,7 +56,7 @@ def between_source(states: Mapping[str, VendiState]) -> Decomposition:
         raise GvendiError("states is empty; give {name: VendiState} of at least one source")
     empty = [name for name, state in states.items() if state.n == 0]
     if empty:
-        raise GvendiError(f"states holds {empty[0]!r} without rows (n = 0); leave this source out")
+        raise GvendiError(f"states: {empty[0]!r} holds no rows (n = 0); leave this source out")
     first = next(iter(states.values()))
     whole = VendiState(first.dim, device=first.matrix.device)
     for state in states.values():
@@ -56,7 +65,7 @@ def between_source(states: Mapping[str, VendiState]) -> Decomposition:
     sources = {}
     for name, state in states.items():
         matrix = (state.matrix / state.matrix.trace()).to(vectors.device)
-        # Directions' parts of the source: q_j^T Sigma_k q_j.
+        # How much of the source lies in each direction: q_j^T Sigma_k q_j.
         part = (vectors * (matrix @ vectors)).sum(dim=0)
         entropy = state.entropy()
         divergence = max(0.0, float(part @ surprisal) - entropy)

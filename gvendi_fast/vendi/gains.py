@@ -1,4 +1,4 @@
-"""What rows add to the entropy of a state: gains of rows that join, losses of rows that leave, shares of rows in it.
+"""What rows add to the entropy of a state: gains of rows that join, losses of rows that leave, and rows' shares.
 
 S(A) = tr(A ln A), n unit rows in A, m rows join (m > 0) or leave (m < 0):
     H = ln n - S / n,   Delta H = ln(1 + m / n) - (Delta S - m S / n) / (n + m)
@@ -17,7 +17,7 @@ from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.spectrum import quadrature
 from gvendi_fast.vendi.second_moment import SecondMoment
 
-# What float64 leaves of an eigenvalue of a trace-one matrix: a direction without rows counts as this.
+# Rounding of float64 in the eigenvalues of a trace-one matrix; a direction without rows counts with this one.
 SMALLEST = 2.0**-52
 
 
@@ -29,32 +29,32 @@ def gain(state: SecondMoment, candidates: Rows, remove: bool = False) -> torch.T
         )
     if remove:
         check_removable(state)
-        found = [change for change, _ in removals(state, candidates)]
+        changes = [change for change, _ in removals(state, candidates)]
     else:
-        found = [
+        changes = [
             ops.gain(unit, *state.eigenbasis(), 1)[0]
             for _, unit in unit_blocks(candidates, state.dim, state.matrix.device)
         ]
-    change = torch.cat([*found, state.matrix.new_empty(0)])
+    change = torch.cat([*changes, state.matrix.new_empty(0)])
     return entropy_change(state, change, -1 if remove else 1).cpu()
 
 
 def check_removable(state: SecondMoment) -> None:
     if state.n < 2:
-        raise GvendiError(f"the state has n = {state.n}; leaving a row out needs at least 2")
+        raise GvendiError(f"the state has n = {state.n}; wanted at least 2 rows, as one of them leaves")
 
 
 def removals(state: SecondMoment, rows: Rows | Iterable[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Delta S and mu = x^T A x of each of rows [N, K] alone that leaves the state, block by block: float64 each.
+    """Delta S and mu = x^T A x of each of rows [N, K] where it alone leaves the state, block by block: float64 each.
 
-    GvendiError for a row that cannot be in the state.
+    Raises GvendiError for a row that cannot be in the state.
     """
     for first, unit in unit_blocks(rows, state.dim, state.matrix.device):
         change, mu, excess = ops.gain(unit, *state.eigenbasis(), -1)
         if len(unit) and float(excess.max()) > 0.5:
             row = first + int(excess.argmax())
             raise GvendiError(
-                f"row {row} of rows is not in the state; give the rows that the state was made from"
+                f"row {row} of rows is not in the state; give only rows that the state was made from"
             )
         yield change, mu
 
@@ -81,17 +81,17 @@ def block_gain(state: SecondMoment, rows: Rows, boundaries: torch.Tensor) -> tor
     spans = boundaries.tolist()
     if spans != sorted(spans) or spans[0] < 0 or spans[-1] > len(rows):
         raise GvendiError(
-            f"boundaries runs from {spans[0]} to {spans[-1]}; wanted numbers of rows that never fall, in 0..{len(rows)}"
+            f"boundaries runs from {spans[0]} to {spans[-1]}; wanted row numbers in 0..{len(rows)} that do not decrease"
         )
-    found = []
+    changes = []
     for begin, end in itertools.pairwise(spans):
         unit = unit_rows(rows[begin:end], state.matrix.device, begin)
         if state.n == 0:
             p = torch.linalg.eigvalsh(unit.T @ unit / max(1, len(unit))).clamp_min_(0)
-            found.append(-torch.special.xlogy(p, p).sum())
+            changes.append(-torch.special.xlogy(p, p).sum())
         else:
-            found.append(entropy_change(state, _block_change(state, unit), len(unit)))
-    return torch.stack(found).cpu() if found else torch.empty(0, dtype=torch.float64)
+            changes.append(entropy_change(state, _block_change(state, unit), len(unit)))
+    return torch.stack(changes).cpu() if changes else torch.empty(0, dtype=torch.float64)
 
 
 def _block_change(state: SecondMoment, unit: torch.Tensor) -> torch.Tensor:
@@ -99,11 +99,11 @@ def _block_change(state: SecondMoment, unit: torch.Tensor) -> torch.Tensor:
 
     With C = X Q and G(t) = C (Lambda + t)^-1 C^T the sum over the rows, each against A and the rows before it, of
     what `marginal_change` integrates: the logarithms of 1 + g add up to ln det(I + G), and mu_i is x_i^T A x_i
-    + sum_{j < i} (x_i x_j)^2. Its error is so many times that of one row.
+    + sum_{j < i} (x_i x_j)^2. Its error is at most m times that of one row.
     """
     eigenvalues, vectors = state.eigenbasis()
     at = quadrature(eigenvalues, 1, joining=max(1, len(unit)))
-    # The determinants of this many rows cost more than the eigenvalues.
+    # For so many rows determinants cost more than eigenvalues.
     if len(at.t) * len(unit) ** 2 > state.dim**2:
         joined = torch.linalg.eigvalsh(state.matrix + unit.T @ unit).clamp_min_(0)
         return torch.special.xlogy(joined, joined).sum() - trace_log(state)
@@ -125,8 +125,8 @@ def contributions(state: SecondMoment, rows: Rows, kind: str = "surprisal") -> t
         raise GvendiError(f'kind is {kind!r}; wanted "surprisal" or "loo"')
     vectors, surprisal = state.eigenbasis()[1], surprisals(state)
     blocks = unit_blocks(rows, state.dim, state.matrix.device)
-    found = [(unit.double() @ vectors).square_() @ surprisal for _, unit in blocks]
-    return torch.cat([*found, surprisal.new_empty(0)]).cpu()
+    shares = [(unit.double() @ vectors).square_() @ surprisal for _, unit in blocks]
+    return torch.cat([*shares, surprisal.new_empty(0)]).cpu()
 
 
 def surprisals(state: SecondMoment) -> torch.Tensor:

@@ -22,9 +22,12 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class GroupVendi:
-    """G-Vendi of order q of G groups: names [G], n int64 [G] rows and gvendi float64 [G], in one order.
+    """G-Vendi of G groups, all in one order. A score grows with n, so compare groups of equal n only.
 
-    A score grows with n, so compare groups at equal n only.
+    names: [G].
+    n: int64 [G], rows of each group.
+    gvendi: float64 [G].
+    q: the order.
     """
 
     names: list[Hashable]
@@ -47,16 +50,19 @@ def group_gvendi(
     boundaries: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     q: float = 1.0,
 ) -> GroupVendi:
-    """G-Vendi of order q of each group of rows [N, K], of any float dtype, numpy or torch; rows count with length 1.
+    """G-Vendi of each group of a matrix of sketches, each scaled to length 1.
 
-    labels: one hashable a row; equal ones make a group, groups are in order of their first rows. Or boundaries
-    [G + 1], not decreasing: group g is rows boundaries[g] .. boundaries[g + 1] and is called g.
+    rows: [N, K], numpy or torch, any float dtype.
+    labels: one hashable a row; rows of equal labels make a group, and groups are in the order of their first rows.
+    boundaries: in place of labels, [G + 1], not decreasing: group g is rows boundaries[g] .. boundaries[g + 1] and its
+        name is g.
+    q: the order.
     Groups of up to 256 rows go to the kernel together (`ops.entropy`), larger ones through `gvendi` one by one.
-    Raises GvendiError, by number, for a row that is zero or not finite, and for a group without rows.
+    Raises GvendiError that gives the number of a row that is zero or not finite, or of a group without rows.
     """
     check_matrix(rows)
     if (labels is None) == (boundaries is None):
-        raise GvendiError("give labels or boundaries, one of them: what makes a group of the rows")
+        raise GvendiError("give labels or boundaries, exactly one of them: they say which rows make a group")
     if not q > 0:
         raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
     if labels is None:
@@ -64,17 +70,17 @@ def group_gvendi(
     else:
         names, order, starts = _by_labels(labels, len(rows))
     counts = np.diff(starts)
-    found = np.empty(len(names))
+    values = np.empty(len(names))
     spans = [order[begin:end] for begin, end in itertools.pairwise(starts)]
     for g in np.flatnonzero(counts > MAX_GROUP):
-        found[g] = gvendi(_taken(rows, spans[g]), q)
+        values[g] = gvendi(_taken(rows, spans[g]), q)
     small = np.flatnonzero(counts <= MAX_GROUP)
     strip = counts[small].cumsum() * 4 * rows.shape[1] // GATHER_BYTES
     for part in np.split(small, np.flatnonzero(np.diff(strip)) + 1) if len(small) else ():
         taken = _taken(rows, np.concatenate([spans[g] for g in part]))
         inner = torch.from_numpy(np.concatenate([[0], counts[part].cumsum()]))
-        found[part] = ops.entropy(taken, inner, q).exp().cpu().numpy()
-    return GroupVendi(names, counts, found, float(q))
+        values[part] = ops.entropy(taken, inner, q).exp().cpu().numpy()
+    return GroupVendi(names, counts, values, float(q))
 
 
 def _by_labels(
@@ -83,7 +89,7 @@ def _by_labels(
     """Names, the numbers of the rows group by group, and where each group starts there."""
     labels = labels.tolist() if isinstance(labels, np.ndarray | torch.Tensor) else list(labels)
     if len(labels) != rows:
-        raise GvendiError(f"labels has {len(labels)} entries for {rows} rows; give one a row")
+        raise GvendiError(f"labels has {len(labels)} entries for {rows} rows; give one for each row")
     places: dict[Hashable, int] = {}
     codes = np.fromiter((places.setdefault(label, len(places)) for label in labels), np.int64, rows)
     starts = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(places)))])
@@ -96,7 +102,7 @@ def _by_boundaries(
     plain = boundaries.tolist() if isinstance(boundaries, torch.Tensor) else boundaries
     starts = np.array(plain, dtype=np.int64)
     if starts.ndim != 1 or len(starts) == 0 or starts[0] < 0 or starts[-1] > rows:
-        raise GvendiError(f"boundaries must be numbers of rows [G + 1] within 0..{rows}, got {boundaries}")
+        raise GvendiError(f"boundaries must be row numbers [G + 1] within 0..{rows}, got {boundaries}")
     wrong = np.flatnonzero(np.diff(starts) < 1)
     if len(wrong):
         raise GvendiError(
@@ -106,10 +112,10 @@ def _by_boundaries(
 
 
 def _taken(rows: Rows, numbers: np.ndarray) -> torch.Tensor:
-    """These rows in a dtype that the kernels take; GvendiError by number for one without a direction."""
+    """These rows in a dtype that the kernels take; GvendiError with the number of one without a direction."""
     if isinstance(rows, np.ndarray):
         part = rows[numbers]
-        # The copy in float64 also serves what torch refuses, such as big-endian numbers.
+        # The copy in float64 also makes readable what torch refuses, such as big-endian numbers.
         x = torch.from_numpy(part if part.dtype == np.float32 else part.astype(np.float64))
     else:
         x = rows.detach()[torch.from_numpy(numbers).to(rows.device)]

@@ -18,16 +18,20 @@ from gvendi_fast.base.unit_length import Rows
 from gvendi_fast.vendi.gains import check_removable, removals, trace_log
 from gvendi_fast.vendi.second_moment import SecondMoment
 
-# So many rows to one direction in use, and the corrected value and its interval hold (measured on real sources).
+# From this many rows per G-Vendi on, the corrected value and its interval hold (measured on real sources).
 ENOUGH = 3
 
 
 @dataclass(frozen=True)
 class Interval:
-    """G-Vendi with its jackknife correction, all on the scale of G-Vendi but `se` (of the entropy, in nats).
+    """G-Vendi with its jackknife correction; all but `se` and `level` on the scale of G-Vendi.
 
-    `low` and `high` enclose `corrected`, the estimate for unlimited data. `value`, the plain score of these
-    n rows, is biased low and may lie below both.
+    value: the plain score of these n rows; it is biased low and may lie below `low`.
+    corrected: the estimate for unlimited data.
+    low, high: the interval around `corrected`.
+    se: standard error of the entropy, in nats.
+    n: the rows.
+    level: of confidence.
     """
 
     value: float
@@ -60,7 +64,7 @@ def jackknife(
 ) -> Interval:
     """G-Vendi corrected for its bias in n, with a confidence interval of the given level; order 1 only.
 
-    rows: the rows that the state was made from, [n, K] or blocks of them; memory does not grow with n.
+    rows: the sketches that the state was made from, [n, K] or blocks of them; memory does not grow with n.
 
         H_J = n H - (n-1) mean_i H_{-i} = n ln n - (n-1) ln(n-1) + mean_i Delta S_i
         SE^2 = (n-1)/n sum_i (H_{-i} - mean)^2 = var_i(Delta S_i) / n          (Quenouille 1956, Tukey 1958)
@@ -69,15 +73,14 @@ def jackknife(
     bounds of that population's value; n bounds only the sample's. The correction is of first order: below
     about n = 2 G-Vendi only more data helps, orthogonal rows even give se = 0, and up to about n = 3 G-Vendi the
     interval is too narrow, for se is the plain entropy's and the corrected one spreads more. To say whether two data
-    sets differ, compare their plain values at equal n (`compare`). What too few rows do not show it cannot know: where
-    a small part of the population spans more directions of its own than the sample has rows of it, too many intervals
-    lie below the population's value. One row says nothing:
-    corrected = 1, interval [1, K], se = inf.
+    sets differ, compare their plain values at equal n (`compare`). It cannot know what too few rows do not show: where
+    a small share of the population spans more directions of its own than the sample has rows of it, too many intervals
+    lie below the population's value. One row alone says nothing: corrected = 1, interval [1, K], se = inf.
     Raises GvendiError where the rows are not the state's, q is not 1 or level is not in (0, 1).
     """
     if q != 1:
         raise GvendiError(
-            f"q is {q}; the jackknife is made for order 1, for the plain value use state.gvendi(q)"
+            f"q is {q}; the jackknife exists for order 1 only: for the plain value use state.gvendi(q)"
         )
     if not 0 < level < 1:
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
@@ -93,14 +96,14 @@ def jackknife(
     # sum_i z_i^T A z_i = |A|_F^2 holds for the state's own rows.
     if count != n or not math.isclose(overlap, float(state.matrix.square().sum()), rel_tol=1e-4):
         raise GvendiError(
-            f"rows ({count}) are not those of the state ({n}); give exactly the rows it was made from"
+            f"rows ({count}) are not those of the state ({n}); give exactly the rows that it was made from"
         )
     if n == 1:
         return Interval(value, 1.0, 1.0, dim, math.inf, n, level)
     entropy = n * math.log(n) - (n - 1) * math.log(n - 1) + mean
     se = math.sqrt(spread / (n - 1) / n)
     reach = NormalDist().inv_cdf(0.5 + level / 2) * se
-    # Clipped before exp, which a wide interval of few rows would overflow.
+    # Clipped first, as exp of the wide interval of few rows would overflow.
     corrected, low, high = (
         math.exp(min(max(h, 0.0), math.log(dim))) for h in (entropy, entropy - reach, entropy + reach)
     )

@@ -1,4 +1,4 @@
-"""G-Vendi of a matrix of rows that is in memory."""
+"""G-Vendi of a matrix of sketches in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gvendi_fast.vendi.state import VendiState
 
 
 def gvendi(rows: Rows, q: float = 1.0) -> float:
-    """G-Vendi of order q of rows [n, K], from the smaller of Gram [n, n] and covariance [K, K] matrix."""
+    """G-Vendi of order q of sketches [n, K], from the smaller of Gram [n, n] and covariance [K, K] matrix."""
     check_matrix(rows)
     n, dim = rows.shape
     state = VendiState(dim)

@@ -1,8 +1,8 @@
-"""What G-Vendi is a function of: the second moment of unit rows as a matrix and a count, its spectrum and entropies.
+"""What G-Vendi depends on: the second moment of unit rows as a matrix and a count, with its spectrum and entropies.
 
     A = sum_i z_i z_i^T of unit rows z_i [K],  Sigma = A / n,  lambda its eigenvalues (trace 1, not centred)
     H_1 = -sum lambda ln lambda,   H_q = ln(sum lambda^q) / (1 - q),   G-Vendi = exp(H)
-Gains and the jackknife read it; `VendiState` is one that rows can be added to.
+Gains and the jackknife read it; `VendiState` is a second moment that rows can be added to.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class SecondMoment:
         """Eigenvalues of A / n in descending order: float64 [K] on the CPU, none negative, sum 1."""
         if self._spectrum is None:
             eigenvalues = torch.linalg.eigvalsh(self._trace_one()).cpu().flip(0).clamp_min_(0)
-            # The rank is at most n: what stands behind is rounding.
+            # The rank is at most n: later eigenvalues are rounding.
             eigenvalues[self.n :] = 0
             self._spectrum = eigenvalues / eigenvalues.sum()
         return self._spectrum.clone()
 
     def entropy(self, q: float = 1.0) -> float:
-        """Renyi entropy H_q in nats, any order q > 0 or inf; q = 1 is von Neumann's. n = 0 raises.
+        """Renyi entropy H_q in nats, any order q > 0 or inf; q = 1 is von Neumann's. Raises GvendiError if n = 0.
 
         H_2 needs no eigenvalues. At q < 1, eigenvalues below 2^-22 do not count: they may be rounding.
         """
@@ -52,7 +52,7 @@ class SecondMoment:
         held, counts = self.spectrum().cumsum(0), {}
         for share in shares:
             if not 0 < share <= 1:
-                raise GvendiError(f"shares holds {share}; wanted parts of the trace in (0, 1], such as 0.9")
+                raise GvendiError(f"shares holds {share}; wanted shares of the trace in (0, 1], such as 0.9")
             counts[share] = int(torch.searchsorted(held, share - 1e-6)) + 1
         return counts
 
@@ -71,6 +71,6 @@ class SecondMoment:
         return self.matrix / self.matrix.trace()
 
     def _grown(self, rows: int) -> None:
-        """The matrix has these many rows more."""
+        """Note that `count` more rows are in the matrix."""
         self.n += rows
         self._spectrum = self._basis = None

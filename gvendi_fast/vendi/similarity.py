@@ -3,7 +3,7 @@
 With K a positive semi-definite matrix of similarities [n, n], K_ii = 1, and weights p of the samples (1/n each):
     lambda = eigenvalues of K_ij sqrt(p_i p_j),   Vendi score of order q = exp(H_q(lambda))
 Source: Friedman and Dieng 2023 (arXiv 2210.02410); orders: Pasarkar and Dieng 2024 (arXiv 2310.12952). Everything
-is float64, and every order q >= 0 and inf (also as "inf") counts in every function.
+is float64, and every function takes every order q >= 0 and inf (also as "inf").
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ def score(
 ) -> float:
     """Vendi score of samples under the similarity k(a, b), symmetric, with k(a, a) = 1.
 
-    p: weights [n] of the samples, at least 0, sum 1. normalize: divide by sqrt(k(a, a) k(b, b)). k is called for
-    n (n + 1) / 2 pairs. Raises GvendiError for no samples and for wrong weights.
+    samples: n of them, of any kind.
+    k: called for n (n + 1) / 2 pairs.
+    q: the order.
+    p: weights [n] of the samples, at least 0, sum 1.
+    normalize: divide by sqrt(k(a, a) k(b, b)).
+    Raises GvendiError for no samples and for wrong weights.
     """
     matrix = np.empty((len(samples), len(samples)))
     for i, a in enumerate(samples):
@@ -48,16 +52,16 @@ def score_K(  # noqa: N802
 ) -> float:
     """Vendi score of a similarity matrix K [n, n] (numpy, torch or scipy.sparse; read as float64).
 
-    Warns, and goes on as `vendi-score` does, where the score is not what it says: a diagonal that is not 1 (give
-    normalize=True), or eigenvalues below zero, which are left out. Raises GvendiError for a K that is not square, not
-    symmetric or not finite.
+    Where the score is not well defined it warns and goes on as `vendi-score` does: for a diagonal that is not 1 (give
+    normalize=True), and for eigenvalues below zero, which are left out. Raises GvendiError for a K that is not square,
+    not symmetric or not finite.
     """
     matrix = _float64("K", K)
     if matrix.shape[0] != matrix.shape[1]:
         raise GvendiError(f"K has shape {tuple(matrix.shape)}; wanted a square matrix of similarities [n, n]")
     if not torch.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-8):
         raise GvendiError(
-            "K is not symmetric; wanted k(a, b) = k(b, a): for rows of features use score_X or score_dual"
+            "K is not symmetric; wanted k(a, b) = k(b, a) (for rows of features use score_X or score_dual)"
         )
     diagonal = matrix.diagonal()
     if normalize:
@@ -69,7 +73,7 @@ def score_K(  # noqa: N802
         matrix = matrix / torch.outer(diagonal.sqrt(), diagonal.sqrt())
     elif not torch.allclose(diagonal, torch.ones_like(diagonal), atol=1e-4):
         warnings.warn(
-            "the diagonal of K is not 1, so its eigenvalues are no distribution; normalize=True divides by it",
+            "the diagonal of K is not 1, so its eigenvalues do not sum to 1; normalize=True divides by it",
             stacklevel=2,
         )
     root = _weights(p, len(matrix)).sqrt()
@@ -89,7 +93,7 @@ def score_X(  # noqa: N802
 ) -> float:
     """Vendi score of rows of features X [n, d] with similarity `<a, b>`; normalize: cosine instead.
 
-    Goes by the smaller of the n x n and the d x d matrix, which have the same non-zero eigenvalues.
+    Uses the smaller of the n x n and the d x d matrix, which have the same non-zero eigenvalues.
     """
     rows = _features(X, normalize)
     if len(rows) > rows.shape[1]:
@@ -100,7 +104,7 @@ def score_X(  # noqa: N802
 def score_dual(
     X: Matrix, q: float | str = 1, normalize: bool = True, p: Sequence[float] | None = None
 ) -> float:
-    """As `score_X`, always by the d x d matrix: for many rows [n, d] of few features, O(n d^2)."""
+    """As `score_X`, always with the d x d matrix: for many rows [n, d] of few features, O(n d^2)."""
     return _score_features(_features(X, normalize), q, p)
 
 
@@ -121,7 +125,7 @@ def _features(X: Matrix, normalize: bool) -> torch.Tensor:
 
 def _float64(name: str, x: Matrix) -> torch.Tensor:
     x = x.toarray() if hasattr(x, "toarray") else x
-    # The copy also serves what torch refuses: lists, read-only and big-endian arrays.
+    # The copy also makes readable what torch refuses: lists, read-only and big-endian arrays.
     x = x.detach().cpu() if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
     if x.dim() != 2 or 0 in x.shape:
         raise GvendiError(f"{name} has shape {tuple(x.shape)}; wanted a matrix with at least one row")
@@ -150,5 +154,5 @@ def _entropy(eigenvalues: torch.Tensor, q: float | str) -> float:
     p = eigenvalues[eigenvalues > (rounding if order < 1 else 0)]
     if abs(float(p.sum()) - 1) < 1e-6 or order == 1 or math.isinf(order):
         return renyi_entropy(p, order, rounding)
-    # No distribution, of which there was a warning: the formula as it stands.
+    # The eigenvalues do not sum to 1, of which a warning was given: the formula without division by the sum.
     return float(torch.logsumexp(order * p.log(), dim=0)) / (1 - order)

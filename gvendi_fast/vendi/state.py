@@ -1,4 +1,4 @@
-"""The mergeable state of G-Vendi: a `SecondMoment` that rows are added to, and all that can be asked of it.
+"""The mergeable state of G-Vendi: a `SecondMoment` that rows are added to, and all that it can compute.
 
 A G-Vendi score grows with n: compare scores at equal n, or their corrected values.
 """
@@ -26,14 +26,15 @@ _KIND = "gvendi_fast.vendi_state"
 class VendiState(SecondMoment):
     """The sum A of outer products of unit rows, and their number n: what G-Vendi needs, and it can be merged.
 
-    dim: K, the width of the rows. spec: a dict of JSON values that says how the rows were made (proxy,
-    sketch); it travels with the state, and states of different specs do not mix. device: where A lives; rows
-    are moved there.
+    dim: K, the width of the sketches.
+    spec: a dict of JSON values that says how they were made (proxy, sketch); it is saved with the state, and states of
+        different specs cannot be merged.
+    device: where A is; rows are moved there.
     """
 
     def __init__(self, dim: int, spec: dict | None = None, device: str | torch.device = "cpu"):
         if dim < 1:
-            raise GvendiError(f"dim is {dim}; wanted the width of the rows, an integer of at least 1")
+            raise GvendiError(f"dim is {dim}; wanted the width of the sketches, an integer of at least 1")
         try:
             # JSON knows no tuples: a spec must equal itself after saving and loading.
             self.spec = None if spec is None else json.loads(json.dumps(spec))
@@ -51,7 +52,7 @@ class VendiState(SecondMoment):
 
         Products are float32, which is what sketches are stored in, and float64 where the rows are.
 
-        A wrong shape or dtype, or a row that is zero or not finite, raises and leaves the state as it was.
+        A wrong shape or dtype, or a row that is zero or not finite, raises GvendiError and leaves the state unchanged.
         """
         check_matrix(rows, self.dim)
         starts = range(0, len(rows), BLOCK)
@@ -88,7 +89,7 @@ class VendiState(SecondMoment):
         return self
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the state to one safetensors file, which appears under its name only when complete."""
+        """Write the state to one safetensors file, which gets its name only when it is complete."""
         save_tensors(path, _KIND, {"matrix": self.matrix}, {"n": str(self.n), "spec": json.dumps(self.spec)})
 
     @classmethod
@@ -116,7 +117,7 @@ class VendiState(SecondMoment):
     ) -> float | Interval:
         """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions.
 
-        ci="jackknife" gives an Interval (`jackknife.jackknife`, order 1) of the given level in its place. It needs
+        ci="jackknife" returns an Interval (`jackknife.jackknife`, order 1) of the given level instead. It needs
         `rows`, [n, K] or blocks of them, from which the state was made: the state does not keep them.
         """
         if ci is None:
@@ -124,7 +125,9 @@ class VendiState(SecondMoment):
         if ci != "jackknife":
             raise GvendiError(f'ci is {ci!r}; wanted "jackknife" or None')
         if rows is None:
-            raise GvendiError("ci needs rows=, the rows that the state was made from; it does not keep them")
+            raise GvendiError(
+                "ci needs the rows that the state was made from, which it does not keep; give rows="
+            )
         return jackknife(self, rows, level, q)
 
     def gain(self, candidates: Rows, remove: bool = False) -> torch.Tensor:
@@ -145,7 +148,7 @@ class VendiState(SecondMoment):
         return gains.block_gain(self, rows, boundaries)
 
     def contributions(self, rows: Rows, kind: str = "surprisal") -> torch.Tensor:
-        """Each row's part in the entropy H_1: float64 [N] in nats for rows [N, K], on the CPU.
+        """Each row's share of the entropy H_1: float64 [N] in nats for rows [N, K], on the CPU.
 
         "surprisal": -z^T (ln Sigma) z >= 0, whose mean over the state's own rows is H_1: an additive share for
         samples, sources or clusters. A direction in which the state has no row counts with the eigenvalue 2^-52, so a

@@ -143,7 +143,7 @@ def test_pairs_are_a_greedy_matching_of_the_whole_matrix():
     ("sets", "options", "message"),
     [
         ({}, {}, "sets is empty"),
-        ({"a": np.eye(9), "b": np.eye(10)}, {}, "sketch both alike"),
+        ({"a": np.eye(9), "b": np.eye(10)}, {}, "use one --dim"),
         ({"a": np.eye(9), "b": np.eye(9)}, {"n": 10}, "n is 10; wanted 8 to 9"),
         ({"a": np.eye(9), "b": np.eye(9)}, {"level": 1}, "level is 1"),
         ({"a": np.eye(9), "b": np.eye(9)}, {"pairs": -1}, "pairs is -1"),
@@ -172,5 +172,5 @@ def test_sets_of_different_settings_are_refused_setting_by_setting():
         "  mask: completion and (absent)\n"
         "  sketch: {'dim': 4} and {'dim': 4, 'seed': 1}\n"
         "  template: (absent) and None\n"
-        "such sketches do not compare; sketch both with the same settings"
+        "such sketches cannot be compared; sketch both with the same settings"
     )

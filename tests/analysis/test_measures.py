@@ -155,7 +155,7 @@ class Wrong:
         ({"n": 1}, "n is 1"),
         ({"n": 41, "by": "source"}, "n is 41; wanted 2 to 40, the rows of the largest group"),
         ({"embedding": Trigrams(), "text": False}, "embedding needs the texts"),
-        ({"embedding": Wrong(np.ones((3, 4)))}, "gave 3 rows for 79 texts"),
+        ({"embedding": Wrong(np.ones((3, 4)))}, "returned 3 rows for 79 texts"),
         ({"embedding": Wrong([[1.0]])}, "wanted a torch tensor or a numpy array"),
         ({"embedding": Wrong(np.zeros((79, 4)))}, "row 0 of rows has norm 0"),
     ],

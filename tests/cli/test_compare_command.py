@@ -115,4 +115,4 @@ def test_the_sentence_puts_the_more_diverse_set_first():
         assert sentence(d).startswith(
             "l is more diverse than s: 2.00 times (95 % interval 1.95 to 2.06, p < 0.0001)"
         )
-    assert "not told apart" in sentence(difference("a", small, "b", small))
+    assert "do not differ by more than noise" in sentence(difference("a", small, "b", small))

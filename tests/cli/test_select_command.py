@@ -93,7 +93,7 @@ def test_nothing_is_overwritten_unless_asked(gvendi, corpus, tmp_path):
     out.write_text("mine\n")
     code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", out)
     assert (code, out.read_text()) == (1, "mine\n")
-    assert "chosen.jsonl' is there already" in err
+    assert "chosen.jsonl' already exists" in err
     assert gvendi("select", folder / "run", "--size", 4, "--out", out, "--force")[0] == 0
     assert len(out.read_text().splitlines()) == 4
     code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", folder / "data.jsonl", "--force")

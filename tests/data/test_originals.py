@@ -74,7 +74,7 @@ def test_a_corpus_that_moved_is_found_and_one_that_is_gone_is_named(files, tmp_p
     monkeypatch.chdir(tmp_path)
     run = run_of(tmp_path, "corpus")
     files.rename(tmp_path / "elsewhere")
-    with pytest.raises(GvendiError, match=r"'corpus/a.jsonl' is not there .* --corpus DIR"):
+    with pytest.raises(GvendiError, match=r"'corpus/a.jsonl' was not found .* --corpus DIR"):
         list(original_rows(run, [0]))
     assert [row.raw for row in original_rows(run, [0], corpus="elsewhere")] == [LINES[0]]
     with pytest.raises(GvendiError, match=r"looked for 'run/corpus/a.jsonl', 'run/a.jsonl'"):

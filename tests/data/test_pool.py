@@ -57,7 +57,7 @@ def test_a_run_directory_is_the_matrix_it_was_made_from(rows, run):
 def test_what_a_pool_refuses(rows, run):
     with pytest.raises(GvendiError, match="give a run directory"):
         as_pool(rows).numbers("loss")
-    with pytest.raises(GvendiError, match="'color' is no number"):
+    with pytest.raises(GvendiError, match="'color' is not a number"):
         as_pool(run).numbers("color")
     rows[7] = 0
     with pytest.raises(GvendiError, match="row 7 of rows has norm"):

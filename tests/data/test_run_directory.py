@@ -102,7 +102,7 @@ def test_columns_are_read_on_demand(tmp_path):
     (back,) = run.iterate(["sketch", "id"])
     assert back.sketches.shape == (5, 8)
     assert back.loss is None
-    with pytest.raises(GvendiError, match=r"columns: 'norm' is unknown; wanted some of id, group"):
+    with pytest.raises(GvendiError, match=r"columns: there is no column 'norm'; wanted some of id, group"):
         run.iterate(["norm"])
 
 
@@ -120,8 +120,8 @@ def test_a_unit_without_accepted_rows(tmp_path):
     ("change", "message"),
     [
         ({"ids": ["a"]}, r"5 sketches but \{'ids': 1,"),
-        ({"rows": np.zeros(5)}, "unit 0 has a row twice"),
-        ({"loss": None}, "loss of unit 0 is None; wanted every column of Part"),
+        ({"rows": np.zeros(5)}, "work unit 0 has a row twice"),
+        ({"loss": None}, "loss of work unit 0 is None; wanted every column of Part"),
         ({"sketches": np.zeros(5)}, r"sketches have shape \(5,\); wanted \[n, K\]"),
         ({"sketches": np.full((5, 8), np.nan)}, "the sketch of 'id-0-0 é' is not finite"),
     ],
@@ -130,7 +130,7 @@ def test_parts_are_checked_before_anything_is_written(tmp_path, change, message)
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
     with pytest.raises(GvendiError, match=message):
         run.write_part(Part(0, **{**part(), **change}))
-    with pytest.raises(GvendiError, match="unit is 3; the corpus has 3 units"):
+    with pytest.raises(GvendiError, match="unit is 3; the corpus has 3 work units"):
         run.write_part(Part(3, **part()))
     assert os.listdir(run.parts) == []
 
@@ -183,7 +183,7 @@ def test_a_spec_must_be_json(tmp_path, bad):
 
 def test_folders_that_are_no_run_directory(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(GvendiError, match="is a file; wanted a folder"):
+    with pytest.raises(GvendiError, match="is a file, but a run needs a folder"):
         RunDirectory.open(tmp_path / "file", SPEC)
     with pytest.raises(GvendiError, match="holds other things, such as 'file'"):
         RunDirectory.open(tmp_path, SPEC)
@@ -201,7 +201,9 @@ def test_finish_joins_the_rejects_in_unit_order(tmp_path):
         run.write_part(
             Part(unit, **part(2, seed=unit)), [Rejected("a", unit, "r"), Rejected("a", unit + 9, "r")]
         )
-    with pytest.raises(GvendiError, match=r"1 of 3 units are missing, the first is 1; run the same command"):
+    with pytest.raises(
+        GvendiError, match=r"1 of 3 work units are missing, the first is 1; run the same command"
+    ):
         run.finish()
     assert not (tmp_path / "rejected.jsonl").exists()
     run.write_part(Part(1, **part(2, seed=1)))

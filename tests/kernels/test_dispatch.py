@@ -125,7 +125,7 @@ def test_info_on_a_gpu_says_what_the_backend_asked_for_cannot_run(gpu):
     gpu["cuda"].why_not = lambda op, *tensors: "no such kernel" if op == "entropy" else None
     with backends.use_backend("cuda"):
         lines = operation_lines(torch.device("cuda", 0), torch.bfloat16)
-    assert lines["linear_sketch"] == "cuda (asked for)"
+    assert lines["linear_sketch"] == "cuda (requested)"
     assert lines["entropy"] == "cuda cannot run it: no such kernel"
 
 

@@ -428,7 +428,7 @@ def test_what_cannot_be_used_is_refused(run, tmp_path):
         report_data(run, by="source")
     with pytest.raises(GvendiError, match="not a run directory"):
         report_data(tmp_path)
-    with pytest.raises(GvendiError, match="no file"):
+    with pytest.raises(GvendiError, match="not a file"):
         report_data(run, clusters="absent.parquet")
     (tmp_path / "broken.parquet").write_text("x")
     with pytest.raises(GvendiError, match="cannot be read"):
@@ -445,7 +445,7 @@ def test_the_command_writes_both_files_and_overwrites_none(undrawn, run, gvendi,
     wanted = report_data(run, clusters=9)["clusters"]
     assert {**found, "file": None} == wanted
     code, _, error = gvendi("report", run.path, "--out", out)
-    assert (code, "is there already" in error) == (1, True)
+    assert (code, "already exists" in error) == (1, True)
     code, _, error = gvendi("report", run.path, "--out", tmp_path / "report.pdf")
     assert (code, "ends in .html" in error) == (1, True)
     code, _, error = gvendi("report", run.path, "--out", out, "--force", "--title", "<Mine>")

@@ -148,7 +148,7 @@ def test_what_is_refused():
     pool = MatrixPool(rows(20, 8))
     with pytest.raises(GvendiError, match="size is 21; wanted 1 to 20"):
         relaxed_weights(pool, 21)
-    with pytest.raises(GvendiError, match="leave room for 5 rows"):
+    with pytest.raises(GvendiError, match="leave room for only 5 rows"):
         relaxed_weights(pool, 6, limits=Limits(np.zeros(20, int), np.array([5])))
     with pytest.raises(GvendiError, match="one number a row"):
         relaxed_weights(pool, 6, quality=np.ones(3))

@@ -261,7 +261,7 @@ def test_equal_quotas_add_up_to_the_size():
         ({"objective": "quality", "quality": np.ones(3)}, r"quality has shape \(3,\)"),
         ({"quotas": {"a": 3}}, "quotas need groups"),
         ({"quotas": {"a": 3}, "groups": ["a"] * 5}, "groups has 5 labels for 20 rows"),
-        ({"quotas": {"a": 3}, "groups": ["a"] * 20}, "quotas allow 3 rows of this pool, size is 5"),
+        ({"quotas": {"a": 3}, "groups": ["a"] * 20}, "quotas allow 3 rows of this pool, but size is 5"),
         ({"quotas": {"b": 3}, "groups": ["a"] * 20}, "quotas names 'b', which no row has"),
         ({"quotas": {"a": -1}, "groups": ["a"] * 20}, "quotas gives 'a' -1"),
         ({"clusters": [1]}, "clusters has 1 entries"),

@@ -273,7 +273,7 @@ def test_the_command_writes_the_same_and_refuses_what_does_not_apply(undrawn, wh
     assert mine["score"]["gvendi"] == found["score"]["gvendi"]
     assert mine["score"]["equal"]["pool"]["grown"] != found["score"]["equal"]["pool"]["grown"]
     code, _, error = gvendi("report", out, "--out", page)
-    assert (code, "is there already" in error) == (1, True)
+    assert (code, "already exists" in error) == (1, True)
     assert gvendi("report", out / "pool", "--out", tmp_path / "pool.html")[0] == 0
 
 

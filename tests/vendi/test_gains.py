@@ -250,7 +250,7 @@ def test_refusals():
         (r"row 3 of rows has norm nan", lambda: VendiState(4).gain(bad)),
         (r"row 3 of rows has norm nan", lambda: state.contributions(bad)),
         (r"row 3 of rows has norm nan", lambda: state.block_gain(bad, torch.tensor([0, 2, 5]))),
-        (r"n = 1; leaving", lambda: VendiState(4).update(rows[:1]).gain(rows[:1], remove=True)),
+        (r"n = 1; wanted at least 2", lambda: VendiState(4).update(rows[:1]).gain(rows[:1], remove=True)),
         (
             r"row 1 of rows is not in",
             lambda: VendiState(4).update(torch.eye(4)[:2]).gain(torch.eye(4)[1:], True),
@@ -258,11 +258,11 @@ def test_refusals():
         (r"n = 0", lambda: VendiState(4).contributions(rows)),
         (r"kind is 'rank'; wanted \"surprisal\"", lambda: state.contributions(rows, "rank")),
         (r"ci is 'boot'", lambda: state.gvendi(ci="boot")),
-        (r"ci needs rows=", lambda: state.gvendi(ci="jackknife")),
+        (r"ci needs the rows", lambda: state.gvendi(ci="jackknife")),
         (r"q is 2", lambda: state.gvendi(2, ci="jackknife", rows=rows)),
         (r"boundaries is torch.float32", lambda: state.block_gain(rows, torch.tensor([0.0, 2.0]))),
         (r"runs from 0 to 10; .* 0\.\.9", lambda: state.block_gain(rows, torch.tensor([0, 10]))),
-        (r"never fall", lambda: state.block_gain(rows, torch.tensor([4, 2, 5]))),
+        (r"do not decrease", lambda: state.block_gain(rows, torch.tensor([4, 2, 5]))),
         (r"sign must be 1", lambda: ops.gain(rows, *basis, 0)),
         (
             r"row 2 of rows has length 2",
@@ -273,7 +273,7 @@ def test_refusals():
         (r"vectors must be float64 \[4, 4\]", lambda: ops.gain(rows, basis[0], basis[1][:3], 1)),
         (r"none negative", lambda: ops.gain(rows, basis[0] - 9, basis[1], 1)),
         (r"states is empty", lambda: between_source({})),
-        (r"'b' without rows", lambda: between_source({"a": state, "b": VendiState(4)})),
+        (r"'b' holds no rows", lambda: between_source({"a": state, "b": VendiState(4)})),
         (r"(?s)'seed': 0.*None", lambda: between_source({"a": state, "b": VendiState(4).update(rows)})),
     ]
     for message, call in cases:

@@ -1,9 +1,9 @@
 """Which implementation runs an operation: the order table, the choice, and its reasons.
 
-A backend is a module with one function per operation and `why_not(op, *tensors) -> str | None`, the reason
-for which it cannot run this call. A backend asked for by name runs or raises with that reason; the automatic
-choice steps down in order and warns once. On a GPU whose compiled backends were both measured the faster one
-comes first (`measured.py`).
+A backend is a module with one function per operation and `why_not(op, *tensors) -> str | None`, the reason why it
+cannot run this call. A backend that the user names runs or raises with that reason; the automatic choice goes on to
+the next one in order and warns once. On a GPU where both compiled backends were measured, the faster one comes first
+(`measured.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.backends import measured
 
-# First choice first where nothing was measured. The reference runs everywhere and ends every list.
+# The order where nothing was measured, first choice first. The reference runs everywhere, so it ends every list.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NAMES = ("cpu", "cuda", "triton", "reference")
 _forced: str | None = None
@@ -37,7 +37,7 @@ def backend(name: str) -> ModuleType:
 
 
 def requested() -> str | None:
-    """The backend asked for by `use_backend` or GVENDI_BACKEND; None if the choice is automatic."""
+    """The backend named by `use_backend` or GVENDI_BACKEND; None if the choice is automatic."""
     return _forced or os.environ.get("GVENDI_BACKEND") or None
 
 
@@ -55,7 +55,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 @functools.cache
 def order(op: str, device: torch.device) -> measured.Ranking:
-    """The backends that `op` may run on there, first choice first."""
+    """The backends that may run `op` on this device, first choice first."""
     built_in = ORDER.get(device.type, ("reference",))
     if device.type != "cuda":
         return measured.Ranking(built_in)
@@ -76,14 +76,14 @@ def resolve(op: str, *tensors: torch.Tensor) -> ModuleType:
         chosen = backend(name)
         reason = chosen.why_not(op, *tensors)
         if reason:
-            raise GvendiError(f"backend {name!r} was asked for but cannot run {op}: {reason}")
+            raise GvendiError(f"backend {name!r} was requested but cannot run {op}: {reason}")
         return chosen
     reasons: list[str] = []
     for candidate in order(op, tensors[0].device).names:
         chosen = backend(candidate)
         reason = chosen.why_not(op, *tensors)
         if reason is None:
-            # From one compiled backend to the next is no loss that a user should hear of.
+            # A step from one compiled backend to another costs too little to warn of.
             if candidate == "reference" and reasons and (op, candidate) not in _warned:
                 _warned.add((op, candidate))
                 warnings.warn(
@@ -105,7 +105,7 @@ def operations() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that an operation gets, whether it can run it, and why it is this one or cannot."""
+    """The backend that an operation gets, whether that can run it, and why it was chosen or cannot."""
 
     name: str
     runs: bool
@@ -120,9 +120,9 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
         return backend(name).why_not(op, probe)
 
     if name := requested():
-        return Choice(name, reason(name) is None, reason(name) or "asked for")
+        return Choice(name, reason(name) is None, reason(name) or "requested")
     ranked = order(op, device)
-    # The CPU backend has no function for what LAPACK does.
+    # An operation that torch leaves to LAPACK has no function in the CPU backend.
     able = [name for name in ranked.names if hasattr(backend(name), op) and reason(name) is None]
     if able[0] == "reference":
         why = "there is no compiled kernel"
@@ -136,5 +136,5 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
 
 
 def explain() -> dict[str, str]:
-    """{backend: "ready ..." or the reason it is not there}, for `gvendi info`."""
+    """{backend: "ready ..." or the reason why it cannot be used}, for `gvendi info`."""
     return {name: backend(name).status() for name in NAMES}

@@ -1,7 +1,7 @@
 """The CUDA C++ kernels (csrc/cuda) behind the operations' calling convention: float32, bfloat16 and float16.
 
-They are an option for those who have the CUDA toolkit: `GVENDI_CUDA=1 pip install .` builds them. Results are the
-same bits every time and in every batch. Kernels run on the device of their tensors and on its current stream.
+They are optional and need the CUDA toolkit: `GVENDI_CUDA=1 pip install .` builds them. Results are the same bits every
+time and in every batch. Kernels run on the device of their tensors and on its current stream.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from gvendi_fast.kernels.signs import MAX_IDS
 from gvendi_fast.kernels.sketch_matrix import Table
 
 try:
-    # By its own name: the package's public face stands above this floor.
+    # Imported by its full name: `from gvendi_fast import` would load the public face, which is above this room.
     import gvendi_fast._cuda as _cuda
 
     _missing = None
     if __version__ != _cuda.VERSION:
         _missing = (
-            f"the CUDA kernels are of version {_cuda.VERSION}, the package is {__version__}; "
+            f"the CUDA kernels are of version {_cuda.VERSION}, but the package is {__version__}; "
             "run GVENDI_CUDA=1 pip install again"
         )
 except ImportError as error:
     _cuda = None
-    _missing = f"the CUDA kernels are not there ({error}); with nvcc on the PATH, GVENDI_CUDA=1 pip install builds them"
+    _missing = (
+        f"the CUDA kernels cannot be loaded ({error}); "
+        "with nvcc on the PATH, GVENDI_CUDA=1 pip install builds them"
+    )
 
 OPS = ("fold_hadamard", "linear_sketch", "dense_sketch")
 MIN_CAPABILITY = (8, 0)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# Packed tables by device and stream: memory that one stream frees may be reused while another still reads it.
+# Packed tables by device and stream: memory that one stream frees may be reused while another one still reads it.
 _packed: weakref.WeakKeyDictionary[Table, dict[tuple[torch.device, int], torch.Tensor]] = (
     weakref.WeakKeyDictionary()
 )
@@ -55,22 +58,22 @@ def status() -> str:
 
 
 def why_not(op: str, *tensors: torch.Tensor) -> str | None:
-    """The reason for which the kernels cannot run `op` on these tensors, or None."""
+    """The reason why the kernels cannot run `op` on these tensors, or None."""
     if _missing:
         return _missing
     if op not in OPS:
-        return f"there is no CUDA C++ kernel for {op}; those that exist are {', '.join(OPS)}"
+        return f"there is no CUDA C++ kernel for {op}, only for {', '.join(OPS)}"
     for tensor in tensors:
         if tensor.device.type != "cuda":
-            return f"a tensor is on {tensor.device}, the CUDA kernels need it on a CUDA device"
+            return f"a tensor is on {tensor.device}, but the CUDA kernels need it on a CUDA device"
         if tensor.device != tensors[0].device:
-            return f"tensors are on {tensors[0].device} and {tensor.device}, the CUDA kernels need one device"
+            return f"tensors are on {tensors[0].device} and {tensor.device}, but the CUDA kernels need one device"
         if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
             name = str(tensor.dtype).removeprefix("torch.")
             return f"{name} is not supported by the CUDA kernels; use float32, bfloat16 or float16"
         capability = torch.cuda.get_device_capability(tensor.device)
         if capability < MIN_CAPABILITY:
-            return f"{tensor.device} has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
+            return f"{tensor.device} has compute capability {capability[0]}.{capability[1]}; 8.0 or later is needed"
     return None
 
 
@@ -84,7 +87,7 @@ def linear_sketch(a, a_table, parts, segments, out) -> None:
     with _place(a) as place:
         chunks, first = _chunks(segments.numpy().tobytes(), _cuda.CHUNK_ROWS, a.device, place[1])
         partial = torch.empty(len(chunks), dim, dtype=torch.float32, device=a.device)
-        # The sketch is linear in the parts, so that more of them than one launch takes add up over launches.
+        # The sketch is linear in the parts, so parts beyond what one launch takes are added by further launches.
         for begin in range(0, len(parts), _cuda.MAX_PARTS):
             _cuda.linear_sketch(
                 _part(a, a_table, place),
@@ -105,7 +108,7 @@ def dense_sketch(a, e, segments, key, out) -> None:
         _dense_token(a, e, segments, key, out)
         return
     if a.dtype != e.dtype:
-        # Exact, and rare: the factors of one layer come in one dtype.
+        # Exact, and rare: the factors of one layer mostly have one dtype.
         a, e = a.float(), e.float()
     samples, dim = out.shape
     slabs = _cuda.dense_slabs(e.shape[1], a.shape[1])
@@ -158,7 +161,7 @@ def _partial(slabs: int, device: torch.device) -> torch.Tensor:
 def _touches(ids: torch.Tensor, spans: torch.Tensor, rows: int, groups: int) -> tuple[torch.Tensor, ...]:
     """`Touches` of csrc/cuda/kernels.h for samples that have `rows` rows in all; ids, spans on the device.
 
-    Sizes come from the host and what only the device knows, the number of runs, stays there: nothing waits for it.
+    Sizes come from the host; the number of runs, which only the device knows, stays there, so nothing waits for it.
     """
     begin, counts = spans[:, 0], spans[:, 1] - spans[:, 0]
     place = torch.arange(rows + 1, device=ids.device)
@@ -168,19 +171,19 @@ def _touches(ids: torch.Tensor, spans: torch.Tensor, rows: int, groups: int) -> 
     key, order = torch.sort(ids[row] % groups * MAX_IDS + ids[row], stable=True)
     new = torch.ones_like(key)
     new[1:] = key[1:] != key[:-1]
-    # Run of every row, and the number of runs behind the last.
+    # Run of every row, and after the last one the number of runs.
     run = torch.cat([new.cumsum(0) - 1, new.sum(0, keepdim=True)])
     starts = torch.searchsorted(run[:rows], place)
     first = run[torch.searchsorted(key, MAX_IDS * torch.arange(groups + 1, device=ids.device))]
     row = row[order]
-    # Nobody reads an id past the last run.
+    # Ids past the last run are never read.
     run_id = ids[row[starts[:rows].clamp_max(rows - 1)]]
     return sample[order], row, run_id, starts, first
 
 
 @contextlib.contextmanager
 def _place(x: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """(device index, stream address) for launches on the tensor's device, which is current meanwhile."""
+    """(device index, stream address) for launches on the tensor's device, which is the current one inside the block."""
     with torch.cuda.device(x.device):
         yield x.device.index, torch.cuda.current_stream().cuda_stream
 
@@ -225,6 +228,6 @@ def _chunks(
     chunks = np.stack([begin, np.minimum(begin + rows, spans[sample, 1])], axis=1)
     if len(chunks) >= 2**31:
         raise GvendiError(
-            f"segments cover {len(chunks)} chunks, fewer than 2^31 fit one call; split the batch"
+            f"segments cover {len(chunks)} chunks; one call takes fewer than 2^31: split the batch"
         )
     return to_device(torch.from_numpy(chunks), device), to_device(torch.from_numpy(first), device)

@@ -1,7 +1,7 @@
-"""The order of a GPU's backends by what measured faster there; measured.json is the record.
+"""The order of a GPU's backends, the fastest measured one first; measured.json is the record.
 
 The record holds {compute capability: {GPU: {operation: {"milliseconds": {backend: {case: median}}, "measured":
-{backend: commit, date and versions}}}}}. benchmarks/report/__main__.py alone writes it, from benchmarks/results.
+{backend: commit, date and versions}}}}}. Only benchmarks/report/__main__.py writes it, from benchmarks/results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RECORD = Path(__file__).with_suffix(".json")
 
 @dataclass(frozen=True)
 class Ranking:
-    """Backends of one operation on one device, first choice first; `ratio` says by what measurement, if any did."""
+    """Backends of one operation on one device, first choice first; `ratio` describes the measurement, None without."""
 
     names: tuple[str, ...]
     ratio: str | None = None
@@ -33,9 +33,9 @@ def load(path: Path = RECORD) -> Mapping:
 def order(op: str, built_in: Sequence[str], gpu: str, capability: str, record: Mapping) -> Ranking:
     """The order of the backends `built_in` for `op` on a GPU of this name and capability (such as "9.0").
 
-    Backends that were measured on the same cases go by the geometric mean of their times over these; all others keep
-    their place behind them. Figures of this GPU count before those of another with the same capability. With fewer
-    than two backends measured the order is the built-in one.
+    Backends that were measured on the same cases are ordered by the geometric mean of their times over these cases;
+    all others follow in the built-in order. Figures of this GPU are preferred to those of another one with the same
+    capability. Where fewer than two backends were measured, the order is the built-in one.
     """
     gpus = record.get(capability, {})
     for name in sorted(gpus, key=lambda name: (name != gpu, name)):

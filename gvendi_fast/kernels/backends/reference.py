@@ -63,8 +63,8 @@ def covariance(rows, out) -> None:
 
 
 def assign(rows, centroids, label, cosine, second, second_cosine) -> None:
-    found = reference.assign(rows, centroids)
-    for out, value in zip((label, cosine, second, second_cosine), found, strict=True):
+    nearest = reference.assign(rows, centroids)
+    for out, value in zip((label, cosine, second, second_cosine), nearest, strict=True):
         out.copy_(value)
 
 
@@ -73,5 +73,5 @@ def entropy(rows, boundaries, q, out) -> None:
 
 
 def gain(coordinates: torch.Tensor, at: Quadrature, out: torch.Tensor) -> None:
-    # Eigenvalues for every row, the definition, take minutes where the integral takes milliseconds.
+    # The definition, eigenvalues for every row, takes minutes where the integral takes milliseconds.
     out.copy_(torch.stack(marginal_change(coordinates.double().square(), at)))

@@ -59,14 +59,14 @@ def status() -> str:
 
 
 def why_not(op: str, *tensors: torch.Tensor) -> str | None:
-    """The reason for which the kernels cannot run `op` on these tensors, or None."""
+    """The reason why the kernels cannot run `op` on these tensors, or None."""
     if missing:
         return missing
     dtypes = _GAIN_DTYPES if op == "gain" else _DTYPES
-    # The second tensor of a covariance is its float64 master.
+    # The second tensor of a covariance is its float64 sum.
     for tensor in tensors[:1] if op == "covariance" else tensors:
         if tensor.device.type != "cpu":
-            return f"a tensor is on {tensor.device}, the compiled CPU kernels need it on the CPU"
+            return f"a tensor is on {tensor.device}, but the compiled CPU kernels need it on the CPU"
         if tensor.is_floating_point() and tensor.dtype not in dtypes:
             name, first, second = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
             return f"{name} on a CPU is not supported by the compiled kernels; use {first} or {second}"

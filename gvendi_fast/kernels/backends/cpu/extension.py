@@ -1,11 +1,11 @@
-"""The compiled module itself, or why it is not there, and what every call of it hands over."""
+"""The compiled module, or why it cannot be loaded, and the arguments that its calls have in common."""
 
 from __future__ import annotations
 
 import os
 import weakref
 
-# torch before the extension, which then shares its OpenMP runtime instead of bringing a second pool of threads.
+# torch comes first: the extension then shares its OpenMP runtime instead of starting a second pool of threads.
 import torch
 
 from gvendi_fast.base._version import __version__
@@ -13,19 +13,19 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.sketch_matrix import RUN, Table
 
 try:
-    # By its own name: the package's public face stands above this floor.
+    # Imported by its full name: `from gvendi_fast import` would load the public face, which is above this room.
     import gvendi_fast._cpu as _cpu
 
     missing = None
     if __version__ != _cpu.VERSION:
         missing = (
-            f"the compiled kernels are of version {_cpu.VERSION}, the package is {__version__}; "
+            f"the compiled kernels are of version {_cpu.VERSION}, but the package is {__version__}; "
             "run pip install again"
         )
 except ImportError as error:
     _cpu = None
     missing = (
-        f"the compiled kernels are not there ({error}); install a C++17 compiler and run pip install again, "
+        f"the compiled kernels cannot be loaded ({error}); install a C++17 compiler and run pip install again, "
         "with GVENDI_REQUIRE_EXT=1 to see why the build fails"
     )
 
@@ -33,7 +33,7 @@ _packed: weakref.WeakKeyDictionary[Table, object] = weakref.WeakKeyDictionary()
 
 
 def available_isas() -> list[str]:
-    """Names of the instruction sets that this build has and this CPU runs, narrowest first."""
+    """Names of the instruction sets that both this build and this CPU have, narrowest first."""
     return [] if missing else _cpu.available_isas()
 
 
@@ -55,13 +55,13 @@ def set_isa(name: str) -> None:
 
 
 def require() -> None:
-    """GvendiError where the compiled module is not there."""
+    """GvendiError where the compiled module cannot be loaded."""
     if missing:
         raise GvendiError(missing)
 
 
 def thread_count() -> int:
-    """How many threads run."""
+    """How many threads the kernels use."""
     return torch.get_num_threads()
 
 

@@ -77,7 +77,7 @@ def vector_sketch(x, e, segments, table, out, norm, eps) -> None:
 
 
 def softmax_fold(logits, labels, table, loss, folded, softcap, scale) -> None:
-    # float32 rows without a cap hold their own exponentials.
+    # float32 rows without a cap have room for their own exponentials.
     in_place = logits.dtype == torch.float32 and softcap is None
     rows, width = logits.shape
     threads = thread_count()

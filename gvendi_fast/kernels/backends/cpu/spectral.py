@@ -66,13 +66,14 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float, out: torch.T
     lost = torch.nonzero(out.isnan())
     if len(lost):
         raise GvendiError(
-            f"the eigenvalues of group {int(lost[0, 0])} were not found; use_backend('reference') asks LAPACK for them"
+            f"the eigenvalues of group {int(lost[0, 0])} did not converge; run it inside use_backend('reference'), "
+            "which computes them with LAPACK"
         )
 
 
 def assign(rows, centroids, label, cosine, second, second_cosine) -> None:
     (N, K), C, threads = rows.shape, len(centroids), thread_count()
-    # An order of sums that a library chooses errs by K units of 2^-24 at most; the factor covers the centroids' length.
+    # In whatever order a library adds, the error is at most K times 2^-24; the factor covers the centroids' length.
     margin = 2.02 * ((K + 2) * 2.0**-24 + product_error())
     buffers = torch.empty(threads * whole_runs(K), dtype=torch.float32)
     block = min(ASSIGN_ROWS, max(ASSIGN_MIN_ROWS, ASSIGN_SCORES // C))
@@ -97,7 +98,7 @@ def assign(rows, centroids, label, cosine, second, second_cosine) -> None:
 
 
 def product_error() -> float:
-    """How far torch may cut the factors of a float32 product: 0, or what bfloat16 or TF32 leaves of two factors."""
+    """Relative error of a float32 product of torch from rounding its factors: 0, or that of bfloat16 or TF32."""
     if hasattr(torch.backends.mkldnn, "matmul"):
         precise = torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
     else:

@@ -1,7 +1,8 @@
 """The Triton kernels behind the operations' calling convention: float32, bfloat16 and float16 on NVIDIA GPUs.
 
 They compile on first use. With TRITON_INTERPRET=1 set before Python starts they run interpreted on CPU tensors, for
-tests, when this backend is asked for by name. Results are the same bits on every run and for any batch.
+tests, when this backend is named by `use_backend` or GVENDI_BACKEND. Results are the same
+bits on every run and for any batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ try:
     _missing = None
 except ImportError as error:
     triton = None
-    _missing = f"Triton is not there ({error}); pip install triton (Linux, with an NVIDIA GPU)"
+    _missing = f"Triton cannot be imported ({error}); pip install triton (Linux, with an NVIDIA GPU)"
 
 if triton is not None:
     from gvendi_fast.kernels.backends.triton.assign import assign
@@ -65,28 +66,26 @@ def status() -> str:
 
 
 def why_not(op: str, *tensors: torch.Tensor) -> str | None:
-    """The reason for which the kernels cannot run `op` on these tensors, or None."""
+    """The reason why the kernels cannot run `op` on these tensors, or None."""
     if _missing:
         return _missing
     if op not in _ops:
         return f"{op} has no Triton kernel"
     dtypes = _GAIN_DTYPES if op == "gain" else _DTYPES
-    # The second tensor of a covariance is its float64 master.
+    # The second tensor of a covariance is its float64 sum.
     for tensor in tensors[:1] if op == "covariance" else tensors:
         if tensor.is_floating_point() and tensor.dtype not in dtypes:
             name, *usable = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
             return f"{name} is not supported by the Triton kernels; use {' or '.join(usable)}"
         if tensor.device.type != "cuda" and not interpreted():
-            return (
-                f"a tensor is on {tensor.device}, the Triton kernels need it on a GPU; move it with .cuda()"
-            )
+            return f"a tensor is on {tensor.device}, but the Triton kernels need it on a GPU; move it with .cuda()"
     return None if interpreted() else _device_reason(tensors[0].device)
 
 
 @functools.cache
 def _device_reason(device: torch.device) -> str | None:
-    found = torch.cuda.get_device_capability(device)
-    if found < _CAPABILITY:
-        need, have = (".".join(map(str, capability)) for capability in (_CAPABILITY, found))
-        return f"the GPU has compute capability {have}, the kernels are made for {need} and later"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _CAPABILITY:
+        need, have = (".".join(map(str, version)) for version in (_CAPABILITY, capability))
+        return f"the GPU has compute capability {have}, but the kernels need {need} or later"
     return None

@@ -1,11 +1,11 @@
-"""label [N] = the c of the largest cosine <z_n, c>, z_n = x_n / ||x_n||, second [N] the c of the next: x [N, K], unit
-centroids [C, K]. Equal cosines go to the lower c; with one centroid second is -1 and its cosine NaN.
+"""label [N] = the c of the largest cosine <z_n, m_c>, z_n = x_n / ||x_n||, second [N] the c of the next largest;
+x [N, K], centroids m [C, K] of length 1. Equal cosines go to the lower c; with C = 1 second is -1 and its cosine NaN.
 
-Unit rows come from `covariance.unit_rows` in strips, with the norm in float64. A program owns BLOCK_N rows, walks over
+`covariance.unit_rows` makes the z_n, strip by strip, with the norm in float64. A program owns BLOCK_N rows, walks over
 all centroids BLOCK_C at a time and keeps the two best of each row, so that no [N, C] matrix is written. Products are
 float32, not cut to TF32, and add up over K in one order: a row's result is the same bits in every batch. CHAIN_K of
-them add up one after the other, and then those sums: on an H200 one chain over K = 1024 was off by 1.2 times what is
-allowed. A label can differ from the definition's where two cosines are within K 2^-24.
+them are added one after the other, and then those sums: on an H200 the error of one chain over K = 1024 was 1.2 times
+the tolerance. A label can differ from the definition's where two cosines are within K 2^-24.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def assign_kernel(
         two, two_label = largest(
             tl.where(column[None, :] == one_label[:, None], float("-inf"), value), column, NONE
         )
-        # Labels so far are lower, so that a tie is theirs.
+        # Earlier labels are lower, so they win a tie.
         ahead = one > first_value
         loser = tl.where(ahead, first_value, one)
         loser_label = tl.where(ahead, first_label, one_label)
         rival = tl.where(ahead, two, next_value)
         rival_label = tl.where(ahead, two_label, next_label)
-        # After an overtaking the former first is lower than the tile's second; else the former second is.
+        # In a tie for second the lower label wins: the former first if the tile took its place, else the former second.
         keep = tl.where(ahead, loser >= rival, rival < loser)
         next_value = tl.where(keep, loser, rival)
         next_label = tl.where(keep, loser_label, rival_label)

@@ -2,9 +2,9 @@
 
 One kernel writes unit rows z float32 [N, K], with the norm in float64. The other owns one tile of the upper triangle
 per program: products and sums over SUM_ROWS rows are float32, each such sum is added to the float64 tile. Products
-are not cut to TF32: against exact sums a float32 sum of n products errs by at most n 2^-24 of the sum of their sizes,
-and the rows' own rounding adds 2^-23. Off the diagonal the tile is written twice, so out stays symmetric bit for bit.
-No atomics, one order of rows: the same bits on every run.
+are not rounded to TF32: against exact sums a float32 sum of n products errs by at most n 2^-24 of the sum of their
+sizes, and the rows' own rounding adds 2^-23. Off the diagonal the tile is written twice, so out stays symmetric bit for
+bit. No atomics, one order of rows: the same bits on every run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STRIP_ROWS = 16384
 SUM_ROWS, BLOCK_N, WARPS = 256, 32, 8
 # Unit rows: rows and columns of a tile.
 UNIT_ROWS, UNIT_COLUMNS, UNIT_WARPS = 4, 256, 4
-# Columns of a tile: wide from this K on; below, smaller ones keep more of the GPU busy.
+# Columns of a tile: wide from this K on; below it, narrow tiles keep more of the GPU busy.
 WIDE_DIM, WIDE, NARROW = 512, 64, 32
 assert STRIP_ROWS % SUM_ROWS == 0
 assert SUM_ROWS % BLOCK_N == 0
@@ -86,7 +86,7 @@ def covariance(rows: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows [N, K] scaled to length 1, float32 [N, K]; a row of zeros becomes NaN."""
+    """Sketches [N, K] scaled to length 1, float32 [N, K]; one of zeros becomes NaN."""
     N, K = rows.shape
     z = workspace(N, K, rows)
     with on_device_of(rows):

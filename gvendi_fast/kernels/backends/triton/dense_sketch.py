@@ -8,15 +8,16 @@ Each program writes its own row of a partial sum, and slabs depend on O and I al
 sample's result does not depend on its batch.
 
 One word of Philox holds the signs of WORD neighbours, so tiles begin at multiples of WORD coordinates: the rows of a
-tile are `apart` rows from each other, with apart I a multiple of WORD. I mostly is one itself, and then apart is 1.
+tile are `row_step` rows of the weight apart, with row_step I a multiple of WORD. I is mostly one itself: row_step = 1.
 
 Precision: with a power of two that brings a sample's largest number of the tile to 2^14 .. 2^15, the gradient tile is a
-sum of two float16 parts. Rounding to nearest leaves at most 2^-11 of a number to the second part and behind that 2^-22,
-or 2^-39 of the largest where that is more. Signs are exact. Over random signs it is half a unit of 2^-24 of the largest
-sum. Two bfloat16 parts would leave 2^-16, 30 to 60 units at any number of coordinates, where float32 sums of up to
-1,000 are off by 4 to 15 and may be by twice that (its test has both). Float32 inputs are multiplied
-as pairs of TF32 parts, which drops about 2^-22 of a product; 16-bit ones exactly. Tensor cores may truncate where they
-add, so a chain in them is 16 rows or one step of 64 coordinates long, and chains add up in ordinary arithmetic.
+sum of two float16 parts. Rounding to nearest leaves at most 2^-11 of a number to the second part and an error of 2^-22
+of it, or of 2^-39 of the largest where that is more. Signs are exact. Summed over random signs the error is half of
+2^-24 of the largest sum. Two bfloat16 parts would leave 2^-16, which is 30 to 60 times 2^-24 at any number of
+coordinates, where float32 sums of up to 1,000 numbers are off by 4 to 15 times 2^-24 and may be off by twice that
+(tested). Float32 inputs are multiplied as pairs of TF32 parts, which drops about 2^-22 of a product; 16-bit ones
+exactly. Tensor cores may truncate where they add, so a chain in them is 16 rows or one step of 64 coordinates long, and
+chains add up in ordinary arithmetic.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ WARPS = 8
 BLOCKS = (64, 256, 512)
 # An embedding's programs share nothing that a wide one would save.
 TOKEN_BLOCKS = (64, 256)
-# A tile costs a program about as much besides its columns as this many columns.
+# Besides its columns, a tile costs a program about as much as this many columns would.
 TILE_COLUMNS = 128
 # Partial sums of a launch; few enough for the memory of [B, slabs, K], enough for the largest GPUs.
 MAX_SLABS = 512
@@ -87,41 +88,41 @@ def project(z, g, up, down, words, B: tl.constexpr, T: tl.constexpr, K: tl.const
         low = (mine - high.to(tl.float32)).to(tl.float16)
         # The smaller first.
         chain = tl.dot(high, pi, tl.dot(low, pi))
-        # A plain sum would be made part of the tensor core's chain.
+        # The compiler would make a plain sum part of the tensor core's chain.
         z = tl.fma(chain, down, z)
     return z
 
 
-_LINEAR_SIZES = ["stride_a", "stride_e", "samples", "height", "width", "K", "apart", "strips"]
+_LINEAR_SIZES = ["stride_a", "stride_e", "samples", "height", "width", "K", "row_step", "strips"]
 _TOKEN_SIZES = ["stride_e", "d", "K", "strips"]
 _KEY = ["key_low", "key_high"]
 
 
 @triton.jit(do_not_specialize=_LINEAR_SIZES + _KEY)
 def dense_linear_kernel(
-    a, stride_a, e, stride_e, spans, partial, samples, height, width, K, apart, strips, key_low, key_high,
+    a, stride_a, e, stride_e, spans, partial, samples, height, width, K, row_step, strips, key_low, key_high,
     UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     low, high = key_low.to(tl.uint32, bitcast=True), key_high.to(tl.uint32, bitcast=True)
     slab, slabs = tl.program_id(1), tl.num_programs(1)
     sample = tl.arange(0, BLOCK_B)
-    tiles = tl.cdiv(tl.cdiv(height, apart), BLOCK_O).to(tl.int64) * apart * strips
+    tiles = tl.cdiv(tl.cdiv(height, row_step), BLOCK_O).to(tl.int64) * row_step * strips
     tile, last = (tiles * slab // slabs).to(tl.int32), (tiles * (slab + 1) // slabs).to(tl.int32)
     z = tl.zeros([BLOCK_B, BLOCK_K], tl.float32)
     while tile < last:
         strip, group = tile % strips, tile // strips
         if UNIT > 1:
-            # Tiles are whole and begin where rows are aligned, and apart is 1.
+            # Tiles are whole and begin where rows are aligned, and row_step is 1.
             skip = 0
             o = (group * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
         else:
-            first = group % apart
+            first = group % row_step
             # The tile begins `skip` coordinates before column 0 of its rows.
             skip = (first.to(tl.int64) * width % _WORD).to(tl.int32)
-            o = (first + apart * (group // apart * BLOCK_O + tl.arange(0, BLOCK_O))).to(tl.int64)
+            o = (first + row_step * (group // row_step * BLOCK_O + tl.arange(0, BLOCK_O))).to(tl.int64)
         i = strip * _WORD - skip + tl.arange(0, _WORD)
-        # Loaded again for every tile: registers are what the columns of a program are limited by.
+        # Loaded again for every tile: registers limit how many columns a program can have.
         begin = tl.load(spans + 2 * sample)
         end = tl.load(spans + 2 * sample + 1)
         count = (end - begin).to(tl.int32)
@@ -198,10 +199,10 @@ def dense_sketch(
         _token(a, e, segments, words, out)
         return
     if a.dtype != e.dtype or (_INTERPRETED and a.dtype == torch.bfloat16):
-        # Exact: of a head, e comes in float32 and a in the model's dtype.
+        # Exact. The head's e is float32 while its a has the model's dtype.
         a, e = a.float(), e.float()
     if a.shape[1] == 1:
-        # A vector is as well the only row of its matrix, which fills tiles where a column would not.
+        # A vector may also be the only row of its matrix, which fills tiles where a column would not.
         a, e = e, a
     for first in range(0, len(out), BLOCK_B):
         _linear(a, e, segments[first : first + BLOCK_B], words, out[first : first + BLOCK_B])
@@ -209,8 +210,8 @@ def dense_sketch(
 
 def _linear(a, e, segments, key, out) -> None:
     (samples, K), height, width = out.shape, e.shape[1], a.shape[1]
-    apart, strips = _apart(height, width), _strips(width)
-    slabs = min(MAX_SLABS, triton.cdiv(triton.cdiv(height, apart), BLOCK_O) * apart * strips)
+    row_step, strips = _row_step(height, width), _strips(width)
+    slabs = min(MAX_SLABS, triton.cdiv(triton.cdiv(height, row_step), BLOCK_O) * row_step * strips)
     if slabs == 0 or a.shape[0] == 0:
         return
     chunks = _slabs(segments.numpy().tobytes(), slabs, out.device, stream_of(out.device))
@@ -219,7 +220,7 @@ def _linear(a, e, segments, key, out) -> None:
     with on_device_of(out):
         dense_linear_kernel[(triton.cdiv(K, block), slabs)](
             a, a.stride(0) // unit, e, e.stride(0) // unit, chunks.spans, partial,
-            samples, height, width, K, apart, strips, *key,
+            samples, height, width, K, row_step, strips, *key,
             UNIT=unit, **_tile(block), BLOCK_O=BLOCK_O, num_warps=WARPS,
         )  # fmt: skip
     reduce_chunks(partial, chunks, out, 1 / math.sqrt(K))
@@ -244,8 +245,8 @@ def columns(K: int, blocks: tuple[int, ...]) -> int:
     return min(blocks, key=lambda block: triton.cdiv(K, block) * (block + TILE_COLUMNS))
 
 
-def _apart(height: int, width: int) -> int:
-    """Rows this far apart begin at equal places of a word."""
+def _row_step(height: int, width: int) -> int:
+    """Every so many rows of the weight begin at the same place in a word."""
     return max(1, min(height, WORD // math.gcd(width, WORD)))
 
 
@@ -255,7 +256,7 @@ def _strips(width: int) -> int:
 
 
 def _unit(a: torch.Tensor, e: torch.Tensor) -> int:
-    """What sizes are a multiple of: with whole tiles and aligned rows, loads take 16 bytes."""
+    """A divisor of all sizes and strides: ALIGNED, with which loads take 16 bytes, or 1."""
     whole = e.shape[1] % BLOCK_O == 0 and a.shape[1] % WORD == 0
     return ALIGNED if whole and e.stride(0) % ALIGNED == a.stride(0) % ALIGNED == 0 else 1
 

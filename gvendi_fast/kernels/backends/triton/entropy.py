@@ -1,6 +1,7 @@
 """Entropy of many small groups of rows: group g is rows boundaries[g] .. boundaries[g + 1] of [N, K], m <= 256 of them.
 
-G = Z Z^T of a group's unit rows [m, m], padded with zeros to M; its eigenvalues over m; their entropy of order q.
+G = Z Z^T [m, m] of a group's rows scaled to length 1, padded with zeros to M; its eigenvalues over m; their entropy of
+order q.
 Up to M = 64 a Jacobi iteration finds the eigenvalues of one group per program. It runs in float32: for q >= 1 the
 entropy is then within 1e-4 of the definition. A wider group, an order below 1 (infinitely steep at 0), or a group that
 has not converged goes to torch's batched eigvalsh in float64.
@@ -8,11 +9,12 @@ has not converged goes to torch's batched eigvalsh in float64.
 Jacobi: a rotation of two rows and two columns makes one off-diagonal entry zero; M/2 disjoint pairs turn at once, and a
 sweep of M - 1 rounds meets every pair. Pairs are neighbours (2i, 2i+1), and between rounds all positions move by one
 fixed permutation, which needs no index tensor: position p, as a polynomial over GF(2), is divided by x modulo a
-primitive trinomial x^k + x^t + 1, M = 2^k. Division has order M - 1 and p ^ q runs with it through all non-zero values,
-so p and q are neighbours (p ^ q = 1) exactly once in M - 1 rounds, and after them everything is back in place.
-Most groups take 4 to 10 sweeps; no cyclic order of pairs at once is known to converge always, and a rare group of
-clusters does not, so the kernel measures: it stops once the off-diagonal part is below TOLERANCE of the trace, where
-|eigenvalues - diagonal| <= |off-diagonal part|_F (Hoffman and Wielandt), or after SWEEPS, and returns what is left.
+primitive trinomial x^k + x^t + 1, M = 2^k. Division has order M - 1 and takes p ^ q through all non-zero values, so
+p and q are neighbours (p ^ q = 1) exactly once in M - 1 rounds, after which everything is back in place.
+Most groups take 4 to 10 sweeps. No cyclic order of simultaneous rotations is known to converge always, and for a few
+groups this one does not, so the kernel measures what is off the diagonal: it stops once the off-diagonal part is below
+TOLERANCE of the trace, where |eigenvalues - diagonal| <= |off-diagonal part|_F (Hoffman and Wielandt), or after SWEEPS
+sweeps, and returns its size.
 """
 
 from __future__ import annotations
@@ -97,10 +99,10 @@ def jacobi_kernel(gram, spectra, residuals, SWEEPS, tolerance, M: tl.constexpr, 
             off, _again = tl.split(tl.reshape(beside, [M // 2, 2]))
             # tan of the smaller angle that makes `off` zero: sign(d) 2 off / (|d| + sqrt(d^2 + 4 off^2)), d = q - p.
             twice = 2.0 * tl.where(q < p, -off, off)
-            # Entries this small change no digit; their squares may underflow to 0 / 0.
+            # Smaller entries change no digit, and their squares may underflow to 0 / 0.
             large = tl.abs(off) > 1e-15
-            apart = tl.where(large, q - p, 1.0)
-            tangent = tl.div_rn(twice, tl.abs(apart) + tl.sqrt_rn(apart * apart + twice * twice))
+            d = tl.where(large, q - p, 1.0)
+            tangent = tl.div_rn(twice, tl.abs(d) + tl.sqrt_rn(d * d + twice * twice))
             tangent = tl.where(large, tangent, 0.0)
             c = tl.div_rn(tl.full([M // 2], 1.0, tl.float32), tl.sqrt_rn(1.0 + tangent * tangent))
             s = tangent * c

@@ -5,8 +5,8 @@ sign is +1, -1, or 0 for a bin that gets nothing from a block: one multiply-add 
 and no mask. A bin without a coordinate reads the block's first one, so that where that is not finite such bins become
 NaN; the transform makes every output of such a row infinite or NaN in any case.
 
-A program takes up to MAX_ROWS rows at once, which share the table's entries. Neighbouring threads take neighbouring
-bins, so that they read one run of 16; each row is a load of its own, since of two axes without contiguous addresses
+A program works on up to MAX_ROWS rows at once, which share the table's entries. Neighbouring threads take neighbouring
+bins, so that they read one run of 16; each row is loaded on its own, since of two axes without contiguous addresses
 Triton may put either first.
 """
 
@@ -27,7 +27,7 @@ assert {shape.rows for shape in TILES.values()} <= {1, 2, MAX_ROWS}
 
 @triton.jit
 def load_rows(x, stride, begin, end, at, T: tl.constexpr, K: tl.constexpr):
-    """Columns `at` [K] of T rows from `begin` on, as float32 [K, T]; in place of rows from `end` on, the last one."""
+    """Columns `at` [K] of T rows from `begin` on, as float32 [K, T]; rows from `end` on repeat the last one."""
     value = tl.load(x + begin * stride + at)
     if T == 1:
         value = tl.reshape(value, [K, 1])

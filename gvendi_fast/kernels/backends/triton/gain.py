@@ -4,8 +4,8 @@ e_k = c_k^2, r = sum_k e_k, and table [K, C] = [1, lambda_k, 1 / (lambda_k + t_j
     mu = sum_k e_k lambda_k / r,  g_j = sum_k e_k / (lambda_k + t_j) / r,  phi(x) = x ln x
     Delta S = phi(mu + sign) - phi(mu) + sum_j w_j ln1p(sign (1 / (mu + t_j) - g_j) / (1 + sign g_j))
 c is float32 (or float64) as it is stored; everything from the squares on is float64. Float32 sums would err by 8e-7
-whatever n is, while what tells rows apart falls as n^-1/2: 2e-4 of it at K = 64, n = 2 10^5, one in a thousand soon
-after. The sums are K C products a row beside the K^2 of the projection, so their float64 costs little.
+whatever n is, while the differences between rows fall as n^-1/2: the error is 2e-4 of them at K = 64, n = 2 10^5, and
+soon one in a thousand. The sums are K C products a row beside the K^2 of the projection, so their float64 costs little.
 One program owns BLOCK_N rows and adds in the order of k: the same bits on every run and in any batch.
 """
 
@@ -18,7 +18,7 @@ import triton.language as tl
 from gvendi_fast.kernels.backends.triton.runtime import on_device_of
 from gvendi_fast.kernels.spectrum import Quadrature
 
-# Rows of a program, its warps, and the k whose loads are under way at once.
+# Rows of a program, its warps, and how many k are loaded at once.
 BLOCK_N, WARPS, UNROLL = 16, 4, 4
 
 
@@ -59,7 +59,7 @@ def gain_kernel(
         first += UNROLL
     r = tl.where(live, column(sums, columns, 0), 1.0)
     mu = column(sums, columns, 1) / r
-    # Nodes stand in columns 2 .. J + 1.
+    # The nodes are columns 2 .. J + 1.
     node = (columns >= 2) & (columns < J + 2)
     at = tl.load(t + columns - 2, mask=node, other=1.0)[None, :]
     w = tl.load(weight + columns - 2, mask=node, other=0.0)[None, :]

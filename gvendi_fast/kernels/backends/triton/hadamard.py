@@ -22,7 +22,7 @@ class Tile(NamedTuple):
     warps: int
 
 
-# K: tile. By instructions counted (benchmarks/results/instructions.md) among those that spill nothing: rows share a
+# K: tile. The fewest instructions counted (benchmarks/results/instructions.md) without spilling: rows share a
 # table's entries, and more floats a thread leave the transform fewer exchanges. At 1024 by time on an H200 among six:
 # there 2 rows and 8 warps, which hide more of memory's latency, took 0.90 times as long as the least instructions
 # (4 rows, 4 warps), over the launches of a 0.5B model.

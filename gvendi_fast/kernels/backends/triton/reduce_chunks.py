@@ -1,6 +1,6 @@
 """out [B, W] = sum of each sample's rows of partial [chunks, W]; or out += scale * that sum.
 
-The chunks of a sample go in groups of GROUP from its first one on, so the order depends on nothing else.
+The chunks of a sample are added in groups of GROUP from its first one on, so the order depends on nothing else.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def reduce_chunks(
     if samples == 0:
         return
     with on_device_of(partial):
-        # One axis: a grid's others end at 65,535.
+        # On one axis, since the other axes of a grid end at 65,535.
         reduce_chunks_kernel[(samples * triton.cdiv(width, BLOCK_W),)](
             partial,
             chunks.first,

@@ -1,10 +1,10 @@
 """What every kernel's wrapper needs: the chunks of a batch and the launch guard.
 
-Sums over a sample's rows go chunk by chunk: a chunk is CHUNK_ROWS consecutive rows of one sample, counted from its
-first row, and writes its own row of `partial` [chunks, width]; `reduce_chunks` adds them in a fixed order. So no
-atomics, the same bits on every run, and a sample's result does not depend on its batch.
+Sums over a sample's rows are taken chunk by chunk: a chunk is CHUNK_ROWS consecutive rows of one sample, counted from
+its first row, and writes its own row of `partial` [chunks, width]; `reduce_chunks` adds them in a fixed order. So there
+are no atomics, the bits are the same on every run, and a sample's result does not depend on its batch.
 
-Loops in kernels are `while` wherever a bound is no constant: Triton's interpreter cannot take the bound of a `range`
+Loops in kernels are `while` wherever a bound is not a constant: Triton's interpreter cannot take the bound of a `range`
 from a tensor with NumPy 2.4 and later.
 """
 
@@ -37,7 +37,7 @@ class Chunks:
 
     @property
     def samples(self) -> int:
-        """B, empty samples included."""
+        """Number of samples B, empty ones included."""
         return len(self.first) - 1
 
 
@@ -47,10 +47,10 @@ def chunks_of(segments: torch.Tensor, device: torch.device) -> Chunks:
 
 
 def stream_of(device: torch.device) -> int:
-    """The current stream, which belongs into the key of a cache of lists.
+    """The current stream, a part of the key of every cache of lists on a device.
 
-    A list is its stream's alone: its copy comes before the stream's kernels, and its memory is not given to other work
-    of the stream while they read it.
+    A list belongs to one stream: it is copied before that stream's kernels run, and its memory is not given to other
+    work of the stream while they read it.
     """
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 

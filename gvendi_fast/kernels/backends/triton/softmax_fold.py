@@ -3,11 +3,11 @@
 l = scale x, or cap tanh(scale x / cap); p = softmax(l); loss = logsumexp(l) - l[label]; e = (p - onehot(label)) dl/dx.
 
 Both passes take exponentials in base 2: l log2(e) = c level(x), where level(x) = x and c = scale log2(e), or with a cap
-level(x) = tanh(ratio x), ratio = scale / cap and c = cap log2(e). So a power 2^(c level - base) takes one fused product
-and one instruction for the exponential.
+level(x) = tanh(ratio x), ratio = scale / cap and c = cap log2(e). So a power 2^(c level - base) costs one fused
+multiply-add and one instruction for the exponential.
 
-Pass 1, one program per row and part of V: base, the largest c level of the part, and the sum of the powers, the label
-left out. A thread finds the largest of its logits of a tile first and rescales its sum once a tile. The program whose
+Pass 1, one program per row and part of V: base, the largest c level of the part, and the sum of the powers without the
+label's. A thread finds the largest of its logits of a tile first and rescales its sum once a tile. The program whose
 part has the label keeps that logit and writes -inf over it, whose power is 0, so pass 2 meets no label in its loop.
 
 Pass 2, one program per few rows and tile of bins: merges the parts, then takes block after block of K coordinates in
@@ -53,7 +53,7 @@ assert MAX_DIM % MAX_BINS == PLAIN_BLOCK % MAX_BINS == 0
 # An entry of the table in pass 2's order: the coordinate's place in its block, and its sign in the top bit.
 EMPTY = tl.constexpr(0x7FFF)
 assert EMPTY.value >= MAX_DIM
-# Finite, so that a part without logits takes part in differences: lowest - lowest is 0, not NaN.
+# Finite, so that a part without logits can be merged: lowest - lowest is 0, not NaN.
 LOWEST = tl.constexpr(-1.0e30)
 LN_2 = tl.constexpr(math.log(2))
 # The least scale and ratio, for 0 would make NaN of a label's -inf.
@@ -114,7 +114,7 @@ def sum_tile(
 ):  # fmt: skip
     left = load_levels(x, column, stop, label, ratio, CAP, MASK)
     right = load_levels(x, column + HALF, stop, label, ratio, CAP, MASK)
-    # The maximum stands between the product and the difference below, which the compiler would fuse otherwise.
+    # The maximum comes between the product and the difference below, which the compiler would otherwise fuse.
     highest = tl.maximum(base, tl.maximum(tl.max(left, axis=1), tl.max(right, axis=1)) * c)
     total *= tl.exp2(base - highest)
     total += tl.sum(power_of(left, c, highest[:, None]), axis=1)
@@ -217,7 +217,7 @@ def fold_kernel(
     group, tile_k = tl.program_id(0) // (K // BLOCK_K), tl.program_id(0) % (K // BLOCK_K)
     rows = group.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     live = rows < T
-    # Rows behind the last one read the last one and store nothing.
+    # Rows beyond the last one read the last one and store nothing.
     rows = tl.minimum(rows, T - 1)
     part = tl.arange(0, PARTS)[None, :]
     at, held = (rows * parts)[:, None] + part, part < parts
@@ -290,7 +290,7 @@ def softmax_fold(
     if T == 0:
         return
     if scale < 0:
-        # The kernels take the largest logit for the most likely one.
+        # The kernels assume that the largest logit is the most likely one.
         softmax_fold(logits.neg_(), labels, table, loss, folded, softcap, -scale)
         for gradient in (logits, folded):
             if gradient is not None:

@@ -56,7 +56,7 @@ def _scatter(table: Table) -> np.ndarray:
 
 
 def check_permutes(table: Table, filled: np.ndarray) -> None:
-    """GvendiError unless every coordinate of the table has a place of its own among the filled ones."""
+    """GvendiError unless every coordinate of the table has a bin of its own in its block."""
     if np.count_nonzero(filled) != table.width:
         raise GvendiError(
             f"a table of width {table.width} sends two coordinates of one block of {table.dim} to one bucket; "

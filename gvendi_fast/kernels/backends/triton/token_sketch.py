@@ -44,7 +44,7 @@ def token_sketch_kernel(
         token = tl.load(ids + begin)
         known = (token >= 0) & (token < vocabulary)
         hashed = tl.load(id_table + token, mask=known, other=0).to(tl.int32)
-        # An id outside the vocabulary must not pass for another one: its sample becomes NaN.
+        # An id outside the vocabulary must not be taken for another one: its sample becomes NaN.
         sign = tl.where(known, (1 - 2 * (hashed & 1)).to(tl.float32), float("nan"))
         source = k ^ (hashed >> 1)
         row = e + begin * stride
