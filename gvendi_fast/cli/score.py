@@ -81,7 +81,8 @@ def sketch(
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
     print(
-        f"{run.units_done} work units in {run.path}, {rejected:,} rows rejected; 'gvendi score {run.path}' scores them"
+        f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
+        f"{rejected:,} row{'s' * (rejected != 1)} rejected; 'gvendi score {run.path}' scores them"
     )
 
 
