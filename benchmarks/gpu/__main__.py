@@ -296,12 +296,16 @@ def resume_command(args: argparse.Namespace) -> str:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--sections", nargs="+", metavar="NAME", help="run these alone [default: all]")
     parser.add_argument("--seconds", type=float, default=540, help="time of the whole run [default: 540]")
     parser.add_argument("--out", type=Path, help="results file [default: benchmarks/results/<gpu>.json]")
-    parser.add_argument("--corpus", type=Path, help="token ids from corpus_ids.py, or rows with --tokenizer")
+    parser.add_argument(
+        "--corpus", type=Path, help="token ids from benchmarks.corpora.token_ids, or rows with --tokenizer"
+    )
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer for the rows of --corpus")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on any device")
     # A failure planted into a section of a rehearsal, as SECTION=KIND.

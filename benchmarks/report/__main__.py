@@ -212,7 +212,9 @@ def between_markers(path: Path, content: str) -> str:
 def main() -> None:
     """Write the tables into their pages, and the record."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     args = parser.parse_args()

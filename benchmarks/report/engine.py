@@ -65,5 +65,5 @@ def selection_row(name: str, entry: dict | None) -> list[str]:
 
 
 def engine_table(cpu: dict, selection: dict, table: Callable[[list[str], list[list[str]]], str]) -> str:
-    """The table, by report.py's own Markdown."""
+    """The table, as Markdown by `table`."""
     return table(HEAD, list(engine_rows(cpu, selection)))

@@ -23,7 +23,9 @@ FILES = ("bench_sketching.py", "bench_vendi.py", "bench_attention.py")
 def main() -> None:
     """Run pytest-benchmark and merge its figures into the results file."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="EXPRESSION", help="pytest -k expression")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu.json")

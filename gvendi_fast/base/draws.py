@@ -1,7 +1,9 @@
-"""Seeded draws: the one place that turns (seed, words) into random words, orders and choices.
+"""Seeded draws of rows, orders and tables: the one place that turns (seed, words) into random words and choices.
 
-All randomness is raw words of a Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-which are the same in every release of NumPy; methods of its Generator are not. A draw is a function of its key alone.
+The seeds of k-means come from the rows' own content (clusters/seeds.py), tokens of a local model from its generator
+(synthesis/generators/local.py). All randomness here is raw words of a Philox4x64 (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011), which are the same in every release of NumPy; methods of its Generator are not.
+A draw is a function of its key alone.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def synthesize(
     page to look at: G-Vendi and acceptance over time, clusters before and
     after, examples ('gvendi report DIR' writes it at any other time). A run
     that was stopped or killed goes on with --resume DIR from anywhere, or with
-    the same command: no answer is paid for twice, and the result is that of a
-    run without the break.
+    the same command: only what was under way at a kill is paid for again, and
+    the result is that of a run without the break.
 
     It ends at stop.target rows (the seeds count), at stop.requests, stop.tokens or
     stop.seconds, or when fewer than stop.floor of the last stop.window

@@ -1,4 +1,4 @@
-"""Run directory -> every number and text of a report, as one JSON-able dict; `report.py` draws it."""
+"""Run directory -> every number and text of a report, as one JSON-able dict; `page.py` draws it."""
 
 from __future__ import annotations
 

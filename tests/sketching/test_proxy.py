@@ -1,6 +1,5 @@
 """The proxy room: the embedded model, local folders, a hub played by a local server, precision."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -8,26 +7,18 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from places import ROOT
 
+from benchmarks.corpora import made_up as corpora
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.proxy import load as room
 from gvendi_fast.sketching.proxy.load import folder_digest, load_proxy, resolve_device, resolve_dtype
 
 TINY = ROOT / "gvendi_fast" / "assets" / "tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="module")
-def corpora() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corpora", ROOT / "benchmarks" / "corpora.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +70,7 @@ def test_loaded_tokenizer_cuts_as_its_file_says(tiny):
     assert tiny.tokenizer(text)["input_ids"] == raw.encode(text).ids
 
 
-def test_tiny_has_learnt(tiny, corpora):
+def test_tiny_has_learnt(tiny):
     losses, jumbled = [], []
     order = torch.Generator().manual_seed(0)
     for row in corpora.varied(36, seed=987):
@@ -305,7 +296,7 @@ def test_resolve_device():
         resolve_device("fridge")
 
 
-def test_corpora_are_stable_distinct_and_of_two_kinds(corpora):
+def test_corpora_are_stable_distinct_and_of_two_kinds():
     rows = corpora.varied(1800, seed=0)
     assert rows[:36] == corpora.varied(36, seed=0)
     assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 1800

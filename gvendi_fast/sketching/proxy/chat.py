@@ -16,7 +16,7 @@ _SENTINEL = "content-3f1b77"
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer; `mask` as in text.py, `name` for messages to the user."""
+    """The chat template of one tokenizer; `mask` as in encode.py, `name` for messages to the user."""
 
     def __init__(self, tokenizer: Any, name: str, mask: str) -> None:
         self.name, self.mask = name, mask

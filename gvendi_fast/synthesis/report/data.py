@@ -1,4 +1,4 @@
-"""Directory of a synthesis run -> every number and text of its report, as one JSON-able dict; `report.py` draws it."""
+"""Directory of a synthesis run -> every number and text of its report, as one JSON-able dict; `page.py` draws it."""
 
 from __future__ import annotations
 
