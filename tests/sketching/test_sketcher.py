@@ -1,7 +1,13 @@
 """The fast path against the full autograd gradient, over the architectures people use."""
 
+import copy
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
+from places import ROOT
 from small_models import (
     BOTH_KINDS,
     FP32_RELATIVE,
@@ -123,3 +129,24 @@ def test_bad_batches_are_refused_by_name():
         sketcher(ids, torch.tensor([[3, -100, -100]]))
     with torch.inference_mode(), pytest.raises(GvendiError, match="inference_mode"):
         sketcher(ids, ids)
+
+
+def test_a_pickled_sketcher_is_right_in_a_process_that_numbers_layers_otherwise(tmp_path):
+    model = build("qwen2_tied")
+    sketcher, batch = GradientSketcher(model, SPEC), pad(samples())
+    wanted, path = sketcher(*batch), tmp_path / "sketcher.pickle"
+    path.write_bytes(pickle.dumps((sketcher, batch, wanted)))
+    script = (
+        "import pickle, sys\n"
+        "from gvendi_fast.sketching.gradients import layer_ops\n"
+        "for i in range(40):\n"
+        "    layer_ops.layer_key(f'other.{i}.weight', None)\n"
+        "sketcher, batch, wanted = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "got = sketcher(*batch)\n"
+        "assert float((got - wanted).norm() / wanted.norm()) <= 1e-6\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(copy.deepcopy(sketcher)(*batch), wanted)
