@@ -161,3 +161,15 @@ def test_a_forward_that_its_class_is_given_after_the_first_batch_is_the_one_that
     assert (plain - wanted).norm() / wanted.norm() > 0.1
     got = sketcher(ids[None], labels[None])[0].double()
     assert (got - wanted).norm() / wanted.norm() <= FP32_RELATIVE
+
+
+@pytest.mark.parametrize("name", ["llama_untied", "qwen2_tied"])
+def test_weights_that_are_assigned_after_the_first_batch_are_those_of_the_sketch(name):
+    model, (ids, labels) = build(name), samples()[0]
+    sketcher = GradientSketcher(model, SPEC)
+    sketcher(ids[None], labels[None])
+    model.load_state_dict({k: 1.5 * v for k, v in model.state_dict().items()}, assign=True)
+    model.tie_weights()
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    got = sketcher(ids[None], labels[None])[0].double()
+    assert (got - wanted).norm() / wanted.norm() <= FP32_RELATIVE
