@@ -4,6 +4,8 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,3 +175,21 @@ def test_weights_that_are_assigned_after_the_first_batch_are_those_of_the_sketch
     wanted, _ = autograd_sketch(model, sketcher, ids, labels)
     got = sketcher(ids[None], labels[None])[0].double()
     assert (got - wanted).norm() / wanted.norm() <= FP32_RELATIVE
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_that_sketch_one_model_take_turns(count):
+    model, batch = build("qwen2_tied").requires_grad_(True), pad(samples())
+    before = state_of(model)
+    sketchers = [GradientSketcher(model, SPEC), GradientSketcher(model, replace(SPEC, seed=9))][:count]
+    wanted = [sketcher(*batch) for sketcher in sketchers]
+    runs = 2 * [pair for pair in zip(sketchers, wanted, strict=True) for _ in range(6)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(lambda run: torch.equal(run[0](*batch), run[1]), runs))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(results)
+    assert state_of(model) == before
