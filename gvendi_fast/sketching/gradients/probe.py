@@ -25,7 +25,7 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
-from gvendi_fast.sketching.gradients.norms import affine_input
+from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
 
 
@@ -368,6 +368,7 @@ class TappedNorm(Forward):
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
         super().__init__(tap.module)
         (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
+        self.unhooked = Unhooked(tap.module)
         self.norm, self.eps = "given" if tap.norm == "affine" else tap.norm, tap.eps
 
     @property
@@ -391,7 +392,7 @@ class TappedNorm(Forward):
             )
         if self.norm == "given":
             with torch.no_grad():
-                x = affine_input(self.module, x)
+                x = affine_input(self.unhooked, x)
         return NormOutput.apply(output, probed.probe, x, probed.segments, self.key, self)
 
 
