@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from small_models import CONFIGS, GATED, SPEC, build, pad, samples
+from small_models import CONFIGS, FP32_RELATIVE, GATED, SPEC, autograd_sketch, build, pad, samples
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.sketching.gradients.norms import TOLERANCE, affine_input, norm_formula, normalised
+from gvendi_fast.sketching.gradients.norms import TOLERANCE, Unhooked, affine_input, norm_formula, normalised
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.gradients.taps import NORM, find_taps, module_kind
 
@@ -142,7 +142,7 @@ def test_what_fits_neither_formula_is_taken_from_the_module(formula, dtype):
     assert norm_formula(module) == ("affine", 0.0)
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(4)).to(dtype)
     with torch.no_grad():
-        got = affine_input(module, x)
+        got = affine_input(Unhooked(module), x)
         module.weight.fill_(1)
         wanted = formula(module.float(), x.float())
     assert got.dtype == torch.float32
@@ -202,3 +202,20 @@ def test_norm_weights_of_a_bf16_model_have_the_sketch_of_float32(name):
     batch = pad(samples())
     cosine = torch.cosine_similarity(narrow(*batch).double(), wide(*batch).double())
     assert cosine.min() >= 0.999, cosine
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", ["llama_untied", "gpt2", "mean_abs"])
+def test_hooks_of_others_are_no_part_of_a_norm(kind, when):
+    model = build("llama_untied" if kind == "mean_abs" else kind)
+    if kind == "mean_abs":
+        model.model.layers[0].input_layernorm = Norm(32, mean_abs, eps=1e-3)
+    norm = next(m for m in model.modules() if module_kind(m) == NORM)
+    others = [n for n, p in model.named_parameters() if p is not norm.weight]
+    sketcher = GradientSketcher(model, SPEC, exclude=others) if when == "after" else None
+    norm.register_forward_pre_hook(lambda module, args: (args[0] + 1.5,))
+    norm.register_forward_hook(lambda module, args, output: 2 * output)
+    sketcher = sketcher or GradientSketcher(model, SPEC, exclude=others)
+    ids, labels = samples()[0]
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    assert (sketcher(ids[None], labels[None])[0].double() - wanted).norm() / wanted.norm() <= FP32_RELATIVE

@@ -155,6 +155,15 @@ def test_a_compiled_sketcher_does_not_run_the_graph_of_another(graphs):
     assert relative(GradientSketcher(model, SPEC, compile=True).sketch(*batch).z, wanted.z) <= SAME
 
 
+@pytest.mark.parametrize("part", ["block", "model"])
+def test_blocks_that_others_have_compiled_are_sketched_as_ever(part, graphs):
+    model, batch = one_layer("phi_biased_head"), pad(samples())
+    wanted = GradientSketcher(model, SPEC).sketch(*batch)
+    (model.model.layers[0] if part == "block" else model).compile()
+    for sketcher in (GradientSketcher(model, SPEC), GradientSketcher(model, SPEC, compile=True)):
+        assert relative(sketcher.sketch(*batch).z, wanted.z) <= SAME
+
+
 def test_a_pass_that_cannot_be_compiled_says_why_and_what_helps(graphs):
     model = one_layer("qwen2_tied")
     sketcher = GradientSketcher(model, SPEC, compile=True)

@@ -1,7 +1,15 @@
 """The fast path against the full autograd gradient, over the architectures people use."""
 
+import copy
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 import torch
+from places import ROOT
 from small_models import (
     BOTH_KINDS,
     FP32_RELATIVE,
@@ -123,3 +131,65 @@ def test_bad_batches_are_refused_by_name():
         sketcher(ids, torch.tensor([[3, -100, -100]]))
     with torch.inference_mode(), pytest.raises(GvendiError, match="inference_mode"):
         sketcher(ids, ids)
+
+
+def test_a_pickled_sketcher_is_right_in_a_process_that_numbers_layers_otherwise(tmp_path):
+    model = build("qwen2_tied")
+    sketcher, batch = GradientSketcher(model, SPEC), pad(samples())
+    wanted, path = sketcher(*batch), tmp_path / "sketcher.pickle"
+    path.write_bytes(pickle.dumps((sketcher, batch, wanted)))
+    script = (
+        "import pickle, sys\n"
+        "from gvendi_fast.sketching.gradients import layer_ops\n"
+        "for i in range(40):\n"
+        "    layer_ops.layer_key(f'other.{i}.weight', None)\n"
+        "sketcher, batch, wanted = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "got = sketcher(*batch)\n"
+        "assert float((got - wanted).norm() / wanted.norm()) <= 1e-6\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(copy.deepcopy(sketcher)(*batch), wanted)
+
+
+def test_a_forward_that_its_class_is_given_after_the_first_batch_is_the_one_that_runs(monkeypatch):
+    model, (ids, labels) = build("llama_untied"), samples()[0]
+    sketcher, forward = GradientSketcher(model, SPEC), torch.nn.Embedding.forward
+    plain = sketcher(ids[None], labels[None])[0].double()
+    monkeypatch.setattr(torch.nn.Embedding, "forward", lambda self, x: forward(self, x) + 1)
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    assert (plain - wanted).norm() / wanted.norm() > 0.1
+    got = sketcher(ids[None], labels[None])[0].double()
+    assert (got - wanted).norm() / wanted.norm() <= FP32_RELATIVE
+
+
+@pytest.mark.parametrize("name", ["llama_untied", "qwen2_tied"])
+def test_weights_that_are_assigned_after_the_first_batch_are_those_of_the_sketch(name):
+    model, (ids, labels) = build(name), samples()[0]
+    sketcher = GradientSketcher(model, SPEC)
+    sketcher(ids[None], labels[None])
+    model.load_state_dict({k: 1.5 * v for k, v in model.state_dict().items()}, assign=True)
+    model.tie_weights()
+    wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+    got = sketcher(ids[None], labels[None])[0].double()
+    assert (got - wanted).norm() / wanted.norm() <= FP32_RELATIVE
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_that_sketch_one_model_take_turns(count):
+    model, batch = build("qwen2_tied").requires_grad_(True), pad(samples())
+    before = state_of(model)
+    sketchers = [GradientSketcher(model, SPEC), GradientSketcher(model, replace(SPEC, seed=9))][:count]
+    wanted = [sketcher(*batch) for sketcher in sketchers]
+    runs = 2 * [pair for pair in zip(sketchers, wanted, strict=True) for _ in range(6)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(lambda run: torch.equal(run[0](*batch), run[1]), runs))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(results)
+    assert state_of(model) == before

@@ -133,6 +133,12 @@ class CompiledBlock(Forward):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the block's forward gives."""
+        # Where others have compiled the block, their compiler reads this, and chooses sizes itself.
+        if not torch.compiler.is_compiling():
+            self._mark(args, kwargs)
+        return self._compiled(self.inner, self._probed, self._tapped, args, kwargs)
+
+    def _mark(self, args: tuple, kwargs: dict[str, Any]) -> None:
         sizes = set(self._probed.ids.shape)
         mark(self._probed.probe, [0])
         mark(self._probed.segments, [0])
@@ -142,7 +148,6 @@ class CompiledBlock(Forward):
                 # Hidden states [B, T, d], positions [B or 1, T, ...], masks [B or 1, 1, T, T].
                 axes = range(x.dim() if x.dim() == 4 else min(x.dim(), 2))
                 mark(x, [axis for axis in axes if x.shape[axis] in sizes])
-        return self._compiled(self.inner, self._probed, self._tapped, args, kwargs)
 
 
 def mark(x: torch.Tensor, axes: Sequence[int]) -> None:

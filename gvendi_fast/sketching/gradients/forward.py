@@ -17,7 +17,7 @@ class Forward:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._own = self.inner = None
+        self._own = self._of_class = self.inner = None
 
     @property
     def path(self) -> str:
@@ -26,14 +26,16 @@ class Forward:
 
     def attach(self) -> None:
         """Put `run` in the module's place for its forward, which `inner` then is."""
-        own = self.module.__dict__.get("forward")
+        own, of_class = self.module.__dict__.get("forward"), type(self.module).forward
         # The same method as last time, so that a compiler knows it again.
-        if self.inner is None or own is not self._own:
-            self._own, self.inner = own, self.module.forward
+        if self.inner is None or own is not self._own or of_class is not self._of_class:
+            self._own, self._of_class, self.inner = own, of_class, self.module.forward
         self.module.forward = self.run
 
     def remove(self) -> None:
-        """Put back what was there."""
+        """Put back what was there, if `run` stands in its place: an interrupt may come before it does."""
+        if self.module.__dict__.get("forward") != self.run:
+            return
         if self._own is None:
             self.module.__dict__.pop("forward", None)
         else:

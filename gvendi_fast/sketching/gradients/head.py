@@ -41,10 +41,15 @@ class Head:
     """A head whose logits are softcap * tanh(scale * W h / softcap), or scale * W h where softcap is None."""
 
     base: nn.Module
-    weight: nn.Parameter
+    output: nn.Linear
     name: str
     softcap: float | None
     scale: float
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """W, which may be another tensor than at the trial: weights can be assigned."""
+        return self.output.weight
 
 
 def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | None:
@@ -68,7 +73,7 @@ def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | Non
         return None
     with torch.no_grad():
         form = _matching_form(model, base, output)
-    return None if form is None else Head(base, output.weight, name, *form)
+    return None if form is None else Head(base, output, name, *form)
 
 
 def _matching_form(model: nn.Module, base: nn.Module, output: nn.Linear) -> tuple[float | None, float] | None:

@@ -26,6 +26,18 @@ def normalised(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
+class Unhooked(nn.Module):
+    """A module's forward without its hooks, which come before what the forward reads and after what it gives."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.of = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the module's forward gives."""
+        return self.of.forward(x)
+
+
 def norm_formula(module: nn.Module) -> tuple[str, float]:
     """("rms" | "layer" | "affine", eps) for a norm module, found by trying it in float32 on a fixed input.
 
@@ -40,17 +52,18 @@ def norm_formula(module: nn.Module) -> tuple[str, float]:
     x = torch.cat([scale * (OFFSET + torch.randn(3, width, generator=generator)) for scale in SCALES])
     x = x.to(weight.device, torch.promote_types(weight.dtype, torch.float32))[None]
     probe, other = (torch.rand(width, generator=generator).to(x) for _ in range(2))
+    norm = Unhooked(module)
     with torch.no_grad():
         try:
-            x_hat = affine_input(module, x)
+            x_hat = affine_input(norm, x)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise GvendiError(
                 f"{type(module).__name__} cannot be evaluated in float32, by which its formula is found ({error}); "
                 "leave its parameters out with exclude=[patterns]"
             ) from error
-        scaled = _output(module, x, probe) - _output(module, x, torch.zeros_like(probe))
+        scaled = _output(norm, x, probe) - _output(norm, x, torch.zeros_like(probe))
         shift = torch.zeros_like(probe) if getattr(module, "bias", None) is None else other
-        shifted = _output(module, x, probe, shift) - _output(module, x, probe)
+        shifted = _output(norm, x, probe, shift) - _output(norm, x, probe)
         # Not <=, so that an output that is not finite is refused.
         if not (_error(scaled, x_hat * probe) <= TOLERANCE and _error(shifted, shift) <= TOLERANCE):
             raise GvendiError(
@@ -68,26 +81,26 @@ def norm_formula(module: nn.Module) -> tuple[str, float]:
         return name, _default_eps(module, name) if _takes_default_eps(module) else eps
 
 
-def affine_input(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x_hat of a norm module for x [..., d], float32 (or float64): its outputs' difference for weights 1 and 0."""
-    one = torch.ones_like(module.weight)
-    return _output(module, x, one) - _output(module, x, torch.zeros_like(one))
+def affine_input(norm: Unhooked, x: torch.Tensor) -> torch.Tensor:
+    """x_hat of a norm for x [..., d], float32 (or float64): its outputs' difference for weights 1 and 0."""
+    one = torch.ones_like(norm.of.weight)
+    return _output(norm, x, one) - _output(norm, x, torch.zeros_like(one))
 
 
 def _output(
-    module: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    norm: Unhooked, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The module's output with this weight and bias (None: zero) in place of its own, everything in float32 or wider.
+    """The norm's output with this weight and bias (None: zero) in place of its own, everything in float32 or wider.
 
     The module itself is left as it is: its own buffers and parameters are replaced for the call alone.
     """
-    wide = torch.promote_types(module.weight.dtype, torch.float32)
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    own |= {"weight": weight}
-    if own.get("bias") is not None:
-        own["bias"] = torch.zeros_like(own["bias"]) if bias is None else bias
+    wide = torch.promote_types(norm.of.weight.dtype, torch.float32)
+    own = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
+    own |= {"of.weight": weight}
+    if own.get("of.bias") is not None:
+        own["of.bias"] = torch.zeros_like(own["of.bias"]) if bias is None else bias
     own = {name: t.to(wide) if t.is_floating_point() else t for name, t in own.items()}
-    return torch.func.functional_call(module, own, (x.to(wide),))
+    return torch.func.functional_call(norm, own, (x.to(wide),))
 
 
 def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -117,9 +130,9 @@ def _default_eps(module: nn.Module, name: str) -> float:
     own = module.weight
     x = 1e-3 * torch.randn(3, own.shape[0], generator=torch.Generator().manual_seed(0))
     x = x.to(own)
-    values = {"weight": torch.ones_like(own)}
+    values = {"of.weight": torch.ones_like(own)}
     if getattr(module, "bias", None) is not None:
-        values["bias"] = torch.zeros_like(module.bias)
-    got = torch.func.functional_call(module, values, (x,)).float()
+        values["of.bias"] = torch.zeros_like(module.bias)
+    got = torch.func.functional_call(Unhooked(module), values, (x,)).float()
     choices = [torch.finfo(dtype).eps for dtype in (own.dtype, torch.float32)]
     return min(choices, key=lambda eps: _error(got, normalised(x, name, eps)))

@@ -25,7 +25,7 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
-from gvendi_fast.sketching.gradients.norms import affine_input
+from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
 
 
@@ -242,11 +242,15 @@ def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
     sizes = [layer_widths(tap.module) for tap in taps]
     return Group(
         taps=tuple(taps),
-        keys=tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps),
+        keys=_keys(taps),
         widths=tuple(out for _, out in sizes),
         spec=text,
         transform=bool(taps[0].weight) and sketch.keeps_transform(sizes[0][0]),
     )
+
+
+def _keys(taps: Sequence[Tap]) -> tuple[Tensor, ...]:
+    return tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps)
 
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
@@ -275,6 +279,15 @@ class ProbedModel:
             if tap.kind in (EMBEDDING, NORM):
                 self.tapped.append((TappedNorm if tap.kind == NORM else TappedEmbedding)(self, tap))
         self.end()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A key is a number of the process that gave it; read elsewhere it would stand for another layer.
+        self.__dict__.update(state)
+        for group in self.groups:
+            group.keys = _keys(group.taps)
+        for forward in self.tapped:
+            if isinstance(forward, (TappedNorm, TappedEmbedding)):
+                (forward.key,) = _keys([forward.tap])
 
     def begin(self, probe: Tensor, segments: Tensor, ids: Tensor) -> None:
         """Start a pass: probe float32 [B, K], segments int64 [B, 2] on the CPU, ids [B, T] of the batch.
@@ -354,7 +367,8 @@ class TappedNorm(Forward):
 
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
         super().__init__(tap.module)
-        self.probed, self.tap, self.key = probed, tap, layer_ops.layer_key(tap.weight, tap.bias)
+        (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
+        self.unhooked = Unhooked(tap.module)
         self.norm, self.eps = "given" if tap.norm == "affine" else tap.norm, tap.eps
 
     @property
@@ -378,7 +392,7 @@ class TappedNorm(Forward):
             )
         if self.norm == "given":
             with torch.no_grad():
-                x = affine_input(self.module, x)
+                x = affine_input(self.unhooked, x)
         return NormOutput.apply(output, probed.probe, x, probed.segments, self.key, self)
 
 
@@ -387,7 +401,7 @@ class TappedEmbedding(Forward):
 
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
         super().__init__(tap.module)
-        self.probed, self.tap, self.key = probed, tap, layer_ops.layer_key(tap.weight, None)
+        (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
         self.vocabulary, self.is_sketched = tap.module.weight.shape[0], tap.weight is not None
 
     @property

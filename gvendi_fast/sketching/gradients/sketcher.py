@@ -8,6 +8,8 @@ input gradients, and the sketch operations do the rest.
 from __future__ import annotations
 
 import inspect
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +33,10 @@ from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps
 from gvendi_fast.sketching.proxy.attention import never_packed
+
+# A pass changes its model for as long as it runs, so another thread's pass over the same model waits.
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locking = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,8 @@ class GradientSketcher:
         self.model: Any = model
         self.spec = spec or SketchSpec()
         self._is_safe = False
-        layout = find_taps(model, exclude)
+        with _lock_of(model):
+            layout = find_taps(model, exclude)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
@@ -206,19 +213,25 @@ class GradientSketcher:
         return tap.module is self.model.get_output_embeddings()
 
 
+def _lock_of(model: nn.Module) -> threading.RLock:
+    with _locking:
+        return _locks.setdefault(model, threading.RLock())
+
+
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter that requires a gradient inside; flags as they were outside."""
-    training = [m for m in model.modules() if m.training]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for module in training:
-            module.training = False
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    """Eval mode and no parameter that requires a gradient inside, for one thread; flags as they were outside."""
+    with _lock_of(model):
+        training = [m for m in model.modules() if m.training]
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        try:
+            for module in training:
+                module.training = False
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for parameter in trainable:
+                parameter.requires_grad_(True)
