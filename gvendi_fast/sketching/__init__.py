@@ -1,1 +1,1 @@
-"""A corpus to sketches: the proxy, per-sample gradients, and the work units that are written."""
+"""From a corpus to sketches: the proxy, per-sample gradients, and the parts that are written."""

@@ -49,11 +49,11 @@ class GpuMemory:
 def choose_batch_tokens(
     sketcher: GradientSketcher, asked: int | None, memory: GpuMemory | None = None
 ) -> int:
-    """The token budget of a batch: what was asked for, 2048 on a CPU, or what fits into a GPU's free memory.
+    """The token budget of a batch: the one given, else 2048 on a CPU, or what fits into a GPU's free memory.
 
-    On a GPU trial batches of 4096 and 8192 tokens say what a token takes and what every batch takes (the head's chunk
-    of logits, workspaces); see `fitting_tokens`. Where they do not fit, the largest that did is the budget, from 1024
-    on. memory: read in place of the GPU's own. Raises GvendiError where 1024 tokens do not fit.
+    On a GPU trial batches of 4096 and 8192 tokens measure the memory of a token and of every batch (the head's chunk
+    of logits, workspaces); see `fitting_tokens`. If they do not fit, the largest batch that did is the budget, from
+    1024 tokens on. memory: read in place of the GPU's own. Raises GvendiError if 1024 tokens do not fit.
     """
     device = next(sketcher.model.parameters()).device
     if asked is not None:
@@ -69,7 +69,7 @@ def choose_batch_tokens(
         batch = torch.ones(-(-tokens // length), length, dtype=torch.int64)
         try:
             if not found:
-                # The first batch compiles kernels and brings tables, which stay and are no batch's.
+                # The first batch compiles kernels and copies tables, whose memory is not that of a batch.
                 sketcher(batch, batch)
             found.append((batch.numel(), memory.peak_of(lambda batch=batch: sketcher(batch, batch))))
         except torch.OutOfMemoryError as error:
@@ -103,7 +103,7 @@ def fitting_tokens(trials: Sequence[tuple[int, int]], free: int) -> int:
 
 
 def sketch_batch(sketcher: GradientSketcher, batch: Sequence[Sample], pad_id: int) -> Sketches:
-    """Sketch samples as one batch, or, where a GPU has too little memory for it, as halves (said once).
+    """Sketch samples as one batch, or in halves if a GPU has too little memory for it (with one note).
 
     Raises GvendiError when a single sample does not fit.
     """

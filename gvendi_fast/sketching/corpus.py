@@ -1,8 +1,8 @@
 """Corpus -> run directory: read, tokenise, sketch and store every row, one work unit after the other.
 
-A unit that is done is on disk whole, and a run that was killed goes on with the units that are missing. On a CPU
-batches are made inside a unit, so that run ends with the same bytes. On a GPU they are made across several, so that
-they are large enough to keep it busy, and the sketches of a run that was killed are the same to rounding.
+A work unit that is done is on disk whole, and a run that was killed goes on with the missing ones. On a CPU a batch
+holds rows of one work unit only, so that a resumed run ends with the same bytes. On a GPU a batch holds rows of
+several, to be large enough to keep it busy, and the sketches of a resumed run are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -40,23 +40,28 @@ DEFAULT_MAX_TOKENS = 4096
 TRIAL_TOKENS = 64
 # English text; only for the choice of compiling.
 BYTES_A_TOKEN = 4
-# Units share batches on a GPU until they have this many rows or tokens. The 7,473 rows of GSM8K make 148 batches of
-# 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
+# Work units share batches on a GPU until they have this many rows or tokens. The 7,473 rows of GSM8K make 148 batches
+# of 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
 # bound long rows: 34 MB of ids and labels, twice with the group that is tokenised ahead. A kill loses one group.
 ROWS_TOGETHER, TOKENS_TOGETHER = 8192, 1 << 22
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a corpus is sketched. Sizes of batches and units, `max_rejected` and `compile` do not decide the sketches.
+    """How a corpus is sketched. Sizes of batches and work units, `max_rejected` and `compile` leave sketches alone.
 
-    spec: dimension, kind and seed of the sketch. fields: names of the row's fields. max_tokens: longest sequence
-    (None: what the proxy can read, at most 4096). batch_tokens: padded tokens of one batch
-    (None: 2048 on a CPU, what fits into the free memory of a GPU). mask: "completion",
-    or "released" for the masking of the released G-Vendi code. limit: number of rows. unit_rows: rows stored and
-    resumed as a whole. rows_together: units share batches until they have that many rows (None: 8192 on a GPU, and
-    one unit at a time on a CPU). max_rejected: rejected rows at which the run ends with an error, an int for a count
-    or a float below 1 for a share of all rows; None for no limit. exclude: patterns of parameters to leave out.
+    spec: dimension, kind and seed of the sketch.
+    fields: names of the row's fields.
+    max_tokens: longest sequence (None: the longest that the proxy reads, at most 4096).
+    batch_tokens: padded tokens of one batch (None: 2048 on a CPU, what fits into the free memory of a GPU).
+    mask: "completion", or "released" for the masking of the released G-Vendi code.
+    limit: read the first `limit` rows only (None: all).
+    unit_rows: rows of a work unit, at most.
+    rows_together: work units share batches until they have this many rows (None: 8192 on a GPU, and one work unit at
+        a time on a CPU).
+    max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
+        ends with an error (None: no limit).
+    exclude: patterns of parameters to leave out.
     compile: "auto", "on" or "off", see `compiled.choose_compile`.
     """
 
@@ -93,10 +98,14 @@ def sketch_corpus(
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
-    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet. Rows that cannot be
-    scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a corpus or a
-    directory that cannot be used, for other settings than the directory's, and when more than `max_rejected`
-    rows are rejected (what was done is kept).
+    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet.
+    proxy: the model whose gradients are sketched.
+    out: the run directory.
+    settings: how the corpus is sketched.
+    progress: where the run reports.
+    Rows that cannot be scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a
+    corpus or a directory that cannot be used, for other settings than the directory's, and when more than
+    `max_rejected` rows are rejected (what was done is kept).
     """
     settings, progress = settings or Settings(), progress or Silent()
     manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
@@ -114,7 +123,7 @@ def sketch_corpus(
         if is_compiled and todo:
             progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
             sketcher = _compiled(sketcher, settings)
-        # The trial batch of a GPU's budget is for nothing where all is done.
+        # If all is done, the trial batches of a GPU's budget would be wasted.
         batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
         on_gpu = proxy.device.type == "cuda"
         rows = settings.rows_together or (ROWS_TOGETHER if on_gpu else 1)
@@ -123,7 +132,7 @@ def sketch_corpus(
             if fetched is not None:
                 group.take(batch, fetched)
                 progress.advance(len(batch), sum(sample.length for sample in batch), 0)
-            # All that is whole is written before a limit can end the run.
+            # Finished work units are written before the limit can end the run.
             for unit in group.finished():
                 refused = len(unit.refused) + unit.write(run)
                 progress.advance(len(unit.refused), 0, refused)
@@ -136,12 +145,12 @@ def sketch_corpus(
 
 
 def _about_tokens(manifest: Manifest) -> int:
-    """About how many tokens a corpus has, by the size of its files; too few where these are packed."""
+    """About how many tokens a corpus has, by the size of its files; too few if they are compressed."""
     return sum(file.size for file in manifest.files) // BYTES_A_TOKEN
 
 
 def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
-    """The sketcher with its pass compiled; the one given, with a warning, where that fails and nobody asked for it."""
+    """The sketcher with its pass compiled; the one given, with a warning, if that fails and was not demanded."""
     compiled = GradientSketcher(sketcher.model, sketcher.spec, exclude=settings.exclude, compile=True)
     positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_TOKENS
     trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
@@ -156,16 +165,16 @@ def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketche
 
 
 def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
-    """Everything the sketches depend on, as it stands in spec.json: sketches of two specs never mix.
+    """Everything the sketches depend on, as written to spec.json: sketches of two specs are never mixed.
 
-    Device, backend, attention and compiling are left out: they change the rounding alone, so that a run which began
-    on one machine may go on on another.
+    Device, backend, attention and compiling are left out: they change only the rounding, so that a run which began on
+    one machine may go on on another.
     """
     local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)
     return {
         "format": FORMAT,
-        # A folder is known by its digest, wherever it lies.
+        # A folder is identified by its digest, wherever it is.
         "proxy": {"name": Path(proxy.name).name if local else proxy.name, "revision": proxy.revision},
         "sketch": sketcher.spec.as_dict(),
         "dtype": str(next(proxy.model.parameters()).dtype).removeprefix("torch."),
@@ -178,9 +187,9 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
 
 
 class UnitSketches:
-    """The sketches of a unit's samples, in input order whatever the order of its batches.
+    """The sketches of a work unit's samples, in input order whatever the order of its batches.
 
-    refused: rows of the unit that no sample was made of. dim: K.
+    refused: rows of the work unit that gave no sample. dim: K.
     """
 
     def __init__(self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], dim: int) -> None:
@@ -192,7 +201,7 @@ class UnitSketches:
         self._tokens = np.zeros(len(samples), np.int32)
 
     def take(self, samples: Sequence[Sample], z: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
-        """Store the results of some of the unit's samples: z [B, K], loss [B], tokens [B]."""
+        """Store the results of some of the work unit's samples: z [B, K], loss [B], tokens [B]."""
         where = [self._place[sample.row] for sample in samples]
         self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
         self.missing -= len(samples)
@@ -223,7 +232,7 @@ class UnitSketches:
 
 
 class UnitsTogether:
-    """Units whose samples share batches: each result goes to its own unit, each unit is handed out when it is whole."""
+    """Work units whose samples share batches; each is handed out when all its results are there."""
 
     def __init__(self, units: Sequence[UnitSketches]) -> None:
         self._open = list(units)
@@ -231,7 +240,7 @@ class UnitsTogether:
         self.samples = [sample for unit in units for sample in unit.samples]
 
     def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
-        """Store a batch's (z [B, K], loss [B], tokens [B]), waiting for them where they are under way."""
+        """Store a batch's (z [B, K], loss [B], tokens [B]), after waiting for them if they are still computed."""
         z, loss, tokens = (x.numpy() for x in fetched.wait())
         shares: dict[int, list[int]] = {}
         for place, sample in enumerate(batch):
@@ -241,7 +250,7 @@ class UnitsTogether:
             unit.take([batch[i] for i in places], z[places], loss[places], tokens[places])
 
     def finished(self) -> list[UnitSketches]:
-        """The units that miss no result any more and were not handed out yet, in input order."""
+        """The complete work units that were not handed out yet, in input order."""
         done = [unit for unit in self._open if unit.missing == 0]
         self._open = [unit for unit in self._open if unit.missing]
         return done
@@ -253,7 +262,7 @@ _Queued = tuple[UnitsTogether, list[Sample], Fetched | None]
 def _queued(
     groups: Iterable[UnitsTogether], sketcher: GradientSketcher, proxy: Proxy, batch_tokens: int
 ) -> Iterator[_Queued]:
-    """Each group with each of its batches, the results of which may be under way; once with none if it has none."""
+    """Each group with each of its batches, whose results may still be computed; once with None if it has no batch."""
     pad = proxy.tokenizer.pad_token_id
     for group in groups:
         if not group.samples:
@@ -266,8 +275,8 @@ def _queued(
 def _behind(items: Iterable[_Queued], count: int) -> Iterator[_Queued]:
     """The items in order, each one when `count` more have been made.
 
-    With a GPU, one: results are waited for when the next batch is queued, so the GPU always has work, also while a
-    unit is written. On a CPU results are there at once, and a unit that is done is written at once.
+    With a GPU, one: a batch's results are waited for when the next batch is queued, so the GPU has work even while a
+    part is written. On a CPU results are ready at once, and a work unit that is done is written at once.
     """
     waiting: deque[_Queued] = deque()
     for item in items:
@@ -289,7 +298,7 @@ def _ahead(groups: Iterator[UnitsTogether]) -> Iterator[UnitsTogether]:
 def _together(
     manifest: Manifest, todo: Sequence[Unit], encoder: Encoder, dim: int, rows: int
 ) -> Iterator[UnitsTogether]:
-    """The units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens; never part of one."""
+    """Whole work units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens."""
     with UnitReader(manifest) as reader:
         units, held, tokens = [], 0, 0
         for unit in todo:
@@ -327,6 +336,7 @@ def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory) -> Non
         return
     first = [f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(), range(3), strict=False)]
     raise GvendiError(
-        f"{rejected} rows are rejected and --max-rejected allows {allowed}; where --out was given, "
-        f"'{run.parts}' keeps what was done and lists them all. The first:\n" + "\n".join(first)
+        f"{rejected} rows are rejected and --max-rejected allows {allowed}; if --out was given, "
+        f"'{run.parts}' keeps the finished work units and lists all rejected rows. The first:\n"
+        + "\n".join(first)
     )

@@ -47,14 +47,14 @@ def test_flash_attn_is_taken_where_it_can_be_used(gpu):
     assert resolve_attention(None, GPU, HALF, QWEN) == (FLASH, "flash-attn 2.8.3 is installed")
     assert resolve_attention(None, GPU, HALF)[0] == FLASH
     assert resolve_attention(None, GPU, HALF, GEMMA)[0] == FLASH
-    assert resolve_attention(FLASH, GPU, HALF, QWEN) == (FLASH, "asked for")
-    assert resolve_attention("sdpa", GPU, HALF, QWEN) == ("sdpa", "asked for")
+    assert resolve_attention(FLASH, GPU, HALF, QWEN) == (FLASH, "requested")
+    assert resolve_attention("sdpa", GPU, HALF, QWEN) == ("sdpa", "requested")
 
 
 @pytest.mark.parametrize(
     ("change", "device", "dtype", "config", "reason"),
     [
-        ({}, CPU, HALF, QWEN, "needs a CUDA device, this is cpu"),
+        ({}, CPU, HALF, QWEN, "needs a CUDA device, but this one is cpu"),
         ({}, GPU, torch.float32, QWEN, "takes bfloat16, not float32"),
         ({"capability": (7, 5)}, GPU, HALF, QWEN, "compute capability 8.0"),
         ({"installed": False}, GPU, HALF, QWEN, "flash-attn is not installed"),
@@ -92,7 +92,7 @@ def test_the_proxy_says_what_it_runs():
     plain, eager = load_proxy("tiny", device="cpu"), load_proxy("tiny", device="cpu", attention="eager")
     assert plain.attention == plain.model.config._attn_implementation == "sdpa"
     assert "needs a CUDA device" in plain.attention_reason
-    assert (eager.attention, eager.attention_reason) == ("eager", "asked for")
+    assert (eager.attention, eager.attention_reason) == ("eager", "requested")
     assert eager.model.config._attn_implementation == "eager"
 
 

@@ -292,7 +292,7 @@ def test_resolve_dtype_takes_names_and_refuses_fp16():
 def test_resolve_device():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(GvendiError, match="no torch device"):
+    with pytest.raises(GvendiError, match="not a torch device"):
         resolve_device("fridge")
 
 

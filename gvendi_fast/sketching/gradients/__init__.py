@@ -1,1 +1,1 @@
-"""A model and a batch to sketches [B, K] of per-sample loss gradients."""
+"""From a model and a batch to sketches [B, K] of per-sample loss gradients."""

@@ -1,8 +1,8 @@
-"""A batch before it goes to the model: what its labels and its mask decide, worked out on the CPU.
+"""A batch before it goes to the model: what follows from its labels and its mask, computed on the CPU.
 
-A value that Python reads from a GPU's tensor waits for all work queued there. The questions asked of a batch (which
-positions predict a supervised token, how many, where a sample begins and ends, on which side the padding is) are all
-questions about its input, so they are answered here, before anything is queued.
+Reading a value from a tensor on a GPU waits for all work queued there. What the package needs to know of a batch (which
+positions predict a supervised token, how many, where a sample begins and ends, on which side the padding is) follows
+from its input alone, so it is computed here, before anything is queued.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from gvendi_fast.sketching.proxy.encode import IGNORED
 class Batch:
     """B samples of T positions, every tensor on the CPU.
 
-    ids int64 [B, T]. targets int64 [B, T]: the supervised token that a position predicts, -100 where there is none.
-    mask [B, T], or None where all padding is on the right: there a causal model cannot look. positions int64 [B, T].
-    segments int64 [B, 2]: each sample's rows from its first token to its last target, in the flattened batch.
-    rows int64 [R]: the rows that have a target, in order. labels int64 [R]: those targets. tokens int64 [B]: how many
-    of the R are each sample's.
+    ids: int64 [B, T].
+    targets: int64 [B, T], the supervised token that a position predicts, -100 if there is none.
+    mask: [B, T], or None if all padding is on the right, where a causal model cannot look.
+    positions: int64 [B, T].
+    segments: int64 [B, 2], each sample's positions from its first token to its last target, in the flattened batch.
+    rows: int64 [R], the positions in the flattened batch that have a target, in order.
+    labels: int64 [R], those targets.
+    tokens: int64 [B], how many of the R are each sample's.
     """
 
     ids: torch.Tensor
@@ -80,7 +83,7 @@ def _check(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, vocabula
         if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < vocabulary:
             raise GvendiError(
                 f"{name} must lie in 0..{vocabulary - 1}, got {int(x.min())}..{int(x.max())}; "
-                "is the tokenizer that of the model?"
+                "use the tokenizer that belongs to the model"
             )
 
 

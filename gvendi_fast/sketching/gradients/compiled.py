@@ -1,7 +1,7 @@
-"""The proxy's blocks as graphs of torch.compile: where they can be had, where they pay, and what their errors mean.
+"""The proxy's blocks as graphs of torch.compile: where they are possible, where they pay, and what their errors mean.
 
-One graph serves all blocks of a kind, so that compiling takes as long for 24 of them as for one; what stands outside of
-the blocks (embedding, last norm, head) is one operator each and runs as it is.
+One graph serves all blocks of a kind, so that compiling takes as long for 24 of them as for one; what is outside the
+blocks (embedding, last norm, head) is one operator each and runs uncompiled.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class CompileError(GvendiError):
 def choose_compile(asked: str, device: torch.device, tokens: int) -> tuple[bool, str]:
     """Whether the pass of a run over about `tokens` tokens is compiled, and one clause that says why.
 
-    asked: "auto", "on" or "off". "auto" compiles on a GPU where the run is long enough to pay for it, and never on a
-    CPU, where the eager pass is exact and about as fast. Raises GvendiError for another word, and for "on" where there
-    is no compiler.
+    asked: "auto", "on" or "off". "auto" compiles on a GPU if the run is long enough to gain by it, and never on a CPU,
+    where the eager pass is exact and about as fast. Raises GvendiError for another word, and for "on" if there is no
+    compiler.
     """
     if asked not in COMPILES:
         raise GvendiError(f"compile={asked!r} is unknown; give one of {', '.join(map(repr, COMPILES))}")
     if asked == "off":
-        return False, "asked for"
+        return False, "requested"
     missing = why_no_compiler(device)
     if asked == "on":
         if missing:
             raise GvendiError(f"the pass cannot be compiled: {missing}; leave it out (--compile auto or off)")
-        return True, "asked for"
+        return True, "requested"
     if device.type != "cuda":
         return False, "the eager pass is the default on a CPU"
     if missing:
@@ -59,11 +59,15 @@ def choose_compile(asked: str, device: torch.device, tokens: int) -> tuple[bool,
 
 
 def why_no_compiler(device: torch.device) -> str | None:
-    """The reason for which torch.compile has no compiler for a device, or None."""
+    """The reason why torch.compile has no compiler for a device, or None."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        return None if has_triton() else "torch.compile needs Triton, which is not there or not for this GPU"
+        return (
+            None
+            if has_triton()
+            else "torch.compile needs Triton, which is not installed or does not support this GPU"
+        )
     if not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         return "torch.compile needs a C++ compiler, and none is on PATH"
     return None
@@ -75,7 +79,7 @@ def find_blocks(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
     Raises CompileError for a model that has none.
     """
     tapped = {id(tap.module) for tap in taps}
-    found: dict[int, nn.Module] = {}
+    blocks: dict[int, nn.Module] = {}
     inside: set[int] = set()
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and id(module) not in inside:
@@ -83,18 +87,18 @@ def find_blocks(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
                 parts = {id(part) for part in block.modules()}
                 inside |= parts
                 if parts & tapped:
-                    found[id(block)] = block
-    if not found:
+                    blocks[id(block)] = block
+    if not blocks:
         raise CompileError(
             f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList) that could be compiled; leave it "
             "uncompiled (compile=False, --compile off)"
         )
-    return list(found.values())
+    return list(blocks.values())
 
 
 def compiled_blocks(blocks: Sequence[nn.Module], probed: ProbedModel) -> list[CompiledBlock]:
     """Forwards of blocks that share the graphs of one compiler, which works when a kind of block is first called."""
-    # Sketchers of one model may differ in the hooks of others; by default hooks are no part of what a graph is
+    # Sketchers of one model may differ in the hooks of others; by default hooks are not among what a graph is
     # checked for, and one sketcher would run another's graph.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     # Graphs are kept with a function's code, and no more than eight of them: this sketcher's are its own.

@@ -1,4 +1,4 @@
-"""What stands in a module's place for its forward while a pass runs."""
+"""What replaces a module's forward while a pass runs."""
 
 from __future__ import annotations
 

@@ -38,7 +38,13 @@ _ROWS = 8192
 
 @dataclass(frozen=True)
 class Head:
-    """A head whose logits are softcap * tanh(scale * W h / softcap), or scale * W h where softcap is None."""
+    """A head whose logits are softcap * tanh(scale * W h / softcap), or scale * W h if softcap is None.
+
+    base: the model that gives the hidden states h [T, d].
+    weight: W [V, d].
+    name: of the weight.
+    softcap, scale: as in the formula.
+    """
 
     base: nn.Module
     output: nn.Linear
@@ -57,8 +63,8 @@ def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | Non
 
     That is found by trying it in float32, whatever the model's dtype: the model's own forward is run with hidden
     states of which the logits are known, and its logits are compared with softcap(scale * W h) for every cap and scale
-    that its configuration names. Another factor is no head of ours, however well it would fit. The model is left as
-    it is, and no second copy of its weights is made.
+    that its configuration names. No other factor is accepted, however well it would fit. The model is left
+    unchanged, and its weights are not copied.
     """
     base, output = getattr(model, "base_model", None), getattr(model, "get_output_embeddings", lambda: None)()
     if base is None or base is model or not isinstance(output, nn.Linear) or output.bias is not None:
@@ -152,8 +158,8 @@ def _numbers(model: nn.Module, names: Sequence[str]) -> list[float]:
     """The numbers other than zero that these settings have in the model and in its configuration."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
-    found = [getattr(place, name, None) for name in names for place in (model, config, text)]
-    numbers = [float(n) for n in found if isinstance(n, (int, float)) and n != 0]
+    settings = [getattr(place, name, None) for name in names for place in (model, config, text)]
+    numbers = [float(n) for n in settings if isinstance(n, (int, float)) and n != 0]
     return list(dict.fromkeys(numbers))
 
 
@@ -170,8 +176,8 @@ def _wide_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _last_hidden(result: object) -> torch.Tensor | None:
     if isinstance(result, tuple):
         result = result[0]
-    found = result if isinstance(result, torch.Tensor) else getattr(result, "last_hidden_state", None)
-    return found if isinstance(found, torch.Tensor) else None
+    states = result if isinstance(result, torch.Tensor) else getattr(result, "last_hidden_state", None)
+    return states if isinstance(states, torch.Tensor) else None
 
 
 def _with_hidden(result: object, hidden: torch.Tensor) -> object:

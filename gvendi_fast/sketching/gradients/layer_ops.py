@@ -42,7 +42,7 @@ _keys: dict[tuple[str, str], Tensor] = {}
 
 
 def layer_key(weight: str | None, bias: str | None) -> Tensor:
-    """int64 [] on the CPU that stands for a layer's parameters, None for one that is left out."""
+    """int64 [] on the CPU that represents a layer's parameters, None for one that is left out."""
     names = weight or "", bias or ""
     if names not in _keys:
         _names.append(names)
@@ -164,7 +164,7 @@ def embedding_layer(
     """Sketch of an embedding: ids int64 [...], gradient [..., d] of what was looked up; padding_idx -1 for none."""
     flat, e = ids.reshape(-1).long().contiguous(), rows(gradient)
     if padding_idx >= 0:
-        # The row of padding_idx gets no gradient, even where it stands for a real token.
+        # The row of padding_idx gets no gradient, even where it is used as a real token.
         e = e.masked_fill((flat == padding_idx)[:, None], 0)
     out = _zeros(segments, spec, e)
     _sketch(spec).token(names_of(key)[0], vocabulary, flat, e, segments, out)

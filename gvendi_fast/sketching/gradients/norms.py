@@ -113,8 +113,10 @@ def _epsilons(module: nn.Module, dtype: torch.dtype) -> list[float]:
     if _takes_default_eps(module):
         return [torch.finfo(dtype).eps]
     named = {**vars(module), **module._buffers}
-    found = [value for name, value in named.items() if "eps" in name.lower()]
-    return [float(v) for v in found if isinstance(v, (int, float)) or (torch.is_tensor(v) and v.numel() == 1)]
+    values = [value for name, value in named.items() if "eps" in name.lower()]
+    return [
+        float(v) for v in values if isinstance(v, (int, float)) or (torch.is_tensor(v) and v.numel() == 1)
+    ]
 
 
 def _takes_default_eps(module: nn.Module) -> bool:
@@ -124,8 +126,8 @@ def _takes_default_eps(module: nn.Module) -> bool:
 def _default_eps(module: nn.Module, name: str) -> float:
     """The eps of a norm that leaves it to PyTorch: that of its input's dtype or of float32, as the version has it.
 
-    Tried in the module's own dtype. Where the two differ, in a narrow dtype or in float64, they are factors of
-    thousands apart, so the better fit is clear in any rounding.
+    Tried in the module's own dtype. Where the two differ, in a narrow dtype or in float64, their ratio is in
+    the thousands, so the better fit is clear in any rounding.
     """
     own = module.weight
     x = 1e-3 * torch.randn(3, own.shape[0], generator=torch.Generator().manual_seed(0))

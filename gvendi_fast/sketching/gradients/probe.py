@@ -264,7 +264,7 @@ class ProbedModel:
     """A model with taps; inside `attached`, and between `begin` and `end`, its forward pass has the probe's nodes.
 
     taps: of the layers to sketch. Raises GvendiError, in the forward pass, where the samples of a batch cannot be
-    told apart in a layer, and in the backward pass where a layer's input was changed in place.
+    separated in a layer, and in the backward pass where a layer's input was changed in place.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
@@ -304,7 +304,7 @@ class ProbedModel:
 
     @contextmanager
     def attached(self, others: Sequence[Forward] = ()) -> Iterator[None]:
-        """Taps attached inside, and then `others`; the model as it was found outside."""
+        """Taps attached inside, and then `others`; the model as it was before outside."""
         attached: list[Forward] = []
         try:
             for forward in (*self.tapped, *others):
@@ -340,7 +340,7 @@ class TappedLinear(Forward):
             tap = self.group.taps[self.slot]
             raise GvendiError(
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
-                f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
+                f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
         return LayerOutput.apply(output, self._place(x, output.device))
 
@@ -421,7 +421,7 @@ class TappedEmbedding(Forward):
             tap = self.tap
             raise GvendiError(
                 f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
-                f"tokens, so its gradient cannot be told apart by sample; exclude {tap.weight!r}"
+                f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
         padding = -1 if padding_idx is None else padding_idx
         return LookedUp.apply(out, probed.probe, ids.to(out.device), probed.segments, self.key, padding, self)

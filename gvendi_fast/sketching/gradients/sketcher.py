@@ -41,9 +41,11 @@ _locking = threading.Lock()
 
 @dataclass(frozen=True)
 class Sketches:
-    """One batch: z float32 [B, K], loss float32 [B] (nats, summed over targets), tokens int64 [B] (targets).
+    """The result of one batch, on the model's device; on a GPU it may still be computed, and reading a value waits.
 
-    All three are on the model's device; on a GPU they may still be under way, and reading a value waits for it.
+    z: float32 [B, K], the sketches.
+    loss: float32 [B], in nats, summed over targets.
+    tokens: int64 [B], how many targets.
     """
 
     z: torch.Tensor
@@ -106,7 +108,7 @@ class GradientSketcher:
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
         self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
-        # Rotary models place every sample alike; learned positions are looked up and must be told apart.
+        # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
         core = self.model if self._head is None else self._head.base
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
@@ -123,13 +125,14 @@ class GradientSketcher:
     ) -> Sketches:
         """Sketch a batch.
 
-        input_ids int64 [B, T]; labels int64 [B, T], -100 where unsupervised, not shifted, as Hugging Face
-        models take them; attention_mask [B, T] of 1 (token) and 0 (padding, on either side), or None. Give them on
-        the CPU, even where the model is on a GPU: the batch is looked at before it is moved, and nothing of the
-        package waits for the GPU afterwards.
+        input_ids: int64 [B, T].
+        labels: int64 [B, T], -100 where unsupervised, not shifted, as Hugging Face models take them.
+        attention_mask: [B, T] of 1 (token) and 0 (padding, on either side), or None.
+        Give all on the CPU, even if the model is on a GPU: the batch is inspected before it is moved, and nothing in
+        the package waits for the GPU afterwards.
         Raises GvendiError for wrong shapes, labels outside the vocabulary, and a sample without any supervised token;
-        CompileError where the pass was to be compiled and cannot be. A gradient that is zero or not finite comes back
-        as it is: the caller decides.
+        CompileError if the pass is to be compiled and cannot be. A gradient that is zero or not finite is returned
+        unchanged: the caller decides.
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")

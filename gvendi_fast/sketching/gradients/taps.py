@@ -17,14 +17,21 @@ LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
 
 @dataclass(frozen=True)
 class Tap:
-    """One module whose own parameters are sketched: parameter names are None where left out."""
+    """One module whose own parameters are sketched.
+
+    path: of the module.
+    module: the module.
+    kind: of layer.
+    weight, bias: names of its parameters, None if left out.
+    norm: for norms, "rms" or "layer" if the compiled formula holds, else "affine"; see `norm_formula`.
+    eps: for norms, that of the formula.
+    """
 
     path: str
     module: nn.Module
     kind: str
     weight: str | None
     bias: str | None
-    # For norms: "rms" or "layer" where the compiled formula holds, "affine" otherwise; see `norm_formula`.
     norm: str | None = None
     eps: float = 0.0
 
@@ -44,7 +51,7 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
     exclude: shell patterns of parameter names to leave out. Raises GvendiError naming every parameter that no
-    tap knows how to sketch, and every pattern that matches nothing.
+    tap can sketch, or a pattern that matches nothing.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     trainable = {id(p) for p in model.parameters() if p.requires_grad} or set(names)

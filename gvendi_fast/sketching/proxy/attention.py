@@ -56,7 +56,7 @@ def resolve_attention(
             f"{'eager' if capped else 'sdpa'!r}"
         )
     if attention is not None:
-        return attention, "asked for"
+        return attention, "requested"
     if missing is None:
         return FLASH, f"flash-attn {metadata.version('flash-attn')} is installed"
     if capped:
@@ -67,20 +67,20 @@ def resolve_attention(
 def why_no_flash(
     device: torch.device, dtype: torch.dtype, config: PretrainedConfig | None = None
 ) -> str | None:
-    """The reason for which flash-attn cannot run, or None."""
+    """The reason why flash-attn cannot run, or None."""
     if device.type != "cuda":
-        return f"flash-attn needs a CUDA device, this is {device.type}"
+        return f"flash-attn needs a CUDA device, but this one is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash-attn takes bfloat16, not {str(dtype).removeprefix('torch.')}"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < _CAPABILITY:
         return "flash-attn needs compute capability 8.0 or later"
-    found = next(metadata.distributions(name="flash-attn"), None)
-    if found is None:
+    installed = next(metadata.distributions(name="flash-attn"), None)
+    if installed is None:
         return "flash-attn is not installed (pip install flash-attn --no-build-isolation)"
     from transformers.utils import is_flash_attn_2_available
 
     if not is_flash_attn_2_available():
-        return f"transformers cannot use the flash-attn {found.version} that is installed"
+        return f"transformers cannot use the flash-attn {installed.version} that is installed"
     if config is not None and not (
         _supports(config, "_supports_flash_attn") or _supports(config, "_supports_flash_attn_2")
     ):

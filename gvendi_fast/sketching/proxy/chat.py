@@ -11,7 +11,7 @@ from gvendi_fast.data.rows import Reason
 _DATE = "{{ {'%Y-%m-%d': '2024-07-26'}.get(format, '26 Jul 2024') }}"
 # The empty expression at its end keeps a newline that the template may begin with.
 _FIXED_DATE = "{% macro strftime_now(format) %}" + _DATE + "{% endmacro %}{{ '' }}"
-# Stands in for a content to find out what a template writes before it; no template writes this by itself.
+# Replaces a content to find out what a template writes before it; no template writes this by itself.
 _SENTINEL = "content-3f1b77"
 
 
@@ -31,7 +31,7 @@ class ChatTemplate:
     def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]] | Reason:
         """(text, supervised character ranges), or why these messages cannot be rendered.
 
-        Raises GvendiError for a template whose turns cannot be told apart whatever they say.
+        Raises GvendiError for a template whose turns cannot be separated, whatever their contents.
         """
         from jinja2.exceptions import TemplateError
 

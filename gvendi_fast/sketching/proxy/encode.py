@@ -45,9 +45,11 @@ _NEEDS = {"pair": "completion needs", "messages": "the supervised turns need", "
 class Sample:
     """One tokenised row.
 
-    `input_ids` int32 [T]; `labels` int32 [T], the token itself where it is supervised and -100 elsewhere, not shifted
-    (a causal LM of transformers shifts). labels[0] is always -100: nothing predicts the first token. Tokens behind
-    the last supervised one are left out: no loss depends on them. `row` is the ordinal within the work unit.
+    row: its ordinal within the work unit.
+    id, group, file, line: those of the row.
+    input_ids: int32 [T]. Tokens after the last supervised one are left out, as no loss depends on them.
+    labels: int32 [T], the token itself where it is supervised and -100 elsewhere, not shifted (a causal LM of
+        transformers shifts). labels[0] is always -100: nothing predicts the first token.
     """
 
     row: int
@@ -92,9 +94,10 @@ class _Draft:
 class Encoder:
     """Turns rows into samples with one tokenizer.
 
-    `tokenizer`: a fast tokenizer of transformers. `max_tokens`: the longest sequence, None for no limit; a longer one
-    loses tokens before the first supervised one, from the left (a leading BOS stays, and at least one token of
-    context), never a supervised one. `mask`: "completion" or "released", see the module.
+    tokenizer: a fast tokenizer of transformers.
+    max_tokens: the longest sequence, None for no limit; a longer one loses tokens before the first supervised one, from
+        the left (a leading BOS stays, and at least one token of context), never a supervised one.
+    mask: "completion" or "released", see the module.
 
     Raises GvendiError for a tokenizer that is not a fast one, an unknown mask, a limit below 2.
     """
@@ -103,8 +106,8 @@ class Encoder:
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise GvendiError(
-                f"tokenizer '{self.name}' is {type(tokenizer).__name__}; wanted a fast one, which knows where a token "
-                "stands in the text: load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
+                f"tokenizer '{self.name}' is {type(tokenizer).__name__}; wanted a fast one, which knows the place of "
+                "each token in the text: load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         if mask not in MASKS:
             raise GvendiError(f"mask is {mask!r}; wanted one of {', '.join(MASKS)}")
@@ -119,7 +122,7 @@ class Encoder:
     def encode(self, rows: Sequence[Row]) -> list[Sample | Rejected]:
         """One sample or rejection per row, in order.
 
-        Raises GvendiError for `messages` without a chat template and for a template whose turns cannot be told apart.
+        Raises GvendiError for `messages` without a chat template, and for a template whose turns cannot be separated.
         """
         out: list[Sample | Rejected] = []
         for start in range(0, len(rows), _CHUNK):
@@ -171,8 +174,8 @@ class Encoder:
                 {"role": "assistant", "content": row.completion},
             ]
             return self._rendered("pair", self._chat.render(turns))
-        apart = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
-        prompt = _Piece(row.prompt if apart else row.prompt + "\n", [])
+        separated = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
+        prompt = _Piece(row.prompt if separated else row.prompt + "\n", [])
         eos = self.tokenizer.eos_token_id
         tail = [] if eos is None else [eos]
         pieces = [prompt, _whole(row.completion)]

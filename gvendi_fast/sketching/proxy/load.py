@@ -44,10 +44,15 @@ _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 class Proxy:
     """A loaded proxy model.
 
-    model: causal LM in eval mode on `device`, parameters in `dtype`. tokenizer: a fast tokenizer.
-    name: what `load_proxy` was given. revision: commit of the hub snapshot, or "sha256:..." of the files.
-    parameters: their count, a tied embedding and head counted once. dtype_reason: why `dtype` was chosen.
-    attention: transformers' name of what the model runs. attention_reason: why.
+    model: causal LM in eval mode on `device`, with parameters in `dtype`.
+    tokenizer: a fast tokenizer.
+    name: what `load_proxy` was given.
+    revision: commit of the hub snapshot, or "sha256:..." of the files.
+    dtype, device: of the model.
+    parameters: their count, a tied embedding and head counted once.
+    dtype_reason: why `dtype` was chosen.
+    attention: transformers' name of the attention that the model runs.
+    attention_reason: why it was chosen.
     """
 
     model: "PreTrainedModel" = field(repr=False)
@@ -78,11 +83,13 @@ def load_proxy(
 ) -> Proxy:
     """Load a proxy model for gradients: eval mode, nothing fine-tuned.
 
-    name: "tiny" (embedded in the package), the path of a folder in Hugging Face format, or a hub name. A
-    local folder called "tiny" is given as "./tiny". dtype: see `resolve_dtype`. device: "auto" (the GPU where
-    there is one), or anything torch.device takes. revision: branch, tag or commit of a hub name. attention: "sdpa"
-    (PyTorch's), "eager" or "flash_attention_2"; None takes flash-attn where it can be used, else sdpa.
-    trust_remote_code: with it off no code of the model's folder runs.
+    name: "tiny" (embedded in the package), the path of a folder in Hugging Face format, or a hub name. Give a local
+        folder called "tiny" as "./tiny".
+    dtype: see `resolve_dtype`.
+    device: "auto" (the GPU if there is one), or anything that torch.device takes.
+    revision: branch, tag or commit of a hub name.
+    attention: "sdpa" (PyTorch's), "eager" or "flash_attention_2"; None takes flash-attn if it can be used, else sdpa.
+    trust_remote_code: allow code in the model's folder to run.
 
     Raises GvendiError where the folder is incomplete, the hub cannot serve the name, the tokenizer has no
     fast version, the weights do not cover the architecture, or the attention cannot be used.
@@ -92,7 +99,7 @@ def load_proxy(
     text = os.fspath(name)
     local = _local_folder(text)
     if local is None:
-        folder, found = hub_snapshot(text, revision, trust_remote_code)
+        folder, version = hub_snapshot(text, revision, trust_remote_code)
         _check_folder(folder, text)
     else:
         if revision is not None:
@@ -101,19 +108,19 @@ def load_proxy(
                 "names: leave it out (the digest of the files is the revision)"
             )
         _check_folder(local, text)
-        folder, found = local, folder_digest(local)
+        folder, version = local, folder_digest(local)
     with _quiet_transformers():
         tokenizer = _load_tokenizer(folder, text, trust_remote_code)
         config = _load_config(folder, text, trust_remote_code)
         wanted, why = resolve_attention(attention, target, chosen, config)
-        # transformers steps down from sdpa to eager for a model that lacks it, if it is not told.
-        told = None if attention is None and wanted == "sdpa" else wanted
-        model = _load_model(folder, text, chosen, told, trust_remote_code)
+        # If no name is given, transformers falls back from sdpa to eager for a model that lacks sdpa.
+        named = None if attention is None and wanted == "sdpa" else wanted
+        model = _load_model(folder, text, chosen, named, trust_remote_code)
     model = model.to(target).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
     runs = model.config._attn_implementation
     why = why if runs == wanted else f"transformers has no {wanted} for this model"
-    return Proxy(model, tokenizer, text, found, chosen, target, count, reason, runs, why)
+    return Proxy(model, tokenizer, text, version, chosen, target, count, reason, runs, why)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -123,9 +130,11 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise GvendiError(f"device={device!r} is no torch device; give 'auto', 'cpu' or 'cuda:0'") from error
+        raise GvendiError(
+            f"device={device!r} is not a torch device; give 'auto', 'cpu' or 'cuda:0'"
+        ) from error
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise GvendiError(f"device={str(device)!r} was asked for but torch sees no GPU; give device='cpu'")
+        raise GvendiError(f"device={str(device)!r} was requested but torch sees no GPU; give device='cpu'")
     return target
 
 
@@ -147,8 +156,8 @@ def resolve_dtype(
             f"dtype={dtype!r} cannot be used for gradients; give 'auto', {', '.join(map(repr, DTYPES))}"
         )
     if chosen is torch.bfloat16 and not native:
-        return chosen, f"asked for, though {why}"
-    return chosen, "asked for"
+        return chosen, f"requested, though {why}"
+    return chosen, "requested"
 
 
 def folder_digest(folder: Path) -> str:
@@ -180,7 +189,7 @@ def _bf16_hardware(device: torch.device) -> tuple[bool, str]:
     flags = _cpu_flags()
     flag = next((name for name in _BF16_FLAGS if name in flags), None)
     if flag is None:
-        return False, "this CPU shows no bf16 instructions"
+        return False, "this CPU lists no bf16 instructions"
     if not torch.backends.mkldnn.is_available():
         return False, f"this CPU has {flag}, but this torch was built without oneDNN and would not use it"
     return True, f"this CPU has {flag}"
@@ -198,7 +207,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _local_folder(name: str) -> Path | None:
-    """The folder a name stands for, or None for a hub name."""
+    """The folder that a name means, or None for a hub name."""
     if name == TINY:
         return Path(str(files("gvendi_fast") / "assets" / TINY))
     path = Path(name).expanduser()
