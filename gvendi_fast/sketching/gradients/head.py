@@ -41,7 +41,7 @@ class Head:
     """A head whose logits are softcap * tanh(scale * W h / softcap), or scale * W h if softcap is None.
 
     base: the model that gives the hidden states h [T, d].
-    weight: W [V, d].
+    output: the layer with W [V, d].
     name: of the weight.
     softcap, scale: as in the formula.
     """
