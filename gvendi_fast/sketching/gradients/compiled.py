@@ -101,7 +101,11 @@ def compiled_blocks(blocks: Sequence[nn.Module], probed: ProbedModel) -> list[Co
     # Sketchers of one model may differ in the hooks of others; by default hooks are not among what a graph is
     # checked for, and one sketcher would run another's graph.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
-    # Graphs are kept with a function's code, and no more than eight of them: this sketcher's are its own.
+    # Graphs are kept with a function's code, and no more than eight of them: this sketcher's are its own, and blocks
+    # may all differ, with a mask and without. Torch before 2.7 may know the limit by its older name alone.
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(getattr(config, limit), 2 * len(blocks)))
     own = FunctionType(_run.__code__.replace(), _run.__globals__, _run.__name__)
     compiled = torch.compile(own, fullgraph=True)
     return [CompiledBlock(block, compiled, probed) for block in blocks]
