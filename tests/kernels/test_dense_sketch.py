@@ -296,7 +296,7 @@ def test_spec_of_the_dense_mode():
         ({"a": torch.zeros(4, 3)}, "a has 4 rows, e has 5"),
         ({"a": torch.tensor([0, 1, 2, 3, -1])}, "a must lie in 0.."),
         ({"out": torch.zeros(1, 100)}, "out must have a multiple of 64 columns, got 100"),
-        ({"out": torch.zeros(2, 64)}, "out has 2 rows but segments names 1 samples"),
+        ({"out": torch.zeros(2, 64)}, "out has 2 rows, segments has 1; wanted one of each per sample"),
         ({"key": (1, 1 << 32)}, "key must be two integers below 2^32"),
         ({"segments": torch.tensor([[0, 6]])}, "segments must satisfy"),
     ],
