@@ -134,7 +134,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """See `Progress`."""
-        self.bar.console.print(text, highlight=False)
+        self.bar.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         """See `Progress`."""

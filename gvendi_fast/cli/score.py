@@ -94,6 +94,7 @@ def _progress():
 
 def _print_score(result, by: str | None) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -121,23 +122,27 @@ def _print_score(result, by: str | None) -> None:
     if result.tokens_per_second:
         lines["time"] = f"{result.seconds:,.1f} s, {result.tokens_per_second:,.0f} tokens/s"
     for name, value in lines.items():
-        console.print(f"  {name:<16}{value}", highlight=False, soft_wrap=True)
+        # Names of proxies, reasons and groups are data: brackets in them are no markup.
+        console.print(f"  {name:<16}{value}", highlight=False, soft_wrap=True, markup=False)
     if by is not None and set(result.by) == {""}:
         print(f"warning: no row has the field {by!r}, so there are no groups", file=sys.stderr)
     elif by is not None:
         most = max(result.by.values(), key=lambda g: (g.n, g.draws))
         drawn = f", mean of {most.draws} draws" if most.draws > 1 else ""
-        console.print(f"\nby {by}, at n = {most.n:,} rows each{drawn}", highlight=False, soft_wrap=True)
+        console.print(
+            f"\nby {by}, at n = {most.n:,} rows each{drawn}", highlight=False, soft_wrap=True, markup=False
+        )
         table = Table()
-        for name in (by, "G-Vendi", "20-80 % of draws", "rows"):
-            table.add_column(name, justify="left" if name == by else "right", overflow="fold")
+        table.add_column(escape(by), overflow="fold")
+        for name in ("G-Vendi", "20-80 % of draws", "rows"):
+            table.add_column(name, justify="right", overflow="fold")
         ranked = sorted(result.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
         for value, group in ranked:
             shown = "too few rows" if group.gvendi is None else f"{group.gvendi:.2f}"
             band = (
                 f"{group.low:.2f} to {group.high:.2f}" if group.draws > 1 else "all rows" if group.n else ""
             )
-            table.add_row(value or "(none)", shown, band, f"{group.rows:,}")
+            table.add_row(escape(value) or "(none)", shown, band, f"{group.rows:,}")
         console.print(table)
 
 

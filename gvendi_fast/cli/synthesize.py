@@ -180,9 +180,9 @@ def _print_end(status: Status, out: str) -> None:
     spent = {stage: seconds for stage, seconds in status.seconds.items() if stage not in BESIDE}
     whole = sum(spent.values())
     shares = sorted(spent.items(), key=lambda item: -item[1])
-    spent = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
+    stages = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
     beside = ", ".join(f"{stage} {status.seconds.get(stage, 0.0):,.1f} s" for stage in BESIDE)
-    print(f"  {'time':<16}{whole:,.1f} s: {spent or 'none'}; beside it {beside}")
+    print(f"  {'time':<16}{whole:,.1f} s: {stages or 'none'}; beside it {beside}")
     print(
         f"  rows in {out}/accepted.jsonl, rejected ones with reasons in {out}/rejected.jsonl, "
         f"a report in {out}/report.html"

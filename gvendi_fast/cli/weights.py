@@ -107,6 +107,7 @@ def _states(directory) -> dict:
 
 def _print(result: dict) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -119,12 +120,13 @@ def _print(result: dict) -> None:
         highlight=False,
     )
     table = Table()
-    for name in (result["by"], "rows", "G-Vendi (all rows)", "share now", "best weight", "times each row"):
-        table.add_column(name, justify="left" if name == result["by"] else "right", overflow="fold")
+    table.add_column(escape(result["by"]), overflow="fold")
+    for name in ("rows", "G-Vendi (all rows)", "share now", "best weight", "times each row"):
+        table.add_column(name, justify="right", overflow="fold")
     ranked = sorted(result["sources"].items(), key=lambda item: (-item[1]["weight"], item[0]))
     for name, source in ranked:
         table.add_row(
-            name or "(none)",
+            escape(name) or "(none)",
             f"{source['rows']:,}",
             f"{source['gvendi']:.2f}",
             f"{100 * source['share']:.1f} %",

@@ -71,6 +71,6 @@ class SecondMoment:
         return self.matrix / self.matrix.trace()
 
     def _grown(self, rows: int) -> None:
-        """Note that `count` more rows are in the matrix."""
+        """Note that so many more rows are in the matrix."""
         self.n += rows
         self._spectrum = self._basis = None

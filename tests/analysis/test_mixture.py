@@ -126,6 +126,11 @@ def test_the_command_weighs_the_sources_of_a_run(gvendi, tmp_path):
     code, out, err = gvendi("weights", path, "--by", "source")
     assert code == 0, err
     assert out.index("four") < out.index("one ")
+    path_of_brackets = run_directory(tmp_path / "brackets", rows, ["[red]one"] * 4 + ["[/four]"] * 4)
+    code, out, err = gvendi("weights", path_of_brackets, "--by", "source")
+    assert code == 0, err
+    assert "[red]one" in out
+    assert "[/four]" in out
     assert gvendi("weights", path, "--by", "colour")[2].startswith("error: ")
     code, _, err = gvendi("weights", path, "--by", "source", "--cap", "0.3")
     assert code == 1

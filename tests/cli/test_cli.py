@@ -85,6 +85,18 @@ def test_groups_with_rows_to_choose_from_show_the_band_of_their_draws(gvendi, da
     assert re.search(r"even .* \d+\.\d\d .* all rows .* 10 ", out)
 
 
+@pytest.mark.parametrize("field", ["source", "[/no] tag"])
+def test_names_of_groups_are_no_markup(gvendi, tmp_path, field):
+    names = ["[red]loud[/red]", "[/nothing]", "[link=x]y"]
+    rows = [{"prompt": f"{i} * 3?", "completion": f"{3 * i}.", field: names[i % 3]} for i in range(12)]
+    path = tmp_path / "[bold]data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = gvendi("score", path, "--proxy", "tiny", "--dim", 64, "--by", field)
+    assert code == 0, err
+    assert f"by {field}, at n = 4 rows each" in out
+    assert all(name in out for name in names)
+
+
 def test_limit_takes_the_first_rows(gvendi, data):
     _, out, _ = gvendi("score", data, "--proxy", "tiny", "--dim", 64, "--limit", 5, "--json")
     assert json.loads(out)["n"] == 5

@@ -19,11 +19,6 @@ class Forward:
         self.module = module
         self._own = self._of_class = self.inner = None
 
-    @property
-    def path(self) -> str:
-        """The module's, for messages."""
-        raise NotImplementedError
-
     def attach(self) -> None:
         """Put `run` in the module's place for its forward, which `inner` then is."""
         own, of_class = self.module.__dict__.get("forward"), type(self.module).forward

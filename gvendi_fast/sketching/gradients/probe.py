@@ -180,7 +180,7 @@ class HeadLoss(torch.autograd.Function):
         return whole, (z * upstream).to(ctx.home), *[None] * 8
 
 
-def _saved(ctx, of: Group | Forward) -> tuple[Tensor, ...]:
+def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
     """The tensors that a node keeps; autograd refuses those that were changed since."""
     try:
         return ctx.saved_tensors
@@ -272,7 +272,7 @@ class ProbedModel:
         self.groups = find_groups(model, taps, spec)
         # A layer whose input an eager pass has seen changed before the next layer of its group read it.
         self.changed_between: str | None = None
-        self.tapped: list[Forward] = [
+        self.tapped: list[Tapped] = [
             TappedLinear(self, group, slot) for group in self.groups for slot in range(len(group.taps))
         ]
         for tap in taps:
@@ -285,9 +285,8 @@ class ProbedModel:
         self.__dict__.update(state)
         for group in self.groups:
             group.keys = _keys(group.taps)
-        for forward in self.tapped:
-            if isinstance(forward, (TappedNorm, TappedEmbedding)):
-                (forward.key,) = _keys([forward.tap])
+        for tapped in self.tapped:
+            (tapped.key,) = _keys([tapped.tap])
 
     def begin(self, probe: Tensor, segments: Tensor, ids: Tensor) -> None:
         """Start a pass: probe float32 [B, K], segments int64 [B, 2] on the CPU, ids [B, T] of the batch.
@@ -317,17 +316,25 @@ class ProbedModel:
             self.end()
 
 
-class TappedLinear(Forward):
-    """A linear layer, the `slot`-th of its group."""
+class Tapped(Forward):
+    """A module with a tap, whose parameters the operators know by `key`."""
 
-    def __init__(self, probed: ProbedModel, group: Group, slot: int) -> None:
-        super().__init__(group.taps[slot].module)
-        self.probed, self.group, self.slot = probed, group, slot
+    def __init__(self, probed: ProbedModel, tap: Tap) -> None:
+        super().__init__(tap.module)
+        (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
 
     @property
     def path(self) -> str:
-        """The layer's, for messages."""
-        return self.group.taps[self.slot].path
+        """The module's, for messages."""
+        return self.tap.path
+
+
+class TappedLinear(Tapped):
+    """A linear layer, the `slot`-th of its group."""
+
+    def __init__(self, probed: ProbedModel, group: Group, slot: int) -> None:
+        super().__init__(probed, group.taps[slot])
+        self.group, self.slot = group, slot
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, whose gradient is sketched."""
@@ -337,7 +344,7 @@ class TappedLinear(Forward):
         x, (batch, length) = _first(args, kwargs), self.probed.ids.shape
         shape = x.shape
         if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
-            tap = self.group.taps[self.slot]
+            tap = self.tap
             raise GvendiError(
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
@@ -362,19 +369,13 @@ class TappedLinear(Forward):
         return place
 
 
-class TappedNorm(Forward):
+class TappedNorm(Tapped):
     """A norm layer. norm: the formula of x_hat as `layer_ops.norm_layer` takes it, "given" where none is known."""
 
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
-        super().__init__(tap.module)
-        (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
+        super().__init__(probed, tap)
         self.unhooked = Unhooked(tap.module)
         self.norm, self.eps = "given" if tap.norm == "affine" else tap.norm, tap.eps
-
-    @property
-    def path(self) -> str:
-        """The norm's, for messages."""
-        return self.tap.path
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The norm's output, whose gradient is sketched."""
@@ -396,18 +397,12 @@ class TappedNorm(Forward):
         return NormOutput.apply(output, probed.probe, x, probed.segments, self.key, self)
 
 
-class TappedEmbedding(Forward):
+class TappedEmbedding(Tapped):
     """An embedding module: what the F.embedding call inside its forward looks up."""
 
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
-        super().__init__(tap.module)
-        (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
+        super().__init__(probed, tap)
         self.vocabulary, self.is_sketched = tap.module.weight.shape[0], tap.weight is not None
-
-    @property
-    def path(self) -> str:
-        """The embedding's, for messages."""
-        return self.tap.path
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, with a gradient at what it looked up."""
