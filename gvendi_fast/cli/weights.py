@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, warn_unfinished
 
 # Each source needs K x K numbers in memory.
@@ -43,8 +44,8 @@ def weights(
 ) -> None:
     """Weigh sources so that their mixture is as diverse as possible.
 
-    The weights maximise the entropy of the mixed covariance, which has one optimum; the gap says how far, at most, the
-    result is below it. A weight is a share of training samples, whatever the number of rows: the table says how often a
+    The weights maximise the entropy of the mixed covariance, which has one optimum; the bound says what no weights
+    exceed. A weight is a share of training samples, whatever the number of rows: the table says how often a
     source's rows would repeat in a mixture of as many rows as the directory holds.
     """
     from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
@@ -76,6 +77,7 @@ def weights(
             "as it is": math.exp(mixture_entropy(states, natural)),
             "uniform": math.exp(mixture_entropy(states, uniform)),
             "best": math.exp(mixture.entropy),
+            "bound": math.exp(mixture.entropy + mixture.gap),
         },
         "gap_nats": mixture.gap,
         "steps": mixture.steps,
@@ -116,8 +118,9 @@ def _print(result: dict) -> None:
     console.print(f"  as it is        {values['as it is']:.2f}", highlight=False)
     console.print(f"  uniform         {values['uniform']:.2f}", highlight=False)
     console.print(
-        f"  certificate     at most {result['gap_nats']:.2g} nats below the optimum, {result['steps']} steps\n",
+        f"  bound           no weights within the limits give a G-Vendi above {at_most(values['bound'])}\n",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table()
     table.add_column(escape(result["by"]), overflow="fold")
