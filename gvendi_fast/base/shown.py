@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-# Sums in another order differ by less than this share: a limit that is exceeded by it is met.
-_ROUNDING = 1e-9
+# Scores of float32 sketches are rounded by less than this share: a limit that is exceeded by it is met.
+_ROUNDING = 1e-6
 
 
 def shown(value: float, form: str) -> str:

@@ -141,7 +141,10 @@ def _print(summary: dict[str, Any]) -> None:
         "rows": f"{summary['n']:,} in {summary['clusters']:,} clusters, seed {summary['seed']}",
         "mean cosine": f"{shown(summary['mean_cosine'], '.4f')} after {steps}",
         "sizes": f"largest {summary['largest']:,}, smallest {summary['smallest']:,}",
-        "sparse clusters": f"{summary['sparse']:,} with {summary['sparse_rows']:,} rows",
+        # The smaller half by rank is never empty, though nothing may be sparse.
+        "sparse clusters": f"{summary['sparse']:,} with {summary['sparse_rows']:,} rows"
+        if summary["smallest"] < summary["largest"]
+        else "none: all have the same size",
         "written": f"{summary['out']}, {summary['centroids']}",
     }
     for name, value in lines.items():

@@ -11,6 +11,7 @@ import typer
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, warn_unfinished
+from gvendi_fast.cli.tables import print_table, short_names
 
 # Each source needs K x K numbers in memory.
 MOST_SOURCES = 256
@@ -109,36 +110,33 @@ def _states(directory) -> dict:
 
 def _print(result: dict) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False)
     values = result["gvendi"]
-    console.print(f"[bold]G-Vendi {values['best']:.2f}[/bold]  of the best mixture", highlight=False)
-    console.print(f"  as it is        {values['as it is']:.2f}", highlight=False)
-    console.print(f"  uniform         {values['uniform']:.2f}", highlight=False)
-    console.print(
-        f"  bound           no weights within the limits give a G-Vendi above {at_most(values['bound'])}\n",
-        highlight=False,
-        soft_wrap=True,
-    )
-    table = Table()
-    table.add_column(escape(result["by"]), overflow="fold")
-    for name in ("rows", "G-Vendi (all rows)", "share now", "best weight", "times each row"):
-        table.add_column(name, justify="right", overflow="fold")
+    console.print(f"[bold]G-Vendi {values['best']:.2f}[/bold]  of the best mixture")
+    print(f"  as it is        {values['as it is']:.2f}")
+    print(f"  uniform         {values['uniform']:.2f}")
+    print(f"  bound           no weights within the limits give a G-Vendi above {at_most(values['bound'])}\n")
     ranked = sorted(result["sources"].items(), key=lambda item: (-item[1]["weight"], item[0]))
-    for name, source in ranked:
-        table.add_row(
-            escape(name) or "(none)",
+    rows = [
+        (
+            name,
             f"{source['rows']:,}",
             f"{source['gvendi']:.2f}",
             f"{100 * source['share']:.1f} %",
             f"{100 * source['weight']:.1f} %",
             f"{source['repeats']:.2f}",
         )
-    console.print(table)
-    console.print(
-        f"Times each row: in a mixture of {result['rows']:,} rows. Repeating rows adds no diversity; --cap limits it. "
-        "G-Vendi grows with the number of rows; to compare sources, use 'gvendi score --by'.",
-        highlight=False,
-    )
+        for name, (_, source) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
+    ]
+    headings = ("rows", "G-Vendi (all rows)", "share now", "best weight", "times each row")
+    print_table(console, (result["by"], *headings), rows)
+    print(f"times each row: in a mixture of {result['rows']:,} rows")
+    # A source that appears once more by rounding does not repeat.
+    if any(source["repeats"] > 1.005 for source in result["sources"].values()):
+        print("rows that repeat bring no direction that was not there; --cap limits how often they do")
+    if len({source["rows"] for source in result["sources"].values()}) > 1:
+        print(
+            "the sources have different numbers of rows, and G-Vendi grows with them: "
+            "to compare sources, use 'gvendi score --by'"
+        )

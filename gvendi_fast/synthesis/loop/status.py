@@ -18,10 +18,10 @@ class Status:
 
     pool, seeds: rows now and at the start. accepted, rejected: candidates over all runs of the directory, the latter by
     stage. gvendi, start_gvendi: of the first gvendi_rows rows, which is the pool as gains know it (at most
-    `accept.refresh` behind; all of it at the end), and of the seeds. requests: final answers; tokens: (prompt, completion) of them; cost: in the currency of the prices, None
-    without. queued: candidates that are answered and not yet decided. seconds: where this run's time went, "answers"
-    and "sketches" being waits for them; BESIDE: time of what runs beside that. stopped, why: the limit that ended the
-    run, and in words.
+    `accept.refresh` behind; all of it at the end), and of the seeds. requests: final answers; tokens: (prompt,
+    completion) of them; cost: in the currency of the prices, None without. queued: candidates that are answered and not
+    yet decided. seconds: where this run's time went, "answers" and "sketches" being waits for them; BESIDE: time of
+    what runs beside that. stopped, why: the limit that ended the run, and in words.
     """
 
     pool: int
