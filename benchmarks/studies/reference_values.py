@@ -3,8 +3,8 @@
     python -m benchmarks.studies.reference_values "GSM8K train=runs/gsm8k" "e-SNLI dev=runs/esnli" [--out FILE.json]
 
 A run directory is made by `gvendi sketch SAMPLE.jsonl --proxy MODEL --dim K --out DIR`. A value is the mean over draws
-of n of its rows. A smaller K than that of the run is a random choice of as many coordinates, drawn anew with the rows and
-scaled to length 1 again, which is a sketch of that K; so the spread over its draws has the sketch's own noise in it.
+of n of its rows. A smaller K than that of the run is a random choice of as many coordinates, drawn anew with the rows
+and scaled to length 1 again, which is a sketch of that K; so the spread over draws has the sketch's own noise in it.
 """
 
 from __future__ import annotations
