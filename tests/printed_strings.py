@@ -10,7 +10,8 @@ from pathlib import Path
 ROOMS = ("cli", "analysis", "vendi", "selection", "report", "synthesis")
 WORDS = re.compile(
     r"divers|g-vendi|more than noise|spars|near.duplicate|corrected|unlimited|grows with|no choice of|alike|"
-    r"spread|entropy|mean cosine|direction|twin|eigenvalue|surpris|dominat|centred",
+    r"spread|entropy|mean cosine|direction|twin|eigenvalue|surpris|dominat|centred|in common|neighbour in|"
+    r"random subset|unlike|at most|too few|saturat|ceiling",
     re.IGNORECASE,
 )
 
