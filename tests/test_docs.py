@@ -161,9 +161,9 @@ def test_a_broken_link_is_noticed(tmp_path):
 
 
 def test_every_page_is_in_the_navigation_and_reached_from_the_readme():
-    listed = re.findall(r"^ +- (?:\w+: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    listed = re.findall(r"^ +- (?:\w+: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(f"docs/{name}" for name in listed) == sorted(TEXTS.keys() - {"README.md"})
-    linked = set(re.findall(r"\]\((docs/[\w/]+\.md)", README))
+    linked = set(re.findall(r"\]\((docs/[\w/-]+\.md)", README))
     # The reference is made of docstrings; index.md is the README's twin among the pages.
     others = {name for name in TEXTS if name.startswith("docs/") and not name.startswith("docs/api/")}
     assert linked == others - {"docs/index.md"}

@@ -1,8 +1,8 @@
-"""Turn benchmarks/results into the tables of docs/results.md and the README and into the record of faster backends.
+"""Turn benchmarks/results into the tables of docs/ and the README and into the record of faster backends.
 
     python -m benchmarks.report [--check]
 
-No figure is typed by hand. --check changes nothing and fails if docs/results.md, the README or
+No figure is typed by hand. --check changes nothing and fails if a page of docs/, the README or
 gvendi_fast/kernels/backends/measured.json differs from the results.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.environment import ROOT
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
+from benchmarks.report.reference import reference_values
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
@@ -219,10 +220,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     args = parser.parse_args()
     page, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
+    scale = ROOT / "docs" / "good-number.md"
     record = json.dumps(dispatch_record(gpu_results(RESULTS)), indent=1, sort_keys=True)
     wanted = {
         page: between_markers(page, render()),
         readme: between_markers(readme, render_readme()),
+        scale: between_markers(scale, reference_values(load(RESULTS / "reference_values.json"), table)),
         ROOT / RECORD.relative_to(RECORD.parents[3]): f"{record}\n",
     }
     stale = [path for path, content in wanted.items() if path.read_text() != content]

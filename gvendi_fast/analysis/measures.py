@@ -219,6 +219,11 @@ def _groups(pool: Pool) -> dict[str, np.ndarray]:
 def _equal_n(sets: Mapping[str | None, np.ndarray], n: int | None) -> int:
     sizes = [len(places) for places in sets.values()]
     groups = sizes[1:] or sizes
+    if max(groups) < 2:
+        raise GvendiError(
+            f"the {'largest group' if len(sizes) > 1 else 'run'} has {max(groups)} row; a measure of diversity needs "
+            "at least 2: sketch more rows"
+        )
     if n is None:
         n = min(MOST_ROWS, equal_n(groups)[1])
     if not 2 <= n <= max(groups):

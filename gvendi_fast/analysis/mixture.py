@@ -2,12 +2,14 @@
 
     maximise H_1(sum_k w_k Sigma_k) over w_k >= 0, sum w = 1, floor <= w_k <= cap
 Sigma_k is the covariance (trace 1) of source k. The entropy is concave in w, so its largest value is unique; the
-gradient is c_k = -tr(Sigma_k ln Sigma_w) and gap = max over feasible v of <c, v - w> bounds the distance to it.
+gradient is c_k = -tr(Sigma_k ln Sigma_w) and gap = max over feasible v of <c, v - w> bounds the distance to it; so
+does the trivial limit, H <= ln min(K, sum_k exp H_k), since H of a mixture is at most sum_k w_k (H_k - ln w_k).
 Exponentiated gradient, w_k ~ w_k exp(eta c_k), with the step rule of `relaxed`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,7 +79,9 @@ def mixture_weights(
         if risen <= value:
             break
         log_w, value, scores, eta = moved, risen, after, 1.5 * eta
-    return Mixture(dict(zip(names, np.exp(log_w).tolist(), strict=True)), value, max(gap, 0.0), steps)
+    limit = _trivial_limit(list(sigmas))
+    gap = max(min(gap, limit - value), 0.0)
+    return Mixture(dict(zip(names, np.exp(log_w).tolist(), strict=True)), value, gap, steps)
 
 
 def mixture_entropy(states: Mapping[str, VendiState], weights: Mapping[str, float]) -> float:
@@ -87,8 +91,17 @@ def mixture_entropy(states: Mapping[str, VendiState], weights: Mapping[str, floa
     sigma = torch.zeros(dim, dim, dtype=torch.float64)
     for name, weight in weights.items():
         sigma += weight / total * (states[name].matrix / states[name].matrix.trace()).cpu()
+    return _entropy(sigma)
+
+
+def _entropy(sigma: torch.Tensor) -> float:
     eigenvalues = torch.linalg.eigvalsh(sigma).clamp_min_(0)
     return float(-torch.special.xlogy(eigenvalues, eigenvalues).sum())
+
+
+def _trivial_limit(sigmas: list[torch.Tensor]) -> float:
+    """What no mixture of covariances (trace 1) exceeds, whatever the weights, in nats."""
+    return math.log(min(len(sigmas[0]), sum(math.exp(_entropy(sigma)) for sigma in sigmas)))
 
 
 def _check(states: Mapping[str, VendiState], floor: float, cap: float, tolerance: float) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import Json, RunDir, warn_unfinished
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def cluster(
 
 def _say(iteration: int, objective: float, empty: int) -> None:
     note = f", {empty:,} empty" if empty else ""
-    print(f"iteration {iteration}: mean cosine {objective:.6f}{note}", file=sys.stderr, flush=True)
+    print(f"iteration {iteration}: mean cosine {shown(objective, '.6f')}{note}", file=sys.stderr, flush=True)
 
 
 def _write(out: Path, pool: Pool, assignment: Assignment) -> None:
@@ -138,9 +139,12 @@ def _print(summary: dict[str, Any]) -> None:
     steps = f"{summary['iterations']} iterations, {'converged' if summary['converged'] else 'not converged'}"
     lines = {
         "rows": f"{summary['n']:,} in {summary['clusters']:,} clusters, seed {summary['seed']}",
-        "mean cosine": f"{summary['mean_cosine']:.4f} after {steps}",
+        "mean cosine": f"{shown(summary['mean_cosine'], '.4f')} after {steps}",
         "sizes": f"largest {summary['largest']:,}, smallest {summary['smallest']:,}",
-        "sparse clusters": f"{summary['sparse']:,} with {summary['sparse_rows']:,} rows",
+        # The smaller half by rank is never empty, though nothing may be sparse.
+        "sparse clusters": f"{summary['sparse']:,} with {summary['sparse_rows']:,} rows"
+        if summary["smallest"] < summary["largest"]
+        else "none: all have the same size",
         "written": f"{summary['out']}, {summary['centroids']}",
     }
     for name, value in lines.items():

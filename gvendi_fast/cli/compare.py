@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import Json, warn_unfinished
 
 if TYPE_CHECKING:
@@ -177,14 +178,14 @@ def _print(found: Comparison, texts: Texts) -> None:
             f"{score.gvendi:.2f}",
             f"{score.corrected:.2f}",
             interval,
-            f"{score.adds:+.2f}",
+            shown(score.adds, "+.2f"),
         )
         table.add_row(escape(name), *cells)
     console.print(table)
     say(f"all {len(found.sets) * found.n:,} rows together: G-Vendi {found.union:.2f}")
     say(
         f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "
-        f"{100 * found.between_share:.0f} % of the way from one kind of data to nothing in common"
+        f"{shown(100 * found.between_share, '.0f')} % of the way from one kind of data to nothing in common"
     )
     if found.n < ENOUGH * max(score.gvendi for score in found.sets.values()):
         say(
@@ -260,7 +261,9 @@ def _print_overlaps(console: Console, found: Comparison, texts: Texts) -> None:
             if compared < found.sets[name].rows:
                 say(f"  {compared:,} rows of {name} were compared, drawn by id")
         for pair in overlap.pairs:
-            _print_row(say, console.width, f"{pair.cosine:7.4f}", pair.first_id, texts[a].get(pair.first))
+            _print_row(
+                say, console.width, shown(pair.cosine, "7.4f"), pair.first_id, texts[a].get(pair.first)
+            )
             _print_row(say, console.width, "", pair.second_id, texts[b].get(pair.second))
 
 
@@ -268,6 +271,6 @@ def _print_row(say, width: int, lead: str, name: str, text: str | None) -> None:
     from gvendi_fast.data.texts import snippet
 
     # The end of an id says more than its beginning, as a row without an id is called file:line.
-    shown = name if len(name) <= _ID_WIDTH else "…" + name[1 - _ID_WIDTH :]
-    line = f"  {lead:<7}  {shown:<{_ID_WIDTH}}"
+    end = name if len(name) <= _ID_WIDTH else "…" + name[1 - _ID_WIDTH :]
+    line = f"  {lead:<7}  {end:<{_ID_WIDTH}}"
     say(line.rstrip() if text is None else f"{line}  {snippet(text, max(width - len(line) - 2, 60))}")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import By, Json, RunDir, warn_unfinished
+from gvendi_fast.cli.tables import print_table, short_names
 
 if TYPE_CHECKING:
     from gvendi_fast.analysis.measures import Measured
@@ -85,36 +87,26 @@ def measures(
 
 def _print(measured: Measured, by: str | None) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = Console()
-    columns = {name: shown for name, shown in COLUMNS.items() if getattr(measured.whole, name) is not None}
+    console = Console(highlight=False)
+    columns = {name: kind for name, kind in COLUMNS.items() if getattr(measured.whole, name) is not None}
     if by is None:
         console.print(
-            f"[bold]G-Vendi {measured.whole.gvendi:.2f}[/bold]  (n = {measured.n:,}, K = {measured.dim})",
-            highlight=False,
+            f"[bold]G-Vendi {measured.whole.gvendi:.2f}[/bold]  (n = {measured.n:,}, K = {measured.dim})"
         )
         for name, (heading, form) in columns.items():
             if name != "gvendi":
-                console.print(f"  {heading:<18}{getattr(measured.whole, name):{form}}", highlight=False)
+                print(f"  {heading:<18}{shown(getattr(measured.whole, name), form)}")
         return
-    console.print(
-        f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim})",
-        highlight=False,
-        markup=False,
-    )
-    table = Table()
-    table.add_column(escape(by), overflow="fold")
-    for heading in ("rows", *(heading for heading, _ in columns.values())):
-        table.add_column(heading, justify="right")
+    print(f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim})")
     ranked = sorted(measured.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
-    for group, shown in [*ranked, ("(all rows)", measured.whole)]:
-        values = [getattr(shown, name) for name in columns]
+    sets = [*zip(short_names([name for name, _ in ranked]), (found for _, found in ranked), strict=True)]
+    rows = []
+    for name, found in [*sets, ("(all rows)", measured.whole)]:
+        values = [getattr(found, column) for column in columns]
         cells = [
-            "too few" if v is None else f"{v:{f}}" for v, (_, f) in zip(values, columns.values(), strict=True)
+            "too few" if v is None else shown(v, f)
+            for v, (_, f) in zip(values, columns.values(), strict=True)
         ]
-        if shown is measured.whole:
-            table.add_section()
-        table.add_row(escape(group) or "(none)", f"{shown.rows:,}", *cells)
-    console.print(table)
+        rows.append((name, f"{found.rows:,}", *cells))
+    print_table(console, (by, "rows", *(heading for heading, _ in columns.values())), rows, apart=1)

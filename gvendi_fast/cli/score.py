@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import CorpusOptions, Data, Json, Order, unbundled, warn_unfinished
 from gvendi_fast.data.sources import find_files
 
@@ -112,7 +113,7 @@ def _print_score(result, by: str | None) -> None:
     )
     lines = {
         "corrected for n": f"{result.gvendi_corrected:.2f}, {interval}",
-        "entropy": f"{result.entropy:.4f} nats",
+        "entropy": f"{shown(result.entropy, '.4f')} nats",
         **orders,
         "tokens": f"{result.tokens:,}",
         "rejected rows": f"{result.rejected:,}" + (f" ({reasons})" if reasons else ""),
@@ -138,11 +139,11 @@ def _print_score(result, by: str | None) -> None:
             table.add_column(name, justify="right", overflow="fold")
         ranked = sorted(result.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
         for value, group in ranked:
-            shown = "too few rows" if group.gvendi is None else f"{group.gvendi:.2f}"
+            value_shown = "too few rows" if group.gvendi is None else f"{group.gvendi:.2f}"
             band = (
                 f"{group.low:.2f} to {group.high:.2f}" if group.draws > 1 else "all rows" if group.n else ""
             )
-            table.add_row(escape(value) or "(none)", shown, band, f"{group.rows:,}")
+            table.add_row(escape(value) or "(none)", value_shown, band, f"{group.rows:,}")
         console.print(table)
 
 

@@ -12,6 +12,7 @@ from typing import IO, Annotated
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import at_most, significant
 from gvendi_fast.cli.options import Corpus, Json, warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -257,16 +258,20 @@ def _write_rows(stream: IO[bytes], folder: Path, run, ordinals, corpus: Path | N
 
 def _print_summary(summary: dict) -> None:
     random, name = summary["random"], summary["objective"]
-    print(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, best first")
+    # Relaxed chooses all rows at once and lists them by surprisal.
+    listed = "the most unlike the others first" if summary["method"] == "relaxed" else "best first"
+    print(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, {listed}")
     for title, key in (("G-Vendi", "gvendi"), *(((name, "value"),) if name != "vendi" else ())):
         low, high = random[f"{key}_band"]
         print(
-            f"  {title:<12}{summary[key]:.4g}   random subsets {random[key]:.4g} "
-            f"(lowest {low:.4g}, highest {high:.4g} of {random['draws']} draws)"
+            f"  {title:<12}{significant(summary[key])}   random subsets {significant(random[key])} "
+            f"(lowest {significant(low)}, highest {significant(high)} of {random['draws']} draws)"
         )
+    if summary["value"] <= random["value_band"][1] * (1 + 1e-9):
+        print("  a random subset reaches as much: by its objective this choice is no better than chance")
     for key, what in (("gvendi_bound", "G-Vendi"), ("value_bound", name)):
         if key in summary["details"]:
-            print(f"  no choice of {summary['size']:,} rows has a {what} above {summary['details'][key]:.4g}")
+            print(f"  no choice of as many rows has a {what} above {at_most(summary['details'][key])}")
     if summary["n"] != summary["size"]:
         print(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
     print(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")

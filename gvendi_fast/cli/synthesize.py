@@ -205,7 +205,8 @@ def status_lines(status: Status) -> dict[str, str]:
     reasons = sorted(status.rejected.items(), key=lambda item: -item[1])
     lines = {
         "pool": f"{status.pool:,} rows of {status.target:,} wanted; it began with {status.seeds:,}",
-        "G-Vendi": f"{status.gvendi:.2f}, at the start {status.start_gvendi:.2f} (it grows with the rows)",
+        "G-Vendi": f"{status.gvendi:.2f} of {status.gvendi_rows:,} rows, {status.start_gvendi:.2f} of the "
+        f"{status.seeds:,} at the start (more rows alone raise it; the report compares at equal n)",
         "candidates": f"{decided:,}, of them accepted {status.accepted:,} ({_share(status.accepted, decided)})",
         "rejected": ", ".join(f"{stage} {n:,} ({_share(n, decided)})" for stage, n in reasons) or "none",
         "round": f"{status.round + 1}, with {status.clusters:,} cluster{'s' * (status.clusters != 1)}"

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, warn_unfinished
+from gvendi_fast.cli.tables import print_table, short_names
 
 # Each source needs K x K numbers in memory.
 MOST_SOURCES = 256
@@ -43,8 +45,8 @@ def weights(
 ) -> None:
     """Weigh sources so that their mixture is as diverse as possible.
 
-    The weights maximise the entropy of the mixed covariance, which has one optimum; the gap says how far, at most, the
-    result is below it. A weight is a share of training samples, whatever the number of rows: the table says how often a
+    The weights maximise the entropy of the mixed covariance, which has one optimum; the bound says what no weights
+    exceed. A weight is a share of training samples, whatever the number of rows: the table says how often a
     source's rows would repeat in a mixture of as many rows as the directory holds.
     """
     from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
@@ -76,6 +78,7 @@ def weights(
             "as it is": math.exp(mixture_entropy(states, natural)),
             "uniform": math.exp(mixture_entropy(states, uniform)),
             "best": math.exp(mixture.entropy),
+            "bound": math.exp(mixture.entropy + mixture.gap),
         },
         "gap_nats": mixture.gap,
         "steps": mixture.steps,
@@ -107,35 +110,33 @@ def _states(directory) -> dict:
 
 def _print(result: dict) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False)
     values = result["gvendi"]
-    console.print(f"[bold]G-Vendi {values['best']:.2f}[/bold]  of the best mixture", highlight=False)
-    console.print(f"  as it is        {values['as it is']:.2f}", highlight=False)
-    console.print(f"  uniform         {values['uniform']:.2f}", highlight=False)
-    console.print(
-        f"  certificate     at most {result['gap_nats']:.2g} nats below the optimum, {result['steps']} steps\n",
-        highlight=False,
-    )
-    table = Table()
-    table.add_column(escape(result["by"]), overflow="fold")
-    for name in ("rows", "G-Vendi (all rows)", "share now", "best weight", "times each row"):
-        table.add_column(name, justify="right", overflow="fold")
+    console.print(f"[bold]G-Vendi {values['best']:.2f}[/bold]  of the best mixture")
+    print(f"  as it is        {values['as it is']:.2f}")
+    print(f"  uniform         {values['uniform']:.2f}")
+    print(f"  bound           no weights within the limits give a G-Vendi above {at_most(values['bound'])}\n")
     ranked = sorted(result["sources"].items(), key=lambda item: (-item[1]["weight"], item[0]))
-    for name, source in ranked:
-        table.add_row(
-            escape(name) or "(none)",
+    rows = [
+        (
+            name,
             f"{source['rows']:,}",
             f"{source['gvendi']:.2f}",
             f"{100 * source['share']:.1f} %",
             f"{100 * source['weight']:.1f} %",
             f"{source['repeats']:.2f}",
         )
-    console.print(table)
-    console.print(
-        f"Times each row: in a mixture of {result['rows']:,} rows. Repeating rows adds no diversity; --cap limits it. "
-        "G-Vendi grows with the number of rows; to compare sources, use 'gvendi score --by'.",
-        highlight=False,
-    )
+        for name, (_, source) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
+    ]
+    headings = ("rows", "G-Vendi (all rows)", "share now", "best weight", "times each row")
+    print_table(console, (result["by"], *headings), rows)
+    print(f"times each row: in a mixture of {result['rows']:,} rows")
+    # A source that appears once more by rounding does not repeat.
+    if any(source["repeats"] > 1.005 for source in result["sources"].values()):
+        print("rows that repeat bring no direction that was not there; --cap limits how often they do")
+    if len({source["rows"] for source in result["sources"].values()}) > 1:
+        print(
+            "the sources have different numbers of rows, and G-Vendi grows with them: "
+            "to compare sources, use 'gvendi score --by'"
+        )

@@ -21,6 +21,7 @@ from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.texts import TEXT, original_text
 from gvendi_fast.report import numbers
+from gvendi_fast.selection.limits import most_distinct
 from gvendi_fast.vendi.state import VendiState
 
 FORMAT = 1
@@ -78,7 +79,7 @@ def report_data(
         "version": __version__,
         "run": str(run.path),
         "seed": seed,
-        "score": _score(score),
+        "score": _score(score, pool),
         "growth": grown,
         "groups": None if field is None else _groups(field, score, pool, values, grown, too_many),
         "map": _map(pool, state, label, field, seed),
@@ -93,7 +94,8 @@ def report_data(
     return data
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score(score: Score, pool: Pool) -> dict[str, Any]:
+    """The score with its trivial limit: no rows have a G-Vendi above their number without copies, or above K."""
     values = score.to_dict()
     kept = (
         "gvendi",
@@ -111,7 +113,13 @@ def _score(score: Score) -> dict[str, Any]:
     # The settings of a run just made are in another order than those read from its file.
     values["spec"] = json.loads(json.dumps(score.spec, sort_keys=True))
     done, total = score.units
-    return {**{name: values[name] for name in kept}, "units_done": done, "units_total": total}
+    limit = min(most_distinct(pool, len(pool)), score.dim)
+    return {
+        **{name: values[name] for name in kept},
+        "limit": limit,
+        "units_done": done,
+        "units_total": total,
+    }
 
 
 def _spectrum(state: VendiState) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from gvendi_fast.base.shown import number, shown
+
 # Width and height in CSS pixels, at which a font unit is a pixel.
 WIDE, NARROW = (840, 320), (340, 280)
 # Variables of the page's style sheet, by the colours that matplotlib draws in their place.
@@ -100,7 +102,7 @@ def surprisal_figure(data: dict[str, Any]) -> dict[str, str]:
         bars(ax, data["counts"], data["edges"])
         ax.set(xlabel="surprisal in nats", ylabel="rows", ylim=(0, 1.2 * max(data["counts"])))
         left = data["mean"] > (data["edges"][0] + data["edges"][-1]) / 2
-        _marked(ax, data["mean"], 0.96, f"mean {data['mean']:.2f}", left)
+        _marked(ax, data["mean"], 0.96, f"mean {shown(data['mean'], '.2f')}", left)
         plain_ticks(ax.yaxis)
 
     return both("surprisal", draw)
@@ -172,12 +174,6 @@ def map_figure(data: dict[str, Any]) -> dict[str, str]:
                 setter(-0.1, 0.1)
 
     return both("map", draw, wide=(840, 460), narrow=(340, 340))
-
-
-def number(value: float) -> str:
-    """About four significant figures, without an exponent."""
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    return f"{value:,.{digits}f}"
 
 
 _HALO: dict[str, Any] = {"bbox": {"facecolor": "#070707", "edgecolor": "none", "pad": 1.5}}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.differences import flat
 from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.base.shown import number, shown
 from gvendi_fast.report import figures
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def environment() -> jinja2.Environment:
     )
     templates.filters |= {
         "count": lambda value: f"{value:,}",
-        "number": figures.number,
+        "number": number,
+        "fixed": shown,
         "percent": lambda value: (
             f"{100 * value:.0f}\u00a0%" if value >= 0.0995 else f"{100 * value:.1f}\u00a0%"
         ),

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.shown import shown
 from gvendi_fast.data.pool import Pool
 from gvendi_fast.kernels.spectrum import entropy_and_surprise
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, check_feasible, project
@@ -165,7 +166,11 @@ def relaxed_weights(
             best.weights, best.entropy, best.objective, max(bound - best.objective, 0.0), number, steps
         )
         if progress:
-            progress(f"pass {number}: entropy {best.entropy:.4f} nats, at most {best.gap:.4f} below the best")
+            # Weights may be on more rows than will be chosen, and have more entropy than whole rows can.
+            progress(
+                f"pass {number}: weights of entropy {shown(best.entropy, '.4f')} nats, "
+                f"at most {best.gap:.4f} below the best weights"
+            )
         if best.gap <= tolerance:
             break
         active, log_u = _next_active(problem, weights, scores.values, memory)

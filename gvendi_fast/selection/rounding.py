@@ -8,9 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from gvendi_fast.base.shown import shown
 from gvendi_fast.data.pool import Pool
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex
 from gvendi_fast.selection.greedy import Picks
+from gvendi_fast.selection.limits import entropy_limit, quality_limit
 from gvendi_fast.selection.problem import Problem, rank_of
 from gvendi_fast.selection.relaxed import Relaxation, relaxed_weights
 from gvendi_fast.vendi.state import VendiState
@@ -23,7 +25,8 @@ def relaxed(problem: Problem) -> Picks:
     """The method "relaxed" of `select`: weights, then whole rows; for pools of millions.
 
     The gain of a row is what the entropy (in nats, with the given rows) would lose without it. details: the gap of
-    the weights, and `gvendi_bound` (quality: `value_bound`), which no choice of as many rows exceeds.
+    the weights, and `gvendi_bound` (quality: `value_bound`), which no choice of as many rows exceeds. It is the
+    certificate of the weights, which may be on more rows than a choice has, or less, if `limits` finds less.
     """
     problem.progress.start(problem.size, 0)
     given = problem.given if problem.given.n else None
@@ -44,11 +47,14 @@ def relaxed(problem: Problem) -> Picks:
     gains = -state.gain(rows, remove=True).numpy() if state.n > 1 else np.zeros(len(numbers))
     problem.progress.advance(problem.size, 0, 0)
     bound = "gvendi_bound" if problem.quality is None else "value_bound"
+    limit = entropy_limit(problem.pool, problem.size, given, limits)
+    if problem.quality is not None:
+        limit += quality_limit(problem.quality, problem.rank, problem.size, limits)
     details = {
         "passes": relaxation.passes,
         "steps": relaxation.steps,
         "gap_nats": relaxation.gap,
-        bound: math.exp(relaxation.bound),
+        bound: math.exp(min(relaxation.bound, limit)),
     }
     return Picks(numbers, gains, details)
 
@@ -152,7 +158,9 @@ class _Swaps:
             if gained < max(_WORTH * many / self.size, _LEAST):
                 many //= 2
         if progress:
-            progress(f"whole rows: {first:.4f} nats, {value:.4f} after {rounds} rounds of swaps")
+            progress(
+                f"whole rows: {shown(first, '.4f')} nats, {shown(value, '.4f')} after {rounds} rounds of swaps"
+            )
         return inside
 
     def _swap(self, state: VendiState, inside: np.ndarray, outside: np.ndarray, many: int) -> np.ndarray:

@@ -135,3 +135,26 @@ def test_the_command_weighs_the_sources_of_a_run(gvendi, tmp_path):
     code, _, err = gvendi("weights", path, "--by", "source", "--cap", "0.3")
     assert code == 1
     assert "cap 0.3" in err
+
+
+@pytest.mark.parametrize("steps", [0, 3, 500])
+@pytest.mark.parametrize("dim", [3, 16])
+def test_the_bound_lies_between_the_best_weights_and_the_trivial_limits(dim, steps):
+    """All weights of a grid; no bound exceeds K, the rows of all sources, or the sum of their scores."""
+    for limits in ({}, {"floor": 0.1}, {"cap": 0.5}):
+        made = sources(3, dim=dim, rows=4, seed=dim)
+        made["s2"] = state(torch.eye(dim)[:1].repeat(4, 1))
+        found = mixture_weights(made, max_steps=steps, **limits)
+        floor, cap = limits.get("floor", 0.0), limits.get("cap", 1.0)
+        grid = [
+            (i / 20, j / 20, (20 - i - j) / 20)
+            for i in range(21)
+            for j in range(21 - i)
+            if all(floor - 1e-9 <= w / 20 <= cap + 1e-9 for w in (i, j, 20 - i - j))
+        ]
+        best = max(mixture_entropy(made, dict(zip(sorted(made), weights, strict=True))) for weights in grid)
+        bound = math.exp(found.entropy + found.gap)
+        assert math.exp(best) <= bound * (1 + 1e-9)
+        summed = sum(state.gvendi() for state in made.values())
+        # The result itself meets the limits up to rounding.
+        assert bound <= min(dim, 4 + 4 + 1, summed) * (1 + 1e-9)

@@ -61,7 +61,7 @@ class Loop:
         self.pipeline = Pipeline(proposer, sketcher)
         self._decider = ThreadPoolExecutor(1, thread_name_prefix="decide")
         self.seconds: Counter[str] = Counter()
-        self._gvendi = pool.start_gvendi
+        self._gvendi, self._gvendi_rows = pool.start_gvendi, pool.seeds
         self._rejected = Counter(journal.rejections())
         self._decided = 0
         # Once, and what is new is added up.
@@ -72,12 +72,14 @@ class Loop:
         rows, sketches = self.journal.accepted(), self.journal.sketches(self.pool.state.dim)
         done = 0
         for event in self.journal.blocks:
+            before = len(self.pool)
             for row, sketch in zip(rows[done : event["accepted"]], sketches[done:], strict=False):
                 self.pool.add(row["id"], row, torch.from_numpy(sketch))
             done = event["accepted"]
             self.judge.recent.extend(event["gains"])
             self.pool.settle(event["block"])
-            self._gvendi = event["gvendi"]
+            # Events of earlier versions do not say of how many rows; it was the pool before the block.
+            self._gvendi, self._gvendi_rows = event["gvendi"], event.get("gvendi_rows", before)
 
     async def run(self) -> Status:
         """Go on until a limit is reached."""
@@ -114,7 +116,7 @@ class Loop:
         # An interrupt does not reach a thread: a block that is being decided is, before the end is noted.
         self._decider.shutdown()
         with self._time("gvendi"):
-            self._gvendi = self.pool.state.gvendi()
+            self._gvendi, self._gvendi_rows = self.pool.state.gvendi(), self.pool.state.n
         spent = Spent.of(self.generator)
         final = replace(self.status(), requests=spent.requests, tokens=spent.tokens, cost=spent.cost)
         final.stopped, final.why = reason, why
@@ -137,6 +139,7 @@ class Loop:
             accepted=len(self.pool) - self.pool.seeds,
             rejected=dict(self._rejected),
             gvendi=self._gvendi,
+            gvendi_rows=self._gvendi_rows,
             start_gvendi=self.pool.start_gvendi,
             requests=self._spent.requests + new.requests,
             tokens=(self._spent.tokens[0] + new.tokens[0], self._spent.tokens[1] + new.tokens[1]),
@@ -194,7 +197,7 @@ class Loop:
         self._decided += len(outcomes)
         with self._time("writing"):
             self._rejected.update(line["stage"] for line in rejected)
-            self._gvendi, of_rows = self.judge.gvendi
+            self._gvendi, self._gvendi_rows = self.judge.gvendi
             event = {
                 "block": block,
                 "round": self.pool.round.number,
@@ -204,7 +207,7 @@ class Loop:
                 "decided": decided,
                 "rejected": dict(Counter(line["stage"] for line in rejected)),
                 "gvendi": self._gvendi,
-                "gvendi_rows": of_rows,
+                "gvendi_rows": self._gvendi_rows,
                 "gains": gains if self.config.accept.reference == "candidates" else [],
                 "cut_short": decided < len(outcomes),
             }

@@ -17,11 +17,11 @@ class Status:
     """Where a run stands.
 
     pool, seeds: rows now and at the start. accepted, rejected: candidates over all runs of the directory, the latter by
-    stage. gvendi, start_gvendi: of the pool as gains know it (at most `accept.refresh` behind; exact at the end) and at
-    the start. requests: final answers; tokens: (prompt, completion) of them; cost: in the currency of the prices, None
-    without. queued: candidates that are answered and not yet decided. seconds: where this run's time went, "answers"
-    and "sketches" being waits for them; BESIDE: time of what runs beside that. stopped, why: the limit that ended the
-    run, and in words.
+    stage. gvendi, start_gvendi: of the first gvendi_rows rows, which is the pool as gains know it (at most
+    `accept.refresh` behind; all of it at the end), and of the seeds. requests: final answers; tokens: (prompt,
+    completion) of them; cost: in the currency of the prices, None without. queued: candidates that are answered and not
+    yet decided. seconds: where this run's time went, "answers" and "sketches" being waits for them; BESIDE: time of
+    what runs beside that. stopped, why: the limit that ended the run, and in words.
     """
 
     pool: int
@@ -32,6 +32,7 @@ class Status:
     accepted: int
     rejected: dict[str, int]
     gvendi: float
+    gvendi_rows: int
     start_gvendi: float
     requests: int
     tokens: tuple[int, int]

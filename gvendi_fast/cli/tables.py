@@ -1,0 +1,53 @@
+"""Tables on a terminal: numbers are never cut or broken, however narrow it is; long names lose their middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Characters of a name before its middle is left out, and the least width of the column of names.
+NAME, LEAST = 48, 12
+
+
+def short_names(names: Sequence[str], most: int = NAME) -> list[str]:
+    """Names of at most so many characters, both ends kept; whole where two would look alike, "(none)" for ""."""
+    half = (most - 1) // 2
+    cut = [name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}" for name in names]
+    shown = [short if cut.count(short) == 1 else name for name, short in zip(names, cut, strict=True)]
+    return [name or "(none)" for name in shown]
+
+
+def print_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[tuple[str, ...]],
+    *,
+    names: int = 1,
+    apart: int = 0,
+) -> None:
+    """Print rows of cells under headings; nothing in them is markup.
+
+    names: how many columns, from the first, hold names: these wrap, all others hold numbers and do not.
+    apart: how many rows at the end stand below a line.
+    Where the numbers need more than the terminal has, the lines are longer than the terminal is wide.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [[row[i] for row in rows] for i in range(len(headings))]
+    table, needed = Table(), 1
+    for i, (heading, cells) in enumerate(zip(headings, columns, strict=True)):
+        longest = max([*map(len, cells), *map(len, heading.split())], default=0)
+        least = min(longest, LEAST) if i < names else longest
+        needed += least + 3
+        table.add_column(
+            Text(heading), justify="left" if i < names else "right", overflow="fold", min_width=least
+        )
+    for place, row in enumerate(rows):
+        if place == len(rows) - apart:
+            table.add_section()
+        table.add_row(*map(Text, row))
+    console.print(table, width=max(console.width, needed), crop=False, no_wrap=True, overflow="ignore")

@@ -1,0 +1,610 @@
+"""Every sentence that a command or a page prints about diversity, with a case that makes it true and one that does not.
+
+A row of SENTENCES is (file, words of it in the source, what is seen where it is true, the two cases, what is seen in
+the second case instead). EXPLANATIONS are printed whatever the data are; each has a fact that must hold. A printed
+string about diversity that is in neither table nor among NO_STATEMENTS fails a test: add it with its cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from places import PACKAGE
+from printed_strings import printed_strings
+
+from gvendi_fast.data.index import Fields
+from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.vendi import VendiState, gvendi
+
+K = 16
+AXES = np.eye(K, dtype=np.float32)
+# Rows by name, with a group for each or none; spectra are known: axes have nothing in common, copies everything.
+RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
+    "one": (AXES[:1], None),
+    "copies": (AXES[[0] * 40], None),
+    "orthogonal": (AXES[:8], None),
+    "orthogonal too": (AXES[8:], None),
+    "flat": (np.tile(AXES, (4, 1)), None),
+    "flat too": (np.tile(AXES, (4, 1)), None),
+    "flat again": (np.tile(AXES, (4, 1)), None),
+    "steep": (AXES[[0] * 60 + [1, 2, 3, 4]], None),
+    "first half": (np.tile(AXES[:8], (8, 1)), None),
+    "second half": (np.tile(AXES[8:], (8, 1)), None),
+    "uneven": (AXES[[0] * 40 + [1] * 8], None),
+    # One axis and four: the best mixture has 5 directions of equal weight.
+    "one and four": (AXES[[0, 0, 0, 0, 4, 5, 6, 7]], ["one"] * 4 + ["four"] * 4),
+    "like and like": (AXES[[0, 0, 0, 0, 1, 1, 1, 1]], ["one"] * 4 + ["two"] * 4),
+    "many and few": (AXES[[0] * 40 + [1] * 8], ["many"] * 40 + ["few"] * 8),
+    "two large and one small": (AXES[[0] * 40 + [1] * 40 + [2] * 8], ["a"] * 40 + ["b"] * 40 + ["few"] * 8),
+    "broad and narrow": (
+        np.concatenate([np.tile(AXES[:8], (5, 1)), AXES[[8] * 40]]),
+        ["broad"] * 40 + ["narrow"] * 40,
+    ),
+}
+
+
+class World:
+    """Run directories made at their first use, and what commands and pages say of them."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.said: dict[tuple, str] = {}
+
+    def run(self, name: str) -> RunDirectory:
+        path = self.folder / name.replace(" ", "-")
+        if path.is_dir():
+            return RunDirectory.load(path)
+        rows, groups = RUNS[name]
+        n = len(rows)
+        spec = {
+            "sketch": {"dim": K, "kind": "hadamard"},
+            "coverage": {"sketched": 1, "total": 1},
+            "proxy": {"name": "none"},
+            "dtype": "float32",
+        }
+        source = {"path": "nowhere.jsonl", "kind": "jsonl", "size": 1, "rows": n, "digest": ""}
+        fields = vars(Fields(by="kind" if groups else None))
+        manifest = {"units_total": 1, "rows": n, "limit": None, "fields": fields, "files": [source]}
+        made = RunDirectory.open(path, spec, manifest)
+        ones = {name: np.ones(n) for name in ("tokens", "length", "loss", "gradient_norm")}
+        # Ids of one run are those of no other.
+        ids = [f"{name} {i}" for i in range(n)]
+        made.write_part(Part(0, ids=ids, groups=groups or [""] * n, rows=np.arange(n), sketches=rows, **ones))
+        return made
+
+    def command(self, *words: str) -> str:
+        """What `gvendi` prints, on both streams; names of RUNS in the words stand for their directories."""
+        from gvendi_fast.cli.app import app
+
+        if words not in self.said:
+            given = [str(self.run(word).path) if word in RUNS else word for word in words]
+            given = [word.replace("OUT", str(self.folder / "out")) for word in given]
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                app(given, standalone_mode=False)
+            self.said[words] = out.getvalue()
+        return self.said[words]
+
+    def page(self, name: str, clusters: int | None = None) -> str:
+        """The text of the report's page, without tags."""
+        from gvendi_fast.report.data import report_data
+        from gvendi_fast.report.page import render
+
+        if ("page", name, clusters) not in self.said:
+            text = render(report_data(self.run(name), clusters=clusters))
+            self.said["page", name, clusters] = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+        return self.said["page", name, clusters]
+
+
+Case = Callable[[World], str]
+
+
+def score(name: str) -> Case:
+    return lambda world: world.command("score", name)
+
+
+def compared(*names: str) -> Case:
+    return lambda world: world.command("compare", *names, "--no-text")
+
+
+def measured(name: str, *options: str) -> Case:
+    return lambda world: world.command("measures", name, "--no-text", *options)
+
+
+def clustered(name: str, clusters: int) -> Case:
+    return lambda world: world.command(
+        "cluster", name, "--clusters", str(clusters), "--out", "OUT.parquet", "--force"
+    )
+
+
+def weighed(name: str) -> Case:
+    return lambda world: world.command("weights", name, "--by", "kind", "--tolerance", "1e-7")
+
+
+def page(name: str, clusters: int | None = None) -> Case:
+    return lambda world: world.page(name, clusters)
+
+
+def chosen(name: str, size: int, **options) -> Case:
+    """The summary of a choice, as `gvendi select` prints it: that command needs the corpus' texts."""
+
+    def said(world: World) -> str:
+        from gvendi_fast.cli.select import _print_summary
+        from gvendi_fast.selection import select
+
+        found = select(torch.from_numpy(RUNS[name][0]), size, **options)
+        summary = {
+            **found.to_dict(),
+            "pool_rows": len(RUNS[name][0]),
+            "out": "rows.jsonl",
+            "sidecar": "rows.parquet",
+        }
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            _print_summary(summary)
+        return out.getvalue()
+
+    return said
+
+
+def relaxing(name: str) -> Case:
+    def said(world: World) -> str:
+        from gvendi_fast.data.pool import MatrixPool
+        from gvendi_fast.selection.rounding import relaxed_select
+
+        lines: list[str] = []
+        relaxed_select(MatrixPool(RUNS[name][0]), 4, progress=lines.append)
+        return "\n".join(lines)
+
+    return said
+
+
+def warned(matrix: list[list[float]], normalize: bool = False) -> Case:
+    def said(world: World) -> str:
+        from gvendi_fast.vendi import score_K
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            score_K(np.array(matrix), normalize=normalize)
+        return "\n".join(str(item.message) for item in caught)
+
+    return said
+
+
+def status(rows: int) -> Case:
+    """The status of a synthesis that has grown from 100 rows to 134, its score being of the first `rows`."""
+
+    def said(world: World) -> str:
+        from gvendi_fast.cli.synthesize import status_lines
+        from gvendi_fast.synthesis.loop.status import Status
+
+        now = Status(
+            pool=134,
+            seeds=100,
+            target=200,
+            round=0,
+            clusters=4,
+            accepted=34,
+            rejected={},
+            gvendi=30.0,
+            gvendi_rows=rows,
+            start_gvendi=20.0,
+            requests=40,
+            tokens=(1, 1),
+            cost=None,
+        )
+        return "\n".join(f"{name}: {value}" for name, value in status_lines(now).items())
+
+    return said
+
+
+def notes(seeds: int, rule: str = "cluster") -> Case:
+    def said(world: World) -> str:
+        from gvendi_fast.synthesis.run import _notes
+
+        accept = SimpleNamespace(clusters=0.01, rule=rule)
+        config = SimpleNamespace(accept=accept, block=1, stop=SimpleNamespace(requests=None))
+        return "\n".join(_notes(config, seeds))
+
+    return said
+
+
+def verdict(rule: str, sparse: bool, above: bool) -> Case:
+    """What is said of a candidate in a sparse cluster or not, with enough gain or not."""
+
+    def said(world: World) -> str:
+        from gvendi_fast.synthesis.loop.judge import Judgement
+        from gvendi_fast.synthesis.loop.loop import _NOT_WANTED
+
+        judged = Judgement(0, sparse, 0.1, above)
+        return "accepted" if judged.accepted(rule) else ": ".join(_NOT_WANTED[rule])
+
+    return said
+
+
+def grown(
+    rows: int = 134,
+    accepted: int = 34,
+    after: float = 24.0,
+    apart: bool = True,
+    stage: str = "low gain",
+    judged: int = 4,
+) -> Case:
+    """The page of a synthesis with these numbers; all others are made up, and the pictures are left out."""
+
+    def said(world: World) -> str:
+        from gvendi_fast.synthesis.report import page as of_synthesis
+
+        bar = {"gvendi": 20.0, "low": 20.0, "high": 20.0, "draws": 1, "reach": 0.0, "rows": 100}
+        drawn = {**bar, "gvendi": after, "low": after - 1, "high": after + 1, "draws": 20, "rows": rows}
+        cluster = {
+            "clusters": 2,
+            "before": [60, 40],
+            "after": [60, 40 + accepted],
+            "sparse": 1,
+            "sparse_before": 0.4,
+            "sparse_after": 0.6,
+            "sparse_joined": 1.0 if accepted else None,
+            "entropy_before": 0.673,
+            "entropy_after": 0.69,
+            "largest": [],
+            "smallest": [],
+            "elsewhere": 0,
+        }
+        data = {
+            "version": "0",
+            "run": "grown",
+            "seed": 0,
+            "task": "math",
+            "rule": "gain",
+            "proxy": "none",
+            "generator": "a model",
+            "stop": None,
+            "score": {
+                "seeds": 100,
+                "accepted": accepted,
+                "rows": rows,
+                "target": 200,
+                "dim": K,
+                "decided": accepted + 5,
+                "rounds": 1,
+                "gvendi_start": 20.0,
+                "gvendi": 30.0,
+                "equal": {
+                    "pool": {"n": 100, "seeds": bar, "grown": drawn, "told_apart": apart},
+                    "alone": None,
+                },
+            },
+            "growth": {"points": [], "rounds": []},
+            "acceptance": {
+                "windows": [{"decided": accepted + 5, "accepted": accepted, "rejected": {}}],
+                "blocks": 1,
+                "stages": [{"stage": stage, "count": 5, "share": 0.1, "examples": []}],
+            },
+            "clusters": cluster,
+            "rules": {
+                "judged": judged,
+                "sparse_above": 2,
+                "sparse_below": 1,
+                "dense_above": 1,
+                "dense_below": 0,
+            },
+            "accepted": {"gain": [], "first": [], "last": []},
+            "spent": {"requests": None, "cost": None, "seconds": {}, "runs": 0, "later": False},
+            "settings": {},
+            "texts_missing": None,
+        }
+        text = of_synthesis.render(data)
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+
+    return said
+
+
+_REPORT, _GROWN = (f"report/templates/{name}.html.jinja" for name in ("report", "synthesis"))
+_PARTS = "report/templates/macros.html.jinja"
+# (file, words in the source, seen where true, the case that makes it true, the one that makes it false, seen instead)
+SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
+    # score
+    ("cli/score.py", "[bold]G-Vendi {}[/bold] (n = {}, K = {})", r"G-Vendi 16\.00  \(n = 64, K = 16\)",
+     score("flat"), score("copies"), r"G-Vendi 1\.00  \(n = 40, K = 16\)"),
+    ("cli/score.py", "corrected for n", r"corrected for n 1\.00, 95 % interval 1\.00 to 1\.00",
+     score("copies"), score("flat"), r"corrected for n 1[6-9]\."),
+    ("cli/score.py", "rough: with fewer rows than 3 times", r"rough: with fewer rows than 3 times G-Vendi",
+     score("orthogonal"), score("flat"), r"95 % interval"),
+    ("cli/score.py", "too few rows", r"few .*too few rows",
+     lambda w: w.command("score", "two large and one small", "--by", "kind"),
+     lambda w: w.command("score", "one and four", "--by", "kind"), r"four .*4\.00"),
+    # compare
+    ("cli/compare.py", "all {} rows together: G-Vendi {}", r"all 128 rows together: G-Vendi 16\.00",
+     compared("flat", "flat too"), compared("flat", "steep"), r"together: G-Vendi [2-9]\."),
+    ("cli/compare.py", "n is less than {} times G-Vendi", r"n is less than 3 times G-Vendi",
+     compared("orthogonal", "orthogonal too"), compared("flat", "flat too"), ""),
+    ("cli/compare.py", "{} is more diverse than {}", r"flat is more diverse than steep: .* more than noise\.",
+     compared("flat", "steep"), compared("flat", "flat too"),
+     r"do not differ by more than noise"),
+    ("cli/compare.py", "{} and {} do not differ by more than noise",
+     r"flat and flat-too do not differ by more than noise",
+     compared("flat", "flat too"), compared("flat", "steep"), r"is more diverse than"),
+    ("cli/compare.py", "{} of {} differences of G-Vendi at n are more than noise",
+     r"2 of 3 differences of G-Vendi at n",
+     compared("flat", "flat too", "steep"), compared("flat", "flat too", "flat again"), r"0 of 3 differences"),
+    ("cli/compare.py", "% of the way from one kind of data to nothing in common", r"100 % of the way",
+     compared("first half", "second half"), compared("flat", "flat too"), r"[-\d]+ % of the way"),
+    ("cli/compare.py", "have a neighbour in", r"100\.0 % of flat have a neighbour in flat-too",
+     compared("flat", "flat too"), compared("first half", "second half"), r" 0\.0 % of first-half have a neighbour"),
+    # select
+    ("cli/select.py", "random subsets {}", r"G-Vendi +2   random subsets 1\.\d+ ",
+     chosen("uneven", 2), chosen("copies", 2), r"G-Vendi +1   random subsets 1 "),
+    ("cli/select.py", "a random subset reaches as much", r"a random subset reaches as much",
+     chosen("copies", 4), chosen("steep", 4), r"G-Vendi +4 "),
+    ("cli/select.py", "the most unlike the others first", r"the most unlike the others first",
+     chosen("steep", 4, method="relaxed"), chosen("steep", 4), r"best first"),
+    ("cli/select.py", "no choice of as many rows has a {} above {}", r"has a G-Vendi above 4\n",
+     chosen("flat", 4, method="relaxed"), chosen("copies", 4, method="relaxed"), r"has a G-Vendi above 1\n"),
+    ("selection/relaxed.py", "weights of entropy {} nats, at most {} below", r"weights of entropy 2\.7726 nats",
+     relaxing("flat"), relaxing("copies"), r"weights of entropy 0\.0000 nats, at most 0\.0000 below"),
+    # weights
+    ("cli/weights.py", "[bold]G-Vendi {}[/bold] of the best mixture", r"G-Vendi 5\.00  of the best mixture",
+     weighed("one and four"), weighed("like and like"), r"G-Vendi 2\.00  of the best mixture"),
+    ("cli/weights.py", "no weights within the limits give a G-Vendi above", r"give a G-Vendi above 5\n",
+     weighed("one and four"), weighed("like and like"), r"give a G-Vendi above 2\n"),
+    ("cli/weights.py", "rows that repeat bring no direction", r"rows that repeat bring no direction",
+     weighed("one and four"), weighed("like and like"), ""),
+    ("cli/weights.py", "G-Vendi grows with them: to compare sources", r"the sources have different numbers of rows",
+     weighed("many and few"), weighed("like and like"), ""),
+    # measures
+    ("cli/measures.py", "[bold]G-Vendi {}[/bold] (n = {}, K = {})", r"G-Vendi 16\.00  \(n = 64, K = 16\)",
+     measured("flat"), measured("copies"), r"G-Vendi 1\.00  \(n = 40"),
+    ("cli/measures.py", "mean cosine", r"mean cosine +1\.0000",
+     measured("copies"), measured("orthogonal"), r"mean cosine +0\.0000"),
+    ("cli/measures.py", "too few", r"few .*too few",
+     measured("two large and one small", "--by", "kind"), measured("like and like", "--by", "kind"), ""),
+    # cluster
+    ("cli/cluster.py", "iteration {}: mean cosine {}{}", r"iteration 0: mean cosine 1\.000000",
+     clustered("copies", 1), clustered("flat", 2), r"iteration 0: mean cosine 0\."),
+    ("cli/cluster.py", "mean cosine", r"mean cosine      1\.0000",
+     clustered("copies", 1), clustered("flat", 2), r"mean cosine      0\."),
+    ("cli/cluster.py", "sparse clusters", r"sparse clusters  1 with 8 rows",
+     clustered("uneven", 2), clustered("copies", 1), r"sparse clusters  none: all have the same size"),
+    # similarity matrices
+    ("vendi/similarity.py", "the diagonal of K is not 1", r"the diagonal of K is not 1",
+     warned([[2.0, 0.0], [0.0, 2.0]]), warned([[1.0, 0.0], [0.0, 1.0]]), ""),
+    ("vendi/similarity.py", "K is not positive semi-definite", r"an eigenvalue is -0\.5",
+     warned([[1.0, 2.0], [2.0, 1.0]]), warned([[1.0, 0.5], [0.5, 1.0]]), ""),
+    # report
+    (_REPORT, "of {} rows, at most {}", r"of 40 rows, at most 1 ",
+     page("copies", 1), page("flat", 2), r"of 64 rows, at most 16 "),
+    (_REPORT, "still grows with n below 3 times G-Vendi", r"still grows with n below 3 times",
+     page("orthogonal", 1), page("flat", 2), r"95 % interval [\d.]+ to [\d.]+"),
+    (_REPORT, "The last doubling, from {} to {} rows", r"from 4 to 8 rows, raised",
+     page("orthogonal", 1), page("copies", 1), r"from 20 to 40 rows, left G-Vendi as it was"),
+    (_REPORT, "{} G-Vendi by {}.", r"raised G-Vendi by 100 %",
+     page("orthogonal", 1), page("copies", 1), r"left G-Vendi as it was"),
+    (_REPORT, "These rows reach {} of the value estimated", r"These rows reach \d",
+     page("flat", 2), page("orthogonal", 1), r"too few to say what unlimited data"),
+    (_REPORT, "unless G-Vendi is near its ceiling of {}", r"near its ceiling of 1\.",
+     page("copies", 1), page("flat", 2), r"near its ceiling of 16\."),
+    (_REPORT, "There are too few rows for a curve", r"There are too few rows for a curve",
+     page("one", 1), page("flat", 2), r"The last doubling"),
+    (_REPORT, "G-Vendi at equal n, which {} rows bring to {} at most",
+     r"which 40 rows bring to 16 at most", page("broad and narrow", 2), page("one and four", 1),
+     r"which 4 rows bring to 4 at most"),
+    (_REPORT, "too few rows to be compared", r"1 group has too few rows to be compared",
+     page("two large and one small", 2), page("broad and narrow", 2), ""),
+    (_REPORT, "The sparse half, {} of {} clusters", r"The sparse half, 1 of 2 clusters, holds 8 rows",
+     page("uneven", 2), page("copies", 1), r"There is one cluster, so none is sparse"),
+    (_REPORT, ", so none is sparse", r"There is one cluster, so none is sparse",
+     page("copies", 1), page("uneven", 2), r"The sparse half"),
+    (_REPORT, "mean cosine of a row to its centroid", r"mean cosine of a row to its centroid 1\.00",
+     page("copies", 1), page("flat", 2), r"to its centroid 0\."),
+    (_PARTS, "mean cosine to the centroid", r"mean cosine to the centroid 1\.00",
+     page("copies", 1), page("orthogonal", 1), r"mean cosine to the centroid 0\."),
+    (_PARTS, "{} of the rows, {} of the entropy", r"50 % of the rows, 80 % of the entropy",
+     page("broad and narrow", 2), page("like and like", 1), r"50 % of the rows, 50 % of the entropy"),
+    (_REPORT, "rows have such a twin", r"40 rows have such a twin; leaving out 39",
+     page("copies", 1), page("orthogonal", 1), r"No row has such a twin"),
+    (_REPORT, "clusters between; the sparsest are", r"2 clusters between; the sparsest are",
+     page("flat", 12), page("uneven", 2), ""),
+    (_REPORT, ", which {} rows are too many for", r"There is only one row",
+     page("one", 1), page("flat", 2), ""),
+    # synthesis
+    ("cli/synthesize.py", "more rows alone raise it", r"G-Vendi: 30\.00 of 129 rows, 20\.00 of the 100 at the start",
+     status(129), status(134), r"30\.00 of 134 rows"),
+    ("synthesis/run.py", "too few to tell sparse regions", r"makes 1 of 100 seeds, too few to tell sparse regions",
+     notes(100), notes(1000), ""),
+    ("synthesis/loop/loop.py", "its cluster is not among the sparse ones", r"not among the sparse ones",
+     verdict("cluster", False, True), verdict("cluster", True, False), r"accepted"),
+    ("synthesis/loop/loop.py", "it raises the entropy by too little", r"raises the entropy by too little",
+     verdict("gain", True, False), verdict("gain", False, True), r"accepted"),
+    ("synthesis/report/page.py", "it raises the entropy by too little",
+     r"low gain · it raises the entropy by too little",
+     grown(stage="low gain"), grown(stage="copy"), r"copy · its prompt is in the pool"),
+    (_GROWN, "at the start: more rows alone raise it",
+     r"30\.0 of 134 rows; 20\.0 of the 100 at the start: more rows alone raise it", grown(), grown(rows=150),
+     r"30\.0 of 150 rows"),
+    (_GROWN, "not told apart", r"which rows of the same kind could do too: not told apart",
+     grown(apart=False), grown(), r"20 % more than the 100 seeds ?\."),
+    (_GROWN, "rows drawn from the grown pool score", r"20 % more than the 100 seeds",
+     grown(), grown(after=16.0), r"20 % less than the 100 seeds"),
+    (_GROWN, "No row has been accepted", r"No row has been accepted",
+     grown(accepted=0, rows=100), grown(), r"rows drawn from the grown pool score 24\.0"),
+    (_GROWN, "Entropy of the rows over the clusters", r"0\.690 nats, 0\.673 at the start",
+     grown(), grown(accepted=0, rows=100), r"over the clusters: 0\.690 nats\."),
+    (_GROWN, "Both questions were put to all {} candidates", r"put to all 4 candidates",
+     grown(), grown(judged=0), r"No candidate has come as far as the rules"),
+    (_GROWN, "in a sparse cluster", r"in a sparse cluster 2 \(67 %\) 1 \(33 %\)",
+     grown(), grown(judged=0), r"No candidate has come as far as the rules"),
+]  # fmt: skip
+
+
+def growth_is_of_n(world: World) -> None:
+    """G-Vendi of random subsets rises with their rows, unless all rows are alike."""
+    rows = torch.randn(400, K, generator=torch.Generator().manual_seed(0))
+    scores = [gvendi(rows[:n]) for n in (8, 20, 100, 400)]
+    assert scores == sorted(scores)
+    assert scores[-1] > 1.5 * scores[0]
+    assert gvendi(torch.ones(4, K)) == pytest.approx(gvendi(torch.ones(40, K)))
+
+
+def entropy_is_the_mean_surprisal(world: World) -> None:
+    rows = torch.randn(50, K, generator=torch.Generator().manual_seed(1))
+    state = VendiState(K).update(rows)
+    assert float(state.contributions(rows).mean()) == pytest.approx(state.entropy(), abs=1e-6)
+    assert math.exp(state.entropy()) == pytest.approx(state.gvendi())
+    # A rare direction is the more surprising one.
+    steep = torch.from_numpy(RUNS["steep"][0])
+    surprisal = VendiState(K).update(steep).contributions(steep)
+    assert surprisal[0] < surprisal[-1]
+
+
+def a_share_is_worth_raising(world: World) -> None:
+    """To first order in the share: the broad group's is worth raising, the narrow one's is not."""
+    from gvendi_fast.analysis.mixture import mixture_entropy
+
+    rows, groups = RUNS["broad and narrow"]
+    whole, is_broad = torch.from_numpy(rows), np.array(groups) == "broad"
+    surprisal = VendiState(K).update(whole).contributions(whole).numpy()
+    assert surprisal[is_broad].sum() / surprisal.sum() > is_broad.mean()
+    states = {name: VendiState(K).update(whole[np.array(groups) == name]) for name in ("broad", "narrow")}
+    now, more, less = (mixture_entropy(states, {"broad": w, "narrow": 1 - w}) for w in (0.5, 0.51, 0.49))
+    assert less < now < more
+
+
+def eigenvalues_are_shares(world: World) -> None:
+    flat, steep = (VendiState(K).update(torch.from_numpy(RUNS[name][0])) for name in ("flat", "steep"))
+    assert float(flat.spectrum().sum()) == pytest.approx(1)
+    assert flat.effective_spectrum((0.9,))[0.9] > steep.effective_spectrum((0.9,))[0.9]
+    assert flat.gvendi() == pytest.approx(K)
+    assert steep.gvendi() < 2
+
+
+def large_clusters_hold_most_rows(world: World) -> None:
+    from gvendi_fast.clusters.kmeans import sparse_clusters
+
+    sizes = torch.tensor([40, 8, 3, 20])
+    assert sparse_clusters(sizes).tolist() == [False, True, True, False]
+
+
+# Printed whatever the data are: (file, words in the source, what must hold for them to be true).
+EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
+    (_REPORT, "nats; its exponential is G-Vendi", entropy_is_the_mean_surprisal),
+    (_REPORT, "G-Vendi counts, roughly, how many different directions", eigenvalues_are_shares),
+    (_REPORT, "It grows with the number of rows.", growth_is_of_n),
+    (_REPORT, "A group with a larger part of the entropy than of the rows", a_share_is_worth_raising),
+    (_REPORT, "that makes the whole more diverse, until the two parts agree", a_share_is_worth_raising),
+    (_REPORT, "Large clusters are what the corpus already has plenty of", large_clusters_hold_most_rows),
+    (_REPORT, "Surprisal says how rare a row's direction is", entropy_is_the_mean_surprisal),
+    (_REPORT, "Look through the most surprising rows", entropy_is_the_mean_surprisal),
+    (_REPORT, "The least surprising ones are what the corpus repeats most", entropy_is_the_mean_surprisal),
+    (_REPORT, "Each eigenvalue is the share of one direction in the whole", eigenvalues_are_shares),
+    (_REPORT, "A line that falls slowly is data that uses many directions evenly", eigenvalues_are_shares),
+    (_GROWN, "G-Vendi counts, roughly, how many different directions", eigenvalues_are_shares),
+    (_GROWN, "It grows with the number of rows, so the fair question", growth_is_of_n),
+    (_GROWN, "The whole pool, so a part of any climb is its rows alone", growth_is_of_n),
+]  # fmt: skip
+# Whole strings that say nothing about data: headings, labels of axes and columns, steps of the work, limits of lengths.
+NO_STATEMENTS: list[tuple[str, str]] = [
+    ("cli/compare.py", "corrected for n"),
+    ("cli/measures.py", "2-gram entropy"),
+    ("cli/select.py", "id, rank, gain, surprisal and cluster of each: {}"),
+    ("cli/weights.py", "G-Vendi (all rows)"),
+    ("report/data.py", "surprisal of every row"),
+    ("report/data.py", "map and near-duplicates"),
+    ("report/figures.py", "eigenvalue number"),
+    ("report/figures.py", "corrected {}"),
+    ("report/figures.py", "surprisal in nats"),
+    ("report/figures.py", "sparse half"),
+    ("report/page.py", "Diversity of {}"),
+    (_REPORT, "Corrected for n"),
+    (_REPORT, "mean over random subsets of each size; band:"),
+    (_REPORT, "the corrected value, in its 95 % interval."),
+    (_REPORT, "is diverse, and which is not?"),
+    (_REPORT, "First two principal axes of the sketches, scaled to length 1 and centred."),
+    (_REPORT, "Which rows are unlike the others, and which are not?"),
+    (_REPORT, "Surprisal of all {} rows, in nats."),
+    (_REPORT, "Most surprising"),
+    (_REPORT, "Least surprising"),
+    (_REPORT, "Cosine of each row to the row nearest to it; right of the dashed line are near-duplicates."),
+    (_REPORT, "How many directions carry it?"),
+    (_REPORT, "Eigenvalues of the sketches' covariance, largest first."),
+    (_GROWN, "G-Vendi at equal n"),
+    (_GROWN, "Is the pool more diverse than it was?"),
+    (_GROWN, "G-Vendi of {} rows, in the lower pair of {}; compare inside a pair only."),
+    (
+        _GROWN,
+        "The run clusters anew in every round, so that what is sparse changes; here all rows are put to the clusters "
+        "of its start.",
+    ),
+    ("synthesis/checks/verifiers.py", "answer of {} characters; at most {} are compared"),
+    ("synthesis/config/schema.py", "and at most {}"),
+    ("synthesis/report/figures.py", "G-Vendi of the pool"),
+    ("synthesis/tasks/nli.py", "a pair of {} characters; at most {} are shown in a prompt"),
+    ("synthesis/tasks/sections.py", "answer of {} characters; at most {} are read"),
+    ("synthesis/tasks/task.py", "a row of {} characters; at most {} are shown in a prompt"),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """All runs and what was said of them; pages come without pictures, which take most of the time."""
+    from gvendi_fast.report import page as of_run
+    from gvendi_fast.synthesis.report import page as of_synthesis
+
+    def blank(numbers):
+        return {"wide": "", "narrow": ""}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(of_run, "_FIGURES", dict.fromkeys(of_run._FIGURES, blank))
+        for name in ("growth_figure", "acceptance_figure", "clusters_figure"):
+            patch.setattr(of_synthesis.figures, name, blank)
+        yield World(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.mark.parametrize(
+    ("seen", "true", "false", "instead"),
+    [row[2:] for row in SENTENCES],
+    ids=[f"{row[0]}: {row[1][:40]}" for row in SENTENCES],
+)
+def test_a_sentence_is_printed_where_it_is_true_and_not_where_it_is_false(world, seen, true, false, instead):
+    said, otherwise = true(world), false(world)
+    assert re.search(seen, said), said
+    assert not re.search(seen, otherwise), otherwise
+    assert re.search(instead, otherwise), otherwise
+
+
+@pytest.mark.parametrize(
+    "fact", dict.fromkeys(fact for _, _, fact in EXPLANATIONS), ids=lambda fact: fact.__name__
+)
+def test_what_is_printed_whatever_the_data_are_holds(world, fact):
+    fact(world)
+
+
+def test_every_printed_string_about_diversity_is_in_a_table():
+    listed = [*SENTENCES, *EXPLANATIONS]
+    missing = [
+        (name, text)
+        for name, text in printed_strings(PACKAGE)
+        if (name, text) not in NO_STATEMENTS and not any(row[0] == name and row[1] in text for row in listed)
+    ]
+    assert missing == [], "add each with the case that makes it true and the one that makes it false"
+
+
+def test_no_row_of_a_table_is_left_over():
+    """Words that are nowhere in their file any more would hide a sentence that came in their place."""
+    strings = {row[0]: " ".join((PACKAGE / row[0]).read_text().split()) for row in SENTENCES}
+    known = printed_strings(PACKAGE)
+    for row in [*SENTENCES, *EXPLANATIONS, *NO_STATEMENTS]:
+        whole = any(name == row[0] and row[1] in text for name, text in known)
+        # A sentence without a word of the subject is found by its longest part between values.
+        part = max(row[1].split("{}"), key=len)
+        assert whole or part.strip() in strings.get(row[0], ""), row[:2]
