@@ -50,4 +50,8 @@ def print_table(
         if place == len(rows) - apart:
             table.add_section()
         table.add_row(*map(Text, row))
-    console.print(table, width=max(console.width, needed), crop=False, no_wrap=True, overflow="ignore")
+    width = console.width
+    # A width that is given to print itself would not exceed the terminal's.
+    console.width = max(width, needed)
+    console.print(table)
+    console.width = width
