@@ -38,16 +38,34 @@ def print_table(
     from rich.text import Text
 
     columns = [[row[i] for row in rows] for i in range(len(headings))]
-    table, needed = Table(), 1
-    for i, (heading, cells) in enumerate(zip(headings, columns, strict=True)):
-        longest = max([*map(len, cells), *map(len, heading.split())], default=0)
-        least = min(longest, LEAST) if i < names else longest
-        needed += least + 3
+    table = Table()
+    widths = _widths(headings, columns, names, console.width)
+    for place, (heading, width) in enumerate(zip(headings, widths, strict=True)):
         table.add_column(
-            Text(heading), justify="left" if i < names else "right", overflow="fold", min_width=least
+            Text(heading), justify="left" if place < names else "right", overflow="fold", width=width
         )
     for place, row in enumerate(rows):
         if place == len(rows) - apart:
             table.add_section()
         table.add_row(*map(Text, row))
-    console.print(table, width=max(console.width, needed), crop=False, no_wrap=True, overflow="ignore")
+    before = console.width
+    # A width that is given to print itself would not exceed the terminal's.
+    console.width = max(before, sum(widths) + 3 * len(widths) + 1)
+    console.print(table)
+    console.width = before
+
+
+def _widths(
+    headings: Sequence[str], columns: Sequence[Sequence[str]], names: int, terminal: int
+) -> list[int]:
+    """Width of each column: whole numbers, headings on one line where all of them fit, and names in what is left."""
+    longest = [max(map(len, column), default=0) for column in columns]
+    broken = [max(map(len, heading.split())) for heading in headings]
+    whole = [max(pair) for pair in zip(longest, map(len, headings), strict=True)]
+    least = [max(pair) for pair in zip(longest, broken, strict=True)]
+    lines = 3 * len(headings) + 1
+    for number in range(names):
+        least[number] = min(least[number], max(LEAST, broken[number]))
+    numbers = whole[names:] if sum(least[:names]) + sum(whole[names:]) + lines <= terminal else least[names:]
+    left = max(terminal - lines - sum(numbers), 0) // max(names, 1)
+    return [*(min(whole[i], max(least[i], left)) for i in range(names)), *numbers]
