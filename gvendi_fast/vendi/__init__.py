@@ -11,11 +11,13 @@ from gvendi_fast.vendi.jackknife import Interval, jackknife, leave_one_out
 from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.similarity import score, score_dual, score_K, score_X
 from gvendi_fast.vendi.state import VendiState
+from gvendi_fast.vendi.unlimited_k import UnlimitedK, unlimited_k
 
 __all__ = [
     "Decomposition",
     "Interval",
     "Source",
+    "UnlimitedK",
     "VendiState",
     "between_source",
     "gvendi",
@@ -25,4 +27,5 @@ __all__ = [
     "score_K",
     "score_X",
     "score_dual",
+    "unlimited_k",
 ]
