@@ -145,20 +145,31 @@ def _check_tied(layers: str, cells: Any) -> None:
 
 @dataclass(frozen=True)
 class SketchGroups:
-    """Groups of parameters. names: of the groups, in order. of: {parameter: number}. cells: of each group."""
+    """Groups of parameters.
+
+    names: of the groups, in order. of: {parameter: number}. cells: of each group. sizes: coordinates of each.
+    """
 
     names: tuple[str, ...]
     of: dict[str, int]
     cells: tuple[tuple[Cell, ...], ...]
+    sizes: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a run's spec says of them."""
+        cells = [[[cell.kind, cell.half] for cell in group] for group in self.cells]
+        return {"names": list(self.names), "cells": cells, "sketched": list(self.sizes)}
 
 
 def find_sketch_groups(
-    groups: str | Mapping[str, Sequence[str]], parameters: Sequence[str], cells: Mapping[str, Cell]
+    groups: str | Mapping[str, Sequence[str]], parameters: Mapping[str, int], cells: Mapping[str, Cell]
 ) -> SketchGroups:
     """The groups of the sketched parameters.
 
     groups: a grouping by cells, or {name: shell patterns of parameter names}; parameters that no pattern matches are
-    the group "rest", which comes last. Raises GvendiError for a parameter in two groups and for a group without any.
+        the group "rest", which comes last.
+    parameters: {name: its size}.
+    Raises GvendiError for a parameter in two groups and for a group without any.
     """
     check_groups(groups)
     if isinstance(groups, str):
@@ -186,7 +197,8 @@ def find_sketch_groups(
     inside = tuple(
         tuple(sorted({cells[p] for p in parameters if of[p] == name}, key=_order)) for name in names
     )
-    return SketchGroups(names, {p: number[of[p]] for p in parameters}, inside)
+    sizes = tuple(sum(parameters[p] for p in parameters if of[p] == name) for name in names)
+    return SketchGroups(names, {p: number[of[p]] for p in parameters}, inside, sizes)
 
 
 def _order(cell: Cell) -> tuple[int, str]:

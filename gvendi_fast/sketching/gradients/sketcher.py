@@ -127,7 +127,9 @@ class GradientSketcher:
                 layout = find_taps(model, (*exclude, *map(glob.escape, left_out(layers, cells))))
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total)
-        self.groups = None if groups is None else find_sketch_groups(groups, layout.names, cells)
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        parameters = {name: sizes[name] for name in layout.names}
+        self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names)
         taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
