@@ -9,7 +9,7 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_directory import Part, RunDirectory
-from gvendi_fast.sketching.gradients.layers import Cell, check_preset, choose_groups
+from gvendi_fast.sketching.gradients.layers import FIRST, KINDS, LAST, Cell, check_preset, choose_groups
 
 
 def choose_layers(run: RunDirectory | str | os.PathLike, layers: str) -> RunDirectory:
@@ -73,6 +73,8 @@ class _ChosenLayers(RunDirectory):
             yield part
 
 
+# {name of a group by kind and half: its kind}
+_KINDS = {Cell(kind, half).name: kind for kind in KINDS for half in ("", FIRST, LAST)}
 _READ = {"sketch": "group_sketches", "gradient_norm": "group_sketches"}
 
 
@@ -94,13 +96,8 @@ def norm_shares(run: RunDirectory | str | os.PathLike) -> dict[str, float] | Non
         rows += len(next(iter(part.norm_shares.values()), ()))
     if not rows:
         return None
-    groups = run.spec.get("groups")
-    kinds = dict.fromkeys(sums)
-    for name, cells in zip(groups["names"], groups["cells"], strict=True) if groups else ():
-        of = {kind for kind, _ in cells}
-        kinds[name] = of.pop() if groups["by"] == "kind-and-half" and len(of) == 1 else name
     shares: dict[str, float] = {}
     for name, total in sums.items():
-        kind = kinds[name] or name
+        kind = _KINDS.get(name, name)
         shares[kind] = shares.get(kind, 0.0) + total / rows
     return shares

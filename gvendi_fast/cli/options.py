@@ -77,7 +77,7 @@ ProxyName = Annotated[
         "--proxy",
         metavar="P",
         help="The model whose gradients are sketched: a hub name, a local folder, or 'tiny', the small model inside "
-        "the package, for trying things out.",
+        "the package, for trying things out: it ranks data otherwise than real models (docs/results.md, Proxies).",
     ),
 ]
 Dim = Annotated[
