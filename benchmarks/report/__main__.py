@@ -16,6 +16,14 @@ from pathlib import Path
 from benchmarks.environment import ROOT
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
+from benchmarks.report.proxies import (
+    agreement_table,
+    dim_table,
+    proxy_entries,
+    proxy_line,
+    readme_row,
+    share_table,
+)
 from benchmarks.report.reference import reference_values
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
@@ -146,6 +154,7 @@ def render(results: Path = RESULTS) -> str:
     """Everything between the markers of docs/results.md, from a folder of results."""
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
+    proxies = load(results / "proxies.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -162,6 +171,12 @@ def render(results: Path = RESULTS) -> str:
         else f"{MISSING.capitalize()}.",
         fidelity_table(found),
         bf16_table(found),
+        "## Proxies",
+        proxy_line(proxies),
+        machine_line(proxy_entries(proxies)),
+        agreement_table(proxies, table),
+        dim_table(proxies, table),
+        share_table(proxies, table),
         "## Scoring and selection",
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
@@ -194,6 +209,7 @@ def render_readme(results: Path = RESULTS) -> str:
         rank = found.get(kind, {}).get("spearman of gvendi")
         text = f"{rank['mean']:.4f} ({rank['min']:.4f} to {rank['max']:.4f})" if rank else MISSING
         rows.append([f"Spearman of G-Vendi with that of exact gradients, {name}", text])
+    rows.append(readme_row(load(results / "proxies.json")))
     rows += readme_rows(gpu_results(results))
     for what, measured, beside, _ in engine_rows(cpu, selection):
         if what.startswith(("entropy after one row joins", "`relaxed`")):

@@ -77,7 +77,7 @@ ProxyName = Annotated[
         "--proxy",
         metavar="P",
         help="The model whose gradients are sketched: a hub name, a local folder, or 'tiny', the small model inside "
-        "the package, for trying things out.",
+        "the package, for trying things out: it ranks data otherwise than real models (docs/results.md, Proxies).",
     ),
 ]
 Dim = Annotated[
@@ -175,6 +175,25 @@ Exclude = Annotated[
         help="Leave out parameters whose name matches this shell pattern; may be repeated.",
     ),
 ]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="PRESET",
+        help="Which kinds of layers are sketched: all (the default), no-embedding, no-head, no-embedding-or-head, "
+        "no-norm, attention, mlp, first-half or last-half (of the blocks). Of a run directory that keeps sketches by "
+        "group, which are added up.",
+    ),
+]
+SketchGroups = Annotated[
+    str | None,
+    typer.Option(
+        "--sketch-groups",
+        metavar="BY",
+        help="Also keep the sketches of groups of layers, so that --layers can be chosen afterwards: embedding (with "
+        "the head, and the rest), kind, or kind-and-half (every choice). Takes K numbers more a row and group.",
+    ),
+]
 PromptField = Annotated[str, typer.Option("--prompt-field", metavar="NAME", help="Name of the prompt field.")]
 CompletionField = Annotated[
     str, typer.Option("--completion-field", metavar="NAME", help="Name of the completion field.")
@@ -214,6 +233,8 @@ class CorpusOptions:
     unit_rows: UnitRows = 512
     mask: MaskOption = Mask.completion
     exclude: Exclude = None
+    layers: Layers = None
+    sketch_groups: SketchGroups = None
     prompt_field: PromptField = "prompt"
     completion_field: CompletionField = "completion"
     messages_field: MessagesField = "messages"
@@ -260,6 +281,8 @@ class CorpusOptions:
             unit_rows=self.unit_rows,
             max_rejected=parse_max_rejected(self.max_rejected),
             exclude=tuple(self.exclude or ()),
+            layers=self.layers or "all",
+            groups=self.sketch_groups,
         )
 
 

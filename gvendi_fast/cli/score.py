@@ -34,6 +34,7 @@ def score(
 ) -> None:
     """Score a corpus, or a run directory that 'gvendi sketch' made."""
     from gvendi_fast.analysis import scoring
+    from gvendi_fast.analysis.layers import choose_layers
     from gvendi_fast.data.run_directory import RunDirectory
 
     orders = order or ()
@@ -42,8 +43,10 @@ def score(
             raise GvendiError(
                 f"--out does not go with a run directory: '{data[0]}' holds its sketches already; leave --out out"
             )
-        corpus.only("by", "seed", command="score of a run directory")
+        corpus.only("by", "seed", "layers", command="score of a run directory")
         run = RunDirectory.load(data[0])
+        if corpus.layers is not None:
+            run = choose_layers(run, corpus.layers)
         warn_unfinished(run)
         result = scoring.score_run(run, by=corpus.by, orders=orders, seed=corpus.seed)
     else:

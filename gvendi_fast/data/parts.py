@@ -22,6 +22,8 @@ COLUMNS = {
     "loss": "loss",
     "gradient_norm": "gradient_norm",
 }
+# Columns that a part may lack: of a run that keeps none, or of an earlier version.
+OPTIONAL = {"group_sketches": "group_sketches", "norm_share": "norm_shares"}
 _DTYPES = {
     "row": np.int64,
     "tokens": np.int32,
@@ -46,6 +48,10 @@ class Part:
     length: int32 [n], all tokens.
     loss: float32 [n], in nats, summed over the supervised tokens.
     gradient_norm: float32 [n], of the exact gradient or its estimate, as the spec says.
+    group_sketches: float32 [n, G * K], the sketches of the G groups that the spec names, side by side; None where the
+        run keeps none.
+    norm_shares: {group of layers: float32 [n], its share of the squared norms of the row's groups}; None where the
+        part was written without.
     """
 
     unit: int
@@ -57,6 +63,8 @@ class Part:
     length: np.ndarray | None = None
     loss: np.ndarray | None = None
     gradient_norm: np.ndarray | None = None
+    group_sketches: np.ndarray | None = None
+    norm_shares: dict[str, np.ndarray] | None = None
 
 
 def part_table(part: Part) -> Any:
@@ -82,6 +90,12 @@ def part_table(part: Part) -> Any:
         "sketch": pa.FixedSizeListArray.from_arrays(flat, sketches.shape[1]),
     }
     rest = {name: pa.array(arrays[name][order]) for name in ("tokens", "length", "loss", "gradient_norm")}
+    if part.norm_shares is not None:
+        shares = [pa.array(np.asarray(x, np.float32)[order]) for x in part.norm_shares.values()]
+        rest["norm_share"] = pa.StructArray.from_arrays(shares, list(part.norm_shares))
+    if part.group_sketches is not None:
+        groups = np.ascontiguousarray(np.asarray(part.group_sketches, np.float32)[order])
+        rest["group_sketches"] = pa.FixedSizeListArray.from_arrays(groups.reshape(-1), groups.shape[1])
     return pa.table({**columns, **rest})
 
 
@@ -101,16 +115,20 @@ def write_table(table: Any, stream: IO[bytes]) -> None:
 
 
 def read_part(path: Path, unit: int, names: Sequence[str]) -> Part:
-    """The columns `names` of one part. Raises GvendiError that names the file if it is damaged."""
+    """The columns `names` of one part; one of OPTIONAL that it lacks stays None.
+
+    Raises GvendiError that names the file if it is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     part = Part(unit)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names = [name for name in names if name not in OPTIONAL or name in file.schema_arrow.names]
             table = file.read(list(names), use_threads=False)
         for name in names:
-            setattr(part, COLUMNS[name], _column(name, table[name]))
+            setattr(part, {**COLUMNS, **OPTIONAL}[name], _column(name, table[name]))
     # A missing column is a KeyError, a broken page an OSError, a string that is not UTF-8 a UnicodeDecodeError.
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise damaged(path, str(error)) from error
@@ -122,10 +140,13 @@ def damaged(path: Path, why: str) -> GvendiError:
     return GvendiError(f"'{path}' is damaged ({why}); delete this file and run the same command again")
 
 
-def _column(name: str, column: Any) -> list[str] | np.ndarray:
+def _column(name: str, column: Any) -> list[str] | np.ndarray | dict[str, np.ndarray]:
     if name in ("id", "group"):
         return column.to_pylist()
-    if name == "sketch":
+    if name == "norm_share":
+        whole = column.combine_chunks()
+        return {field.name: whole.field(field.name).to_numpy() for field in column.type}
+    if name in ("sketch", "group_sketches"):
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(len(column), column.type.list_size)
     return column.to_numpy()
@@ -138,6 +159,15 @@ def _check(part: Part, arrays: dict[str, np.ndarray], sketches: np.ndarray) -> N
         **{name: len(value) for name, value in arrays.items()},
     }
     n = len(sketches)
+    for name, value in (part.norm_shares or {}).items():
+        lengths[f"norm_shares[{name!r}]"] = len(value)
+    if part.group_sketches is not None:
+        lengths["group_sketches"] = len(part.group_sketches)
+        if part.group_sketches.ndim != 2 or part.group_sketches.shape[1] % sketches.shape[1]:
+            raise GvendiError(
+                f"write_part: group_sketches have shape {part.group_sketches.shape}; wanted [n, G * K] with "
+                f"K = {sketches.shape[1]}"
+            )
     if sketches.ndim != 2 or sketches.shape[1] == 0:
         raise GvendiError(
             f"write_part: sketches have shape {sketches.shape}; wanted [n, K] with K of at least 1"

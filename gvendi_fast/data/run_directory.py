@@ -3,7 +3,8 @@
     spec.json                    what the sketches depend on; a command with another spec is refused
     units.json                   the corpus they come from: files with fingerprints, number of work units
     parts/rejected-000012.jsonl  the rows of work unit 12 that could not be scored; always written before its part
-    parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm
+    parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm,
+                                 norm_share by kind of layer, and, if asked for, group_sketches
     rejected.jsonl               all rejected rows in input order, written when the run is complete
 
 A work unit is done when its part exists; no other state is kept. So any number of processes may work in one directory,
@@ -26,7 +27,7 @@ from typing import Any
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, flush_folder, is_temporary, remove_stale
-from gvendi_fast.data.parts import COLUMNS, Part, damaged, part_table, read_part, write_table
+from gvendi_fast.data.parts import COLUMNS, OPTIONAL, Part, damaged, part_table, read_part, write_table
 from gvendi_fast.data.rows import Rejected
 
 __all__ = ["COLUMNS", "Part", "RunDirectory"]
@@ -154,15 +155,16 @@ class RunDirectory:
     ) -> Iterator[Part]:
         """The parts that exist, in the order of work units, one in memory at a time.
 
-        columns: names as in the file (`COLUMNS`), None for all.
+        columns: names as in the file (`COLUMNS`, and `OPTIONAL`, which stay None where a part lacks them), None for all
+            of `COLUMNS`.
         units: only the parts of these work units, None for all.
         Raises GvendiError for an unknown column, and, with its name, for a part that is damaged or of another width.
         """
         names = list(COLUMNS) if columns is None else list(columns)
-        unknown = [name for name in names if name not in COLUMNS]
+        unknown = [name for name in names if name not in COLUMNS and name not in OPTIONAL]
         if unknown:
             raise GvendiError(
-                f"columns: there is no column {unknown[0]!r}; wanted some of {', '.join(COLUMNS)}"
+                f"columns: there is no column {unknown[0]!r}; wanted some of {', '.join([*COLUMNS, *OPTIONAL])}"
             )
         return self._iterate(names, units)
 

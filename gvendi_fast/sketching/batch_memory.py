@@ -128,5 +128,6 @@ def sketch_batch(sketcher: GradientSketcher, batch: Sequence[Sample], pad_id: in
         )
     middle = len(batch) // 2
     halves = [sketch_batch(sketcher, part, pad_id) for part in (batch[:middle], batch[middle:])]
-    joined = {field.name: torch.cat([getattr(h, field.name) for h in halves]) for field in fields(halves[0])}
+    parts = {field.name: [getattr(half, field.name) for half in halves] for field in fields(halves[0])}
+    joined = {name: torch.cat(values) for name, values in parts.items() if values[0] is not None}
     return replace(halves[0], **joined)

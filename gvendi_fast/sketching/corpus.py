@@ -11,7 +11,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
+from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
@@ -62,6 +63,8 @@ class Settings:
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
         ends with an error (None: no limit).
     exclude: patterns of parameters to leave out.
+    layers: which kinds of layers are sketched, one of `layers.PRESETS`.
+    groups: also store sketches by group of layers, one of `layers.GROUPINGS` or {name: patterns of parameter names}.
     compile: "auto", "on" or "off", see `compiled.choose_compile`.
     """
 
@@ -75,9 +78,13 @@ class Settings:
     rows_together: int | None = None
     max_rejected: int | float | None = None
     exclude: tuple[str, ...] = ()
+    layers: str = "all"
+    groups: str | Mapping[str, Sequence[str]] | None = None
     compile: str = "auto"
 
     def __post_init__(self) -> None:
+        check_preset(self.layers)
+        check_groups(self.groups)
         for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -110,7 +117,7 @@ def sketch_corpus(
     settings, progress = settings or Settings(), progress or Silent()
     manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    sketcher = GradientSketcher(proxy.model, settings.spec, exclude=settings.exclude)
+    sketcher = _sketcher(proxy.model, settings)
     limit = _longest(proxy, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask)
     run = RunDirectory.open(out, spec_of(proxy, sketcher, settings, limit), manifest.to_dict())
@@ -127,8 +134,10 @@ def sketch_corpus(
         batch_tokens = choose_batch_tokens(sketcher, settings.batch_tokens) if todo else 0
         on_gpu = proxy.device.type == "cuda"
         rows = settings.rows_together or (ROWS_TOGETHER if on_gpu else 1)
-        groups = _ahead(_together(manifest, todo, encoder, sketcher.spec.dim, rows))
-        for group, batch, fetched in _behind(_queued(groups, sketcher, proxy, batch_tokens), int(on_gpu)):
+        columns = Columns(sketcher.spec.dim, sketcher.groups.names, settings.groups is not None)
+        groups = _ahead(_together(manifest, todo, encoder, columns, rows))
+        queued = _queued(groups, sketcher, proxy, batch_tokens, columns.keeps_groups)
+        for group, batch, fetched in _behind(queued, int(on_gpu)):
             if fetched is not None:
                 group.take(batch, fetched)
                 progress.advance(len(batch), sum(sample.length for sample in batch), 0)
@@ -149,9 +158,22 @@ def _about_tokens(manifest: Manifest) -> int:
     return sum(file.size for file in manifest.files) // BYTES_A_TOKEN
 
 
+def _sketcher(model: Any, settings: Settings, is_compiled: bool = False) -> GradientSketcher:
+    # By kind in every run, for the norms' shares: one addition a layer more, and the same sketches to the bit.
+    groups = "kind" if settings.groups is None else settings.groups
+    return GradientSketcher(
+        model,
+        settings.spec,
+        exclude=settings.exclude,
+        layers=settings.layers,
+        groups=groups,
+        compile=is_compiled,
+    )
+
+
 def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
     """The sketcher with its pass compiled; the one given, with a warning, if that fails and was not demanded."""
-    compiled = GradientSketcher(sketcher.model, sketcher.spec, exclude=settings.exclude, compile=True)
+    compiled = _sketcher(sketcher.model, settings, is_compiled=True)
     positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_TOKENS
     trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
     try:
@@ -172,7 +194,15 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
     """
     local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)
+    # Only where asked for, so that directories of earlier versions go on.
+    chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
+    if settings.groups is not None:
+        chosen["groups"] = {
+            "by": settings.groups if isinstance(settings.groups, str) else dict(settings.groups),
+            **sketcher.groups.as_dict(),
+        }
     return {
+        **chosen,
         "format": FORMAT,
         # A folder is identified by its digest, wherever it is.
         "proxy": {"name": Path(proxy.name).name if local else proxy.name, "revision": proxy.revision},
@@ -186,24 +216,57 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
     }
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What is stored of a row. dim: K. groups: names of groups of layers. keeps_groups: their sketches too."""
+
+    dim: int
+    groups: tuple[str, ...]
+    keeps_groups: bool
+
+
+def _shares(norms: np.ndarray, groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """{group: its share of the sum over groups of squared norms}: norms [n, G]."""
+    squares = np.square(norms.astype(np.float64))
+    shares = (squares / squares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return {name: shares[:, i] for i, name in enumerate(groups)}
+
+
 class UnitSketches:
     """The sketches of a work unit's samples, in input order whatever the order of its batches.
 
-    refused: rows of the work unit that gave no sample. dim: K.
+    refused: rows of the work unit that gave no sample. columns: what is stored of a row.
     """
 
-    def __init__(self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], dim: int) -> None:
-        self.unit, self.samples, self.refused = unit, samples, refused
+    def __init__(
+        self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], columns: Columns
+    ) -> None:
+        self.unit, self.samples, self.refused, self.columns = unit, samples, refused, columns
         self.missing = len(samples)
         self._place = {sample.row: i for i, sample in enumerate(samples)}
+        dim, count = columns.dim, len(columns.groups)
         self._sketches = np.zeros((len(samples), dim), np.float32)
+        self._norms = np.zeros((len(samples), count), np.float32)
+        self._by_group = np.zeros((len(samples), count if columns.keeps_groups else 0, dim), np.float32)
         self._loss = np.zeros(len(samples), np.float32)
         self._tokens = np.zeros(len(samples), np.int32)
 
-    def take(self, samples: Sequence[Sample], z: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
-        """Store the results of some of the work unit's samples: z [B, K], loss [B], tokens [B]."""
+    def take(
+        self,
+        samples: Sequence[Sample],
+        z: np.ndarray,
+        loss: np.ndarray,
+        tokens: np.ndarray,
+        norms: np.ndarray,
+        by_group: np.ndarray,
+    ) -> None:
+        """Store the results of some of the work unit's samples.
+
+        z [B, K], loss [B], tokens [B], norms [B, G] of the groups' sketches, and the sketches [B, G, K] (or [B, 0, K]).
+        """
         where = [self._place[sample.row] for sample in samples]
         self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
+        self._norms[where], self._by_group[where] = norms, by_group
         self.missing -= len(samples)
 
     def write(self, run: RunDirectory) -> int:
@@ -226,6 +289,10 @@ class UnitSketches:
             length=np.array([s.length for s in kept], np.int32),
             loss=self._loss[usable],
             gradient_norm=norm[usable].astype(np.float32),
+            norm_shares=_shares(self._norms[usable], self.columns.groups),
+            group_sketches=self._by_group[usable].reshape(len(kept), -1)
+            if self.columns.keeps_groups
+            else None,
         )
         run.write_part(part, [*self.refused, *bad])
         return len(bad)
@@ -240,14 +307,14 @@ class UnitsTogether:
         self.samples = [sample for unit in units for sample in unit.samples]
 
     def take(self, batch: Sequence[Sample], fetched: Fetched) -> None:
-        """Store a batch's (z [B, K], loss [B], tokens [B]), after waiting for them if they are still computed."""
-        z, loss, tokens = (x.numpy() for x in fetched.wait())
+        """Store a batch's results, as `_queued` fetches them, after waiting for them if they are still computed."""
+        results = [x.numpy() for x in fetched.wait()]
         shares: dict[int, list[int]] = {}
         for place, sample in enumerate(batch):
             shares.setdefault(id(self._owner[id(sample)]), []).append(place)
         for places in shares.values():
             unit = self._owner[id(batch[places[0]])]
-            unit.take([batch[i] for i in places], z[places], loss[places], tokens[places])
+            unit.take([batch[i] for i in places], *(x[places] for x in results))
 
     def finished(self) -> list[UnitSketches]:
         """The complete work units that were not handed out yet, in input order."""
@@ -260,7 +327,11 @@ _Queued = tuple[UnitsTogether, list[Sample], Fetched | None]
 
 
 def _queued(
-    groups: Iterable[UnitsTogether], sketcher: GradientSketcher, proxy: Proxy, batch_tokens: int
+    groups: Iterable[UnitsTogether],
+    sketcher: GradientSketcher,
+    proxy: Proxy,
+    batch_tokens: int,
+    keeps_groups: bool,
 ) -> Iterator[_Queued]:
     """Each group with each of its batches, whose results may still be computed; once with None if it has no batch."""
     pad = proxy.tokenizer.pad_token_id
@@ -269,7 +340,9 @@ def _queued(
             yield group, [], None
         for batch in batches(group.samples, batch_tokens):
             got = sketch_batch(sketcher, batch, 0 if pad is None else pad)
-            yield group, batch, fetch(got.z, got.loss, got.tokens)
+            norms = torch.linalg.vector_norm(got.by_group, dim=-1)
+            kept = got.by_group if keeps_groups else got.by_group[:, :0]
+            yield group, batch, fetch(got.z, got.loss, got.tokens, norms, kept)
 
 
 def _behind(items: Iterable[_Queued], count: int) -> Iterator[_Queued]:
@@ -296,7 +369,7 @@ def _ahead(groups: Iterator[UnitsTogether]) -> Iterator[UnitsTogether]:
 
 
 def _together(
-    manifest: Manifest, todo: Sequence[Unit], encoder: Encoder, dim: int, rows: int
+    manifest: Manifest, todo: Sequence[Unit], encoder: Encoder, columns: Columns, rows: int
 ) -> Iterator[UnitsTogether]:
     """Whole work units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens."""
     with UnitReader(manifest) as reader:
@@ -307,7 +380,7 @@ def _together(
             encoded = encoder.encode([row for row in parsed if not isinstance(row, Rejected)])
             refused += [sample for sample in encoded if isinstance(sample, Rejected)]
             samples = [sample for sample in encoded if isinstance(sample, Sample)]
-            units.append(UnitSketches(unit, samples, refused, dim))
+            units.append(UnitSketches(unit, samples, refused, columns))
             held, tokens = held + unit.rows, tokens + sum(sample.length for sample in samples)
             if held >= rows or tokens >= TOKENS_TOGETHER:
                 yield UnitsTogether(units)

@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.taps import blocks_of
 
 if TYPE_CHECKING:
-    from gvendi_fast.sketching.gradients.probe import ProbedModel
+    from gvendi_fast.sketching.gradients.probe import ProbedModel, Tapped
     from gvendi_fast.sketching.gradients.taps import Tap
 
 COMPILES = ("auto", "on", "off")
@@ -74,26 +75,14 @@ def why_no_compiler(device: torch.device) -> str | None:
 
 
 def find_blocks(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
-    """The members of a model's outermost lists of modules that hold layers of `taps`: its blocks, in order.
-
-    Raises CompileError for a model that has none.
-    """
-    tapped = {id(tap.module) for tap in taps}
-    blocks: dict[int, nn.Module] = {}
-    inside: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and id(module) not in inside:
-            for block in module:
-                parts = {id(part) for part in block.modules()}
-                inside |= parts
-                if parts & tapped:
-                    blocks[id(block)] = block
+    """The blocks of a model, as `taps.blocks_of` finds them. Raises CompileError for a model that has none."""
+    blocks = blocks_of(model, taps)
     if not blocks:
         raise CompileError(
             f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList) that could be compiled; leave it "
             "uncompiled (compile=False, --compile off)"
         )
-    return list(blocks.values())
+    return blocks
 
 
 def compiled_blocks(blocks: Sequence[nn.Module], probed: ProbedModel) -> list[CompiledBlock]:
@@ -114,13 +103,14 @@ def compiled_blocks(blocks: Sequence[nn.Module], probed: ProbedModel) -> list[Co
 def _run(
     forward: Callable[..., Any],
     probed: ProbedModel,
-    tapped: list[Forward],
+    tapped: list[Tapped],
     args: tuple,
     kwargs: dict[str, Any],
 ) -> Any:
     # What is first met inside one of torch's own modules passes for a constant of the model: sizes of a batch, and
     # what differs between layers, are met here.
-    _ = probed.probe.shape, probed.segments.shape, probed.ids.shape, [part.module for part in tapped]
+    _ = probed.probe.shape, probed.segments.shape, probed.ids.shape
+    _ = [(part.module, None if part.group_probe is None else part.group_probe.shape) for part in tapped]
     return forward(*args, **kwargs)
 
 
@@ -149,6 +139,9 @@ class CompiledBlock(Forward):
         mark(self._probed.probe, [0])
         mark(self._probed.segments, [0])
         mark(self._probed.ids, [0, 1])
+        for part in self._tapped:
+            if part.group_probe is not None:
+                mark(part.group_probe, [0])
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, torch.Tensor):
                 # Hidden states [B, T, d], positions [B or 1, T, ...], masks [B or 1, 1, T, T].

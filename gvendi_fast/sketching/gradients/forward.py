@@ -23,7 +23,7 @@ class Forward:
         """Put `run` in the module's place for its forward, which `inner` then is."""
         own, of_class = self.module.__dict__.get("forward"), type(self.module).forward
         # The same method as last time, so that a compiler knows it again.
-        if self.inner is None or own is not self._own or of_class is not self._of_class:
+        if self.inner is None or own != self._own or of_class is not self._of_class:
             self._own, self._of_class, self.inner = own, of_class, self.module.forward
         self.module.forward = self.run
 

@@ -5,6 +5,9 @@ the forward pass; its backward pass hands the layer's gradient on and returns, a
 of that layer (docs/sketch.md): z = d(loss)/d(probe), and autograd adds the
 layers up. So there is no order of registration and no state between passes, and a compiler sees one graph.
 
+A second probe for each group of parameters takes the same tensors and gives the group's own sketch: one more addition
+a node, in the same pass. The first probe's sum is the same to the bit with groups and without.
+
 The layers themselves run unchanged: where their weights require a gradient they get it as ever.
 """
 
@@ -65,10 +68,16 @@ class SharedInput(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, probe: Tensor, x: Tensor, segments: Tensor, group: Group, *keys: Tensor
+        ctx,
+        probe: Tensor,
+        group_probe: Tensor | None,
+        x: Tensor,
+        segments: Tensor,
+        group: Group,
+        *keys: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.group, ctx.home = group, probe.device
+        ctx.group, ctx.home, ctx.is_grouped = group, probe.device, group_probe is not None
         kept = torch.ops.gvendi.transformed_input(x, keys[0], group.spec) if group.transform else x
         ctx.save_for_backward(kept, segments, *keys)
         # One number seen as a whole tensor, and never read: no memory and no work.
@@ -82,11 +91,11 @@ class SharedInput(torch.autograd.Function):
         # The loss need not depend on every layer.
         parts = [(key, e) for key, e in zip(keys, gradients, strict=True) if e is not None]
         if not parts:
-            return None, *none
+            return None, None, *none
         z = torch.ops.gvendi.linear_layers(
             kept, group.transform, [e for _, e in parts], segments, [key for key, _ in parts], group.spec
         )
-        return z.to(ctx.home), *none
+        return *_for_probes(ctx, z), *none
 
 
 class LayerOutput(torch.autograd.Function):
@@ -107,9 +116,16 @@ class NormOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, output: Tensor, probe: Tensor, x: Tensor, segments: Tensor, key: Tensor, of: TappedNorm
+        ctx,
+        output: Tensor,
+        probe: Tensor,
+        group_probe: Tensor | None,
+        x: Tensor,
+        segments: Tensor,
+        key: Tensor,
+        of: TappedNorm,
     ) -> Tensor:
-        ctx.of, ctx.home = of, probe.device
+        ctx.of, ctx.home, ctx.is_grouped = of, probe.device, group_probe is not None
         ctx.save_for_backward(x, segments, key)
         return output.detach()
 
@@ -118,7 +134,7 @@ class NormOutput(torch.autograd.Function):
         of = ctx.of
         x, segments, key = _saved(ctx, of)
         z = torch.ops.gvendi.norm_layer(x, gradient, segments, key, of.norm, of.eps, of.probed.spec)
-        return gradient, z.to(ctx.home), None, None, None, None
+        return gradient, *_for_probes(ctx, z), None, None, None, None
 
 
 class LookedUp(torch.autograd.Function):
@@ -129,6 +145,7 @@ class LookedUp(torch.autograd.Function):
         ctx,
         output: Tensor,
         probe: Tensor,
+        group_probe: Tensor | None,
         ids: Tensor,
         segments: Tensor,
         key: Tensor,
@@ -136,18 +153,20 @@ class LookedUp(torch.autograd.Function):
         of: TappedEmbedding,
     ) -> Tensor:
         ctx.of, ctx.padding_idx, ctx.home = of, padding_idx, probe.device
+        ctx.is_grouped = group_probe is not None
         ctx.save_for_backward(ids, segments, key)
         return output.detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        z, of = None, ctx.of
+        sketches, of = (None, None), ctx.of
         if of.is_sketched:
             ids, segments, key = _saved(ctx, of)
             z = torch.ops.gvendi.embedding_layer(
                 ids, gradient, segments, key, of.vocabulary, ctx.padding_idx, of.probed.spec
-            ).to(ctx.home)
-        return gradient, z, *[None] * 5
+            )
+            sketches = _for_probes(ctx, z)
+        return gradient, *sketches, *[None] * 5
 
 
 class HeadLoss(torch.autograd.Function):
@@ -159,8 +178,8 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, probe: Tensor, weight: Tensor, rows: Tensor, labels: Tensor, segments: Tensor,
-        name: str, softcap: float | None, scale: float, spec: str,
+        ctx, hidden: Tensor, probe: Tensor, group_probe: Tensor | None, weight: Tensor, rows: Tensor, labels: Tensor,
+        segments: Tensor, name: str, softcap: float | None, scale: float, spec: str,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         flat = hidden.reshape(-1, hidden.shape[-1])
         loss, gradient, z = torch.ops.gvendi.output_head(
@@ -168,7 +187,7 @@ class HeadLoss(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gradient, z, rows)
-        ctx.shape, ctx.home = hidden.shape, probe.device
+        ctx.shape, ctx.home, ctx.is_grouped = hidden.shape, probe.device, group_probe is not None
         ctx.mark_non_differentiable(loss)
         return loss.sum(), loss
 
@@ -177,7 +196,13 @@ class HeadLoss(torch.autograd.Function):
         gradient, z, rows = ctx.saved_tensors
         whole = gradient.new_zeros(ctx.shape).view(-1, ctx.shape[-1])
         whole = whole.index_copy(0, rows, gradient * upstream).view(ctx.shape)
-        return whole, (z * upstream).to(ctx.home), *[None] * 8
+        return whole, *_for_probes(ctx, z * upstream), *[None] * 8
+
+
+def _for_probes(ctx, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a node returns as the gradients of the probe and of its group's probe."""
+    z = z.to(ctx.home)
+    return z, z if ctx.is_grouped else None
 
 
 def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
@@ -196,9 +221,17 @@ def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
 def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list[Group]:
     """The groups of the linear layers among `taps`, found by watching the model read four tokens.
 
-    Layers are in one group if they were called one after the other with the same tensor, and their tables allow it.
+    Layers are in one group if they were called one after the other with the same tensor, their tables allow it, and
+    they belong to one sketch group.
     """
-    linear = [tap for tap in taps if tap.kind not in (EMBEDDING, NORM)]
+    linear: list[Tap] = []
+    # Biases whose weight is of another sketch group, and tapped by itself: they share nothing.
+    biases: list[Tap] = []
+    met: set[int] = set()
+    for tap in taps:
+        if tap.kind not in (EMBEDDING, NORM):
+            (biases if id(tap.module) in met else linear).append(tap)
+            met.add(id(tap.module))
     sketch, text = layer_sketch(spec), layer_ops.spec_text(spec)
     seen: list[tuple[Tap, Tensor, int]] = []
 
@@ -228,13 +261,14 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
         placed.add(id(tap))
         joins = last is not None and last[0] is source and last[1] == version
         first = together[-1][0] if joins else None
-        if joins and tap.weight and first.weight and sketch.shares_input(tap.weight, first.weight):
+        joins = joins and tap.group == first.group and bool(tap.weight and first.weight)
+        if joins and sketch.shares_input(tap.weight, first.weight):
             together[-1].append(tap)
         else:
             together.append([tap])
         last = source, version
     # A layer that four tokens did not reach, such as an expert's, is a group of its own.
-    together += [[tap] for tap in linear if id(tap) not in placed]
+    together += [[tap] for tap in (*linear, *biases) if id(tap) not in placed]
     return [_group(taps, sketch, text) for taps in together]
 
 
@@ -288,16 +322,24 @@ class ProbedModel:
         for tapped in self.tapped:
             (tapped.key,) = _keys([tapped.tap])
 
-    def begin(self, probe: Tensor, segments: Tensor, ids: Tensor) -> None:
+    def begin(
+        self, probe: Tensor, segments: Tensor, ids: Tensor, group_probes: Sequence[Tensor] = ()
+    ) -> None:
         """Start a pass: probe float32 [B, K], segments int64 [B, 2] on the CPU, ids [B, T] of the batch.
 
         segments: the rows of the flattened [B * T] batch in which a sample's gradient can differ from zero.
+        group_probes: one float32 [B, K] for each sketch group, none where sketches are not kept by group.
         """
+        for tapped in self.tapped:
+            group = tapped.tap.group
+            tapped.group_probe = group_probes[group] if group_probes and group is not None else None
         self.probe, self.segments, self.ids = probe, segments, ids
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
         self.probe = self.segments = self.ids = None
+        for tapped in self.tapped:
+            tapped.group_probe = None
         for group in self.groups:
             group.close()
 
@@ -322,6 +364,7 @@ class Tapped(Forward):
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
         super().__init__(tap.module)
         (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
+        self.group_probe: Tensor | None = None
 
     @property
     def path(self) -> str:
@@ -360,7 +403,10 @@ class TappedLinear(Tapped):
             # A device map may leave it to the layer to fetch its input.
             source = x.detach().to(device)
             group.source, group.version = x, version
-            group.places = list(SharedInput.apply(probed.probe, source, probed.segments, group, *group.keys))
+            places = SharedInput.apply(
+                probed.probe, self.group_probe, source, probed.segments, group, *group.keys
+            )
+            group.places = list(places)
         places = group.places
         place, places[slot] = places[slot], None
         # The input is held until the last layer has read it, no longer.
@@ -394,7 +440,7 @@ class TappedNorm(Tapped):
         if self.norm == "given":
             with torch.no_grad():
                 x = affine_input(self.unhooked, x)
-        return NormOutput.apply(output, probed.probe, x, probed.segments, self.key, self)
+        return NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
 
 
 class TappedEmbedding(Tapped):
@@ -419,7 +465,16 @@ class TappedEmbedding(Tapped):
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
         padding = -1 if padding_idx is None else padding_idx
-        return LookedUp.apply(out, probed.probe, ids.to(out.device), probed.segments, self.key, padding, self)
+        return LookedUp.apply(
+            out,
+            probed.probe,
+            self.group_probe,
+            ids.to(out.device),
+            probed.segments,
+            self.key,
+            padding,
+            self,
+        )
 
 
 class _EmbeddingCalls(TorchFunctionMode):

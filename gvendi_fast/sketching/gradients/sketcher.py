@@ -7,10 +7,11 @@ input gradients, and the sketch operations do the rest.
 
 from __future__ import annotations
 
+import glob
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,16 @@ from gvendi_fast.sketching.gradients.compiled import (
     find_blocks,
 )
 from gvendi_fast.sketching.gradients.head import autograd_loss, find_head, sum_by_sample
+from gvendi_fast.sketching.gradients.layers import (
+    check_groups,
+    check_preset,
+    find_cells,
+    find_sketch_groups,
+    left_out,
+)
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
 from gvendi_fast.sketching.gradients.short_attention import short_attention
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps, in_groups
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over the same model waits.
@@ -46,11 +54,14 @@ class Sketches:
     z: float32 [B, K], the sketches.
     loss: float32 [B], in nats, summed over targets.
     tokens: int64 [B], how many targets.
+    by_group: float32 [B, G, K], the sketch of each group of parameters, whose sum is z up to rounding; None without
+        groups.
     """
 
     z: torch.Tensor
     loss: torch.Tensor
     tokens: torch.Tensor
+    by_group: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,10 @@ class GradientSketcher:
     model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
     spec: dimension, kind and seed of the sketch.
     exclude: shell patterns of parameter names to leave out; `coverage` says what is left.
+    layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`.
+    groups: also give the sketches of groups of parameters by themselves, in the same pass: one of `layers.GROUPINGS`,
+        or {name: shell patterns of parameter names}, where parameters in none are the group "rest". z is the same to
+        the bit, unless a group of patterns parts layers that read one input.
     compile: make one graph of the model's blocks, sketches inside, by torch.compile. That takes seconds, once, at the
         first batch of two samples or more; a sample by itself runs eagerly.
         The numbers are those of the eager pass to the rounding of the model's number format.
@@ -90,21 +105,36 @@ class GradientSketcher:
         spec: SketchSpec | None = None,
         *,
         exclude: Sequence[str] = (),
+        layers: str = "all",
+        groups: str | Mapping[str, Sequence[str]] | None = None,
         compile: bool = False,
     ) -> None:
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
         self.spec = spec or SketchSpec()
         self._is_safe = False
+        check_preset(layers)
+        check_groups(groups)
         with _lock_of(model):
             layout = find_taps(model, exclude)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        if layers != "all" or groups is not None:
+            with _frozen(model), never_packed():
+                cells = find_cells(model, layout)
+        if layers != "all":
+            with _lock_of(model):
+                layout = find_taps(model, (*exclude, *map(glob.escape, left_out(layers, cells))))
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total)
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        parameters = {name: sizes[name] for name in layout.names}
+        self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names)
         taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        if self.groups is not None:
+            taps = in_groups(taps, self.groups.of)
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
         self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
@@ -144,7 +174,11 @@ class GradientSketcher:
         )
         batch = prepare(ids, given, mask, embedding.shape[0])
         samples = len(batch.ids)
-        probe = embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+        count = 1 if self.groups is None else 1 + len(self.groups.names)
+        probe, *group_probes = probes = [
+            embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+            for _ in range(count)
+        ]
         inputs = self._inputs(batch, device)
         targets = self._targets(batch, device)
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
@@ -153,19 +187,20 @@ class GradientSketcher:
         with _frozen(self.model), torch.enable_grad(), never_packed(), errors:
             if blocks and not self._is_safe:
                 with self._probed.attached():
-                    self._look_for_changes(inputs, targets, probe, batch.segments)
+                    self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
             with self._probed.attached(blocks):
-                total, loss = self._pass(inputs, targets, probe, batch.segments)
+                total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
             # A loss that no sketched parameter takes part in has a zero gradient.
-            (z,) = torch.autograd.grad(total, probe, materialize_grads=True)
+            z, *by_group = torch.autograd.grad(total, probes, materialize_grads=True)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
-        return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device))
+        stacked = torch.stack(by_group, dim=1) if by_group else None
+        return Sketches(z, loss.to(device).float(), to_device(batch.tokens, device), stacked)
 
-    def _look_for_changes(self, *batch: Any) -> None:
+    def _look_for_changes(self, inputs: dict, targets: tuple, segments: torch.Tensor, *probes: Any) -> None:
         """One eager pass before the first compiled one: autograd sees changes in place, a compiler does not."""
-        total, _ = self._pass(*batch)
-        torch.autograd.grad(total, batch[2], materialize_grads=True)
+        total, _ = self._pass(inputs, targets, segments, *probes)
+        torch.autograd.grad(total, probes[0], materialize_grads=True)
         if self._probed.changed_between:
             raise CompileError(
                 f"the input of layer {self._probed.changed_between!r} is changed in place before a further layer reads "
@@ -188,10 +223,15 @@ class GradientSketcher:
         return rows, labels, batch.target_segments
 
     def _pass(
-        self, inputs: dict, targets: tuple[torch.Tensor, ...], probe: torch.Tensor, segments: torch.Tensor
+        self,
+        inputs: dict,
+        targets: tuple[torch.Tensor, ...],
+        segments: torch.Tensor,
+        probe: torch.Tensor,
+        group_probes: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
-        self._probed.begin(probe, segments, inputs["input_ids"])
+        self._probed.begin(probe, segments, inputs["input_ids"], group_probes)
         with short_attention(self.model):
             if self._head is None:
                 logits = self.model(**inputs, use_cache=False).logits
@@ -199,16 +239,21 @@ class GradientSketcher:
                 total = loss.sum()
             else:
                 hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
-                total, loss = self._head_loss(hidden, targets, probe)
+                total, loss = self._head_loss(hidden, targets, probe, group_probes)
         self._probed.end()
         return total, loss.detach()
 
     def _head_loss(
-        self, hidden: torch.Tensor, targets: tuple[torch.Tensor, ...], probe: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        targets: tuple[torch.Tensor, ...],
+        probe: torch.Tensor,
+        group_probes: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head, (rows, labels, segments) = self._head, targets
+        group_probe = group_probes[self.groups.of[head.name]] if group_probes else None
         return HeadLoss.apply(
-            hidden.to(head.weight.device), probe, head.weight.detach(), rows, labels, segments,
+            hidden.to(head.weight.device), probe, group_probe, head.weight.detach(), rows, labels, segments,
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
 

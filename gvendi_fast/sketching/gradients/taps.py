@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -25,6 +25,7 @@ class Tap:
     weight, bias: names of its parameters, None if left out.
     norm: for norms, "rms" or "layer" if the compiled formula holds, else "affine"; see `norm_formula`.
     eps: for norms, that of the formula.
+    group: number of the sketch group that its parameters belong to, None where sketches are not kept by group.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Tap:
     bias: str | None
     norm: str | None = None
     eps: float = 0.0
+    group: int | None = None
 
 
 @dataclass
@@ -89,6 +91,38 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
         transposed=frozenset(transposed),
         names=list(wanted.values()),
     )
+
+
+def in_groups(taps: Sequence[Tap], group_of: Mapping[str, int]) -> list[Tap]:
+    """The taps with the group of their parameters, given by name.
+
+    Where a weight and its bias are of two groups they become two taps of one module, the weight's first.
+    """
+    found = []
+    for tap in taps:
+        names = [name for name in (tap.weight, tap.bias) if name]
+        numbers = [group_of[name] for name in names]
+        if len(set(numbers)) < 2:
+            found.append(replace(tap, group=numbers[0] if numbers else None))
+        else:
+            found.append(replace(tap, bias=None, group=numbers[0]))
+            found.append(replace(tap, weight=None, group=numbers[1]))
+    return found
+
+
+def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
+    """The members of a model's outermost lists of modules that hold layers of `taps`: its blocks, in order."""
+    tapped = {id(tap.module) for tap in taps}
+    blocks: dict[int, nn.Module] = {}
+    inside: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and id(module) not in inside:
+            for block in module:
+                parts = {id(part) for part in block.modules()}
+                inside |= parts
+                if parts & tapped:
+                    blocks[id(block)] = block
+    return list(blocks.values())
 
 
 def module_kind(module: nn.Module) -> str | None:

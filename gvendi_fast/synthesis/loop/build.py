@@ -143,8 +143,10 @@ def open_pool(
     if is_run_directory(data):
         run = RunDirectory.load(data[0])
         wanted = spec_of(proxy, sketcher, settings, run.spec["max_tokens"])
-        if run.spec != wanted:
-            differing = differences(wanted, run.spec)
+        # What is kept beside the sketches does not change them.
+        recorded = {key: value for key, value in run.spec.items() if key != "groups"}
+        if recorded != wanted:
+            differing = differences(wanted, recorded)
             shown = "\n".join(f"  {key}: {there} there, {here} in proxy" for key, here, there in differing)
             raise GvendiError(
                 f"pool.data: '{data[0]}' was sketched with other settings than the section proxy says\n{shown}"
