@@ -94,6 +94,23 @@ def select(
             help="Field with a number above 0 in every row; selects --objective quality.",
         ),
     ] = None,
+    center: Annotated[
+        bool,
+        typer.Option(
+            "--center",
+            help="Choose by rows without their mean direction (a habit of the proxy, or what all rows share), scaled "
+            "to length 1 again; G-Vendi of the chosen rows as they are is printed beside. A diagnosis, not a better "
+            "choice.",
+        ),
+    ] = False,
+    mean: Annotated[
+        Path | None,
+        typer.Option(
+            "--mean",
+            metavar="FILE",
+            help="With --center: the mean that 'gvendi score --save-mean FILE' wrote, in place of the pool's own.",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", help="Seed of all random samples and subsets.")
     ] = 0,
@@ -128,6 +145,7 @@ def select(
     from gvendi_fast.data.originals import locate_corpus
     from gvendi_fast.data.pool import as_pool
     from gvendi_fast.data.run_directory import RunDirectory
+    from gvendi_fast.vendi.centered import RowMean
 
     began, budget = time.perf_counter(), parse_bytes(memory)
     sidecar = _check_out(out, force)
@@ -137,6 +155,9 @@ def select(
         raise GvendiError(
             "--quality FIELD goes with --objective quality, and that objective needs it; give both or neither"
         )
+    if mean is not None and not center:
+        raise GvendiError(f"--mean '{mean}' goes with --center, which is not given; give both or neither")
+    reference = None if mean is None else RowMean.load(mean)
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.
@@ -156,6 +177,7 @@ def select(
         quality=scores,
         seed=seed,
         memory=budget,
+        center=reference or center,
         progress=progress_for(verb="choosing"),
     )
     # Both files are complete before either gets its name.
@@ -258,15 +280,36 @@ def _write_rows(stream: IO[bytes], folder: Path, run, ordinals, corpus: Path | N
 def _print_summary(summary: dict) -> None:
     random, name = summary["random"], summary["objective"]
     print(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, best first")
-    for title, key in (("G-Vendi", "gvendi"), *(((name, "value"),) if name != "vendi" else ())):
+    centred = summary["centered"] is not None
+    lines = [("G-Vendi", "gvendi")]
+    lines += [("centred", "centered")] if centred else []
+    lines += [(name, "value")] if name != "vendi" else []
+    for title, key in lines:
         low, high = random[f"{key}_band"]
         print(
             f"  {title:<12}{summary[key]:.4g}   random subsets {random[key]:.4g} "
             f"(lowest {low:.4g}, highest {high:.4g} of {random['draws']} draws)"
         )
-    for key, what in (("gvendi_bound", "G-Vendi"), ("value_bound", name)):
+    bounds = (
+        ("gvendi_bound", "G-Vendi"),
+        ("centered_bound", "centred G-Vendi"),
+        ("value_bound", f"{name} (centred)" if centred else name),
+    )
+    for key, what in bounds:
         if key in summary["details"]:
             print(f"  no choice of {summary['size']:,} rows has a {what} above {summary['details'][key]:.4g}")
     if summary["n"] != summary["size"]:
         print(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
+    if centred:
+        print(f"  {_centred_by(summary['details']['center'], name)}")
     print(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")
+
+
+def _centred_by(center: dict, name: str) -> str:
+    """What the rows were chosen by, and which rows could not be."""
+    what = "centred" if name == "vendi" else f"{name} of centred rows"
+    out = f"chosen by {what}, gain and surprisal too: rows without the mean of {center['mean_rows']:,} rows"
+    for key, rows in (("left_out", "rows of the pool"), ("left_out_given", "rows of --include")):
+        if center[key]:
+            out += f"; {center[key]:,} {rows} equal that mean and were left out"
+    return out

@@ -24,7 +24,7 @@ _KIND = "gvendi_fast.vendi_state"
 
 
 def plain_spec(spec: dict | None) -> dict | None:
-    """A spec as it is after saving and loading, which it must equal, as JSON knows no tuples; GvendiError if it fails."""
+    """A spec as it is after saving and loading, which it must equal: JSON knows no tuples. GvendiError if it fails."""
     try:
         return None if spec is None else json.loads(json.dumps(spec))
     except TypeError as error:

@@ -189,6 +189,10 @@ def test_a_saved_mean_is_read_as_it_was(tmp_path):
     (tmp_path / "text").write_text("mean")
     with pytest.raises(GvendiError, match="is not a safetensors file"):
         RowMean.load(tmp_path / "text")
+    with pytest.raises(
+        GvendiError, match=r"nowhere cannot be read .*; wanted a file written by RowMean\.save"
+    ):
+        RowMean.load(tmp_path / "nowhere")
 
 
 def test_means_and_states_of_other_specs_do_not_mix():
