@@ -308,8 +308,13 @@ def _print_summary(summary: dict) -> None:
 def _centred_by(center: dict, name: str) -> str:
     """What the rows were chosen by, and which rows could not be."""
     what = "centred" if name == "vendi" else f"{name} of centred rows"
-    out = f"chosen by {what}, gain and surprisal too: rows without the mean of {center['mean_rows']:,} rows"
-    for key, rows in (("left_out", "rows of the pool"), ("left_out_given", "rows of --include")):
+    count = center["mean_rows"]
+    out = f"chosen by {what}, gain and surprisal too: rows without the mean of {_rows(count)}"
+    for key, where in (("left_out", "of the pool"), ("left_out_given", "of --include")):
         if center[key]:
-            out += f"; {center[key]:,} {rows} equal that mean and were left out"
+            out += f"; {_rows(center[key])} {where} equal to it left out"
     return out
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
