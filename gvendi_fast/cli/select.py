@@ -95,6 +95,23 @@ def select(
             help="Field with a number above 0 in every row; selects --objective quality.",
         ),
     ] = None,
+    center: Annotated[
+        bool,
+        typer.Option(
+            "--center",
+            help="Choose by rows without their mean direction (a habit of the proxy, or what all rows share), scaled "
+            "to length 1 again; G-Vendi of the chosen rows as they are is printed beside. A diagnosis, not a better "
+            "choice.",
+        ),
+    ] = False,
+    mean: Annotated[
+        Path | None,
+        typer.Option(
+            "--mean",
+            metavar="FILE",
+            help="With --center: the mean that 'gvendi score --save-mean FILE' wrote, in place of the pool's own.",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", help="Seed of all random samples and subsets.")
     ] = 0,
@@ -129,6 +146,7 @@ def select(
     from gvendi_fast.data.originals import locate_corpus
     from gvendi_fast.data.pool import as_pool
     from gvendi_fast.data.run_directory import RunDirectory
+    from gvendi_fast.vendi.centered import RowMean
 
     began, budget = time.perf_counter(), parse_bytes(memory)
     sidecar = _check_out(out, force)
@@ -138,6 +156,9 @@ def select(
         raise GvendiError(
             "--quality FIELD goes with --objective quality, and that objective needs it; give both or neither"
         )
+    if mean is not None and not center:
+        raise GvendiError(f"--mean '{mean}' goes with --center, which is not given; give both or neither")
+    reference = None if mean is None else RowMean.load(mean)
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.
@@ -157,6 +178,7 @@ def select(
         quality=scores,
         seed=seed,
         memory=budget,
+        center=reference or center,
         progress=progress_for(verb="choosing"),
     )
     # Both files are complete before either gets its name.
@@ -261,7 +283,11 @@ def _print_summary(summary: dict) -> None:
     # Relaxed chooses all rows at once and lists them by surprisal.
     listed = "the most unlike the others first" if summary["method"] == "relaxed" else "best first"
     print(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, {listed}")
-    for title, key in (("G-Vendi", "gvendi"), *(((name, "value"),) if name != "vendi" else ())):
+    centred = summary["centered"] is not None
+    lines = [("G-Vendi", "gvendi")]
+    lines += [("centred", "centered")] if centred else []
+    lines += [(name, "value")] if name != "vendi" else []
+    for title, key in lines:
         low, high = random[f"{key}_band"]
         print(
             f"  {title:<12}{significant(summary[key])}   random subsets {significant(random[key])} "
@@ -269,9 +295,31 @@ def _print_summary(summary: dict) -> None:
         )
     if summary["value"] <= random["value_band"][1] * (1 + 1e-9):
         print("  a random subset reaches as much: by its objective this choice is no better than chance")
-    for key, what in (("gvendi_bound", "G-Vendi"), ("value_bound", name)):
+    bounds = (
+        ("gvendi_bound", "G-Vendi"),
+        ("centered_bound", "centred G-Vendi"),
+        ("value_bound", f"{name} (centred)" if centred else name),
+    )
+    for key, what in bounds:
         if key in summary["details"]:
             print(f"  no choice of as many rows has a {what} above {at_most(summary['details'][key])}")
     if summary["n"] != summary["size"]:
         print(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
+    if centred:
+        print(f"  {_centred_by(summary['details']['center'], name)}")
     print(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")
+
+
+def _centred_by(center: dict, name: str) -> str:
+    """What the rows were chosen by, and which rows could not be."""
+    what = "centred" if name == "vendi" else f"{name} of centred rows"
+    count = center["mean_rows"]
+    out = f"chosen by {what}, gain and surprisal too: rows without the mean of {_rows(count)}"
+    for key, where in (("left_out", "of the pool"), ("left_out_given", "of --include")):
+        if center[key]:
+            out += f"; {_rows(center[key])} {where} equal to it left out"
+    return out
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"

@@ -268,6 +268,13 @@ def group_entropies(
     return out
 
 
+def centred(rows: torch.Tensor | np.ndarray, mean: torch.Tensor) -> torch.Tensor:
+    """c = (z - m) / |z - m| of each normalised row z of rows [N, K], m = mean [K] -> float64 [N, K]; 0 where z = m."""
+    left = normalise(rows) - torch.as_tensor(mean).double()
+    norm = left.norm(dim=1, keepdim=True)
+    return left / torch.where(norm > 0, norm, 1)
+
+
 def entropy_after_removal(a: torch.Tensor, n: int, x: torch.Tensor, q: float = 1.0) -> float:
     """Entropy of the n - 1 rows that stay when the unit row x [K] leaves A [K, K], by eigenvalues."""
     x = torch.as_tensor(x).double()

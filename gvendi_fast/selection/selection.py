@@ -12,8 +12,7 @@ subsets of the same size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,8 +32,11 @@ from gvendi_fast.selection.problem import (
     raise_covered,
     rank_of,
 )
+from gvendi_fast.selection.result import Selection
 from gvendi_fast.selection.rounding import relaxed
-from gvendi_fast.selection.set_score import RandomBaseline, score_chosen, score_random
+from gvendi_fast.selection.set_score import score_chosen, score_random
+from gvendi_fast.vendi.centered import RowMean
+from gvendi_fast.vendi.centered_pool import CenteredPool
 from gvendi_fast.vendi.state import VendiState
 
 __all__ = ["METHODS", "Selection", "equal_quotas", "select"]
@@ -47,59 +49,6 @@ METHODS: dict[str, Callable[[Problem], Picks]] = {
     "relaxed": relaxed,
 }
 DEFAULT_MEMORY = 4 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Chosen rows in the order of picking, which is their rank: the first m of a greedy selection are its best m.
-
-    ids: of the chosen rows.
-    rows: int64 [size], their numbers in the pool.
-    gain: float64 [size], how much the objective rose with each pick, in nats (vendi: of -tr(A ln A); quality: of the
-        logarithm; facility: a mean cosine); with method relaxed, what the entropy would lose without the row.
-    surprisal: float64 [size], -z^T ln(Sigma) z in nats, Sigma the covariance of the chosen and the given rows: how
-        unlike the others a row is.
-    cluster: int64 [size], None unless clusters were given.
-    value: of the objective (vendi: G-Vendi), for the chosen rows with the given ones.
-    gvendi: G-Vendi of the chosen rows with the given ones.
-    n: how many the chosen rows and the given ones are together.
-    random: scores of random subsets of the same size, None without.
-    objective, method: their names.
-    details: further results of the method, such as its passes over the pool.
-    """
-
-    ids: list[str]
-    rows: np.ndarray
-    gain: np.ndarray
-    surprisal: np.ndarray
-    cluster: np.ndarray | None
-    value: float
-    gvendi: float
-    n: int
-    random: RandomBaseline | None
-    objective: str
-    method: str
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as JSON values, without the rows."""
-        random = self.random and {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(self.random).items()
-        }
-        return {
-            "size": len(self),
-            "objective": self.objective,
-            "method": self.method,
-            "value": self.value,
-            "gvendi": self.gvendi,
-            "n": self.n,
-            "random": random,
-            "details": self.details,
-        }
 
 
 def select(
@@ -118,6 +67,7 @@ def select(
     draws: int = 20,
     eps: float = 0.1,
     represent: int = 8192,
+    center: bool | RowMean = False,
     progress: Progress | None = None,
 ) -> Selection:
     """Choose `size` rows of a pool.
@@ -141,6 +91,9 @@ def select(
     draws: random subsets that are scored.
     eps: of logdet.
     represent: facility represents all rows of the pool or, of a larger pool, this many drawn by seed.
+    center: choose by rows without the mean direction of the pool (True) or of another reference (its RowMean): rows,
+        given ones and random subsets are centred, and G-Vendi of the chosen rows as they are is reported beside. Rows
+        that equal the mean are not candidates. A diagnosis, not a better choice: docs/score.md.
     progress: where it reports.
 
     Guarantees: logdet and facility are monotone and submodular, so greedy reaches 1 - 1/e of the optimum (Nemhauser,
@@ -174,20 +127,48 @@ def select(
         )
     if clusters is not None and len(clusters) != len(pool):
         raise GvendiError(f"clusters has {len(clusters)} entries for {len(pool)} rows; give one for each row")
+    if not isinstance(center, bool | RowMean):
+        raise GvendiError(f"center is a {type(center).__name__}; wanted True, False or a RowMean")
+    centred = None
+    if center is not False:
+        if isinstance(must_include, VendiState):
+            raise GvendiError(
+                "must_include is a VendiState, whose rows cannot be centred and scaled again, as it keeps none; with "
+                "center give them as a matrix or a run directory"
+            )
+        centred = CenteredPool(pool, None if center is True else center)
+        if size > len(centred):
+            raise GvendiError(
+                f"size is {size}; wanted at most {len(centred)}: with center, {centred.left_out} of the pool's "
+                f"{len(pool)} rows equal the mean and have no direction left"
+            )
     problem = _problem(
-        pool, size, objective, must_include, groups, quotas, quality, seed, memory, eps, represent, progress
+        pool,
+        centred,
+        size,
+        objective,
+        must_include,
+        groups,
+        quotas,
+        quality,
+        seed,
+        memory,
+        eps,
+        represent,
+        progress,
     )
     try:
         picks = METHODS[method](problem)
     finally:
         problem.progress.close()
     value, gvendi, surprisal = score_chosen(problem, picks.numbers)
-    return Selection(
-        ids=[pool.ids[number] for number in picks.numbers],
-        rows=picks.numbers,
+    rows = picks.numbers if centred is None else centred.kept[picks.numbers]
+    found = Selection(
+        ids=[pool.ids[number] for number in rows],
+        rows=rows,
         gain=picks.gains,
         surprisal=surprisal,
-        cluster=None if clusters is None else np.asarray(clusters, np.int64)[picks.numbers],
+        cluster=None if clusters is None else np.asarray(clusters, np.int64)[rows],
         value=value,
         gvendi=gvendi,
         n=size + problem.given.n,
@@ -196,10 +177,57 @@ def select(
         method=method,
         details=picks.details,
     )
+    return found if centred is None else _beside_plain(found, picks, problem, centred, must_include, draws)
+
+
+def _beside_plain(
+    found: Selection,
+    picks: Picks,
+    problem: Problem,
+    centred: CenteredPool,
+    must_include: PoolLike | None,
+    draws: int,
+) -> Selection:
+    """A selection among centred rows, with G-Vendi of the same rows, and of the same random subsets, as they are."""
+    given = _given(must_include, centred.plain, None, None)
+    plain = replace(
+        problem,
+        pool=centred.plain,
+        objective="vendi",
+        quality=None,
+        given=given,
+        targets=None,
+        covered=None,
+    )
+    random, of_plain = found.random, score_random(plain, draws)
+    if random is not None and of_plain is not None:
+        random = replace(
+            random,
+            gvendi=of_plain.gvendi,
+            gvendi_band=of_plain.gvendi_band,
+            centered=random.gvendi,
+            centered_band=random.gvendi_band,
+        )
+    names = {"gvendi_bound": "centered_bound"}
+    details = {names.get(name, name): value for name, value in found.details.items()}
+    details["center"] = {
+        "mean_rows": centred.mean.n,
+        "left_out": centred.left_out,
+        "left_out_given": given.n - problem.given.n,
+    }
+    return replace(
+        found,
+        gvendi=score_chosen(plain, picks.numbers)[1],
+        centered=found.gvendi,
+        n=problem.size + given.n,
+        random=random,
+        details=details,
+    )
 
 
 def _problem(
     pool: Pool,
+    centred: CenteredPool | None,
     size: int,
     objective: str,
     must_include: VendiState | PoolLike | None,
@@ -213,14 +241,18 @@ def _problem(
     progress: Progress | None,
 ) -> Problem:
     labels, limits = (None, None) if quotas is None else coded_quotas(pool, groups, quotas)
+    if quality is not None:
+        quality = checked_quality(pool.numbers(quality) if isinstance(quality, str) else quality, pool)
+    if centred is not None:
+        labels = None if labels is None else labels[centred.kept]
+        quality = None if quality is None else quality[centred.kept]
+        pool = centred
     numbers = np.arange(len(pool))
     allowed = most(labels, limits, numbers)
     if allowed < size:
         raise GvendiError(
             f"quotas allow {allowed} rows of this pool, but size is {size}; raise the quotas or lower size"
         )
-    if quality is not None:
-        quality = checked_quality(pool.numbers(quality) if isinstance(quality, str) else quality, pool)
     rank, targets, covered = rank_of(pool.ids), None, None
     if objective == "facility":
         targets = pool.take(_represented(len(pool), represent, seed, rank))
@@ -234,7 +266,7 @@ def _problem(
         labels=labels,
         limits=limits,
         quality=quality,
-        given=_given(must_include, pool, targets, covered),
+        given=_given(must_include, pool, targets, covered, None if centred is None else centred.mean),
         targets=targets,
         covered=covered,
         eps=eps,
@@ -259,8 +291,9 @@ def _given(
     pool: Pool,
     targets: torch.Tensor | None,
     covered: torch.Tensor | None,
+    mean: RowMean | None = None,
 ) -> VendiState:
-    """The state of the rows that count as chosen; `covered` rises to the cosines that they reach."""
+    """The state of the rows that count as chosen, less a mean; `covered` rises to the cosines that they reach."""
     state = VendiState(pool.dim, pool.spec)
     if must_include is None:
         return state
@@ -271,7 +304,7 @@ def _given(
                 "directory"
             )
         return state.merge(must_include)
-    rows = as_pool(must_include)
+    rows = as_pool(must_include) if mean is None else CenteredPool(must_include, mean)
     # How a matrix was made is not known, so only its width can be checked.
     made = VendiState(rows.dim, pool.spec if rows.spec is None else rows.spec)
     for _, block in rows.blocks():

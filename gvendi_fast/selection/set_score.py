@@ -25,6 +25,8 @@ class RandomBaseline:
     gvendi: mean of G-Vendi.
     gvendi_band: its lowest and highest value.
     draws: how many subsets.
+    centered: mean of centred G-Vendi; None where the selection was not centred.
+    centered_band: its lowest and highest value.
     """
 
     value: float
@@ -32,6 +34,8 @@ class RandomBaseline:
     gvendi: float
     gvendi_band: tuple[float, float]
     draws: int
+    centered: float | None = None
+    centered_band: tuple[float, float] | None = None
 
 
 class SubsetScore:

@@ -23,6 +23,16 @@ from gvendi_fast.vendi.second_moment import SecondMoment
 _KIND = "gvendi_fast.vendi_state"
 
 
+def plain_spec(spec: dict | None) -> dict | None:
+    """A spec as it is after saving and loading, which it must equal: JSON knows no tuples. GvendiError if it fails."""
+    try:
+        return None if spec is None else json.loads(json.dumps(spec))
+    except TypeError as error:
+        raise GvendiError(
+            f"spec cannot be written as JSON ({error}); use str, numbers, lists, dicts"
+        ) from None
+
+
 class VendiState(SecondMoment):
     """The sum A of outer products of unit rows, and their number n: what G-Vendi needs, and it can be merged.
 
@@ -35,13 +45,7 @@ class VendiState(SecondMoment):
     def __init__(self, dim: int, spec: dict | None = None, device: str | torch.device = "cpu"):
         if dim < 1:
             raise GvendiError(f"dim is {dim}; wanted the width of the sketches, an integer of at least 1")
-        try:
-            # JSON knows no tuples: a spec must equal itself after saving and loading.
-            self.spec = None if spec is None else json.loads(json.dumps(spec))
-        except TypeError as error:
-            raise GvendiError(
-                f"spec cannot be written as JSON ({error}); use str, numbers, lists, dicts"
-            ) from None
+        self.spec = plain_spec(spec)
         super().__init__(dim, device)
 
     def __repr__(self) -> str:

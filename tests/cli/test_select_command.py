@@ -3,14 +3,17 @@
 import json
 
 import pytest
+import torch
 
 from gvendi_fast.analysis.scoring import Settings
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.cli.select import parse_bytes
+from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.corpus import sketch_corpus
 from gvendi_fast.sketching.proxy.load import load_proxy
+from gvendi_fast.vendi.centered import RowMean
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,56 @@ def test_sizes_of_memory():
     for text in ("", "GB", "-1GB", "1e3", "4 gigs"):
         with pytest.raises(GvendiError, match="--memory"):
             parse_bytes(text)
+
+
+def test_center_prints_both_scores_and_takes_a_saved_mean(gvendi, corpus, tmp_path):
+    from gvendi_fast.vendi.centered_pool import pool_mean
+
+    folder, _ = corpus
+    mean = pool_mean(folder / "run")
+    mean.save(tmp_path / "mean.safetensors")
+    out = ("--out", tmp_path / "chosen.jsonl", "--force")
+    code, text, err = gvendi("select", folder / "run", "--size", 6, *out, "--center", "--json")
+    assert code == 0, err
+    own = json.loads(text)
+    assert own["value"] == own["centered"] != own["gvendi"]
+    assert own["centered"] > own["random"]["centered_band"][1]
+    assert own["details"]["center"] == {"mean_rows": 40, "left_out": 0, "left_out_given": 0}
+    # The pool's own mean, saved.
+    saved = ("--center", "--mean", tmp_path / "mean.safetensors")
+    code, text, _ = gvendi("select", folder / "run", "--size", 6, *out, *saved, "--json")
+    assert {**json.loads(text), "seconds": 0} == {**own, "seconds": 0}
+    code, text, _ = gvendi("select", folder / "run", "--size", 6, *out, *saved, "--method", "relaxed")
+    assert code == 0
+    lines = text.splitlines()
+    assert lines[1].startswith("  G-Vendi ")
+    assert lines[2].startswith("  centred ")
+    assert lines[3].startswith("  no choice of 6 rows has a centred G-Vendi above ")
+    assert "chosen by centred, gain and surprisal too: rows without the mean of 40 rows\n" in text
+    code, text, _ = gvendi("select", folder / "run", "--size", 6, *out, "--center", "--objective", "facility")
+    assert "chosen by facility of centred rows" in text
+    assert text.splitlines()[3].startswith("  facility ")
+    # Rows of the corpus whose sketch is the mean.
+    one = RowMean(64, mean.spec).update(as_pool(folder / "run").take([7]))
+    one.save(tmp_path / "one.safetensors")
+    saved = ("--center", "--mean", tmp_path / "one.safetensors", "--include", folder / "run")
+    code, text, _ = gvendi("select", folder / "run", "--size", 6, *out, *saved)
+    assert "of 1 row; 1 row of the pool equal to it left out; 1 row of --include equal to it left out" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--mean", "m"), "--mean 'm' goes with --center"),
+        (("--center", "--mean", "m"), "m cannot be read"),
+        (("--center", "--mean", "other.safetensors"), "the mean is of rows of another spec"),
+    ],
+)
+def test_means_that_cannot_be_used(gvendi, corpus, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    RowMean(64, {"proxy": "other"}).update(torch.ones(1, 64)).save("other.safetensors")
+    code, out, err = gvendi("select", corpus[0] / "run", "--size", 4, "--out", "chosen.jsonl", *args)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]

@@ -147,3 +147,18 @@ def test_plain_greedy_by_hand():
         lambda chosen: not {0, 1} <= set(chosen),
     )
     assert found == [0, 2]
+
+
+def test_centred_rows_by_hand():
+    """Three orthogonal rows less their mean lie in a plane, at 120 degrees: 2 directions, equally used."""
+    z = torch.eye(3, dtype=torch.float64)
+    c = reference.centred(5 * z, z.mean(0))
+    wanted = torch.tensor([[2.0, -1, -1], [-1, 2, -1], [-1, -1, 2]], dtype=torch.float64) / math.sqrt(6)
+    assert torch.allclose(c, wanted, rtol=0, atol=1e-15)
+    # (1/3) sum c c^T = (1/18) [[6, -3, -3], ...] has the eigenvalues 1/2, 1/2 and 0.
+    spectrum = torch.linalg.eigvalsh(c.T @ c / 3)
+    assert torch.allclose(spectrum, torch.tensor([0, 0.5, 0.5], dtype=torch.float64), atol=1e-15)
+    # Against another reference: a row that equals it has no direction left.
+    c = reference.centred(z[:2], z[0])
+    assert c[0].tolist() == [0.0, 0.0, 0.0]
+    assert c[1].tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5), 0.0], abs=1e-15)

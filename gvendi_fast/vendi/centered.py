@@ -1,0 +1,278 @@
+"""Centred G-Vendi: the diversity of rows without the mean direction that a reference gives them.
+
+    c_i = (z_i - m) / |z_i - m|,   centred G-Vendi = exp(H_1((1/n) sum_i c_i c_i^T))
+z_i are unit rows and m [K] is the mean of the unit rows of a reference: the pool, or all sources together. Sets are
+compared by one reference, since a set's own mean takes its difference from the others away with it. A row that equals
+the mean has no direction left: it is left out and counted. Unlike G-Vendi it tells z from -z.
+
+It takes a second pass over the rows, as each is scaled by a length of its own. The state alone gives
+    (1/n) sum_i (z_i - m)(z_i - m)^T = Sigma - s m^T - m s^T + m m^T,   s the rows' own mean  (Sigma - m m^T if m = s)
+which is the same with every row weighted by |z_i - m|^2 in place of 1: equal where those lengths are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import load_tensors, save_tensors
+from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
+from gvendi_fast.kernels.spectrum import renyi_entropy
+from gvendi_fast.vendi.second_moment import SecondMoment
+from gvendi_fast.vendi.state import VendiState, plain_spec
+
+_KIND = "gvendi_fast.row_mean"
+# Rows are summed in integers of this unit, which round a row by at most half of it and add without error in any order.
+UNIT, MAX_ROWS = 2.0**-36, 1 << 26
+# Rows of float32 have their directions to 2^-24: where |z - m| is below 2^8 times that, its direction may be off by
+# half a percent, and the row counts as equal to the mean.
+EQUAL = 2.0**-16
+# The key of a spec that says by which mean the rows were centred.
+CENTRED = "centred"
+
+
+class RowMean:
+    """The sum of unit rows and their number: the mean of a reference. It can be merged, saved, and read again.
+
+    dim: K, the width of the sketches.
+    spec: as in `VendiState`; means of different specs cannot be merged, nor rows of another spec be centred by one.
+    The same rows have the same mean to the bit, in whatever order and blocks they come.
+    """
+
+    def __init__(self, dim: int, spec: dict | None = None) -> None:
+        if dim < 1:
+            raise GvendiError(f"dim is {dim}; wanted the width of the sketches, an integer of at least 1")
+        self.dim, self.spec, self.n = int(dim), plain_spec(spec), 0
+        self._sum = torch.zeros(self.dim, dtype=torch.int64)
+
+    def __repr__(self) -> str:
+        return f"RowMean(dim={self.dim}, n={self.n}, spec={self.spec})"
+
+    def update(self, rows: Rows) -> RowMean:
+        """Add rows [N, K] of any float dtype and length (each counts with length 1). Returns self.
+
+        A wrong shape or dtype, or a row that is zero or not finite, raises GvendiError and leaves the mean unchanged.
+        """
+        check_matrix(rows, self.dim)
+        self._check_room(len(rows))
+        total = torch.zeros_like(self._sum)
+        for i in range(0, len(rows), BLOCK):
+            total += (unit_rows(rows[i : i + BLOCK], first=i) / UNIT).round().long().sum(dim=0)
+        self._sum += total
+        self.n += len(rows)
+        return self
+
+    def merge(self, other: RowMean) -> RowMean:
+        """Add another mean's rows (in place; returns self). A different dim or spec raises GvendiError."""
+        if self.n == 0 and self.spec is None:
+            self.spec = other.spec
+        _check_same(self, other, "merge means")
+        self._check_room(other.n)
+        self._sum += other._sum
+        self.n += other.n
+        return self
+
+    def vector(self) -> torch.Tensor:
+        """The mean, float64 [K]. Raises GvendiError if n = 0."""
+        if self.n == 0:
+            raise GvendiError("the mean holds no rows (n = 0); call update(rows) with those of the reference")
+        return self._sum.double() * (UNIT / self.n)
+
+    @property
+    def squared_norm(self) -> float:
+        """|m|^2, the mean cosine of all n^2 pairs of rows, each row with itself among them."""
+        return float(self.vector().square().sum())
+
+    @property
+    def mark(self) -> str:
+        """A name for this mean: equal means have equal ones."""
+        return hashlib.blake2b(self.vector().numpy().astype("<f8").tobytes(), digest_size=8).hexdigest()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the mean to one safetensors file, which gets its name only when it is complete."""
+        save_tensors(path, _KIND, {"sum": self._sum}, {"n": str(self.n), "spec": json.dumps(self.spec)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RowMean:
+        """Read a mean written by `save`. Another kind of file, or another version, raises GvendiError."""
+        tensors, words = load_tensors(path, _KIND, "RowMean.save", "cpu")
+        mean = cls(len(tensors["sum"]), json.loads(words["spec"]))
+        mean._sum.copy_(tensors["sum"])
+        mean.n = int(words["n"])
+        return mean
+
+    def _check_room(self, rows: int) -> None:
+        if self.n + rows > MAX_ROWS:
+            raise GvendiError(
+                f"a mean of {self.n + rows:,} rows; its exact sums hold at most {MAX_ROWS:,}: take a sample of them"
+            )
+
+
+def equal_mean(means: Iterable[RowMean]) -> RowMean:
+    """The mean of several sets in which each set weighs the same, whatever its rows: the reference of a comparison."""
+    means = list(means)
+    if not means:
+        raise GvendiError("means is empty; give the RowMean of at least one set")
+    out = RowMean(means[0].dim, means[0].spec)
+    for other in means[1:]:
+        _check_same(out, other, "take the mean of sets")
+    rows = sum(mean.n for mean in means)
+    out._check_room(rows)
+    whole = torch.stack([mean.vector() for mean in means]).mean(dim=0)
+    out._sum, out.n = (whole * (rows / UNIT)).round().long(), rows
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Centered:
+    """Centred G-Vendi of a set.
+
+    value: None where no row has a direction without the mean.
+    n: rows that count.
+    left_out: rows that equal the mean.
+    why_not: why there is no value, else None.
+    state: of the centred rows; its spec says by which mean.
+    """
+
+    value: float | None
+    n: int
+    left_out: int
+    why_not: str | None
+    state: VendiState = field(repr=False)
+
+    @property
+    def note(self) -> str | None:
+        """A sentence on what is missing, None where nothing is."""
+        if self.why_not is not None or not self.left_out:
+            return self.why_not
+        if self.left_out == 1:
+            return "1 row equals the mean and counts only in the plain value"
+        return f"{self.left_out:,} rows equal the mean and count only in the plain value"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the state."""
+        return {name: getattr(self, name) for name in ("value", "n", "left_out", "why_not")}
+
+
+def centered(rows: Rows | Iterable[Rows], mean: RowMean, spec: dict | None = None) -> Centered:
+    """Centred G-Vendi of rows [n, K] or blocks of them, of any float dtype and length.
+
+    spec: of the rows; GvendiError where it is not that of the mean.
+    """
+    state, seen = VendiState(mean.dim, centred_spec(spec, mean)), 0
+    for whole, block in _blocks(rows, mean):
+        state.update(block)
+        seen += whole
+    return Centered(
+        value=state.gvendi() if state.n else None,
+        n=state.n,
+        left_out=seen - state.n,
+        why_not=None if state.n else _why_not(seen),
+        state=state,
+    )
+
+
+def centered_blocks(rows: Rows | Iterable[Rows], mean: RowMean) -> Iterator[torch.Tensor]:
+    """The centred rows of `centered`, block by block, without those left out: what `jackknife` takes with its state.
+
+    They are float64 where the rows are, else float32.
+    """
+    return (block for _, block in _blocks(rows, mean))
+
+
+def centre_rows(unit: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(centred unit rows, which rows have a direction left: bool [n]) of unit rows and a mean [K], float64 [n, K].
+
+    Rows without a direction come back as zeros.
+    """
+    left = unit - mean
+    norm = torch.linalg.vector_norm(left, dim=1, keepdim=True)
+    some = norm > EQUAL
+    return torch.where(some, left / norm.clamp_min(EQUAL), 0), some[:, 0]
+
+
+def centred_spec(spec: dict | None, mean: RowMean) -> dict:
+    """The spec of rows of this spec once they are centred by the mean; GvendiError where the mean has another spec."""
+    if spec is not None and CENTRED in spec:
+        raise GvendiError(f"spec says that the rows are centred already, by the mean {spec[CENTRED]}")
+    if None not in (spec, mean.spec) and plain_spec(spec) != mean.spec:
+        raise GvendiError(
+            "the mean is of rows of another spec; sketch both with one spec, or save a mean of these rows\n"
+            f"  rows: {spec}\n  mean: {mean.spec}"
+        )
+    return {**(spec or {}), CENTRED: mean.mark}
+
+
+def entropy_without_mean(state: SecondMoment, own: RowMean, reference: RowMean | None = None) -> float | None:
+    """H_1 in nats of the covariance about a mean, from the state and the rows' own mean alone; None if nothing is left.
+
+    That is (1/n) sum_i (z_i - m)(z_i - m)^T over its trace; m is the reference's mean, or the rows' own. The rows
+    are not scaled again: each weighs |z_i - m|^2, where centred G-Vendi gives every row the same weight.
+    """
+    check_own(state, own)
+    s = own.vector().to(state.matrix.device)
+    matrix = state.matrix / state.matrix.trace()
+    rank = state.n
+    if reference is None or reference is own:
+        matrix, rank = matrix - torch.outer(s, s), state.n - 1
+    else:
+        _check_same(own, reference, "centre rows")
+        m = reference.vector().to(s.device)
+        matrix = matrix - torch.outer(s, m) - torch.outer(m, s) + torch.outer(m, m)
+    # The matrix is made of float32 products: where so little is left of its trace, that is rounding.
+    if float(matrix.trace()) <= EQUAL or rank == 0:
+        return None
+    eigenvalues = torch.linalg.eigvalsh(matrix).cpu().flip(0).clamp_min_(0)
+    eigenvalues[rank:] = 0
+    return max(0.0, renyi_entropy(eigenvalues / eigenvalues.sum(), 1.0))
+
+
+def check_own(state: SecondMoment, own: RowMean) -> None:
+    """GvendiError unless the mean can be that of the state's rows."""
+    if (own.dim, own.n) != (state.dim, state.n):
+        raise GvendiError(
+            f"the mean is of {own.n} rows of width {own.dim}, the state of {state.n} of width {state.dim}; give the "
+            "mean of exactly the rows that the state was made from"
+        )
+    s = own.vector().to(state.matrix.device)
+    length = own.squared_norm
+    # Sigma - s s^T has no negative direction.
+    if float(s @ state.matrix @ s) / state.n < length**2 * (1 - 1e-4):
+        raise GvendiError("the mean is not that of the state's rows; give one made from exactly these rows")
+
+
+def _blocks(rows: Rows | Iterable[Rows], mean: RowMean) -> Iterator[tuple[int, torch.Tensor]]:
+    """(rows read, centred rows of them that have a direction), block by block."""
+    m, seen = mean.vector(), 0
+    for matrix in [rows] if hasattr(rows, "shape") else rows:
+        check_matrix(matrix, mean.dim)
+        for i in range(0, len(matrix), BLOCK):
+            unit = unit_rows(matrix[i : i + BLOCK], first=seen + i)
+            centred, some = centre_rows(unit, m)
+            yield len(unit), centred[some] if is_double(matrix) else centred[some].float()
+        seen += len(matrix)
+
+
+def _why_not(rows: int) -> str:
+    if rows == 0:
+        return "there are no rows"
+    return f"all {rows:,} rows equal the mean, so nothing is left of them without it"
+
+
+def _check_same(one: RowMean, other: RowMean, what: str) -> None:
+    if one.dim != other.dim:
+        raise GvendiError(
+            f"cannot {what} of dim {one.dim} and {other.dim}; sketch all data sets with one dim"
+        )
+    if one.spec != other.spec:
+        raise GvendiError(
+            f"cannot {what} of different specs; sketch all data sets with one spec\n"
+            f"  this:  {one.spec}\n  other: {other.spec}"
+        )
