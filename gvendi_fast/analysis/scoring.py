@@ -11,13 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
+from gvendi_fast.analysis.layers import norm_shares
+from gvendi_fast.analysis.set_numbers import limits, numbers_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
+from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
-from gvendi_fast.vendi.jackknife import jackknife
+from gvendi_fast.vendi.centered import Centered, RowMean
+from gvendi_fast.vendi.diagnosis import Diagnosis
+from gvendi_fast.vendi.growth import LEAST_ROWS, Growth, growth
 from gvendi_fast.vendi.state import VendiState
+from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
 __all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
 
@@ -26,47 +32,58 @@ __all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
 class Score:
     """The diversity of a corpus.
 
-    gvendi: exp of the entropy (nats) of the normalised sketches' covariance; grows with n.
-    gvendi_corrected: the estimate for unlimited data of the same kind (jackknife).
-    ci95: the 95 % interval of gvendi_corrected.
+    gvendi: exp of the entropy (nats) of the unit sketches' second moment, as the paper defines it; it grows with n.
+    low, high: the 95 % interval for the G-Vendi of another n rows of the same source.
     entropy: in nats; gvendi is its exp.
     n: scored rows.
     dim: K.
+    unlimited_k: what the exact gradients of these rows would score.
+    centered: the value without the mean of a reference, the corpus itself unless another was given.
+    diagnosis: what one direction does to the score.
+    growth: G-Vendi of fewer rows, and a forecast for twice as many; None for too few rows.
+    limits: sentences on what holds the value down or makes it say little; empty where nothing does.
     tokens: all tokens of the scored rows.
     seconds, tokens_per_second: of this run; None if there was nothing left to sketch.
     rejected: rows that could not be scored.
     by: {group: its score}, all at equal n.
     coverage: share of the proxy's parameters that the sketches cover.
+    norm_shares: {kind of layer: its share of the squared gradient norm}; None where the run does not hold them.
     spec: what the sketches depend on.
     units: (done, total) work units.
-    ci95_reliable: whether n is at least three times G-Vendi; below, the corrected value still grows with n.
     rejected_by_reason: {reason: rejected rows}.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     """
 
     gvendi: float
-    gvendi_corrected: float
-    ci95: tuple[float, float]
+    low: float
+    high: float
     entropy: float
     n: int
     dim: int
+    unlimited_k: UnlimitedK
+    centered: Centered
+    diagnosis: Diagnosis
+    growth: Growth | None
+    limits: list[str]
     tokens: int
     seconds: float | None
     tokens_per_second: float | None
     rejected: int
     by: dict[str, GroupScore]
     coverage: float
+    norm_shares: dict[str, float] | None
     spec: dict[str, Any]
     units: tuple[int, int | None]
-    ci95_reliable: bool
     rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
         result = {name: value for name, value in vars(self).items() if name != "units"}
+        result |= {name: getattr(self, name).to_dict() for name in ("unlimited_k", "centered", "diagnosis")}
+        result["growth"] = self.growth and self.growth.to_dict()
         result |= {"units_done": self.units[0], "units_total": self.units[1]}
-        return {**result, "ci95": list(self.ci95), "by": {k: vars(v) for k, v in self.by.items()}}
+        return {**result, "by": {name: group.to_dict() for name, group in self.by.items()}}
 
 
 def score(
@@ -77,6 +94,8 @@ def score(
     settings: Settings | None = None,
     by: str | None = None,
     orders: Sequence[float] = (),
+    mean: RowMean | None = None,
+    save_mean: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> Score:
     """Sketch a corpus and score it.
@@ -86,6 +105,8 @@ def score(
     out: a run directory that is kept and can be resumed; without it a temporary one is used.
     by: a field whose values make groups.
     orders: compute G-Vendi of these orders too, beside order 1.
+    mean: the reference that the centred value leaves out (None: the corpus' own mean); one for all that is compared.
+    save_mean: write the corpus' own mean to this file, as the reference of later scores.
     Raises GvendiError for arguments and corpora that cannot be used.
     """
     _check_orders(orders)
@@ -94,10 +115,11 @@ def score(
     if by is not None and settings.fields.by != by:
         fields = type(settings.fields)(**{**vars(settings.fields), "by": by})
         settings = type(settings)(**{**vars(settings), "fields": fields})
+    rest = (proxy, settings, orders, mean, save_mean, progress)
     if out is not None:
-        return _sketch_and_score(data, out, proxy, settings, orders, progress)
+        return _sketch_and_score(data, out, *rest)
     with tempfile.TemporaryDirectory(prefix="gvendi-") as folder:
-        return _sketch_and_score(data, os.path.join(folder, "run"), proxy, settings, orders, progress)
+        return _sketch_and_score(data, os.path.join(folder, "run"), *rest)
 
 
 def _sketch_and_score(
@@ -106,12 +128,20 @@ def _sketch_and_score(
     proxy: Proxy,
     settings: Settings,
     orders: Sequence[float],
+    mean: RowMean | None,
+    save_mean: str | os.PathLike | None,
     progress: Progress | None,
 ) -> Score:
     clock = _Clock(progress)
     run = sketch_corpus(data, out, proxy, settings, clock)
     return score_run(
-        run, by=settings.fields.by, orders=orders, seconds=clock.seconds, fresh_tokens=clock.tokens
+        run,
+        by=settings.fields.by,
+        orders=orders,
+        mean=mean,
+        save_mean=save_mean,
+        seconds=clock.seconds,
+        fresh_tokens=clock.tokens,
     )
 
 
@@ -120,23 +150,27 @@ def score_run(
     *,
     by: str | None = None,
     orders: Sequence[float] = (),
+    mean: RowMean | None = None,
+    save_mean: str | os.PathLike | None = None,
     seconds: float | None = None,
     fresh_tokens: int = 0,
     seed: int = 0,
 ) -> Score:
-    """Score what a run directory holds, complete or not; memory is bounded by one part and K x K numbers.
+    """Score what a run directory holds, complete or not; memory is bounded by one part and some K x K numbers.
 
     run: the directory.
     by: the field that it was sketched with; groups need the memory that `group_scores` names.
-    orders: as in `score`.
-    seed: of the draws of rows from groups.
+    orders, mean, save_mean: as in `score`.
+    seed: of the draws of rows.
     """
     check_by(run, by)
     _check_orders(orders)
     dim = run.spec["sketch"]["dim"]
-    state, tokens = VendiState(dim, spec=run.spec), 0
+    state, own, tokens, distinct = VendiState(dim, spec=run.spec), RowMean(dim, spec=run.spec), 0, Distinct()
     for part in run.iterate(["sketch", "length"]):
         state.update(part.sketches)
+        own.update(part.sketches)
+        distinct.update(part.sketches)
         tokens += int(part.length.sum())
     reasons = Counter(item.reason for item in run.rejected())
     rejected = reasons.total()
@@ -145,24 +179,39 @@ def score_run(
         raise GvendiError(
             f"no row of '{run.path}' could be scored, {rejected} were rejected: {counts or 'none'}"
         )
-    interval = jackknife(state, (part.sketches for part in run.iterate(["sketch"])))
+    reference = own if mean is None else mean
+    numbers = numbers_of(
+        state,
+        own,
+        lambda: (part.sketches for part in run.iterate(["sketch"])),
+        reference=reference,
+        distinct=distinct.count(),
+    )
+    grown = growth(run, numbers.interval, seed=seed) if state.n >= LEAST_ROWS else None
+    if save_mean is not None:
+        own.save(save_mean)
     coverage = run.spec["coverage"]
     return Score(
-        gvendi=interval.value,
-        gvendi_corrected=interval.corrected,
-        ci95=(interval.low, interval.high),
-        entropy=max(state.entropy(), 0.0),
-        n=state.n,
+        gvendi=numbers.gvendi,
+        low=numbers.interval.low,
+        high=numbers.interval.high,
+        entropy=numbers.entropy,
+        n=numbers.n,
         dim=dim,
+        unlimited_k=numbers.unlimited_k,
+        centered=numbers.centered,
+        diagnosis=numbers.diagnosis,
+        growth=grown,
+        limits=limits(numbers, grown),
         tokens=tokens,
         seconds=seconds if fresh_tokens else None,
         tokens_per_second=fresh_tokens / seconds if fresh_tokens and seconds else None,
         rejected=rejected,
-        by={} if by is None else group_scores(run, seed),
+        by={} if by is None else group_scores(run, seed, reference),
         coverage=coverage["sketched"] / coverage["total"],
+        norm_shares=norm_shares(run),
         spec=run.spec,
         units=(run.units_done, run.units_total),
-        ci95_reliable=interval.reliable,
         rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": state.gvendi(q) for q in orders},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,12 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import CorpusOptions, Data, Json, Order, unbundled, warn_unfinished
 from gvendi_fast.data.sources import find_files
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gvendi_fast.analysis.scoring import Score
+    from gvendi_fast.vendi.diagnosis import Diagnosis
 
 TINY_NOTE = " (for trying things out: report no numbers made with it)"
 
@@ -30,14 +36,44 @@ def score(
         ),
     ] = None,
     order: Order = None,
+    mean: Annotated[
+        Path | None,
+        typer.Option(
+            "--mean",
+            metavar="FILE",
+            help="The mean that the centred value leaves out, as --save-mean wrote it: one for all corpora that are "
+            "compared. (Default: this corpus' own.)",
+        ),
+    ] = None,
+    save_mean: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-mean",
+            metavar="FILE",
+            help="Write this corpus' mean, the reference of later scores and of 'gvendi select --center'.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a corpus, or a run directory that 'gvendi sketch' made."""
+    """Score a corpus, or a run directory that 'gvendi sketch' made.
+
+    Prints G-Vendi with the 95 % interval of what another n rows of the same
+    source would score, then what limits it: its most, K, n, the proxy.
+
+    unlimited K: what exact gradients of these rows would score.
+    by rows: G-Vendi of a quarter and half of the rows, and a forecast for twice
+    as many.
+    centred: the value of the rows less their mean: a diagnosis of what the
+    proxy's own habits do to the score, not a better score.
+    """
     from gvendi_fast.analysis import scoring
     from gvendi_fast.analysis.layers import choose_layers
     from gvendi_fast.data.run_directory import RunDirectory
 
+    from gvendi_fast.vendi.centered import RowMean
+
     orders = order or ()
+    reference = None if mean is None else RowMean.load(mean)
     if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(
@@ -48,7 +84,9 @@ def score(
         if corpus.layers is not None:
             run = choose_layers(run, corpus.layers)
         warn_unfinished(run)
-        result = scoring.score_run(run, by=corpus.by, orders=orders, seed=corpus.seed)
+        result = scoring.score_run(
+            run, by=corpus.by, orders=orders, mean=reference, save_mean=save_mean, seed=corpus.seed
+        )
     else:
         settings = corpus.settings()
         # A wrong path is reported before a proxy is fetched.
@@ -60,6 +98,8 @@ def score(
                 out=out,
                 settings=settings,
                 orders=orders,
+                mean=reference,
+                save_mean=save_mean,
                 progress=_progress(),
             )
     if as_json:
@@ -96,28 +136,28 @@ def _progress():
     return progress_for()
 
 
-def _print_score(result, by: str | None) -> None:
+def _print_score(result: Score, by: str | None) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    console = Console()
-    low, high = result.ci95
+    console = Console(highlight=False)
     console.print(
-        f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  (n = {result.n:,}, K = {result.dim})", highlight=False
+        f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  95 % interval {result.low:.2f} to {result.high:.2f}  "
+        f"n = {result.n:,}  K = {result.dim:,}",
+        soft_wrap=True,
     )
-    orders = {f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()}
-    interval = f"95 % interval {low:.2f} to {high:.2f}"
-    if not result.ci95_reliable:
-        interval = "rough: with fewer rows than 3 times G-Vendi this value still grows with n"
-    proxy = result.spec["proxy"]["name"]
+    for sentence in result.limits:
+        console.print(f"  limited by {sentence}", soft_wrap=True, markup=False)
     reasons = "; ".join(
         f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
     )
+    proxy = result.spec["proxy"]["name"]
     lines = {
-        "corrected for n": f"{result.gvendi_corrected:.2f}, {interval}",
+        "the interval": f"is for another {result.n:,} row{'s' * (result.n != 1)} of the same source",
+        **_values(result),
+        **{f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()},
         "entropy": f"{shown(result.entropy, '.4f')} nats",
-        **orders,
+        "one direction": _direction(result.diagnosis),
+        **_layers(result.norm_shares),
         "tokens": f"{result.tokens:,}",
         "rejected rows": f"{result.rejected:,}" + (f" ({reasons})" if reasons else ""),
         "coverage": f"{100 * result.coverage:.1f} % of the proxy's parameters",
@@ -127,27 +167,74 @@ def _print_score(result, by: str | None) -> None:
         lines["time"] = f"{result.seconds:,.1f} s, {result.tokens_per_second:,.0f} tokens/s"
     for name, value in lines.items():
         # Names of proxies, reasons and groups are data: brackets in them are no markup.
-        console.print(f"  {name:<16}{value}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"  {name:<16}{value}", soft_wrap=True, markup=False)
     if by is not None and set(result.by) == {""}:
         print(f"warning: no row has the field {by!r}, so there are no groups", file=sys.stderr)
     elif by is not None:
-        most = max(result.by.values(), key=lambda g: (g.n, g.draws))
-        drawn = f", mean of {most.draws} draws" if most.draws > 1 else ""
-        console.print(
-            f"\nby {by}, at n = {most.n:,} rows each{drawn}", highlight=False, soft_wrap=True, markup=False
+        _print_groups(console, result, by)
+
+
+def _values(result: Score) -> dict[str, str]:
+    """The other values of the same rows, and of more and fewer."""
+    of = result.unlimited_k
+    lines = {"unlimited K": f"{of.value:.2f}, 95 % interval {of.low:.2f} to {of.high:.2f}"}
+    if result.growth is not None:
+        points, ahead = result.growth.points, result.growth.forecast
+        known = ", ".join(f"{point.mean:.2f} at {point.n:,}" for point in points)
+        lines["by rows"] = (
+            f"{known}; forecast {ahead.value:.2f} at {ahead.n:,} ({ahead.low:.2f} to {ahead.high:.2f})"
         )
-        table = Table()
-        table.add_column(escape(by), overflow="fold")
-        for name in ("G-Vendi", "20-80 % of draws", "rows"):
-            table.add_column(name, justify="right", overflow="fold")
-        ranked = sorted(result.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
-        for value, group in ranked:
-            value_shown = "too few rows" if group.gvendi is None else f"{group.gvendi:.2f}"
-            band = (
-                f"{group.low:.2f} to {group.high:.2f}" if group.draws > 1 else "all rows" if group.n else ""
-            )
-            table.add_row(escape(value) or "(none)", value_shown, band, f"{group.rows:,}")
-        console.print(table)
+        most = result.growth.unlimited
+        lines["unlimited n"] = (
+            f"not known: {result.growth.why_not}"
+            if most is None
+            else f"{most.value:.2f} ({most.low:.2f} to {most.high:.2f})"
+        )
+    centred = result.centered
+    value = "none" if centred.value is None else f"{centred.value:.2f}"
+    lines["centred"] = f"{value}, rows less their mean" + (f" ({centred.note})" if centred.note else "")
+    return lines
+
+
+def _direction(of: Diagnosis) -> str:
+    cosine = "" if of.mean_cosine is None else f"; mean cosine of two rows {shown(of.mean_cosine, '.3f')}"
+    rest = "" if of.without_first is None else f"; G-Vendi of the others {of.without_first:.2f}"
+    return f"the first holds {shown(100 * of.first_share, '.1f')} %{rest}{cosine}"
+
+
+def _layers(shares: dict[str, float] | None) -> dict[str, str]:
+    if shares is None:
+        return {}
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return {"squared norm": ", ".join(f"{name} {shown(100 * share, '.1f')} %" for name, share in ordered)}
+
+
+def _print_groups(console: Console, result: Score, by: str) -> None:
+    from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
+    from gvendi_fast.cli.tables import print_table, short_names
+
+    scored = {name: group for name, group in result.by.items() if group.gvendi is not None}
+    first = next(iter(scored.values()))
+    most = max(group.draws for group in scored.values())
+    drawn = f", mean of {most} draws" if most > 1 else ""
+    console.print(f"\nby {by}, at n = {first.n:,} rows each{drawn}", soft_wrap=True, markup=False)
+    ranked = sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0]))
+    rows = [
+        (
+            name,
+            f"{group.gvendi:.2f}",
+            f"{group.low:.2f} to {group.high:.2f}",
+            f"{group.unlimited_k:.2f}",
+            "none" if group.centered is None else f"{group.centered:.2f}",
+            f"{group.rows:,}",
+        )
+        for name, (_, group) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
+    ]
+    print_table(console, (by, "G-Vendi", "95 % interval", "unlimited K", "centred", "rows"), rows)
+    values = [group.gvendi for group in scored.values()]
+    for sentence in (pooled_sentence(result.by), saturation_sentence(values, first.n, result.dim)):
+        if sentence:
+            console.print(sentence, soft_wrap=True, markup=False)
 
 
 class _Advice:

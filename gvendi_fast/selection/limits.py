@@ -8,11 +8,11 @@ The last line is the bound on the entropy of a mixture; with all rows different 
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
 
+from gvendi_fast.data.distinct import digests
 from gvendi_fast.data.pool import Pool
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex
 from gvendi_fast.vendi.state import VendiState
@@ -29,8 +29,7 @@ def most_distinct(pool: Pool, size: int, limits: Limits | None = None) -> int:
     of_group: list[set[bytes]] = [set() for _ in range(0 if limits is None else len(limits.most))]
     found = 0
     for first, block in pool.blocks():
-        for number, row in enumerate(block.numpy(), first):
-            digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        for number, digest in enumerate(digests(block.numpy()), first):
             seen.add(digest)
             if limits is None:
                 found = len(seen)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 
@@ -74,6 +75,10 @@ class UnlimitedK:
     def is_bound_only(self) -> bool:
         """Whether K shows so little that `low` and `high` say more than `value` does."""
         return self.unseen > WIDE
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "bias": self.bias, "is_notable": self.is_notable, "is_bound_only": self.is_bound_only}
 
 
 def unlimited_k(
