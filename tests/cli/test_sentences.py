@@ -608,3 +608,28 @@ def test_no_row_of_a_table_is_left_over():
         # A sentence without a word of the subject is found by its longest part between values.
         part = max(row[1].split("{}"), key=len)
         assert whole or part.strip() in strings.get(row[0], ""), row[:2]
+
+
+def test_the_scan_finds_what_is_printed_and_nothing_else(tmp_path):
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "cli" / "new.py").write_text(
+        '"""A docstring on diversity."""\n'
+        "def say(x: Annotated[int, typer.Option(help='more diverse')] = 1):\n"
+        '    """Another on G-Vendi."""\n'
+        "    print(f'this set is {x:.2f} times as diverse'\n"
+        "          f' as that one')\n"
+        "    print('two sparse' if x else f'{x} near duplicates')\n"
+        "    lines = {'a label': 'nothing here', 'G-Vendi': 1}\n"
+        "    raise GvendiError('a diverse error')\n"
+    )
+    (tmp_path / "report" / "page.jinja").write_text(
+        "{# diversity #}<p>Rows are diverse.\nOthers are not: {{ x }} alike.</p>{% if sparse %}<b>fine</b>{% endif %}"
+    )
+    assert printed_strings(tmp_path) == [
+        ("cli/new.py", "this set is {} times as diverse as that one"),
+        ("cli/new.py", "two sparse"),
+        ("cli/new.py", "{} near duplicates"),
+        ("report/page.jinja", "Rows are diverse."),
+        ("report/page.jinja", "{} alike."),
+    ]
