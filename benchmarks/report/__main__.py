@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.environment import ROOT
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
+from benchmarks.report.sketch_dimension import dimension_line, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
@@ -145,6 +146,7 @@ def render(results: Path = RESULTS) -> str:
     """Everything between the markers of docs/results.md, from a folder of results."""
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
+    dimension = load(results / "sketch_dimension.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -161,6 +163,10 @@ def render(results: Path = RESULTS) -> str:
         else f"{MISSING.capitalize()}.",
         fidelity_table(found),
         bf16_table(found),
+        "## The sketch dimension",
+        dimension_line(dimension, MISSING),
+        machine_line([dimension] if dimension else []),
+        dimension_table(dimension, table),
         "## Scoring and selection",
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
