@@ -25,6 +25,7 @@ from benchmarks.report.proxies import (
     share_table,
 )
 from benchmarks.report.reference import reference_values
+from benchmarks.report.sketch_dimension import dimension_line, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
@@ -155,6 +156,7 @@ def render(results: Path = RESULTS) -> str:
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     proxies = load(results / "proxies.json")
+    dimension = load(results / "sketch_dimension.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -177,6 +179,10 @@ def render(results: Path = RESULTS) -> str:
         agreement_table(proxies, table),
         dim_table(proxies, table),
         share_table(proxies, table),
+        "## The sketch dimension",
+        dimension_line(dimension, MISSING),
+        machine_line([dimension] if dimension else []),
+        dimension_table(dimension, table),
         "## Scoring and selection",
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),

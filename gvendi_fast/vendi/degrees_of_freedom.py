@@ -19,6 +19,8 @@ psi''' > 0, so (Chebyshev, Markov) this sum is least where w is one number or 0,
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -78,7 +80,9 @@ class DegreesOfFreedom:
 
     def _lost(self, table: tuple[np.ndarray, np.ndarray, np.ndarray], dim: int) -> float:
         d, times_d, plain = table
-        return float(np.interp(dim, d, times_d) / dim + plain[-1] - np.interp(dim, d, plain))
+        lost = np.interp(dim, d, times_d) / dim + plain[-1] - np.interp(dim, d, plain)
+        # Both entropies lie between 0 and ln rank; one row loses nothing, as it has length 1 in every sketch.
+        return min(float(lost), math.log(self.rank))
 
     def _unseen(self, eigenvalues: np.ndarray, limits: list[int], block: int | None) -> list[_Atoms]:
         """What w may be below t_0: as estimated, the least and the most."""

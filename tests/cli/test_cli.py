@@ -97,6 +97,20 @@ def test_names_of_groups_are_no_markup(gvendi, tmp_path, field):
     assert all(name in out for name in names)
 
 
+def test_dim_auto_says_its_choice_on_stderr_and_leaves_json_alone(gvendi, data, tmp_path):
+    out_dir = tmp_path / "run"
+    code, out, err = gvendi("score", data, "--proxy", "tiny", "--dim", "auto", "--out", out_dir, "--json")
+    assert code == 0, err
+    assert json.loads(out)["dim"] == 512
+    assert "K = 512, the smallest with a bias below 5%" in err
+    code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--dim", "auto", "--out", out_dir)
+    assert code == 0, err
+    assert f"K = 512, as the sketches in '{out_dir}'" in err
+    code, _, err = gvendi("score", out_dir, "--dim", "auto")
+    assert code == 1
+    assert "--dim does not go with the score of a run directory" in err
+
+
 def test_limit_takes_the_first_rows(gvendi, data):
     _, out, _ = gvendi("score", data, "--proxy", "tiny", "--dim", 64, "--limit", 5, "--json")
     assert json.loads(out)["n"] == 5
@@ -107,6 +121,10 @@ def test_limit_takes_the_first_rows(gvendi, data):
     [
         (["score", "nowhere.jsonl", "--proxy", "tiny"], "nowhere.jsonl"),
         (["score", "{data}", "--proxy", "tiny", "--dim", "1000"], "dim must be a power of two"),
+        (
+            ["score", "{data}", "--proxy", "tiny", "--dim", "large"],
+            "--dim must be a whole number such as 1024, or auto",
+        ),
         (["score", "{data}", "--proxy", "tiny", "--max-rejected", "some"], "--max-rejected must be a count"),
         (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "batch_tokens must be at least 1"),
         (["score", "{data}", "--proxy", "./no/such/model"], "no/such/model"),
