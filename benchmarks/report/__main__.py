@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.environment import ROOT
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
+from benchmarks.report.proxies import direction_line, direction_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
@@ -145,6 +146,7 @@ def render(results: Path = RESULTS) -> str:
     """Everything between the markers of docs/results.md, from a folder of results."""
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
+    direction = load(results / "common_direction.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -165,6 +167,10 @@ def render(results: Path = RESULTS) -> str:
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
         engine_table(cpu, selection, table),
+        "## One common direction",
+        direction_line(direction),
+        machine_line([direction] if direction else []),
+        direction_table(direction, table),
         "## Growing a data set",
         study_line(study),
         machine_line(synthesis_entries(study, rate)),
@@ -172,7 +178,7 @@ def render(results: Path = RESULTS) -> str:
         rate_table(rate, table),
         gpu_tables(gpu_results(results), table),
     ]
-    return "\n\n".join(sections)
+    return "\n\n".join(section for section in sections if section)
 
 
 def render_readme(results: Path = RESULTS) -> str:
