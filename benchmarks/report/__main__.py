@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.proxies import (
@@ -157,6 +158,7 @@ def render(results: Path = RESULTS) -> str:
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     proxies = load(results / "proxies.json")
     dimension = load(results / "sketch_dimension.json")
+    direction = load(results / "common_direction.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -187,6 +189,10 @@ def render(results: Path = RESULTS) -> str:
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
         engine_table(cpu, selection, table),
+        "## One common direction",
+        direction_line(direction),
+        machine_line([direction] if direction else []),
+        direction_table(direction, table),
         "## Growing a data set",
         study_line(study),
         machine_line(synthesis_entries(study, rate)),
@@ -194,7 +200,7 @@ def render(results: Path = RESULTS) -> str:
         rate_table(rate, table),
         gpu_tables(gpu_results(results), table),
     ]
-    return "\n\n".join(sections)
+    return "\n\n".join(section for section in sections if section)
 
 
 def render_readme(results: Path = RESULTS) -> str:

@@ -53,6 +53,14 @@ def cluster(
             help="Stop when an update raises the mean cosine by no more than this.",
         ),
     ] = 1e-5,
+    center: Annotated[
+        bool,
+        typer.Option(
+            "--center",
+            help="Cluster rows without their mean direction, scaled to length 1 again; rows that equal the mean are in "
+            "no cluster and not in the file. (The paper clusters rows as they are.)",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -71,11 +79,12 @@ def cluster(
     from gvendi_fast.clusters.kmeans import SphericalKMeans
     from gvendi_fast.data.pool import as_pool
     from gvendi_fast.data.run_directory import RunDirectory
+    from gvendi_fast.vendi.centered_pool import CenteredPool
 
     _, centroids = two_outputs(out, ".parquet", ".safetensors", force)
     run = RunDirectory.load(directory)
     warn_unfinished(run)
-    pool = as_pool(run)
+    pool = CenteredPool(run) if center else as_pool(run)
     model = SphericalKMeans(clusters, seed=seed, max_iterations=max_iterations, tolerance=tolerance)
     model.fit(pool, progress=_say)
     assignment = model.assign(pool)
@@ -83,6 +92,7 @@ def cluster(
     model.save(centroids)
     _write(out, pool, assignment)
     summary = _summary(model, len(pool), out, centroids)
+    summary |= {"left_out": pool.left_out} if isinstance(pool, CenteredPool) else {}
     if as_json:
         print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
     else:
@@ -147,5 +157,8 @@ def _print(summary: dict[str, Any]) -> None:
         else "none: all have the same size",
         "written": f"{summary['out']}, {summary['centroids']}",
     }
+    if "left_out" in summary:
+        rows = f"less their mean; {summary['left_out']:,} equal to it left out"
+        lines = {"rows": lines.pop("rows"), "centred": rows, **lines}
     for name, value in lines.items():
         print(f"{name:<17}{value}")

@@ -69,7 +69,6 @@ def score(
     from gvendi_fast.analysis import scoring
     from gvendi_fast.analysis.layers import choose_layers
     from gvendi_fast.data.run_directory import RunDirectory
-
     from gvendi_fast.vendi.centered import RowMean
 
     orders = order or ()

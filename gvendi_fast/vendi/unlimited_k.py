@@ -78,7 +78,12 @@ class UnlimitedK:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**asdict(self), "bias": self.bias, "is_notable": self.is_notable, "is_bound_only": self.is_bound_only}
+        return {
+            **asdict(self),
+            "bias": self.bias,
+            "is_notable": self.is_notable,
+            "is_bound_only": self.is_bound_only,
+        }
 
 
 def unlimited_k(

@@ -386,3 +386,27 @@ def test_the_command_refuses_what_it_cannot_do(gvendi, tmp_path):
         assert (code, stdout) == (1, "")
         assert message in stderr
     assert not (tmp_path / "c.parquet").exists()
+
+
+def test_the_command_clusters_centred_rows_and_says_which_it_left_out(gvendi, tmp_path):
+    """Two groups to both sides of a long direction that all rows share: plain cosines are near 1."""
+    rows = 0.01 * blobs(40, 64, 1, noise=1.0) / blobs(40, 64, 1, noise=1.0).norm(dim=1, keepdim=True)
+    rows[:, 0] += 20
+    rows[:20, 1] += 1
+    rows[20:, 1] -= 1
+    run_directory(tmp_path / "run", rows)
+    out = tmp_path / "c.parquet"
+    options = ("--clusters", 2, "--out", out, "--center")
+    code, stdout, stderr = gvendi("cluster", tmp_path / "run", *options, "--json")
+    assert code == 0, stderr
+    assert json.loads(stdout)["left_out"] == 0
+    assert json.loads(stdout)["sizes"] == [20, 20]
+    label = np.array(pq.read_table(out)["cluster"])
+    assert len(set(label[:20])) == len(set(label[20:])) == 1
+    assert label[0] != label[20]
+    # Centroids of centred rows do not take plain ones.
+    model = SphericalKMeans.load(out.with_suffix(".safetensors"))
+    with pytest.raises(GvendiError, match="other settings than the centroids"):
+        model.assign(RunDirectory.load(tmp_path / "run"))
+    code, stdout, _ = gvendi("cluster", tmp_path / "run", *options, "--force")
+    assert "less their mean; 0 equal to it left out" in stdout
