@@ -27,8 +27,7 @@ class Score:
     """The diversity of a corpus.
 
     gvendi: exp of the entropy (nats) of the normalised sketches' covariance; grows with n.
-    gvendi_corrected: the estimate for unlimited data of the same kind (jackknife).
-    ci95: the 95 % interval of gvendi_corrected.
+    low, high: the 95 % interval for the G-Vendi of another draw of n rows from the same source.
     entropy: in nats; gvendi is its exp.
     n: scored rows.
     dim: K.
@@ -39,14 +38,13 @@ class Score:
     coverage: share of the proxy's parameters that the sketches cover.
     spec: what the sketches depend on.
     units: (done, total) work units.
-    ci95_reliable: whether n is at least three times G-Vendi; below, the corrected value still grows with n.
     rejected_by_reason: {reason: rejected rows}.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     """
 
     gvendi: float
-    gvendi_corrected: float
-    ci95: tuple[float, float]
+    low: float
+    high: float
     entropy: float
     n: int
     dim: int
@@ -58,7 +56,6 @@ class Score:
     coverage: float
     spec: dict[str, Any]
     units: tuple[int, int | None]
-    ci95_reliable: bool
     rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
 
@@ -66,7 +63,7 @@ class Score:
         """The object that `gvendi score --json` prints."""
         result = {name: value for name, value in vars(self).items() if name != "units"}
         result |= {"units_done": self.units[0], "units_total": self.units[1]}
-        return {**result, "ci95": list(self.ci95), "by": {k: vars(v) for k, v in self.by.items()}}
+        return {**result, "by": {k: vars(v) for k, v in self.by.items()}}
 
 
 def score(
@@ -149,9 +146,9 @@ def score_run(
     coverage = run.spec["coverage"]
     return Score(
         gvendi=interval.value,
-        gvendi_corrected=interval.corrected,
-        ci95=(interval.low, interval.high),
-        entropy=max(state.entropy(), 0.0),
+        low=interval.low,
+        high=interval.high,
+        entropy=max(0.0, state.entropy()),
         n=state.n,
         dim=dim,
         tokens=tokens,
@@ -162,7 +159,6 @@ def score_run(
         coverage=coverage["sketched"] / coverage["total"],
         spec=run.spec,
         units=(run.units_done, run.units_total),
-        ci95_reliable=interval.reliable,
         rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": state.gvendi(q) for q in orders},
     )

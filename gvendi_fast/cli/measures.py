@@ -32,7 +32,8 @@ def measures(
         typer.Option(
             "--n",
             metavar="N",
-            help="Rows to measure of each set. (Default: all; with --by those of the smallest group of at least 32.)",
+            help="Rows to measure of each set. (Default: all; with --by those of the smallest group of at least 32; "
+            "smaller groups are measured together, as (others).)",
         ),
     ] = None,
     embedding: Annotated[
@@ -88,6 +89,9 @@ def _print(measured: Measured, by: str | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
+    from gvendi_fast.base.shown import shown as as_printed
+
     console = Console()
     columns = {name: shown for name, shown in COLUMNS.items() if getattr(measured.whole, name) is not None}
     if by is None:
@@ -97,7 +101,9 @@ def _print(measured: Measured, by: str | None) -> None:
         )
         for name, (heading, form) in columns.items():
             if name != "gvendi":
-                console.print(f"  {heading:<18}{getattr(measured.whole, name):{form}}", highlight=False)
+                console.print(
+                    f"  {heading:<18}{as_printed(getattr(measured.whole, name), form)}", highlight=False
+                )
         return
     console.print(
         f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim})",
@@ -108,13 +114,18 @@ def _print(measured: Measured, by: str | None) -> None:
     table.add_column(escape(by), overflow="fold")
     for heading in ("rows", *(heading for heading, _ in columns.values())):
         table.add_column(heading, justify="right")
-    ranked = sorted(measured.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
+    scored = {group: shown for group, shown in measured.by.items() if shown.gvendi is not None}
+    ranked = sorted(scored.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
     for group, shown in [*ranked, ("(all rows)", measured.whole)]:
         values = [getattr(shown, name) for name in columns]
         cells = [
-            "too few" if v is None else f"{v:{f}}" for v, (_, f) in zip(values, columns.values(), strict=True)
+            "" if v is None else as_printed(v, f) for v, (_, f) in zip(values, columns.values(), strict=True)
         ]
         if shown is measured.whole:
             table.add_section()
         table.add_row(escape(group) or "(none)", f"{shown.rows:,}", *cells)
     console.print(table)
+    values = [shown.gvendi for shown in scored.values() if shown.gvendi is not None]
+    for sentence in (pooled_sentence(measured.by), saturation_sentence(values, measured.n, measured.dim)):
+        if sentence:
+            console.print(sentence, highlight=False, soft_wrap=True, markup=False)

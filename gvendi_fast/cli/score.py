@@ -97,21 +97,19 @@ def _print_score(result, by: str | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
+
     console = Console()
-    low, high = result.ci95
     console.print(
         f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  (n = {result.n:,}, K = {result.dim})", highlight=False
     )
     orders = {f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()}
-    interval = f"95 % interval {low:.2f} to {high:.2f}"
-    if not result.ci95_reliable:
-        interval = "rough: with fewer rows than 3 times G-Vendi this value still grows with n"
     proxy = result.spec["proxy"]["name"]
     reasons = "; ".join(
         f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
     )
     lines = {
-        "corrected for n": f"{result.gvendi_corrected:.2f}, {interval}",
+        "another draw": f"{result.low:.2f} to {result.high:.2f} (95 % interval for {result.n:,} other such rows)",
         "entropy": f"{result.entropy:.4f} nats",
         **orders,
         "tokens": f"{result.tokens:,}",
@@ -134,16 +132,17 @@ def _print_score(result, by: str | None) -> None:
         )
         table = Table()
         table.add_column(escape(by), overflow="fold")
-        for name in ("G-Vendi", "20-80 % of draws", "rows"):
+        for name in ("G-Vendi", "another draw, 95 %", "rows"):
             table.add_column(name, justify="right", overflow="fold")
-        ranked = sorted(result.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
-        for value, group in ranked:
-            shown = "too few rows" if group.gvendi is None else f"{group.gvendi:.2f}"
-            band = (
-                f"{group.low:.2f} to {group.high:.2f}" if group.draws > 1 else "all rows" if group.n else ""
-            )
-            table.add_row(escape(value) or "(none)", shown, band, f"{group.rows:,}")
+        scored = {value: group for value, group in result.by.items() if group.gvendi is not None}
+        for value, group in sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0])):
+            interval = f"{group.low:.2f} to {group.high:.2f}"
+            table.add_row(escape(value) or "(none)", f"{group.gvendi:.2f}", interval, f"{group.rows:,}")
         console.print(table)
+        values = [group.gvendi for group in scored.values()]
+        for sentence in (pooled_sentence(result.by), saturation_sentence(values, most.n, result.dim)):
+            if sentence:
+                console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Advice:

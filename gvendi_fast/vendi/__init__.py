@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from gvendi_fast.vendi.between_sources import Decomposition, Source, between_source
+from gvendi_fast.vendi.growth import Growth, growth
 from gvendi_fast.vendi.jackknife import Interval, jackknife, leave_one_out
 from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.similarity import score, score_dual, score_K, score_X
@@ -14,10 +15,12 @@ from gvendi_fast.vendi.state import VendiState
 
 __all__ = [
     "Decomposition",
+    "Growth",
     "Interval",
     "Source",
     "VendiState",
     "between_source",
+    "growth",
     "gvendi",
     "jackknife",
     "leave_one_out",
