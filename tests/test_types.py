@@ -35,7 +35,7 @@ def measure(ids: torch.Tensor, labels: torch.Tensor, rows: np.ndarray) -> Sequen
     assert_type(state.gvendi(), float)
     assert_type(state.gvendi(ci="jackknife", rows=z), Interval)
     assert_type(gvendi_fast.gvendi(rows), float)
-    assert_type(gvendi_fast.jackknife(state, z).corrected, float)
+    assert_type(gvendi_fast.jackknife(state, z).high, float)
     assert_type(gvendi_fast.group_gvendi(rows, list("ab")).gvendi, np.ndarray)
     kmeans = SphericalKMeans(8).fit(rows)
     chosen = assert_type(select(rows, 3, quality=[1.0, 2.0], quotas={"a": 2}, groups=list("ab")), Selection)

@@ -1,11 +1,9 @@
 """Data sets side by side: G-Vendi at equal n, what each adds to the others, and their nearest rows.
 
 All sets are compared by n rows each, drawn by id. With Sigma_k of those rows and Sigma the mean over m sets:
-    difference of A and B: G_A - G_B of G = exp(H_1), at this n. The corrected values are not used: equal n cancels the
-    bias
-        of equal populations, and the jackknife's se is that of H_1 (on average not below it, Efron and Stein 1981),
-        not of the corrected entropy, which spreads more. The samples are independent: se^2 of H_A - H_B is the sum of
-        both, and the limits of G_A - G_B follow from each one's own (Zou and Donner 2008)
+    difference of A and B: G_A - G_B of G = exp(H_1), at this n; its interval is for the difference of what n rows of
+        each source score on average. The samples are independent: se^2 of H_A - H_B is the sum of both, its degrees of
+        freedom are Welch's (1947), and the limits of G_A - G_B follow from each one's own (Zou and Donner 2008)
     between-source entropy: H(Sigma) - mean_k H(Sigma_k), from 0 to ln m (nothing in common). It is above 0 for one
         population too: its mean over random partitions of the same rows into m sets says how much
     what k adds: G-Vendi of n rows drawn in equal parts from all sets, less that of n rows from all sets but k
@@ -17,16 +15,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from operator import itemgetter
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 
+from gvendi_fast.analysis.equal_n import near_most
 from gvendi_fast.analysis.neighbours import Pair, nearest_pairs
 from gvendi_fast.base.differences import differences
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.student import outside, quantile
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
 from gvendi_fast.vendi.jackknife import Interval, jackknife
 from gvendi_fast.vendi.of_rows import gvendi
@@ -47,9 +46,9 @@ class SetScore:
     rows: how many it has.
     n: how many were compared.
     gvendi: of these n rows.
-    corrected: the estimate for unlimited data.
-    low, high: the interval of `corrected`.
+    low, high: the interval for the G-Vendi of another draw of n rows from the same source.
     entropy_se: standard error of the entropy, in nats.
+    saturated: whether n rows (or K) leave no room to differ upwards: `gvendi` is at least 90 % of min(n, K).
     adds: G-Vendi of n rows drawn equally from all sets, minus that of n rows from all other sets; None for a single
         set.
     """
@@ -57,11 +56,11 @@ class SetScore:
     rows: int
     n: int
     gvendi: float
-    corrected: float
     low: float
     high: float
     entropy_se: float
     adds: float | None
+    saturated: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Difference:
 
     first, second: names of the sets.
     difference: G-Vendi of `first` minus that of `second`.
-    low, high: the interval of the difference.
+    low, high: the interval of the difference of what n rows of either source score on average.
     ratio: G-Vendi of `first` over that of `second`.
     ratio_low, ratio_high: the interval of the ratio.
     p_value: two-sided, of equal entropies at this n.
@@ -181,16 +180,19 @@ def compare(
         raise GvendiError(
             f"n is {n}; wanted {LEAST_ROWS} to {smallest}, the rows of the smallest set ({name!r})"
         )
-    drawn = {name: pool.take(places_by_id(pool.ids, n, seed)) for name, pool in pools.items()}
+    places = {name: places_by_id(pool.ids, n, seed) for name, pool in pools.items()}
+    # Read in the pool's order, in which `score` reads them: all rows of a set score the same in both.
+    drawn = {name: pool.take(np.sort(places[name])) for name, pool in pools.items()}
+    shuffled = {name: torch.from_numpy(np.argsort(np.argsort(here))) for name, here in places.items()}
     states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
     scores = {name: jackknife(states[name], drawn[name], level) for name in drawn}
-    adds = _adds(drawn, n)
+    adds = _adds(drawn, shuffled, n)
     union = VendiState(next(iter(drawn.values())).shape[1])
     for state in states.values():
         union.merge(state)
     within = sum(state.entropy() for state in states.values()) / len(states)
-    between = max(union.entropy() - within, 0.0)
-    chance = _between_by_chance(list(drawn.values()), union.entropy(), seed)
+    between = max(0.0, union.entropy() - within)
+    chance = _between_by_chance(list(drawn.values()), list(shuffled.values()), union.entropy(), seed)
     room = math.log(len(pools)) - chance
     names = list(pools)
     together = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -199,7 +201,16 @@ def compare(
         dim=union.dim,
         level=level,
         sets={
-            name: SetScore(len(pools[name]), n, f.value, f.corrected, f.low, f.high, f.se, adds.get(name))
+            name: SetScore(
+                rows=len(pools[name]),
+                n=n,
+                gvendi=f.value,
+                low=f.low,
+                high=f.high,
+                entropy_se=f.se,
+                adds=adds.get(name),
+                saturated=near_most(f.value, n, union.dim),
+            )
             for name, f in scores.items()
         },
         differences=[difference(a, scores[a], b, scores[b]) for a, b in together],
@@ -213,13 +224,14 @@ def compare(
 
 
 def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
-    """The difference of two samples' G-Vendi at their n, from each one's jackknife.
+    """The difference of two samples' G-Vendi at their n; its interval is of what such samples score on average.
 
     The samples are taken to be independent; rows that are in both make the interval too wide, not too narrow.
     """
     gap = math.log(a.value) - math.log(b.value)
     se = math.hypot(a.se, b.se)
-    z = NormalDist().inv_cdf(0.5 + a.level / 2)
+    freedom = _freedom(a, b)
+    z = quantile(a.level, freedom)
     low, high = gap - z * se, gap + z * se
     # Distances from each value to its own limits.
     a_down, a_up = -a.value * math.expm1(-z * a.se), a.value * math.expm1(z * a.se)
@@ -233,15 +245,23 @@ def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
         ratio=math.exp(gap),
         ratio_low=math.exp(low),
         ratio_high=math.exp(high),
-        p_value=_p_value(gap, se),
+        p_value=_p_value(gap, se, freedom),
         real=not low <= 0 <= high,
     )
 
 
-def _p_value(gap: float, se: float) -> float:
+def _freedom(a: Interval, b: Interval) -> float:
+    """Welch's degrees of freedom of the two standard errors together."""
+    weights = [(interval.se**4, interval.freedom) for interval in (a, b) if interval.se > 0]
+    if not weights:
+        return math.inf
+    return math.hypot(a.se, b.se) ** 4 / sum(fourth / freedom for fourth, freedom in weights)
+
+
+def _p_value(gap: float, se: float, freedom: float) -> float:
     if se == 0:
         return 1.0 if gap == 0 else 0.0
-    return math.erfc(abs(gap) / se / math.sqrt(2))
+    return outside(gap / se, freedom)
 
 
 def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
@@ -264,7 +284,9 @@ def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
     return pools
 
 
-def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
+def _adds(
+    drawn: Mapping[str, torch.Tensor], shuffled: Mapping[str, torch.Tensor], n: int
+) -> dict[str, float]:
     if len(drawn) < 2:
         return {}
 
@@ -272,8 +294,7 @@ def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
         state = VendiState(next(iter(drawn.values())).shape[1])
         for i, name in enumerate(names):
             share = n // len(names) + (i < n % len(names))
-            # The draw is in random order.
-            state.update(drawn[name][:share])
+            state.update(drawn[name][shuffled[name][:share]])
         return state.gvendi()
 
     names = list(drawn)
@@ -281,7 +302,9 @@ def _adds(drawn: Mapping[str, torch.Tensor], n: int) -> dict[str, float]:
     return {name: everything - mixed([other for other in names if other != name]) for name in names}
 
 
-def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> float:
+def _between_by_chance(
+    drawn: list[torch.Tensor], shuffled: list[torch.Tensor], union: float, seed: int
+) -> float:
     """Mean between-source entropy of random partitions of all rows into as many sets of the same size."""
     if len(drawn) == 1:
         return 0.0
@@ -293,7 +316,7 @@ def _between_by_chance(drawn: list[torch.Tensor], union: float, seed: int) -> fl
         label = order(words, sets * n).reshape(sets, n) % sets
         label = torch.from_numpy(label)
         for k in range(sets):
-            part = torch.cat([rows[label[i] == k] for i, rows in enumerate(drawn)])
+            part = torch.cat([rows[shuffled[i][label[i] == k]] for i, rows in enumerate(drawn)])
             within += math.log(gvendi(part)) / (sets * PARTITIONS)
     return union - within
 

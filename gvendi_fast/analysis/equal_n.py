@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.student import quantile
+from gvendi_fast.base.unit_length import unit_rows
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP
+from gvendi_fast.vendi.jackknife import jackknife
 from gvendi_fast.vendi.of_rows import gvendi
+from gvendi_fast.vendi.state import VendiState
 
 MAX_GROUPS = 10_000
 # A group of fewer rows would pull the n of all others down to its own.
 MIN_GROUP_ROWS = 32
+# The name that smaller groups get together.
+OTHERS = "(others)"
+# A score of at least this share of min(n, K) is close to what any diverse data scores.
+NEAR_MOST = 0.9
+LEVEL = 0.95
 # Draws from a group: those of up to MAX_GROUP rows are scored in one call, each larger one needs a matrix.
 DRAWS, LARGE_DRAWS = 20, 5
 # Bytes of sketches in memory at once, and of those copied into draws at once.
@@ -32,9 +43,8 @@ class GroupScore:
     rows: how many the group has.
     n: rows of a draw.
     gvendi: the mean over the draws; None for a group that is too small to compare.
-    low, high: the 20th and the 80th percentile of the draws. They say how much the choice of n rows matters, not how
-        sure the score of the group is: draws share rows, the more the nearer n is to `rows`.
-    draws: how many. A group of exactly n rows is drawn once, whole, and its low and high are that value.
+    low, high: the 95 % interval for the G-Vendi of n other rows from the group's source.
+    draws: how many. A group of exactly n rows is drawn once, whole.
     """
 
     gvendi: float | None
@@ -45,33 +55,107 @@ class GroupScore:
     rows: int
 
 
-def equal_n(sizes: Collection[int]) -> tuple[int, int]:
-    """The least rows that a group needs (32, or the median where most have fewer), and the n to compare at."""
-    least = min(MIN_GROUP_ROWS, statistics.median_low(sizes))
-    return least, min(size for size in sizes if size >= least)
+def with_others(rows: Mapping[str, np.ndarray], n: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+    """The groups that are compared, by name, and the n to compare them at (default: the smallest of them).
+
+    Groups of fewer than 32 rows (half the largest group's, where that is less; n, where n is given) are compared
+    together, as "(others)", where there are two or more of them and their rows are enough.
+    """
+    least = min(MIN_GROUP_ROWS, max(1, max(map(len, rows.values())) // 2)) if n is None else n
+    compared = {group: rows[group] for group in sorted(rows) if len(rows[group]) >= least}
+    small = [numbers for numbers in rows.values() if len(numbers) < least]
+    if len(small) > 1 and sum(map(len, small)) >= least:
+        name = OTHERS
+        while name in rows:
+            name = f"({name})"
+        compared[name] = np.sort(np.concatenate(small))
+    return compared, n or min(map(len, compared.values()))
+
+
+def pooled_sentence(by: Mapping[str, Any]) -> str | None:
+    """What became of groups that are too small to compare; `by` holds GroupScore or Measures by group."""
+    small = [score for group, score in by.items() if score.gvendi is None]
+    if not small:
+        return None
+    least = min(score.rows for score in by.values() if score.gvendi is not None)
+    counted = sum(score.rows for score in small)
+    groups = f"{len(small)} group{'s' * (len(small) > 1)} with too few rows to compare"
+    pooled = any(group.strip("()") == OTHERS.strip("()") and s.gvendi is not None for group, s in by.items())
+    what = "counted together as (others)" if pooled else "not compared"
+    return f"{groups} ({counted:,} row{'s' * (counted > 1)} in all, fewer than {least:,} each): {what}"
+
+
+def near_most(value: float, n: int, dim: int) -> bool:
+    """Whether a G-Vendi of n rows is so near to min(n, K), its most, that it says little."""
+    return value >= NEAR_MOST * min(n, dim)
+
+
+def saturation_sentence(values: Iterable[float], n: int, dim: int) -> str | None:
+    """What it means that scores of n rows lie near their most; None where none does."""
+    values = list(values)
+    near = sum(near_most(value, n, dim) for value in values)
+    if not near:
+        return None
+    of = (
+        "every score lies"
+        if near == len(values)
+        else f"{near} of {len(values)} scores lie{'s' * (near == 1)}"
+    )
+    within = f"{of} within {100 * (1 - NEAR_MOST):.0f} % of that"
+    if n <= dim:
+        return (
+            f"{n:,} rows cannot show more than {n:,}: {within}, as those of any diverse data would at this n; "
+            "only more rows can tell how diverse such sets are"
+        )
+    return (
+        f"sketches of K = {dim:,} cannot show more than {dim:,}: {within}; "
+        "only a larger --dim can tell how diverse such sets are"
+    )
 
 
 def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
-    """G-Vendi of every group of a run at equal n: that of the smallest group with at least 32 rows.
+    """G-Vendi of every group of a run at equal n, as `with_others` chooses groups and n.
 
     Rows are drawn without replacement, 20 times (5 times where n is above 256); a draw depends on seed, group and
-    the group's rows alone. Where most groups have fewer than 32 rows, the median size takes the place of 32.
+    the group's rows alone. The interval is that of the first draw's `jackknife` around the mean of all D draws of a
+    group of N rows, t sqrt(1 + n/N + (1 - n/N) / D) SE: what varies is a new draw, the group's rows and the choice of
+    the D among them.
     Memory: 8 bytes a row of the run, and GROUP_BYTES of sketches (or one draw, where that is more).
     """
     rows = _rows_of_groups(run)
     sizes = {group: len(numbers) for group, numbers in rows.items()}
-    least, n = equal_n(sizes.values())
-    compared = {group: rows[group] for group in sorted(rows) if sizes[group] >= least}
+    compared, n = with_others(rows)
     dim = run.spec["sketch"]["dim"]
     values_of: dict[str, list[float]] = {group: [] for group in compared}
+    errors: dict[str, tuple[float, float]] = {}
     for batch in _batches(compared, n, seed, GROUP_BYTES // (4 * dim)):
-        for (group, _), value in zip(batch, _score(run, batch, dim), strict=True):
+        for (group, _), value, drawn in zip(batch, *_score(run, batch, dim), strict=True):
             values_of[group].append(value)
+            if group not in errors:
+                errors[group] = _error(drawn)
     scores = {group: GroupScore(None, None, None, 0, 0, size) for group, size in sizes.items()}
     for group, values in values_of.items():
-        low, high = band(values)
-        scores[group] = GroupScore(statistics.fmean(values), low, high, len(values), n, sizes[group])
-    return {group: scores[group] for group in sorted(scores)}
+        size, mean = len(compared[group]), statistics.fmean(values)
+        se, freedom = errors[group]
+        share = n / size
+        reach = se * math.sqrt(1 + share + (1 - share) / len(values))
+        # The interval of one row is that row's score, 1.
+        reach = quantile(LEVEL, freedom) * reach if reach else 0.0
+        low, high = max(1.0, mean * math.exp(-reach)), min(mean * math.exp(min(reach, 50.0)), n, dim)
+        scores[group] = GroupScore(mean, min(low, mean), max(high, mean), len(values), n, size)
+    return {group: scores[group] for group in [*sorted(sizes), *(g for g in compared if g not in sizes)]}
+
+
+def _error(rows: torch.Tensor) -> tuple[float, float]:
+    """Standard error of the entropy of one draw [n, K], and its degrees of freedom."""
+    n, dim = rows.shape
+    if n < dim:
+        # The same angles in n dimensions: coordinates along the Gram matrix's eigenvectors.
+        unit = unit_rows(rows)
+        eigenvalues, vectors = torch.linalg.eigh(unit @ unit.T)
+        rows = vectors * eigenvalues.clamp_min(0).sqrt()
+    interval = jackknife(VendiState(rows.shape[1]).update(rows), rows, LEVEL)
+    return interval.se, interval.freedom
 
 
 def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
@@ -125,8 +209,10 @@ def _batches(
     yield batch
 
 
-def _score(run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int) -> list[float]:
-    """G-Vendi of each draw of a batch, whose sketches are read in one pass over the run."""
+def _score(
+    run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int
+) -> tuple[list[float], Iterator[torch.Tensor]]:
+    """G-Vendi of each draw of a batch, whose sketches are read in one pass over the run, and the draws' rows."""
     drawings = [drawn for _, drawn in batch]
     wanted, n = np.unique(np.concatenate(drawings)), len(drawings[0])
     held = np.empty((len(wanted), dim), np.float32)
@@ -143,4 +229,4 @@ def _score(run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int) -> 
             values += ops.entropy(drawn, torch.arange(0, len(drawn) + 1, n)).exp().tolist()
         else:
             values.append(gvendi(drawn))
-    return values
+    return values, (sketches[torch.from_numpy(np.searchsorted(wanted, drawn))] for drawn in drawings)

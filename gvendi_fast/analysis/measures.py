@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.analysis.compare import MOST_ROWS
-from gvendi_fast.analysis.equal_n import GROUP_BYTES, equal_n
+from gvendi_fast.analysis.equal_n import GROUP_BYTES, with_others
 from gvendi_fast.analysis.scoring import check_by
 from gvendi_fast.base.draws import places_by_id
 from gvendi_fast.base.errors import GvendiError
@@ -76,7 +76,7 @@ class Measured:
     dim: K.
     embedding: what made the embeddings, None without.
     whole: measures of n rows of the whole run.
-    by: {group: its measures}, at the same n.
+    by: {group: its measures}, at the same n; smaller groups have None, and "(others)" those of their rows together.
     """
 
     n: int
@@ -103,7 +103,7 @@ def measure(
     """G-Vendi and other measures of a run, and with `by` of its groups, each of n rows drawn by id.
 
     by: the field that the run was sketched with.
-    n: rows of each set (default: all; with `by` those of the smallest group of at least 32; at most 50,000).
+    n: rows of each set (default: all; with `by` as `equal_n.with_others` chooses groups and n; at most 50,000).
     embedding: an object with `encode`, or the name or path of a sentence-transformers model.
     text: read the corpus, which 2-grams and embeddings need.
     corpus: the folder that holds the corpus now, if it has moved.
@@ -126,13 +126,17 @@ def measure(
     pool = as_pool(run)
     # None is the whole run: no group has this name.
     sets: dict[str | None, np.ndarray] = {None: np.arange(len(pool))}
-    if by is not None:
-        sets |= _groups(pool)
-    n = _equal_n(sets, n)
+    if by is None:
+        n, measured_sets = _rows_to_measure([len(pool)], n, "the run") or min(len(pool), MOST_ROWS), sets
+    else:
+        groups = _groups(pool)
+        n = _rows_to_measure([len(places) for places in groups.values()], n, "the largest group")
+        compared, n = with_others(groups, n)
+        n, measured_sets = min(n, MOST_ROWS), sets | compared
+        sets |= groups | compared
     drawn = {
         key: np.sort(places[places_by_id([pool.ids[i] for i in places], n, seed)])
-        for key, places in sets.items()
-        if len(places) >= n
+        for key, places in measured_sets.items()
     }
     measured = _measure(pool, run, drawn, embedding, text, corpus)
     none = Measures(rows=0, n=0)
@@ -216,19 +220,14 @@ def _groups(pool: Pool) -> dict[str, np.ndarray]:
     return {group: np.array(here) for group, here in places.items()}
 
 
-def _equal_n(sets: Mapping[str | None, np.ndarray], n: int | None) -> int:
-    sizes = [len(places) for places in sets.values()]
-    groups = sizes[1:] or sizes
-    if max(groups) < 2:
+def _rows_to_measure(sizes: list[int], n: int | None, what: str) -> int | None:
+    """n as it was given; a pair of rows is the least that has a cosine."""
+    if max(sizes) < 2:
         raise GvendiError(
-            f"the {'largest group' if len(sizes) > 1 else 'run'} has {max(groups)} row; a measure of diversity needs "
-            "at least 2: sketch more rows"
+            f"{what} has {max(sizes)} row; a measure of diversity needs at least 2: sketch more rows"
         )
-    if n is None:
-        n = min(MOST_ROWS, equal_n(groups)[1])
-    if not 2 <= n <= max(groups):
-        what = "the largest group" if len(sizes) > 1 else "the run"
-        raise GvendiError(f"n is {n}; wanted 2 to {max(groups)}, the rows of {what}")
+    if n is not None and not 2 <= n <= max(sizes):
+        raise GvendiError(f"n is {n}; wanted 2 to {max(sizes)}, the rows of {what}")
     return n
 
 

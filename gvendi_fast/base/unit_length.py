@@ -60,7 +60,7 @@ def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) ->
     if bool(bad.any()):
         i = int(bad.nonzero()[0, 0])
         raise no_direction(first + i, float(norm[i]))
-    return x / norm
+    return (x / norm).contiguous()
 
 
 def unit_blocks(

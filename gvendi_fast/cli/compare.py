@@ -81,7 +81,7 @@ def compare(
     drawn by id. A difference counts as more than noise if the 95 % interval of
     the ratio of two sets' G-Vendi at n excludes 1.
 
-    corrected for n: the estimate for unlimited data, with its 95 % interval.
+    another draw: the 95 % interval for n other rows from a set's source.
 
     adds: how much higher G-Vendi of n rows is when the set takes its equal
     share of them than when all n come from the other sets.
@@ -163,20 +163,20 @@ def _print(found: Comparison, texts: Texts) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from gvendi_fast.vendi.jackknife import ENOUGH
+    from gvendi_fast.analysis.equal_n import saturation_sentence
+    from gvendi_fast.base.shown import shown
 
     console = Console(highlight=False)
     say = _plain(console)
     say(f"{len(found.sets)} sets, n = {found.n:,} rows of each (K = {found.dim})")
     table = Table()
-    for heading in ("set", "rows", "G-Vendi", "corrected for n", "95 % interval", "adds"):
+    for heading in ("set", "rows", "G-Vendi", "another draw, 95 %", "adds"):
         table.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
     for name, score in sorted(found.sets.items(), key=lambda item: (-item[1].gvendi, item[0])):
         interval = f"{score.low:.2f} to {score.high:.2f}"
         cells = (
             f"{score.rows:,}",
             f"{score.gvendi:.2f}",
-            f"{score.corrected:.2f}",
             interval,
             shown(score.adds, "+.2f"),
         )
@@ -187,11 +187,9 @@ def _print(found: Comparison, texts: Texts) -> None:
         f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "
         f"{shown(100 * found.between_share, '.0f')} % of the way from one kind of data to nothing in common"
     )
-    if found.n < ENOUGH * max(score.gvendi for score in found.sets.values()):
-        say(
-            f"n is less than {ENOUGH} times G-Vendi, so corrected values and their intervals are rough; "
-            "ratios at n are not"
-        )
+    saturated = saturation_sentence([score.gvendi for score in found.sets.values()], found.n, found.dim)
+    if saturated:
+        say(saturated)
     say("")
     if len(found.sets) == 2:
         say(sentence(found.differences[0]))

@@ -34,7 +34,8 @@ def measures(
         typer.Option(
             "--n",
             metavar="N",
-            help="Rows to measure of each set. (Default: all; with --by those of the smallest group of at least 32.)",
+            help="Rows to measure of each set. (Default: all; with --by those of the smallest group of at least 32; "
+            "smaller groups are measured together, as (others).)",
         ),
     ] = None,
     embedding: Annotated[
@@ -88,6 +89,8 @@ def measures(
 def _print(measured: Measured, by: str | None) -> None:
     from rich.console import Console
 
+    from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
+
     console = Console(highlight=False)
     columns = {name: kind for name, kind in COLUMNS.items() if getattr(measured.whole, name) is not None}
     if by is None:
@@ -99,14 +102,18 @@ def _print(measured: Measured, by: str | None) -> None:
                 print(f"  {heading:<18}{shown(getattr(measured.whole, name), form)}")
         return
     print(f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim})")
-    ranked = sorted(measured.by.items(), key=lambda item: (-(item[1].gvendi or 0), item[0]))
+    scored = {name: found for name, found in measured.by.items() if found.gvendi is not None}
+    ranked = sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0]))
     sets = [*zip(short_names([name for name, _ in ranked]), (found for _, found in ranked), strict=True)]
     rows = []
     for name, found in [*sets, ("(all rows)", measured.whole)]:
         values = [getattr(found, column) for column in columns]
         cells = [
-            "too few" if v is None else shown(v, f)
-            for v, (_, f) in zip(values, columns.values(), strict=True)
+            "" if v is None else shown(v, f) for v, (_, f) in zip(values, columns.values(), strict=True)
         ]
         rows.append((name, f"{found.rows:,}", *cells))
     print_table(console, (by, "rows", *(heading for heading, _ in columns.values())), rows, apart=1)
+    values = [found.gvendi for found in scored.values()]
+    for sentence in (pooled_sentence(measured.by), saturation_sentence(values, measured.n, measured.dim)):
+        if sentence:
+            console.print(sentence, soft_wrap=True, markup=False)

@@ -69,7 +69,7 @@ def report_data(
     values, ends = numbers.surprisal(pool, state)
     say("growth with n")
     equal = max((group.n for group in score.by.values()), default=0) or None
-    grown = numbers.growth(pool, score.gvendi, score.gvendi_corrected, list(score.ci95), seed, equal)
+    grown = numbers.growth(pool, score.gvendi, (score.low, score.high), seed, equal)
     say("clusters")
     wanted = clusters if clusters is None or isinstance(clusters, int) else Path(clusters)
     label, clustered = numbers.clusters(pool, wanted, seed)
@@ -99,9 +99,8 @@ def _score(score: Score, pool: Pool) -> dict[str, Any]:
     values = score.to_dict()
     kept = (
         "gvendi",
-        "gvendi_corrected",
-        "ci95",
-        "ci95_reliable",
+        "low",
+        "high",
         "entropy",
         "n",
         "dim",

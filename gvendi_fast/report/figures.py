@@ -64,17 +64,14 @@ def spectrum_figure(data: dict[str, Any]) -> dict[str, str]:
 
 
 def growth_figure(data: dict[str, Any]) -> dict[str, str]:
-    """G-Vendi of subsets by their size, its band over draws, the corrected value and its interval."""
+    """G-Vendi of subsets by their size, its band over draws, and the interval for another draw of all n rows."""
 
     def draw(ax, narrow: bool) -> None:
         points = data["points"]
         n = [point["n"] for point in points]
-        low, high = data["ci95"]
-        top = max(point["high"] for point in points)
-        # An interval that is wider than the picture is cut; the text gives its ends.
-        top = 1.12 * max(top, min(high, 2 * max(top, data["corrected"])), data["corrected"])
-        ax.axhspan(low, min(high, top), color=WARM, alpha=0.15, linewidth=0)
-        ax.axhline(data["corrected"], color=WARM, linestyle=(0, (4, 3)), linewidth=1.5)
+        low, high = data["another_draw"]
+        top = 1.12 * max(high, *(point["high"] for point in points))
+        ax.vlines(n[-1], low, high, color=WARM, linewidth=3)
         ax.fill_between(
             n, [p["low"] for p in points], [p["high"] for p in points], color=ACCENT, alpha=0.3, linewidth=0
         )
@@ -82,15 +79,6 @@ def growth_figure(data: dict[str, Any]) -> dict[str, str]:
         ax.set(xscale="log", xlabel="rows", ylabel="G-Vendi", ylim=(0, top))
         ax.set_xlim(n[0] / 1.15, n[-1] * 1.15)
         plain_ticks(ax.xaxis, n if len(n) < 3 else None)
-        ax.annotate(
-            f"corrected {number(data['corrected'])}",
-            (0.02, data["corrected"]),
-            xycoords=ax.get_yaxis_transform(),
-            xytext=(0, 4),
-            textcoords="offset points",
-            fontsize=11,
-            **_HALO,
-        )
 
     return both("growth", draw)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from gvendi_fast.vendi.between_sources import Decomposition, Source, between_source
 from gvendi_fast.vendi.centered import Centered, RowMean, centered, centered_blocks, equal_mean
 from gvendi_fast.vendi.diagnosis import Diagnosis, diagnose
+from gvendi_fast.vendi.growth import Growth, growth
 from gvendi_fast.vendi.jackknife import Interval, jackknife, leave_one_out
 from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.similarity import score, score_dual, score_K, score_X
@@ -20,6 +21,7 @@ __all__ = [
     "Centered",
     "Decomposition",
     "Diagnosis",
+    "Growth",
     "Interval",
     "RowMean",
     "Source",
@@ -30,6 +32,7 @@ __all__ = [
     "centered_blocks",
     "diagnose",
     "equal_mean",
+    "growth",
     "gvendi",
     "jackknife",
     "leave_one_out",

@@ -29,7 +29,7 @@ def gain(state: SecondMoment, candidates: Rows, remove: bool = False) -> torch.T
         )
     if remove:
         check_removable(state)
-        changes = [change for change, _ in removals(state, candidates)]
+        changes = [change for change, _, _ in removals(state, candidates)]
     else:
         changes = [
             ops.gain(unit, *state.eigenbasis(), 1)[0]
@@ -44,8 +44,10 @@ def check_removable(state: SecondMoment) -> None:
         raise GvendiError(f"the state has n = {state.n}; wanted at least 2 rows, as one of them leaves")
 
 
-def removals(state: SecondMoment, rows: Rows | Iterable[Rows]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Delta S and mu = x^T A x of each of rows [N, K] where it alone leaves the state, block by block: float64 each.
+def removals(
+    state: SecondMoment, rows: Rows | Iterable[Rows]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Delta S and mu = x^T A x of each of rows [N, K] where it alone leaves the state, and the unit rows, by blocks.
 
     Raises GvendiError for a row that cannot be in the state.
     """
@@ -56,7 +58,7 @@ def removals(state: SecondMoment, rows: Rows | Iterable[Rows]) -> Iterator[tuple
             raise GvendiError(
                 f"row {row} of rows is not in the state; give only rows that the state was made from"
             )
-        yield change, mu
+        yield change, mu, unit
 
 
 def entropy_change(state: SecondMoment, change: torch.Tensor, m: int | torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The mergeable state of G-Vendi: a `SecondMoment` that rows are added to, and all that it can compute.
 
-A G-Vendi score grows with n: compare scores at equal n, or their corrected values.
+A G-Vendi score grows with n: compare scores at equal n; `growth` forecasts that of more rows.
 """
 
 from __future__ import annotations

@@ -72,12 +72,17 @@ def test_score_is_that_of_the_stored_sketches(proxy, tmp_path):
     assert result.gvendi == pytest.approx(gvendi(sketches), rel=1e-6)
     assert result.entropy == pytest.approx(np.log(result.gvendi))
     assert result.n == 40
-    assert result.ci95[0] <= result.gvendi_corrected <= result.ci95[1]
+    assert 1 <= result.low < result.gvendi < result.high <= 40
     assert result.coverage == 1.0
     assert result.units == (1, 1)
     assert result.tokens_per_second > 0
     again = score(data, proxy=proxy, out=tmp_path / "run", settings=Settings(spec=SPEC))
-    assert (again.gvendi, again.ci95, again.tokens_per_second) == (result.gvendi, result.ci95, None)
+    assert (again.gvendi, again.low, again.high, again.tokens_per_second) == (
+        result.gvendi,
+        result.low,
+        result.high,
+        None,
+    )
 
 
 def test_repeated_rows_score_as_the_distinct_ones(proxy, tmp_path):

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels import ops, reference
 from gvendi_fast.vendi import VendiState, gvendi, jackknife, leave_one_out
+from gvendi_fast.vendi.jackknife import interactions
 
 ORDERS = [0.3, 1.0, 1.7, 2.0, 5.0, math.inf]
 # A is summed in float32 products (relative rounding 6e-8); entropies of hand-made cases follow to this.
@@ -254,76 +256,55 @@ def test_jackknife_is_the_brute_force_one(n):
     p = torch.linalg.eigvalsh(left).clamp_min(0) / (n - 1)
     leave = -torch.special.xlogy(p, p).sum(dim=1)
     entropy = reference.entropy(torch.linalg.eigvalsh(exact / n))
-    corrected = n * entropy - (n - 1) * float(leave.mean())
-    se = math.sqrt((n - 1) / n * float((leave - leave.mean()).square().sum()))
+    first = (n - 1) / n * float((leave - leave.mean()).square().sum())
 
     whole = jackknife(state, rows.numpy())
     assert (whole.n, whole.level) == (n, 0.95)
     assert whole.value == pytest.approx(math.exp(entropy), rel=1e-6)
-    assert whole.se == pytest.approx(se, rel=1e-4)
-    assert math.log(whole.corrected) == pytest.approx(min(corrected, math.log(dim)), abs=1e-5)
-    assert math.log(whole.low) == pytest.approx(min(corrected - 1.959964 * se, math.log(dim)), abs=1e-5)
-    assert math.log(whole.high) == pytest.approx(min(corrected + 1.959964 * se, math.log(dim)), abs=1e-5)
+    # What pairs of rows do together is taken off, at most 0.3 of it.
+    assert 0.7 * first * (1 - 1e-4) <= whole.se**2 <= first * (1 + 1e-4)
+    moved = ((leave - leave.mean()) / leave.std(correction=0)).pow(4).mean()
+    freedom = min(n - 1, 2 * n / (float(moved) - 1))
+    assert whole.freedom == pytest.approx(freedom, rel=1e-3)
+    reach = float(student.ppf(0.975, freedom)) * math.sqrt(2) * whole.se
+    assert math.log(whole.low) == pytest.approx(max(entropy - reach, 0), abs=1e-4)
+    assert math.log(whole.high) == pytest.approx(min(entropy + reach, math.log(min(n, dim))), abs=1e-4)
 
     streamed = jackknife(state, (part for part in rows.float().split(37)))
-    assert streamed.corrected == pytest.approx(whole.corrected, rel=1e-6)
-    assert streamed.se == pytest.approx(whole.se, rel=1e-4)
+    assert (streamed.se, streamed.freedom) == pytest.approx((whole.se, whole.freedom), rel=1e-4)
     narrow = jackknife(state, rows, level=0.5)
-    assert whole.low < narrow.low < narrow.corrected <= narrow.high <= whole.high
+    assert whole.low < narrow.low < narrow.value <= narrow.high <= whole.high
+
+
+@pytest.mark.parametrize(("n", "dim"), [(12, 40), (12, 8), (90, 8)])
+def test_the_second_order_is_that_of_all_pairs_left_out(n, dim):
+    rows = reference.normalise(rows_of(n, dim, 0.3, seed=n))
+    state = exact_state(rows)
+
+    def left_out(*places):
+        p = torch.linalg.eigvalsh(state.matrix - rows[list(places)].T @ rows[list(places)]).clamp_min(0)
+        return float(torch.special.xlogy(p, p).sum())
+
+    found = interactions(state, rows[:6])
+    for i in range(6):
+        for j in range(i):
+            wanted = left_out(i, j) - left_out(i) - left_out(j) + left_out()
+            assert float(found[i, j]) == pytest.approx(wanted, abs=1e-5)
+    assert torch.equal(found, found.T)
 
 
 def test_jackknife_of_one_row_and_of_orthogonal_rows():
     one = jackknife(VendiState(8).update(torch.ones(1, 8)), torch.ones(1, 8))
-    assert one.value == pytest.approx(1.0, abs=1e-6)
-    assert (one.corrected, one.low, one.high, one.se, one.n) == (1.0, 1.0, 8.0, math.inf, 1)
-    # H = ln n and H_{-i} = ln(n - 1) for every i, so n H - (n - 1) H_{-i} by hand.
+    # Every row alone scores 1.
+    assert (one.value, one.low, one.high, one.se, one.n) == (1.0, 1.0, 1.0, 0.0, 1)
     n = 6
     rows = torch.eye(32)[:n]
     interval = jackknife(VendiState(32).update(rows), rows)
-    assert interval.corrected == pytest.approx(n**n / (n - 1) ** (n - 1), rel=1e-6)
     assert interval.se == pytest.approx(0.0, abs=1e-7)
-    # The same for n = K lies above K, the bound of every population.
-    full = jackknife(VendiState(8).update(torch.eye(8)), torch.eye(8))
-    assert (full.corrected, full.high) == (pytest.approx(8.0), pytest.approx(8.0))
-
-
-def population(kind: str, dim: int) -> torch.Tensor:
-    """20,000 unit rows float64; drawn from with replacement, their spectrum is the population's exactly."""
-    generator = torch.Generator().manual_seed(5)
-    normal = torch.randn(20_000, dim, generator=generator, dtype=torch.float64)
-    k = torch.arange(1, dim + 1, dtype=torch.float64)
-    if kind == "power law":
-        normal *= k**-0.5
-    elif kind == "exponential":
-        normal *= torch.exp(-5 * k / dim)
-    elif kind == "clusters":
-        # 40 centres of sizes as 1/k, with noise of 0.3 of a row's length.
-        centres = reference.normalise(torch.randn(40, dim, generator=generator, dtype=torch.float64))
-        chosen = torch.multinomial(1 / torch.arange(1, 41.0), len(normal), True, generator=generator)
-        normal = centres[chosen] + 0.3 / math.sqrt(dim) * normal
-    return reference.normalise(normal)
-
-
-@pytest.mark.parametrize("kind", ["flat", "power law", "exponential", "clusters"])
-def test_jackknife_removes_the_bias_and_covers_the_population(kind):
-    dim, draws = 64, 200
-    n = 2 * dim
-    rows = population(kind, dim)
-    truth = VendiState(dim).update(rows).gvendi()
-    generator, intervals = torch.Generator().manual_seed(7), []
-    for _ in range(draws):
-        part = rows[torch.randint(len(rows), (n,), generator=generator)]
-        intervals.append(VendiState(dim).update(part).gvendi(ci="jackknife", rows=part))
-    raw = np.mean([math.log(i.value / truth) for i in intervals])
-    corrected = np.mean([math.log(i.corrected / truth) for i in intervals])
-    assert raw < -0.08
-    assert abs(corrected) <= abs(raw) / 5
-    covered = np.mean([i.low <= truth <= i.high for i in intervals])
-    assert 0.90 <= covered <= 0.99
-    # The standard error is the deviation from draw to draw, where no bound cuts that off.
-    if kind != "flat":
-        spread = np.std([math.log(i.corrected) for i in intervals])
-        assert np.mean([i.se for i in intervals]) == pytest.approx(spread, rel=0.2)
+    assert interval.high <= n
+    # No score lies above the number of rows, or K.
+    assert jackknife(VendiState(4).update(rows_of(6, 4, 0.0)), rows_of(6, 4, 0.0)).high <= 4
+    assert jackknife(VendiState(64).update(rows_of(6, 64, 0.0)), rows_of(6, 64, 0.0)).high <= 6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can see")
@@ -332,7 +313,7 @@ def test_a_state_on_the_gpu_agrees():
     here = VendiState(64).update(rows)
     there = VendiState(64, device="cuda").update(rows.cuda()).merge(VendiState(64))
     a, b = jackknife(here, rows), jackknife(there, rows)
-    assert (b.value, b.corrected, b.se) == pytest.approx((a.value, a.corrected, a.se), rel=CLOSE)
+    assert (b.value, b.low, b.high, b.se) == pytest.approx((a.value, a.low, a.high, a.se), rel=CLOSE)
 
 
 def test_order_just_below_1_is_continuous_where_small_eigenvalues_are_cut_off():
