@@ -18,9 +18,11 @@ from gvendi_fast.base.unit_length import unit_rows
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP
+from gvendi_fast.vendi.centered import RowMean, centre_rows
 from gvendi_fast.vendi.jackknife import jackknife
 from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.state import VendiState
+from gvendi_fast.vendi.unlimited_k import of_spectrum
 
 MAX_GROUPS = 10_000
 # A group of fewer rows would pull the n of all others down to its own.
@@ -45,6 +47,9 @@ class GroupScore:
     gvendi: the mean over the draws; None for a group that is too small to compare.
     low, high: the 95 % interval for the G-Vendi of n other rows from the group's source.
     draws: how many. A group of exactly n rows is drawn once, whole.
+    unlimited_k: the mean as it would be for unlimited K: times the ratio of both in the first draw.
+    centered: the mean of centred G-Vendi over the draws, by the reference of the whole run; None where no row of the
+        group has a direction without that mean.
     """
 
     gvendi: float | None
@@ -53,6 +58,12 @@ class GroupScore:
     draws: int
     n: int
     rows: int
+    unlimited_k: float | None = None
+    centered: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dict(vars(self))
 
 
 def with_others(rows: Mapping[str, np.ndarray], n: int | None = None) -> tuple[dict[str, np.ndarray], int]:
@@ -113,49 +124,75 @@ def saturation_sentence(values: Iterable[float], n: int, dim: int) -> str | None
     )
 
 
-def group_scores(run: RunDirectory, seed: int = 0) -> dict[str, GroupScore]:
+def group_scores(
+    run: RunDirectory, seed: int = 0, reference: RowMean | None = None
+) -> dict[str, GroupScore]:
     """G-Vendi of every group of a run at equal n, as `with_others` chooses groups and n.
 
     Rows are drawn without replacement, 20 times (5 times where n is above 256); a draw depends on seed, group and
     the group's rows alone. The interval is that of the first draw's `jackknife` around the mean of all D draws of a
     group of N rows, t sqrt(1 + n/N + (1 - n/N) / D) SE: what varies is a new draw, the group's rows and the choice of
     the D among them.
+    reference: whose mean centred values leave out; without one there are none.
     Memory: 8 bytes a row of the run, and GROUP_BYTES of sketches (or one draw, where that is more).
     """
     rows = _rows_of_groups(run)
     sizes = {group: len(numbers) for group, numbers in rows.items()}
     compared, n = with_others(rows)
     dim = run.spec["sketch"]["dim"]
+    mean = None if reference is None else reference.vector()
     values_of: dict[str, list[float]] = {group: [] for group in compared}
-    errors: dict[str, tuple[float, float]] = {}
+    centred_of: dict[str, list[float]] = {group: [] for group in compared}
+    firsts: dict[str, _First] = {}
     for batch in _batches(compared, n, seed, GROUP_BYTES // (4 * dim)):
-        for (group, _), value, drawn in zip(batch, *_score(run, batch, dim), strict=True):
+        for (group, _), value, centred, drawn in zip(batch, *_score(run, batch, dim, mean), strict=True):
             values_of[group].append(value)
-            if group not in errors:
-                errors[group] = _error(drawn)
+            if centred is not None:
+                centred_of[group].append(centred)
+            if group not in firsts:
+                firsts[group] = _first(drawn)
     scores = {group: GroupScore(None, None, None, 0, 0, size) for group, size in sizes.items()}
     for group, values in values_of.items():
-        size, mean = len(compared[group]), statistics.fmean(values)
-        se, freedom = errors[group]
+        size, value, first = len(compared[group]), statistics.fmean(values), firsts[group]
         share = n / size
-        reach = se * math.sqrt(1 + share + (1 - share) / len(values))
+        reach = first.se * math.sqrt(1 + share + (1 - share) / len(values))
         # The interval of one row is that row's score, 1.
-        reach = quantile(LEVEL, freedom) * reach if reach else 0.0
-        low, high = max(1.0, mean * math.exp(-reach)), min(mean * math.exp(min(reach, 50.0)), n, dim)
-        scores[group] = GroupScore(mean, min(low, mean), max(high, mean), len(values), n, size)
+        reach = quantile(LEVEL, first.freedom) * reach if reach else 0.0
+        low, high = max(1.0, value * math.exp(-reach)), min(value * math.exp(min(reach, 50.0)), n, dim)
+        scores[group] = GroupScore(
+            gvendi=value,
+            low=min(low, value),
+            high=max(high, value),
+            draws=len(values),
+            n=n,
+            rows=size,
+            unlimited_k=value * first.of_unlimited_k,
+            centered=statistics.fmean(centred_of[group]) if centred_of[group] else None,
+        )
     return {group: scores[group] for group in [*sorted(sizes), *(g for g in compared if g not in sizes)]}
 
 
-def _error(rows: torch.Tensor) -> tuple[float, float]:
-    """Standard error of the entropy of one draw [n, K], and its degrees of freedom."""
+@dataclass(frozen=True)
+class _First:
+    """Of one draw: standard error of its entropy, the degrees of freedom of that, and unlimited K's value over its own."""
+
+    se: float
+    freedom: float
+    of_unlimited_k: float
+
+
+def _first(rows: torch.Tensor) -> _First:
+    """What a draw [n, K] stands for among those of its group."""
     n, dim = rows.shape
     if n < dim:
         # The same angles in n dimensions: coordinates along the Gram matrix's eigenvectors.
         unit = unit_rows(rows)
         eigenvalues, vectors = torch.linalg.eigh(unit @ unit.T)
         rows = vectors * eigenvalues.clamp_min(0).sqrt()
-    interval = jackknife(VendiState(rows.shape[1]).update(rows), rows, LEVEL)
-    return interval.se, interval.freedom
+    state = VendiState(rows.shape[1]).update(rows)
+    interval = jackknife(state, rows, LEVEL)
+    of = of_spectrum(state.spectrum(), state.entropy(), n, dim)
+    return _First(interval.se, interval.freedom, of.value / of.plain)
 
 
 def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
@@ -210,9 +247,9 @@ def _batches(
 
 
 def _score(
-    run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int
-) -> tuple[list[float], Iterator[torch.Tensor]]:
-    """G-Vendi of each draw of a batch, whose sketches are read in one pass over the run, and the draws' rows."""
+    run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int, mean: torch.Tensor | None
+) -> tuple[list[float], list[float | None], Iterator[torch.Tensor]]:
+    """G-Vendi of each draw of a batch, its centred value, and its rows; sketches are read in one pass over the run."""
     drawings = [drawn for _, drawn in batch]
     wanted, n = np.unique(np.concatenate(drawings)), len(drawings[0])
     held = np.empty((len(wanted), dim), np.float32)
@@ -220,13 +257,32 @@ def _score(
         at = np.minimum(np.searchsorted(wanted, part.rows), len(wanted) - 1)
         here = wanted[at] == part.rows
         held[at[here]] = part.sketches[here]
-    sketches, values = torch.from_numpy(held), []
+    sketches = torch.from_numpy(held)
+    values: list[float] = []
+    centred: list[float | None] = []
     step = max(1, DRAW_BYTES // (4 * n * dim)) if n <= MAX_GROUP else 1
     for first in range(0, len(drawings), step):
         places = np.searchsorted(wanted, np.concatenate(drawings[first : first + step]))
         drawn = sketches[torch.from_numpy(places)]
-        if n <= MAX_GROUP:
-            values += ops.entropy(drawn, torch.arange(0, len(drawn) + 1, n)).exp().tolist()
+        counts = torch.full((len(drawn) // n,), n)
+        values += [value for value in _values(drawn, counts) if value is not None]
+        if mean is None:
+            centred += [None] * len(counts)
         else:
-            values.append(gvendi(drawn))
-    return values, (sketches[torch.from_numpy(np.searchsorted(wanted, drawn))] for drawn in drawings)
+            rows, some = centre_rows(unit_rows(drawn), mean)
+            centred += _values(rows[some].float(), some.reshape(-1, n).sum(dim=1))
+    return values, centred, (sketches[torch.from_numpy(np.searchsorted(wanted, drawn))] for drawn in drawings)
+
+
+def _values(rows: torch.Tensor, counts: torch.Tensor) -> list[float | None]:
+    """G-Vendi of consecutive groups of so many rows each, None of a group without any."""
+    values: list[float | None] = [None] * len(counts)
+    some = [i for i, count in enumerate(counts.tolist()) if count]
+    if counts.max() > MAX_GROUP:
+        (group,) = some
+        values[group] = gvendi(rows)
+    elif some:
+        ends = torch.nn.functional.pad(counts[some].cumsum(0), (1, 0))
+        for group, value in zip(some, ops.entropy(rows, ends).exp().tolist(), strict=True):
+            values[group] = value
+    return values

@@ -16,6 +16,7 @@ from gvendi_fast.analysis.set_numbers import limits, numbers_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.distinct import Distinct
+from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
@@ -187,7 +188,7 @@ def score_run(
         reference=reference,
         distinct=distinct.count(),
     )
-    grown = growth(run, numbers.interval, seed=seed) if state.n >= LEAST_ROWS else None
+    grown = growth(BlockPool(run, state.n), numbers.interval, seed=seed) if state.n >= LEAST_ROWS else None
     if save_mean is not None:
         own.save(save_mean)
     coverage = run.spec["coverage"]

@@ -80,8 +80,32 @@ class MatrixPool(Pool):
         return out
 
 
-class RunPool(Pool):
+class _Parts(Pool):
     """The sketches of a run directory, read from its parts on each call, one part in memory at a time."""
+
+    run: RunDirectory
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        first = 0
+        for part in self.run.iterate(["sketch"]):
+            if len(part.sketches):
+                yield first, unit_rows(part.sketches, first=first).float()
+            first += len(part.sketches)
+
+
+class BlockPool(_Parts):
+    """The n sketches of a run directory in blocks alone: rows have no ids, and nothing of them is held in memory."""
+
+    def __init__(self, run: RunDirectory, n: int) -> None:
+        self.run, self.spec, self.dim = run, run.spec, run.spec["sketch"]["dim"]
+        self.ids, self.groups, self._rows = (), None, n
+
+    def __len__(self) -> int:
+        return self._rows
+
+
+class RunPool(_Parts):
+    """The sketches of a run directory with what it stores of each row."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run, self.spec, self.dim = run, run.spec, run.spec["sketch"]["dim"]
@@ -100,13 +124,6 @@ class RunPool(Pool):
                 self._numbers[name].append(column)
         if not self.ids:
             raise GvendiError(f"'{run.path}' holds no sketches; run 'gvendi sketch' to the end first")
-
-    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        first = 0
-        for part in self.run.iterate(["sketch"]):
-            if len(part.sketches):
-                yield first, unit_rows(part.sketches, first=first).float()
-            first += len(part.sketches)
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
         wanted = np.asarray(numbers, np.int64)

@@ -96,21 +96,33 @@ def unlimited_k(
     It takes the spectrum, which the state keeps, and about 1,000 sums over it: 0.02 s at K = 1024.
     Raises GvendiError for a state without rows, another order, and a `distinct` or a level out of range.
     """
-    if q not in (1, 2):
+    entropy = state.entropy(q) if q in _LOST else 0.0
+    return of_spectrum(state.spectrum(), entropy, state.n, state.dim, q=q, distinct=distinct, level=level)
+
+
+def of_spectrum(
+    spectrum: torch.Tensor,
+    entropy: float,
+    n: int,
+    dim: int,
+    *,
+    q: float = 1.0,
+    distinct: int | None = None,
+    level: float = 0.95,
+) -> UnlimitedK:
+    """As `unlimited_k`, from the eigenvalues (sum 1) of n rows of K = dim sketches, and their entropy of order q."""
+    if q not in _LOST:
         raise GvendiError(
             f"q is {q}; the value for unlimited K exists for orders 1 and 2 only: for the plain one use state.gvendi(q)"
         )
     if not 0 < level < 1:
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
-    entropy, dim = state.entropy(q), state.dim
-    if distinct is not None and not 1 <= distinct <= state.n:
-        raise GvendiError(
-            f"distinct is {distinct}; wanted the number of different rows, from 1 to n = {state.n}"
-        )
-    most = distinct or state.n
-    lost, bounds = _LOST[q](state.spectrum(), dim, most)
+    if distinct is not None and not 1 <= distinct <= n:
+        raise GvendiError(f"distinct is {distinct}; wanted the number of different rows, from 1 to n = {n}")
+    most = distinct or n
+    lost, bounds = _LOST[q](spectrum, dim, most)
     exact = entropy + lost(dim)
-    se = _ERROR[q](state.spectrum(), exact, lost(dim), dim)
+    se = _ERROR[q](spectrum, exact, lost(dim), dim)
     reach = NormalDist().inv_cdf(0.5 + level / 2) * se
     value, low, high = (
         min(math.exp(min(max(h, 0.0), math.log(most))), most)
@@ -122,7 +134,7 @@ def unlimited_k(
         high=high,
         plain=math.exp(entropy),
         dim=dim,
-        n=state.n,
+        n=n,
         dim_to_halve=_halving(lost, dim),
         unseen=math.expm1(bounds[1] - bounds[0]),
         se=se,
