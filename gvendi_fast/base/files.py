@@ -154,5 +154,3 @@ def load_tensors(
             return {name: file.get_tensor(name).to(device) for name in file.keys()}, words  # noqa: SIM118
     except SafetensorError as error:
         raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None
-    except OSError as error:
-        raise GvendiError(f"{path} cannot be read ({error}); {wanted}") from None

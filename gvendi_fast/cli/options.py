@@ -295,6 +295,17 @@ def warn_unfinished(run) -> None:
         print(f"warning: {said}", file=sys.stderr)
 
 
+def saved_mean(path: Path | None):
+    """The `RowMean` that --mean names, None without one."""
+    from gvendi_fast.vendi.centered import RowMean
+
+    if path is not None and not path.is_file():
+        raise GvendiError(
+            f"--mean: '{path}' is not a file; give one that 'gvendi score --save-mean FILE' wrote"
+        )
+    return None if path is None else RowMean.load(path)
+
+
 def unbundled(command: Callable) -> Callable:
     """The command as typer reads it: a parameter that is a dataclass of options is replaced by its fields."""
     signature = inspect.signature(command, eval_str=True)

@@ -13,7 +13,7 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.shown import at_most, significant
-from gvendi_fast.cli.options import Corpus, Json, warn_unfinished
+from gvendi_fast.cli.options import Corpus, Json, saved_mean, warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -146,7 +146,6 @@ def select(
     from gvendi_fast.data.originals import locate_corpus
     from gvendi_fast.data.pool import as_pool
     from gvendi_fast.data.run_directory import RunDirectory
-    from gvendi_fast.vendi.centered import RowMean
 
     began, budget = time.perf_counter(), parse_bytes(memory)
     sidecar = _check_out(out, force)
@@ -158,7 +157,7 @@ def select(
         )
     if mean is not None and not center:
         raise GvendiError(f"--mean '{mean}' goes with --center, which is not given; give both or neither")
-    reference = None if mean is None else RowMean.load(mean)
+    reference = saved_mean(mean)
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.

@@ -190,7 +190,10 @@ def test_center_prints_both_scores_and_takes_a_saved_mean(gvendi, corpus, tmp_pa
     ("args", "message"),
     [
         (("--mean", "m"), "--mean 'm' goes with --center"),
-        (("--center", "--mean", "m"), "m cannot be read"),
+        (
+            ("--center", "--mean", "m"),
+            "--mean: 'm' is not a file; give one that 'gvendi score --save-mean FILE' wrote",
+        ),
         (("--center", "--mean", "other.safetensors"), "the mean is of rows of another spec"),
     ],
 )
