@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report.coverage import coverage_sections
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
@@ -161,6 +162,7 @@ def render(results: Path = RESULTS) -> str:
         else f"{MISSING.capitalize()}.",
         fidelity_table(found),
         bf16_table(found),
+        *coverage_sections(load(results / "coverage.json"), table),
         "## Scoring and selection",
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
