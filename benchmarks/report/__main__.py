@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report.coverage import coverage_sections
 from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
@@ -185,6 +186,7 @@ def render(results: Path = RESULTS) -> str:
         dimension_line(dimension, MISSING),
         machine_line([dimension] if dimension else []),
         dimension_table(dimension, table),
+        *coverage_sections(load(results / "coverage.json"), table),
         "## Scoring and selection",
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),

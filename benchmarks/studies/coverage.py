@@ -31,7 +31,7 @@ from gvendi_fast.vendi.gains import removals
 from gvendi_fast.vendi.growth import growth
 
 OUT = ROOT / "benchmarks" / "results" / "coverage.json"
-DIM, TRIALS, TIMES = 128, 200, (0.5, 1, 2, 5, 20)
+DIM, TRIALS, TIMES = 64, 200, (0.5, 1, 2, 5, 20)
 WIDTH, SPLITS = 1024, 20
 
 

@@ -252,10 +252,8 @@ def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
 
 def _freedom(a: Interval, b: Interval) -> float:
     """Welch's degrees of freedom of the two standard errors together."""
-    weights = [(interval.se**4, interval.freedom) for interval in (a, b) if interval.se > 0]
-    if not weights:
-        return math.inf
-    return math.hypot(a.se, b.se) ** 4 / sum(fourth / freedom for fourth, freedom in weights)
+    known = sum(interval.se**4 / interval.freedom for interval in (a, b) if interval.se > 0)
+    return math.hypot(a.se, b.se) ** 4 / known if known > 0 else math.inf
 
 
 def _p_value(gap: float, se: float, freedom: float) -> float:

@@ -124,9 +124,7 @@ def saturation_sentence(values: Iterable[float], n: int, dim: int) -> str | None
     )
 
 
-def group_scores(
-    run: RunDirectory, seed: int = 0, reference: RowMean | None = None
-) -> dict[str, GroupScore]:
+def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = None) -> dict[str, GroupScore]:
     """G-Vendi of every group of a run at equal n, as `with_others` chooses groups and n.
 
     Rows are drawn without replacement, 20 times (5 times where n is above 256); a draw depends on seed, group and

@@ -108,9 +108,7 @@ def _print(measured: Measured, by: str | None) -> None:
     rows = []
     for name, found in [*sets, ("(all rows)", measured.whole)]:
         values = [getattr(found, column) for column in columns]
-        cells = [
-            "" if v is None else shown(v, f) for v, (_, f) in zip(values, columns.values(), strict=True)
-        ]
+        cells = ["" if v is None else shown(v, f) for v, (_, f) in zip(values, columns.values(), strict=True)]
         rows.append((name, f"{found.rows:,}", *cells))
     print_table(console, (by, "rows", *(heading for heading, _ in columns.values())), rows, apart=1)
     values = [found.gvendi for found in scored.values()]

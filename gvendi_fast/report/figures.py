@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from gvendi_fast.base.shown import number, shown
+from gvendi_fast.base.shown import shown
 
 # Width and height in CSS pixels, at which a font unit is a pixel.
 WIDE, NARROW = (840, 320), (340, 280)

@@ -32,11 +32,11 @@ BINS = 40
 
 
 def growth(
-    pool: Pool, value: float, interval: tuple[float, float], seed: int, also: int | None = None
+    pool: Pool, value: float, another: tuple[float, float], seed: int, also: int | None = None
 ) -> dict[str, Any]:
     """G-Vendi of random subsets of n, n / 2, n / 4, ... (and `also`) rows: mean and 20th to 80th percentile over draws.
 
-    value, interval: the score of all n rows, and the interval for another draw of n rows.
+    value, another: the score of all n rows, and the interval for another draw of n rows.
     A draw is one order of all rows, its subsets are the beginnings of it. One pass over the pool a draw; memory is a
     K x K state for each size.
     """
@@ -67,7 +67,7 @@ def growth(
     half = next((point["mean"] for point in points[:-1] if point["n"] == n // 2), None)
     # How much the last doubling of the rows added.
     last = None if half is None else value / half - 1
-    return {"points": points, "another_draw": list(interval), "last_doubling": last}
+    return {"points": points, "another_draw": list(another), "last_doubling": last}
 
 
 def surprisal(pool: Pool, state: VendiState) -> tuple[np.ndarray, dict[str, Any]]:

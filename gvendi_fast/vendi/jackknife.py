@@ -69,15 +69,16 @@ def jackknife(
 
         J    = (n-1)/n sum_i (H_{-i} - mean)^2 = var_i(Delta S_i) / n                  (Tukey 1958)
         P    = n (n-1) / 2 mean_{i<j} q_ij^2 / (n-2)^2,  q_ij = I_ij less its mean and its rows' effects
-        SE^2 = max(J - P, 0.7 J),   freedom = min(n - 1, 2n / (kurtosis_i(Delta S_i) - 1))
+        SE^2 = max(J - P, 0.7 J, 0.7 P),   freedom = min(n - 1, 2n / (kurtosis_i(Delta S_i) - 1))
         low, high = exp(H -+ t_freedom sqrt(2) SE), clipped to [1, min(n, K)]
 
     Both draws vary, hence sqrt(2); on the scale of the entropy their difference is symmetric. With the variance in
     parts V_1 + V_2 + ... by how many rows act together, J is V_1 + 2 V_2 + 3 V_3 on average (Efron and Stein 1981)
-    and P is V_2 + 3 V_3, estimated from all pairs of up to 128 rows. At most 0.3 J is taken off, as few rows seldom show what
-    they lack; so a flat spectrum, of V_2 alone, is covered a little too often. Rows count as independent draws: where
-    a source writes r rows of each kind together, the interval is too narrow by sqrt(r). Rows of a kind that no row
-    shows are in no interval. It says nothing of more rows (`growth` does), and G-Vendi of one row is 1.
+    and P is V_2 + 3 V_3, estimated from all pairs of up to 128 rows. At most 0.3 J is taken off, as few rows seldom
+    show what they lack; so a flat spectrum, of V_2 alone, is covered a little too often. J vanishes where all rows
+    count alike by chance, such as two kinds of rows in equal numbers; P does not. Rows count as independent draws:
+    where a source writes r rows of each kind together, the interval is too narrow by sqrt(r). Rows of a kind that no
+    row shows are in no interval. It says nothing of more rows (`growth` does), and G-Vendi of one row is 1.
     Raises GvendiError where the rows are not the state's, q is not 1 or level is not in (0, 1).
     """
     if q != 1:
@@ -104,7 +105,8 @@ def jackknife(
     entropy, most = state.entropy(), float(min(n, state.dim))
     variance = moments.variance() / n
     if n > 3:
-        variance = max(variance - _second_order(state, torch.cat(chosen)), (1 - MOST_TAKEN) * variance)
+        second = _second_order(state, torch.cat(chosen))
+        variance = max(variance - second, (1 - MOST_TAKEN) * max(variance, second))
     freedom = min(n - 1.0, 2 * n / max(moments.kurtosis() - 1, 1e-9))
     reach = quantile(level, freedom) * math.sqrt(2 * variance)
     # The exponent is bounded first, as few rows make the interval wide.

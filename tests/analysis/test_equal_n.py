@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from gvendi_fast.analysis import equal_n
-from gvendi_fast.analysis.equal_n import DRAWS, LARGE_DRAWS, group_scores
+from gvendi_fast.analysis.equal_n import (
+    DRAWS,
+    LARGE_DRAWS,
+    group_scores,
+    pooled_sentence,
+    saturation_sentence,
+)
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 DIM = 64
 
@@ -42,7 +48,7 @@ class Parts:
         return self.sketches[self.groups == group]
 
 
-def test_mean_and_band_of_the_draws_and_none_for_a_group_taken_whole():
+def test_mean_of_the_draws_and_the_interval_for_another():
     run = Parts({"few": 7, "exact": 40, "more": 60, "many": 400})
     found = group_scores(run)
     assert list(found) == ["exact", "few", "many", "more"]
@@ -54,12 +60,16 @@ def test_mean_and_band_of_the_draws_and_none_for_a_group_taken_whole():
     }
     assert (found["few"].gvendi, found["few"].low, found["few"].high) == (None, None, None)
     whole = found["exact"]
-    assert whole.low == whole.gvendi == whole.high == pytest.approx(gvendi(run.of("exact")), rel=1e-6)
+    # A group taken whole has the interval that `score` gives the same rows.
+    rows = run.of("exact")
+    alone = jackknife(VendiState(DIM).update(rows), rows)
+    assert (whole.gvendi, whole.low, whole.high) == pytest.approx(
+        (alone.value, alone.low, alone.high), rel=1e-3
+    )
     for group in ("more", "many"):
         score = found[group]
         assert score.low < score.gvendi < score.high < gvendi(run.of(group))
-        # Where 40 rows are drawn from 60, draws share most of them.
-        assert score.high - score.low < 0.1 * score.gvendi
+        assert score.high <= 40
     assert found["more"].gvendi > found["exact"].gvendi
 
 
@@ -99,9 +109,52 @@ def test_draws_of_more_rows_than_the_kernel_takes_are_fewer():
     assert found["many"].low < found["many"].gvendi < found["many"].high
 
 
-def test_small_groups_are_compared_where_most_are_small():
-    found = group_scores(Parts({"a": 5, "b": 6, "c": 50}))
-    assert {g: s.n for g, s in found.items()} == {"a": 0, "b": 6, "c": 6}
+def test_small_groups_are_compared_together_and_said_to_be():
+    found = group_scores(Parts({"a": 15, "b": 16, "c": 20, "d": 90}))
+    assert {g: (s.n, s.rows) for g, s in found.items()} == {
+        "a": (0, 15),
+        "b": (0, 16),
+        "c": (0, 20),
+        "d": (51, 90),
+        "(others)": (51, 51),
+    }
+    said = pooled_sentence(found)
+    assert said == (
+        "3 groups with too few rows to compare (51 rows in all, fewer than 51 each): counted together as (others)"
+    )
+    # One small group is not others, and too few rows stay out.
+    alone = group_scores(Parts({"a": 15, "d": 90}))
+    assert (alone["a"].gvendi, alone["d"].n) == (None, 90)
+    assert pooled_sentence(alone).endswith("(15 rows in all, fewer than 90 each): not compared")
+    assert "(others)" not in group_scores(Parts({"a": 5, "b": 6, "d": 90}))
+    assert pooled_sentence(group_scores(Parts({"a": 40, "b": 50}))) is None
+    # Where no group is large, half of the largest is enough.
+    assert {g: s.n for g, s in group_scores(Parts({"a": 8, "b": 12})).items()} == {"a": 8, "b": 8}
+    # A group that has the name keeps it.
+    named = group_scores(Parts({"(others)": 70, "b": 20, "c": 20}))
+    assert {g: s.rows for g, s in named.items() if s.n} == {"(others)": 70, "((others))": 40}
+
+
+def test_the_interval_of_a_group_holds_for_other_rows_of_its_source():
+    inside, draws_of = [], np.random.default_rng(2)
+    scale = np.arange(1, DIM + 1) ** -0.7
+    for size in (40, 60, 400):
+        for _ in range(25):
+            run = Parts({"other": 40, "it": size})
+            run.sketches[run.groups == "it"] = draws_of.standard_normal((size, DIM)) * scale
+            score = group_scores(run)["it"]
+            inside.append(score.low <= gvendi(draws_of.standard_normal((40, DIM)) * scale) <= score.high)
+    assert 0.89 <= np.mean(inside) <= 0.995
+
+
+def test_what_is_said_of_scores_near_their_most():
+    assert saturation_sentence([9.0, 12.0], 16, 1024) is None
+    said = saturation_sentence([15.8, 15.7], 16, 1024)
+    assert said.startswith("16 rows cannot show more than 16: every score lies within 10 % of that")
+    assert saturation_sentence([15.8, 3.0], 16, 1024).startswith(
+        "16 rows cannot show more than 16: 1 of 2 scores lies within 10 %"
+    )
+    assert "larger --dim" in saturation_sentence([60.0], 500, 64)
 
 
 def test_too_many_groups_are_refused(monkeypatch):

@@ -172,7 +172,8 @@ def test_groups_are_compared_at_equal_n(proxy, tmp_path):
     }
     assert {k: v.draws for k, v in result.by.items()} == {"few": 0, "narrow": 1, "varied": DRAWS}
     assert result.by["few"].gvendi is None
-    assert result.by["narrow"].low == result.by["narrow"].gvendi == result.by["narrow"].high
+    # Two kinds of rows in equal numbers: of 40 others, the numbers would differ.
+    assert 1 < result.by["narrow"].low < result.by["narrow"].gvendi
     assert result.by["varied"].low < result.by["varied"].gvendi < result.by["varied"].high
     assert result.by["varied"].gvendi > 1.2 * result.by["narrow"].gvendi
     run = RunDirectory.load(tmp_path / "r")

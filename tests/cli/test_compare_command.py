@@ -110,7 +110,7 @@ def test_names_are_the_shortest_that_tell_paths_apart():
 
 
 def test_the_sentence_puts_the_more_diverse_set_first():
-    small, large = (Interval(value, value, value, value, 0.01, 100) for value in (10.0, 20.0))
+    small, large = (Interval(value, value, value, 0.01, 100) for value in (10.0, 20.0))
     for d in (difference("s", small, "l", large), difference("l", large, "s", small)):
         assert sentence(d).startswith(
             "l is more diverse than s: 2.00 times (95 % interval 1.95 to 2.06, p < 0.0001)"
