@@ -76,7 +76,7 @@ class DegreesOfFreedom:
         return min(max(self._lost(self._tables[0], dim), least), most)
 
     def lost_bounds(self, dim: int) -> tuple[float, float]:
-        """H_inf - H_dim at the least and the largest of what is not seen; for a dim beyond what is seen, nearly bounds."""
+        """H_inf - H_dim at the least and the largest of what is not seen; nearly bounds for a dim beyond that."""
         found = [self._lost(table, dim) for table in self._tables[-2:]]
         return min(found), max(found)
 
