@@ -41,13 +41,13 @@ class ChosenDim:
     def sentence(self) -> str:
         """What was chosen and why, in one line."""
         met = abs(self.bias) < NOTABLE
-        why = f"the smallest with a bias below {NOTABLE:.0%}" if met else "the largest there is"
-        text = f"K = {self.dim}, {why}: G-Vendi of {_rows(self.rows)} is predicted {_percent(self.bias)}"
+        why = f"the smallest with a bias below {100 * NOTABLE:.0f} %" if met else "the largest there is"
+        text = f"K = {self.dim}, {why}: G-Vendi of {_rows(self.rows)} has a predicted bias of {_percent(self.bias)}"
         if self.high - self.low > 0.001:
             text += f" (between {_percent(self.low)} and {_percent(self.high)})"
         if self.smaller:
-            text += f", at K = {self.smaller[0]} {_percent(self.smaller[1])}"
-        return f"{text}, off its value for unlimited K; from {_rows(self.block)} at K = {DIMS[-1]}"
+            text += f", at K = {self.smaller[0]} of {_percent(self.smaller[1])}"
+        return f"{text}; from {_rows(self.block)} at K = {DIMS[-1]}"
 
 
 def choose_dim(sketches: Rows, rows: int) -> ChosenDim:

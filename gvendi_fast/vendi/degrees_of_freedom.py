@@ -71,11 +71,13 @@ class DegreesOfFreedom:
 
     def lost(self, dim: int) -> float:
         """H_inf - H_dim in nats, of all n rows and any number `dim` of coordinates: the estimate."""
-        return self._lost(self._tables[0], dim)
+        least, most = self.lost_bounds(dim)
+        # Where nearly all w are 0 or 1, the Beta distribution's nodes miss some of its mass.
+        return min(max(self._lost(self._tables[0], dim), least), most)
 
     def lost_bounds(self, dim: int) -> tuple[float, float]:
-        """The least and the largest H_inf - H_dim that go with what is seen."""
-        found = [self._lost(table, dim) for table in self._tables]
+        """H_inf - H_dim at the least and the largest of what is not seen; nearly bounds for a dim beyond that."""
+        found = [self._lost(table, dim) for table in self._tables[-2:]]
         return min(found), max(found)
 
     def _lost(self, table: tuple[np.ndarray, np.ndarray, np.ndarray], dim: int) -> float:
@@ -84,7 +86,7 @@ class DegreesOfFreedom:
         # Both entropies lie between 0 and ln rank; one row loses nothing, as it has length 1 in every sketch.
         return min(float(lost), math.log(self.rank))
 
-    def _unseen(self, eigenvalues: np.ndarray, limits: list[int], block: int | None) -> list[_Atoms]:
+    def _unseen(self, eigenvalues: np.ndarray, limits: list[int], block: int | None) -> list[Atoms]:
         """What w may be below t_0: as estimated, the least and the most."""
         r, rank = len(eigenvalues), self.rank
         first, second = (1 / eigenvalues).sum(), (1 / eigenvalues**2).sum()
@@ -96,13 +98,9 @@ class DegreesOfFreedom:
             t0, bend = t0 * (1 - r / rank), bend + first / (rank - r)
         # d ln t / ds = bend and dd / ds = -first at s = 0. Noise may take the second moment below the mean's square.
         square = max(r - first / bend, r * r / rank) if bend > 0 else r * r / rank
-        least = _Atoms(t0, np.array([square / r]), np.array([r * r / square]))
-        inner = (r - square) / (rank - r)
-        whole = (rank - r) / (1 - inner)
-        most = _Atoms(t0, np.array([inner, 1.0]), np.array([whole, rank - whole]))
-        return [_Atoms(t0, *_beta(r, square, rank)), least, most]
+        return [Atoms(t0, w, mass) for w, mass in (beta(r, square, rank), *extremes(r, square, rank))]
 
-    def _integrals(self, below: _Atoms | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _integrals(self, below: Atoms | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """D of all nodes, ascending, int t D dD and int t dD from the first node up to each."""
         plain = _cumulative(self._t * self._slope)
         times_d = _cumulative(self._t * self._d * self._slope)
@@ -117,7 +115,7 @@ class DegreesOfFreedom:
         )
 
 
-class _Atoms:
+class Atoms:
     """tau = t_0 w / (1 - w) of the eigenvalues that are not seen: numbers w, each `mass` times."""
 
     def __init__(self, t0: float, w: np.ndarray, mass: np.ndarray) -> None:
@@ -143,7 +141,15 @@ def _cumulative(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum((values[1:] + values[:-1]) * (_STEP / 2))])
 
 
-def _beta(r: int, square: float, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def extremes(r: float, square: float, rank: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """w and mass of the least and of the largest sum psi(w) - w of `rank` numbers with these moments."""
+    inner = (r - square) / (rank - r)
+    whole = (rank - r) / (1 - inner)
+    least = np.array([square / r]), np.array([r * r / square])
+    return [least, (np.array([inner, 1.0]), np.array([whole, rank - whole]))]
+
+
+def beta(r: float, square: float, rank: float) -> tuple[np.ndarray, np.ndarray]:
     """w and mass of the Beta distribution with sum w = r and sum w^2 = square of `rank` numbers."""
     mean = r / rank
     variance = square / rank - mean**2

@@ -42,7 +42,7 @@ def test_the_choice_is_said_in_one_line_and_gives_the_sketches_of_that_dim(data,
     run = sketch_corpus(data, tmp_path / "auto", proxy, AUTO, notes)
     assert run.spec["sketch"]["dim"] == 512
     (line,) = [text for text in notes.said if text.startswith("K = ")]
-    assert "K = 512, the smallest with a bias below 5%: G-Vendi of 40 rows" in line
+    assert "K = 512, the smallest with a bias below 5 %: G-Vendi of 40 rows" in line
     fixed = sketch_corpus(
         data, tmp_path / "fixed", proxy, replace(AUTO, auto_dim=False, spec=SketchSpec(dim=512))
     )
@@ -78,7 +78,7 @@ def test_a_corpus_of_one_row(tmp_path, proxy):
     path.write_text(json.dumps({"text": "one row alone"}) + "\n")
     notes = Notes()
     assert sketch_corpus(path, tmp_path / "run", proxy, AUTO, notes).spec["sketch"]["dim"] == 512
-    assert any("G-Vendi of 1 row is predicted 0.0 %" in text for text in notes.said)
+    assert any("G-Vendi of 1 row has a predicted bias of 0.0 %; from 1 row at" in text for text in notes.said)
 
 
 def test_a_corpus_without_a_usable_row_keeps_the_default_and_says_so(tmp_path, proxy):

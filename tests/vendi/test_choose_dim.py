@@ -78,15 +78,15 @@ def test_one_row_needs_no_more_than_the_smallest():
 def test_the_sentence_says_what_was_chosen_and_why():
     found = ChosenDim(2048, -0.031, -0.036, -0.029, (1024, -0.0584), 7473, 512)
     assert found.sentence == (
-        "K = 2048, the smallest with a bias below 5%: G-Vendi of 7,473 rows is predicted -3.1 % (between -3.6 % and "
-        "-2.9 %), at K = 1024 -5.8 %, off its value for unlimited K; from 512 rows at K = 8192"
+        "K = 2048, the smallest with a bias below 5 %: G-Vendi of 7,473 rows has a predicted bias of -3.1 % (between "
+        "-3.6 % and -2.9 %), at K = 1024 of -5.8 %; from 512 rows at K = 8192"
     )
     most = ChosenDim(8192, -0.2, -0.2, -0.2, (4096, -0.3), 90_000, 512)
     assert most.sentence.startswith(
-        "K = 8192, the largest there is: G-Vendi of 90,000 rows is predicted -20.0 %, at"
+        "K = 8192, the largest there is: G-Vendi of 90,000 rows has a predicted bias of -20.0 %, at"
     )
     least = ChosenDim(512, -0.0001, -0.0001, -0.0001, None, 3, 3)
-    assert "predicted 0.0 %, off its value" in least.sentence
+    assert "3 rows has a predicted bias of 0.0 %; from 3 rows" in least.sentence
 
 
 @pytest.mark.parametrize(("block", "rows"), [(0, 5), (6, 5)])

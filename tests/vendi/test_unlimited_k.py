@@ -8,7 +8,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
-from gvendi_fast.vendi.degrees_of_freedom import DegreesOfFreedom
+from gvendi_fast.vendi.degrees_of_freedom import DegreesOfFreedom, beta, extremes
 
 N = 240
 # Gradients have so many coordinates here.
@@ -114,8 +114,30 @@ def test_what_a_small_k_does_not_show_is_within_bounds_that_close_as_k_grows(nam
     assert open_by[-1] < 0.01
 
 
-def test_bounds_are_reached_by_the_spectra_that_attain_them():
-    # 128 coordinates of 600 rows that span 100 directions, all equal: the least that goes with D and its slope.
+def unseen_sum(w: np.ndarray, mass: np.ndarray | float = 1.0) -> float:
+    """sum psi(w) - w; psi(0) = 0 and psi(1) = 1."""
+    inner = w[(w > 0) & (w < 1)]
+    weight = np.broadcast_to(mass, w.shape)[(w > 0) & (w < 1)]
+    return float((weight * (-inner * np.log(inner) / (1 - inner) - inner)).sum())
+
+
+@pytest.mark.parametrize("shape", [(0.05, 1.0), (0.5, 0.5), (1.0, 3.0), (20.0, 20.0), (2.0, 0.1)])
+def test_numbers_of_the_same_two_moments_lie_within_the_extremes(shape):
+    generator = np.random.Generator(np.random.Philox(key=1))
+    for _ in range(50):
+        w = generator.beta(*shape, size=40)
+        w[: generator.integers(0, 5)] = generator.integers(0, 2)
+        r, square = w.sum(), np.square(w).sum()
+        least, most = extremes(r, square, len(w))
+        for values, mass in (least, most, beta(r, square, len(w))):
+            assert (values * mass).sum() == pytest.approx(r, rel=1e-6)
+        for values, mass in (least, most):
+            assert (values**2 * mass).sum() == pytest.approx(square, rel=1e-6)
+        assert unseen_sum(*least) <= unseen_sum(w) + 1e-9
+        assert unseen_sum(w) <= unseen_sum(*most) + 1e-9
+
+
+def test_rows_that_span_fewer_directions_than_k_leave_nothing_unseen():
     rows = torch.randn(600, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = unlimited_k(VendiState(128).update(sketched(rows, 128, 0)))
     assert found.unseen == 0
