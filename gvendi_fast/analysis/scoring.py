@@ -134,7 +134,7 @@ def score_run(
     check_by(run, by)
     _check_orders(orders)
     dim = run.spec["sketch"]["dim"]
-    state, tokens = VendiState(dim, spec=run.spec), 0
+    state, tokens = VendiState(dim, spec=run.sketch_spec), 0
     for part in run.iterate(["sketch", "length"]):
         state.update(part.sketches)
         tokens += int(part.length.sum())

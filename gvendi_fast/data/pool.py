@@ -84,7 +84,7 @@ class RunPool(Pool):
     """The sketches of a run directory, read from its parts on each call, one part in memory at a time."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self.run, self.spec, self.dim = run, run.spec, run.spec["sketch"]["dim"]
+        self.run, self.spec, self.dim = run, run.sketch_spec, run.spec["sketch"]["dim"]
         self.ids, self.groups, self._starts, self._numbers = [], [], [0], {name: [] for name in NUMBERS}
         self._units = []
         for part in run.iterate(["id", "group", *NUMBERS]):
