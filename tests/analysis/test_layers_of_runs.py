@@ -92,6 +92,19 @@ def test_a_preset_chosen_afterwards_is_the_run_of_the_preset(runs, proxy, data, 
     assert norm_shares(chosen) == pytest.approx(norm_shares(direct), abs=1e-6)
 
 
+def test_a_resumed_run_has_the_bytes_of_one_without_the_break(runs, proxy, data, tmp_path):
+    whole, broken = runs["kind-and-half"].path, tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    (broken / "parts" / "part-000001.parquet").unlink()
+    sketch_corpus(data, broken, proxy, replace(PLAIN, groups="kind-and-half"))
+    for path in sorted((whole / "parts").iterdir()):
+        assert (broken / "parts" / path.name).read_bytes() == path.read_bytes()
+    assert pq.read_schema(path.with_name("part-000001.parquet")).names[-2:] == [
+        "norm_share",
+        "group_sketches",
+    ]
+
+
 def test_directories_that_keep_groups_compare_with_those_that_keep_none(runs):
     plain, kept = as_pool(runs[None]), as_pool(runs["kind"])
     assert kept.spec == plain.spec == runs[None].spec
