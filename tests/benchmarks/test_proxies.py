@@ -15,6 +15,7 @@ from benchmarks.studies.proxies import (
     agreement,
     draw_keys,
     norm_shares,
+    over_plain,
     rows_of,
     scores,
     spearman,
@@ -69,6 +70,10 @@ def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
     for found in (many, few):
         assert found["low"] < found["spearman"] < found["high"]
     assert many["high"] - many["low"] < few["high"] - few["low"]
+    nothing = over_plain((a, b), (a, b))
+    assert nothing == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    worse = over_plain((a, b + generator.random(400)), (a, b))
+    assert worse["low"] < worse["difference"] < worse["high"] < 0
     without = [(a[i::2], b[i::2]) for i in range(2)]
     over_rows = agreement(a, b, without)
     assert over_rows["low over rows"] < over_rows["spearman"] < over_rows["high over rows"] < 1
@@ -90,8 +95,8 @@ def test_what_the_docs_say_is_what_was_found():
     plain, centred = variants["plain"], variants["centred"]
     # tiny ranks data otherwise than real models do, which agree with each other far better.
     assert plain[real]["low"] > 0.9 > 0.7 > plain["smollm2 / tiny"]["high"]
-    # None does better than all layers beyond its interval; the last half alone and centred does worst.
-    assert all(pairs[real]["spearman"] <= plain[real]["high"] for pairs in variants.values())
+    # None does better than all layers beyond the interval of the difference; the last half centred does worst.
+    assert all(entry["over plain"][real]["low"] <= 0 for entry in result["variants"])
     worst = min(variants, key=lambda name: variants[name][real]["spearman"])
     assert worst == "last half of the blocks, centred"
     assert variants[worst][real]["spearman"] > 0.9
