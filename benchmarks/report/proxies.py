@@ -60,10 +60,11 @@ def dim_table(study: dict, table: Table) -> str:
     small, large = study["dims"]
     rows = []
     for entry in study["variants"]:
-        real = _pair(entry[f"K = {small}"], PAIRS[0])
+        real, over = _pair(entry[f"K = {small}"], PAIRS[0]), _pair(entry["over plain"], PAIRS[0])
         rows.append(
             [
                 entry["variant"],
+                f"{over['difference']:+.3f} ({over['low']:+.3f} to {over['high']:+.3f})",
                 f"{real['spearman']:.3f} ({real['low']:.3f} to {real['high']:.3f})",
                 *(_range(entry["with its own at disjoint coordinates"][name]) for name in REAL),
                 *(_range(entry["with plain at the largest K"][name]) for name in REAL),
@@ -72,7 +73,8 @@ def dim_table(study: dict, table: Table) -> str:
         )
     head = [
         "sketched",
-        f"both real models at K = {small}",
+        f"both real models, K = {large}: difference from plain",
+        f"both real models, K = {small}",
         *(f"{NAMES[name]}: K = {small} and {large - small}, other coordinates" for name in REAL),
         *(f"{NAMES[name]}: K = {small} and plain at {large}" for name in REAL),
         *(f"median G-Vendi, {name}" for name in NAMES.values()),

@@ -47,7 +47,7 @@ class _ChosenLayers(RunDirectory):
         groups = run.spec["groups"]
         sketched = sum(groups["sketched"][i] for i in chosen)
         self._names = [groups["names"][i] for i in chosen]
-        spec = {key: value for key, value in run.spec.items() if key != "groups"}
+        spec = run.sketch_spec
         # As a run of the preset would have recorded it.
         self.spec = {**spec, "layers": layers, "coverage": {**spec["coverage"], "sketched": sketched}}
 

@@ -167,7 +167,7 @@ def score_run(
     check_by(run, by)
     _check_orders(orders)
     dim = run.spec["sketch"]["dim"]
-    state, own, tokens, distinct = VendiState(dim, spec=run.spec), RowMean(dim, spec=run.spec), 0, Distinct()
+    state, own, tokens, distinct = VendiState(dim, run.sketch_spec), RowMean(dim, run.sketch_spec), 0, Distinct()
     for part in run.iterate(["sketch", "length"]):
         state.update(part.sketches)
         own.update(part.sketches)

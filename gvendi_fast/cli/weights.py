@@ -83,7 +83,7 @@ def weights(
         "gap_nats": mixture.gap,
         "steps": mixture.steps,
         "rows": total,
-        "spec": directory.spec,
+        "spec": directory.sketch_spec,
     }
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
@@ -101,7 +101,7 @@ def _states(directory) -> dict:
                 raise GvendiError(
                     f"--by has more than {MOST_SOURCES} different values; choose a field with fewer, such as a source"
                 )
-            state = states.setdefault(name, VendiState(part.sketches.shape[1], spec=directory.spec))
+            state = states.setdefault(name, VendiState(part.sketches.shape[1], spec=directory.sketch_spec))
             state.update(part.sketches[[group == name for group in part.groups]])
     if not states:
         raise GvendiError(f"'{directory.path}' holds no sketches; run 'gvendi sketch' to the end first")

@@ -108,7 +108,7 @@ class RunPool(_Parts):
     """The sketches of a run directory with what it stores of each row."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self.run, self.spec, self.dim = run, run.spec, run.spec["sketch"]["dim"]
+        self.run, self.spec, self.dim = run, run.sketch_spec, run.spec["sketch"]["dim"]
         self.ids, self.groups, self._starts, self._numbers = [], [], [0], {name: [] for name in NUMBERS}
         self._units = []
         for part in run.iterate(["id", "group", *NUMBERS]):

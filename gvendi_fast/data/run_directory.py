@@ -105,6 +105,11 @@ class RunDirectory:
         return cls(root, _read_json(root / "spec.json"), _read_json(units) if units.is_file() else None)
 
     @property
+    def sketch_spec(self) -> dict[str, Any]:
+        """What the column `sketch` depends on: the spec without the groups that are kept beside it."""
+        return {key: value for key, value in self.spec.items() if key != "groups"}
+
+    @property
     def units_total(self) -> int | None:
         """Number of work units of the corpus, None where no corpus was recorded."""
         return None if self.manifest is None else int(self.manifest["units_total"])

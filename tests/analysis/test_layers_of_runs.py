@@ -12,6 +12,7 @@ import torch
 from gvendi_fast.analysis.layers import choose_layers, norm_shares
 from gvendi_fast.analysis.scoring import score_run
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
@@ -19,6 +20,7 @@ from gvendi_fast.sketching.gradients.layers import GROUPINGS, PRESETS
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.encode import Encoder, collate
 from gvendi_fast.sketching.proxy.load import load_proxy
+from gvendi_fast.vendi.state import VendiState
 
 PLAIN = Settings(SketchSpec(dim=256), unit_rows=5)
 FP32_RELATIVE = 1e-5
@@ -88,6 +90,28 @@ def test_a_preset_chosen_afterwards_is_the_run_of_the_preset(runs, proxy, data, 
     assert got.coverage == wanted.coverage < 1
     assert got.gvendi != pytest.approx(score_run(runs[None]).gvendi, rel=1e-6)
     assert norm_shares(chosen) == pytest.approx(norm_shares(direct), abs=1e-6)
+
+
+def test_a_resumed_run_has_the_bytes_of_one_without_the_break(runs, proxy, data, tmp_path):
+    whole, broken = runs["kind-and-half"].path, tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    (broken / "parts" / "part-000001.parquet").unlink()
+    sketch_corpus(data, broken, proxy, replace(PLAIN, groups="kind-and-half"))
+    for path in sorted((whole / "parts").iterdir()):
+        assert (broken / "parts" / path.name).read_bytes() == path.read_bytes()
+    assert pq.read_schema(path.with_name("part-000001.parquet")).names[-2:] == [
+        "norm_share",
+        "group_sketches",
+    ]
+
+
+def test_directories_that_keep_groups_compare_with_those_that_keep_none(runs):
+    plain, kept = as_pool(runs[None]), as_pool(runs["kind"])
+    assert kept.spec == plain.spec == runs[None].spec
+    states = [
+        VendiState(pool.dim, spec=pool.spec).update(pool.take(range(len(pool)))) for pool in (plain, kept)
+    ]
+    assert states[0].merge(states[1]).n == 2 * len(plain)
 
 
 def test_what_cannot_be_chosen_says_why(runs, proxy, data, tmp_path):

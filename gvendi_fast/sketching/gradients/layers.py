@@ -248,7 +248,7 @@ def _mixing(model: nn.Module, blocks: Sequence[nn.Module], taps: Sequence[Tap]) 
 
     def look(part: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         x, y = _hidden((*args, *kwargs.values())), _hidden(output if isinstance(output, tuple) else (output,))
-        if id(part) in mixing or x is None or y is None or not (x.requires_grad and y.requires_grad):
+        if id(part) in mixing or x is None or y is None:
             return
         last = y.reshape(-1, y.shape[-1])[-1].float()
         # Numbers that differ, for a norm's outputs add up to a constant.
@@ -271,5 +271,5 @@ def _mixing(model: nn.Module, blocks: Sequence[nn.Module], taps: Sequence[Tap]) 
 
 
 def _hidden(values: Sequence[Any]) -> Tensor | None:
-    """The first tensor of hidden states among these."""
-    return next((x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1), None)
+    """The first tensor of hidden states among these: it depends on what the embedding gave."""
+    return next((x for x in values if isinstance(x, Tensor) and x.requires_grad and x.dim() > 1), None)

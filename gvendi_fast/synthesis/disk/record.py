@@ -137,7 +137,7 @@ class RunRecord:
     def _check(self) -> None:
         """The seeds must be those that the run grew from."""
         sketches = json.loads((self.path / FINGERPRINT).read_text(encoding="utf-8"))["sketches"]
-        if self.seed_run.spec != sketches:
+        if self.seed_run.sketch_spec != sketches:
             raise GvendiError(
                 f"'{self.seed_run.path}' was sketched with other settings than the run '{self.path}' grew from; "
                 "restore the run directory that it grew from"

@@ -143,10 +143,8 @@ def open_pool(
     if is_run_directory(data):
         run = RunDirectory.load(data[0])
         wanted = spec_of(proxy, sketcher, settings, run.spec["max_tokens"])
-        # What is kept beside the sketches does not change them.
-        recorded = {key: value for key, value in run.spec.items() if key != "groups"}
-        if recorded != wanted:
-            differing = differences(wanted, recorded)
+        if run.sketch_spec != wanted:
+            differing = differences(wanted, run.sketch_spec)
             shown = "\n".join(f"  {key}: {there} there, {here} in proxy" for key, here, there in differing)
             raise GvendiError(
                 f"pool.data: '{data[0]}' was sketched with other settings than the section proxy says\n{shown}"
@@ -166,7 +164,7 @@ def open_pool(
         record, file, line = found[ordinal]
         ids.append(id_ if record_id(record, Fields()) is not None else f"{names[file]}:{line}")
         records.append(record)
-    return SeedPool(ids, records, pool.take(range(size)), run.spec)
+    return SeedPool(ids, records, pool.take(range(size)), run.sketch_spec)
 
 
 def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:
