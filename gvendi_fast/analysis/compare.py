@@ -22,14 +22,18 @@ import torch
 
 from gvendi_fast.analysis.equal_n import near_most
 from gvendi_fast.analysis.neighbours import Pair, nearest_pairs
+from gvendi_fast.analysis.set_numbers import Sample, numbers_of
 from gvendi_fast.base.differences import differences
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import outside, quantile
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
-from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec, equal_mean
+from gvendi_fast.vendi.diagnosis import Diagnosis
+from gvendi_fast.vendi.jackknife import Interval
 from gvendi_fast.vendi.of_rows import gvendi
 from gvendi_fast.vendi.state import VendiState
+from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
 # More rows of a set would cost memory and add nothing to the comparison.
 MOST_ROWS = 50_000
@@ -48,6 +52,9 @@ class SetScore:
     gvendi: of these n rows.
     low, high: the interval for the G-Vendi of another draw of n rows from the same source.
     entropy_se: standard error of the entropy, in nats.
+    unlimited_k: what the exact gradients of these rows would score.
+    centered: their value without the mean of the reference, the same for all sets.
+    diagnosis: what one direction does to the score.
     saturated: whether n rows (or K) leave no room to differ upwards: `gvendi` is at least 90 % of min(n, K).
     adds: G-Vendi of n rows drawn equally from all sets, minus that of n rows from all other sets; None for a single
         set.
@@ -61,6 +68,14 @@ class SetScore:
     entropy_se: float
     adds: float | None
     saturated: bool
+    unlimited_k: UnlimitedK
+    centered: CenteredScore
+    diagnosis: Diagnosis
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        nested = ("unlimited_k", "centered", "diagnosis")
+        return {**vars(self), **{name: getattr(self, name).to_dict() for name in nested}}
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi compare --json` prints."""
-        return asdict(self)
+        return {**asdict(self), "sets": {name: found.to_dict() for name, found in self.sets.items()}}
 
 
 def compare(
@@ -154,6 +169,7 @@ def compare(
     threshold: float = 0.95,
     level: float = 0.95,
     seed: int = 0,
+    mean: RowMean | None = None,
 ) -> Comparison:
     """Compare two or more data sets by their sketches.
 
@@ -163,7 +179,9 @@ def compare(
     threshold: cosine from which two rows count as near duplicates.
     level: of all intervals.
     seed: of the draws, which depend on ids and this seed alone.
-    Raises GvendiError for sets that cannot be compared.
+    mean: the reference that centred values leave out (default: the mean of the rows compared, each set weighing the
+        same).
+    Raises GvendiError for sets that cannot be compared, and for a mean of another spec.
     """
     if not 0 < level < 1:
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
@@ -185,7 +203,12 @@ def compare(
     drawn = {name: pool.take(np.sort(places[name])) for name, pool in pools.items()}
     shuffled = {name: torch.from_numpy(np.argsort(np.argsort(here))) for name, here in places.items()}
     states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
-    scores = {name: jackknife(states[name], drawn[name], level) for name in drawn}
+    if mean is None:
+        mean = equal_mean(RowMean(rows.shape[1]).update(rows) for rows in drawn.values())
+    else:
+        centred_spec(next((pool.spec for pool in pools.values() if pool.spec is not None), None), mean)
+    numbers = {name: numbers_of(Sample.of_rows(rows, mean), level) for name, rows in drawn.items()}
+    scores = {name: found.interval for name, found in numbers.items()}
     adds = _adds(drawn, shuffled, n)
     union = VendiState(next(iter(drawn.values())).shape[1])
     for state in states.values():
@@ -210,6 +233,9 @@ def compare(
                 entropy_se=f.se,
                 adds=adds.get(name),
                 saturated=near_most(f.value, n, union.dim),
+                unlimited_k=numbers[name].unlimited_k,
+                centered=numbers[name].centered,
+                diagnosis=numbers[name].diagnosis,
             )
             for name, f in scores.items()
         },

@@ -172,7 +172,7 @@ def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = N
 
 @dataclass(frozen=True)
 class _First:
-    """Of one draw: standard error of its entropy, the degrees of freedom of that, and unlimited K's value over its own."""
+    """Of one draw: standard error of its entropy, degrees of freedom of that, and unlimited K's value over its own."""
 
     se: float
     freedom: float

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
-from gvendi_fast.analysis.set_numbers import limits, numbers_of
+from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.distinct import Distinct
@@ -20,9 +22,9 @@ from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
-from gvendi_fast.vendi.centered import Centered, RowMean
+from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec
 from gvendi_fast.vendi.diagnosis import Diagnosis
-from gvendi_fast.vendi.growth import LEAST_ROWS, Growth, growth
+from gvendi_fast.vendi.growth import Growth
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
@@ -62,7 +64,7 @@ class Score:
     n: int
     dim: int
     unlimited_k: UnlimitedK
-    centered: Centered
+    centered: CenteredScore
     diagnosis: Diagnosis
     growth: Growth | None
     limits: list[str]
@@ -166,31 +168,23 @@ def score_run(
     """
     check_by(run, by)
     _check_orders(orders)
-    dim = run.spec["sketch"]["dim"]
-    state, own, tokens, distinct = VendiState(dim, run.sketch_spec), RowMean(dim, run.sketch_spec), 0, Distinct()
-    for part in run.iterate(["sketch", "length"]):
-        state.update(part.sketches)
-        own.update(part.sketches)
-        distinct.update(part.sketches)
-        tokens += int(part.length.sum())
+    spec, dim = run.sketch_spec, run.spec["sketch"]["dim"]
+    if mean is not None:
+        # Refused before the rows are read.
+        centred_spec(spec, mean)
+    read = _read(run, dim)
     reasons = Counter(item.reason for item in run.rejected())
     rejected = reasons.total()
-    if state.n == 0:
+    if read.own.n == 0:
         counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
         raise GvendiError(
             f"no row of '{run.path}' could be scored, {rejected} were rejected: {counts or 'none'}"
         )
-    reference = own if mean is None else mean
-    numbers = numbers_of(
-        state,
-        own,
-        lambda: (part.sketches for part in run.iterate(["sketch"])),
-        reference=reference,
-        distinct=distinct.count(),
-    )
-    grown = growth(BlockPool(run, state.n), numbers.interval, seed=seed) if state.n >= LEAST_ROWS else None
+    sample = read.sample(run, mean)
+    numbers = numbers_of(sample)
+    grown = growth_of(sample, numbers.interval, seed)
     if save_mean is not None:
-        own.save(save_mean)
+        RowMean.of_vector(read.own.vector(), read.own.n, spec).save(save_mean)
     coverage = run.spec["coverage"]
     return Score(
         gvendi=numbers.gvendi,
@@ -204,18 +198,54 @@ def score_run(
         diagnosis=numbers.diagnosis,
         growth=grown,
         limits=limits(numbers, grown),
-        tokens=tokens,
+        tokens=read.tokens,
         seconds=seconds if fresh_tokens else None,
         tokens_per_second=fresh_tokens / seconds if fresh_tokens and seconds else None,
         rejected=rejected,
-        by={} if by is None else group_scores(run, seed, reference),
+        by={} if by is None else group_scores(run, seed, read.own if mean is None else mean),
         coverage=coverage["sketched"] / coverage["total"],
         norm_shares=norm_shares(run),
         spec=run.spec,
         units=(run.units_done, run.units_total),
         rejected_by_reason=dict(reasons.most_common()),
-        orders={f"{q:g}": state.gvendi(q) for q in orders},
+        orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
     )
+
+
+@dataclass
+class _Read:
+    """What one pass over a run's sketches gives; `few` holds the rows themselves while they are fewer than K."""
+
+    own: RowMean
+    state: VendiState
+    distinct: Distinct
+    few: list[np.ndarray] | None
+    tokens: int = 0
+
+    def sample(self, run: RunDirectory, mean: RowMean | None) -> Sample:
+        """The rows as `numbers_of` takes them."""
+        distinct = self.distinct.count()
+        if self.few is not None:
+            return Sample.of_rows(np.concatenate(self.few), mean, distinct)
+        pool = BlockPool(run, self.own.n)
+        return Sample(self.state, self.own, mean or self.own, pool, pool.dim, distinct)
+
+
+def _read(run: RunDirectory, dim: int) -> _Read:
+    read = _Read(RowMean(dim), VendiState(dim), Distinct(), [])
+    for part in run.iterate(["sketch", "length"]):
+        read.own.update(part.sketches)
+        read.distinct.update(part.sketches)
+        read.tokens += int(part.length.sum())
+        if read.few is None:
+            read.state.update(part.sketches)
+            continue
+        read.few.append(part.sketches)
+        if read.own.n >= dim:
+            for sketches in read.few:
+                read.state.update(sketches)
+            read.few = None
+    return read
 
 
 def _check_orders(orders: Sequence[float]) -> None:

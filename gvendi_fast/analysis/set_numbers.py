@@ -6,23 +6,64 @@ reference (centred), and how much of the rows lies in one direction. Each is def
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gvendi_fast.analysis.equal_n import NEAR_MOST
 from gvendi_fast.base.shown import number
-from gvendi_fast.base.unit_length import Rows
+from gvendi_fast.base.unit_length import Rows, unit_rows
+from gvendi_fast.data.distinct import Distinct
+from gvendi_fast.data.pool import MatrixPool, Pool
 from gvendi_fast.kernels.sketch_matrix import MAX_DIM
-from gvendi_fast.vendi.centered import Centered, RowMean, centered
+from gvendi_fast.vendi.centered import CenteredScore, RowMean, centered
 from gvendi_fast.vendi.diagnosis import Diagnosis, diagnose
-from gvendi_fast.vendi.growth import Growth
+from gvendi_fast.vendi.growth import LEAST_ROWS, Growth, growth
 from gvendi_fast.vendi.jackknife import Interval, jackknife
 from gvendi_fast.vendi.state import VendiState
-from gvendi_fast.vendi.unlimited_k import NOTABLE, UnlimitedK, unlimited_k
+from gvendi_fast.vendi.unlimited_k import NOTABLE, UnlimitedK, of_spectrum
 
-# Reads all rows of a set, block by block; it is called once for each pass over them.
-Blocks = Callable[[], Iterable[Rows]]
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """n rows with what their numbers are made of, in K coordinates or, of fewer rows than K, in n + 1.
+
+    state, own: of the rows. reference: the mean that centred values leave out. pool: the rows. dim: K. distinct:
+    different rows.
+    """
+
+    state: VendiState
+    own: RowMean
+    reference: RowMean
+    pool: Pool
+    dim: int
+    distinct: int
+
+    @classmethod
+    def of_rows(cls, rows: Rows, reference: RowMean | None = None, distinct: int | None = None) -> Sample:
+        """Rows [n, K] in memory. reference: None for the rows' own mean. distinct: counted where it is not given.
+
+        Where n < K the rows are given in coordinates along the eigenvectors of their Gram matrix, the reference's mean
+        among them: the same angles, and spectra of n + 1 numbers in place of K.
+        """
+        n, dim = rows.shape
+        if distinct is None:
+            distinct = Distinct().update(torch.as_tensor(rows).numpy()).count()
+        own = RowMean(dim).update(rows)
+        if n >= dim:
+            state = VendiState(dim).update(rows)
+            return cls(state, own, reference or own, MatrixPool(rows), dim, distinct)
+        mean = (reference or own).vector()
+        stacked = torch.cat([unit_rows(rows), mean[None]])
+        eigenvalues, vectors = torch.linalg.eigh(stacked @ stacked.T)
+        coordinates = vectors * eigenvalues.clamp_min(0).sqrt()
+        here, there = coordinates[:n], coordinates[n]
+        own = RowMean(n + 1).update(here)
+        state = VendiState(n + 1).update(here)
+        moved = own if reference is None else RowMean.of_vector(there, reference.n)
+        return cls(state, own, moved, MatrixPool(here), dim, distinct)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +83,7 @@ class SetNumbers:
     entropy: float
     dim: int
     unlimited_k: UnlimitedK
-    centered: Centered
+    centered: CenteredScore
     diagnosis: Diagnosis
     distinct: int
 
@@ -72,29 +113,27 @@ class SetNumbers:
         }
 
 
-def numbers_of(
-    state: VendiState,
-    own: RowMean,
-    blocks: Blocks,
-    *,
-    reference: RowMean,
-    distinct: int,
-    level: float = 0.95,
-) -> SetNumbers:
-    """The numbers of a state's rows, in two more passes over them.
-
-    own: their mean. reference: the mean that the centred value leaves out. distinct: different rows. level: of the
-    intervals. Raises GvendiError for a reference of another spec.
-    """
+def numbers_of(sample: Sample, level: float = 0.95) -> SetNumbers:
+    """The numbers of a sample, in two passes over its rows; level: of the intervals."""
+    state = sample.state
     return SetNumbers(
-        interval=jackknife(state, blocks(), level),
-        entropy=max(state.entropy(), 0.0),
-        dim=state.dim,
-        unlimited_k=unlimited_k(state, distinct=distinct, level=level),
-        centered=centered(blocks(), reference, state.spec),
-        diagnosis=diagnose(state, own),
-        distinct=distinct,
+        interval=jackknife(state, (rows for _, rows in sample.pool.blocks()), level),
+        entropy=max(0.0, state.entropy()),
+        dim=sample.dim,
+        unlimited_k=of_spectrum(
+            state.spectrum(), state.entropy(), state.n, sample.dim, distinct=sample.distinct, level=level
+        ),
+        centered=centered((rows for _, rows in sample.pool.blocks()), sample.reference).score(),
+        diagnosis=diagnose(state, sample.own),
+        distinct=sample.distinct,
     )
+
+
+def growth_of(sample: Sample, interval: Interval, seed: int = 0) -> Growth | None:
+    """G-Vendi of a quarter and half of a sample's rows, with a forecast for twice as many; None of too few rows."""
+    if sample.state.n < LEAST_ROWS:
+        return None
+    return growth(sample.pool, interval, level=interval.level, seed=seed, dim=sample.dim)
 
 
 def limits(numbers: SetNumbers, grown: Growth | None = None) -> list[str]:
@@ -106,13 +145,26 @@ def limits(numbers: SetNumbers, grown: Growth | None = None) -> list[str]:
     return [sentence for sentence in (*said, numbers.diagnosis.sentence) if sentence is not None]
 
 
+def noise_sentence(values: Iterable[UnlimitedK]) -> str | None:
+    """What K does to scores side by side; None where no bias is notable."""
+    values = list(values)
+    shares = [100 * abs(of.bias) for of in values]
+    if not any(of.is_notable for of in values):
+        return None
+    between = f"{min(shares):.0f} to {max(shares):.0f} %" if len(shares) > 1 else f"{shares[0]:.0f} %"
+    return (
+        f"the noise of sketches of K = {values[0].dim:,} numbers takes about {between} off these scores; "
+        "values for unlimited K stand beside them"
+    )
+
+
 def _most(numbers: SetNumbers) -> str | None:
     n, dim, value = numbers.n, numbers.dim, numbers.gvendi
     most = min(n, dim, numbers.distinct)
     if most == 1 or value < NEAR_MOST * most:
         return None
     if most == dim < min(n, numbers.distinct):
-        return f"K: no data scores above {dim:,}, the numbers of a sketch, and this is near it; sketch with a larger --dim"
+        return f"K: no data scores above {dim:,}, the numbers of a sketch, and this is near it; use a larger --dim"
     what = f"{n:,} rows" if most == n else f"{most:,} different rows of {n:,}"
     return f"n: {what} cannot score above {most:,}, and any diverse data comes near that; only more rows can tell"
 

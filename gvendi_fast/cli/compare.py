@@ -12,7 +12,7 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import Json, warn_unfinished
+from gvendi_fast.cli.options import Json, saved_mean, warn_unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +73,15 @@ def compare(
         typer.Option("--no-text", help="Do not read the corpora: show only the ids of the nearest pairs."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the draw of rows.")] = 0,
+    mean: Annotated[
+        Path | None,
+        typer.Option(
+            "--mean",
+            metavar="FILE",
+            help="The mean that centred values leave out, as 'gvendi score --save-mean' wrote it. (Default: that of "
+            "the rows compared, each set weighing the same.)",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare data sets: which is more diverse, what each adds, which rows they share.
@@ -81,7 +90,10 @@ def compare(
     drawn by id. A difference counts as more than noise if the 95 % interval of
     the ratio of two sets' G-Vendi at n excludes 1.
 
-    another draw: the 95 % interval for n other rows from a set's source.
+    95 % interval: for the G-Vendi of n other rows from the set's source.
+    unlimited K: what exact gradients of the same rows would score.
+    centred: the value of the rows less one mean, the same for all sets: a
+    diagnosis of the proxy's own habits, not a better score.
 
     adds: how much higher G-Vendi of n rows is when the set takes its equal
     share of them than when all n come from the other sets.
@@ -98,6 +110,7 @@ def compare(
     from gvendi_fast.data.run_directory import RunDirectory
     from gvendi_fast.data.texts import locate_corpus
 
+    reference = None if mean is None else saved_mean(mean)
     names = set_names(directories)
     if len(names) < 2:
         raise GvendiError(f"DIR names one run directory, '{directories[0]}'; wanted two or more to compare")
@@ -109,7 +122,7 @@ def compare(
         if with_text:
             locate_corpus(run, corpus)
     pools = {name: as_pool(run) for name, run in runs.items()}
-    found = compare_sets(pools, n=n, pairs=pairs, threshold=threshold, seed=seed)
+    found = compare_sets(pools, n=n, pairs=pairs, threshold=threshold, seed=seed, mean=reference)
     texts = _texts(found, pools, corpus) if with_text else {name: {} for name in names}
     if as_json:
         print(json.dumps(_as_dict(found, runs, texts), ensure_ascii=False, allow_nan=False))
@@ -160,36 +173,40 @@ def _as_dict(found: Comparison, runs: dict[str, RunDirectory], texts: Texts) -> 
 
 def _print(found: Comparison, texts: Texts) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from gvendi_fast.analysis.equal_n import saturation_sentence
-    from gvendi_fast.base.shown import shown
+    from gvendi_fast.analysis.set_numbers import noise_sentence
+    from gvendi_fast.cli.tables import print_table, short_names
 
     console = Console(highlight=False)
     say = _plain(console)
-    say(f"{len(found.sets)} sets, n = {found.n:,} rows of each (K = {found.dim})")
-    table = Table()
-    for heading in ("set", "rows", "G-Vendi", "another draw, 95 %", "adds"):
-        table.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
-    for name, score in sorted(found.sets.items(), key=lambda item: (-item[1].gvendi, item[0])):
-        interval = f"{score.low:.2f} to {score.high:.2f}"
-        cells = (
+    say(f"{len(found.sets)} sets, n = {found.n:,} rows of each, K = {found.dim:,}")
+    ranked = sorted(found.sets.items(), key=lambda item: (-item[1].gvendi, item[0]))
+    rows = [
+        (
+            name,
             f"{score.rows:,}",
             f"{score.gvendi:.2f}",
-            interval,
+            f"{score.low:.2f} to {score.high:.2f}",
+            f"{score.unlimited_k.value:.2f}",
+            "none" if score.centered.value is None else f"{score.centered.value:.2f}",
             shown(score.adds, "+.2f"),
         )
-        table.add_row(escape(name), *cells)
-    console.print(table)
+        for name, (_, score) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
+    ]
+    print_table(console, ("set", "rows", "G-Vendi", "95 % interval", "unlimited K", "centred", "adds"), rows)
     say(f"all {len(found.sets) * found.n:,} rows together: G-Vendi {found.union:.2f}")
     say(
         f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "
         f"{shown(100 * found.between_share, '.0f')} % of the way from one kind of data to nothing in common"
     )
-    saturated = saturation_sentence([score.gvendi for score in found.sets.values()], found.n, found.dim)
-    if saturated:
-        say(saturated)
+    scores = found.sets.values()
+    for said in (
+        saturation_sentence([score.gvendi for score in scores], found.n, found.dim),
+        noise_sentence(score.unlimited_k for score in scores),
+    ):
+        if said:
+            say(said)
     say("")
     if len(found.sets) == 2:
         say(sentence(found.differences[0]))
@@ -219,24 +236,23 @@ def _plain(console: Console):
 
 
 def _print_differences(console: Console, differences: Sequence[Difference]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from gvendi_fast.cli.tables import print_table, short_names
 
     say = _plain(console)
-    table = Table()
-    for heading in ("set", "against", "ratio", "95 % interval", "p", "differ"):
-        left = heading in ("set", "against")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
-    for d in differences:
-        table.add_row(
-            escape(d.first),
-            escape(d.second),
+    names = sorted({name for d in differences for name in (d.first, d.second)})
+    short = dict(zip(names, short_names(names), strict=True))
+    rows = [
+        (
+            short[d.first],
+            short[d.second],
             f"{d.ratio:.2f}",
             f"{d.ratio_low:.2f} to {d.ratio_high:.2f}",
             _p(d.p_value).removeprefix("p ").removeprefix("= "),
             "yes" if d.real else "no",
         )
-    console.print(table)
+        for d in differences
+    ]
+    print_table(console, ("set", "against", "ratio", "95 % interval", "p", "differ"), rows, names=2)
     real = sum(d.real for d in differences)
     say(
         f"{real} of {len(differences)} differences of G-Vendi at n are more than noise; if no two sets differed, "

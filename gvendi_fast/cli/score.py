@@ -11,7 +11,7 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import CorpusOptions, Data, Json, Order, unbundled, warn_unfinished
+from gvendi_fast.cli.options import CorpusOptions, Data, Json, Order, saved_mean, unbundled, warn_unfinished
 from gvendi_fast.data.sources import find_files
 
 if TYPE_CHECKING:
@@ -69,10 +69,9 @@ def score(
     from gvendi_fast.analysis import scoring
     from gvendi_fast.analysis.layers import choose_layers
     from gvendi_fast.data.run_directory import RunDirectory
-    from gvendi_fast.vendi.centered import RowMean
 
     orders = order or ()
-    reference = None if mean is None else RowMean.load(mean)
+    reference = None if mean is None else saved_mean(mean)
     if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(

@@ -97,7 +97,7 @@ class BlockPool(_Parts):
     """The n sketches of a run directory in blocks alone: rows have no ids, and nothing of them is held in memory."""
 
     def __init__(self, run: RunDirectory, n: int) -> None:
-        self.run, self.spec, self.dim = run, run.spec, run.spec["sketch"]["dim"]
+        self.run, self.spec, self.dim = run, run.sketch_spec, run.spec["sketch"]["dim"]
         self.ids, self.groups, self._rows = (), None, n
 
     def __len__(self) -> int:

@@ -108,6 +108,14 @@ class RowMean:
         mean.n = int(words["n"])
         return mean
 
+    @classmethod
+    def of_vector(cls, vector: torch.Tensor, n: int, spec: dict | None = None) -> RowMean:
+        """The mean of n rows whose vector [K] is known, to 2^-37 / n a coordinate."""
+        mean = cls(len(vector), spec)
+        mean._check_room(n)
+        mean._sum, mean.n = (vector.double().cpu() * (n / UNIT)).round().long(), n
+        return mean
+
     def _check_room(self, rows: int) -> None:
         if self.n + rows > MAX_ROWS:
             raise GvendiError(
@@ -126,39 +134,46 @@ def equal_mean(means: Iterable[RowMean]) -> RowMean:
     rows = sum(mean.n for mean in means)
     out._check_room(rows)
     whole = torch.stack([mean.vector() for mean in means]).mean(dim=0)
-    out._sum, out.n = (whole * (rows / UNIT)).round().long(), rows
-    return out
+    return RowMean.of_vector(whole, rows, means[0].spec)
 
 
-@dataclass(frozen=True, eq=False)
-class Centered:
+@dataclass(frozen=True)
+class CenteredScore:
     """Centred G-Vendi of a set.
 
     value: None where no row has a direction without the mean.
     n: rows that count.
     left_out: rows that equal the mean.
     why_not: why there is no value, else None.
-    state: of the centred rows; its spec says by which mean.
     """
 
     value: float | None
     n: int
     left_out: int
     why_not: str | None
-    state: VendiState = field(repr=False)
 
     @property
     def note(self) -> str | None:
         """A sentence on what is missing, None where nothing is."""
         if self.why_not is not None or not self.left_out:
             return self.why_not
-        if self.left_out == 1:
-            return "1 row equals the mean and counts only in the plain value"
-        return f"{self.left_out:,} rows equal the mean and count only in the plain value"
+        rows = "1 row equals" if self.left_out == 1 else f"{self.left_out:,} rows equal"
+        return f"{rows} the mean and count only in the plain value"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without the state."""
+        """As JSON values."""
         return {name: getattr(self, name) for name in ("value", "n", "left_out", "why_not")}
+
+
+@dataclass(frozen=True, eq=False)
+class Centered(CenteredScore):
+    """A `CenteredScore` with the state of the centred rows, whose spec says by which mean they were centred."""
+
+    state: VendiState = field(repr=False)
+
+    def score(self) -> CenteredScore:
+        """Without the state."""
+        return CenteredScore(self.value, self.n, self.left_out, self.why_not)
 
 
 def centered(rows: Rows | Iterable[Rows], mean: RowMean, spec: dict | None = None) -> Centered:

@@ -27,6 +27,8 @@ from gvendi_fast.vendi.state import VendiState
 
 # Fewer rows leave quarters too small to say anything.
 LEAST_ROWS = 16
+# Above this width the spectrum of a state takes many seconds.
+LARGE_DIM = 2048
 # Of the forecast's error, measured on real sources (docs/results.md): in units of the variance of one draw and of the
 # forecast increase. The first would be 0.5 (half of twice the rows is new) if the last doubling were known exactly.
 OF_DRAW, OF_INCREASE = 0.75, 0.04
@@ -93,12 +95,19 @@ class Growth:
 
 
 def growth(
-    source: PoolLike, interval: Interval | None = None, *, level: float = 0.95, seed: int = 0
+    source: PoolLike,
+    interval: Interval | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    dim: int | None = None,
 ) -> Growth:
     """G-Vendi of n / 4, n / 2 and n rows of a matrix [n, K], pool or run directory, with a forecast for 2n.
 
     interval: the `jackknife` of all rows at this level, if it is known already; else one more pass computes it.
-    seed: of the draw that cuts the rows into quarters; halves are all six pairs of quarters.
+    seed: of the draw that cuts the rows into quarters; halves are all six pairs of quarters, or two where a spectrum
+        takes long (coordinates above 2048).
+    dim: K of the sketches, where the rows are given in other coordinates (default: the width of the rows).
 
         H_2n  = H_n + c (M(n -> 2n) - H_n),   c = (H_n - H_half) / (M(half -> n) - H_half), M as above
         error^2 = 0.75 SE^2 + (0.04 (H_2n - H_n))^2, SE that of one draw's entropy
@@ -111,13 +120,15 @@ def growth(
     Memory: four K x K states. Raises GvendiError for fewer than 16 rows.
     """
     pool = as_pool(source)
-    n, dim = len(pool), pool.dim
+    n, dim = len(pool), dim or pool.dim
     if n < LEAST_ROWS:
         raise GvendiError(
             f"source has {n} rows; growth needs at least {LEAST_ROWS}, as it scores quarters of them"
         )
     quarters = _quarters(pool, seed)
-    halves = [_joined(pair) for pair in itertools.combinations(quarters, 2)]
+    pairs = list(itertools.combinations(quarters, 2))
+    # The first pair and the last have no quarter in common.
+    halves = [_joined(pair) for pair in (pairs if pool.dim <= LARGE_DIM else (pairs[0], pairs[-1]))]
     whole = _joined(quarters)
     if interval is None:
         interval = jackknife(whole, (rows for _, rows in pool.blocks()), level)
@@ -125,7 +136,11 @@ def growth(
         raise GvendiError(
             f"interval is of {interval.n} rows at level {interval.level}; wanted that of these {n} rows at {level}"
         )
-    points = [_point(quarters), _point(halves), Point(n, interval.value, interval.value, interval.value, 1)]
+    points = [
+        _point(quarters if pool.dim <= LARGE_DIM else quarters[:1]),
+        _point(halves),
+        Point(n, interval.value, interval.value, interval.value, 1),
+    ]
     entropy, half = whole.entropy(), float(np.mean([state.entropy() for state in halves]))
     seen = entropy - half
     model = float(np.mean([entropy_of_more(s.spectrum(), s.n, n, dim) for s in halves])) - half
