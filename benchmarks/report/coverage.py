@@ -43,10 +43,10 @@ def _draws_line(found: list[dict]) -> str:
     after = [entry["after"] for entry in found]
     held = sum(0.9 <= share <= 0.99 for share in after)
     return (
-        "Known sources of rows, at n of 0.5 to 20 times the G-Vendi that unlimited data has. After: share of other draws "
-        f"of n rows in the 95 % interval of one, {found[0]['trials']} draws each; {held} of {len(after)} lie in 90 to 99 %, "
-        f"all in {_percent(min(after))} to {_percent(max(after))}. Before: share of the former intervals for unlimited data "
-        "that hold its value."
+        "Known sources of rows, at n of 0.5 to 20 times the G-Vendi that unlimited data has. After: share of other "
+        f"draws of n rows in the 95 % interval of one, {found[0]['trials']} draws each; {held} of {len(after)} lie in "
+        f"90 to 99 %, all in {_percent(min(after))} to {_percent(max(after))}. Before: share of the former intervals "
+        "for unlimited data that hold its value."
     )
 
 
@@ -78,9 +78,10 @@ def _halves_line(found: list[dict]) -> str:
     inside = [entry["inside"] for entry in found]
     half = np.median([entry["half width"] for entry in found])
     return (
-        f"Real rows: disjoint draws of n rows of {len({entry['run'] for entry in found})} runs, {len(found)} pairs of run "
-        f"and n, 40 intervals each: {_percent(float(np.mean(inside)))} hold the other draw's score (from run to run "
-        f"{_percent(min(inside))} to {_percent(max(inside))}); half their width is {_percent(float(half))} in the median."
+        f"Real rows: disjoint draws of n rows of {len({entry['run'] for entry in found})} runs, {len(found)} pairs of "
+        f"run and n, 40 intervals each: {_percent(float(np.mean(inside)))} hold the other draw's score (from run to "
+        f"run {_percent(min(inside))} to {_percent(max(inside))}); half their width is {_percent(float(half))} in the "
+        "median."
     )
 
 
@@ -91,8 +92,8 @@ def _forecasts_line(found: list[dict]) -> str:
     grown = np.median([entry["truth"] / entry["score"] - 1 for entry in found])
     return (
         f"The forecast for 2n rows, from n of them: {inside} of {len(found)} real splits lie in its 95 % band "
-        f"({_percent(inside / len(found))}). In the median, doubling the rows adds {_percent(float(grown))}, the forecast "
-        f"errs by {_percent(float(error))}, and the band reaches {_percent(float(half))} to either side."
+        f"({_percent(inside / len(found))}). In the median, doubling the rows adds {_percent(float(grown))}, the "
+        f"forecast errs by {_percent(float(error))}, and the band reaches {_percent(float(half))} to either side."
     )
 
 
@@ -121,6 +122,7 @@ def _spectra_line(found: list[dict]) -> str:
     )
     share = sum(entry["unlimited given"] for entry in found) / len(found)
     return (
-        f"On known sources, n from 1 to 30 times G-Vendi: {_percent(float(np.mean(inside)))} of forecasts hold. Unlimited "
-        f"data was offered in {_percent(share)} of draws, and its band held the source's value in {_percent(held)} of those."
+        f"On known sources, n from 1 to 30 times G-Vendi: {_percent(float(np.mean(inside)))} of forecasts hold. "
+        f"Unlimited data was offered in {_percent(share)} of draws, and its band held the source's value in "
+        f"{_percent(held)} of those."
     )

@@ -61,7 +61,7 @@ def test_text_output_sketch_and_score_of_the_directory(gvendi, data, tmp_path):
     code, out, _ = gvendi("score", out_dir, "--by", "source")
     assert code == 0
     assert "of order" not in out
-    assert "all rows" in out
+    assert "another draw, 95 %" in out
     assert "n = 20, K = 256" in out
     assert "95 % interval" in out
     assert "at n = 10 rows each" in out
@@ -74,7 +74,7 @@ def test_text_output_sketch_and_score_of_the_directory(gvendi, data, tmp_path):
     assert out.split("\n")[0] == first.split("\n")[0]
 
 
-def test_groups_with_rows_to_choose_from_show_the_band_of_their_draws(gvendi, data):
+def test_groups_with_rows_to_choose_from_show_the_interval_of_another(gvendi, data):
     with data.open("a") as stream:
         rows = ({"prompt": f"{i} + 1?", "completion": f"It is {i + 1}.", "source": "odd"} for i in range(10))
         stream.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -82,7 +82,7 @@ def test_groups_with_rows_to_choose_from_show_the_band_of_their_draws(gvendi, da
     assert re.search(r"of order inf +\d+\.\d\d", out), err
     assert "at n = 10 rows each, mean of 20 draws" in out
     assert re.search(r"odd .* \d+\.\d\d .* \d+\.\d\d to \d+\.\d\d .* 20 ", out)
-    assert re.search(r"even .* \d+\.\d\d .* all rows .* 10 ", out)
+    assert re.search(r"even .* \d+\.\d\d .* \d+\.\d\d to \d+\.\d\d .* 10 ", out)
 
 
 @pytest.mark.parametrize("field", ["source", "[/no] tag"])
@@ -205,13 +205,17 @@ def test_a_wrong_path_is_known_before_a_proxy_is_loaded(gvendi, tmp_path):
     assert "nope.jsonl" in err
 
 
-def test_few_rows_have_no_interval_and_reasons_stand_beside_the_count(gvendi, tmp_path):
+def test_few_rows_have_a_wide_interval_and_reasons_stand_beside_the_count(gvendi, tmp_path):
     path = tmp_path / "d.jsonl"
     rows = [{"prompt": f"{i} + {i}?", "completion": f"{2 * i}"} for i in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
     code, out, err = gvendi("score", path, "--proxy", "tiny", "--dim", 64, "--by", "source")
     assert code == 0, err
-    assert "rough" in out
+    low, high = map(
+        float,
+        re.search(r"another draw +(\d+\.\d\d) to (\d+\.\d\d) \(95 % interval for 6 other", out).groups(),
+    )
+    assert 1 <= low < 2 < high <= 6
     assert "report no numbers made with it" in out
     assert re.search(r"rejected rows +1 \(.+: 1\)", out)
     assert "no row has the field 'source'" in err

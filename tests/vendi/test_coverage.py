@@ -12,7 +12,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.vendi import VendiState, growth, gvendi, jackknife
 from gvendi_fast.vendi.growth import entropy_of_more
 
-DIM, TRIALS = 32, 40
+DIM, TRIALS = 64, 80
 # Too few rows to draw from; and of a rare kind that matters so much, too many draws show no row.
 LEFT_OUT = ("listed, each row 4 times", "2% rare, the rest narrow")
 NAMES = [name for name in sources(DIM) if name not in LEFT_OUT]
@@ -29,11 +29,17 @@ def intervals(name, n, seed, trials=TRIALS):
 def test_another_draw_lies_in_the_interval(name, times):
     draw = sources(DIM)[name]
     n = max(12, int(times * gvendi(draw(4000, torch.Generator().manual_seed(0)))))
-    found = intervals(name, n, seed=1)
+    # Near the upper limit, which a flat spectrum at n = G reaches, few draws would not tell.
+    trials = 300 if name == "flat" else TRIALS
+    found = intervals(name, n, 1, trials)
     value = np.array([x.value for x in found])
     inside = sum(int(((value >= x.low - 1e-9) & (value <= x.high + 1e-9)).sum()) - 1 for x in found)
-    # 40 draws tell a share of 95 % to about 4 %; where n shows one row in fifty, some draws show none.
-    assert (0.82 if "rare" in name else 0.87) <= inside / (TRIALS * (TRIALS - 1)) <= 0.998
+    # 80 draws tell a share of 95 % to about 2.5 %; where n shows one row in fifty, some draws show none.
+    assert (
+        (0.87 if "rare" in name else 0.88)
+        <= inside / (trials * (trials - 1))
+        <= (0.998 if times == 1 else 0.995)
+    )
     assert all(1 <= x.low <= x.value <= x.high <= min(n, DIM) for x in found)
 
 
