@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import ROOT
-from benchmarks.report.coverage import coverage_sections
+from benchmarks.report.coverage import coverage_sections, forecast_row
 from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
@@ -27,7 +27,7 @@ from benchmarks.report.proxies import (
     share_table,
 )
 from benchmarks.report.reference import reference_values
-from benchmarks.report.sketch_dimension import dimension_line, dimension_table
+from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
@@ -224,6 +224,8 @@ def render_readme(results: Path = RESULTS) -> str:
         text = f"{rank['mean']:.4f} ({rank['min']:.4f} to {rank['max']:.4f})" if rank else MISSING
         rows.append([f"Spearman of G-Vendi with that of exact gradients, {name}", text])
     rows.append(readme_row(load(results / "proxies.json")))
+    rows.append(dimension_row(load(results / "sketch_dimension.json"), MISSING))
+    rows.append(forecast_row(load(results / "coverage.json"), MISSING))
     rows += readme_rows(gpu_results(results))
     for what, measured, beside, _ in engine_rows(cpu, selection):
         if what.startswith(("entropy after one row joins", "`relaxed`")):
