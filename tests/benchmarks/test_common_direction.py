@@ -14,7 +14,7 @@ pytest.importorskip("scipy")
 @pytest.fixture
 def study(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.report import proxies
+    from benchmarks.report import direction as proxies
     from benchmarks.studies import common_direction
 
     return common_direction, proxies

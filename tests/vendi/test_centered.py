@@ -160,7 +160,7 @@ def test_the_jackknife_takes_the_centred_state_and_blocks():
     found = centered(rows, mean)
     interval = jackknife(found.state, centered_blocks(rows.split(64), mean))
     assert interval.value == found.value
-    assert interval.low < interval.corrected < interval.high
+    assert interval.low < interval.value < interval.high
     exact = centered_blocks(rows.double(), mean)
     assert torch.cat(list(exact)) == pytest.approx(reference.centred(rows.double(), mean.vector()), abs=1e-9)
 
