@@ -70,7 +70,7 @@ def growth_figure(data: dict[str, Any]) -> dict[str, str]:
         points, ahead = data["points"], data["forecast"]
         n = [point["n"] for point in points]
         low, high = data["another_draw"]
-        top = 1.12 * max(high, ahead["high"] if ahead else 0, *(point["high"] for point in points))
+        top = 1.15 * max(high, ahead["high"] if ahead else 0, *(point["high"] for point in points))
         ax.vlines(n[-1], low, high, color=WARM, linewidth=3)
         ax.fill_between(
             n, [p["low"] for p in points], [p["high"] for p in points], color=ACCENT, alpha=0.3, linewidth=0
@@ -81,15 +81,8 @@ def growth_figure(data: dict[str, Any]) -> dict[str, str]:
             ax.plot([n[-1], ahead["n"]], [points[-1]["mean"], ahead["value"]], **line)
             ax.vlines(ahead["n"], ahead["low"], ahead["high"], color=SECOND, linewidth=3)
             ax.plot([ahead["n"]], [ahead["value"]], color=SECOND, marker="D", markersize=6)
-            below = ahead["value"] > 0.6 * top
-            at = (ahead["n"], ahead["low"] if below else ahead["high"])
-            words = {
-                "textcoords": "offset points",
-                "ha": "right",
-                "va": "top" if below else "bottom",
-                "fontsize": 11,
-            }
-            ax.annotate("forecast", at, (4, -5 if below else 5), **words)
+            words = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 11}
+            ax.annotate("forecast", (ahead["n"], ahead["high"]), (4, 4), **words)
         ax.set(xscale="log", xlabel="rows", ylabel="G-Vendi", ylim=(0, top))
         ax.set_xlim(n[0] / 1.15, (ahead["n"] if ahead else n[-1]) * 1.15)
         plain_ticks(ax.xaxis, n if len(n) < 3 else None)

@@ -80,7 +80,9 @@ def growth(
     ]
     points = sorted([*points, *map(vars, scored)], key=lambda point: point["n"])
     points.append({"n": n, "mean": value, "low": value, "high": value, "draws": 1})
-    half = next((point for point in points[:-1] if point["n"] in (n // 2, n - n // 2)), None)
+    # The score's halves are of whole quarters, so that they may have a row more.
+    at = scored[-1].n if scored else n // 2
+    half = next((point for point in points[:-1] if point["n"] == at), None)
     return {
         "points": points,
         "another_draw": list(another),

@@ -19,6 +19,7 @@ from gvendi_fast.base.files import atomic_write, two_outputs
 from gvendi_fast.base.shown import number, shown
 from gvendi_fast.report import figures
 from gvendi_fast.vendi.growth import LEAST_ROWS
+from gvendi_fast.vendi.unlimited_k import NOTABLE
 
 if TYPE_CHECKING:
     import jinja2
@@ -83,6 +84,7 @@ def render(data: dict[str, Any], *, title: str | None = None, date: datetime.dat
             groups=_shown_groups(data["groups"]),
             signs=figures.SIGNS,
             least_rows=LEAST_ROWS,
+            notable=NOTABLE,
             preview=PREVIEW,
         )
     )
@@ -111,6 +113,8 @@ def environment() -> jinja2.Environment:
         "flat": _settings,
         "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
         "exp": math.exp,
+        # Not where it begins with a name such as n or K.
+        "sentence": lambda text: f"{text if text[1] == ':' else text[0].upper() + text[1:]}.",
     }
     return templates
 
