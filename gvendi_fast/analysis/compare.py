@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gvendi_fast.analysis.equal_n import near_most
+from gvendi_fast.analysis.most import near_most
 from gvendi_fast.analysis.neighbours import Pair, nearest_pairs
 from gvendi_fast.analysis.set_numbers import Sample, numbers_of
 from gvendi_fast.base.differences import differences

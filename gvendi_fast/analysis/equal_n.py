@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.analysis.most import NEAR_MOST, near_most, what_can_tell
 from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import quantile
@@ -29,8 +30,6 @@ MAX_GROUPS = 10_000
 MIN_GROUP_ROWS = 32
 # The name that smaller groups get together.
 OTHERS = "(others)"
-# A score of at least this share of min(n, K) is close to what any diverse data scores.
-NEAR_MOST = 0.9
 LEVEL = 0.95
 # Draws from a group: those of up to MAX_GROUP rows are scored in one call, each larger one needs a matrix.
 DRAWS, LARGE_DRAWS = 20, 5
@@ -91,14 +90,14 @@ def pooled_sentence(by: Mapping[str, Any]) -> str | None:
     least = min(score.rows for score in by.values() if score.gvendi is not None)
     counted = sum(score.rows for score in small)
     groups = f"{len(small)} group{'s' * (len(small) > 1)} with too few rows to compare"
-    pooled = any(group.strip("()") == OTHERS.strip("()") and s.gvendi is not None for group, s in by.items())
-    what = "counted together as (others)" if pooled else "not compared"
+    # Fewer rows than every compared group has are in none of them.
+    pooled = [group for group in by if group.strip("()") == OTHERS.strip("()")]
+    what = (
+        f"counted together as {max(pooled, key=len)}"
+        if len(small) > 1 and counted >= least
+        else "not compared"
+    )
     return f"{groups} ({counted:,} row{'s' * (counted > 1)} in all, fewer than {least:,} each): {what}"
-
-
-def near_most(value: float, n: int, dim: int) -> bool:
-    """Whether a G-Vendi of n rows is so near to min(n, K), its most, that it says little."""
-    return value >= NEAR_MOST * min(n, dim)
 
 
 def saturation_sentence(values: Iterable[float], n: int, dim: int) -> str | None:
@@ -113,15 +112,11 @@ def saturation_sentence(values: Iterable[float], n: int, dim: int) -> str | None
         else f"{near} of {len(values)} scores lie{'s' * (near == 1)}"
     )
     within = f"{of} within {100 * (1 - NEAR_MOST):.0f} % of that"
-    if n <= dim:
-        return (
-            f"{n:,} rows cannot show more than {n:,}: {within}, as those of any diverse data would at this n; "
-            "only more rows can tell how diverse such sets are"
-        )
-    return (
-        f"sketches of K = {dim:,} cannot show more than {dim:,}: {within}; "
-        "only a larger --dim can tell how diverse such sets are"
-    )
+    tell = f"{what_can_tell(n, dim)} how diverse such sets are"
+    if n > dim:
+        return f"sketches of K = {dim:,} cannot show more than {dim:,}: {within}; {tell}"
+    rows = f"{n:,} row{'s' * (n > 1)} cannot show more than {n:,}"
+    return f"{rows}: {within}, as those of any diverse data would at this n; {tell}"
 
 
 def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = None) -> dict[str, GroupScore]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from gvendi_fast.analysis.equal_n import NEAR_MOST
-from gvendi_fast.base.shown import number
+from gvendi_fast.analysis.most import NEAR_MOST, what_can_tell
+from gvendi_fast.base.shown import number, shown
 from gvendi_fast.base.unit_length import Rows, unit_rows
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import MatrixPool, Pool
@@ -142,19 +142,27 @@ def limits(numbers: SetNumbers, grown: Growth | None = None) -> list[str]:
     grown: of the same rows, if it is known.
     """
     said = [_most(numbers), _dim(numbers), None if grown is None else _rows(numbers, grown)]
-    return [sentence for sentence in (*said, numbers.diagnosis.sentence) if sentence is not None]
+    direction = numbers.diagnosis.sentence
+    said.append(direction and f"one direction: {direction}")
+    return [sentence for sentence in said if sentence is not None]
 
 
 def noise_sentence(values: Iterable[UnlimitedK]) -> str | None:
     """What K does to scores side by side; None where no bias is notable."""
     values = list(values)
-    shares = [100 * abs(of.bias) for of in values]
     if not any(of.is_notable for of in values):
         return None
-    between = f"{min(shares):.0f} to {max(shares):.0f} %" if len(shares) > 1 else f"{shares[0]:.0f} %"
+    ends = min(of.bias for of in values), max(of.bias for of in values)
+    sign = "" if round(100 * ends[1]) <= 0 else "+"
+    # The least that K takes off stands first.
+    shares = [100 * end for end in ends] if sign else [-100 * end for end in reversed(ends)]
+    low, high = (shown(share, f"{sign}.0f") for share in shares)
+    about = f"{low} %" if low == high else f"{low} to {high} %"
+    does = f"changes these scores by about {about}" if sign else f"takes about {about} off these scores"
+    rough = ", known only roughly of so many rows," if any(of.is_bound_only for of in values) else ""
     return (
-        f"the noise of sketches of K = {values[0].dim:,} numbers takes about {between} off these scores; "
-        "values for unlimited K stand beside them"
+        f"the noise of sketches of K = {values[0].dim:,} numbers {does}; "
+        f"values for unlimited K{rough} stand beside them"
     )
 
 
@@ -164,9 +172,11 @@ def _most(numbers: SetNumbers) -> str | None:
     if most == 1 or value < NEAR_MOST * most:
         return None
     if most == dim < min(n, numbers.distinct):
-        return f"K: no data scores above {dim:,}, the numbers of a sketch, and this is near it; use a larger --dim"
+        tell = what_can_tell(min(n, numbers.distinct), dim)
+        return f"K: no data scores above {dim:,}, the numbers of a sketch, and this is near it; {tell}"
     what = f"{n:,} rows" if most == n else f"{most:,} different rows of {n:,}"
-    return f"n: {what} cannot score above {most:,}, and any diverse data comes near that; only more rows can tell"
+    tell = what_can_tell(most, dim)
+    return f"n: {what} cannot score above {most:,}, and those of any diverse data come near that; {tell}"
 
 
 def _dim(numbers: SetNumbers) -> str | None:
@@ -175,9 +185,9 @@ def _dim(numbers: SetNumbers) -> str | None:
         return None
     share = f"{100 * abs(of.bias):.0f} %"
     halves = (
-        f"--dim {of.dim_to_halve} would halve that"
+        f"--dim {of.dim_to_halve} would at least halve the bias"
         if of.dim_to_halve <= MAX_DIM
-        else "no --dim can halve that, for so many rows of such data"
+        else f"to halve the bias takes more than the largest --dim, {MAX_DIM:,}"
     )
     if of.is_bound_only:
         return (

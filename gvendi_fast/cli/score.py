@@ -103,7 +103,7 @@ def score(
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
     else:
-        _print_score(result, corpus.by)
+        _print_score(result, corpus.by, mean)
 
 
 @unbundled
@@ -134,7 +134,7 @@ def _progress():
     return progress_for()
 
 
-def _print_score(result: Score, by: str | None) -> None:
+def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -151,7 +151,7 @@ def _print_score(result: Score, by: str | None) -> None:
     proxy = result.spec["proxy"]["name"]
     lines = {
         "the interval": f"is for another {result.n:,} row{'s' * (result.n != 1)} of the same source",
-        **_values(result),
+        **_values(result, mean),
         **{f"of order {name}": f"{value:.2f}" for name, value in result.orders.items()},
         "entropy": f"{shown(result.entropy, '.4f')} nats",
         "one direction": _direction(result.diagnosis),
@@ -172,7 +172,7 @@ def _print_score(result: Score, by: str | None) -> None:
         _print_groups(console, result, by)
 
 
-def _values(result: Score) -> dict[str, str]:
+def _values(result: Score, mean: Path | None) -> dict[str, str]:
     """The other values of the same rows, and of more and fewer."""
     of = result.unlimited_k
     lines = {"unlimited K": f"{of.value:.2f}, 95 % interval {of.low:.2f} to {of.high:.2f}"}
@@ -190,7 +190,8 @@ def _values(result: Score) -> dict[str, str]:
         )
     centred = result.centered
     value = "none" if centred.value is None else f"{centred.value:.2f}"
-    lines["centred"] = f"{value}, rows less their mean" + (f" ({centred.note})" if centred.note else "")
+    less = "their mean" if mean is None else f"the mean of {mean.name}"
+    lines["centred"] = f"{value}, rows less {less}" + (f" ({centred.note})" if centred.note else "")
     return lines
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -144,7 +143,7 @@ def synthesize(
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         raise
     if as_json:
-        print(json.dumps({**asdict(status), "out": settings.out}, ensure_ascii=False, allow_nan=False))
+        print(json.dumps({**status.to_dict(), "out": settings.out}, ensure_ascii=False, allow_nan=False))
     else:
         _print_end(status, settings.out)
 
@@ -215,6 +214,15 @@ def status_lines(status: Status) -> dict[str, str]:
         "requests": f"{status.requests:,} answered",
         "tokens": f"{status.tokens[0]:,} in prompts, {status.tokens[1]:,} in answers",
     }
+    if status.at_start is not None and status.at_end is not None:
+        was, now = status.at_start, status.at_end
+        lines["unlimited K"] = (
+            f"{now.unlimited_k.value:.2f}, {was.unlimited_k.value:.2f} at the start; G-Vendi is at K = {now.dim:,}"
+        )
+        end, start = (
+            "none" if of.centered.value is None else f"{of.centered.value:.2f}" for of in (now, was)
+        )
+        lines["centred"] = f"{end}, {start} at the start; both less the mean of the seeds"
     if status.queued:
         lines["waiting"] = f"{status.queued:,} candidates that are answered, kept, and not decided yet"
     if status.cost is not None:

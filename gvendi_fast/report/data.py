@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from gvendi_fast.analysis.equal_n import MAX_GROUPS
+from gvendi_fast.analysis.equal_n import MAX_GROUPS, pooled_sentence, saturation_sentence
 from gvendi_fast.analysis.scoring import Score, score_run
+from gvendi_fast.analysis.set_numbers import Sample
 from gvendi_fast.base._version import __version__
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.originals import Original, original_rows
@@ -24,7 +26,7 @@ from gvendi_fast.report import numbers
 from gvendi_fast.selection.limits import most_distinct
 from gvendi_fast.vendi.state import VendiState
 
-FORMAT = 1
+FORMAT = 2
 # Groups that the map colours.
 COLOURED = 8
 EXAMPLES = 3
@@ -62,14 +64,12 @@ def report_data(
     too_many = field is not None and len(set(pool.groups)) > MAX_GROUPS
     say("scoring")
     score = score_run(run, by=None if too_many and by is None else field, seed=seed)
-    state = VendiState(pool.dim, spec=pool.spec)
-    for _, rows in pool.blocks():
-        state.update(rows)
+    state, rows = _spectral(pool)
     say("surprisal of every row")
-    values, ends = numbers.surprisal(pool, state)
+    values, ends = numbers.surprisal(rows, state)
     say("growth with n")
     equal = max((group.n for group in score.by.values()), default=0) or None
-    grown = numbers.growth(pool, score.gvendi, (score.low, score.high), seed, equal)
+    grown = numbers.growth(rows, score.gvendi, (score.low, score.high), score.growth, seed, equal)
     say("clusters")
     wanted = clusters if clusters is None or isinstance(clusters, int) else Path(clusters)
     label, clustered = numbers.clusters(pool, wanted, seed)
@@ -82,7 +82,7 @@ def report_data(
         "score": _score(score, pool),
         "growth": grown,
         "groups": None if field is None else _groups(field, score, pool, values, grown, too_many),
-        "map": _map(pool, state, label, field, seed),
+        "map": _map(pool, rows, state, label, field, seed),
         "clusters": _with_groups(clustered, label, pool, field),
         "surprisal": ends,
         "duplicates": numbers.duplicates(pool),
@@ -92,6 +92,17 @@ def report_data(
     say("texts")
     data["texts_missing"] = _add_texts(data, run, pool, field, corpus)
     return data
+
+
+def _spectral(pool: Pool) -> tuple[VendiState, Pool]:
+    """The state of the rows, and the rows in the coordinates that it is in: fewer rows than K need no K x K matrix."""
+    if len(pool) < pool.dim:
+        sample = Sample.of_rows(torch.cat([rows for _, rows in pool.blocks()]))
+        return sample.state, sample.pool
+    state = VendiState(pool.dim)
+    for _, rows in pool.blocks():
+        state.update(rows)
+    return state, pool
 
 
 def _score(score: Score, pool: Pool) -> dict[str, Any]:
@@ -104,9 +115,15 @@ def _score(score: Score, pool: Pool) -> dict[str, Any]:
         "entropy",
         "n",
         "dim",
+        "unlimited_k",
+        "centered",
+        "diagnosis",
+        "growth",
+        "limits",
         "tokens",
         "rejected",
         "coverage",
+        "norm_shares",
         "spec",
     )
     # The settings of a run just made are in another order than those read from its file.
@@ -135,45 +152,56 @@ def _groups(
 ) -> dict[str, Any]:
     """Groups by G-Vendi at equal n, highest first; each with its share of the rows and of the entropy.
 
+    Small groups that are compared together stand in one more group, whose rows are counted in their own ones too.
     `mixed` is the point of the growth curve at that n: as many rows drawn from all groups together.
     """
     if too_many:
-        return {"field": field, "too_many": len(set(pool.groups)), "mixed": None, "groups": []}
+        return {"field": field, "too_many": len(set(pool.groups)), "mixed": None, "notes": [], "groups": []}
     names, place = np.unique(np.array(pool.groups, dtype=object), return_inverse=True)
-    sums = np.bincount(place, weights=values)
-    groups = [
-        {
-            "group": name,
-            **vars(score.by[name]),
-            "row_share": score.by[name].rows / len(pool),
-            "entropy_share": float(sums[i] / values.sum())
-            if values.sum() > 0
-            else score.by[name].rows / len(pool),
-            "surprisal": float(sums[i] / score.by[name].rows),
-        }
-        for i, name in enumerate(names)
-    ]
+    sums = dict(zip(names, np.bincount(place, weights=values).tolist(), strict=True))
+    small = sum(sums[name] for name in names if score.by[name].gvendi is None)
+    whole = float(values.sum())
+    groups = []
+    for name, of in score.by.items():
+        surprisal = sums.get(name, small)
+        groups.append(
+            {
+                "group": name,
+                **of.to_dict(),
+                "row_share": of.rows / len(pool),
+                "entropy_share": surprisal / whole if whole > 0 else of.rows / len(pool),
+                "surprisal": surprisal / of.rows,
+            }
+        )
     groups.sort(key=lambda group: (group["gvendi"] is None, -(group["gvendi"] or 0), group["group"]))
-    mixed = next((point for point in grown["points"] if point["n"] == groups[0]["n"]), None)
-    return {"field": field, "too_many": None, "mixed": mixed, "groups": groups}
+    n = groups[0]["n"]
+    compared = [group["gvendi"] for group in groups if group["gvendi"] is not None]
+    notes = [pooled_sentence(score.by), saturation_sentence(compared, n, score.dim)]
+    return {
+        "field": field,
+        "too_many": None,
+        "mixed": next((point for point in grown["points"] if point["n"] == n), None),
+        "notes": [note for note in notes if note is not None],
+        "groups": groups,
+    }
 
 
 def _map(
-    pool: Pool, state: VendiState, label: np.ndarray, field: str | None, seed: int
+    pool: Pool, rows: Pool, state: VendiState, label: np.ndarray, field: str | None, seed: int
 ) -> dict[str, Any] | None:
     """The map with a colour for each point: its place among `colours`, or their number for all others."""
     if len(pool) < 3:
         return None
-    points = numbers.principal_map(pool, state, seed)
+    points = numbers.principal_map(rows, state, seed)
     of_row = [f"cluster {c}" for c in label.tolist()] if field is None else pool.groups
     names, counts = np.unique(np.array(of_row, dtype=object), return_counts=True)
     largest = [str(names[i]) for i in np.argsort(-counts, kind="stable")[:COLOURED]]
     place = {name: i for i, name in enumerate(largest)}
-    rows = points.pop("rows")
+    chosen = points.pop("rows")
     return {
         **points,
-        "ids": [pool.ids[i] for i in rows],
-        "colour": [place.get(of_row[i], len(largest)) for i in rows],
+        "ids": [pool.ids[i] for i in chosen],
+        "colour": [place.get(of_row[i], len(largest)) for i in chosen],
         "colours": largest,
         "others": len(names) - len(largest),
         "of": len(pool),

@@ -64,20 +64,27 @@ def spectrum_figure(data: dict[str, Any]) -> dict[str, str]:
 
 
 def growth_figure(data: dict[str, Any]) -> dict[str, str]:
-    """G-Vendi of subsets by their size, its band over draws, and the interval for another draw of all n rows."""
+    """G-Vendi of subsets by their size, its band over draws, the interval of another draw, and the forecast."""
 
     def draw(ax, narrow: bool) -> None:
-        points = data["points"]
+        points, ahead = data["points"], data["forecast"]
         n = [point["n"] for point in points]
         low, high = data["another_draw"]
-        top = 1.12 * max(high, *(point["high"] for point in points))
+        top = 1.15 * max(high, ahead["high"] if ahead else 0, *(point["high"] for point in points))
         ax.vlines(n[-1], low, high, color=WARM, linewidth=3)
         ax.fill_between(
             n, [p["low"] for p in points], [p["high"] for p in points], color=ACCENT, alpha=0.3, linewidth=0
         )
         ax.plot(n, [point["mean"] for point in points], color=ACCENT, marker="o", markersize=4)
+        if ahead:
+            line = {"color": SECOND, "linestyle": (0, (3, 3)), "linewidth": 1.5}
+            ax.plot([n[-1], ahead["n"]], [points[-1]["mean"], ahead["value"]], **line)
+            ax.vlines(ahead["n"], ahead["low"], ahead["high"], color=SECOND, linewidth=3)
+            ax.plot([ahead["n"]], [ahead["value"]], color=SECOND, marker="D", markersize=6)
+            words = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 11}
+            ax.annotate("forecast", (ahead["n"], ahead["high"]), (4, 4), **words)
         ax.set(xscale="log", xlabel="rows", ylabel="G-Vendi", ylim=(0, top))
-        ax.set_xlim(n[0] / 1.15, n[-1] * 1.15)
+        ax.set_xlim(n[0] / 1.15, (ahead["n"] if ahead else n[-1]) * 1.15)
         plain_ticks(ax.xaxis, n if len(n) < 3 else None)
 
     return both("growth", draw)

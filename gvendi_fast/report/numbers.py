@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gvendi_fast.analysis.equal_n import band
 from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import MatrixPool, Pool
+from gvendi_fast.vendi.growth import Growth
 from gvendi_fast.vendi.state import VendiState
 
 # Draws of each subset size; one where a spectrum takes minutes.
@@ -32,25 +32,35 @@ BINS = 40
 
 
 def growth(
-    pool: Pool, value: float, another: tuple[float, float], seed: int, also: int | None = None
+    pool: Pool,
+    value: float,
+    another: tuple[float, float],
+    known: Growth | None,
+    seed: int,
+    also: int | None = None,
 ) -> dict[str, Any]:
-    """G-Vendi of random subsets of n, n / 2, n / 4, ... (and `also`) rows: mean and 20th to 80th percentile over draws.
+    """G-Vendi of random subsets of n, n / 2, n / 4, ... (and `also`) rows: mean, least and most over draws.
 
     value, another: the score of all n rows, and the interval for another draw of n rows.
+    known: the score's own growth, whose points stand for n / 4 and n / 2 and whose forecast ends the curve; None for
+        too few rows.
     A draw is one order of all rows, its subsets are the beginnings of it. One pass over the pool a draw; memory is a
     K x K state for each size.
     """
     n = len(pool)
-    sizes = {n >> i for i in range(GROWTH_SIZES) if n >> i >= min(n, LEAST_SIZE)}
-    sizes = sorted(sizes if also is None else sizes | {also})
+    scored = [] if known is None else known.points[:-1]
+    sizes = {n >> i for i in range(3 if scored else 0, GROWTH_SIZES) if n >> i >= min(n, LEAST_SIZE)}
+    if also is not None and also not in {n, *(point.n for point in scored)}:
+        sizes.add(also)
+    drawn = sorted(sizes - {n})
     draws = GROWTH_DRAWS if pool.dim <= LARGE_DIM else 1
-    scores: dict[int, list[float]] = {size: [] for size in sizes[:-1]}
+    scores: dict[int, list[float]] = {size: [] for size in drawn}
     for draw in range(draws if scores else 0):
         place = np.empty(n, np.int64)
         place[order(stream("growth", seed, draw), n)] = np.arange(n)
         shells = [VendiState(pool.dim) for _ in scores]
         for first, rows in pool.blocks():
-            shell = np.searchsorted(sizes, place[first : first + len(rows)], side="right")
+            shell = np.searchsorted(drawn, place[first : first + len(rows)], side="right")
             for index, state in enumerate(shells):
                 here = torch.from_numpy(np.flatnonzero(shell == index))
                 if len(here):
@@ -59,15 +69,28 @@ def growth(
         for size, shell in zip(scores, shells, strict=True):
             scores[size].append(state.merge(shell).gvendi())
     points = [
-        {"n": size, "mean": float(np.mean(values)), "low": low, "high": high, "draws": draws}
+        {
+            "n": size,
+            "mean": float(np.mean(values)),
+            "low": min(values),
+            "high": max(values),
+            "draws": len(values),
+        }
         for size, values in scores.items()
-        for low, high in [band(values)]
     ]
+    points = sorted([*points, *map(vars, scored)], key=lambda point: point["n"])
     points.append({"n": n, "mean": value, "low": value, "high": value, "draws": 1})
-    half = next((point["mean"] for point in points[:-1] if point["n"] == n // 2), None)
-    # How much the last doubling of the rows added.
-    last = None if half is None else value / half - 1
-    return {"points": points, "another_draw": list(another), "last_doubling": last}
+    # The score's halves are of whole quarters, so that they may have a row more.
+    at = scored[-1].n if scored else n // 2
+    half = next((point for point in points[:-1] if point["n"] == at), None)
+    return {
+        "points": points,
+        "another_draw": list(another),
+        "half": None if half is None else half["n"],
+        # How much the last doubling of the rows added.
+        "last_doubling": None if half is None else value / half["mean"] - 1,
+        "forecast": None if known is None else vars(known.forecast),
+    }
 
 
 def surprisal(pool: Pool, state: VendiState) -> tuple[np.ndarray, dict[str, Any]]:
@@ -86,17 +109,16 @@ def surprisal(pool: Pool, state: VendiState) -> tuple[np.ndarray, dict[str, Any]
 def principal_map(pool: Pool, state: VendiState, seed: int) -> dict[str, Any]:
     """Coordinates of up to MAP_POINTS drawn rows on the first two principal axes of the centred unit sketches.
 
-    Axes are eigenvectors of A / n - m m^T, m the mean row; the largest component of each is positive.
+    Axes are eigenvectors of A / n - m m^T, m the mean row; on each the drawn row that is farthest out is positive.
     """
     total = torch.zeros(pool.dim, dtype=torch.float64)
     for _, rows in pool.blocks():
         total += rows.sum(dim=0, dtype=torch.float64)
     mean = total / len(pool)
     spread, axes = torch.linalg.eigh(state.matrix.cpu() / state.n - torch.outer(mean, mean))
-    axes = axes[:, -2:].flip(1)
-    axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
     chosen = np.sort(order(stream("map", seed), len(pool))[:MAP_POINTS])
-    at = (pool.take(chosen).double() - mean) @ axes
+    at = (pool.take(chosen).double() - mean) @ axes[:, -2:].flip(1)
+    at = at * at.gather(0, at.abs().argmax(dim=0, keepdim=True)).sign()
     spread = spread.clamp_min(0)
     whole = float(spread.sum())
     # The spread of equal rows is rounding.

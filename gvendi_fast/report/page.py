@@ -18,6 +18,8 @@ from gvendi_fast.base.differences import flat
 from gvendi_fast.base.files import atomic_write, two_outputs
 from gvendi_fast.base.shown import number, shown
 from gvendi_fast.report import figures
+from gvendi_fast.vendi.growth import LEAST_ROWS
+from gvendi_fast.vendi.unlimited_k import NOTABLE
 
 if TYPE_CHECKING:
     import jinja2
@@ -81,6 +83,8 @@ def render(data: dict[str, Any], *, title: str | None = None, date: datetime.dat
             },
             groups=_shown_groups(data["groups"]),
             signs=figures.SIGNS,
+            least_rows=LEAST_ROWS,
+            notable=NOTABLE,
             preview=PREVIEW,
         )
     )
@@ -109,6 +113,8 @@ def environment() -> jinja2.Environment:
         "flat": _settings,
         "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
         "exp": math.exp,
+        # Not where it begins with a name such as n or K.
+        "sentence": lambda text: f"{text if text[1] == ':' else text[0].upper() + text[1:]}.",
     }
     return templates
 
@@ -145,7 +151,7 @@ def _shown_groups(groups: dict[str, Any] | None) -> dict[str, Any] | None:
     first = compared[:SHOWN_GROUPS] if between else compared
     tops = [group["high"] for group in compared]
     if groups["mixed"]:
-        tops.append(groups["mixed"]["high"])
+        tops.append(groups["mixed"]["mean"])
     return {
         "field": groups["field"],
         "mixed": groups["mixed"],
@@ -153,7 +159,7 @@ def _shown_groups(groups: dict[str, Any] | None) -> dict[str, Any] | None:
         "between": between,
         "last": compared[len(compared) - SHOWN_GROUPS :] if between else [],
         "compared": len(compared),
-        "small": len(groups["groups"]) - len(compared),
+        "notes": groups["notes"],
         "top": max(tops, default=1.0),
     }
 

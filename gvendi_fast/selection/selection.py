@@ -185,7 +185,7 @@ def _beside_plain(
     picks: Picks,
     problem: Problem,
     centred: CenteredPool,
-    must_include: PoolLike | None,
+    must_include: VendiState | PoolLike | None,
     draws: int,
 ) -> Selection:
     """A selection among centred rows, with G-Vendi of the same rows, and of the same random subsets, as they are."""
@@ -241,11 +241,12 @@ def _problem(
     progress: Progress | None,
 ) -> Problem:
     labels, limits = (None, None) if quotas is None else coded_quotas(pool, groups, quotas)
+    scores = None
     if quality is not None:
-        quality = checked_quality(pool.numbers(quality) if isinstance(quality, str) else quality, pool)
+        scores = checked_quality(pool.numbers(quality) if isinstance(quality, str) else quality, pool)
     if centred is not None:
         labels = None if labels is None else labels[centred.kept]
-        quality = None if quality is None else quality[centred.kept]
+        scores = None if scores is None else scores[centred.kept]
         pool = centred
     numbers = np.arange(len(pool))
     allowed = most(labels, limits, numbers)
@@ -265,7 +266,7 @@ def _problem(
         rank=rank,
         labels=labels,
         limits=limits,
-        quality=quality,
+        quality=scores,
         given=_given(must_include, pool, targets, covered, None if centred is None else centred.mean),
         targets=targets,
         covered=covered,

@@ -47,7 +47,6 @@ from gvendi_fast.synthesis.loop.loop import Loop
 from gvendi_fast.synthesis.loop.proposer import Proposer, request_of, shot_rows
 from gvendi_fast.synthesis.loop.sketch_process import SketchProcess
 from gvendi_fast.synthesis.loop.status import Status, Watcher
-from gvendi_fast.synthesis.report.data import synthesis_report_data
 from gvendi_fast.synthesis.report.page import REPORT, write_synthesis_report
 from gvendi_fast.synthesis.tasks import make_task
 from gvendi_fast.synthesis.tasks.task import Candidate, Refused, Task
@@ -258,6 +257,9 @@ def _reported(loop: Loop, folder: Path, say: Callable[[str], None] | None) -> It
         if say is not None:
             say(f"writing {folder / REPORT}")
         with _warned(f"no report was written ('gvendi report {folder}' tries again)"):
+            # Only the end needs what this file brings with it.
+            from gvendi_fast.synthesis.report.data import synthesis_report_data
+
             write_synthesis_report(synthesis_report_data(folder))
 
 

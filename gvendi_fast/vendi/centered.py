@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
@@ -157,8 +158,9 @@ class CenteredScore:
         """A sentence on what is missing, None where nothing is."""
         if self.why_not is not None or not self.left_out:
             return self.why_not
-        rows = "1 row equals" if self.left_out == 1 else f"{self.left_out:,} rows equal"
-        return f"{rows} the mean and count only in the plain value"
+        one = self.left_out == 1
+        rows = "1 row equals" if one else f"{self.left_out:,} rows equal"
+        return f"{rows} the mean and {'counts' if one else 'count'} only in the plain value"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -266,7 +268,7 @@ def check_own(state: SecondMoment, own: RowMean) -> None:
 def _blocks(rows: Rows | Iterable[Rows], mean: RowMean) -> Iterator[tuple[int, torch.Tensor]]:
     """(rows read, centred rows of them that have a direction), block by block."""
     m, seen = mean.vector(), 0
-    for matrix in [rows] if hasattr(rows, "shape") else rows:
+    for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
         check_matrix(matrix, mean.dim)
         for i in range(0, len(matrix), BLOCK):
             unit = unit_rows(matrix[i : i + BLOCK], first=seen + i)
@@ -278,6 +280,8 @@ def _blocks(rows: Rows | Iterable[Rows], mean: RowMean) -> Iterator[tuple[int, t
 def _why_not(rows: int) -> str:
     if rows == 0:
         return "there are no rows"
+    if rows == 1:
+        return "the only row equals the mean, so nothing is left of it without that"
     return f"all {rows:,} rows equal the mean, so nothing is left of them without it"
 
 

@@ -41,7 +41,8 @@ class ChosenDim:
     def sentence(self) -> str:
         """What was chosen and why, in one line."""
         met = abs(self.bias) < NOTABLE
-        why = f"the smallest with a bias below {100 * NOTABLE:.0f} %" if met else "the largest there is"
+        smallest = f"the smallest of {DIMS[0]} and above with a bias below {100 * NOTABLE:.0f} %"
+        why = smallest if met else "the largest there is"
         text = f"K = {self.dim}, {why}: G-Vendi of {_rows(self.rows)} has a predicted bias of {_percent(self.bias)}"
         if self.high - self.low > 0.001:
             text += f" (between {_percent(self.low)} and {_percent(self.high)})"
@@ -59,8 +60,8 @@ def choose_dim(sketches: Rows, rows: int) -> ChosenDim:
     check_matrix(sketches, DIMS[-1])
     block = len(sketches)
     if not 1 <= block <= rows or block >= DIMS[-1]:
-        most = min(rows, DIMS[-1] - 1)
-        raise GvendiError(f"sketches has {block} rows; wanted from 1 to {most} of the corpus' {rows}")
+        allowed = min(rows, DIMS[-1] - 1)
+        raise GvendiError(f"sketches has {block} rows; wanted from 1 to {allowed} of the corpus' {rows}")
     unit = unit_rows(sketches)
     spectrum = torch.linalg.eigvalsh(unit @ unit.T / block).flip(0)
     distinct = int((spectrum > _REPEATED).sum())

@@ -133,7 +133,8 @@ def _sums(eigenvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for s in np.split(_S, range(_BLOCK, len(_S), _BLOCK)):
         free = s[:, None] / (eigenvalues + s[:, None])
         parts.append(((1 - free).sum(axis=1), (free * (1 - free)).sum(axis=1), free.sum(axis=1)))
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    d, slope, left = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return d, slope, left
 
 
 def _cumulative(values: np.ndarray) -> np.ndarray:

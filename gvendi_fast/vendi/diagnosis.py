@@ -56,16 +56,16 @@ class Diagnosis:
         if self.mean_cosine is not None and self.mean_cosine >= DOMINANT:
             return (
                 f"{100 * self.along_mean:.0f} % of the squared gradients lies along the mean of the rows, and two rows "
-                f"have a cosine of {self.mean_cosine:.2f} on average: a habit of the proxy on such text, or what all "
-                "rows have in common; the centred value leaves that mean out"
+                f"have a cosine of {self.mean_cosine:.2f} on average: a habit of the proxy on such text, or rows that "
+                "have much in common, such as copies; rows less their own mean are without it"
             )
         # At least this much of the first direction stays where the mean is taken out.
         stays = self.first_share - self.mean_squared
         if stays >= DOMINANT and self.first_share >= STANDS_OUT * self.second_share:
             return (
                 f"{100 * self.first_share:.0f} % of the squared gradients lies along one direction that is not the "
-                "mean of the rows: a group of rows that are alike, or one direction with both signs; the centred value "
-                "keeps it"
+                "mean of the rows: a group of rows that are alike, or one direction with both signs; rows less their "
+                "own mean keep it"
             )
         return None
 

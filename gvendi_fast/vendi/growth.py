@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import quantile
-from gvendi_fast.data.pool import PoolLike, as_pool
+from gvendi_fast.data.pool import Pool, PoolLike, as_pool
 from gvendi_fast.vendi.jackknife import Interval, jackknife
 from gvendi_fast.vendi.state import VendiState
 
@@ -183,7 +184,7 @@ def entropy_of_more(spectrum: torch.Tensor, n: int, m: int, dim: int) -> float:
     return integral + area - math.log1p(first)
 
 
-def _quarters(pool, seed: int) -> list[VendiState]:
+def _quarters(pool: Pool, seed: int) -> list[VendiState]:
     """States of four random parts of the rows, of sizes that differ by one at most."""
     n = len(pool)
     part = np.empty(n, np.int64)
@@ -198,7 +199,7 @@ def _quarters(pool, seed: int) -> list[VendiState]:
     return states
 
 
-def _joined(states) -> VendiState:
+def _joined(states: Sequence[VendiState]) -> VendiState:
     joined = VendiState(states[0].dim)
     for state in states:
         joined.merge(state)
@@ -217,15 +218,21 @@ def _forecast(n: int | None, entropy: float, reach: float, most: float) -> Forec
 
 
 def _why_not(seen: float, increase: float, falling: float, beyond: float) -> str | None:
-    last, following = 100 * math.expm1(seen), 100 * math.expm1(increase)
+    last, following = _percent(seen), _percent(increase)
     if falling > FALLING:
         return (
-            f"the last doubling of the rows added {last:.0f} % and the next is expected to add {following:.0f} %: "
+            f"the last doubling of the rows added {last} and the next is expected to add {following}: "
             "growth does not slow down enough to say where it ends"
         )
     if increase + beyond > LITTLE:
         return (
-            f"twice the rows are expected to score {following:.0f} % more, and more rows more still: too far from "
+            f"twice the rows are expected to score {following} more, and more rows more still: too far from "
             "the end to say where it is"
         )
     return None
+
+
+def _percent(nats: float) -> str:
+    """By how much so many nats raise a score; small shares with a decimal, so that they are not shown as none."""
+    share = 100 * math.expm1(nats)
+    return f"{share:.0f} %" if share >= 10 else f"{share:.1f} %"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
@@ -17,8 +17,10 @@ from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
 from gvendi_fast.kernels import ops
 from gvendi_fast.vendi import gains
-from gvendi_fast.vendi.jackknife import Interval, jackknife
 from gvendi_fast.vendi.second_moment import SecondMoment
+
+if TYPE_CHECKING:
+    from gvendi_fast.vendi.jackknife import Interval
 
 _KIND = "gvendi_fast.vendi_state"
 
@@ -132,6 +134,8 @@ class VendiState(SecondMoment):
             raise GvendiError(
                 "ci needs the rows that the state was made from, which it does not keep; give rows="
             )
+        from gvendi_fast.vendi.jackknife import jackknife
+
         return jackknife(self, rows, level, q)
 
     def gain(self, candidates: Rows, remove: bool = False) -> torch.Tensor:

@@ -198,5 +198,5 @@ def _halving(lost: Lost, dim: int) -> int:
     return dim << _DOUBLINGS
 
 
-_LOST = {1: _lost_1, 2: _lost_2}
-_ERROR = {1: _error_1, 2: _error_2}
+_LOST = {1.0: _lost_1, 2.0: _lost_2}
+_ERROR = {1.0: _error_1, 2.0: _error_2}

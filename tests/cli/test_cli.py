@@ -102,7 +102,7 @@ def test_dim_auto_says_its_choice_on_stderr_and_leaves_json_alone(gvendi, data, 
     code, out, err = gvendi("score", data, "--proxy", "tiny", "--dim", "auto", "--out", out_dir, "--json")
     assert code == 0, err
     assert json.loads(out)["dim"] == 512
-    assert "K = 512, the smallest with a bias below 5 %" in err
+    assert "K = 512, the smallest of 512 and above with a bias below 5 %" in err
     code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--dim", "auto", "--out", out_dir)
     assert code == 0, err
     assert f"K = 512, as the sketches in '{out_dir}'" in err

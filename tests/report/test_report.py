@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from pages import Page, check_in_browser
 
-from gvendi_fast.analysis.equal_n import group_scores
+from gvendi_fast.analysis.equal_n import group_scores, pooled_sentence, saturation_sentence
+from gvendi_fast.analysis.scoring import score_run
+from gvendi_fast.analysis.set_numbers import Sample
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import number
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data import texts
 from gvendi_fast.data.index import Fields
@@ -20,14 +23,14 @@ from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.report import numbers, page
-from gvendi_fast.report.data import rejected_reasons, report_data
+from gvendi_fast.report.data import _spectral, rejected_reasons, report_data
 from gvendi_fast.report.page import render, write_report
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import load_proxy
 from gvendi_fast.vendi import VendiState, gvendi, jackknife
 
 DAY = datetime.date(2020, 2, 29)
-FIGURES = ("growth", "groups", "map", "clusters", "surprisal", "duplicates", "rejected", "spectrum")
+FIGURES = ("growth", "layers", "groups", "map", "clusters", "surprisal", "duplicates", "rejected", "spectrum")
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>",
     "{{ 7 * 191 }} {% for x in y %} {# gone? #} ${7 * 191}",
@@ -161,19 +164,81 @@ def test_surprisal_is_its_definition(data, rows):
     assert found["edges"][0] == pytest.approx(wanted.min(), rel=1e-4)
 
 
-def test_growth_is_that_of_the_beginnings_of_five_orders(data, rows):
+def test_growth_ends_in_the_points_of_the_score_behind_the_beginnings_of_five_orders(run, data, rows):
     n, points = len(rows), data["growth"]["points"]
-    assert [p["n"] for p in points] == [7, 15, 31, 40, 63, 126]
+    assert [p["n"] for p in points] == [7, 15, 32, 40, 64, 126]
     key = [hashlib.blake2b(f"growth|0|{draw}".encode(), digest_size=16).digest() for draw in range(5)]
     orders = [
         np.random.Philox(key=int.from_bytes(k, "little")).random_raw(n).argsort(kind="stable") for k in key
     ]
-    for point in points[:-1]:
+    for point in (points[0], points[1], points[3]):
         values = [gvendi(rows[order[: point["n"]]]) for order in orders]
         assert point["mean"] == pytest.approx(np.mean(values), rel=1e-5)
-        assert [point["low"], point["high"]] == pytest.approx(np.percentile(values, (20, 80)), rel=1e-5)
+        assert [point["low"], point["high"], point["draws"]] == pytest.approx(
+            [min(values), max(values), 5], rel=1e-5
+        )
+    known = score_run(run).growth
+    assert [points[2], points[4]] == [vars(point) for point in known.points[:-1]]
     assert points[-1]["mean"] == data["score"]["gvendi"]
+    assert data["growth"]["half"] == 64
     assert data["growth"]["last_doubling"] == pytest.approx(points[-1]["mean"] / points[-2]["mean"] - 1)
+    assert data["growth"]["forecast"] == vars(known.forecast)
+    assert data["growth"]["forecast"]["n"] == 252
+
+
+def test_the_numbers_of_a_report_are_those_of_the_score(gvendi, run, written):
+    """All that `gvendi score --json` says, but for what only a run of it can know."""
+    code, out, error = gvendi("score", run.path, "--json", "--by", "meta.kind")
+    assert code == 0, error
+    score, report = json.loads(out), json.loads(written[1].read_text())
+    elsewhere = {"by", "seconds", "tokens_per_second", "rejected_by_reason", "orders"}
+    assert {name: report["score"].pop(name, None) for name in set(score) - elsewhere} == {
+        name: score[name] for name in set(score) - elsewhere
+    }
+    assert set(report["score"]) == {"limit"}
+    groups = {group["group"]: group for group in report["groups"]["groups"]}
+    assert {name: {key: groups[name][key] for key in by} for name, by in score["by"].items()} == score["by"]
+
+
+def test_the_page_shows_the_numbers_of_its_json(data, undrawn):
+    text = " ".join(" ".join(Page(render(data)).words).split())
+    score = data["score"]
+    of, ahead = score["unlimited_k"], data["growth"]["forecast"]
+    for words in (
+        f"95 % interval {number(score['low'])} to {number(score['high'])} for another 126 rows",
+        f"95 % interval {number(of['low'])} to {number(of['high'])}: what exact gradients",
+        f"are expected to score {number(ahead['value'])} "
+        f"(95 % band {number(ahead['low'])} to {number(ahead['high'])})",
+        f"without the first direction {number(score['diagnosis']['without_first'])}",
+        f"centred (without the mean) {number(score['centered']['value'])}",
+        f"{score['growth']['why_not']}.",
+        "Squared gradient norm by kind of layer",
+        *(sentence[1:] for sentence in score["limits"]),
+    ):
+        assert words in text
+    assert score["limits"]
+    for group in data["groups"]["groups"][:2]:
+        assert (
+            f"{number(group['low'])} to {number(group['high'])} for other rows · unlimited K "
+            f"{number(group['unlimited_k'])} · centred {number(group['centered'])}"
+        ) in text
+
+
+def test_fewer_rows_than_k_are_scored_without_a_matrix_of_k(tmp_path, monkeypatch):
+    """The numbers are those of the K x K matrix, which at K = 8192 takes minutes."""
+    rows = drawn(40, 64)
+    found = report_data(made_run(tmp_path / "r", rows), clusters=2)
+    monkeypatch.setattr(Sample, "of_rows", None)
+    wide = made_run(tmp_path / "w", np.tile(rows, (2, 1)))
+    state, pool = _spectral(as_pool(wide))
+    assert (state.dim, pool.dim) == (64, 64)
+    whole, small = state.spectrum().numpy(), np.array(found["spectrum"]["eigenvalues"])
+    assert small == pytest.approx(whole[: len(small)], abs=1e-6)
+    surprisal = numbers.surprisal(pool, state)[1]
+    assert found["surprisal"]["most"][0]["surprisal"] == pytest.approx(
+        surprisal["most"][0]["surprisal"], rel=1e-4
+    )
+    assert found["surprisal"]["mean"] == pytest.approx(surprisal["mean"], rel=1e-5)
 
 
 def test_groups_are_those_of_the_score_with_their_parts_of_the_entropy(run, data, rows):
@@ -186,6 +251,10 @@ def test_groups_are_those_of_the_score_with_their_parts_of_the_entropy(run, data
     assert len(compared) == 2
     assert compared == sorted(compared, reverse=True)
     assert [g["gvendi"] for g in groups[2:]] == [None]
+    assert data["groups"]["notes"] == [
+        pooled_sentence(wanted),
+        *filter(None, [saturation_sentence(compared, groups[0]["n"], 256)]),
+    ]
     assert sum(g["entropy_share"] for g in groups) == pytest.approx(1)
     state = VendiState(256).update(rows)
     names = np.array(as_pool(run).groups, dtype=object)
@@ -371,7 +440,8 @@ def test_odd_runs_have_a_report(tmp_path, sketches, groups):
     found = report_data(run, clusters=min(len(sketches), 20))
     page, numbers = write_report(found, tmp_path / "r.html")
     assert json.loads(numbers.read_text())["score"]["n"] == len(sketches)
-    shown = set(FIGURES) - {"rejected"} - ({"groups"} if groups is None else set())
+    # Runs without shares by kind of layer are those of earlier versions.
+    shown = set(FIGURES) - {"rejected", "layers"} - ({"groups"} if groups is None else set())
     shown -= {"map"} if len(sketches) < 3 else set()
     shown -= {"duplicates"} if len(sketches) < 2 else set()
     assert {name for name in FIGURES if f'data-figure="{name}"' in page.read_text()} == shown
@@ -387,6 +457,21 @@ def test_many_groups_show_both_ends_and_list_all(undrawn, tmp_path):
         assert f'data-group="&lt;{name[1:3]}&gt;"' in page
     assert page.count("data-group=") == 40
     assert "60 groups between these are in the JSON file" in page
+
+
+def test_small_groups_are_compared_together_and_the_page_says_so(undrawn, tmp_path):
+    groups = ["large"] * 40 + [f"small {i % 5}" for i in range(40)]
+    found = report_data(made_run(tmp_path / "r", drawn(80, 16), groups))["groups"]
+    by_name = {group["group"]: group for group in found["groups"]}
+    assert by_name["(others)"]["rows"] == 40
+    assert by_name["(others)"]["gvendi"] > 1
+    small = [group for name, group in by_name.items() if name.startswith("small")]
+    assert by_name["(others)"]["entropy_share"] == pytest.approx(sum(g["entropy_share"] for g in small))
+    page = " ".join("".join(Page(render(report_data(tmp_path / "r"))).words).split())
+    assert (
+        "5 groups with too few rows to compare (40 rows in all, fewer than 40 each): counted together" in page
+    )
+    assert page.count(" for other rows · unlimited K ") == 2
 
 
 def test_clusters_of_one_row_each(tmp_path):

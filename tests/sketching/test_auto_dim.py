@@ -42,7 +42,7 @@ def test_the_choice_is_said_in_one_line_and_gives_the_sketches_of_that_dim(data,
     run = sketch_corpus(data, tmp_path / "auto", proxy, AUTO, notes)
     assert run.spec["sketch"]["dim"] == 512
     (line,) = [text for text in notes.said if text.startswith("K = ")]
-    assert "K = 512, the smallest with a bias below 5 %: G-Vendi of 40 rows" in line
+    assert "K = 512, the smallest of 512 and above with a bias below 5 %: G-Vendi of 40 rows" in line
     fixed = sketch_corpus(
         data, tmp_path / "fixed", proxy, replace(AUTO, auto_dim=False, spec=SketchSpec(dim=512))
     )

@@ -78,8 +78,8 @@ def test_one_row_needs_no_more_than_the_smallest():
 def test_the_sentence_says_what_was_chosen_and_why():
     found = ChosenDim(2048, -0.031, -0.036, -0.029, (1024, -0.0584), 7473, 512)
     assert found.sentence == (
-        "K = 2048, the smallest with a bias below 5 %: G-Vendi of 7,473 rows has a predicted bias of -3.1 % (between "
-        "-3.6 % and -2.9 %), at K = 1024 of -5.8 %; from 512 rows at K = 8192"
+        "K = 2048, the smallest of 512 and above with a bias below 5 %: G-Vendi of 7,473 rows has a predicted bias of "
+        "-3.1 % (between -3.6 % and -2.9 %), at K = 1024 of -5.8 %; from 512 rows at K = 8192"
     )
     most = ChosenDim(8192, -0.2, -0.2, -0.2, (4096, -0.3), 90_000, 512)
     assert most.sentence.startswith(

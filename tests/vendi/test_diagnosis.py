@@ -93,7 +93,7 @@ def test_a_shared_direction_is_said_where_it_is_there():
         "39 % of the squared gradients lies along the mean of the rows, and two rows have a cosine "
     )
     assert "cosine of 0.36 on average" in said
-    assert said.endswith("the centred value leaves that mean out")
+    assert said.endswith("rows less their own mean are without it")
     # It does: what is left are 19 equally used directions.
     rows = around(0.36, 20, 32)
     assert centered(rows, RowMean(32).update(rows)).value == pytest.approx(19, rel=1e-5)

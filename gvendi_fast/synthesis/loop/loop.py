@@ -113,13 +113,18 @@ class Loop:
 
     def end(self, reason: str, why: str) -> Status:
         """Note why the run ends and what it took, in events.jsonl; the final status."""
+        # Only the end needs what this file brings with it.
+        from gvendi_fast.synthesis.loop.pool_numbers import pool_numbers
+
         # An interrupt does not reach a thread: a block that is being decided is, before the end is noted.
         self._decider.shutdown()
         with self._time("gvendi"):
-            self._gvendi, self._gvendi_rows = self.pool.state.gvendi(), self.pool.state.n
+            # Without the rows of a block that an error broke off.
+            at_start, at_end = pool_numbers(self.pool.sketches(self.pool.state.n), self.pool.seeds)
+            self._gvendi, self._gvendi_rows = at_end.gvendi, at_end.n
         spent = Spent.of(self.generator)
         final = replace(self.status(), requests=spent.requests, tokens=spent.tokens, cost=spent.cost)
-        final.stopped, final.why = reason, why
+        final.stopped, final.why, final.at_start, final.at_end = reason, why, at_start, at_end
         # Not the pool in memory, which may be within a block where an error ended the run.
         pool = self.journal.blocks[-1]["pool"] if self.journal.blocks else self.pool.seeds
         took = {name: getattr(final, name) for name in ("requests", "tokens", "cost", "seconds")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gvendi_fast.synthesis.generators.requests import FINAL
 from gvendi_fast.synthesis.generators.stored import StoredGenerator
+
+if TYPE_CHECKING:
+    from gvendi_fast.synthesis.loop.pool_numbers import PoolNumbers
 
 # Stages in `Status.seconds` that run beside the others: the task's checks, and sketching, waited for or not.
 BESIDE = ("checks", "sketching")
@@ -21,7 +24,8 @@ class Status:
     `accept.refresh` behind; all of it at the end), and of the seeds. requests: final answers; tokens: (prompt,
     completion) of them; cost: in the currency of the prices, None without. queued: candidates that are answered and not
     yet decided. seconds: where this run's time went, "answers" and "sketches" being waits for them; BESIDE: time of
-    what runs beside that. stopped, why: the limit that ended the run, and in words.
+    what runs beside that. stopped, why: the limit that ended the run, and in words. at_start, at_end: the scores of the
+    seeds and of the pool, which a run computes once, when it ends; None before.
     """
 
     pool: int
@@ -41,6 +45,13 @@ class Status:
     seconds: dict[str, float] = field(default_factory=dict)
     stopped: str = ""
     why: str = ""
+    at_start: PoolNumbers | None = None
+    at_end: PoolNumbers | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `gvendi synthesize --json` prints."""
+        both = ((name, getattr(self, name)) for name in ("at_start", "at_end"))
+        return {**asdict(self), **{name: numbers and numbers.to_dict() for name, numbers in both}}
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from gvendi_fast.data.pool import MatrixPool
 from gvendi_fast.report.numbers import SHOWN_CLUSTERS, SHOWN_ROWS
 from gvendi_fast.synthesis.config.config import Config
 from gvendi_fast.synthesis.disk.record import RunRecord
+from gvendi_fast.synthesis.loop.pool_numbers import pool_numbers
 from gvendi_fast.synthesis.report.examples import accepted_rows, add_texts, rejected_rows
 from gvendi_fast.vendi.of_rows import gvendi
-from gvendi_fast.vendi.state import VendiState
 
-FORMAT = 1
+FORMAT = 2
 # Windows that acceptance is shown in.
 WINDOWS = 60
 
@@ -44,17 +44,17 @@ def synthesis_report_data(
     cannot be read, `texts_missing` says why and the seeds have no text. say: is told each step. The same files and
     seed give an equal dict. Entropies in nats; G-Vendi of unit sketches.
 
-    Memory: the seeds' sketches, 4 K bytes a row, and the lines of one event a block; accepted and rejected rows are
-    gone through one at a time. Raises GvendiError as `RunRecord` does.
+    Memory: the pool's sketches, twice 4 K bytes a row, and the lines of one event a block; accepted and rejected rows
+    are gone through one at a time. Raises GvendiError as `RunRecord` does.
     """
     say = say or (lambda step: None)
     say("reading the run")
     record = RunRecord(path)
     seeds, new = record.seed_sketches(), record.sketches()
     say("G-Vendi")
-    state = VendiState(record.dim).update(seeds)
-    start = state.gvendi()
-    now = state.update(new).gvendi() if len(new) else start
+    whole = torch.cat([seeds, torch.from_numpy(np.array(new))]) if len(new) else seeds
+    at_start, at_end = pool_numbers(whole, len(seeds))
+    start, now = at_start.gvendi, at_end.gvendi
     equal = _at_equal_n(seeds, new, start, seed)
     say("clusters")
     clusters, label = _clusters(record, seeds, new)
@@ -86,6 +86,8 @@ def synthesis_report_data(
             "rounds": len(record.rounds),
             "gvendi_start": start,
             "gvendi": now,
+            "at_start": at_start.to_dict(),
+            "at_end": at_end.to_dict(),
             "equal": equal,
         },
         "growth": _growth(record, now),
