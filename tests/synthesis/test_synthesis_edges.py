@@ -115,6 +115,12 @@ def test_a_pool_of_equal_rows_grows(accept, tmp_path, server):
     assert (status.stopped, status.pool) == ("target", 50)
     assert status.start_gvendi == pytest.approx(1.0, abs=1e-4)
     assert status.gvendi > 2
+    start = status.at_start.centered
+    assert (start.value, start.left_out) == (None, 30)
+    assert status.at_end.centered.value > 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "none at the start; both less the mean of the seeds" in page
+    assert "30 rows equal the mean and count only in the plain value" in page
     first = next(e for e in lines(tmp_path / "run" / "events.jsonl") if e["event"] == "round")
     assert (first["clusters"], first["pool"]) == (1, 30)
 

@@ -617,6 +617,8 @@ def test_all_keys_are_listed_with_their_defaults(gvendi):
 
 
 def test_command_previews_runs_and_resumes(gvendi, tmp_path, seeds, server, whole):
+    from gvendi_fast.synthesis.report.data import synthesis_report_data
+
     out, path = tmp_path / "run", tmp_path / "c.yaml"
     path.write_text(json.dumps(settings(out, server.url, seeds)))
     code, shown, _ = gvendi("synthesize", path, "--preview", 2)
@@ -629,12 +631,24 @@ def test_command_previews_runs_and_resumes(gvendi, tmp_path, seeds, server, whol
     code, shown, told = gvendi("synthesize", path, "stop.target=56", "generator.prices=[1, 10]")
     assert code == 0
     assert "stopped: the pool has 56 rows" in shown
+    assert re.search(r"\n  unlimited K     \d+\.\d\d, \d+\.\d\d at the start; G-Vendi is at K = 256\n", shown)
+    assert re.search(
+        r"\n  centred         \d+\.\d\d, \d+\.\d\d at the start; both less the mean of the seeds\n", shown
+    )
+    # Computed once, at the end: no line on the way has them.
+    assert "unlimited" not in told
     assert "cost" in shown
     assert "in dense" not in told
     code, shown, _ = gvendi("synthesize", "--resume", out, "stop.target=80", "--json")
     assert code == 0
     found = json.loads(shown)
     assert (found["stopped"], found["pool"]) == ("target", 80)
+    report = json.loads(json.dumps(synthesis_report_data(out)))["score"]
+    for name, n in (("at_start", 48), ("at_end", 80)):
+        assert found[name] == report[name]
+        assert (found[name]["n"], found[name]["dim"]) == (n, 256)
+    assert found["at_end"]["gvendi"] == found["gvendi"] == report["gvendi"]
+    assert found["at_start"]["gvendi"] == pytest.approx(found["start_gvendi"], rel=1e-6)
     assert contents(out) == contents(whole[0])
     code, _, told = gvendi("synthesize", "--resume", out, "out=elsewhere")
     assert code == 1

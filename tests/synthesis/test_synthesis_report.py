@@ -22,10 +22,10 @@ from synthesis_runs import FILES, contents, lines
 
 from gvendi_fast.analysis.equal_n import draws
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.shown import number
 from gvendi_fast.cli.synthesize import view_for
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import as_pool
-from gvendi_fast.synthesis import run as run_module
 from gvendi_fast.synthesis.config.config import config_from, load_config
 from gvendi_fast.synthesis.disk.journal import Journal
 from gvendi_fast.synthesis.disk.record import RunRecord
@@ -36,7 +36,8 @@ from gvendi_fast.synthesis.report import page as report_page
 from gvendi_fast.synthesis.report.data import synthesis_report_data
 from gvendi_fast.synthesis.report.page import render, write_synthesis_report
 from gvendi_fast.synthesis.run import synthesize
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import RowMean, VendiState, centered, gvendi
+from gvendi_fast.vendi.unlimited_k import unlimited_k
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
@@ -139,6 +140,29 @@ def test_a_run_leaves_its_report(whole, data):
     assert spent["seconds"] == stop["seconds"]
     assert spent["seconds"] == pytest.approx(status.seconds)
     assert (spent["runs"], spent["later"]) == (1, False)
+
+
+def test_unlimited_k_and_centred_are_of_one_reference_at_the_start_and_the_end(whole, data, sketches):
+    """Those of the sketches in all K coordinates, the seeds' mean taken out of both; the status has the same."""
+    status, score = whole[1], data["score"]
+    reference = RowMean(sketches[0].shape[1]).update(sketches[0])
+    both = {"at_start": sketches[0], "at_end": np.concatenate(sketches)}
+    for name, rows in both.items():
+        found, state = score[name], VendiState(rows.shape[1]).update(rows)
+        wanted = unlimited_k(state, distinct=len(np.unique(rows, axis=0)))
+        assert (found["n"], found["dim"]) == (len(rows), rows.shape[1])
+        assert found["gvendi"] == pytest.approx(gvendi(rows), rel=1e-6)
+        for key in ("value", "low", "high"):
+            assert found["unlimited_k"][key] == pytest.approx(getattr(wanted, key), rel=1e-5)
+        assert found["centered"]["value"] == pytest.approx(centered(rows, reference).value, rel=1e-5)
+        assert found == json.loads(json.dumps(getattr(status, name).to_dict()))
+    assert score["at_start"]["centered"]["value"] != score["at_end"]["centered"]["value"]
+    text = " ".join(" ".join(Page(render(data)).words).split())
+    end, start = score["at_end"], score["at_start"]
+    of, was = (number(numbers["unlimited_k"]["value"]) for numbers in (end, start))
+    assert f"Unlimited K {of} {was} at the start: what exact gradients" in text
+    of, was = (number(numbers["centered"]["value"]) for numbers in (end, start))
+    assert f"Centred {of} {was} at the start; both less the mean of the seeds" in text
 
 
 def test_scores_are_those_of_the_sketches_at_equal_n(whole, data, sketches):
@@ -354,7 +378,7 @@ def test_a_report_that_fails_hides_neither_result_nor_error(kind, monkeypatch, w
     def fails(folder):
         raise kind("no report today")
 
-    monkeypatch.setattr(run_module, "synthesis_report_data", fails)
+    monkeypatch.setattr(report_data, "synthesis_report_data", fails)
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
     with (
