@@ -172,7 +172,7 @@ def entropy_of_more(spectrum: torch.Tensor, n: int, m: int, dim: int) -> float:
     s = torch.exp(torch.arange(math.log(1e-9), math.log(1e5), 0.1, dtype=torch.float64))
     d = (held / (held + s[:, None])).sum(dim=1)
     # 1 - d/n without cancellation.
-    left = ((s[:, None] / (held + s[:, None])).sum(dim=1) + n - len(held)) / n
+    left = ((s[:, None] / (held + s[:, None])).sum(dim=1) + (n - len(held))) / n
     moved = s * (1 - d / m) / left
     at = moved.log()
     term = (d - 1 / (1 + moved)) * moved

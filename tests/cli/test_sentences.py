@@ -492,10 +492,11 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      grouped("one large and two small"), grouped("two large and one small"),
      r"1 group with too few rows to compare \(8 rows in all, fewer than 40 each\): not compared"),
     ("analysis/equal_n.py", "not compared", r"8 rows in all, .*: not compared",
-     grouped("two large and one small", "measures", "--no-text"), grouped("like and like", "measures", "--no-text"), ""),
+     grouped("two large and one small", "measures", "--no-text"),
+     grouped("like and like", "measures", "--no-text"), ""),
     # how many numbers a sketch needs
     ("vendi/choose_dim.py", "K = {}, {}: G-Vendi of {} has a predicted bias of {}",
-     r"K = 512, the smallest of 512 and above with a bias below 5 %: G-Vendi of 40 rows has a predicted bias of -1\.0 %",
+     r"K = 512, the smallest of 512 and above with a bias below 5 %: G-Vendi of 40 rows has a predicted bias of -1\.0",
      of_dims(lambda: torch.ones(4, 8192), 40), of_dims(lambda: torch.eye(8192)[:64], 1_000_000),
      r"K = 8192, the largest there is: G-Vendi of 1,000,000 rows has a predicted bias of -[1-9]"),
     # compare
