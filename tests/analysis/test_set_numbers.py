@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, noise_sentence, numbers_of
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import MatrixPool
-from gvendi_fast.vendi import VendiState
+from gvendi_fast.vendi import VendiState, growth
 from gvendi_fast.vendi.centered import RowMean
 from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
@@ -102,3 +103,11 @@ def test_sketches_of_twice_the_numbers_halve_the_bias_where_that_is_said():
     assert bias(said.dim_to_halve) <= bias(32) / 2 * 1.05
     assert said.bias == pytest.approx(-bias(32), abs=0.03)
     assert math.isclose(said.value, exact, rel_tol=0.05)
+
+
+def test_a_state_that_is_there_already_changes_nothing_but_the_time():
+    rows = np.random.default_rng(0).standard_normal((60, 24))
+    state = VendiState(24).update(rows)
+    near(plain(growth(rows, state=state).to_dict()), plain(growth(rows).to_dict()))
+    with pytest.raises(GvendiError, match=r"state is of 60 rows of width 24; wanted that of these 59 rows"):
+        growth(rows[:59], state=state)
