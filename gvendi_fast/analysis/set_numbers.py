@@ -133,7 +133,7 @@ def growth_of(sample: Sample, interval: Interval, seed: int = 0) -> Growth | Non
     """G-Vendi of a quarter and half of a sample's rows, with a forecast for twice as many; None of too few rows."""
     if sample.state.n < LEAST_ROWS:
         return None
-    return growth(sample.pool, interval, level=interval.level, seed=seed, dim=sample.dim)
+    return growth(sample.pool, interval, level=interval.level, seed=seed, dim=sample.dim, state=sample.state)
 
 
 def limits(numbers: SetNumbers, grown: Growth | None = None) -> list[str]:

@@ -102,6 +102,7 @@ def growth(
     level: float = 0.95,
     seed: int = 0,
     dim: int | None = None,
+    state: VendiState | None = None,
 ) -> Growth:
     """G-Vendi of n / 4, n / 2 and n rows of a matrix [n, K], pool or run directory, with a forecast for 2n.
 
@@ -109,6 +110,7 @@ def growth(
     seed: of the draw that cuts the rows into quarters; halves are all six pairs of quarters, or two where a spectrum
         takes long (coordinates above 2048).
     dim: K of the sketches, where the rows are given in other coordinates (default: the width of the rows).
+    state: of all rows, if it is there already: it keeps its spectrum, which takes longest.
 
         H_2n  = H_n + c (M(n -> 2n) - H_n),   c = (H_n - H_half) / (M(half -> n) - H_half), M as above
         error^2 = 0.75 SE^2 + (0.04 (H_2n - H_n))^2, SE that of one draw's entropy
@@ -126,11 +128,15 @@ def growth(
         raise GvendiError(
             f"source has {n} rows; growth needs at least {LEAST_ROWS}, as it scores quarters of them"
         )
+    if state is not None and (state.n, state.dim) != (n, pool.dim):
+        raise GvendiError(
+            f"state is of {state.n} rows of width {state.dim}; wanted that of these {n} rows of width {pool.dim}"
+        )
     quarters = _quarters(pool, seed)
     pairs = list(itertools.combinations(quarters, 2))
     # The first pair and the last have no quarter in common.
     halves = [_joined(pair) for pair in (pairs if pool.dim <= LARGE_DIM else (pairs[0], pairs[-1]))]
-    whole = _joined(quarters)
+    whole = _joined(quarters) if state is None else state
     if interval is None:
         interval = jackknife(whole, (rows for _, rows in pool.blocks()), level)
     elif interval.n != n or interval.level != level:
@@ -172,7 +178,7 @@ def entropy_of_more(spectrum: torch.Tensor, n: int, m: int, dim: int) -> float:
     s = torch.exp(torch.arange(math.log(1e-9), math.log(1e5), 0.1, dtype=torch.float64))
     d = (held / (held + s[:, None])).sum(dim=1)
     # 1 - d/n without cancellation.
-    left = ((s[:, None] / (held + s[:, None])).sum(dim=1) + n - len(held)) / n
+    left = ((s[:, None] / (held + s[:, None])).sum(dim=1) + (n - len(held))) / n
     moved = s * (1 - d / m) / left
     at = moved.log()
     term = (d - 1 / (1 + moved)) * moved

@@ -1,6 +1,7 @@
 """From a file to a score: what is stored, what is refused, groups at equal n, resume and memory."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.load import load_proxy
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
+from gvendi_fast.vendi.centered import RowMean, centered
 
 SPEC = SketchSpec(dim=256)
 
@@ -180,11 +182,20 @@ def test_groups_are_compared_at_equal_n(proxy, tmp_path):
     part = next(run.iterate())
     narrow_rows = part.sketches[[i for i, g in enumerate(part.groups) if g == "narrow"]]
     assert result.by["narrow"].gvendi == pytest.approx(gvendi(narrow_rows))
-    assert group_scores(run, seed=0) == result.by
+    own = RowMean(SPEC.dim, run.sketch_spec).update(part.sketches)
+    assert group_scores(run, 0, own) == result.by
+    # Without a reference nothing is centred, and all else is the same.
+    plain = {name: replace(score, centered=None) for name, score in result.by.items()}
+    assert group_scores(run, seed=0) == plain
+    assert result.by["narrow"].centered == pytest.approx(centered(narrow_rows, own).value, rel=1e-4)
+    state = VendiState(SPEC.dim).update(narrow_rows)
+    of = unlimited_k(state, distinct=len(np.unique(narrow_rows, axis=0)))
+    # Draws are scored in float32.
+    assert result.by["narrow"].unlimited_k == pytest.approx(of.value, rel=1e-4)
     assert group_scores(run, seed=1)["varied"].gvendi != result.by["varied"].gvendi
     shown = json.loads(json.dumps(result.to_dict()))["by"]
     assert shown["few"]["gvendi"] is None
-    assert set(shown["varied"]) == {"gvendi", "low", "high", "draws", "n", "rows"}
+    assert set(shown["varied"]) == set(vars(result.by["varied"]))
     assert shown["varied"]["low"] == result.by["varied"].low
 
 
@@ -200,6 +211,29 @@ def test_other_orders_stand_beside_order_1(proxy, tmp_path):
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["orders"] == result.orders
     with pytest.raises(GvendiError, match=r"orders holds 0.*wanted orders above 0"):
         score(data, proxy=proxy, orders=[2, 0])
+
+
+@pytest.mark.parametrize("kind", ["one row", "copies", "one group", "few", "many"])
+def test_every_score_is_json_of_finite_numbers(proxy, tmp_path, kind):
+    rows = {"one row": arithmetic(1), "copies": arithmetic(1) * 20, "many": arithmetic(70)}.get(
+        kind, arithmetic(9)
+    )
+    data = write(tmp_path / "d.jsonl", [{**row, "kind": "all"} for row in rows])
+    by = "kind" if kind == "one group" else None
+    result = score(data, proxy=proxy, settings=Settings(spec=SketchSpec(dim=64)), by=by)
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert set(values) == {*vars(result), "units_done", "units_total"} - {"units"}
+    assert (values["growth"] is None) == (len(rows) < 16)
+    assert values["unlimited_k"]["low"] <= values["unlimited_k"]["value"] <= values["unlimited_k"]["high"]
+    assert 1 <= values["low"] <= values["gvendi"] <= values["high"] <= len(rows) * (1 + 1e-9)
+    assert all(isinstance(sentence, str) for sentence in values["limits"])
+    if kind in ("one row", "copies"):
+        assert values["centered"]["value"] is None
+        assert "so nothing is left of" in values["centered"]["why_not"]
+    if kind == "one group":
+        assert values["by"]["all"]["gvendi"] == pytest.approx(values["gvendi"], rel=1e-6)
+        assert values["by"]["all"]["unlimited_k"] == pytest.approx(values["unlimited_k"]["value"], rel=1e-6)
+        assert values["by"]["all"]["centered"] == pytest.approx(values["centered"]["value"], rel=1e-6)
 
 
 def test_by_must_be_the_field_that_was_sketched(proxy, tmp_path):

@@ -39,6 +39,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
             "seconds",
             "tokens_per_second",
         ),
+        *("unlimited_k", "centered", "diagnosis", "growth", "limits", "norm_shares"),
         *("rejected", "by", "coverage", "spec", "orders"),
         *("rejected_by_reason", "units_done", "units_total"),
     }
@@ -46,7 +47,9 @@ def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
     assert result["dim"] == 256
     assert set(result["by"]) == {"even", "odd"}
     assert result["by"]["odd"]["n"] == 10
-    assert set(result["by"]["odd"]) == {"gvendi", "low", "high", "draws", "n", "rows"}
+    assert set(result["by"]["odd"]) == {
+        *("gvendi", "low", "high", "draws", "n", "rows", "unlimited_k", "centered")
+    }
     assert result["gvendi"] > result["orders"]["2"] > result["orders"]["inf"] > 1
     assert "sketching 20 rows" in err
 
@@ -61,9 +64,8 @@ def test_text_output_sketch_and_score_of_the_directory(gvendi, data, tmp_path):
     code, out, _ = gvendi("score", out_dir, "--by", "source")
     assert code == 0
     assert "of order" not in out
-    assert "another draw, 95 %" in out
-    assert "n = 20, K = 256" in out
-    assert "95 % interval" in out
+    assert re.match(r"G-Vendi \d\.\d\d  95 % interval \d\.\d\d to \d\.\d\d  n = 20  K = 256\n", out)
+    assert "for another 20 rows of the same source" in out
     assert "at n = 10 rows each" in out
     first = out
     code, out, err = gvendi(
@@ -109,6 +111,30 @@ def test_dim_auto_says_its_choice_on_stderr_and_leaves_json_alone(gvendi, data, 
     code, _, err = gvendi("score", out_dir, "--dim", "auto")
     assert code == 1
     assert "--dim does not go with the score of a run directory" in err
+
+
+def test_one_mean_for_all_scores(gvendi, data, tmp_path):
+    run, mean = tmp_path / "run", tmp_path / "own.mean"
+    sketched = ("--proxy", "tiny", "--dim", 64, "--out", run)
+    plain = json.loads(gvendi("score", data, *sketched, "--save-mean", mean, "--json")[1])
+    # The corpus' own mean, from the file, gives what none gives.
+    code, out, err = gvendi("score", run, "--mean", mean, "--json")
+    assert code == 0, err
+    again = json.loads(out)
+    assert again["centered"] == {
+        **plain["centered"],
+        "value": pytest.approx(plain["centered"]["value"], rel=1e-9),
+    }
+    assert again["gvendi"] == plain["gvendi"]
+    assert "rows less the mean of own.mean" in gvendi("score", run, "--mean", mean)[1]
+    code, _, err = gvendi("score", data, "--proxy", "tiny", "--dim", 128, "--mean", mean)
+    assert code == 1
+    assert "the mean is of rows of another spec" in err
+    assert "'dim': 128" in err
+    assert "'dim': 64" in err
+    code, out, err = gvendi("score", run, "--mean", tmp_path / "none.mean")
+    assert (code, out) == (1, "")
+    assert "none.mean' is not a file; give one that 'gvendi score --save-mean FILE' wrote" in err
 
 
 def test_limit_takes_the_first_rows(gvendi, data):
@@ -213,7 +239,7 @@ def test_few_rows_have_a_wide_interval_and_reasons_stand_beside_the_count(gvendi
     assert code == 0, err
     low, high = map(
         float,
-        re.search(r"another draw +(\d+\.\d\d) to (\d+\.\d\d) \(95 % interval for 6 other", out).groups(),
+        re.search(r"95 % interval (\d+\.\d\d) to (\d+\.\d\d)  n = 6 ", out).groups(),
     )
     assert 1 <= low < 2 < high <= 6
     assert "report no numbers made with it" in out

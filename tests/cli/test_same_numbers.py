@@ -1,6 +1,7 @@
 """One thing has one number: in score, measures, compare, cluster, weights, the report and JSON."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -64,11 +65,30 @@ def test_g_vendi_of_a_run(gvendi, runs):
     }
     assert list(found.values()) == pytest.approx([score_of(rows)] * len(found), rel=1e-6)
     value = f"{found['score']:.2f}"
-    for words in (("score", first), ("measures", first, "--no-text")):
-        assert f"G-Vendi {value}  (n = 80, K = {K})" in gvendi(*words)[1]
+    assert f"G-Vendi {value}  95 % interval" in gvendi("score", first)[1]
+    assert f"G-Vendi {value}  (n = 80, K = {K})" in gvendi("measures", first, "--no-text")[1]
     assert f" {value} " in gvendi("compare", first, second, "--no-text")[1]
     assert f"as it is        {value}" in gvendi("weights", first, "--by", "kind")[1]
     assert number(found["report"]) == number(found["score"])
+
+
+def test_whole_sets_have_the_numbers_of_score_in_compare(gvendi, runs, tmp_path):
+    """All rows of both and one mean: each cell of the table is what `score` says, to the printed digit."""
+    mean = tmp_path / "mean"
+    code, _, err = gvendi("score", runs[0].path, "--save-mean", mean)
+    assert code == 0, err
+    table = gvendi("compare", *(run.path for run in runs), "--no-text", "--mean", mean)[1]
+    for run, name in zip(runs, "xy", strict=True):
+        of = values_of(gvendi, "score", run.path, "--mean", mean)
+        (line,) = [line for line in table.split("\n") if re.search(rf"^\W+{name}\W+80 ", line)]
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        assert cells[1:6] == [
+            "80",
+            f"{of['gvendi']:.2f}",
+            f"{of['low']:.2f} to {of['high']:.2f}",
+            f"{of['unlimited_k']['value']:.2f}",
+            f"{of['centered']['value']:.2f}",
+        ]
 
 
 def test_g_vendi_of_groups_of_one_size(gvendi, runs):
@@ -97,5 +117,5 @@ def test_the_json_of_a_report_has_what_its_page_shows(gvendi, runs, tmp_path):
     assert code == 0, err
     data, text = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
     assert f'<dd class="value">{number(data["score"]["gvendi"])}</dd>' in text
-    assert f"of 80 rows, at most {data['score']['limit']}" in text
+    assert f"for another 80 rows; at most {data['score']['limit']}" in text
     assert data["score"]["limit"] == K

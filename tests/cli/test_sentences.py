@@ -21,12 +21,23 @@ import torch
 from places import PACKAGE
 from printed_strings import printed_strings
 
+from gvendi_fast.analysis.set_numbers import SetNumbers, limits, noise_sentence
 from gvendi_fast.data.index import Fields
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.vendi import VendiState, gvendi
+from gvendi_fast.vendi.centered import CenteredScore, RowMean, centered
+from gvendi_fast.vendi.diagnosis import Diagnosis
+from gvendi_fast.vendi.jackknife import Interval
+from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
 K = 16
 AXES = np.eye(K, dtype=np.float32)
+
+
+def random_rows(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, K)).astype(np.float32)
+
+
 # Rows by name, with a group for each or none; spectra are known: axes have nothing in common, copies everything.
 RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "one": (AXES[:1], None),
@@ -39,12 +50,21 @@ RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "steep": (AXES[[0] * 60 + [1, 2, 3, 4]], None),
     "first half": (np.tile(AXES[:8], (8, 1)), None),
     "second half": (np.tile(AXES[8:], (8, 1)), None),
+    # Unit gradients without anything in common, as sketches of so few numbers show them.
+    "noise": (random_rows(64), None),
+    "noise too": (random_rows(64, seed=1), None),
+    "much noise": (random_rows(200), None),
+    "half of the axes": (np.eye(64, dtype=np.float32)[:32], None),
+    # Every kind in another number: nothing limits the score, exp of the entropy of these shares.
+    "many kinds": (np.eye(256, dtype=np.float32)[np.repeat(np.arange(16), np.arange(1, 17))], None),
+    "both signs": (np.concatenate([AXES[[0] * 20], -AXES[[0] * 20], AXES[1:]]), None),
     "uneven": (AXES[[0] * 40 + [1] * 8], None),
     # One axis and four: the best mixture has 5 directions of equal weight.
     "one and four": (AXES[[0, 0, 0, 0, 4, 5, 6, 7]], ["one"] * 4 + ["four"] * 4),
     "like and like": (AXES[[0, 0, 0, 0, 1, 1, 1, 1]], ["one"] * 4 + ["two"] * 4),
     "many and few": (AXES[[0] * 40 + [1] * 8], ["many"] * 40 + ["few"] * 8),
     "two large and one small": (AXES[[0] * 40 + [1] * 40 + [2] * 8], ["a"] * 40 + ["b"] * 40 + ["few"] * 8),
+    "one large and two small": (AXES[[0] * 80 + [1] * 20 + [2] * 20], ["a"] * 80 + ["b"] * 20 + ["c"] * 20),
     "broad and narrow": (
         np.concatenate([np.tile(AXES[:8], (5, 1)), AXES[[8] * 40]]),
         ["broad"] * 40 + ["narrow"] * 40,
@@ -66,7 +86,7 @@ class World:
         rows, groups = RUNS[name]
         n = len(rows)
         spec = {
-            "sketch": {"dim": K, "kind": "hadamard"},
+            "sketch": {"dim": rows.shape[1], "kind": "hadamard"},
             "coverage": {"sketched": 1, "total": 1},
             "proxy": {"name": "none"},
             "dtype": "float32",
@@ -110,6 +130,56 @@ Case = Callable[[World], str]
 
 def score(name: str) -> Case:
     return lambda world: world.command("score", name)
+
+
+def centred_by(name: str, other: str) -> Case:
+    """The score of a run less the mean of another."""
+
+    def said(world: World) -> str:
+        mean = str(world.folder / f"{other}.mean")
+        world.command("score", other, "--save-mean", mean)
+        return world.command("score", name, "--mean", mean)
+
+    return said
+
+
+def grouped(name: str, command: str = "score", *options: str) -> Case:
+    return lambda world: world.command(command, name, "--by", "kind", *options)
+
+
+def unlimited(
+    plain: float, value: float, dim: int = 1024, halved: int = 2048, unseen: float = 0.0
+) -> UnlimitedK:
+    """What is found of rows whose score at K is `plain`, and `value` of exact gradients."""
+    return UnlimitedK(value, 0.9 * value, 1.1 * value, plain, dim, 5000, halved, unseen, 0.01)
+
+
+def beside(*values: UnlimitedK) -> Case:
+    return lambda world: noise_sentence(values) or "nothing"
+
+
+def limited(value: float, n: int, distinct: int, of: UnlimitedK) -> Case:
+    """What limits a score of so many rows, of which none has a direction in common with most."""
+
+    def said(world: World) -> str:
+        numbers = SetNumbers(
+            Interval(value, value, value, 0.0, n),
+            math.log(value),
+            of.dim,
+            of,
+            CenteredScore(value, n, 0, None),
+            Diagnosis(n, value, 0.01, 0.01, 0.01, 0.0, 0.01, value, value),
+            distinct,
+        )
+        return "\n".join(limits(numbers)) or "nothing"
+
+    return said
+
+
+def of_dims(sketches: Callable[[], torch.Tensor], rows: int) -> Case:
+    from gvendi_fast.vendi.choose_dim import choose_dim
+
+    return lambda world: choose_dim(sketches(), rows).sentence
 
 
 def compared(*names: str) -> Case:
@@ -180,7 +250,16 @@ def warned(matrix: list[list[float]], normalize: bool = False) -> Case:
     return said
 
 
-def status(rows: int) -> Case:
+def set_of(unlimited: float) -> SimpleNamespace:
+    """Of the numbers of a set, those that the status of a synthesis names."""
+    return SimpleNamespace(
+        unlimited_k=SimpleNamespace(value=unlimited),
+        centered=SimpleNamespace(value=None, why_not=None, left_out=0),
+        dim=K,
+    )
+
+
+def status(rows: int, ended: bool = False) -> Case:
     """The status of a synthesis that has grown from 100 rows to 134, its score being of the first `rows`."""
 
     def said(world: World) -> str:
@@ -201,6 +280,8 @@ def status(rows: int) -> Case:
             requests=40,
             tokens=(1, 1),
             cost=None,
+            at_start=set_of(22.0) if ended else None,
+            at_end=set_of(33.0) if ended else None,
         )
         return "\n".join(f"{name}: {value}" for name, value in status_lines(now).items())
 
@@ -238,6 +319,7 @@ def grown(
     apart: bool = True,
     stage: str = "low gain",
     judged: int = 4,
+    unlimited: float = 33.0,
 ) -> Case:
     """The page of a synthesis with these numbers; all others are made up, and the pictures are left out."""
 
@@ -278,6 +360,8 @@ def grown(
                 "decided": accepted + 5,
                 "rounds": 1,
                 "gvendi_start": 20.0,
+                "at_start": set_of(22.0),
+                "at_end": set_of(unlimited),
                 "gvendi": 30.0,
                 "equal": {
                     "pool": {"n": 100, "seeds": bar, "grown": drawn, "told_apart": apart},
@@ -314,20 +398,110 @@ _PARTS = "report/templates/macros.html.jinja"
 # (file, words in the source, seen where true, the case that makes it true, the one that makes it false, seen instead)
 SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     # score
-    ("cli/score.py", "[bold]G-Vendi {}[/bold] (n = {}, K = {})", r"G-Vendi 16\.00  \(n = 64, K = 16\)",
-     score("flat"), score("copies"), r"G-Vendi 1\.00  \(n = 40, K = 16\)"),
-    ("cli/score.py", "corrected for n", r"corrected for n 1\.00, 95 % interval 1\.00 to 1\.00",
-     score("copies"), score("flat"), r"corrected for n 1[6-9]\."),
-    ("cli/score.py", "rough: with fewer rows than 3 times", r"rough: with fewer rows than 3 times G-Vendi",
-     score("orthogonal"), score("flat"), r"95 % interval"),
-    ("cli/score.py", "too few rows", r"few .*too few rows",
-     lambda w: w.command("score", "two large and one small", "--by", "kind"),
-     lambda w: w.command("score", "one and four", "--by", "kind"), r"four .*4\.00"),
+    ("cli/score.py", "[bold]G-Vendi {}[/bold] 95 % interval {} to {} n = {} K = {}",
+     r"G-Vendi 16\.00  95 % interval 1[0-6]\.\d\d to 16\.00  n = 64  K = 16",
+     score("flat"), score("copies"), r"G-Vendi 1\.00  95 % interval 1\.00 to 1\.00  n = 40  K = 16"),
+    ("cli/score.py", "is for another {} row{} of the same source", r"another 1 row of the same source",
+     score("one"), score("flat"), r"another 64 rows of the same source"),
+    ("cli/score.py", "not known: {}", r"unlimited n +not known: the last doubling",
+     score("half of the axes"), score("copies"), r"unlimited n +1\.00 \(1\.00 to 1\.00\)"),
+    ("cli/score.py", "; mean cosine of two rows {}", r"mean cosine of two rows 1\.000",
+     score("copies"), score("orthogonal"), r"mean cosine of two rows 0\.000"),
+    ("cli/score.py", "; G-Vendi of the others {}", r"the first holds 6\.\d %; G-Vendi of the others 15\.00",
+     score("flat"), score("copies"), r"the first holds 100\.0 %; mean"),
+    ("cli/score.py", "the mean of {}", r"centred +1\.00, rows less the mean of copies\.mean",
+     centred_by("uneven", "copies"), score("uneven"), r"rows less their mean"),
+    ("cli/score.py", "their mean", r"centred +15\.00, rows less their mean",
+     score("flat"), centred_by("flat", "copies"), r"rows less the mean of copies"),
+    ("vendi/centered.py", "and {} only in the plain value", r"40 rows equal the mean and count only in the plain",
+     centred_by("uneven", "copies"), score("uneven"), r"less their mean\n"),
+    ("vendi/centered.py", "the only row equals the mean", r"centred +none.*the only row equals the mean",
+     score("one"), score("flat"), r"centred +15\.00"),
+    ("vendi/centered.py", "all {} rows equal the mean", r"centred +none.*all 40 rows equal the mean",
+     score("copies"), score("flat"), r"centred +15\.00"),
+    # what limits a score
+    ("analysis/set_numbers.py", "n: {} cannot score above {}, and those of any diverse data come near that; {}",
+     r"n: 8 rows cannot score above 8, .*; only more rows can tell\n", score("orthogonal"), score("steep"),
+     r"G-Vendi 1\."),
+    ("analysis/set_numbers.py", "{} different rows of {}",
+     r"n: 8 different rows of 64 cannot score above 8, .*; only more rows can tell\n",
+     score("first half"), score("orthogonal"), r"n: 8 rows cannot"),
+    ("analysis/most.py", "only more rows and a larger --dim can tell",
+     r"n: 16 different rows of 64 .*; only more rows and a larger --dim can tell", score("flat"),
+     score("orthogonal"), r"only more rows can tell"),
+    ("analysis/most.py", "no --dim is large enough for the rows that could tell",
+     r"n: 8,000 rows .*; no --dim is large enough for the rows", limited(7900, 8000, 8000, unlimited(7900, 7900, 8192)),
+     limited(3900, 4000, 4000, unlimited(3900, 3900, 8192)), r"n: 4,000 rows .*; only more rows can tell"),
+    ("analysis/set_numbers.py", "K: no data scores above {}, the numbers of a sketch, and this is near it; {}",
+     r"K: no data scores above 16, .* near it; only a larger --dim can tell", score("much noise"), score("flat"),
+     r"n: 16 different rows"),
+    ("analysis/most.py", "no --dim is large enough to tell", r"above 8,192, .*; no --dim is large enough to tell",
+     limited(8000, 90_000, 90_000, unlimited(8000, 8000, 8192)),
+     limited(1000, 90_000, 90_000, unlimited(1000, 1000)), r"only a larger --dim can tell"),
+    ("analysis/set_numbers.py", "K: the noise of sketches of {} numbers {} the score by about {}; {}",
+     r"of 16 numbers lowers the score by about 7\d %; --dim 128 would", score("noise"), score("flat"),
+     r"unlimited K +16\.00"),
+    ("analysis/set_numbers.py", "raises", r"raises the score by about 25 %", limited(50, 5000, 5000, unlimited(50, 40)),
+     limited(40, 5000, 5000, unlimited(40, 50)), r"lowers the score by about 20 %"),
+    ("analysis/set_numbers.py", "--dim {} would at least halve the bias", r"--dim 8192 would at least halve",
+     limited(40, 5000, 5000, unlimited(40, 50, 4096, 8192)), limited(40, 5000, 5000, unlimited(40, 50, 4096, 16384)),
+     r"takes more than the largest"),
+    ("analysis/set_numbers.py", "to halve the bias takes more than the largest --dim, {}",
+     r"to halve the bias takes more than the largest --dim, 8,192",
+     limited(40, 5000, 5000, unlimited(40, 50, 4096, 16384)),
+     limited(40, 5000, 5000, unlimited(40, 50, 4096, 8192)), r"--dim 8192"),
+    ("analysis/set_numbers.py", "K: exact gradients would score between {} and {}",
+     r"between 45\.0 and 55\.0; of so many rows K = 1,024 shows too little",
+     limited(40, 5000, 5000, unlimited(40, 50, unseen=0.2)), limited(40, 5000, 5000, unlimited(40, 50)),
+     r"lowers the score by about 20 %"),
+    ("analysis/set_numbers.py", "n: still growing; {} rows of the same source would score about {}",
+     r"still growing; 64 rows of the same source would score about 64\.0", score("half of the axes"),
+     score("many kinds"), r"forecast 13\.\d+ at 272"),
+    ("analysis/set_numbers.py", "one direction: {}", r"limited by one direction: 100 % of the squared",
+     score("copies"), score("flat"), r"the first holds 6"),
+    ("vendi/diagnosis.py", "lies along the mean of the rows, and two rows have a cosine of {} on average",
+     r"100 % of the squared gradients lies along the mean of the rows, and two rows have a cosine of 1\.00",
+     score("copies"), score("flat"), r"mean cosine of two rows 0\.0"),
+    ("vendi/diagnosis.py", "lies along one direction that is not the mean of the rows",
+     r"7\d % of the squared gradients lies along one direction that is not the mean",
+     score("both signs"), score("copies"), r"lies along the mean of the rows"),
+    ("vendi/growth.py", "growth does not slow down enough to say where it ends",
+     r"added 100 % and the next is expected to add 100 %: growth does not", score("half of the axes"),
+     score("copies"), r"unlimited n +1\.00"),
+    ("vendi/growth.py", "more rows more still: too far from",
+     r"expected to score 6\.\d % more, and more rows more still", score("noise"), score("copies"),
+     r"unlimited n +1\.00"),
+    # groups and sets side by side
+    ("analysis/set_numbers.py", "takes about {} off these scores", r"takes about 7\d( to 7\d)? % off these scores",
+     compared("noise", "noise too"), compared("flat", "flat too"), r"16\.00"),
+    ("analysis/set_numbers.py", "changes these scores by about {}", r"changes these scores by about -20 to \+3 %",
+     beside(unlimited(40, 50), unlimited(103, 100)), beside(unlimited(40, 50), unlimited(97, 100)),
+     r"takes about 3 to 20 % off"),
+    ("analysis/set_numbers.py", ", known only roughly of so many rows,", r"unlimited K, known only roughly of so many",
+     beside(unlimited(40, 50, unseen=0.2)), beside(unlimited(40, 50)), r"about 20 % off .* unlimited K stand beside"),
+    ("analysis/set_numbers.py", "the noise of sketches of K = {} numbers {}; values for unlimited K{} stand beside",
+     r"K = 1,024 numbers takes about 6 %", beside(unlimited(94, 100)), beside(unlimited(96, 100)), r"nothing"),
+    ("analysis/equal_n.py", "{}: {}, as those of any diverse data would at this n; {}",
+     r"8 rows cannot show more than 8: every score lies within 10 % of that, as .*; only more rows can tell how",
+     compared("orthogonal", "orthogonal too"), compared("steep", "uneven"), r"steep"),
+    ("analysis/equal_n.py", "{} how diverse such sets are",
+     r"sketches of K = 16 cannot show more than 16: 1 of 2 scores lies within 10 % of that; only a larger --dim",
+     compared("flat", "steep"), compared("orthogonal", "orthogonal too"), r"only more rows can tell how diverse"),
+    ("analysis/equal_n.py", "{} group{} with too few rows to compare",
+     r"2 groups with too few rows to compare \(40 rows in all, fewer than 40 each\): counted together as \(others\)",
+     grouped("one large and two small"), grouped("two large and one small"),
+     r"1 group with too few rows to compare \(8 rows in all, fewer than 40 each\): not compared"),
+    ("analysis/equal_n.py", "not compared", r"8 rows in all, .*: not compared",
+     grouped("two large and one small", "measures", "--no-text"),
+     grouped("like and like", "measures", "--no-text"), ""),
+    # how many numbers a sketch needs
+    ("vendi/choose_dim.py", "K = {}, {}: G-Vendi of {} has a predicted bias of {}",
+     r"K = 512, the smallest of 512 and above with a bias below 5 %: G-Vendi of 40 rows has a predicted bias of -1\.0",
+     of_dims(lambda: torch.ones(4, 8192), 40), of_dims(lambda: torch.eye(8192)[:64], 1_000_000),
+     r"K = 8192, the largest there is: G-Vendi of 1,000,000 rows has a predicted bias of -[1-9]"),
     # compare
     ("cli/compare.py", "all {} rows together: G-Vendi {}", r"all 128 rows together: G-Vendi 16\.00",
      compared("flat", "flat too"), compared("flat", "steep"), r"together: G-Vendi [2-9]\."),
-    ("cli/compare.py", "n is less than {} times G-Vendi", r"n is less than 3 times G-Vendi",
-     compared("orthogonal", "orthogonal too"), compared("flat", "flat too"), ""),
     ("cli/compare.py", "{} is more diverse than {}", r"flat is more diverse than steep: .* more than noise\.",
      compared("flat", "steep"), compared("flat", "flat too"),
      r"do not differ by more than noise"),
@@ -350,6 +524,18 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      chosen("steep", 4, method="relaxed"), chosen("steep", 4), r"best first"),
     ("cli/select.py", "no choice of as many rows has a {} above {}", r"has a G-Vendi above 4\n",
      chosen("flat", 4, method="relaxed"), chosen("copies", 4, method="relaxed"), r"has a G-Vendi above 1\n"),
+    ("cli/select.py", "chosen by {}, gain and surprisal too: rows without the mean of {}",
+     r"chosen by centred, gain and surprisal too: rows without the mean of 64 rows\n",
+     chosen("flat", 4, center=True), chosen("flat", 4), r"best first"),
+    ("cli/select.py", "{} of centred rows", r"chosen by logdet of centred rows",
+     chosen("flat", 4, center=True, objective="logdet"), chosen("flat", 4, center=True), r"chosen by centred,"),
+    ("cli/select.py", "{} {} equal to it left out", r"; 60 rows of the pool equal to it left out",
+     chosen("steep", 4, center=RowMean(K).update(AXES[:1])), chosen("flat", 4, center=True), r"mean of 64 rows\n"),
+    ("cli/select.py", "centred G-Vendi", r"has a centred G-Vendi above",
+     chosen("flat", 4, method="relaxed", center=True), chosen("flat", 4, method="relaxed"), r"has a G-Vendi above"),
+    ("cli/select.py", "{} (centred)", r"has a quality \(centred\) above",
+     chosen("flat", 4, method="relaxed", objective="quality", quality=np.ones(64), center=True),
+     chosen("flat", 4, method="relaxed", objective="quality", quality=np.ones(64)), r"has a quality above"),
     ("selection/relaxed.py", "weights of entropy {} nats, at most {} below", r"weights of entropy 2\.7726 nats",
      relaxing("flat"), relaxing("copies"), r"weights of entropy 0\.0000 nats, at most 0\.0000 below"),
     # weights
@@ -366,8 +552,6 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      measured("flat"), measured("copies"), r"G-Vendi 1\.00  \(n = 40"),
     ("cli/measures.py", "mean cosine", r"mean cosine +1\.0000",
      measured("copies"), measured("orthogonal"), r"mean cosine +0\.0000"),
-    ("cli/measures.py", "too few", r"few .*too few",
-     measured("two large and one small", "--by", "kind"), measured("like and like", "--by", "kind"), ""),
     # cluster
     ("cli/cluster.py", "iteration {}: mean cosine {}{}", r"iteration 0: mean cosine 1\.000000",
      clustered("copies", 1), clustered("flat", 2), r"iteration 0: mean cosine 0\."),
@@ -381,16 +565,27 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     ("vendi/similarity.py", "K is not positive semi-definite", r"an eigenvalue is -0\.5",
      warned([[1.0, 2.0], [2.0, 1.0]]), warned([[1.0, 0.5], [0.5, 1.0]]), ""),
     # report
-    (_REPORT, "of {} rows, at most {}", r"of 40 rows, at most 1 ",
-     page("copies", 1), page("flat", 2), r"of 64 rows, at most 16 "),
-    (_REPORT, "still grows with n below 3 times G-Vendi", r"still grows with n below 3 times",
-     page("orthogonal", 1), page("flat", 2), r"95 % interval [\d.]+ to [\d.]+"),
+    (_REPORT, "95 % interval {} to {} for another {} rows; at most {}", r"for another 40 rows; at most 1 ",
+     page("copies", 1), page("flat", 2), r"for another 64 rows; at most 16 "),
+    (_REPORT, "what exact gradients of these rows would score", r"Unlimited K 16\.0 95 % interval",
+     page("flat", 2), page("copies", 1), r"Unlimited K 1\.00 95 % interval 1\.00 to 1\.00"),
+    (_REPORT, "G-Vendi is not near its most, the noise of K changes it by {} at most, {}, and no direction dominates.",
+     r"noise of K changes it by 5\.?0? % at most, twice the rows would not add 5", page("many kinds", 1),
+     page("flat", 2), r"16 different rows of 64 cannot score above 16"),
+    (_REPORT, "What unlimited data would score is not known:", r"is not known: the last doubling",
+     page("half of the axes", 1), page("copies", 1), r"would score about 1\.00"),
+    (_REPORT, "Unlimited data of the same source would score about {}", r"would score about 1\.00 \(95 % band 1\.00",
+     page("copies", 1), page("half of the axes", 1), r"is not known"),
+    (_REPORT, "No single direction dominates these rows.", r"No single direction dominates",
+     page("flat", 2), page("copies", 1), r"lies along the mean of the rows"),
+    (_REPORT, "One row has one direction, which says nothing of either.", r"One row has one direction",
+     page("one", 1), page("flat", 2), r"No single direction dominates"),
+    (_PARTS, "{} to {} for other rows · unlimited K {} · centred {}", r"for other rows · unlimited K 8\.00 ",
+     page("broad and narrow", 2), page("like and like", 1), r"for other rows · unlimited K 1\.00 "),
     (_REPORT, "The last doubling, from {} to {} rows", r"from 4 to 8 rows, raised",
      page("orthogonal", 1), page("copies", 1), r"from 20 to 40 rows, left G-Vendi as it was"),
     (_REPORT, "{} G-Vendi by {}.", r"raised G-Vendi by 100 %",
      page("orthogonal", 1), page("copies", 1), r"left G-Vendi as it was"),
-    (_REPORT, "These rows reach {} of the value estimated", r"These rows reach \d",
-     page("flat", 2), page("orthogonal", 1), r"too few to say what unlimited data"),
     (_REPORT, "unless G-Vendi is near its ceiling of {}", r"near its ceiling of 1\.",
      page("copies", 1), page("flat", 2), r"near its ceiling of 16\."),
     (_REPORT, "There are too few rows for a curve", r"There are too few rows for a curve",
@@ -398,8 +593,6 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     (_REPORT, "G-Vendi at equal n, which {} rows bring to {} at most",
      r"which 40 rows bring to 16 at most", page("broad and narrow", 2), page("one and four", 1),
      r"which 4 rows bring to 4 at most"),
-    (_REPORT, "too few rows to be compared", r"1 group has too few rows to be compared",
-     page("two large and one small", 2), page("broad and narrow", 2), ""),
     (_REPORT, "The sparse half, {} of {} clusters", r"The sparse half, 1 of 2 clusters, holds 8 rows",
      page("uneven", 2), page("copies", 1), r"There is one cluster, so none is sparse"),
     (_REPORT, ", so none is sparse", r"There is one cluster, so none is sparse",
@@ -419,6 +612,9 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     # synthesis
     ("cli/synthesize.py", "more rows alone raise it", r"G-Vendi: 30\.00 of 129 rows, 20\.00 of the 100 at the start",
      status(129), status(134), r"30\.00 of 134 rows"),
+    ("cli/synthesize.py", "{}, {} at the start; G-Vendi is at K = {}",
+     r"unlimited K: 33\.00, 22\.00 at the start; G-Vendi is at K = 16", status(134, ended=True), status(134),
+     r"G-Vendi: 30"),
     ("synthesis/run.py", "too few to tell sparse regions", r"makes 1 of 100 seeds, too few to tell sparse regions",
      notes(100), notes(1000), ""),
     ("synthesis/loop/loop.py", "its cluster is not among the sparse ones", r"not among the sparse ones",
@@ -431,6 +627,8 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     (_GROWN, "at the start: more rows alone raise it",
      r"30\.0 of 134 rows; 20\.0 of the 100 at the start: more rows alone raise it", grown(), grown(rows=150),
      r"30\.0 of 150 rows"),
+    (_GROWN, "what exact gradients of these rows would score", r"33\.0 22\.0 at the start: what exact gradients",
+     grown(), grown(unlimited=44.0), r"44\.0 22\.0 at the start: what exact gradients"),
     (_GROWN, "not told apart", r"which rows of the same kind could do too: not told apart",
      grown(apart=False), grown(), r"20 % more than the 100 seeds ?\."),
     (_GROWN, "rows drawn from the grown pool score", r"20 % more than the 100 seeds",
@@ -494,8 +692,34 @@ def large_clusters_hold_most_rows(world: World) -> None:
     assert sparse_clusters(sizes).tolist() == [False, True, True, False]
 
 
+def a_shared_direction_presses_more_diverse_rows_more(world: World) -> None:
+    """A direction of half of the squares, added to flat rows: exp(h) G^(1/2) in place of G."""
+    loss = []
+    for rest in (4, 12):
+        rows = torch.cat([torch.full((rest, 1), 1.0), torch.eye(rest)], dim=1)
+        score_of_rest, pressed = gvendi(rows[:, 1:]), gvendi(rows)
+        assert score_of_rest == pytest.approx(rest)
+        own = RowMean(rest + 1).update(rows)
+        assert centered(rows, own).value == pytest.approx(rest - 1, rel=1e-4)
+        loss.append(pressed / score_of_rest)
+    assert loss[1] < loss[0] <= 1
+
+
+def a_mean_of_its_own_takes_more_from_a_set_than_its_difference(world: World) -> None:
+    """Copies of one row and copies of another: each is nothing without its own mean, and differs by a common one."""
+    one, other = torch.eye(4)[[0] * 5], torch.eye(4)[[1] * 5]
+    both = RowMean(4).update(torch.cat([one, other]))
+    assert centered(one, RowMean(4).update(one)).value is None
+    assert centered(one, both).value == pytest.approx(1)
+    assert centered(torch.cat([one, other]), both).value == pytest.approx(1)
+
+
 # Printed whatever the data are: (file, words in the source, what must hold for them to be true).
 EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
+    (_REPORT, "A direction that all rows share may be either:", a_shared_direction_presses_more_diverse_rows_more),
+    (_REPORT, "it presses G-Vendi down, the more, the more diverse", a_shared_direction_presses_more_diverse_rows_more),
+    (_REPORT, "for what all rows have in common goes with it; and sets compare only by one and the same mean",
+     a_mean_of_its_own_takes_more_from_a_set_than_its_difference),
     (_REPORT, "nats; its exponential is G-Vendi", entropy_is_the_mean_surprisal),
     (_REPORT, "G-Vendi counts, roughly, how many different directions", eigenvalues_are_shares),
     (_REPORT, "It grows with the number of rows.", growth_is_of_n),
@@ -513,20 +737,28 @@ EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
 ]  # fmt: skip
 # Whole strings that say nothing about data: headings, labels of axes and columns, steps of the work, limits of lengths.
 NO_STATEMENTS: list[tuple[str, str]] = [
-    ("cli/compare.py", "corrected for n"),
+    ("cli/compare.py", "unlimited K"),
+    ("cli/score.py", "one direction"),
+    ("cli/score.py", "unlimited K"),
+    ("cli/score.py", "unlimited n"),
+    ("cli/synthesize.py", "unlimited K"),
+    (_REPORT, "Unlimited K"),
+    (_REPORT, "Centred:"),
+    (_REPORT, "share of the first direction"),
+    (_REPORT, "mean cosine of two rows"),
+    (_REPORT, "without the first direction"),
+    (_REPORT, "centred (without the mean)"),
+    (_GROWN, "Unlimited K"),
     ("cli/measures.py", "2-gram entropy"),
     ("cli/select.py", "id, rank, gain, surprisal and cluster of each: {}"),
     ("cli/weights.py", "G-Vendi (all rows)"),
     ("report/data.py", "surprisal of every row"),
     ("report/data.py", "map and near-duplicates"),
     ("report/figures.py", "eigenvalue number"),
-    ("report/figures.py", "corrected {}"),
     ("report/figures.py", "surprisal in nats"),
     ("report/figures.py", "sparse half"),
     ("report/page.py", "Diversity of {}"),
-    (_REPORT, "Corrected for n"),
     (_REPORT, "mean over random subsets of each size; band:"),
-    (_REPORT, "the corrected value, in its 95 % interval."),
     (_REPORT, "is diverse, and which is not?"),
     (_REPORT, "First two principal axes of the sketches, scaled to length 1 and centred."),
     (_REPORT, "Which rows are unlike the others, and which are not?"),
