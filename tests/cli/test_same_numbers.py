@@ -97,5 +97,5 @@ def test_the_json_of_a_report_has_what_its_page_shows(gvendi, runs, tmp_path):
     assert code == 0, err
     data, text = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.html").read_text()
     assert f'<dd class="value">{number(data["score"]["gvendi"])}</dd>' in text
-    assert f"of 80 rows, at most {data['score']['limit']}" in text
+    assert f"for another 80 rows; at most {data['score']['limit']}" in text
     assert data["score"]["limit"] == K

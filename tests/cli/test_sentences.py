@@ -27,6 +27,7 @@ from gvendi_fast.vendi import VendiState, gvendi
 
 K = 16
 AXES = np.eye(K, dtype=np.float32)
+SIGNED = np.eye(4, 64, dtype=np.float32)
 # Rows by name, with a group for each or none; spectra are known: axes have nothing in common, copies everything.
 RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "one": (AXES[:1], None),
@@ -45,6 +46,10 @@ RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "like and like": (AXES[[0, 0, 0, 0, 1, 1, 1, 1]], ["one"] * 4 + ["two"] * 4),
     "many and few": (AXES[[0] * 40 + [1] * 8], ["many"] * 40 + ["few"] * 8),
     "two large and one small": (AXES[[0] * 40 + [1] * 40 + [2] * 8], ["a"] * 40 + ["b"] * 40 + ["few"] * 8),
+    # Both signs of four axes of 64: no mean, no dominant direction, half of what 8 different rows can have, a large K.
+    "cancelling": (np.tile(np.concatenate([SIGNED, -SIGNED]), (40, 1)), None),
+    "few and cancelling": (np.concatenate([SIGNED, -SIGNED]), None),
+    "new at each": (np.random.default_rng(0).standard_normal((24, K)).astype(np.float32), None),
     "broad and narrow": (
         np.concatenate([np.tile(AXES[:8], (5, 1)), AXES[[8] * 40]]),
         ["broad"] * 40 + ["narrow"] * 40,
@@ -66,7 +71,7 @@ class World:
         rows, groups = RUNS[name]
         n = len(rows)
         spec = {
-            "sketch": {"dim": K, "kind": "hadamard"},
+            "sketch": {"dim": rows.shape[1], "kind": "hadamard"},
             "coverage": {"sketched": 1, "total": 1},
             "proxy": {"name": "none"},
             "dtype": "float32",
@@ -207,6 +212,43 @@ def status(rows: int) -> Case:
     return said
 
 
+def pool_of(axes: int):
+    """The numbers of a pool that began with four axes and has so many now, at the start and the end."""
+    from gvendi_fast.synthesis.loop.pool_numbers import pool_numbers
+
+    return pool_numbers(torch.from_numpy(AXES[:axes]), 4)
+
+
+def ended(axes: int) -> Case:
+    """The status of a synthesis at its end."""
+
+    def said(world: World) -> str:
+        from gvendi_fast.cli.synthesize import status_lines
+        from gvendi_fast.synthesis.loop.status import Status
+
+        at_start, at_end = pool_of(axes)
+        now = Status(
+            pool=axes,
+            seeds=4,
+            target=20,
+            round=0,
+            clusters=1,
+            accepted=axes - 4,
+            rejected={},
+            gvendi=at_end.gvendi,
+            gvendi_rows=axes,
+            start_gvendi=at_start.gvendi,
+            requests=1,
+            tokens=(1, 1),
+            cost=None,
+            at_start=at_start,
+            at_end=at_end,
+        )
+        return "\n".join(f"{name}: {value}" for name, value in status_lines(now).items())
+
+    return said
+
+
 def notes(seeds: int, rule: str = "cluster") -> Case:
     def said(world: World) -> str:
         from gvendi_fast.synthesis.run import _notes
@@ -244,6 +286,7 @@ def grown(
     def said(world: World) -> str:
         from gvendi_fast.synthesis.report import page as of_synthesis
 
+        at_start, at_end = pool_of(8 if accepted else 4)
         bar = {"gvendi": 20.0, "low": 20.0, "high": 20.0, "draws": 1, "reach": 0.0, "rows": 100}
         drawn = {**bar, "gvendi": after, "low": after - 1, "high": after + 1, "draws": 20, "rows": rows}
         cluster = {
@@ -279,6 +322,8 @@ def grown(
                 "rounds": 1,
                 "gvendi_start": 20.0,
                 "gvendi": 30.0,
+                "at_start": at_start.to_dict(),
+                "at_end": at_end.to_dict(),
                 "equal": {
                     "pool": {"n": 100, "seeds": bar, "grown": drawn, "told_apart": apart},
                     "alone": None,
@@ -381,16 +426,10 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     ("vendi/similarity.py", "K is not positive semi-definite", r"an eigenvalue is -0\.5",
      warned([[1.0, 2.0], [2.0, 1.0]]), warned([[1.0, 0.5], [0.5, 1.0]]), ""),
     # report
-    (_REPORT, "of {} rows, at most {}", r"of 40 rows, at most 1 ",
-     page("copies", 1), page("flat", 2), r"of 64 rows, at most 16 "),
-    (_REPORT, "still grows with n below 3 times G-Vendi", r"still grows with n below 3 times",
-     page("orthogonal", 1), page("flat", 2), r"95 % interval [\d.]+ to [\d.]+"),
     (_REPORT, "The last doubling, from {} to {} rows", r"from 4 to 8 rows, raised",
      page("orthogonal", 1), page("copies", 1), r"from 20 to 40 rows, left G-Vendi as it was"),
     (_REPORT, "{} G-Vendi by {}.", r"raised G-Vendi by 100 %",
      page("orthogonal", 1), page("copies", 1), r"left G-Vendi as it was"),
-    (_REPORT, "These rows reach {} of the value estimated", r"These rows reach \d",
-     page("flat", 2), page("orthogonal", 1), r"too few to say what unlimited data"),
     (_REPORT, "unless G-Vendi is near its ceiling of {}", r"near its ceiling of 1\.",
      page("copies", 1), page("flat", 2), r"near its ceiling of 16\."),
     (_REPORT, "There are too few rows for a curve", r"There are too few rows for a curve",
@@ -398,8 +437,6 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     (_REPORT, "G-Vendi at equal n, which {} rows bring to {} at most",
      r"which 40 rows bring to 16 at most", page("broad and narrow", 2), page("one and four", 1),
      r"which 4 rows bring to 4 at most"),
-    (_REPORT, "too few rows to be compared", r"1 group has too few rows to be compared",
-     page("two large and one small", 2), page("broad and narrow", 2), ""),
     (_REPORT, "The sparse half, {} of {} clusters", r"The sparse half, 1 of 2 clusters, holds 8 rows",
      page("uneven", 2), page("copies", 1), r"There is one cluster, so none is sparse"),
     (_REPORT, ", so none is sparse", r"There is one cluster, so none is sparse",
@@ -443,6 +480,49 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      grown(), grown(judged=0), r"No candidate has come as far as the rules"),
     (_GROWN, "in a sparse cluster", r"in a sparse cluster 2 \(67 %\) 1 \(33 %\)",
      grown(), grown(judged=0), r"No candidate has come as far as the rules"),
+    # report and synthesis: the numbers of a score
+    (_REPORT, "95 % interval {} to {} for another {}; at most {}", r"1\.00 to 1\.00 for another 40 rows; at most 1 ",
+     page("copies", 1), page("flat", 2), r"14\.1 to 16\.0 for another 64 rows; at most 16 "),
+    (_REPORT, "what exact gradients of these rows would score", r"95 % interval 1\.00 to 1\.00: what exact gradients",
+     page("copies", 1), page("steep", 2), r"95 % interval 1\.21 to 1\.76: what exact gradients"),
+    (_REPORT, "a diagnosis, not a better score", r"Centred 15\.0 the rows less their mean",
+     page("flat", 2), page("copies", 1), r"Centred – all 40 rows equal the mean"),
+    (_REPORT, "G-Vendi is not near its most, the noise of K changes it by", r"and no direction dominates",
+     page("cancelling", 2), page("steep", 2), r"What limits this number K: the noise of sketches"),
+    (_REPORT, "there are too few rows for a forecast of more", r"there are too few rows for a forecast of more",
+     page("few and cancelling", 2), page("cancelling", 2), r"twice the rows would not add 5\.0"),
+    (_REPORT, "one row always scores 1", r"n: one row always scores 1",
+     page("one", 1), page("copies", 1), r"100 % of the squared gradients lies along the mean"),
+    (_REPORT, "are expected to score {} (95 % band {} to {})",
+     r"are expected to score 1\.00 \(95 % band 1\.00 to 1\.00\)",
+     page("copies", 1), page("orthogonal", 1), r"A forecast needs quarters of the rows, and so at least 16"),
+    (_REPORT, "What unlimited data would score is not known",
+     r"unlimited data would score is not known: twice the rows",
+     page("new at each", 1), page("copies", 1), r"Unlimited data of the same source would score about 1\.00"),
+    (_REPORT, "Unlimited data of the same source would score about",
+     r"would score about 1\.00 \(95 % band 1\.00 to 1\.00",
+     page("copies", 1), page("new at each", 1), r"What unlimited data would score is not known"),
+    (_REPORT, "No single direction dominates these rows", r"No single direction dominates these rows",
+     page("flat", 2), page("copies", 1), r"100 % of the squared gradients lies along the mean"),
+    (_REPORT, "One row has one direction", r"One row has one direction, which says nothing of either",
+     page("one", 1), page("flat", 2), r"No single direction dominates"),
+    (_REPORT, "share of the first direction", r"share of the first direction 100 % ",
+     page("copies", 1), page("flat", 2), r"share of the first direction 6\.2 %, of the second 6\.2 %"),
+    (_REPORT, "mean cosine of two rows", r"mean cosine of two rows 1\.000",
+     page("copies", 1), page("orthogonal", 1), r"mean cosine of two rows 0\.000"),
+    (_REPORT, "without the first direction", r"without the first direction 8\.00",
+     page("broad and narrow", 2), page("copies", 1), r"without the first direction –"),
+    (_REPORT, "centred (without the mean)", r"centred \(without the mean\) 15\.0",
+     page("flat", 2), page("copies", 1), r"centred \(without the mean\) –"),
+    (_PARTS, "for other rows · unlimited K {} · centred {}", r"broad 8\.00 6\.97 to 9\.19 for other rows",
+     page("broad and narrow", 2), page("like and like", 1), r"one 1\.00 1\.00 to 1\.00 for other rows"),
+    ("cli/synthesize.py", "{}, {} at the start; G-Vendi is at K = {}", r"unlimited K: 8\.00, 4\.00 at the start",
+     ended(8), ended(4), r"unlimited K: 4\.00, 4\.00 at the start"),
+    (_GROWN, "what exact gradients of these rows would score", r"Unlimited K 8\.00 4\.00 at the start",
+     grown(), grown(accepted=0, rows=100), r"Unlimited K 4\.00 4\.00 at the start"),
+    (_GROWN, "both less the mean of the seeds: a diagnosis, not a better score",
+     r"Centred [5-8]\.\d\d 3\.00 at the start",
+     grown(), grown(accepted=0, rows=100), r"Centred 3\.00 3\.00 at the start"),
 ]  # fmt: skip
 
 
@@ -487,6 +567,20 @@ def eigenvalues_are_shares(world: World) -> None:
     assert steep.gvendi() < 2
 
 
+def centring_takes_out_what_all_rows_share(world: World) -> None:
+    """A shared direction lowers the score of diverse rows, whatever it is, and the centred value is without it."""
+    from gvendi_fast.vendi import RowMean, centered
+
+    rows = torch.randn(400, 40, generator=torch.Generator().manual_seed(2))
+    shared = rows + 8 * torch.eye(40)[0]
+    plain, pressed = gvendi(rows), gvendi(shared)
+    assert pressed < 0.7 * plain
+    assert centered(shared, RowMean(40).update(shared)).value > 0.9 * plain
+    # By the mean of another set a set has another value.
+    apart = centered(shared, RowMean(40).update(rows)).value
+    assert apart < 0.8 * centered(shared, RowMean(40).update(shared)).value
+
+
 def large_clusters_hold_most_rows(world: World) -> None:
     from gvendi_fast.clusters.kmeans import sparse_clusters
 
@@ -510,6 +604,10 @@ EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
     (_GROWN, "G-Vendi counts, roughly, how many different directions", eigenvalues_are_shares),
     (_GROWN, "It grows with the number of rows, so the fair question", growth_is_of_n),
     (_GROWN, "The whole pool, so a part of any climb is its rows alone", growth_is_of_n),
+    (_REPORT, "A direction that all rows share may be either.", centring_takes_out_what_all_rows_share),
+    (_REPORT, "Where the rows are diverse without it, it presses", centring_takes_out_what_all_rows_share),
+    (_REPORT, "for what all rows have in common goes with it", centring_takes_out_what_all_rows_share),
+    (_REPORT, "sets compare only by one and the same mean", centring_takes_out_what_all_rows_share),
 ]  # fmt: skip
 # Whole strings that say nothing about data: headings, labels of axes and columns, steps of the work, limits of lengths.
 NO_STATEMENTS: list[tuple[str, str]] = [
@@ -520,13 +618,10 @@ NO_STATEMENTS: list[tuple[str, str]] = [
     ("report/data.py", "surprisal of every row"),
     ("report/data.py", "map and near-duplicates"),
     ("report/figures.py", "eigenvalue number"),
-    ("report/figures.py", "corrected {}"),
     ("report/figures.py", "surprisal in nats"),
     ("report/figures.py", "sparse half"),
     ("report/page.py", "Diversity of {}"),
-    (_REPORT, "Corrected for n"),
     (_REPORT, "mean over random subsets of each size; band:"),
-    (_REPORT, "the corrected value, in its 95 % interval."),
     (_REPORT, "is diverse, and which is not?"),
     (_REPORT, "First two principal axes of the sketches, scaled to length 1 and centred."),
     (_REPORT, "Which rows are unlike the others, and which are not?"),
@@ -550,6 +645,10 @@ NO_STATEMENTS: list[tuple[str, str]] = [
     ("synthesis/tasks/nli.py", "a pair of {} characters; at most {} are shown in a prompt"),
     ("synthesis/tasks/sections.py", "answer of {} characters; at most {} are read"),
     ("synthesis/tasks/task.py", "a row of {} characters; at most {} are shown in a prompt"),
+    (_REPORT, "Unlimited K"),
+    (_REPORT, "Centred:"),
+    (_GROWN, "Unlimited K"),
+    ("cli/synthesize.py", "unlimited K"),
 ]
 
 
