@@ -18,6 +18,7 @@ from gvendi_fast.base.differences import flat
 from gvendi_fast.base.files import atomic_write, two_outputs
 from gvendi_fast.base.shown import number, shown
 from gvendi_fast.report import figures
+from gvendi_fast.vendi.centered import CenteredScore
 from gvendi_fast.vendi.growth import LEAST_ROWS
 from gvendi_fast.vendi.unlimited_k import NOTABLE
 
@@ -104,6 +105,7 @@ def environment() -> jinja2.Environment:
     )
     templates.filters |= {
         "count": lambda value: f"{value:,}",
+        "rows": lambda n: f"{n:,} row{'s' * (n != 1)}",
         "number": number,
         "fixed": shown,
         "percent": lambda value: (
@@ -113,6 +115,7 @@ def environment() -> jinja2.Environment:
         "flat": _settings,
         "short": lambda text, most=NAME: text if len(text) <= most else text[:most] + "…",
         "exp": math.exp,
+        "missing": lambda of: CenteredScore(**of).note,
         # Not where it begins with a name such as n or K.
         "sentence": lambda text: f"{text if text[1] == ':' else text[0].upper() + text[1:]}.",
     }

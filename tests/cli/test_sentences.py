@@ -32,6 +32,7 @@ from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
 K = 16
 AXES = np.eye(K, dtype=np.float32)
+SIGNED = np.eye(4, 64, dtype=np.float32)
 
 
 def random_rows(n: int, seed: int = 0) -> np.ndarray:
@@ -65,6 +66,10 @@ RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "many and few": (AXES[[0] * 40 + [1] * 8], ["many"] * 40 + ["few"] * 8),
     "two large and one small": (AXES[[0] * 40 + [1] * 40 + [2] * 8], ["a"] * 40 + ["b"] * 40 + ["few"] * 8),
     "one large and two small": (AXES[[0] * 80 + [1] * 20 + [2] * 20], ["a"] * 80 + ["b"] * 20 + ["c"] * 20),
+    # Both signs of four axes of 64: no mean, no dominant direction, half of what 8 different rows can have, a large K.
+    "cancelling": (np.tile(np.concatenate([SIGNED, -SIGNED]), (40, 1)), None),
+    "few and cancelling": (np.concatenate([SIGNED, -SIGNED]), None),
+    "new at each": (np.random.default_rng(0).standard_normal((24, K)).astype(np.float32), None),
     "broad and narrow": (
         np.concatenate([np.tile(AXES[:8], (5, 1)), AXES[[8] * 40]]),
         ["broad"] * 40 + ["narrow"] * 40,
@@ -288,6 +293,43 @@ def status(rows: int, ended: bool = False) -> Case:
     return said
 
 
+def pool_of(axes: int):
+    """The numbers of a pool that began with four axes and has so many now, at the start and the end."""
+    from gvendi_fast.synthesis.loop.pool_numbers import pool_numbers
+
+    return pool_numbers(torch.from_numpy(AXES[:axes]), 4)
+
+
+def ended(axes: int) -> Case:
+    """The status of a synthesis at its end."""
+
+    def said(world: World) -> str:
+        from gvendi_fast.cli.synthesize import status_lines
+        from gvendi_fast.synthesis.loop.status import Status
+
+        at_start, at_end = pool_of(axes)
+        now = Status(
+            pool=axes,
+            seeds=4,
+            target=20,
+            round=0,
+            clusters=1,
+            accepted=axes - 4,
+            rejected={},
+            gvendi=at_end.gvendi,
+            gvendi_rows=axes,
+            start_gvendi=at_start.gvendi,
+            requests=1,
+            tokens=(1, 1),
+            cost=None,
+            at_start=at_start,
+            at_end=at_end,
+        )
+        return "\n".join(f"{name}: {value}" for name, value in status_lines(now).items())
+
+    return said
+
+
 def notes(seeds: int, rule: str = "cluster") -> Case:
     def said(world: World) -> str:
         from gvendi_fast.synthesis.run import _notes
@@ -326,6 +368,7 @@ def grown(
     def said(world: World) -> str:
         from gvendi_fast.synthesis.report import page as of_synthesis
 
+        at_start, at_end = pool_of(8 if accepted else 4)
         bar = {"gvendi": 20.0, "low": 20.0, "high": 20.0, "draws": 1, "reach": 0.0, "rows": 100}
         drawn = {**bar, "gvendi": after, "low": after - 1, "high": after + 1, "draws": 20, "rows": rows}
         cluster = {
@@ -360,9 +403,9 @@ def grown(
                 "decided": accepted + 5,
                 "rounds": 1,
                 "gvendi_start": 20.0,
-                "at_start": set_of(22.0),
-                "at_end": set_of(unlimited),
                 "gvendi": 30.0,
+                "at_start": at_start.to_dict(),
+                "at_end": at_end.to_dict(),
                 "equal": {
                     "pool": {"n": 100, "seeds": bar, "grown": drawn, "told_apart": apart},
                     "alone": None,
@@ -565,23 +608,6 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     ("vendi/similarity.py", "K is not positive semi-definite", r"an eigenvalue is -0\.5",
      warned([[1.0, 2.0], [2.0, 1.0]]), warned([[1.0, 0.5], [0.5, 1.0]]), ""),
     # report
-    (_REPORT, "95 % interval {} to {} for another {} rows; at most {}", r"for another 40 rows; at most 1 ",
-     page("copies", 1), page("flat", 2), r"for another 64 rows; at most 16 "),
-    (_REPORT, "what exact gradients of these rows would score", r"Unlimited K 16\.0 95 % interval",
-     page("flat", 2), page("copies", 1), r"Unlimited K 1\.00 95 % interval 1\.00 to 1\.00"),
-    (_REPORT, "G-Vendi is not near its most, the noise of K changes it by {} at most, {}, and no direction dominates.",
-     r"noise of K changes it by 5\.?0? % at most, twice the rows would not add 5", page("many kinds", 1),
-     page("flat", 2), r"16 different rows of 64 cannot score above 16"),
-    (_REPORT, "What unlimited data would score is not known:", r"is not known: the last doubling",
-     page("half of the axes", 1), page("copies", 1), r"would score about 1\.00"),
-    (_REPORT, "Unlimited data of the same source would score about {}", r"would score about 1\.00 \(95 % band 1\.00",
-     page("copies", 1), page("half of the axes", 1), r"is not known"),
-    (_REPORT, "No single direction dominates these rows.", r"No single direction dominates",
-     page("flat", 2), page("copies", 1), r"lies along the mean of the rows"),
-    (_REPORT, "One row has one direction, which says nothing of either.", r"One row has one direction",
-     page("one", 1), page("flat", 2), r"No single direction dominates"),
-    (_PARTS, "{} to {} for other rows · unlimited K {} · centred {}", r"for other rows · unlimited K 8\.00 ",
-     page("broad and narrow", 2), page("like and like", 1), r"for other rows · unlimited K 1\.00 "),
     (_REPORT, "The last doubling, from {} to {} rows", r"from 4 to 8 rows, raised",
      page("orthogonal", 1), page("copies", 1), r"from 20 to 40 rows, left G-Vendi as it was"),
     (_REPORT, "{} G-Vendi by {}.", r"raised G-Vendi by 100 %",
@@ -627,8 +653,6 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     (_GROWN, "at the start: more rows alone raise it",
      r"30\.0 of 134 rows; 20\.0 of the 100 at the start: more rows alone raise it", grown(), grown(rows=150),
      r"30\.0 of 150 rows"),
-    (_GROWN, "what exact gradients of these rows would score", r"33\.0 22\.0 at the start: what exact gradients",
-     grown(), grown(unlimited=44.0), r"44\.0 22\.0 at the start: what exact gradients"),
     (_GROWN, "not told apart", r"which rows of the same kind could do too: not told apart",
      grown(apart=False), grown(), r"20 % more than the 100 seeds ?\."),
     (_GROWN, "rows drawn from the grown pool score", r"20 % more than the 100 seeds",
@@ -641,6 +665,49 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      grown(), grown(judged=0), r"No candidate has come as far as the rules"),
     (_GROWN, "in a sparse cluster", r"in a sparse cluster 2 \(67 %\) 1 \(33 %\)",
      grown(), grown(judged=0), r"No candidate has come as far as the rules"),
+    # report and synthesis: the numbers of a score
+    (_REPORT, "95 % interval {} to {} for another {}; at most {}", r"1\.00 to 1\.00 for another 40 rows; at most 1 ",
+     page("copies", 1), page("flat", 2), r"14\.1 to 16\.0 for another 64 rows; at most 16 "),
+    (_REPORT, "what exact gradients of these rows would score", r"95 % interval 1\.00 to 1\.00: what exact gradients",
+     page("copies", 1), page("steep", 2), r"95 % interval 1\.21 to 1\.76: what exact gradients"),
+    (_REPORT, "a diagnosis, not a better score", r"Centred 15\.0 the rows less their mean",
+     page("flat", 2), page("copies", 1), r"Centred – all 40 rows equal the mean"),
+    (_REPORT, "G-Vendi is not near its most, the noise of K changes it by", r"and no direction dominates",
+     page("cancelling", 2), page("steep", 2), r"What limits this number K: the noise of sketches"),
+    (_REPORT, "there are too few rows for a forecast of more", r"there are too few rows for a forecast of more",
+     page("few and cancelling", 2), page("cancelling", 2), r"twice the rows would not add 5\.0"),
+    (_REPORT, "one row always scores 1", r"n: one row always scores 1",
+     page("one", 1), page("copies", 1), r"100 % of the squared gradients lies along the mean"),
+    (_REPORT, "are expected to score {} (95 % band {} to {})",
+     r"are expected to score 1\.00 \(95 % band 1\.00 to 1\.00\)",
+     page("copies", 1), page("orthogonal", 1), r"A forecast needs quarters of the rows, and so at least 16"),
+    (_REPORT, "What unlimited data would score is not known",
+     r"unlimited data would score is not known: twice the rows",
+     page("new at each", 1), page("copies", 1), r"Unlimited data of the same source would score about 1\.00"),
+    (_REPORT, "Unlimited data of the same source would score about",
+     r"would score about 1\.00 \(95 % band 1\.00 to 1\.00",
+     page("copies", 1), page("new at each", 1), r"What unlimited data would score is not known"),
+    (_REPORT, "No single direction dominates these rows", r"No single direction dominates these rows",
+     page("flat", 2), page("copies", 1), r"100 % of the squared gradients lies along the mean"),
+    (_REPORT, "One row has one direction", r"One row has one direction, which says nothing of either",
+     page("one", 1), page("flat", 2), r"No single direction dominates"),
+    (_REPORT, "share of the first direction", r"share of the first direction 100 % ",
+     page("copies", 1), page("flat", 2), r"share of the first direction 6\.2 %, of the second 6\.2 %"),
+    (_REPORT, "mean cosine of two rows", r"mean cosine of two rows 1\.000",
+     page("copies", 1), page("orthogonal", 1), r"mean cosine of two rows 0\.000"),
+    (_REPORT, "without the first direction", r"without the first direction 8\.00",
+     page("broad and narrow", 2), page("copies", 1), r"without the first direction –"),
+    (_REPORT, "centred (without the mean)", r"centred \(without the mean\) 15\.0",
+     page("flat", 2), page("copies", 1), r"centred \(without the mean\) –"),
+    (_PARTS, "95 % interval {} to {} · unlimited K {} · centred {}", r"broad 8\.00 95 % interval 6\.97 to 9\.19 · unl",
+     page("broad and narrow", 2), page("like and like", 1), r"one 1\.00 95 % interval 1\.00 to 1\.00 · unl"),
+    ("cli/synthesize.py", "{}, {} at the start; G-Vendi is at K = {}", r"unlimited K: 8\.00, 4\.00 at the start",
+     ended(8), ended(4), r"unlimited K: 4\.00, 4\.00 at the start"),
+    (_GROWN, "what exact gradients of these rows would score", r"Unlimited K 8\.00 4\.00 at the start",
+     grown(), grown(accepted=0, rows=100), r"Unlimited K 4\.00 4\.00 at the start"),
+    (_GROWN, "both less the mean of the seeds: a diagnosis, not a better score",
+     r"Centred [5-8]\.\d\d 3\.00 at the start",
+     grown(), grown(accepted=0, rows=100), r"Centred 3\.00 3\.00 at the start"),
 ]  # fmt: skip
 
 
@@ -685,6 +752,20 @@ def eigenvalues_are_shares(world: World) -> None:
     assert steep.gvendi() < 2
 
 
+def centring_takes_out_what_all_rows_share(world: World) -> None:
+    """A shared direction lowers the score of diverse rows, whatever it is, and the centred value is without it."""
+    from gvendi_fast.vendi import RowMean, centered
+
+    rows = torch.randn(400, 40, generator=torch.Generator().manual_seed(2))
+    shared = rows + 8 * torch.eye(40)[0]
+    plain, pressed = gvendi(rows), gvendi(shared)
+    assert pressed < 0.7 * plain
+    assert centered(shared, RowMean(40).update(shared)).value > 0.9 * plain
+    # By the mean of another set a set has another value.
+    apart = centered(shared, RowMean(40).update(rows)).value
+    assert apart < 0.8 * centered(shared, RowMean(40).update(shared)).value
+
+
 def large_clusters_hold_most_rows(world: World) -> None:
     from gvendi_fast.clusters.kmeans import sparse_clusters
 
@@ -716,8 +797,6 @@ def a_mean_of_its_own_takes_more_from_a_set_than_its_difference(world: World) ->
 
 # Printed whatever the data are: (file, words in the source, what must hold for them to be true).
 EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
-    (_REPORT, "A direction that all rows share may be either:", a_shared_direction_presses_more_diverse_rows_more),
-    (_REPORT, "it presses G-Vendi down, the more, the more diverse", a_shared_direction_presses_more_diverse_rows_more),
     (_REPORT, "for what all rows have in common goes with it; and sets compare only by one and the same mean",
      a_mean_of_its_own_takes_more_from_a_set_than_its_difference),
     (_REPORT, "nats; its exponential is G-Vendi", entropy_is_the_mean_surprisal),
@@ -734,6 +813,10 @@ EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
     (_GROWN, "G-Vendi counts, roughly, how many different directions", eigenvalues_are_shares),
     (_GROWN, "It grows with the number of rows, so the fair question", growth_is_of_n),
     (_GROWN, "The whole pool, so a part of any climb is its rows alone", growth_is_of_n),
+    (_REPORT, "A direction that all rows share may be either.", centring_takes_out_what_all_rows_share),
+    (_REPORT, "Where the rows are diverse without it, it presses", centring_takes_out_what_all_rows_share),
+    (_REPORT, "for what all rows have in common goes with it", centring_takes_out_what_all_rows_share),
+    (_REPORT, "sets compare only by one and the same mean", centring_takes_out_what_all_rows_share),
 ]  # fmt: skip
 # Whole strings that say nothing about data: headings, labels of axes and columns, steps of the work, limits of lengths.
 NO_STATEMENTS: list[tuple[str, str]] = [
@@ -782,6 +865,10 @@ NO_STATEMENTS: list[tuple[str, str]] = [
     ("synthesis/tasks/nli.py", "a pair of {} characters; at most {} are shown in a prompt"),
     ("synthesis/tasks/sections.py", "answer of {} characters; at most {} are read"),
     ("synthesis/tasks/task.py", "a row of {} characters; at most {} are shown in a prompt"),
+    (_REPORT, "Unlimited K"),
+    (_REPORT, "Centred:"),
+    (_GROWN, "Unlimited K"),
+    ("cli/synthesize.py", "unlimited K"),
 ]
 
 

@@ -219,7 +219,7 @@ def test_the_page_shows_the_numbers_of_its_json(data, undrawn):
     assert score["limits"]
     for group in data["groups"]["groups"][:2]:
         assert (
-            f"{number(group['low'])} to {number(group['high'])} for other rows · unlimited K "
+            f"95 % interval {number(group['low'])} to {number(group['high'])} · unlimited K "
             f"{number(group['unlimited_k'])} · centred {number(group['centered'])}"
         ) in text
 
@@ -471,7 +471,7 @@ def test_small_groups_are_compared_together_and_the_page_says_so(undrawn, tmp_pa
     assert (
         "5 groups with too few rows to compare (40 rows in all, fewer than 40 each): counted together" in page
     )
-    assert page.count(" for other rows · unlimited K ") == 2
+    assert page.count(" · unlimited K ") == 2
 
 
 def test_clusters_of_one_row_each(tmp_path):
