@@ -16,6 +16,7 @@ from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import quantile
 from gvendi_fast.base.unit_length import unit_rows
+from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP
@@ -159,7 +160,8 @@ def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = N
             draws=len(values),
             n=n,
             rows=size,
-            unlimited_k=value * first.of_unlimited_k,
+            # Of other draws the ratio may be less.
+            unlimited_k=min(value * first.of_unlimited_k, n),
             centered=statistics.fmean(centred_of[group]) if centred_of[group] else None,
         )
     return {group: scores[group] for group in [*sorted(sizes), *(g for g in compared if g not in sizes)]}
@@ -177,6 +179,7 @@ class _First:
 def _first(rows: torch.Tensor) -> _First:
     """What a draw [n, K] stands for among those of its group."""
     n, dim = rows.shape
+    distinct = Distinct().update(rows.numpy()).count()
     if n < dim:
         # The same angles in n dimensions: coordinates along the Gram matrix's eigenvectors.
         unit = unit_rows(rows)
@@ -184,7 +187,7 @@ def _first(rows: torch.Tensor) -> _First:
         rows = vectors * eigenvalues.clamp_min(0).sqrt()
     state = VendiState(rows.shape[1]).update(rows)
     interval = jackknife(state, rows, LEVEL)
-    of = of_spectrum(state.spectrum(), state.entropy(), n, dim)
+    of = of_spectrum(state.spectrum(), state.entropy(), n, dim, distinct=distinct)
     return _First(interval.se, interval.freedom, of.value / of.plain)
 
 
