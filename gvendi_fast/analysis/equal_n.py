@@ -160,7 +160,8 @@ def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = N
             draws=len(values),
             n=n,
             rows=size,
-            unlimited_k=value * first.of_unlimited_k,
+            # Of other draws the ratio may be less.
+            unlimited_k=min(value * first.of_unlimited_k, n),
             centered=statistics.fmean(centred_of[group]) if centred_of[group] else None,
         )
     return {group: scores[group] for group in [*sorted(sizes), *(g for g in compared if g not in sizes)]}

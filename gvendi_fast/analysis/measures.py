@@ -132,6 +132,9 @@ def measure(
         groups = _groups(pool)
         n = _rows_to_measure([len(places) for places in groups.values()], n, "the largest group")
         compared, n = with_others(groups, n)
+        if n < 2:
+            # One row has no pair, so groups of one are too small here.
+            compared, n = with_others(groups, 2)
         n, measured_sets = min(n, MOST_ROWS), sets | compared
         sets |= groups | compared
     drawn = {

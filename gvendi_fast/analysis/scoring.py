@@ -109,10 +109,12 @@ def score(
     by: a field whose values make groups.
     orders: compute G-Vendi of these orders too, beside order 1.
     mean: the reference that the centred value leaves out (None: the corpus' own mean); one for all that is compared.
-    save_mean: write the corpus' own mean to this file, as the reference of later scores.
+    save_mean: write the corpus' own mean to this file, as the reference of later scores; it replaces a saved mean only.
     Raises GvendiError for arguments and corpora that cannot be used.
     """
     _check_orders(orders)
+    if save_mean is not None:
+        RowMean.check_savable(save_mean)
     proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
     settings = settings or Settings()
     if by is not None and settings.fields.by != by:
@@ -136,7 +138,7 @@ def _sketch_and_score(
     progress: Progress | None,
 ) -> Score:
     clock = _Clock(progress)
-    run = sketch_corpus(data, out, proxy, settings, clock)
+    run = sketch_corpus(data, out, proxy, settings, clock, mean)
     return score_run(
         run,
         by=settings.fields.by,
@@ -168,6 +170,8 @@ def score_run(
     """
     check_by(run, by)
     _check_orders(orders)
+    if save_mean is not None:
+        RowMean.check_savable(save_mean)
     spec, dim = run.sketch_spec, run.spec["sketch"]["dim"]
     if mean is not None:
         # Refused before the rows are read.

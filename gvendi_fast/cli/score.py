@@ -69,9 +69,12 @@ def score(
     from gvendi_fast.analysis import scoring
     from gvendi_fast.analysis.layers import choose_layers
     from gvendi_fast.data.run_directory import RunDirectory
+    from gvendi_fast.vendi.centered import RowMean
 
     orders = order or ()
     reference = None if mean is None else saved_mean(mean)
+    if save_mean is not None:
+        RowMean.check_savable(save_mean)
     if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(

@@ -30,7 +30,7 @@ from gvendi_fast.base.files import atomic_write, flush_folder, is_temporary, rem
 from gvendi_fast.data.parts import COLUMNS, OPTIONAL, Part, damaged, part_table, read_part, write_table
 from gvendi_fast.data.rows import Rejected
 
-__all__ = ["COLUMNS", "Part", "RunDirectory"]
+__all__ = ["COLUMNS", "Part", "RunDirectory", "sketch_spec"]
 
 _PART = re.compile(r"^part-(\d{6,})\.parquet$")
 _ABSENT = object()
@@ -106,8 +106,8 @@ class RunDirectory:
 
     @property
     def sketch_spec(self) -> dict[str, Any]:
-        """What the column `sketch` depends on: the spec without the groups that are kept beside it."""
-        return {key: value for key, value in self.spec.items() if key != "groups"}
+        """What the column `sketch` depends on."""
+        return sketch_spec(self.spec)
 
     @property
     def units_total(self) -> int | None:
@@ -228,6 +228,11 @@ class RunDirectory:
         if not path.is_file():
             raise damaged(self._part_path(unit), f"'{path.name}' beside it is missing")
         return path
+
+
+def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """What the column `sketch` of a run of this spec depends on: all but the groups that are kept beside it."""
+    return {key: value for key, value in spec.items() if key != "groups"}
 
 
 def _check_free(root: Path) -> None:

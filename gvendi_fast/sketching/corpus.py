@@ -25,7 +25,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
-from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
@@ -33,6 +33,7 @@ from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
+from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
 # Changes whenever the same settings would give other sketches than before. 2: norms and heads of bfloat16 proxies.
@@ -109,6 +110,7 @@ def sketch_corpus(
     proxy: Proxy,
     settings: Settings | None = None,
     progress: Progress | None = None,
+    mean: RowMean | None = None,
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
@@ -117,6 +119,7 @@ def sketch_corpus(
     out: the run directory.
     settings: how the corpus is sketched.
     progress: where the run reports.
+    mean: one that the rows are to be centred by later; of other settings it is refused before any row is sketched.
     Rows that cannot be scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a
     corpus or a directory that cannot be used, for other settings than the directory's, and when more than
     `max_rejected` rows are rejected (what was done is kept).
@@ -130,7 +133,10 @@ def sketch_corpus(
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
         settings = replace(settings, spec=replace(settings.spec, dim=dim))
     sketcher = _sketcher(proxy.model, settings)
-    run = RunDirectory.open(out, spec_of(proxy, sketcher, settings, limit), manifest.to_dict())
+    spec = spec_of(proxy, sketcher, settings, limit)
+    if mean is not None:
+        centred_spec(sketch_spec(spec), mean)
+    run = RunDirectory.open(out, spec, manifest.to_dict())
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
     rejected = sum(1 for _ in run.rejected())

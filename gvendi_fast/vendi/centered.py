@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,24 @@ class RowMean:
     def save(self, path: str | os.PathLike) -> None:
         """Write the mean to one safetensors file, which gets its name only when it is complete."""
         save_tensors(path, _KIND, {"sum": self._sum}, {"n": str(self.n), "spec": json.dumps(self.spec)})
+
+    @staticmethod
+    def check_savable(path: str | os.PathLike) -> None:
+        """GvendiError where `save` has no folder to write into, or would replace anything but a saved mean."""
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise GvendiError(
+                f"save_mean is '{path}', but the folder '{path.parent}' does not exist; make it first"
+            )
+        if path.is_file():
+            try:
+                RowMean.load(path)
+            except GvendiError as error:
+                raise GvendiError(
+                    f"save_mean is '{path}', which exists and holds no mean; give another name, or remove it"
+                ) from error
+        elif path.exists():
+            raise GvendiError(f"save_mean is '{path}', a folder; give the name of a file in it")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> RowMean:

@@ -22,6 +22,8 @@ from gvendi_fast.kernels.spectrum import nodes
 from gvendi_fast.vendi.gains import check_removable, removals, trace_log
 from gvendi_fast.vendi.second_moment import SecondMoment
 
+# Of two rows each leaves the same behind, and of three the few pairs hide what the rows do together.
+LEAST_ROWS = 4
 # Rows whose pairs say how much of the variance is of second order.
 PAIRED = 128
 # The most of the jackknife's variance that is taken off: half of it is the truth where the first order vanishes.
@@ -78,7 +80,8 @@ def jackknife(
     show what they lack; so a flat spectrum, of V_2 alone, is covered a little too often. J vanishes where all rows
     count alike by chance, such as two kinds of rows in equal numbers; P does not. Rows count as independent draws:
     where a source writes r rows of each kind together, the interval is too narrow by sqrt(r). Rows of a kind that no
-    row shows are in no interval. It says nothing of more rows (`growth` does), and G-Vendi of one row is 1.
+    row shows are in no interval. It says nothing of more rows (`growth` does), and G-Vendi of one row is 1. Two or
+    three rows do not show how far another draw lies: their interval is all that such rows can score, with SE infinite.
     Raises GvendiError where the rows are not the state's, q is not 1 or level is not in (0, 1).
     """
     if q != 1:
@@ -103,10 +106,11 @@ def jackknife(
     if n == 1:
         return Interval(1.0, 1.0, 1.0, 0.0, n, level)
     entropy, most = state.entropy(), float(min(n, state.dim))
+    if n < LEAST_ROWS:
+        return Interval(state.gvendi(), 1.0, most, math.inf, n, level, 1.0)
     variance = moments.variance() / n
-    if n > 3:
-        second = _second_order(state, torch.cat(chosen))
-        variance = max(variance - second, (1 - MOST_TAKEN) * max(variance, second))
+    second = _second_order(state, torch.cat(chosen))
+    variance = max(variance - second, (1 - MOST_TAKEN) * max(variance, second))
     freedom = min(n - 1.0, 2 * n / max(moments.kurtosis() - 1, 1e-9))
     reach = quantile(level, freedom) * math.sqrt(2 * variance)
     # The exponent is bounded first, as few rows make the interval wide.

@@ -161,3 +161,19 @@ def test_too_many_groups_are_refused(monkeypatch):
     monkeypatch.setattr(equal_n, "MAX_GROUPS", 2)
     with pytest.raises(GvendiError, match="--by has more than 2 different values"):
         group_scores(Parts({"a": 5, "b": 6, "c": 50}))
+
+
+def test_copies_within_a_group_bound_its_value_for_unlimited_k():
+    run = Parts({"copied": 40, "other": 40})
+    copied = np.flatnonzero(run.groups == "copied")
+    # Eight different rows, as orthogonal as rows can be.
+    run.sketches[copied] = np.eye(DIM, dtype=np.float32)[np.arange(40) % 8]
+    found = group_scores(run)
+    assert found["copied"].gvendi == pytest.approx(8)
+    assert found["copied"].unlimited_k == pytest.approx(8)
+
+
+def test_no_group_scores_more_than_its_draw_has_rows_for_unlimited_k():
+    run = Parts({"a": 33, "b": 32})
+    run.sketches = np.random.default_rng(1).standard_normal((65, DIM)).astype(np.float32)
+    assert all(score.unlimited_k <= score.n == 32 for score in group_scores(run).values())

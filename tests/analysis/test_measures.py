@@ -20,6 +20,7 @@ from gvendi_fast.analysis.measures import (
 )
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.vendi import gvendi as gvendi_of
 
 
@@ -196,3 +197,19 @@ def test_the_command(gvendi, run):
     assert "perplexity" in out
     text = gvendi("measures", "--help")[1]
     assert "[embeddings]" in text
+
+
+def test_groups_of_one_row_are_too_small_and_hinder_no_others(tmp_path):
+    # Half the largest group's rows, from which groups are compared, would be one row here.
+    made = RunDirectory.open(
+        tmp_path / "run",
+        {"sketch": {"dim": 8}},
+        {"units_total": 1, "fields": {"by": "source"}, "files": []},
+    )
+    ones = {name: np.ones(4) for name in ("tokens", "length", "loss", "gradient_norm")}
+    groups, sketches = ["a", "b", "a", "a"], np.eye(8, dtype=np.float32)[:4]
+    made.write_part(Part(0, ids=list("wxyz"), groups=groups, rows=np.arange(4), sketches=sketches, **ones))
+    found = measure(made, by="source", text=False)
+    assert (found.n, found.by["a"].n, found.by["b"].n) == (2, 2, 0)
+    assert found.by["a"].mean_cosine == pytest.approx(0)
+    assert found.by["b"].gvendi is None

@@ -270,3 +270,31 @@ def test_more_tokens_than_the_proxy_reads_are_refused(proxy, tmp_path):
     data = write(tmp_path / "d.jsonl", arithmetic(1))
     with pytest.raises(GvendiError, match="max_tokens is 100000, but the proxy 'tiny' reads at most"):
         sketch_corpus(data, tmp_path / "r", proxy, Settings(spec=SPEC, max_tokens=100000))
+
+
+def test_a_mean_that_does_not_fit_is_refused_before_a_row_is_sketched(proxy, tmp_path):
+    data = write(tmp_path / "data.jsonl", arithmetic(4))
+    other = RowMean.of_vector(torch.ones(256) / 16, 4, {"sketch": "of something else"})
+    with pytest.raises(GvendiError, match="the mean is of rows of another spec"):
+        score(data, proxy=proxy, out=tmp_path / "out", settings=Settings(spec=SPEC), mean=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_a_mean_cannot_be_saved_nothing_is_sketched_and_no_file_replaced(proxy, tmp_path):
+    data = write(tmp_path / "data.jsonl", arithmetic(4))
+    before = data.read_bytes()
+    for path, words in [
+        (tmp_path / "nowhere" / "mean", "does not exist; make it first"),
+        (tmp_path, "a folder; give the name of a file"),
+        (data, "exists and holds no mean"),
+    ]:
+        with pytest.raises(GvendiError, match=words):
+            score(data, proxy=proxy, out=tmp_path / "out", settings=Settings(spec=SPEC), save_mean=path)
+    assert not (tmp_path / "out").exists()
+    assert data.read_bytes() == before
+    mean = tmp_path / "mean.safetensors"
+    for _ in range(2):
+        found = score(data, proxy=proxy, out=tmp_path / "out", settings=Settings(spec=SPEC), save_mean=mean)
+    # Its own mean, read back, gives the same value.
+    again = score_run(RunDirectory.load(tmp_path / "out"), mean=RowMean.load(mean))
+    assert again.centered.value == pytest.approx(found.centered.value, rel=1e-6)

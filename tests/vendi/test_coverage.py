@@ -118,3 +118,11 @@ def test_the_law_of_many_rows_meets_draws_of_a_flat_spectrum():
     assert entropy_of_more(state.spectrum(), 200, 200, 128) == pytest.approx(state.entropy(), abs=2e-3)
     wanted = VendiState(128).update(rows).entropy()
     assert entropy_of_more(state.spectrum(), 200, 400, 128) == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_so_few_rows_bound_another_draw_by_nothing_but_their_number(n):
+    rows = torch.randn(n, 32, generator=torch.Generator().manual_seed(n)) + 0.3
+    interval = jackknife(VendiState(32).update(rows), rows)
+    assert (interval.low, interval.high, interval.se) == (1.0, n, math.inf)
+    assert 1 < interval.value < n
