@@ -95,13 +95,13 @@ def _print(measured: Measured, by: str | None) -> None:
     columns = {name: kind for name, kind in COLUMNS.items() if getattr(measured.whole, name) is not None}
     if by is None:
         console.print(
-            f"[bold]G-Vendi {measured.whole.gvendi:.2f}[/bold]  (n = {measured.n:,}, K = {measured.dim})"
+            f"[bold]G-Vendi {measured.whole.gvendi:.2f}[/bold]  (n = {measured.n:,}, K = {measured.dim:,})"
         )
         for name, (heading, form) in columns.items():
             if name != "gvendi":
                 print(f"  {heading:<18}{shown(getattr(measured.whole, name), form)}")
         return
-    print(f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim})")
+    print(f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim:,})")
     scored = {name: found for name, found in measured.by.items() if found.gvendi is not None}
     ranked = sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0]))
     sets = [*zip(short_names([name for name, _ in ranked]), (found for _, found in ranked), strict=True)]

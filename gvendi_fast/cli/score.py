@@ -58,7 +58,7 @@ def score(
     """Score a corpus, or a run directory that 'gvendi sketch' made.
 
     Prints G-Vendi with the 95 % interval of what another n rows of the same
-    source would score, then what limits it: its most, K, n, the proxy.
+    source would score, then what limits it: the most it can be, K, n, the proxy.
 
     unlimited K: what exact gradients of these rows would score.
     by rows: G-Vendi of a quarter and half of the rows, and a forecast for twice

@@ -92,8 +92,8 @@ def synthesize(
     the same command: only what was under way at a kill is paid for again, and
     the result is that of a run without the break.
 
-    It ends at stop.target rows (the seeds count), at stop.requests, stop.tokens or
-    stop.seconds, or when fewer than stop.floor of the last stop.window
+    It ends at stop.target rows (the seeds count), at stop.requests, stop.tokens
+    or stop.seconds, or when fewer than stop.floor of the last stop.window
     candidates are accepted, and says which.
     """
     from gvendi_fast.synthesis.config.config import load_config

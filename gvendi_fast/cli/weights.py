@@ -45,9 +45,11 @@ def weights(
 ) -> None:
     """Weigh sources so that their mixture is as diverse as possible.
 
-    The weights maximise the entropy of the mixed covariance, which has one optimum; the bound says what no weights
-    exceed. A weight is a share of training samples, whatever the number of rows: the table says how often a
-    source's rows would repeat in a mixture of as many rows as the directory holds.
+    The weights maximise the entropy of the mixed covariance, which has one
+    optimum; the bound says what no weights exceed. A weight is a share of
+    training samples, whatever the number of rows: the table says how often a
+    source's rows would repeat in a mixture of as many rows as the directory
+    holds.
     """
     from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
     from gvendi_fast.analysis.scoring import check_by
