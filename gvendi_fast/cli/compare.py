@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +127,7 @@ def compare(
     if as_json:
         print(json.dumps(_as_dict(found, runs, texts), ensure_ascii=False, allow_nan=False))
     else:
-        _print(found, texts)
+        _print(found, texts, mean)
 
 
 def set_names(paths: Sequence[str | os.PathLike]) -> list[str]:
@@ -171,7 +171,7 @@ def _as_dict(found: Comparison, runs: dict[str, RunDirectory], texts: Texts) -> 
     return result
 
 
-def _print(found: Comparison, texts: Texts) -> None:
+def _print(found: Comparison, texts: Texts, mean: Path | None) -> None:
     from rich.console import Console
 
     from gvendi_fast.analysis.equal_n import saturation_sentence
@@ -195,6 +195,12 @@ def _print(found: Comparison, texts: Texts) -> None:
         for name, (_, score) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
     ]
     print_table(console, ("set", "rows", "G-Vendi", "95 % interval", "unlimited K", "centred", "adds"), rows)
+    say(
+        f"adds: G-Vendi of {found.n:,} rows, the set's equal share among them, less that of {found.n:,} of the others"
+    )
+    say(
+        f"centred: rows less {'the mean of ' + str(mean) if mean else 'one mean, in which each of these sets weighs the same'}"
+    )
     say(f"all {len(found.sets) * found.n:,} rows together: G-Vendi {found.union:.2f}")
     say(
         f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "
@@ -230,9 +236,11 @@ def _p(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def _plain(console: Console):
-    """Print the text unchanged: brackets in names are no markup, and lines are not broken at the console's width."""
-    return lambda text: console.print(text, markup=False, soft_wrap=True)
+def _plain(console: Console) -> Callable[[str], None]:
+    """Print a sentence as it is: brackets in names are no markup."""
+    from gvendi_fast.cli.tables import say
+
+    return lambda text: say(console, text)
 
 
 def _print_differences(console: Console, differences: Sequence[Difference]) -> None:

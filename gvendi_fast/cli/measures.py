@@ -10,7 +10,7 @@ import typer
 
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import By, Json, RunDir, warn_unfinished
-from gvendi_fast.cli.tables import print_table, short_names
+from gvendi_fast.cli.tables import print_table, say, short_names
 
 if TYPE_CHECKING:
     from gvendi_fast.analysis.measures import Measured
@@ -114,4 +114,4 @@ def _print(measured: Measured, by: str | None) -> None:
     values = [found.gvendi for found in scored.values()]
     for sentence in (pooled_sentence(measured.by), saturation_sentence(values, measured.n, measured.dim)):
         if sentence:
-            console.print(sentence, soft_wrap=True, markup=False)
+            say(console, sentence)

@@ -140,6 +140,8 @@ def _progress():
 def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
     from rich.console import Console
 
+    from gvendi_fast.cli.tables import say
+
     console = Console(highlight=False)
     console.print(
         f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  95 % interval {result.low:.2f} to {result.high:.2f}  "
@@ -147,7 +149,7 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         soft_wrap=True,
     )
     for sentence in result.limits:
-        console.print(f"  limited by {sentence}", soft_wrap=True, markup=False)
+        say(console, f"  limited by {sentence}", 4)
     reasons = "; ".join(
         f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
     )
@@ -167,8 +169,7 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
     if result.tokens_per_second:
         lines["time"] = f"{result.seconds:,.1f} s, {result.tokens_per_second:,.0f} tokens/s"
     for name, value in lines.items():
-        # Names of proxies, reasons and groups are data: brackets in them are no markup.
-        console.print(f"  {name:<16}{value}", soft_wrap=True, markup=False)
+        say(console, f"  {name:<16}{value}", 18)
     if by is not None and set(result.by) == {""}:
         print(f"warning: no row has the field {by!r}, so there are no groups", file=sys.stderr)
     elif by is not None:
@@ -213,13 +214,13 @@ def _layers(shares: dict[str, float] | None) -> dict[str, str]:
 
 def _print_groups(console: Console, result: Score, by: str) -> None:
     from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
-    from gvendi_fast.cli.tables import print_table, short_names
+    from gvendi_fast.cli.tables import print_table, say, short_names
 
     scored = {name: group for name, group in result.by.items() if group.gvendi is not None}
     first = next(iter(scored.values()))
     most = max(group.draws for group in scored.values())
     drawn = f", mean of {most} draws" if most > 1 else ""
-    console.print(f"\nby {by}, at n = {first.n:,} rows each{drawn}", soft_wrap=True, markup=False)
+    say(console, f"\nby {by}, at n = {first.n:,} rows each{drawn}")
     ranked = sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0]))
     rows = [
         (
@@ -236,7 +237,7 @@ def _print_groups(console: Console, result: Score, by: str) -> None:
     values = [group.gvendi for group in scored.values()]
     for sentence in (pooled_sentence(result.by), saturation_sentence(values, first.n, result.dim)):
         if sentence:
-            console.print(sentence, soft_wrap=True, markup=False)
+            say(console, sentence)
 
 
 class _Advice:

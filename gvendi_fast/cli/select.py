@@ -311,9 +311,9 @@ def _print_summary(summary: dict) -> None:
 
 def _centred_by(center: dict, name: str) -> str:
     """What the rows were chosen by, and which rows could not be."""
-    what = "centred" if name == "vendi" else f"{name} of centred rows"
-    count = center["mean_rows"]
-    out = f"chosen by {what}, gain and surprisal too: rows without the mean of {_rows(count)}"
+    what = "their centred G-Vendi" if name == "vendi" else f"{name} of centred rows"
+    of = _rows(center["mean_rows"])
+    out = f"rows are chosen by {what}, and gain and surprisal are of centred rows: less the mean of {of}"
     for key, where in (("left_out", "of the pool"), ("left_out_given", "of --include")):
         if center[key]:
             out += f"; {_rows(center[key])} {where} equal to it left out"

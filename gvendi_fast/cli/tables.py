@@ -1,7 +1,8 @@
-"""Tables on a terminal: numbers are never cut or broken, however narrow it is; long names lose their middle."""
+"""Text and tables on a terminal: sentences wrap between words; numbers are never cut, long names lose their middle."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,25 @@ def short_names(names: Sequence[str], most: int = NAME) -> list[str]:
     cut = [name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}" for name in names]
     shown = [short if cut.count(short) == 1 else name for name, short in zip(names, cut, strict=True)]
     return [name or "(none)" for name in shown]
+
+
+def say(console: Console, text: str, hanging: int = 0) -> None:
+    """Print a sentence; nothing in it is markup. On a terminal it wraps between words, further lines indented.
+
+    hanging: the indent of these. In a file or a pipe a sentence stays one line, which tools can search.
+    """
+    if console.is_terminal:
+        text = "\n".join(
+            textwrap.fill(
+                line,
+                max(console.width, 2 * hanging + LEAST),
+                subsequent_indent=" " * hanging,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for line in text.split("\n")
+        )
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def print_table(

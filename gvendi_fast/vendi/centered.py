@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
@@ -239,9 +240,13 @@ def centred_spec(spec: dict | None, mean: RowMean) -> dict:
     if spec is not None and CENTRED in spec:
         raise GvendiError(f"spec says that the rows are centred already, by the mean {spec[CENTRED]}")
     if None not in (spec, mean.spec) and plain_spec(spec) != mean.spec:
+        pairs = differences(flat(mean.spec), flat(plain_spec(spec)), "(absent)")
+        lines = "\n".join(
+            f"  {key}: the mean has {there}, the rows have {here}" for key, there, here in pairs
+        )
         raise GvendiError(
             "the mean is of rows of another spec; sketch both with one spec, or save a mean of these rows\n"
-            f"  rows: {spec}\n  mean: {mean.spec}"
+            + lines
         )
     return {**(spec or {}), CENTRED: mean.mark}
 

@@ -160,7 +160,7 @@ def growth(
     forecast = _forecast(2 * n, entropy + increase, t * error, most)
     falling = increase / seen if seen > 1e-9 else 0.0
     beyond = increase * falling / (1 - falling) if falling < 1 else math.inf
-    why_not = _why_not(seen, increase, falling, beyond)
+    why_not = _why_not(n, seen, increase, falling, beyond)
     unlimited = None
     if why_not is None:
         # Of an endless draw nothing varies, so the whole error of this one counts.
@@ -223,7 +223,7 @@ def _forecast(n: int | None, entropy: float, reach: float, most: float) -> Forec
     return Forecast(n, value, low, high)
 
 
-def _why_not(seen: float, increase: float, falling: float, beyond: float) -> str | None:
+def _why_not(n: int, seen: float, increase: float, falling: float, beyond: float) -> str | None:
     last, following = _percent(seen), _percent(increase)
     if falling > FALLING:
         return (
