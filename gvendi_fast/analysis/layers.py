@@ -60,7 +60,8 @@ class _ChosenLayers(RunDirectory):
                 (groups,) = super().iterate(["group_sketches"], [part.unit])
                 part.group_sketches = groups.group_sketches
             if part.group_sketches is not None:
-                by_group = part.group_sketches.reshape(len(part.group_sketches), -1, self._dim)
+                rows, width = part.group_sketches.shape
+                by_group = part.group_sketches.reshape(rows, width // self._dim, self._dim)
                 z = by_group[:, self._chosen].sum(axis=1)
                 norm = np.linalg.norm(z.astype(np.float64), axis=1).astype(np.float32)
                 part.sketches = z if columns is None or "sketch" in columns else None

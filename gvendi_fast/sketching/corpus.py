@@ -8,6 +8,7 @@ several, to be large enough to keep it busy, and the sketches of a resumed run a
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections import deque
@@ -361,7 +362,7 @@ class UnitSketches:
             loss=self._loss[usable],
             gradient_norm=norm[usable].astype(np.float32),
             norm_shares=_shares(self._norms[usable], self.columns.groups),
-            group_sketches=self._by_group[usable].reshape(len(kept), -1)
+            group_sketches=self._by_group[usable].reshape(len(kept), math.prod(self._by_group.shape[1:]))
             if self.columns.keeps_groups
             else None,
         )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gvendi_fast.analysis.equal_n import DRAWS
+from gvendi_fast.analysis.layers import choose_layers
 from gvendi_fast.analysis.scoring import group_scores, score, score_run
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_directory import RunDirectory
@@ -298,3 +299,14 @@ def test_where_a_mean_cannot_be_saved_nothing_is_sketched_and_no_file_replaced(p
     # Its own mean, read back, gives the same value.
     again = score_run(RunDirectory.load(tmp_path / "out"), mean=RowMean.load(mean))
     assert again.centered.value == pytest.approx(found.centered.value, rel=1e-6)
+
+
+def test_a_work_unit_without_a_usable_row_is_finished_with_sketches_by_group_too(proxy, tmp_path):
+    # The last of three work units has refused rows alone.
+    data = write(tmp_path / "data.jsonl", [*arithmetic(4), "{}", "{}"])
+    settings = Settings(spec=SPEC, unit_rows=2, groups="kind-and-half")
+    run = sketch_corpus(data, tmp_path / "out", proxy, settings)
+    assert (run.units_done, run.units_total) == (3, 3)
+    assert score_run(run).n == 4
+    chosen = score_run(choose_layers(run, "no-embedding-or-head"))
+    assert (chosen.n, chosen.rejected) == (4, 2)
