@@ -25,6 +25,9 @@ from gvendi_fast.vendi.jackknife import Interval, jackknife
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import NOTABLE, UnlimitedK, of_spectrum
 
+# Of fewer rows an interval is not to be relied on.
+FEW = 16
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -141,7 +144,7 @@ def limits(numbers: SetNumbers, grown: Growth | None = None) -> list[str]:
 
     grown: of the same rows, if it is known.
     """
-    said = [_most(numbers), _dim(numbers), None if grown is None else _rows(numbers, grown)]
+    said = [_most(numbers), _dim(numbers), None if grown is None else _rows(numbers, grown), _few(numbers)]
     direction = numbers.diagnosis.sentence
     said.append(direction and f"one direction: {direction}")
     return [sentence for sentence in said if sentence is not None]
@@ -191,11 +194,18 @@ def _dim(numbers: SetNumbers) -> str | None:
     )
     if of.is_bound_only:
         return (
-            f"K: exact gradients would score between {number(of.low)} and {number(of.high)}; of so many rows K = "
+            f"K: exact gradients would score from about {number(of.low)} to {number(of.high)}; of so many rows K = "
             f"{of.dim:,} shows too little to say more; {halves}"
         )
     way = "lowers" if of.bias < 0 else "raises"
     return f"K: the noise of sketches of {of.dim:,} numbers {way} the score by about {share}; {halves}"
+
+
+def _few(numbers: SetNumbers) -> str | None:
+    # Measured below 16 rows: intervals hold in 73 to 95 % of draws of sources with rare rows or near copies.
+    if not 1 < numbers.n < FEW:
+        return None
+    return f"n: the interval of fewer than {FEW} rows may be too narrow, where some kinds of rows are rare"
 
 
 def _rows(numbers: SetNumbers, grown: Growth) -> str | None:

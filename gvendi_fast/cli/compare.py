@@ -198,9 +198,8 @@ def _print(found: Comparison, texts: Texts, mean: Path | None) -> None:
     say(
         f"adds: G-Vendi of {found.n:,} rows, the set's equal share among them, less that of {found.n:,} of the others"
     )
-    say(
-        f"centred: rows less {'the mean of ' + str(mean) if mean else 'one mean, in which each of these sets weighs the same'}"
-    )
+    of = f"the mean of {mean}" if mean else "one mean, in which each of these sets weighs the same"
+    say(f"centred: rows less {of}")
     say(f"all {len(found.sets) * found.n:,} rows together: G-Vendi {found.union:.2f}")
     say(
         f"between sets: {found.between:.3f} nats, {found.between_chance:.3f} by chance (random sets of the same rows): "

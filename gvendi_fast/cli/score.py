@@ -179,7 +179,11 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
 def _values(result: Score, mean: Path | None) -> dict[str, str]:
     """The other values of the same rows, and of more and fewer."""
     of = result.unlimited_k
-    lines = {"unlimited K": f"{of.value:.2f}, 95 % interval {of.low:.2f} to {of.high:.2f}"}
+    between = f"{of.low:.2f} to {of.high:.2f}"
+    known = (
+        f"known only roughly, {between}" if of.is_bound_only else f"{of.value:.2f}, 95 % interval {between}"
+    )
+    lines = {"unlimited K": known}
     if result.growth is not None:
         points, ahead = result.growth.points, result.growth.forecast
         known = ", ".join(f"{point.mean:.2f} at {point.n:,}" for point in points)

@@ -191,7 +191,7 @@ def _chosen_dim(
     if samples:
         budget = choose_batch_tokens(sketcher, settings.batch_tokens)
         pad = proxy.tokenizer.pad_token_id
-        progress.note(f"choosing K from {len(samples):,} rows")
+        progress.note(f"choosing K from {len(samples):,} row{'s' * (len(samples) != 1)}")
         sketches += [
             sketch_batch(sketcher, batch, 0 if pad is None else pad).z.cpu()
             for batch in batches(samples, budget)

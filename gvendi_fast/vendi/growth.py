@@ -37,6 +37,8 @@ OF_DRAW, OF_INCREASE = 0.75, 0.04
 MOST_SCALE = 4.0
 # For unlimited data: each doubling must add at most this share of the one before, and all to come at most so many nats.
 FALLING, LITTLE = 0.65, 0.1
+# And from so many rows on: at 16, of a source with a few rare and diverse rows, its band held in 14 of 36 cases.
+UNLIMITED_ROWS = 32
 # Error of what is added beyond twice the rows, as a share of it.
 OF_BEYOND = 0.5
 
@@ -117,9 +119,9 @@ def growth(
 
     Twice the rows show directions that n rows cannot; M counts them by the tangent of d at its last known s', its
     least. Unlimited data is offered where doublings add ever less: the next at most 0.65 of the last, and all to come,
-    as a geometric series, at most 10 %. Of eigenvalues like k^-2 each doubling adds 0.7 of the one before,
-    of slower ones more, so a heavy tail passes late, where K ends it. Nothing here knows of a kind of row that no row
-    shows.
+    as a geometric series, at most 10 %; and from 32 rows on. Of eigenvalues like k^-2 each doubling adds 0.7 of the
+    one before, of slower ones more, so a heavy tail passes late, where K ends it. Nothing here knows of a kind of row
+    that no row shows.
     Memory: four K x K states. Raises GvendiError for fewer than 16 rows.
     """
     pool = as_pool(source)
@@ -225,6 +227,8 @@ def _forecast(n: int | None, entropy: float, reach: float, most: float) -> Forec
 
 def _why_not(n: int, seen: float, increase: float, falling: float, beyond: float) -> str | None:
     last, following = _percent(seen), _percent(increase)
+    if n < UNLIMITED_ROWS:
+        return f"fewer than {UNLIMITED_ROWS} rows are too few to say what many more of them would lead to"
     if falling > FALLING:
         return (
             f"the last doubling of the rows added {last} and the next is expected to add {following}: "

@@ -44,6 +44,7 @@ RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "one": (AXES[:1], None),
     "copies": (AXES[[0] * 40], None),
     "orthogonal": (AXES[:8], None),
+    "orthogonal too few": (AXES, None),
     "orthogonal too": (AXES[8:], None),
     "flat": (np.tile(AXES, (4, 1)), None),
     "flat too": (np.tile(AXES, (4, 1)), None),
@@ -68,8 +69,7 @@ RUNS: dict[str, tuple[np.ndarray, list[str] | None]] = {
     "one large and two small": (AXES[[0] * 80 + [1] * 20 + [2] * 20], ["a"] * 80 + ["b"] * 20 + ["c"] * 20),
     # Both signs of four axes of 64: no mean, no dominant direction, half of what 8 different rows can have, a large K.
     "cancelling": (np.tile(np.concatenate([SIGNED, -SIGNED]), (40, 1)), None),
-    "few and cancelling": (np.concatenate([SIGNED, -SIGNED]), None),
-    "new at each": (np.random.default_rng(0).standard_normal((24, K)).astype(np.float32), None),
+    "new at each": (np.random.default_rng(0).standard_normal((32, K)).astype(np.float32), None),
     "broad and narrow": (
         np.concatenate([np.tile(AXES[:8], (5, 1)), AXES[[8] * 40]]),
         ["broad"] * 40 + ["narrow"] * 40,
@@ -189,6 +189,20 @@ def of_dims(sketches: Callable[[], torch.Tensor], rows: int) -> Case:
 
 def compared(*names: str) -> Case:
     return lambda world: world.command("compare", *names, "--no-text")
+
+
+def compared_by_mean(*names: str) -> Case:
+    """A comparison by the mean of its first set, from a file."""
+
+    def said(world: World) -> str:
+        run, path = world.run(names[0]), world.folder / "mean.safetensors"
+        mean = RowMean(K, run.sketch_spec)
+        for part in run.iterate(["sketch"]):
+            mean.update(part.sketches)
+        mean.save(path)
+        return world.command("compare", *names, "--no-text", "--mean", str(path))
+
+    return said
 
 
 def measured(name: str, *options: str) -> Case:
@@ -493,8 +507,8 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      r"to halve the bias takes more than the largest --dim, 8,192",
      limited(40, 5000, 5000, unlimited(40, 50, 4096, 16384)),
      limited(40, 5000, 5000, unlimited(40, 50, 4096, 8192)), r"--dim 8192"),
-    ("analysis/set_numbers.py", "K: exact gradients would score between {} and {}",
-     r"between 45\.0 and 55\.0; of so many rows K = 1,024 shows too little",
+    ("analysis/set_numbers.py", "K: exact gradients would score from about {} to {}",
+     r"from about 45\.0 to 55\.0; of so many rows K = 1,024 shows too little",
      limited(40, 5000, 5000, unlimited(40, 50, unseen=0.2)), limited(40, 5000, 5000, unlimited(40, 50)),
      r"lowers the score by about 20 %"),
     ("analysis/set_numbers.py", "n: still growing; {} rows of the same source would score about {}",
@@ -543,6 +557,20 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      of_dims(lambda: torch.ones(4, 8192), 40), of_dims(lambda: torch.eye(8192)[:64], 1_000_000),
      r"K = 8192, the largest there is: G-Vendi of 1,000,000 rows has a predicted bias of -[1-9]"),
     # compare
+    ("analysis/set_numbers.py", "n: the interval of fewer than {} rows may be too narrow",
+     r"n: the interval of fewer than 16 rows may be too narrow", score("orthogonal"), score("flat"), r"n = 64"),
+    ("vendi/growth.py", "fewer than {} rows are too few to say what many more of them would lead to",
+     r"not known: fewer than 32 rows are too few", score("orthogonal too few"), score("half of the axes"),
+     r"growth does not slow down"),
+    ("cli/compare.py", "adds: G-Vendi of {} rows, the set's equal share among them, less that of {} of the others",
+     r"adds: G-Vendi of 64 rows", compared("flat", "flat too"), compared("orthogonal", "orthogonal too"),
+     r"adds: G-Vendi of 8 rows"),
+    ("cli/compare.py", "centred: rows less {}", r"centred: rows less the mean of .*mean",
+     compared_by_mean("flat", "flat too"),
+     compared("flat", "flat too"), r"centred: rows less one mean"),
+    ("cli/compare.py", "one mean, in which each of these sets weighs the same",
+     r"centred: rows less one mean, in which each of these sets weighs the same", compared("flat", "flat too"),
+     compared_by_mean("flat", "flat too"), r"centred: rows less the mean of .*mean"),
     ("cli/compare.py", "all {} rows together: G-Vendi {}", r"all 128 rows together: G-Vendi 16\.00",
      compared("flat", "flat too"), compared("flat", "steep"), r"together: G-Vendi [2-9]\."),
     ("cli/compare.py", "{} is more diverse than {}", r"flat is more diverse than steep: .* more than noise\.",
@@ -571,7 +599,8 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      r"chosen by their centred G-Vendi, and gain and surprisal are of centred rows: less the mean of 64 rows\n",
      chosen("flat", 4, center=True), chosen("flat", 4), r"best first"),
     ("cli/select.py", "{} of centred rows", r"chosen by logdet of centred rows",
-     chosen("flat", 4, center=True, objective="logdet"), chosen("flat", 4, center=True), r"chosen by centred,"),
+     chosen("flat", 4, center=True, objective="logdet"), chosen("flat", 4, center=True),
+     r"chosen by their centred G-Vendi,"),
     ("cli/select.py", "{} {} equal to it left out", r"; 60 rows of the pool equal to it left out",
      chosen("steep", 4, center=RowMean(K).update(AXES[:1])), chosen("flat", 4, center=True), r"mean of 64 rows\n"),
     ("cli/select.py", "centred G-Vendi", r"has a centred G-Vendi above",
@@ -674,8 +703,6 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
      page("flat", 2), page("copies", 1), r"Centred – all 40 rows equal the mean"),
     (_REPORT, "G-Vendi is not near its most, the noise of K changes it by", r"and no direction dominates",
      page("cancelling", 2), page("steep", 2), r"What limits this number K: the noise of sketches"),
-    (_REPORT, "there are too few rows for a forecast of more", r"there are too few rows for a forecast of more",
-     page("few and cancelling", 2), page("cancelling", 2), r"twice the rows would not add 5\.0"),
     (_REPORT, "one row always scores 1", r"n: one row always scores 1",
      page("one", 1), page("copies", 1), r"100 % of the squared gradients lies along the mean"),
     (_REPORT, "are expected to score {} (95 % band {} to {})",
