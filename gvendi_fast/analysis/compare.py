@@ -207,7 +207,10 @@ def compare(
         mean = equal_mean(RowMean(rows.shape[1]).update(rows) for rows in drawn.values())
     else:
         centred_spec(next((pool.spec for pool in pools.values() if pool.spec is not None), None), mean)
-    numbers = {name: numbers_of(Sample.of_rows(rows, mean), level) for name, rows in drawn.items()}
+    numbers = {
+        name: numbers_of(Sample.of_rows(rows, mean, state=states[name]), level)
+        for name, rows in drawn.items()
+    }
     scores = {name: found.interval for name, found in numbers.items()}
     adds = _adds(drawn, shuffled, n)
     union = VendiState(next(iter(drawn.values())).shape[1])

@@ -22,7 +22,7 @@ from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP
 from gvendi_fast.vendi.centered import RowMean, centre_rows
 from gvendi_fast.vendi.jackknife import jackknife
-from gvendi_fast.vendi.of_rows import gvendi
+from gvendi_fast.vendi.of_rows import gvendi, own_coordinates
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import of_spectrum
 
@@ -181,10 +181,7 @@ def _first(rows: torch.Tensor) -> _First:
     n, dim = rows.shape
     distinct = Distinct().update(rows.numpy()).count()
     if n < dim:
-        # The same angles in n dimensions: coordinates along the Gram matrix's eigenvectors.
-        unit = unit_rows(rows)
-        eigenvalues, vectors = torch.linalg.eigh(unit @ unit.T)
-        rows = vectors * eigenvalues.clamp_min(0).sqrt()
+        rows = own_coordinates(unit_rows(rows))
     state = VendiState(rows.shape[1]).update(rows)
     interval = jackknife(state, rows, LEVEL)
     of = of_spectrum(state.spectrum(), state.entropy(), n, dim, distinct=distinct)

@@ -172,11 +172,10 @@ def score_run(
     _check_orders(orders)
     if save_mean is not None:
         RowMean.check_savable(save_mean)
-    spec, dim = run.sketch_spec, run.spec["sketch"]["dim"]
     if mean is not None:
         # Refused before the rows are read.
-        centred_spec(spec, mean)
-    read = _read(run, dim)
+        centred_spec(run.sketch_spec, mean)
+    read = _read(run)
     reasons = Counter(item.reason for item in run.rejected())
     rejected = reasons.total()
     if read.own.n == 0:
@@ -188,7 +187,7 @@ def score_run(
     numbers = numbers_of(sample)
     grown = growth_of(sample, numbers.interval, seed)
     if save_mean is not None:
-        RowMean.of_vector(read.own.vector(), read.own.n, spec).save(save_mean)
+        read.own.save(save_mean)
     coverage = run.spec["coverage"]
     return Score(
         gvendi=numbers.gvendi,
@@ -196,7 +195,7 @@ def score_run(
         high=numbers.interval.high,
         entropy=numbers.entropy,
         n=numbers.n,
-        dim=dim,
+        dim=numbers.dim,
         unlimited_k=numbers.unlimited_k,
         centered=numbers.centered,
         diagnosis=numbers.diagnosis,
@@ -235,8 +234,9 @@ class _Read:
         return Sample(self.state, self.own, mean or self.own, pool, pool.dim, distinct)
 
 
-def _read(run: RunDirectory, dim: int) -> _Read:
-    read = _Read(RowMean(dim), VendiState(dim), Distinct(), [])
+def _read(run: RunDirectory) -> _Read:
+    dim = run.spec["sketch"]["dim"]
+    read = _Read(RowMean(dim, run.sketch_spec), VendiState(dim), Distinct(), [])
     for part in run.iterate(["sketch", "length"]):
         read.own.update(part.sketches)
         read.distinct.update(part.sketches)

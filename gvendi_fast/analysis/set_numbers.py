@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from gvendi_fast.vendi.centered import CenteredScore, RowMean, centered
 from gvendi_fast.vendi.diagnosis import Diagnosis, diagnose
 from gvendi_fast.vendi.growth import LEAST_ROWS, Growth, growth
 from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.vendi.of_rows import own_coordinates
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import NOTABLE, UnlimitedK, of_spectrum
 
@@ -45,8 +45,14 @@ class Sample:
     distinct: int
 
     @classmethod
-    def of_rows(cls, rows: Rows, reference: RowMean | None = None, distinct: int | None = None) -> Sample:
-        """Rows [n, K] in memory. reference: None for the rows' own mean. distinct: counted where it is not given.
+    def of_rows(
+        cls,
+        rows: Rows,
+        reference: RowMean | None = None,
+        distinct: int | None = None,
+        state: VendiState | None = None,
+    ) -> Sample:
+        """Rows [n, K] in memory. reference: None for the rows' own mean. distinct, state: made where not given.
 
         Where n < K the rows are given in coordinates along the eigenvectors of their Gram matrix, the reference's mean
         among them: the same angles, and spectra of n + 1 numbers in place of K.
@@ -56,17 +62,24 @@ class Sample:
             distinct = Distinct().update(torch.as_tensor(rows).numpy()).count()
         own = RowMean(dim).update(rows)
         if n >= dim:
-            state = VendiState(dim).update(rows)
+            state = VendiState(dim).update(rows) if state is None else state
             return cls(state, own, reference or own, MatrixPool(rows), dim, distinct)
         mean = (reference or own).vector()
-        stacked = torch.cat([unit_rows(rows), mean[None]])
-        eigenvalues, vectors = torch.linalg.eigh(stacked @ stacked.T)
-        coordinates = vectors * eigenvalues.clamp_min(0).sqrt()
+        coordinates = own_coordinates(torch.cat([unit_rows(rows), mean[None]]))
         here, there = coordinates[:n], coordinates[n]
         own = RowMean(n + 1).update(here)
         state = VendiState(n + 1).update(here)
         moved = own if reference is None else RowMean.of_vector(there, reference.n)
         return cls(state, own, moved, MatrixPool(here), dim, distinct)
+
+    def unlimited_k(self, level: float = 0.95) -> UnlimitedK:
+        """What the exact gradients of these rows would score."""
+        of = self.state
+        return of_spectrum(of.spectrum(), of.entropy(), of.n, self.dim, distinct=self.distinct, level=level)
+
+    def centered(self) -> CenteredScore:
+        """The value without the reference's mean."""
+        return centered((rows for _, rows in self.pool.blocks()), self.reference).score()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,21 +113,6 @@ class SetNumbers:
         """Rows."""
         return self.interval.n
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, by the names that a score has."""
-        return {
-            "gvendi": self.gvendi,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "entropy": self.entropy,
-            "n": self.n,
-            "dim": self.dim,
-            "unlimited_k": self.unlimited_k.to_dict(),
-            "centered": self.centered.to_dict(),
-            "diagnosis": self.diagnosis.to_dict(),
-            "distinct": self.distinct,
-        }
-
 
 def numbers_of(sample: Sample, level: float = 0.95) -> SetNumbers:
     """The numbers of a sample, in two passes over its rows; level: of the intervals."""
@@ -123,10 +121,8 @@ def numbers_of(sample: Sample, level: float = 0.95) -> SetNumbers:
         interval=jackknife(state, (rows for _, rows in sample.pool.blocks()), level),
         entropy=max(0.0, state.entropy()),
         dim=sample.dim,
-        unlimited_k=of_spectrum(
-            state.spectrum(), state.entropy(), state.n, sample.dim, distinct=sample.distinct, level=level
-        ),
-        centered=centered((rows for _, rows in sample.pool.blocks()), sample.reference).score(),
+        unlimited_k=sample.unlimited_k(level),
+        centered=sample.centered(),
         diagnosis=diagnose(state, sample.own),
         distinct=sample.distinct,
     )
@@ -202,7 +198,7 @@ def _dim(numbers: SetNumbers) -> str | None:
 
 
 def _few(numbers: SetNumbers) -> str | None:
-    # Measured below 16 rows: intervals hold in 73 to 95 % of draws of sources with rare rows or near copies.
+    # So few rows seldom hold one of a rare kind, or two of the same.
     if not 1 < numbers.n < FEW:
         return None
     return f"n: the interval of fewer than {FEW} rows may be too narrow, where some kinds of rows are rare"

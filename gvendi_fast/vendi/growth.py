@@ -37,7 +37,7 @@ OF_DRAW, OF_INCREASE = 0.75, 0.04
 MOST_SCALE = 4.0
 # For unlimited data: each doubling must add at most this share of the one before, and all to come at most so many nats.
 FALLING, LITTLE = 0.65, 0.1
-# And from so many rows on: at 16, of a source with a few rare and diverse rows, its band held in 14 of 36 cases.
+# And from so many rows on: fewer seldom hold one of a rare kind, and growth then seems to be over.
 UNLIMITED_ROWS = 32
 # Error of what is added beyond twice the rows, as a share of it.
 OF_BEYOND = 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gvendi_fast.analysis.set_numbers import Sample, growth_of, noise_sentence, numbers_of
+from gvendi_fast.analysis.set_numbers import Sample, SetNumbers, growth_of, noise_sentence, numbers_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import MatrixPool
 from gvendi_fast.vendi import VendiState, growth
@@ -31,6 +31,21 @@ def plain(values: object) -> list[float | None]:
     return [] if isinstance(values, str) else [values]
 
 
+def all_of(numbers: SetNumbers) -> list[float | None]:
+    """Every number of a set, but the standard error and its degrees of freedom."""
+    interval, parts = numbers.interval, (numbers.unlimited_k, numbers.centered, numbers.diagnosis)
+    own = [
+        interval.value,
+        interval.low,
+        interval.high,
+        numbers.entropy,
+        numbers.n,
+        numbers.dim,
+        numbers.distinct,
+    ]
+    return [*own, *(number for part in parts for number in plain(part.to_dict()))]
+
+
 def near(found: list[float | None], wanted: list[float | None]) -> None:
     assert [value is None for value in found] == [value is None for value in wanted]
     pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a is not None]
@@ -52,7 +67,7 @@ def test_fewer_rows_than_k_have_the_same_numbers_in_coordinates_of_their_own(n, 
     few, all_ = Sample.of_rows(rows, reference, distinct), in_all_coordinates(rows, reference, distinct)
     assert few.pool.dim == n + 1
     found, wanted = numbers_of(few), numbers_of(all_)
-    near(plain(found.to_dict()), plain(wanted.to_dict()))
+    near(all_of(found), all_of(wanted))
     assert (found.interval.se, found.interval.freedom) == pytest.approx(
         (wanted.interval.se, wanted.interval.freedom), rel=1e-5, abs=1e-9
     )

@@ -98,11 +98,18 @@ def settings(out: Path, url: str, seeds: Path, **sections) -> dict:
     return synthesis_runs.settings(out, url, seeds, **own)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums that are the same in a run and in a report made later, to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, seeds):
     """A run to its end: its directory, its status and the requests that were answered."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
     patch.setenv("NO_PROXY", "127.0.0.1")
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -110,7 +117,6 @@ def whole(tmp_path_factory, seeds):
         status = synthesize(config_from(settings(out, server.url, seeds)))
         served = server.served.total()
     patch.undo()
-    torch.set_num_threads(threads)
     return out, status, served
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from gvendi_fast.analysis.set_numbers import Sample
-from gvendi_fast.vendi.centered import CenteredScore, RowMean, centered
-from gvendi_fast.vendi.unlimited_k import UnlimitedK, of_spectrum
+from gvendi_fast.vendi.centered import CenteredScore, RowMean
+from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,4 @@ def pool_numbers(rows: torch.Tensor, seeds: int) -> tuple[PoolNumbers, PoolNumbe
 def _numbers(rows: torch.Tensor, reference: RowMean) -> PoolNumbers:
     sample = Sample.of_rows(rows, reference)
     state = sample.state
-    return PoolNumbers(
-        gvendi=state.gvendi(),
-        n=state.n,
-        dim=sample.dim,
-        unlimited_k=of_spectrum(
-            state.spectrum(), state.entropy(), state.n, sample.dim, distinct=sample.distinct
-        ),
-        centered=centered((block for _, block in sample.pool.blocks()), sample.reference).score(),
-    )
+    return PoolNumbers(state.gvendi(), state.n, sample.dim, sample.unlimited_k(), sample.centered())

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from gvendi_fast.analysis.compare import LEAST_ROWS
-from gvendi_fast.analysis.equal_n import DRAWS, LARGE_DRAWS, band, draws
+from gvendi_fast.analysis.equal_n import band, draws
 from gvendi_fast.base._version import __version__
+from gvendi_fast.base.student import quantile
 from gvendi_fast.clusters.distinct import cluster_rows
 from gvendi_fast.clusters.kmeans import sparse_clusters
 from gvendi_fast.data.pool import MatrixPool
@@ -103,8 +104,6 @@ def synthesis_report_data(
     return data
 
 
-# Student's t by the number of draws m, for m - 1 degrees of freedom: two-sided, 5 %.
-_STUDENT = {DRAWS: 2.093, LARGE_DRAWS: 2.776}
 # Candidates by what both rules said of them: in a sparse cluster or not, gain above the threshold or not.
 _CELLS = ("sparse_above", "sparse_below", "dense_above", "dense_below")
 
@@ -166,7 +165,7 @@ def _reach(values: list[float]) -> float:
     If the new rows are of the seeds' kind, the seeds are another draw of the pool like any other.
     """
     m = len(values)
-    return _STUDENT[m] * statistics.stdev(values) * math.sqrt(1 + 1 / m) if m > 1 else 0.0
+    return quantile(0.95, m - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / m) if m > 1 else 0.0
 
 
 def _growth(record: RunRecord, now: float) -> dict[str, Any]:
