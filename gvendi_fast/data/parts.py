@@ -5,9 +5,9 @@ A part says whose it is and carries its checksums: the key `gvendi.part` of the 
     1 <CRC-32 of the footer> {"unit": ..., "first_row": ..., "rows": ..., "accepted": ..., "dim": ..., "spec": ...,
                               "corpus": ..., "input": ..., "rejected": ..., "columns": [...]}
 
-(`Stamp`). The footer's checksum is taken with zeros in its own place and with the 8 bytes behind the footer, so nothing of a
-footer is parsed before it is known to be whole, and with it the checksums of the columns' bytes. So a reader verifies
-exactly what it reads. Parts of earlier versions have no stamp: their pages carry Parquet's own checksums.
+(`Stamp`). The footer's checksum is taken with zeros in its own place and with the 8 bytes behind the footer, so nothing
+of a footer is parsed before it is known to be whole, and with it the checksums of the columns' bytes. So a reader
+verifies exactly what it reads. Parts of earlier versions have no stamp: their pages carry Parquet's own checksums.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _TAIL = 8
 _FIRST_READ = 1 << 14
 
 
-class Damaged(GvendiError):
+class DamagedPartError(GvendiError):
     """A part that is not what was written for its work unit, as a checksum or a parser has proved; `why` says how."""
 
     def __init__(self, path: Path, why: str, is_of_other_spec: bool = False) -> None:
@@ -62,6 +62,11 @@ class Damaged(GvendiError):
         super().__init__(
             f"'{path}' is damaged ({why}); run the command that made it again, which computes its work unit anew"
         )
+
+    @property
+    def unit(self) -> int:
+        """The work unit whose part it is, by its name."""
+        return int(self.path.stem.rpartition("-")[2])
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,9 @@ def part_file(table: Any, stamp: Stamp) -> bytearray:
     with pq.ParquetFile(pa.BufferReader(pa.py_buffer(content))) as file:
         ranges = [place for _, place in _chunks(file.metadata)]
     # A part without rows has no row group, so no bytes of a column.
-    sums = tuple(checksum(memoryview(content)[slice(*place)]) for place in ranges) or (checksum(b""),) * leaves
+    sums = (
+        tuple(checksum(memoryview(content)[slice(*place)]) for place in ranges) or (checksum(b""),) * leaves
+    )
     start = _footer_start(content)
     place = content.index(blank, start)
     content[place : place + len(blank)] = _value(replace(stamp, columns=sums), _ZEROS)
@@ -199,7 +206,7 @@ def read_part(path: Path, unit: int, names: Sequence[str]) -> tuple[Part, Stamp 
     """The columns `names` of one part, and what it says of itself (None: written by an earlier version).
 
     One of OPTIONAL that it lacks stays None; of a part without a stamp `rows` are read in any case. What is read is
-    verified. Raises Damaged, and OSError with its number and file where the system fails.
+    verified. Raises DamagedPartError, and OSError with its number and file where the system fails.
     """
     with reading(path), open(path, "rb") as stream:
         size = stream.seek(0, 2)
@@ -255,14 +262,14 @@ def _footer_start(content: bytes | bytearray) -> int:
 def _footer(path: Path, stream: IO[bytes], size: int) -> tuple[bytes, Stamp | None]:
     """The footer with the bytes behind it, and its stamp, both verified; no stamp where it has none."""
     if size < len(_MAGIC) + _TAIL:
-        raise Damaged(path, f"it ends after {size} byte{'s' * (size != 1)}")
+        raise DamagedPartError(path, f"it ends after {size} byte{'s' * (size != 1)}")
     stream.seek(max(size - _FIRST_READ, 0))
     tail = stream.read(_FIRST_READ)
     if len(tail) != min(size, _FIRST_READ) or tail[-len(_MAGIC) :] != _MAGIC:
-        raise Damaged(path, "its end is missing")
+        raise DamagedPartError(path, "its end is missing")
     length = len(tail) - _footer_start(tail)
     if length > size - len(_MAGIC):
-        raise Damaged(path, "its end is not that of a part")
+        raise DamagedPartError(path, "its end is not that of a part")
     stream.seek(size - length)
     footer = tail[-length:] if length <= len(tail) else stream.read(length)
     # Both the key and the layout of its value would have to be hit for a stamped part to pass for one without.
@@ -272,14 +279,14 @@ def _footer(path: Path, stream: IO[bytes], size: int) -> tuple[bytes, Stamp | No
     begin = footer.find(_BEGINS, place + len(_KEY))
     # Between key and value lie the few bytes of a field's header.
     if place < 0 or not 0 <= begin - place - len(_KEY) <= _TAIL:
-        raise Damaged(path, f"its {_KEY.decode()} is not one that this version reads")
+        raise DamagedPartError(path, f"its {_KEY.decode()} is not one that this version reads")
     begin += len(_BEGINS)
     end = begin + len(_ZEROS)
     if footer[begin:end].decode("latin-1") != checksum(footer[:begin] + _ZEROS + footer[end:]):
-        raise Damaged(path, "the checksum of its footer does not agree")
+        raise DamagedPartError(path, "the checksum of its footer does not agree")
     stamp = _stamp(json.JSONDecoder().raw_decode(footer[end + 1 :].decode("latin-1"))[0])
     if stamp is None:
-        raise Damaged(path, f"its {_KEY.decode()} is not one that this version reads")
+        raise DamagedPartError(path, f"its {_KEY.decode()} is not one that this version reads")
     return footer, stamp
 
 
@@ -304,7 +311,7 @@ def _read_stamped(
                 column = memoryview(content)[start:end]
                 stream.seek(start)
                 if stream.readinto(column) != end - start or checksum(column) != wanted:
-                    raise Damaged(path, f"the checksum of its column '{name}' does not agree")
+                    raise DamagedPartError(path, f"the checksum of its column '{name}' does not agree")
         return _part_of(unit, file.read(names, use_threads=False), names)
 
 
@@ -329,10 +336,12 @@ def _parsing(path: Path) -> Iterator[None]:
     try:
         yield
     except broken as error:
-        is_content = getattr(error, "errno", None) is None and not isinstance(error, MemoryError | Damaged)
+        is_content = getattr(error, "errno", None) is None and not isinstance(
+            error, MemoryError | DamagedPartError
+        )
         if not is_content:
             raise
-        raise Damaged(path, str(error)) from error
+        raise DamagedPartError(path, str(error)) from error
 
 
 def _part_of(unit: int, table: Any, names: Sequence[str]) -> Part:

@@ -11,9 +11,9 @@ A work unit is done when its part exists; no other state is kept. So any number 
 and one that is killed loses only the work units that it had not finished. Two that do the same work unit write the same
 bytes: rows are sorted, and a part holds no time, host or order of arrival.
 
-A part says of which work unit, rows, spec and corpus it is, and carries checksums (parts.py): whoever reads one verifies
-what is read, so that a part that is damaged, or lies where another belongs, is an error with its name. `broken` lists
-such parts, and a command that computes into the directory makes them anew.
+A part says of which work unit, rows, spec and corpus it is, and carries checksums (parts.py): whoever reads one
+verifies what is read, so that a part that is damaged, or lies where another belongs, is an error with its name.
+`broken` lists such parts, and a command that computes into the directory makes them anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -35,7 +35,7 @@ from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passin
 from gvendi_fast.data.parts import (
     COLUMNS,
     OPTIONAL,
-    Damaged,
+    DamagedPartError,
     Part,
     Stamp,
     checksum,
@@ -48,7 +48,7 @@ from gvendi_fast.data.parts import (
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
 
-__all__ = ["COLUMNS", "Damaged", "Part", "RunDirectory", "sketch_spec"]
+__all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "sketch_spec"]
 
 _PART = re.compile(r"^part-(\d{6,})\.parquet$", re.ASCII)
 _ABSENT = object()
@@ -64,6 +64,8 @@ class RunDirectory:
         self._spec_digest = digest_of(spec)
         self._corpus_digest = "" if manifest is None else digest_of(manifest)
         self._ranges = None if manifest is None else unit_ranges(manifest)
+        sketch = spec.get("sketch")
+        self._recorded_dim = sketch.get("dim") if isinstance(sketch, dict) else None
 
     @classmethod
     def open(
@@ -143,8 +145,8 @@ class RunDirectory:
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
             raise GvendiError(
-                f"'{self.path / 'spec.json'}' has no {kind.__name__} '{'.'.join(keys)}'; restore it, or sketch the corpus "
-                "again into another --out"
+                f"'{self.path / 'spec.json'}' has no {kind.__name__} '{'.'.join(keys)}'; restore it, or sketch the "
+                "corpus again into another --out"
             )
         return value
 
@@ -183,7 +185,9 @@ class RunDirectory:
             if match is None:
                 continue
             unit = int(match[1])
-            known = self._part_path(unit).name == name and (self.units_total is None or unit < self.units_total)
+            known = self._part_path(unit).name == name and (
+                self.units_total is None or unit < self.units_total
+            )
             units.append(unit) if known else strangers.append(self.parts / name)
         return sorted(units), strangers
 
@@ -200,32 +204,33 @@ class RunDirectory:
         """Whether this work unit is done."""
         return exists(self._part_path(unit))
 
-    def broken(self) -> list[Damaged]:
+    def broken(self, inputs: Mapping[int, str] | None = None) -> list[DamagedPartError]:
         """What is wrong with each part that cannot be used, in the order of work units; all of every part is read.
 
+        inputs: digest of what each work unit is read from; a part that was made from something else cannot be used.
         Raises OSError where the system does not let one be read, and GvendiError where spec.json is the one that does
         not agree with the parts.
         """
         found = []
         for unit in self.done():
             try:
-                self.verify(unit)
-            except Damaged as damage:
+                self.verify(unit, "" if inputs is None else inputs[unit])
+            except DamagedPartError as damage:
                 found.append(damage)
         strays = [item for item in found if item.is_of_other_spec]
         if strays and len(strays) == self.units_done:
-            raise self._other_spec(strays[0])
+            raise self._edited("spec.json", strays[0].unit)
         return found
 
-    def verify(self, unit: int) -> None:
-        """Raise Damaged, as `iterate` and `rejected` do, unless all of a part and its rejected rows can be used."""
-        part, stamp = self._read(unit, [*COLUMNS, *OPTIONAL])
+    def verify(self, unit: int, input: str = "") -> None:
+        """Raise DamagedPartError, as `iterate` and `rejected` do, unless a part and its rejected rows can be used.
+
+        input: digest of what the work unit is read from, "" if it is not known.
+        """
+        _, stamp = self._read(unit, [*COLUMNS, *OPTIONAL])
         self._rejected(unit, stamp)
-        dim = self.spec.get("sketch", {}).get("dim") if isinstance(self.spec.get("sketch"), dict) else None
-        if isinstance(dim, int) and part.sketches.shape[1] != dim:
-            raise Damaged(
-                self._part_path(unit), f"sketches of width {part.sketches.shape[1]}, not {dim} as spec.json says"
-            )
+        if stamp is not None and input and stamp.input and stamp.input != input:
+            raise DamagedPartError(self._part_path(unit), "it was made from other rows than the corpus has")
 
     def write_part(self, part: Part, rejected: Sequence[Rejected] = (), input: str = "") -> None:
         """Record a work unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
@@ -295,13 +300,19 @@ class RunDirectory:
 
     def _iterate(self, names: list[str], units: Sequence[int] | None) -> Iterator[Part]:
         width: int | None = None
+        end = 0
         for unit in self.done() if units is None else units:
-            part, _ = self._read(unit, names)
+            part, stamp = self._read(unit, names)
+            if stamp is not None and units is None and stamp.rows:
+                if stamp.first_row < end:
+                    why = "its rows are not behind those of the part before it"
+                    raise DamagedPartError(self._part_path(unit), why)
+                end = stamp.first_row + stamp.rows
             if part.sketches is not None:
                 width = part.sketches.shape[1] if width is None else width
                 if part.sketches.shape[1] != width:
                     why = f"sketches of width {part.sketches.shape[1]} among others of width {width}"
-                    raise Damaged(self._part_path(unit), why)
+                    raise DamagedPartError(self._part_path(unit), why)
             yield part
 
     def _read(self, unit: int, names: Sequence[str]) -> tuple[Part, Stamp | None]:
@@ -314,65 +325,84 @@ class RunDirectory:
             first, count = self._ranges.of(unit)
             rows = part.rows
             if len(rows) and not (first <= rows[0] <= rows[-1] < first + count and (np.diff(rows) > 0).all()):
-                raise Damaged(path, f"its rows are not ascending ones of {first} to {first + count - 1}")
+                raise DamagedPartError(
+                    path, f"its rows are not ascending ones of {first} to {first + count - 1}"
+                )
         if "row" not in names:
             part.rows = None
+        dim = self._recorded_dim
+        if part.sketches is not None and dim is not None and part.sketches.shape[1] != dim:
+            raise DamagedPartError(
+                path, f"sketches of width {part.sketches.shape[1]}, not {dim} as spec.json says"
+            )
         return part, stamp
+
+    def _stamp(self, unit: int) -> Stamp | None:
+        stamp = read_stamp(self._part_path(unit))
+        if stamp is not None:
+            self._check_stamp(unit, stamp)
+        return stamp
 
     def _check_stamp(self, unit: int, stamp: Stamp) -> None:
         path = self._part_path(unit)
         if stamp.unit != unit:
-            raise Damaged(path, f"it is the part of work unit {stamp.unit}")
+            raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}")
         if stamp.spec != self._spec_digest:
-            raise Damaged(path, "it was made with other settings than spec.json says", is_of_other_spec=True)
+            raise DamagedPartError(
+                path, "it was made with other settings than spec.json says", is_of_other_spec=True
+            )
         if stamp.corpus != self._corpus_digest:
-            raise Damaged(path, "it was made from another corpus than units.json says")
+            raise DamagedPartError(path, "it was made from another corpus than units.json says")
 
     def _check_first_stamp(self) -> None:
         """An edited spec.json or units.json is noticed before anything of it is used."""
         for unit in self.done()[:1]:
             try:
                 stamp = read_stamp(self._part_path(unit))
-            except Damaged:
+            except DamagedPartError:
                 # Whoever reads the part says so.
                 return
             if stamp is not None and stamp.unit == unit:
                 if stamp.spec != self._spec_digest:
-                    raise self._other_spec(Damaged(self._part_path(unit), ""))
+                    raise self._edited("spec.json", unit)
                 if stamp.corpus != self._corpus_digest:
-                    raise GvendiError(
-                        f"'{self.path / 'units.json'}' is not the one that '{self._part_path(unit).name}' was made with; "
-                        "restore it, or sketch the corpus again into another --out"
-                    )
+                    raise self._edited("units.json", unit)
 
-    def _other_spec(self, damage: Damaged) -> GvendiError:
+    def _edited(self, name: str, unit: int) -> GvendiError:
         return GvendiError(
-            f"'{self.path / 'spec.json'}' is not the one that '{damage.path.name}' was made with; restore it, or sketch "
-            "the corpus again into another --out"
+            f"'{self.path / name}' is not the one that '{self._part_path(unit).name}' was made with; restore it, or "
+            "sketch the corpus again into another --out"
         )
 
-    def rejected(self) -> Iterator[Rejected]:
-        """The rejected rows of the work units that are done, in input order, those of one in memory at a time."""
-        for unit in self.done():
-            yield from self._rejected(unit, read_stamp(self._part_path(unit)))
+    def rejected(self, units: Sequence[int] | None = None) -> Iterator[Rejected]:
+        """The rejected rows of the work units that are done, in input order, those of one in memory at a time.
+
+        units: only those of these work units, None for all.
+        """
+        for unit in self.done() if units is None else units:
+            yield from self._rejected(unit, self._stamp(unit))
 
     def _rejected(self, unit: int, stamp: Stamp | None) -> list[Rejected]:
         path = self._rejected_path(unit)
         try:
-            return [_rejected_of(line) for line in self._rejected_lines(unit, stamp).splitlines(keepends=True)]
+            return [
+                _rejected_of(line) for line in self._rejected_lines(unit, stamp).splitlines(keepends=True)
+            ]
         except (ValueError, TypeError) as error:
-            if isinstance(error, Damaged):
+            if isinstance(error, DamagedPartError):
                 raise
-            raise Damaged(self._part_path(unit), f"'{path.name}' beside it: {error}") from error
+            raise DamagedPartError(self._part_path(unit), f"'{path.name}' beside it: {error}") from error
 
     def _rejected_lines(self, unit: int, stamp: Stamp | None) -> bytes:
         path = self._rejected_path(unit)
         if not exists(path):
-            raise Damaged(self._part_path(unit), f"'{path.name}' beside it is missing")
+            raise DamagedPartError(self._part_path(unit), f"'{path.name}' beside it is missing")
         with reading(path):
             lines = path.read_bytes()
         if stamp is not None and checksum(lines) != stamp.rejected:
-            raise Damaged(self._part_path(unit), f"the checksum of '{path.name}' beside it does not agree")
+            raise DamagedPartError(
+                self._part_path(unit), f"the checksum of '{path.name}' beside it does not agree"
+            )
         return lines
 
     def finish(self) -> int:
@@ -390,7 +420,7 @@ class RunDirectory:
         count = 0
         with atomic_write(self.path / "rejected.jsonl") as stream:
             for unit in done:
-                lines = self._rejected_lines(unit, read_stamp(self._part_path(unit)))
+                lines = self._rejected_lines(unit, self._stamp(unit))
                 count += lines.count(b"\n")
                 stream.write(lines)
         return count
