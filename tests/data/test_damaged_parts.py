@@ -352,7 +352,7 @@ def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch, number, is_
         if when == "open":
             raise OSError(number, "the system says no", str(name))
         where = (0, 1 << 20) if when == "footer" else (4, 40)
-        return Failing(builtins.open(name, *args, **more), number, where)  # noqa: SIM115
+        return Failing(builtins.open(name, *args, **more), number, where)
 
     monkeypatch.setattr(parts, "open", failing, raising=False)
     for read in (lambda: list(run.iterate()), run.broken):
