@@ -109,10 +109,19 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
     A temporary file of this host is removed if its process no longer exists; one of another host, whose processes
     cannot be looked up, if it has not been written to for a day.
     """
-    for path in folder.iterdir():
-        match = _TEMPORARY.match(path.name)
-        if match and name in (None, match["name"]) and _is_stale(path, match["host"], int(match["pid"])):
-            path.unlink(missing_ok=True)
+    for path in stale(folder, name):
+        path.unlink(missing_ok=True)
+
+
+def stale(folder: Path, name: str | None = None) -> list[Path]:
+    """What `remove_stale` would remove."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if (match := _TEMPORARY.match(path.name))
+        and name in (None, match["name"])
+        and _is_stale(path, match["host"], int(match["pid"]))
+    ]
 
 
 def _is_stale(path: Path, host: str, pid: int) -> bool:

@@ -55,10 +55,14 @@ _FIRST_READ = 1 << 14
 
 
 class DamagedPartError(GvendiError):
-    """A part that is not what was written for its work unit, as a checksum or a parser has proved; `why` says how."""
+    """A part that is not what was written for its work unit, as a checksum or a parser has proved; `why` says how.
 
-    def __init__(self, path: Path, why: str, is_of_other_spec: bool = False) -> None:
-        self.path, self.why, self.is_of_other_spec = path, why, is_of_other_spec
+    other: of a part that is whole but does not belong there, what is another's: "unit", "rows", "spec" or "corpus".
+    """
+
+    def __init__(self, path: Path, why: str, other: str = "") -> None:
+        self.path, self.why = path, why
+        self.is_foreign, self.is_of_other_spec = bool(other), other == "spec"
         super().__init__(
             f"'{path}' is damaged ({why}); run the command that made it again, which computes its work unit anew"
         )

@@ -185,7 +185,7 @@ class RunDirectory:
             if match is None:
                 continue
             unit = int(match[1])
-            known = self._part_path(unit).name == name and (
+            known = self.part_path(unit).name == name and (
                 self.units_total is None or unit < self.units_total
             )
             units.append(unit) if known else strangers.append(self.parts / name)
@@ -202,7 +202,7 @@ class RunDirectory:
 
     def has_part(self, unit: int) -> bool:
         """Whether this work unit is done."""
-        return exists(self._part_path(unit))
+        return exists(self.part_path(unit))
 
     def broken(self, inputs: Mapping[int, str] | None = None) -> list[DamagedPartError]:
         """What is wrong with each part that cannot be used, in the order of work units; all of every part is read.
@@ -222,15 +222,17 @@ class RunDirectory:
             raise self._edited("spec.json", strays[0].unit)
         return found
 
-    def verify(self, unit: int, input: str = "") -> None:
+    def verify(self, unit: int, input: str = "") -> int:
         """Raise DamagedPartError, as `iterate` and `rejected` do, unless a part and its rejected rows can be used.
 
-        input: digest of what the work unit is read from, "" if it is not known.
+        input: digest of what the work unit is read from, "" if it is not known. Returns its number of rows.
         """
-        _, stamp = self._read(unit, [*COLUMNS, *OPTIONAL])
+        part, stamp = self._read(unit, [*COLUMNS, *OPTIONAL])
         self._rejected(unit, stamp)
+        path = self.part_path(unit)
         if stamp is not None and input and stamp.input and stamp.input != input:
-            raise DamagedPartError(self._part_path(unit), "it was made from other rows than the corpus has")
+            raise DamagedPartError(path, "it was made from other rows than the corpus has", "rows")
+        return len(part.ids)
 
     def write_part(self, part: Part, rejected: Sequence[Rejected] = (), input: str = "") -> None:
         """Record a work unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
@@ -265,7 +267,7 @@ class RunDirectory:
         # `open` has removed what killed processes left.
         with atomic_write(self._rejected_path(unit), sweep=False) as stream:
             stream.write(lines)
-        with atomic_write(self._part_path(unit), sweep=False) as stream:
+        with atomic_write(self.part_path(unit), sweep=False) as stream:
             stream.write(content)
 
     def _rows_of(self, unit: int, rows: np.ndarray) -> tuple[int, int]:
@@ -306,18 +308,18 @@ class RunDirectory:
             if stamp is not None and units is None and stamp.rows:
                 if stamp.first_row < end:
                     why = "its rows are not behind those of the part before it"
-                    raise DamagedPartError(self._part_path(unit), why)
+                    raise DamagedPartError(self.part_path(unit), why)
                 end = stamp.first_row + stamp.rows
             if part.sketches is not None:
                 width = part.sketches.shape[1] if width is None else width
                 if part.sketches.shape[1] != width:
                     why = f"sketches of width {part.sketches.shape[1]} among others of width {width}"
-                    raise DamagedPartError(self._part_path(unit), why)
+                    raise DamagedPartError(self.part_path(unit), why)
             yield part
 
     def _read(self, unit: int, names: Sequence[str]) -> tuple[Part, Stamp | None]:
         """Columns of a part, verified to be those of this work unit of this run."""
-        path = self._part_path(unit)
+        path = self.part_path(unit)
         part, stamp = read_part(path, unit, names)
         if stamp is not None:
             self._check_stamp(unit, stamp)
@@ -338,27 +340,25 @@ class RunDirectory:
         return part, stamp
 
     def _stamp(self, unit: int) -> Stamp | None:
-        stamp = read_stamp(self._part_path(unit))
+        stamp = read_stamp(self.part_path(unit))
         if stamp is not None:
             self._check_stamp(unit, stamp)
         return stamp
 
     def _check_stamp(self, unit: int, stamp: Stamp) -> None:
-        path = self._part_path(unit)
+        path = self.part_path(unit)
         if stamp.unit != unit:
-            raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}")
+            raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}", "unit")
         if stamp.spec != self._spec_digest:
-            raise DamagedPartError(
-                path, "it was made with other settings than spec.json says", is_of_other_spec=True
-            )
+            raise DamagedPartError(path, "it was made with other settings than spec.json says", "spec")
         if stamp.corpus != self._corpus_digest:
-            raise DamagedPartError(path, "it was made from another corpus than units.json says")
+            raise DamagedPartError(path, "it was made from another corpus than units.json says", "corpus")
 
     def _check_first_stamp(self) -> None:
         """An edited spec.json or units.json is noticed before anything of it is used."""
         for unit in self.done()[:1]:
             try:
-                stamp = read_stamp(self._part_path(unit))
+                stamp = read_stamp(self.part_path(unit))
             except DamagedPartError:
                 # Whoever reads the part says so.
                 return
@@ -370,7 +370,7 @@ class RunDirectory:
 
     def _edited(self, name: str, unit: int) -> GvendiError:
         return GvendiError(
-            f"'{self.path / name}' is not the one that '{self._part_path(unit).name}' was made with; restore it, or "
+            f"'{self.path / name}' is not the one that '{self.part_path(unit).name}' was made with; restore it, or "
             "sketch the corpus again into another --out"
         )
 
@@ -391,17 +391,17 @@ class RunDirectory:
         except (ValueError, TypeError) as error:
             if isinstance(error, DamagedPartError):
                 raise
-            raise DamagedPartError(self._part_path(unit), f"'{path.name}' beside it: {error}") from error
+            raise DamagedPartError(self.part_path(unit), f"'{path.name}' beside it: {error}") from error
 
     def _rejected_lines(self, unit: int, stamp: Stamp | None) -> bytes:
         path = self._rejected_path(unit)
         if not exists(path):
-            raise DamagedPartError(self._part_path(unit), f"'{path.name}' beside it is missing")
+            raise DamagedPartError(self.part_path(unit), f"'{path.name}' beside it is missing")
         with reading(path):
             lines = path.read_bytes()
         if stamp is not None and checksum(lines) != stamp.rejected:
             raise DamagedPartError(
-                self._part_path(unit), f"the checksum of '{path.name}' beside it does not agree"
+                self.part_path(unit), f"the checksum of '{path.name}' beside it does not agree"
             )
         return lines
 
@@ -419,13 +419,18 @@ class RunDirectory:
             )
         count = 0
         with atomic_write(self.path / "rejected.jsonl") as stream:
-            for unit in done:
-                lines = self._rejected_lines(unit, self._stamp(unit))
+            for lines in self.rejected_lines():
                 count += lines.count(b"\n")
                 stream.write(lines)
         return count
 
-    def _part_path(self, unit: int) -> Path:
+    def rejected_lines(self) -> Iterator[bytes]:
+        """The lines of `rejected.jsonl`, those of one work unit at a time."""
+        for unit in self.done():
+            yield self._rejected_lines(unit, self._stamp(unit))
+
+    def part_path(self, unit: int) -> Path:
+        """Where the part of a work unit lies, or will."""
         return self.parts / f"part-{unit:06d}.parquet"
 
     def _rejected_path(self, unit: int) -> Path:
