@@ -10,6 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import (
+    copy_over,
+    cut,
+    empty,
+    flip,
+    from_other,
+    grow,
+    no_rejected,
+    rewritten,
+    shorter_rejected,
+    strip,
+    swap_parts,
+    swap_rejected,
+    swap_whole_units,
+    zeros,
+)
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data import parts
@@ -66,31 +82,12 @@ def make(
     return run
 
 
-def strip(path: Path) -> None:
-    """The part as an earlier version wrote it."""
-    table = pq.read_table(path).replace_schema_metadata(None)
-    pq.write_table(
-        table,
-        path,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=False,
-        write_page_checksum=True,
-    )
-
-
 def content(found: Part) -> dict:
     return {
         name: value.tolist() if isinstance(value, np.ndarray) else str(value)
         for name in (*COLUMNS.values(), *OPTIONAL.values())
         for value in [getattr(found, name)]
     }
-
-
-def flip(path: Path, place: int, bit: int = 0) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[place] ^= 1 << bit
-    path.write_bytes(raw)
 
 
 def test_a_part_says_whose_it_is(tmp_path):
@@ -142,67 +139,6 @@ def test_every_bit_of_the_rejected_rows_counts(tmp_path):
         assert [damage.unit for damage in run.broken()] == [1]
         flip(path, place, place % 8)
     assert len(list(run.rejected())) == UNITS
-
-
-def swap(one: Path, other: Path) -> None:
-    between = one.with_name("between")
-    one.rename(between)
-    other.rename(one)
-    between.rename(other)
-
-
-def swap_parts(run, _):
-    swap(run.parts / "part-000001.parquet", run.parts / "part-000002.parquet")
-
-
-def swap_whole_units(run, other):
-    swap_parts(run, other)
-    swap(run.parts / "rejected-000001.jsonl", run.parts / "rejected-000002.jsonl")
-
-
-def copy_over(run, _):
-    shutil.copy(run.parts / "part-000000.parquet", run.parts / "part-000001.parquet")
-
-
-def from_other(run, other):
-    for name in ("part-000001.parquet", "rejected-000001.jsonl"):
-        shutil.copy(other.parts / name, run.parts / name)
-
-
-def cut(run, _):
-    path = run.parts / "part-000001.parquet"
-    path.write_bytes(path.read_bytes()[:-50])
-
-
-def grow(run, _):
-    path = run.parts / "part-000001.parquet"
-    path.write_bytes(path.read_bytes() + b"\0" * 512)
-
-
-def empty(run, _):
-    (run.parts / "part-000001.parquet").write_bytes(b"")
-
-
-def zeros(run, _):
-    path = run.parts / "part-000001.parquet"
-    path.write_bytes(bytes(len(path.read_bytes())))
-
-
-def rewritten(run, _):
-    path = run.parts / "part-000001.parquet"
-    pq.write_table(pq.read_table(path), path)
-
-
-def swap_rejected(run, _):
-    swap(run.parts / "rejected-000001.jsonl", run.parts / "rejected-000002.jsonl")
-
-
-def no_rejected(run, _):
-    (run.parts / "rejected-000001.jsonl").unlink()
-
-
-def shorter_rejected(run, _):
-    (run.parts / "rejected-000001.jsonl").write_bytes(b"")
 
 
 OTHERS = {
