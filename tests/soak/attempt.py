@@ -62,6 +62,7 @@ class Reference:
     calls: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     readers: tuple[str, ...] = tuple(READERS)
+    modules: set[str] = field(default_factory=set)
 
 
 class Attempt:
@@ -93,7 +94,8 @@ class Attempt:
 
     def copy(self, *names: str) -> None:
         """Copy parts of the reference into the folder that commands run in."""
-        for name in names:
+        # The corpus of the other run, which is shown beside it.
+        for name in (*names, *(("more",) if "other" in names else ())):
             source = self.reference.folder / name
             if source.is_dir():
                 shutil.copytree(source, self.work / name)
@@ -225,12 +227,13 @@ def make_reference(folder: Path, url: str) -> Reference:
             import atexit
 
             install(plan)
-            atexit.register(lambda: counted.write_text(json.dumps(plan.done)))
+            atexit.register(lambda: counted.write_text(json.dumps([plan.done, sorted(sys.modules)])))
 
         ended = Command(argv, folder, before=before, environment=ENVIRONMENT).end()
         if ended.code != 0:
             raise RuntimeError(f"undisturbed, gvendi {' '.join(argv)} ends with {ended.code}:\n{ended.said}")
-        found.calls[name] = json.loads(counted.read_text())
+        found.calls[name], modules = json.loads(counted.read_text())
+        found.modules.update(modules)
         found.seconds[name] = ended.seconds
         return ended
 

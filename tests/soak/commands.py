@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,13 +170,12 @@ def run(argv: Sequence[str], cwd: Path, **more) -> Ended:
     return Command(argv, cwd, **more).end()
 
 
-def preload() -> None:
+def preload(names: Iterable[str] = PRELOAD) -> None:
     """Import what the commands need, and check that it left no second thread."""
-    for name in PRELOAD:
-        importlib.import_module(name)
-    import torch
-
-    torch.set_num_threads(1)
+    for name in names:
+        # Some live only while another one is imported.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     if threading.active_count() > 1:
         raise RuntimeError(f"threads that a fork would lose: {threading.enumerate()}")
 
