@@ -35,8 +35,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def kill(attempt: Attempt) -> None:
-    """Signals at random moments of a sketch, then an undisturbed run."""
+    """Signals at random moments of a sketch or a reader, then an undisturbed run."""
     attempt.copy("corpus")
+    if attempt.random.random() < 0.25:
+        attempt.copy("run", "other")
+        name = attempt.random.choice(attempt.reference.readers)
+        _killed(attempt, READERS[name], attempt.reference.seconds[name])
+        attempt.read(name)
+        attempt.same_run()
+        attempt.no_temporary_files()
+        return
     _killed(attempt, SKETCH, attempt.reference.seconds["sketch"])
     attempt.finish()
 
@@ -223,13 +231,16 @@ def damage(attempt: Attempt) -> None:
             attempt.read(name, names)
     ended = attempt.run(SKETCH)
     attempt.refused(ended, names)
-    if ended.code != 0 and "delete" in error_of(ended):
-        for path in hurt:
-            if path.parent.name == "parts":
-                path.unlink(missing_ok=True)
+    # What it says to delete is deleted, one file after the other.
+    for _ in range(8):
+        named = re.search(r"'([^']*parts/[^'/]+)' is damaged", ended.said)
+        if ended.code == 0 or named is None or "delete" not in error_of(ended):
+            break
+        (attempt.work / named[1]).unlink(missing_ok=True)
         ended = attempt.run(SKETCH)
-        if ended.code != 0:
-            attempt.fault(f"sketch, after the damaged file was deleted: {error_of(ended)[:200]}")
+        attempt.refused(ended, names)
+    else:
+        attempt.fault(f"sketch, after what it named was deleted: {error_of(ended)[:200]}")
     if ended.code == 0:
         attempt.same_run()
         attempt.read("score")

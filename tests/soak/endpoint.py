@@ -39,7 +39,7 @@ def begin() -> tuple[int, str, Callable[[tuple[str, int]], None]]:
 def _serve(orders: Connection) -> None:
     # It ends with the process that began it.
     plan = {"of": lambda arrival, body: None}
-    with ChatServer(writer(), lambda arrival, body: plan["of"](arrival, body)) as server:
+    with ChatServer(writer(favour=0.3), lambda arrival, body: plan["of"](arrival, body)) as server:
         orders.send(server.url)
         while True:
             try:
