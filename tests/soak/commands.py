@@ -224,6 +224,10 @@ def _command(argv: tuple[str, ...]) -> int:
     code = 0
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    # It came before there was a command.
+    except KeyboardInterrupt:
+        return 130
+    try:
         app.main()
     except SystemExit as stop:
         if isinstance(stop.code, str):
