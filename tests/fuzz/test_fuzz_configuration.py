@@ -143,6 +143,6 @@ def fuzz_configuration(count, seed, folder):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [150, pytest.param(6000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [120, pytest.param(6000, marks=pytest.mark.soak)])
 def test_a_changed_configuration_is_what_the_file_says_or_refused(count, tmp_path, capsys):
     check(fuzz_configuration(count, count, tmp_path), count, capsys)

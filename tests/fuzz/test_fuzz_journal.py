@@ -124,6 +124,6 @@ def fuzz_journal(count, seed, folder):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [400, pytest.param(8000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [300, pytest.param(8000, marks=pytest.mark.soak)])
 def test_a_changed_journal_goes_on_from_a_moment_of_the_run_or_is_refused(count, tmp_path, capsys):
     check(fuzz_journal(count, count, tmp_path), count, capsys)

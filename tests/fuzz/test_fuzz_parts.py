@@ -124,6 +124,6 @@ def fuzz_parts(count, seed, folder):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [300, pytest.param(6000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [250, pytest.param(6000, marks=pytest.mark.soak)])
 def test_a_changed_part_is_read_as_it_was_written_or_refused(count, tmp_path, capsys):
     check(fuzz_parts(count, count, tmp_path), count, capsys)

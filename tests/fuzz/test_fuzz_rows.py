@@ -291,6 +291,6 @@ def fuzz_rows(count, seed, folder):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [250, pytest.param(8000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [200, pytest.param(8000, marks=pytest.mark.soak)])
 def test_a_changed_row_is_what_the_rules_say_or_rejected(count, tmp_path, capsys):
     check(fuzz_rows(count, count, tmp_path), count, capsys)

@@ -63,6 +63,6 @@ def fuzz_spec(count, seed, folder):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [300, pytest.param(6000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [250, pytest.param(6000, marks=pytest.mark.soak)])
 def test_a_changed_spec_is_read_as_it_was_written_or_refused(count, tmp_path, capsys):
     check(fuzz_spec(count, count, tmp_path), count, capsys)

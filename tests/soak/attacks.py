@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tests.soak import corpus
 from tests.soak.attempt import (
@@ -582,9 +584,14 @@ def _finish_growing(attempt: Attempt) -> None:
 
 
 def _no_key(attempt: Attempt) -> None:
-    for path in attempt.folder.rglob("*"):
-        if path.is_file() and KEY.encode() in path.read_bytes():
-            attempt.fault(f"synthesize: the key is in {path.name}")
+    """No file and no output holds the key, however it was spelled."""
+    # A part of it that none of the spellings changes, and the whole in those that change all of it.
+    spelled = (KEY[1:17].encode(), base64.b64encode(KEY.encode()).rstrip(b"="), quote(KEY, safe="").encode())
+    said = {f"the output of {ended.argv[0]}": ended.said.encode() for ended in attempt.ended}
+    files = {path.name: path.read_bytes() for path in attempt.folder.rglob("*") if path.is_file()}
+    for name, content in (files | said).items():
+        if any(one in content for one in spelled):
+            attempt.fault(f"synthesize: the key is in {name}")
 
 
 # Kind -> its attack and how often it comes, for one of the rarest.

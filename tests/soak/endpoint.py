@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from urllib.parse import quote
 
 from tests.chat_server import ChatServer, Fault, completion
 from tests.problem_families import writer
@@ -108,7 +110,9 @@ def bodies(r: random.Random) -> list[object]:
         said(pair.format(control)),
         said(pair.format("x " * 300_000)),
         said("x" * 20_000_000),
-        said(f"<prompt>{KEY}</prompt><completion>{KEY}</completion>"),
+        said(pair.format(f"the key is {KEY}, is it not?")),
+        said(pair.format(f"the key is {base64.b64encode(KEY.encode()).decode()}")),
+        said(pair.format(f"the key is {quote(KEY, safe='')}")),
         said(pair.format("\ud83d half")),
         said(None),
         said(5),
