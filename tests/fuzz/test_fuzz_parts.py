@@ -1,5 +1,6 @@
 """Parts of a run directory with small changes: what is read is what was written, or an error."""
 
+import json
 import random
 import shutil
 
@@ -7,18 +8,24 @@ import numpy as np
 import pytest
 from fuzz.mutations import Tally, WrongResultError, bounded_memory, check, mutated_bytes, mutated_lines
 
+from gvendi_fast.data.index import Fields, index_corpus
 from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import COLUMNS, OPTIONAL, Part, RunDirectory
 
 DIM, ROWS, UNITS = 64, 5, 3
 SPEC = {"format": 2, "sketch": {"kind": "hadamard", "dim": DIM, "seed": 0}}
-MANIFEST = {"units_total": UNITS, "rows": ROWS * UNITS, "fields": {"by": "family"}, "files": []}
 
 
 def make_run(folder):
-    """A run of three work units without a model."""
-    run = RunDirectory.open(folder, SPEC, MANIFEST)
+    """A run of three work units of a corpus beside it, without a model."""
+    corpus = folder.with_name("corpus.jsonl")
+    rows = (
+        {"id": f"id{row}", "text": f"row {row}", "family": f"group {row % 2}"} for row in range(UNITS * ROWS)
+    )
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = index_corpus(corpus, Fields(by="family"), rows_per_unit=ROWS).to_dict()
+    run = RunDirectory.open(folder, SPEC, manifest)
     draws = np.random.default_rng(0)
     for unit in range(UNITS):
         rows = np.arange(ROWS - 1, dtype=np.int64) + unit * ROWS

@@ -14,7 +14,7 @@ from fuzz.mutations import (
     mutated_bytes,
     mutated_value,
 )
-from fuzz.test_fuzz_parts import MANIFEST, SPEC, contents, make_run
+from fuzz.test_fuzz_parts import SPEC, contents, make_run
 
 from gvendi_fast.analysis.scoring import check_by
 from gvendi_fast.data.pool import as_pool
@@ -42,7 +42,7 @@ def fuzz_spec(count, seed, folder):
         r = random.Random(f"{seed}|spec|{number}")
         mutate(r, here / r.choice(NAMES))
         reads = r.random() < 0.6
-        run = RunDirectory.load(here) if reads else RunDirectory.open(here, SPEC, MANIFEST)
+        run = RunDirectory.load(here) if reads else RunDirectory.open(here, SPEC, whole.manifest)
         if run.sketch_spec != whole.sketch_spec or run.manifest != whole.manifest:
             raise WrongResultError(
                 f"another {'spec' if run.spec != whole.spec else 'manifest'} than was written"
