@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make docs · make bench · make report · make sanitize
+# make demo · make test · make soak · make lint · make docs · make bench · make report · make sanitize
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint docs bench report sanitize clean
+.PHONY: demo test soak lint docs bench report sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.corpora.made_up demo --rows 400
@@ -16,6 +16,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	@# A process for each of two cores, with one thread each: two that spin for the same core take many times as long.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Random attacks on real runs for MINUTES, behind the tests that take too long for every day; 'make soak SEED=7' draws
+# others. A fault ends it with an error and keeps its folder.
+MINUTES ?= 30
+SEED ?= 0
+soak: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report.checks import before_after_sections, reading_entries, reading_table
 from benchmarks.report.coverage import coverage_sections, forecast_row
 from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
@@ -108,6 +109,15 @@ def copy_table(cpu: dict) -> str:
     )
 
 
+def reading_sections(cpu: dict, changed: dict) -> list[str]:
+    """Reading and storing, and what the last change of them cost; nothing where neither was measured."""
+    entries, compared = reading_entries(cpu), before_after_sections(changed, table)
+    if not entries and not compared:
+        return []
+    own = [machine_line(entries), reading_table(cpu, ratio, table)] if entries else []
+    return ["## Reading and storing", *own, *compared]
+
+
 def fidelity_table(found: dict) -> str:
     """Cosine error, Spearman and relative error of both kinds of sketch."""
     rows = []
@@ -167,6 +177,7 @@ def render(results: Path = RESULTS) -> str:
         machine_line(speed),
         speed_table(cpu),
         copy_table(cpu),
+        *reading_sections(cpu, load(results / "before_after.json")),
         "## Faithfulness",
         "Compared to exact gradients: 8 seeds, "
         f"{found.get('samples', MISSING)} samples of math, logic and inference text under a trained "

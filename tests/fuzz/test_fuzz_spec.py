@@ -1,0 +1,68 @@
+"""spec.json and units.json with small changes: what is read is what was written, or an error."""
+
+import json
+import random
+import shutil
+
+import pytest
+from fuzz.mutations import (
+    Tally,
+    WrongResultError,
+    as_json,
+    bounded_memory,
+    check,
+    mutated_bytes,
+    mutated_value,
+)
+from fuzz.test_fuzz_parts import SPEC, contents, make_run
+
+from gvendi_fast.analysis.scoring import check_by
+from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.run_directory import RunDirectory
+
+NAMES = ("spec.json", "units.json")
+
+
+def mutate(r, path):
+    content = path.read_bytes()
+    if r.random() < 0.5:
+        path.write_bytes(mutated_bytes(r, content))
+    else:
+        path.write_bytes(as_json(r, mutated_value(r, json.loads(content))))
+
+
+def fuzz_spec(count, seed, folder):
+    whole = make_run(folder / "whole")
+    right = contents(whole)
+    tally, here = Tally("spec.json and units.json"), folder / "here"
+    shutil.copytree(whole.path, here)
+    originals = {name: (whole.path / name).read_bytes() for name in NAMES}
+
+    def case(number):
+        r = random.Random(f"{seed}|spec|{number}")
+        mutate(r, here / r.choice(NAMES))
+        reads = r.random() < 0.6
+        run = RunDirectory.load(here) if reads else RunDirectory.open(here, SPEC, whole.manifest)
+        if run.sketch_spec != whole.sketch_spec or run.manifest != whole.manifest:
+            raise WrongResultError(
+                f"another {'spec' if run.spec != whole.spec else 'manifest'} than was written"
+            )
+        check_by(run, "family")
+        if run.missing() is not None or run.units_total != whole.units_total or contents(run) != right:
+            raise WrongResultError("other parts than were written")
+        if as_pool(run).spec != as_pool(whole).spec:
+            raise WrongResultError("a pool has another spec")
+        return "as written"
+
+    with bounded_memory():
+        for number in range(count):
+            for name, content in originals.items():
+                (here / name).write_bytes(content)
+            tally.take(number, lambda number=number: case(number))
+    return tally
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [250, pytest.param(6000, marks=pytest.mark.soak)])
+def test_a_changed_spec_is_read_as_it_was_written_or_refused(count, tmp_path, capsys):
+    check(fuzz_spec(count, count, tmp_path), count, capsys)
