@@ -7,17 +7,19 @@ live one is writing, and a file that must not be overwritten needs hard links th
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import named
 
 if TYPE_CHECKING:
     import torch
@@ -55,17 +57,47 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
         remove_stale(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
-        with open(beside, "xb") as stream:
+        with _as_of(beside, path):
+            raw = _Raw(beside, path)
+        with io.BufferedWriter(raw) as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
-        if exclusive:
-            _place_new(beside, path)
-        else:
-            os.replace(beside, path)
-        flush_folder(path.parent)
+            with _as_of(beside, path):
+                os.fsync(stream.fileno())
+        with _as_of(beside, path):
+            if exclusive:
+                _place_new(beside, path)
+            else:
+                os.replace(beside, path)
+            flush_folder(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        # What kept the file from being made may keep it from being looked for too.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+class _Raw(io.FileIO):
+    """A new file whose failed writes name the file that it is to become."""
+
+    def __init__(self, beside: Path, path: Path) -> None:
+        super().__init__(beside, "x")
+        self._path = path
+
+    def write(self, data: Any) -> int | None:
+        """See `io.RawIOBase`."""
+        with named(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def _as_of(beside: Path, path: Path) -> Iterator[None]:
+    """Errors name the file as whoever asked for it knows it, and not the hidden one beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == os.fspath(beside):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def _place_new(beside: Path, path: Path) -> None:
@@ -168,10 +200,21 @@ def save_tensors(
 def load_tensors(
     path: str | os.PathLike, kind: str, writer: str, device: str | torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and metadata that `writer` saved. Another kind of file, or another version, raises GvendiError."""
+    """The tensors and metadata that `writer` saved.
+
+    A file that is missing, of another kind or of another version raises GvendiError; one that cannot be read, OSError.
+    """
     from safetensors import SafetensorError, safe_open
 
     wanted = f"wanted a file written by {writer} ({kind} version {TENSORS_VERSION})"
+    try:
+        # safetensors calls every failure a broken file.
+        with open(path, "rb") as stream:
+            os.read(stream.fileno(), 1)
+    except FileNotFoundError:
+        raise GvendiError(f"{os.fspath(path)!r} does not exist; {wanted}") from None
+    except IsADirectoryError:
+        raise GvendiError(f"{os.fspath(path)!r} is a folder; {wanted}") from None
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             words = file.metadata() or {}

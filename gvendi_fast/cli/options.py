@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -15,6 +15,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printing import warn
 
 
 class Dtype(str, Enum):
@@ -257,7 +258,7 @@ class CorpusOptions:
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value
-        return load_proxy(self.proxy, dtype=self.dtype.value, attention=attention)
+        return load_proxy(home(self.proxy), dtype=self.dtype.value, attention=attention)
 
     def settings(self):
         """The `Settings` that `sketch_corpus` takes."""
@@ -292,7 +293,7 @@ class CorpusOptions:
 def warn_unfinished(run) -> None:
     """Say on stderr that work units of a run directory are missing, if any are."""
     if said := run.missing():
-        print(f"warning: {said}", file=sys.stderr)
+        warn(said)
 
 
 def saved_mean(path: Path | None):
@@ -304,6 +305,27 @@ def saved_mean(path: Path | None):
             f"--mean: '{path}' is not a file; give one that 'gvendi score --save-mean FILE' wrote"
         )
     return None if path is None else RowMean.load(path)
+
+
+def home(path: str) -> str:
+    """The path with a leading ~ replaced by the home folder: a shell does not do so in --out=~/runs."""
+    return os.path.expanduser(path)
+
+
+def at_home(command: Callable) -> Callable:
+    """The command with `home` applied to every argument that is a path."""
+
+    def expanded(value):
+        if isinstance(value, Path):
+            return Path(home(str(value)))
+        return [expanded(item) for item in value] if isinstance(value, list) else value
+
+    @functools.wraps(command)
+    def run(**given) -> None:
+        command(**{name: expanded(value) for name, value in given.items()})
+
+    run.__signature__ = inspect.signature(command, eval_str=True)
+    return run
 
 
 def unbundled(command: Callable) -> Callable:
