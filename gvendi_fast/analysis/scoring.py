@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
+from gvendi_fast.base.temporary import new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.run_directory import RunDirectory
@@ -123,8 +124,11 @@ def score(
     rest = (proxy, settings, orders, mean, save_mean, progress)
     if out is not None:
         return _sketch_and_score(data, out, *rest)
-    with tempfile.TemporaryDirectory(prefix="gvendi-") as folder:
-        return _sketch_and_score(data, os.path.join(folder, "run"), *rest)
+    folder = new_folder()
+    try:
+        return _sketch_and_score(data, folder / "run", *rest)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sketch_and_score(
