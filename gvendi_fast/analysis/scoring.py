@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.progress import Progress
+from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.run_directory import RunDirectory
@@ -137,13 +137,15 @@ def temporary_run() -> Iterator[Path]:
 
     Where the block ends early, Ctrl-C included, and a work unit is finished, it stays, and `error.kept` says where.
     """
-    folder = Path(tempfile.mkdtemp(prefix="gvendi-"))
+    folder = new_folder()
     run = folder / "run"
     try:
         with keeping(lambda error: _kept(run, error)):
             yield run
     except BaseException:
-        if not has_unit(run):
+        if has_unit(run):
+            keep(folder)
+        else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

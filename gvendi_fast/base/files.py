@@ -31,7 +31,8 @@ TENSORS_VERSION = "1"
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name as names of temporary files hold it."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 
 
@@ -55,7 +56,7 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
     """
     if sweep:
         remove_stale(path.parent, path.name)
-    beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}.tmp")
+    beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
         with _as_of(beside, path):
             raw = _Raw(beside, path)
@@ -157,19 +158,27 @@ def stale(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def _is_stale(path: Path, host: str, pid: int) -> bool:
-    # os.kill would end the process on Windows, so age decides there too.
-    if host == _host() and os.name != "nt":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+    # Windows has no way to ask, so age decides there too.
+    if host == host_name() and os.name != "nt":
+        return is_dead(pid)
     try:
         return time.time() - path.stat().st_mtime > _FOREIGN_AGE_S
     except FileNotFoundError:
         return False
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process of this machine has ended; False where the system cannot say."""
+    # os.kill would end the process on Windows, and there is none of this number.
+    if os.name == "nt" or not 0 < pid < 1 << 31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path, Path]:

@@ -13,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+import stat
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import ParquetSource, read_lines
 
 _PARQUET_BATCH = 256
+# Places that an error lists.
+MOST_TRIED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +135,52 @@ def number_of(original: Original, name: str) -> float:
 
 
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
-    recorded = source["path"]
-    tried = [Path(recorded)]
+    recorded = Path(source["path"])
+    tried = [recorded]
     if corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
-        parts = Path(recorded).parts
-        tried = [
-            Path(corpus, *parts[i:]) for i in range(1 if Path(recorded).is_absolute() else 0, len(parts))
-        ]
-    path = next((path for path in tried if path.is_file()), None)
+        parts = recorded.parts
+        tried = [Path(corpus, *parts[i:]) for i in range(1 if recorded.is_absolute() else 0, len(parts))]
+    elif not recorded.is_absolute():
+        # The run may have been started elsewhere: most are written into a folder that the paths are relative to.
+        tried += [folder / recorded for folder in Path(os.path.abspath(run.path)).parents]
+    found = [form for path in tried for form in _forms(path) if _is_file(form)]
+    # Another file may have the same name elsewhere.
+    path = next(
+        (path for path in found if path.stat().st_size == source["size"]), found[0] if found else None
+    )
     if path is None:
         raise GvendiError(
             f"the corpus of '{run.path}' is not where it was: '{recorded}' was not found "
-            f"(looked for {', '.join(repr(str(p)) for p in tried)} from '{os.getcwd()}'); "
+            f"(looked for {', '.join(repr(str(p)) for p in tried[:MOST_TRIED])} from '{os.getcwd()}'); "
             "name the folder that holds it now with --corpus DIR (corpus=)"
         )
     size = path.stat().st_size
     if size != source["size"]:
         raise _changed(path, f"{source['size']} -> {size} bytes")
     return str(path)
+
+
+def _forms(path: Path) -> list[Path]:
+    """The path and its other spellings of accented letters, which differ between file systems."""
+    text = str(path)
+    return [
+        Path(form)
+        for form in dict.fromkeys((text, *(unicodedata.normalize(n, text) for n in ("NFC", "NFD"))))
+    ]
+
+
+def _is_file(path: Path) -> bool:
+    # Not is_file(), which takes a folder that may not be read for one that does not hold it.
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _status(path: str) -> tuple[int, ...]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _changed(path: str | Path, how: str) -> GvendiError:
@@ -178,12 +209,8 @@ def _parquet_rows(
 ) -> Iterator[Original]:
     import pyarrow.parquet
 
-    digest, numbers = hashlib.blake2b(digest_size=16), sorted(here)
-    with ParquetSource(path, Fields()) as parquet:
-        group_rows = parquet.group_rows
-        parquet.fingerprint(source["rows"], digest)
-    if digest.hexdigest() != source["digest"]:
-        raise _changed(path, "other content")
+    numbers, status = sorted(here), _status(path)
+    group_rows = _check_parquet(path, source)
     with pyarrow.parquet.ParquetFile(path) as file:
         first = 0
         for group, count in enumerate(group_rows):
@@ -197,6 +224,19 @@ def _parquet_rows(
                             yield Original(here[number + index], path, number + index + 1, raw)
                     number += batch.num_rows
             first += count
+    # It was read twice: for its fingerprint, and for its rows.
+    if _status(path) != status:
+        _check_parquet(path, source)
+
+
+def _check_parquet(path: str, source: Mapping[str, Any]) -> list[int]:
+    """Rows of each row group of a file that is as it was sketched."""
+    digest = hashlib.blake2b(digest_size=16)
+    with ParquetSource(path, Fields()) as parquet:
+        parquet.fingerprint(source["rows"], digest)
+        if digest.hexdigest() != source["digest"]:
+            raise _changed(path, "other content")
+        return parquet.group_rows
 
 
 def _as_json(record: dict[str, Any], where: str) -> bytes:
