@@ -163,6 +163,23 @@ UnitRows = Annotated[
         help="Rows of a work unit, which is computed, stored and resumed as a whole.",
     ),
 ]
+MaxRowBytes = Annotated[
+    int,
+    typer.Option(
+        "--max-row-bytes",
+        metavar="N",
+        help="Longest row, in bytes of its JSON line, or of its Parquet columns; a longer one is rejected unread. A "
+        "row may take 160 times its bytes of memory.",
+    ),
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Go on without files and folders of the corpus that cannot be read, and list them at the end. (Default: "
+        "the first one ends the run.)",
+    ),
+]
 MaskOption = Annotated[
     Mask,
     typer.Option(
@@ -243,6 +260,8 @@ class CorpusOptions:
     messages_field: MessagesField = "messages"
     text_field: TextField = "text"
     id_field: IdField = "id"
+    max_row_bytes: MaxRowBytes = 1 << 24
+    skip_unreadable: SkipUnreadable = False
 
     def only(self, *names: str, command: str) -> None:
         """GvendiError if an option other than `names` was given, because the `command` does not use it."""
@@ -287,6 +306,8 @@ class CorpusOptions:
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",
             groups=self.sketch_groups,
+            max_row_bytes=self.max_row_bytes,
+            skip_unreadable=self.skip_unreadable,
         )
 
 
