@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+from gvendi_fast.synthesis.checks.environment import without_secrets
+
 # How long a process may take to end by itself before it is killed.
 _END_S = 0.3
 
@@ -22,13 +24,19 @@ _END_S = 0.3
 class Child:
     """Runs `main()` of `module` with the file descriptors to read from and to write to as its last two arguments.
 
-    environment: variables on top of this process's. path: its `sys.path`. quiet: its stderr is thrown away. It is a
+    environment: variables on top of this process's, which go without secrets (environment.py) but for those whose names
+    begin with one of `keep`. path: its `sys.path`. quiet: its stderr is thrown away. It is a
     process group of its own: no Ctrl-C of a terminal reaches it, and what it has started is killed with it. When the
     parent ends, however that comes, reading from the pipe gives EOFError.
     """
 
     def __init__(
-        self, module: str, environment: Mapping[str, str], path: Sequence[str], quiet: bool = False
+        self,
+        module: str,
+        environment: Mapping[str, str],
+        path: Sequence[str],
+        quiet: bool = False,
+        keep: Sequence[str] = (),
     ) -> None:
         read_requests, write_requests = os.pipe()
         read_replies, write_replies = os.pipe()
@@ -38,7 +46,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, json.dumps(list(path)), str(read_requests), str(write_replies)],
-                env={**os.environ, **environment},
+                env={**without_secrets(keep), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if quiet else None,

@@ -17,6 +17,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.synthesis.checks.child import Child
+from gvendi_fast.synthesis.checks.environment import HUB
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.config.config import ProxyConfig
@@ -32,7 +33,7 @@ class SketchProcess:
 
     def __init__(self, proxy: ProxyConfig, max_tokens: int, batch_tokens: int) -> None:
         self.batch_tokens, self._dim = batch_tokens, proxy.dim
-        self._child = Child(_MODULE, {}, sys.path)
+        self._child = Child(_MODULE, {}, sys.path, keep=HUB)
         threads = max(1, torch.get_num_threads() - 1)
         self._send(
             {
