@@ -80,7 +80,7 @@ def generic_cases() -> list[tuple]:
         (lambda n: pair(n, "thought </think> and more"), "</completion> without <completion>"),
         (lambda n: "<prompt>" * 20_000, "<prompt> is not closed before <prompt>"),
         (lambda n: pair(n, "x" * 1_000_000), "characters; at most 200000 are read"),
-        (lambda n: pair(n, " " * 10_000_000), "characters; at most 200000 are read"),
+        (lambda n: pair(n, " " * 4_000_000), "characters; at most 200000 are read"),
     ]
     return [
         *((lambda n, text=text: pair(n, text), None, "") for text in INJECTED),
