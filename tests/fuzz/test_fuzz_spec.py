@@ -17,6 +17,7 @@ from fuzz.mutations import (
 from fuzz.test_fuzz_parts import SPEC, contents, make_run
 
 from gvendi_fast.analysis.scoring import check_by
+from gvendi_fast.data.originals import locate_corpus
 from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.run_directory import RunDirectory
 
@@ -29,6 +30,12 @@ def mutate(r, path):
         path.write_bytes(mutated_bytes(r, content))
     else:
         path.write_bytes(as_json(r, mutated_value(r, json.loads(content))))
+
+
+def without_paths(manifest):
+    """What says which rows a corpus has, wherever it lies."""
+    files = [{key: value for key, value in one.items() if key != "path"} for one in manifest["files"]]
+    return {**manifest, "files": files}
 
 
 def fuzz_spec(count, seed, folder):
