@@ -133,7 +133,7 @@ def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = N
     rows = _rows_of_groups(run)
     sizes = {group: len(numbers) for group, numbers in rows.items()}
     compared, n = with_others(rows)
-    dim = run.spec["sketch"]["dim"]
+    dim = run.dim
     mean = None if reference is None else reference.vector()
     values_of: dict[str, list[float]] = {group: [] for group in compared}
     centred_of: dict[str, list[float]] = {group: [] for group in compared}

@@ -43,7 +43,7 @@ class _ChosenLayers(RunDirectory):
 
     def __init__(self, run: RunDirectory, layers: str, chosen: Sequence[int]) -> None:
         super().__init__(run.path, run.spec, run.manifest)
-        self._dim, self._chosen = run.spec["sketch"]["dim"], list(chosen)
+        self._dim, self._chosen = run.dim, list(chosen)
         groups = run.spec["groups"]
         sketched = sum(groups["sketched"][i] for i in chosen)
         self._names = [groups["names"][i] for i in chosen]

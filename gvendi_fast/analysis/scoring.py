@@ -235,7 +235,7 @@ class _Read:
 
 
 def _read(run: RunDirectory) -> _Read:
-    dim = run.spec["sketch"]["dim"]
+    dim = run.dim
     read = _Read(RowMean(dim, run.sketch_spec), VendiState(dim), Distinct(), [])
     for part in run.iterate(["sketch", "length"]):
         read.own.update(part.sketches)

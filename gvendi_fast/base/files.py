@@ -33,14 +33,26 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`; where the system cannot say (permission, a vanished mount), its OSError."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 @contextmanager
-def atomic_write(path: Path, exclusive: bool = False) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose bytes are at `path` after the block, and nowhere if the block raises or the process dies.
 
     The bytes go to a hidden file beside it (its name holds host, process and a random part), are flushed to the disk
     and moved over `path` in one step; then the folder is flushed, so that no later write can survive a power cut that
-    this one does not. With `exclusive` a file that is already at `path` stays as it is.
+    this one does not. With `exclusive` a file that is already at `path` stays as it is. With `sweep` what killed
+    processes left of this very file is removed first.
     """
+    if sweep:
+        remove_stale(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
         with open(beside, "xb") as stream:
@@ -85,16 +97,31 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.match(name) is not None
 
 
-def remove_stale(folder: Path) -> None:
+def is_passing(name: str) -> bool:
+    """Whether a file of this name is nobody's content: a temporary one, or what NFS keeps of one removed while open."""
+    return is_temporary(name) or name.startswith(".nfs")
+
+
+def remove_stale(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes left in `folder`, and nothing that a live one may be writing.
 
+    name: only what was to become the file of this name.
     A temporary file of this host is removed if its process no longer exists; one of another host, whose processes
     cannot be looked up, if it has not been written to for a day.
     """
-    for path in folder.iterdir():
-        match = _TEMPORARY.match(path.name)
-        if match and _is_stale(path, match["host"], int(match["pid"])):
-            path.unlink(missing_ok=True)
+    for path in stale(folder, name):
+        path.unlink(missing_ok=True)
+
+
+def stale(folder: Path, name: str | None = None) -> list[Path]:
+    """What `remove_stale` would remove."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if (match := _TEMPORARY.match(path.name))
+        and name in (None, match["name"])
+        and _is_stale(path, match["host"], int(match["pid"]))
+    ]
 
 
 def _is_stale(path: Path, host: str, pid: int) -> bool:

@@ -11,6 +11,7 @@ import typer
 
 from gvendi_fast.base._version import __version__
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.cli.check import check
 from gvendi_fast.cli.cluster import cluster
 from gvendi_fast.cli.compare import compare
 from gvendi_fast.cli.info import info
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
-for _command in (score, sketch, info, select, cluster, compare, measures, weights, report, synthesize):
+for _command in (score, sketch, info, select, cluster, compare, measures, weights, report, check, synthesize):
     app.command()(_command)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, record_id
 from gvendi_fast.data.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
 
 __all__ = [
@@ -94,6 +95,9 @@ class _FileIndex:
         )
         self._open: tuple[int, int] | None = None
         self._repeats: list[tuple[int, int, int]] = []
+        self._lines = self._footer = 0
+        self._groups: list[int] = []
+        self._group_rows: list[int] = []
 
     def scan(self, fields: Fields, limit: int | None) -> None:
         if self.kind == "parquet":
@@ -111,6 +115,7 @@ class _FileIndex:
             if not isinstance(raw, Reason) and (plain in raw or b"\\u" in raw):
                 record = decode_line(raw)
                 own = None if isinstance(record, Reason) else record_id(record, fields)
+            self._lines = line_digest(self._lines, line, raw)
             self._take(line, offset, own)
             # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
@@ -120,7 +125,8 @@ class _FileIndex:
         with ParquetSource(self.path, fields) as source:
             total = sum(source.group_rows)
             total = total if limit is None else min(total, limit)
-            source.fingerprint(total, self.digest)
+            self._footer, self._groups = source.fingerprint(total, self.digest)
+            self._group_rows = source.group_rows
             if fields.id not in source.columns:
                 for number in range(1, total + 1):
                     self._take(number, 0, None)
@@ -146,9 +152,13 @@ class _FileIndex:
         rows = (self.rows - 1) % self._per_unit + 1
         ordinal, first_row = self._first_unit + len(self.units), self._first_row + self.rows - rows
         repeats = pack_duplicates(self._repeats)
-        self.units.append(Unit(ordinal, self.file, first_row, rows, *self._open, repeats))
+        digest = shown(self._lines)
+        if self.kind == "parquet":
+            groups = groups_of(self._group_rows, self._open[0] - 1, rows)
+            digest = groups_digest(self._footer, [self._groups[group] for group in groups])
+        self.units.append(Unit(ordinal, self.file, first_row, rows, *self._open, repeats, digest))
         self.duplicates += len(self._repeats)
-        self._open, self._repeats = None, []
+        self._open, self._repeats, self._lines = None, [], 0
 
 
 class _SeenIds:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,18 +73,49 @@ def original_rows(
             here[wanted[place] - first] = wanted[place]
             place += 1
         if here:
-            # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
-            cut = index == len(files) - 1 and run.manifest["limit"] == total
-            read = _parquet_rows if source["kind"] == "parquet" else _lines
-            yield from read(paths[index], source, here, cut)
+            yield from _originals(paths[index], run, index, here)
         first += source["rows"]
 
 
 def locate_corpus(run: RunDirectory, corpus: str | os.PathLike | None = None) -> list[str]:
     """Where each file of the run's corpus is now, its size checked. Raises GvendiError as `original_rows` does."""
+    return [_locate(source, run, corpus) for source in _recorded_files(run)]
+
+
+def _recorded_files(run: RunDirectory) -> list[dict[str, Any]]:
     if run.manifest is None or "files" not in run.manifest:
         raise GvendiError(f"'{run.path}' has no units.json, which names its corpus; sketch the corpus again")
-    return [_locate(source, run, corpus) for source in run.manifest["files"]]
+    for number, entry in enumerate(run.manifest["files"]):
+        for name in ("path", "kind", "size", "rows", "digest"):
+            if name not in entry:
+                raise GvendiError(
+                    f"'{run.path / 'units.json'}' is damaged (files[{number}] has no {name}); restore it, or sketch "
+                    "the corpus again into another --out"
+                )
+    return run.manifest["files"]
+
+
+def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -> Iterator[Original]:
+    """The rows {number in the file: in the corpus} of file `index`, which lies at `path`."""
+    files = run.manifest["files"]
+    # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
+    cut = index == len(files) - 1 and run.manifest.get("limit") == run.manifest.get("rows")
+    read = _parquet_rows if files[index]["kind"] == "parquet" else _lines
+    return read(path, files[index], here, cut)
+
+
+def verify_corpus(
+    run: RunDirectory, corpus: str | os.PathLike | None = None
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Each file of the run's corpus, with a call that reads it and raises, as `original_rows` does, what is wrong."""
+    files = _recorded_files(run)
+    for index, source in enumerate(files):
+
+        def verify(index: int = index, source: Mapping[str, Any] = source) -> None:
+            for _ in _originals(_locate(source, run, corpus), run, index, {}):
+                raise AssertionError("no row was asked for")
+
+        yield source["path"], verify
 
 
 def number_of(original: Original, name: str) -> float:

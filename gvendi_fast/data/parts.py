@@ -1,9 +1,22 @@
-"""The result of one work unit as a Parquet file (its part): the same rows give the same bytes."""
+"""The result of one work unit as a Parquet file (its part): the same rows give the same bytes.
+
+A part says whose it is and carries its checksums: the key `gvendi.part` of the footer's metadata holds
+
+    1 <CRC-32 of the footer> {"unit": ..., "first_row": ..., "rows": ..., "accepted": ..., "dim": ..., "spec": ...,
+                              "corpus": ..., "input": ..., "rejected": ..., "columns": [...]}
+
+(`Stamp`). The footer's checksum is taken with zeros in its own place and with the 8 bytes behind the footer, so nothing
+of a footer is parsed before it is known to be whole, and with it the checksums of the columns' bytes. So a reader
+verifies exactly what it reads. Parts of earlier versions have no stamp: their pages carry Parquet's own checksums.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +44,59 @@ _DTYPES = {
     "loss": np.float32,
     "gradient_norm": np.float32,
 }
+_KEY = b"gvendi.part"
+_VERSION = 1
+_BEGINS, _ZEROS = f"{_VERSION} ".encode(), b"00000000"
+_MAGIC = b"PAR1"
+# The length of the footer and the magic word behind it.
+_TAIL = 8
+# Most footers are read with the first read.
+_FIRST_READ = 1 << 14
+
+
+class DamagedPartError(GvendiError):
+    """A part that is not what was written for its work unit, as a checksum or a parser has proved; `why` says how.
+
+    other: of a part that is whole but does not belong there, what is another's: "unit", "rows", "spec" or "corpus".
+    """
+
+    def __init__(self, path: Path, why: str, other: str = "") -> None:
+        self.path, self.why = path, why
+        self.is_foreign, self.is_of_other_spec = bool(other), other == "spec"
+        super().__init__(
+            f"'{path}' is damaged ({why}); run the command that made it again, which computes its work unit anew"
+        )
+
+    @property
+    def unit(self) -> int:
+        """The work unit whose part it is, by its name."""
+        return int(self.path.stem.rpartition("-")[2])
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a part says of itself.
+
+    unit: number of the work unit.
+    first_row, rows: the rows of the corpus that the work unit has.
+    accepted: rows in the part.
+    dim: K.
+    spec, corpus: digests of spec.json and units.json; corpus is "" where none was recorded.
+    input: digest of the bytes that the work unit was read from, "" where it is not known.
+    rejected: CRC-32 of the file of rejected rows beside it.
+    columns: CRC-32 of the bytes of every leaf column, in the file's order.
+    """
+
+    unit: int
+    first_row: int
+    rows: int
+    accepted: int
+    dim: int
+    spec: str
+    corpus: str
+    input: str
+    rejected: str
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -99,45 +165,194 @@ def part_table(part: Part) -> Any:
     return pa.table({**columns, **rest})
 
 
-def write_table(table: Any, stream: IO[bytes]) -> None:
-    """Write it as one row group, uncompressed, as sketches do not compress; checksums reveal a damaged page."""
+def checksum(content: Any) -> str:
+    """CRC-32 of bytes as 8 hexadecimal digits."""
+    return f"{zlib.crc32(content):08x}"
+
+
+def part_file(table: Any, stamp: Stamp) -> bytearray:
+    """The bytes of a part; `stamp.columns` are filled in here.
+
+    One row group, uncompressed, as sketches do not compress. The pages carry Parquet's checksums too, for readers
+    other than this one.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    leaves = _leaves(table)
+    blank = _value(replace(stamp, columns=(_ZEROS.decode(),) * leaves), _ZEROS)
+    sink = pa.BufferOutputStream()
     pq.write_table(
-        table,
-        stream,
+        table.replace_schema_metadata({_KEY: blank}),
+        sink,
         compression="none",
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,
         row_group_size=max(table.num_rows, 1),
     )
+    content = bytearray(sink.getvalue())
+    with pq.ParquetFile(pa.BufferReader(pa.py_buffer(content))) as file:
+        ranges = [place for _, place in _chunks(file.metadata)]
+    # A part without rows has no row group, so no bytes of a column.
+    sums = (
+        tuple(checksum(memoryview(content)[slice(*place)]) for place in ranges) or (checksum(b""),) * leaves
+    )
+    start = _footer_start(content)
+    place = content.index(blank, start)
+    content[place : place + len(blank)] = _value(replace(stamp, columns=sums), _ZEROS)
+    place += len(_BEGINS)
+    content[place : place + len(_ZEROS)] = checksum(memoryview(content)[start:]).encode()
+    return content
 
 
-def read_part(path: Path, unit: int, names: Sequence[str]) -> Part:
-    """The columns `names` of one part; one of OPTIONAL that it lacks stays None.
+def read_part(path: Path, unit: int, names: Sequence[str]) -> tuple[Part, Stamp | None]:
+    """The columns `names` of one part, and what it says of itself (None: written by an earlier version).
 
-    Raises GvendiError that names the file if it is damaged.
+    One of OPTIONAL that it lacks stays None; of a part without a stamp `rows` are read in any case. What is read is
+    verified. Raises DamagedPartError, and OSError with its number and file where the system fails.
     """
+    with reading(path), open(path, "rb") as stream:
+        size = stream.seek(0, 2)
+        footer, stamp = _footer(path, stream, size)
+        if stamp is None:
+            return _read_unstamped(path, stream, unit, names), None
+        # Only the pages that are read take memory.
+        content = np.empty(size, np.uint8)
+        content[size - len(footer) :] = np.frombuffer(footer, np.uint8)
+        content[: len(_MAGIC)] = np.frombuffer(_MAGIC, np.uint8)
+        return _read_stamped(path, stream, content, unit, names, stamp), stamp
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """What a part says of itself, from its verified footer alone. Raises as `read_part` does."""
+    with reading(path), open(path, "rb") as stream:
+        return _footer(path, stream, stream.seek(0, 2))[1]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Names the file in an OSError of the block that has no name: those of reads have none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _value(stamp: Stamp, footer: bytes) -> bytes:
+    return _BEGINS + footer + b" " + json.dumps(asdict(stamp), sort_keys=True).encode()
+
+
+def _leaves(table: Any) -> int:
+    return sum(max(column.type.num_fields, 1) for column in table.schema)
+
+
+def _chunks(metadata: Any) -> list[tuple[str, tuple[int, int]]]:
+    """(column, (first byte, byte behind the last)) of every leaf column."""
+    found = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            start = chunk.data_page_offset
+            found.append((chunk.path_in_schema.split(".")[0], (start, start + chunk.total_compressed_size)))
+    return found
+
+
+def _footer_start(content: bytes | bytearray) -> int:
+    return len(content) - _TAIL - int.from_bytes(content[-_TAIL : -len(_MAGIC)], "little")
+
+
+def _footer(path: Path, stream: IO[bytes], size: int) -> tuple[bytes, Stamp | None]:
+    """The footer with the bytes behind it, and its stamp, both verified; no stamp where it has none."""
+    if size < len(_MAGIC) + _TAIL:
+        raise DamagedPartError(path, f"it ends after {size} byte{'s' * (size != 1)}")
+    stream.seek(max(size - _FIRST_READ, 0))
+    tail = stream.read(_FIRST_READ)
+    if len(tail) != min(size, _FIRST_READ) or tail[-len(_MAGIC) :] != _MAGIC:
+        raise DamagedPartError(path, "its end is missing")
+    length = len(tail) - _footer_start(tail)
+    if length > size - len(_MAGIC):
+        raise DamagedPartError(path, "its end is not that of a part")
+    stream.seek(size - length)
+    footer = tail[-length:] if length <= len(tail) else stream.read(length)
+    # Both the key and the layout of its value would have to be hit for a stamped part to pass for one without.
+    place = footer.find(_KEY)
+    if place < 0 and b'"first_row": ' not in footer:
+        return footer, None
+    begin = footer.find(_BEGINS, place + len(_KEY))
+    # Between key and value lie the few bytes of a field's header.
+    if place < 0 or not 0 <= begin - place - len(_KEY) <= _TAIL:
+        raise DamagedPartError(path, f"its {_KEY.decode()} is not one that this version reads")
+    begin += len(_BEGINS)
+    end = begin + len(_ZEROS)
+    if footer[begin:end].decode("latin-1") != checksum(footer[:begin] + _ZEROS + footer[end:]):
+        raise DamagedPartError(path, "the checksum of its footer does not agree")
+    stamp = _stamp(json.JSONDecoder().raw_decode(footer[end + 1 :].decode("latin-1"))[0])
+    if stamp is None:
+        raise DamagedPartError(path, f"its {_KEY.decode()} is not one that this version reads")
+    return footer, stamp
+
+
+def _stamp(found: dict[str, Any]) -> Stamp | None:
+    if set(found) != {field.name for field in fields(Stamp)}:
+        return None
+    return Stamp(**{**found, "columns": tuple(found["columns"])})
+
+
+def _read_stamped(
+    path: Path, stream: IO[bytes], content: np.ndarray, unit: int, names: Sequence[str], stamp: Stamp
+) -> Part:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    part = Part(unit)
+    with _parsing(path), pq.ParquetFile(pa.BufferReader(pa.py_buffer(content))) as file:
+        present = set(file.schema_arrow.names)
+        names = [name for name in names if name not in OPTIONAL or name in present]
+        chunks = _chunks(file.metadata)
+        for (name, (start, end)), wanted in zip(chunks, stamp.columns, strict=bool(chunks)):
+            if name in names:
+                column = memoryview(content)[start:end]
+                stream.seek(start)
+                if stream.readinto(column) != end - start or checksum(column) != wanted:
+                    raise DamagedPartError(path, f"the checksum of its column '{name}' does not agree")
+        return _part_of(unit, file.read(names, use_threads=False), names)
+
+
+def _read_unstamped(path: Path, stream: IO[bytes], unit: int, names: Sequence[str]) -> Part:
+    import pyarrow.parquet as pq
+
+    stream.seek(0)
+    with _parsing(path), pq.ParquetFile(stream, page_checksum_verification=True) as file:
+        present = file.schema_arrow.names
+        # Their rows are the one sign of a part that lies in the place of another.
+        names = [name for name in dict.fromkeys([*names, "row"]) if name not in OPTIONAL or name in present]
+        return _part_of(unit, file.read(names, use_threads=False), names)
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    # A missing column is a KeyError, a broken page an OSError without a number, a string that is not UTF-8 a
+    # UnicodeDecodeError, and a column of another type an AttributeError, TypeError or ValueError.
+    broken = (pa.ArrowException, OSError, KeyError, AttributeError, TypeError, ValueError)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            names = [name for name in names if name not in OPTIONAL or name in file.schema_arrow.names]
-            table = file.read(list(names), use_threads=False)
-        for name in names:
-            setattr(part, {**COLUMNS, **OPTIONAL}[name], _column(name, table[name]))
-    # A missing column is a KeyError, a broken page an OSError, a string that is not UTF-8 a UnicodeDecodeError.
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise damaged(path, str(error)) from error
+        yield
+    except broken as error:
+        is_content = getattr(error, "errno", None) is None and not isinstance(
+            error, MemoryError | DamagedPartError
+        )
+        if not is_content:
+            raise
+        raise DamagedPartError(path, str(error)) from error
+
+
+def _part_of(unit: int, table: Any, names: Sequence[str]) -> Part:
+    part = Part(unit)
+    for name in names:
+        setattr(part, {**COLUMNS, **OPTIONAL}[name], _column(name, table[name]))
     return part
-
-
-def damaged(path: Path, why: str) -> GvendiError:
-    """The error for a part that cannot be used."""
-    return GvendiError(f"'{path}' is damaged ({why}); delete this file and run the same command again")
 
 
 def _column(name: str, column: Any) -> list[str] | np.ndarray | dict[str, np.ndarray]:

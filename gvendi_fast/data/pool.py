@@ -97,7 +97,7 @@ class BlockPool(_Parts):
     """The n sketches of a run directory in blocks alone: rows have no ids, and nothing of them is held in memory."""
 
     def __init__(self, run: RunDirectory, n: int) -> None:
-        self.run, self.spec, self.dim = run, run.sketch_spec, run.spec["sketch"]["dim"]
+        self.run, self.spec, self.dim = run, run.sketch_spec, run.dim
         self.ids, self.groups, self._rows = (), None, n
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class RunPool(_Parts):
     """The sketches of a run directory with what it stores of each row."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self.run, self.spec, self.dim = run, run.sketch_spec, run.spec["sketch"]["dim"]
+        self.run, self.spec, self.dim = run, run.sketch_spec, run.dim
         self.ids, self.groups, self._starts, self._numbers = [], [], [0], {name: [] for name in NUMBERS}
         self._units = []
         for part in run.iterate(["id", "group", *NUMBERS]):

@@ -10,6 +10,10 @@
 A work unit is done when its part exists; no other state is kept. So any number of processes may work in one directory,
 and one that is killed loses only the work units that it had not finished. Two that do the same work unit write the same
 bytes: rows are sorted, and a part holds no time, host or order of arrival.
+
+A part says of which work unit, rows, spec and corpus it is, and carries checksums (parts.py): whoever reads one
+verifies what is read, so that a part that is damaged, or lies where another belongs, is an error with its name.
+`broken` lists such parts, and a command that computes into the directory makes them anew.
 """
 
 from __future__ import annotations
@@ -17,22 +21,36 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import atomic_write, flush_folder, is_temporary, remove_stale
-from gvendi_fast.data.parts import COLUMNS, OPTIONAL, Part, damaged, part_table, read_part, write_table
+from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passing, remove_stale
+from gvendi_fast.data.parts import (
+    COLUMNS,
+    OPTIONAL,
+    DamagedPartError,
+    Part,
+    Stamp,
+    checksum,
+    part_file,
+    part_table,
+    read_part,
+    read_stamp,
+    reading,
+)
 from gvendi_fast.data.rows import Rejected
+from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
 
-__all__ = ["COLUMNS", "Part", "RunDirectory", "sketch_spec"]
+__all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "sketch_spec"]
 
-_PART = re.compile(r"^part-(\d{6,})\.parquet$")
+_PART = re.compile(r"^part-(\d{6,})\.parquet$", re.ASCII)
 _ABSENT = object()
 
 
@@ -42,6 +60,12 @@ class RunDirectory:
     def __init__(self, path: Path, spec: dict[str, Any], manifest: dict[str, Any] | None) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
         self.parts = path / "parts"
+        # Of what is recorded: a view of the directory may show another spec.
+        self._spec_digest = digest_of(spec)
+        self._corpus_digest = "" if manifest is None else digest_of(manifest)
+        self._ranges = None if manifest is None else unit_ranges(manifest)
+        sketch = spec.get("sketch")
+        self._recorded_dim = sketch.get("dim") if isinstance(sketch, dict) else None
 
     @classmethod
     def open(
@@ -52,9 +76,10 @@ class RunDirectory:
         spec: a JSON-able dict of everything the sketches depend on.
         manifest: `Manifest.to_dict()` of the corpus; None keeps the recorded one.
         Several processes may open one directory at once; the first one's spec counts. Temporary files of killed
-        processes are removed as `files.remove_stale` says.
+        processes are removed as `files.remove_stale` says. A corpus of the same files by content is the same under
+        other paths: the recorded ones stay, and `manifest` of the result has them.
         Raises GvendiError, with a list of every difference, if another spec or corpus is recorded, and for a folder
-        with other things in it or a spec that JSON cannot hold.
+        with other things in it, a spec that JSON cannot hold, and a spec.json that is not that of the parts.
         """
         root = Path(path)
         spec = _plain(spec, "spec")
@@ -80,14 +105,15 @@ class RunDirectory:
             )
         units = root / "units.json"
         if manifest is not None:
-            known = _agree(units, manifest)
-            if known != manifest:
+            known = check_manifest(units, _agree(units, manifest))
+            if _without_paths(known) != _without_paths(manifest):
                 raise GvendiError(
                     f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
                     "give another --out, or restore the recorded corpus"
                 )
-        elif units.exists():
-            manifest = _read_json(units)
+            manifest = known
+        elif exists(units):
+            manifest = check_manifest(units, read_json(units))
         for folder in (root, root / "parts"):
             remove_stale(folder)
         return cls(root, spec, manifest)
@@ -95,14 +121,39 @@ class RunDirectory:
     @classmethod
     def load(cls, path: str | os.PathLike) -> RunDirectory:
         """An existing directory, finished or not, for reading. Raises GvendiError where there is none."""
+        run = cls._recorded(path)
+        run._check_first_stamp()
+        return run
+
+    @classmethod
+    def _recorded(cls, path: str | os.PathLike) -> RunDirectory:
+        """The directory by spec.json and units.json alone."""
         root = Path(path)
-        if not (root / "spec.json").is_file():
-            what = "has no spec.json" if root.exists() else "does not exist"
+        if not exists(root / "spec.json"):
+            what = "has no spec.json" if exists(root) else "does not exist"
             raise GvendiError(
                 f"'{root}' is not a run directory: it {what}; name the --out of 'gvendi sketch' or 'gvendi score'"
             )
         units = root / "units.json"
-        return cls(root, _read_json(root / "spec.json"), _read_json(units) if units.is_file() else None)
+        manifest = check_manifest(units, read_json(units)) if exists(units) else None
+        return cls(root, read_json(root / "spec.json"), manifest)
+
+    def setting(self, *keys: str, kind: type = int) -> Any:
+        """A value of spec.json by its keys, outermost first. Raises GvendiError where there is none of this kind."""
+        value: Any = self.spec
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise GvendiError(
+                f"'{self.path / 'spec.json'}' has no {kind.__name__} '{'.'.join(keys)}'; restore it, or sketch the "
+                "corpus again into another --out"
+            )
+        return value
+
+    @property
+    def dim(self) -> int:
+        """K, the width of the sketches, as spec.json has it."""
+        return self.setting("sketch", "dim")
 
     @property
     def sketch_spec(self) -> dict[str, Any]:
@@ -120,9 +171,25 @@ class RunDirectory:
         return len(self.done())
 
     def done(self) -> list[int]:
-        """Ordinals of the work units whose part exists now on disk, ascending."""
-        names = os.listdir(self.parts) if self.parts.is_dir() else []
-        return sorted(int(match[1]) for match in map(_PART.match, names) if match)
+        """Ordinals of the work units of the corpus whose part exists now on disk, ascending."""
+        return self._listed()[0]
+
+    def strangers(self) -> list[Path]:
+        """Files named like parts that belong to no work unit of the corpus, and so are never read."""
+        return self._listed()[1]
+
+    def _listed(self) -> tuple[list[int], list[Path]]:
+        units, strangers = [], []
+        for name in sorted(os.listdir(self.parts)) if exists(self.parts) else []:
+            match = _PART.match(name)
+            if match is None:
+                continue
+            unit = int(match[1])
+            known = self.part_path(unit).name == name and (
+                self.units_total is None or unit < self.units_total
+            )
+            units.append(unit) if known else strangers.append(self.parts / name)
+        return sorted(units), strangers
 
     def missing(self) -> str | None:
         """A sentence on the missing work units for a reader of the directory; None if all are done."""
@@ -135,13 +202,44 @@ class RunDirectory:
 
     def has_part(self, unit: int) -> bool:
         """Whether this work unit is done."""
-        return self._part_path(unit).is_file()
+        return exists(self.part_path(unit))
 
-    def write_part(self, part: Part, rejected: Sequence[Rejected] = ()) -> None:
+    def broken(self, inputs: Mapping[int, str] | None = None) -> list[DamagedPartError]:
+        """What is wrong with each part that cannot be used, in the order of work units; all of every part is read.
+
+        inputs: digest of what each work unit is read from; a part that was made from something else cannot be used.
+        Raises OSError where the system does not let one be read, and GvendiError where spec.json is the one that does
+        not agree with the parts.
+        """
+        found = []
+        for unit in self.done():
+            try:
+                self.verify(unit, "" if inputs is None else inputs[unit])
+            except DamagedPartError as damage:
+                found.append(damage)
+        strays = [item for item in found if item.is_of_other_spec]
+        if strays and len(strays) == self.units_done:
+            raise self._edited("spec.json", strays[0].unit)
+        return found
+
+    def verify(self, unit: int, input: str = "") -> int:
+        """Raise DamagedPartError, as `iterate` and `rejected` do, unless a part and its rejected rows can be used.
+
+        input: digest of what the work unit is read from, "" if it is not known. Returns its number of rows.
+        """
+        part, stamp = self._read(unit, [*COLUMNS, *OPTIONAL])
+        self._rejected(unit, stamp)
+        path = self.part_path(unit)
+        if stamp is not None and input and stamp.input and stamp.input != input:
+            raise DamagedPartError(path, "it was made from other rows than the corpus has", "rows")
+        return len(part.ids)
+
+    def write_part(self, part: Part, rejected: Sequence[Rejected] = (), input: str = "") -> None:
         """Record a work unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
 
-        Shapes and dtypes are those of `Part`; each row occurs once. Raises GvendiError for a column that is None,
-        lengths that differ, a row that occurs twice, and a sketch that is not finite.
+        Shapes and dtypes are those of `Part`; each row occurs once. input: digest of what the work unit was read from.
+        Raises GvendiError for a column that is None, lengths that differ, a row that occurs twice or is not of the work
+        unit, and a sketch that is not finite.
         """
         unit = part.unit
         if not 0 <= unit < (unit + 1 if self.units_total is None else self.units_total):
@@ -149,11 +247,40 @@ class RunDirectory:
                 f"write_part: unit is {unit}; the corpus has {self.units_total} work units, numbered from 0"
             )
         table = part_table(part)
-        with atomic_write(self._rejected_path(unit)) as stream:
-            for item in sorted(rejected, key=lambda item: (item.line, item.reason)):
-                stream.write(json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n")
-        with atomic_write(self._part_path(unit)) as stream:
-            write_table(table, stream)
+        first, rows = self._rows_of(unit, table["row"].to_numpy())
+        lines = b"".join(
+            json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n"
+            for item in sorted(rejected, key=lambda item: (item.line, item.reason))
+        )
+        stamp = Stamp(
+            unit,
+            first,
+            rows,
+            accepted=table.num_rows,
+            dim=table["sketch"].type.list_size,
+            spec=self._spec_digest,
+            corpus=self._corpus_digest,
+            input=input,
+            rejected=checksum(lines),
+        )
+        content = part_file(table, stamp)
+        # `open` has removed what killed processes left.
+        with atomic_write(self._rejected_path(unit), sweep=False) as stream:
+            stream.write(lines)
+        with atomic_write(self.part_path(unit), sweep=False) as stream:
+            stream.write(content)
+
+    def _rows_of(self, unit: int, rows: np.ndarray) -> tuple[int, int]:
+        """(first row, rows) of a work unit of which these ascending rows are accepted."""
+        if self._ranges is None:
+            return (int(rows[0]), int(rows[-1] - rows[0]) + 1) if len(rows) else (0, 0)
+        first, count = self._ranges.of(unit)
+        if len(rows) and not first <= rows[0] <= rows[-1] < first + count:
+            raise GvendiError(
+                f"write_part: rows of work unit {unit} are {rows[0]} to {rows[-1]}; wanted some of {first} to "
+                f"{first + count - 1}"
+            )
+        return first, count
 
     def iterate(
         self, columns: Sequence[str] | None = None, units: Sequence[int] | None = None
@@ -175,26 +302,108 @@ class RunDirectory:
 
     def _iterate(self, names: list[str], units: Sequence[int] | None) -> Iterator[Part]:
         width: int | None = None
+        end = 0
         for unit in self.done() if units is None else units:
-            part = read_part(self._part_path(unit), unit, names)
+            part, stamp = self._read(unit, names)
+            if stamp is not None and units is None and stamp.rows:
+                if stamp.first_row < end:
+                    why = "its rows are not behind those of the part before it"
+                    raise DamagedPartError(self.part_path(unit), why)
+                end = stamp.first_row + stamp.rows
             if part.sketches is not None:
                 width = part.sketches.shape[1] if width is None else width
                 if part.sketches.shape[1] != width:
                     why = f"sketches of width {part.sketches.shape[1]} among others of width {width}"
-                    raise damaged(self._part_path(unit), why)
+                    raise DamagedPartError(self.part_path(unit), why)
             yield part
 
-    def rejected(self) -> Iterator[Rejected]:
-        """The rejected rows of the work units that are done, in input order, read one at a time."""
-        for unit in self.done():
-            path = self._rejects_of(unit)
-            with open(path, "rb") as stream:
-                for line in stream:
-                    try:
-                        item = Rejected(**json.loads(line))
-                    except (ValueError, TypeError) as error:
-                        raise damaged(self._part_path(unit), f"'{path.name}' beside it: {error}") from error
-                    yield item
+    def _read(self, unit: int, names: Sequence[str]) -> tuple[Part, Stamp | None]:
+        """Columns of a part, verified to be those of this work unit of this run."""
+        path = self.part_path(unit)
+        part, stamp = read_part(path, unit, names)
+        if stamp is not None:
+            self._check_stamp(unit, stamp)
+        elif self._ranges is not None:
+            first, count = self._ranges.of(unit)
+            rows = part.rows
+            if len(rows) and not (first <= rows[0] <= rows[-1] < first + count and (np.diff(rows) > 0).all()):
+                raise DamagedPartError(
+                    path, f"its rows are not ascending ones of {first} to {first + count - 1}"
+                )
+        if "row" not in names:
+            part.rows = None
+        dim = self._recorded_dim
+        if part.sketches is not None and dim is not None and part.sketches.shape[1] != dim:
+            raise DamagedPartError(
+                path, f"sketches of width {part.sketches.shape[1]}, not {dim} as spec.json says"
+            )
+        return part, stamp
+
+    def _stamp(self, unit: int) -> Stamp | None:
+        stamp = read_stamp(self.part_path(unit))
+        if stamp is not None:
+            self._check_stamp(unit, stamp)
+        return stamp
+
+    def _check_stamp(self, unit: int, stamp: Stamp) -> None:
+        path = self.part_path(unit)
+        if stamp.unit != unit:
+            raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}", "unit")
+        if stamp.spec != self._spec_digest:
+            raise DamagedPartError(path, "it was made with other settings than spec.json says", "spec")
+        if stamp.corpus != self._corpus_digest:
+            raise DamagedPartError(path, "it was made from another corpus than units.json says", "corpus")
+
+    def _check_first_stamp(self) -> None:
+        """An edited spec.json or units.json is noticed before anything of it is used."""
+        for unit in self.done()[:1]:
+            try:
+                stamp = read_stamp(self.part_path(unit))
+            except DamagedPartError:
+                # Whoever reads the part says so.
+                return
+            if stamp is not None and stamp.unit == unit:
+                if stamp.spec != self._spec_digest:
+                    raise self._edited("spec.json", unit)
+                if stamp.corpus != self._corpus_digest:
+                    raise self._edited("units.json", unit)
+
+    def _edited(self, name: str, unit: int) -> GvendiError:
+        return GvendiError(
+            f"'{self.path / name}' is not the one that '{self.part_path(unit).name}' was made with; restore it, or "
+            "sketch the corpus again into another --out"
+        )
+
+    def rejected(self, units: Sequence[int] | None = None) -> Iterator[Rejected]:
+        """The rejected rows of the work units that are done, in input order, those of one in memory at a time.
+
+        units: only those of these work units, None for all.
+        """
+        for unit in self.done() if units is None else units:
+            yield from self._rejected(unit, self._stamp(unit))
+
+    def _rejected(self, unit: int, stamp: Stamp | None) -> list[Rejected]:
+        path = self._rejected_path(unit)
+        try:
+            return [
+                _rejected_of(line) for line in self._rejected_lines(unit, stamp).splitlines(keepends=True)
+            ]
+        except (ValueError, TypeError) as error:
+            if isinstance(error, DamagedPartError):
+                raise
+            raise DamagedPartError(self.part_path(unit), f"'{path.name}' beside it: {error}") from error
+
+    def _rejected_lines(self, unit: int, stamp: Stamp | None) -> bytes:
+        path = self._rejected_path(unit)
+        if not exists(path):
+            raise DamagedPartError(self.part_path(unit), f"'{path.name}' beside it is missing")
+        with reading(path):
+            lines = path.read_bytes()
+        if stamp is not None and checksum(lines) != stamp.rejected:
+            raise DamagedPartError(
+                self.part_path(unit), f"the checksum of '{path.name}' beside it does not agree"
+            )
+        return lines
 
     def finish(self) -> int:
         """Write `rejected.jsonl` of a complete run and return how many rows it lists.
@@ -210,24 +419,22 @@ class RunDirectory:
             )
         count = 0
         with atomic_write(self.path / "rejected.jsonl") as stream:
-            for unit in done:
-                with open(self._rejects_of(unit), "rb") as source:
-                    count += sum(1 for _ in source)
-                    source.seek(0)
-                    shutil.copyfileobj(source, stream)
+            for lines in self.rejected_lines():
+                count += lines.count(b"\n")
+                stream.write(lines)
         return count
 
-    def _part_path(self, unit: int) -> Path:
+    def rejected_lines(self) -> Iterator[bytes]:
+        """The lines of `rejected.jsonl`, those of one work unit at a time."""
+        for unit in self.done():
+            yield self._rejected_lines(unit, self._stamp(unit))
+
+    def part_path(self, unit: int) -> Path:
+        """Where the part of a work unit lies, or will."""
         return self.parts / f"part-{unit:06d}.parquet"
 
     def _rejected_path(self, unit: int) -> Path:
         return self.parts / f"rejected-{unit:06d}.jsonl"
-
-    def _rejects_of(self, unit: int) -> Path:
-        path = self._rejected_path(unit)
-        if not path.is_file():
-            raise damaged(self._part_path(unit), f"'{path.name}' beside it is missing")
-        return path
 
 
 def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
@@ -236,15 +443,17 @@ def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_free(root: Path) -> None:
-    if root.exists() and not root.is_dir():
+    there = exists(root)
+    if there and not root.is_dir():
         raise GvendiError(f"'{root}' is a file, but a run needs a folder: give another --out")
-    if not root.is_dir() or (root / "spec.json").exists():
+    if not there or exists(root / "spec.json"):
         return
     # A run that is killed before its first file is complete leaves only an empty folder and temporary files.
-    others = [item.name for item in root.iterdir() if item.name != "parts" and not is_temporary(item.name)]
-    others += [f"parts/{name}" for name in os.listdir(root / "parts")] if (root / "parts").is_dir() else []
+    others = [item.name for item in root.iterdir() if item.name != "parts" and not is_passing(item.name)]
+    if exists(root / "parts"):
+        others += [f"parts/{name}" for name in os.listdir(root / "parts") if not is_passing(name)]
     # Another process may have made it a run directory meanwhile.
-    if others and not (root / "spec.json").exists():
+    if others and not exists(root / "spec.json"):
         raise GvendiError(
             f"'{root}' is not a run directory and holds other things, such as '{sorted(others)[0]}'; give another --out"
         )
@@ -252,17 +461,24 @@ def _check_free(root: Path) -> None:
 
 def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write `content` unless the file exists; return what the file holds now."""
-    if not path.exists():
+    if not exists(path):
         with atomic_write(path, exclusive=True) as stream:
             stream.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return _read_json(path)
+    return read_json(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise GvendiError(f"'{path}' is damaged ({error}); restore it or give another --out") from error
+def _without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What decides which rows a corpus has: not what its files are called."""
+    files = [{key: item[key] for key in item if key != "path"} for item in manifest.get("files", [])]
+    return {**manifest, "files": files}
+
+
+def _rejected_of(line: bytes) -> Rejected:
+    item = Rejected(**json.loads(line))
+    strings = [item.file, item.reason, "" if item.id is None else item.id]
+    if not all(isinstance(value, str) for value in strings) or type(item.line) is not int:
+        raise ValueError("a value is of the wrong type")
+    return item
 
 
 def _plain(content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import gzip
 import io
 import os
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +32,7 @@ SUFFIXES = {
 }
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_BATCH = 256
+_BLOCK = 1 << 20
 
 
 def kind_of(path: str) -> str | None:
@@ -184,30 +187,70 @@ class ParquetSource:
 
     def groups_end(self, rows: int) -> int:
         """Byte offset after the row groups that hold the first `rows` rows."""
-        meta, end, seen = self._file.metadata, 0, 0
+        end, seen = 0, 0
         for index, size in enumerate(self.group_rows):
             if seen >= rows:
                 break
             seen += size
-            group = meta.row_group(index)
-            for column in map(group.column, range(group.num_columns)):
-                start = column.data_page_offset
-                if column.has_dictionary_page:
-                    start = min(start, column.dictionary_page_offset)
-                end = max(end, start + column.total_compressed_size)
+            end = max(end, self._group_range(index)[1])
         return end
 
-    def fingerprint(self, rows: int, digest: Any) -> None:
-        """Update `digest` with the bytes that hold the first `rows` rows, and with the footer."""
+    def _group_range(self, index: int) -> tuple[int, int]:
+        """Its first byte and the one behind its last; (0, 0) of a row group without columns."""
+        group, starts, ends = self._file.metadata.row_group(index), [], []
+        for column in map(group.column, range(group.num_columns)):
+            start = column.data_page_offset
+            if column.has_dictionary_page:
+                start = min(start, column.dictionary_page_offset)
+            starts.append(start)
+            ends.append(start + column.total_compressed_size)
+        return min(starts, default=0), max(ends, default=0)
+
+    def fingerprint(self, rows: int, digest: Any) -> tuple[int, list[int]]:
+        """Update `digest` with the bytes that hold the first `rows` rows, and with the footer.
+
+        Returns the CRC-32 of the footer and of each row group that holds some of these rows, of the same bytes.
+        """
+        end = self.groups_end(rows)
+        used = bisect_left([0, *accumulate(self.group_rows)], rows)
+        ranges = [self._group_range(index) for index in range(used)]
+        sums = [0] * used
+        cuts = sorted({end, *(min(cut, end) for place in ranges for cut in place)})
+        position = 0
         with open(self.path, "rb") as stream:
-            left = self.groups_end(rows)
-            while left > 0 and (block := stream.read(min(left, 1 << 20))):
-                digest.update(block)
-                left -= len(block)
-            # The last 8 bytes give the length of the footer before them.
-            end = stream.seek(-8, os.SEEK_END)
-            stream.seek(end - int.from_bytes(stream.read(4), "little"))
-            digest.update(stream.read())
+            for cut in cuts:
+                # Usually one: row groups lie one behind the other.
+                inside = [i for i, (first, last) in enumerate(ranges) if first <= position < last]
+                while position < cut and (block := stream.read(min(cut - position, _BLOCK))):
+                    digest.update(block)
+                    for index in inside:
+                        sums[index] = zlib.crc32(block, sums[index])
+                    position += len(block)
+            footer = self._footer(stream)
+        digest.update(footer)
+        return zlib.crc32(footer), sums
+
+    def footer_sum(self) -> int:
+        """CRC-32 of the footer, as `fingerprint` gives it."""
+        with open(self.path, "rb") as stream:
+            return zlib.crc32(self._footer(stream))
+
+    def group_sum(self, index: int) -> int:
+        """CRC-32 of a row group, as `fingerprint` gives it."""
+        position, end = self._group_range(index)
+        found = 0
+        with open(self.path, "rb") as stream:
+            stream.seek(position)
+            while position < end and (block := stream.read(min(end - position, _BLOCK))):
+                found = zlib.crc32(block, found)
+                position += len(block)
+        return found
+
+    def _footer(self, stream: IO[bytes]) -> bytes:
+        # The last 8 bytes give the length of the footer before them.
+        end = stream.seek(-8, os.SEEK_END)
+        stream.seek(end - int.from_bytes(stream.read(4), "little"))
+        return stream.read()
 
     def rows(
         self, start: int = 0, columns: Iterable[str] | None = None

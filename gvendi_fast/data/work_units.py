@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists
 from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
 
 # Row within its work unit, then file and line of the row that had the id first.
 _DUPLICATE = struct.Struct("<IIQ")
@@ -34,6 +36,8 @@ class SourceFile:
     size: int
     rows: int
     digest: str
+    # Where it is read from, if its recorded name is another: ids and rejected rows have the recorded one.
+    here: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Unit:
     line: line, or row of a Parquet file, of its first row.
     offset: byte in the file where its first row begins; used for plain JSON lines only.
     duplicates: which of its rows repeat an earlier id, packed; empty if none does.
+    digest: of what its rows were read from (see unit_digests.py); "" if it is not known, and then not checked.
     """
 
     ordinal: int
@@ -56,6 +61,7 @@ class Unit:
     line: int
     offset: int
     duplicates: bytes = b""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +94,20 @@ class Manifest:
             "rows_per_unit": self.rows_per_unit,
             "limit": self.limit,
             "fields": asdict(self.fields),
-            "files": [asdict(source) for source in self.files],
+            "files": [
+                {name: value for name, value in asdict(source).items() if name != "here"}
+                for source in self.files
+            ],
         }
+
+    def recorded_as(self, recorded: Mapping[str, Any]) -> Manifest:
+        """The same corpus under the paths of an equal manifest's dict; the files are read from where they are."""
+        paths = [entry["path"] for entry in recorded["files"]]
+        files = [
+            source if source.path == path else replace(source, path=path, here=source.here or source.path)
+            for source, path in zip(self.files, paths, strict=True)
+        ]
+        return replace(self, files=tuple(files))
 
 
 class UnitReader:
@@ -105,6 +123,7 @@ class UnitReader:
         self._line = 0
         self._unit_end = 0
         self._turn = 0
+        self._groups: GroupSums | None = None
         self._records: Iterator[tuple[int, bytes | dict | Reason]] = iter(())
 
     def __enter__(self) -> UnitReader:
@@ -116,25 +135,31 @@ class UnitReader:
     def close(self) -> None:
         """Close the open file; a later `read` opens what it needs again."""
         getattr(self._records, "close", lambda: None)()
-        self._file, self._line, self._records = -1, 0, iter(())
+        self._file, self._line, self._records, self._groups = -1, 0, iter(()), None
         self._turn += 1
 
     def read(self, unit: Unit) -> Iterator[Row | Rejected]:
         """The rows of `unit` in input order, each either readable or rejected with its reason.
 
-        Raises GvendiError if the file is missing or its size has changed since it was indexed, and RuntimeError if an
+        Raises GvendiError if the file is missing or its size has changed since it was indexed, and before the last row
+        if what was read is not what was indexed: use no row before the iterator is exhausted. RuntimeError if an
         iterator is used after a later `read` or `close` has taken its file.
         """
         manifest, path = self.manifest, self.manifest.files[unit.file].path
         self._go_to(unit)
         turn = self._turn
         repeats = _unpack_duplicates(unit.duplicates)
+        digest = 0
         for row in range(unit.rows):
             if turn != self._turn:
                 raise RuntimeError(
                     "this iterator's file has been taken over by a later read of the same UnitReader"
                 )
             line, payload = self._next(unit.line if row == 0 else 0)
+            if unit.digest:
+                digest = line_digest(digest, line, payload) if self._groups is None else digest
+                if row + 1 == unit.rows:
+                    self._check(unit, digest)
             record = decode_line(payload) if isinstance(payload, bytes) else payload
             parsed = parse_row(record, manifest.fields, row, path, line)
             if row in repeats and parsed.id is not None:
@@ -142,6 +167,15 @@ class UnitReader:
                 reason = f"duplicate id '{parsed.id}' (first at {manifest.files[file].path}:{first})"
                 parsed = Rejected(path, line, reason, parsed.id)
             yield parsed
+
+    def _check(self, unit: Unit, digest: int) -> None:
+        read = shown(digest) if self._groups is None else self._groups.digest(unit.line - 1, unit.rows)
+        if read != unit.digest:
+            raise GvendiError(
+                f"corpus: '{self.manifest.files[unit.file].path}' has changed since it was indexed: its rows from line "
+                f"{unit.line} on (work unit {unit.ordinal}, {unit.rows} row{'s' * (unit.rows != 1)}) are others; run "
+                "again on the unchanged file"
+            )
 
     def _next(self, at_least: int) -> tuple[int, bytes | dict | Reason]:
         for line, payload in self._records:
@@ -165,6 +199,7 @@ class UnitReader:
             _check_unchanged(source)
             self._file = unit.file
             self._records = _open_records(source, unit, self.manifest.fields)
+            self._groups = GroupSums(source.here or source.path) if source.kind == "parquet" else None
         self._unit_end = unit.first_row + unit.rows
 
 
@@ -176,21 +211,22 @@ def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
 
 def _open_records(source: SourceFile, unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
     if source.kind == "parquet":
-        with ParquetSource(source.path, fields) as parquet:
+        with ParquetSource(source.here or source.path, fields) as parquet:
             yield from parquet.rows(unit.line - 1)
     else:
         start = (unit.offset, unit.line) if source.kind == "jsonl" else (0, 1)
-        for line, _, payload in read_lines(source.path, source.kind, *start):
+        for line, _, payload in read_lines(source.here or source.path, source.kind, *start):
             yield line, payload
 
 
 def _check_unchanged(source: SourceFile) -> None:
-    if not os.path.exists(source.path):
-        raise GvendiError(f"corpus: '{source.path}' no longer exists; restore it or index the corpus again")
-    size = os.path.getsize(source.path)
+    path = Path(source.here or source.path)
+    if not exists(path):
+        raise GvendiError(f"corpus: '{path}' no longer exists; restore it or index the corpus again")
+    size = path.stat().st_size
     if size != source.size:
         raise GvendiError(
-            f"corpus: '{source.path}' has changed since it was indexed ({source.size} -> {size} bytes); "
+            f"corpus: '{path}' has changed since it was indexed ({source.size} -> {size} bytes); "
             "run the command again"
         )
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
@@ -50,6 +51,8 @@ BYTES_A_TOKEN = 4
 ROWS_TOGETHER, TOKENS_TOGETHER = 8192, 1 << 22
 # Rows that choose K, spread over so many work units: predictions from 512 of 3,000 rows are within a tenth of the bias.
 CHOOSING_ROWS, CHOOSING_UNITS = 512, 16
+# Parts that the line on damaged ones names.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ def sketch_corpus(
     progress: where the run reports.
     mean: one that the rows are to be centred by later; of other settings it is refused before any row is sketched.
     Rows that cannot be scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a
-    corpus or a directory that cannot be used, for other settings than the directory's, and when more than
-    `max_rejected` rows are rejected (what was done is kept).
+    corpus or a directory that cannot be used, for other settings than the directory's, for a corpus that changes under
+    the run, and when more than `max_rejected` rows are rejected (what was done is kept). Every part of an earlier run
+    is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
     manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
@@ -138,12 +142,14 @@ def sketch_corpus(
     if mean is not None:
         centred_spec(sketch_spec(spec), mean)
     run = RunDirectory.open(out, spec, manifest.to_dict())
+    manifest = manifest.recorded_as(run.manifest)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
-    todo = [unit for unit in manifest.units if not run.has_part(unit.ordinal)]
-    rejected = sum(1 for _ in run.rejected())
+    done = _usable(run, manifest, progress)
+    todo = [unit for unit in manifest.units if unit.ordinal not in done]
+    rejected = sum(1 for _ in run.rejected(sorted(done)))
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
     try:
-        _check_rejects(rejected, allowed, run)
+        _check_rejects(rejected, allowed, run, done)
         if is_compiled and todo:
             progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
             sketcher = _compiled(sketcher, settings)
@@ -161,20 +167,36 @@ def sketch_corpus(
             # Finished work units are written before the limit can end the run.
             for unit in group.finished():
                 refused = len(unit.refused) + unit.write(run)
+                done.add(unit.unit.ordinal)
                 progress.advance(len(unit.refused), 0, refused)
                 rejected += refused
-            _check_rejects(rejected, allowed, run)
+            _check_rejects(rejected, allowed, run, done)
     finally:
         progress.close()
     run.finish()
     return run
 
 
+def _usable(run: RunDirectory, manifest: Manifest, progress: Progress) -> set[int]:
+    """The work units whose parts can stay; one line names those that cannot."""
+    broken = run.broken({unit.ordinal: unit.digest for unit in manifest.units})
+    if broken:
+        names = ", ".join(f"{damage.path.name} ({damage.why})" for damage in broken[:NAMED])
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        count = "1 part is" if len(broken) == 1 else f"{len(broken)} parts are"
+        progress.note(
+            printable(
+                f"{count} damaged or of another run in '{run.parts}', and computed again: {names}{more}"
+            )
+        )
+    return set(run.done()) - {damage.unit for damage in broken}
+
+
 def _recorded_dim(out: str | os.PathLike, progress: Progress) -> int | None:
     """The dimension of the run directory `out`, None where there is none yet."""
     if not (Path(out) / "spec.json").is_file():
         return None
-    dim = RunDirectory.load(out).spec["sketch"]["dim"]
+    dim = RunDirectory.load(out).dim
     progress.note(f"K = {dim}, as the sketches in '{out}'")
     return dim
 
@@ -366,7 +388,7 @@ class UnitSketches:
             if self.columns.keeps_groups
             else None,
         )
-        run.write_part(part, [*self.refused, *bad])
+        run.write_part(part, [*self.refused, *bad], self.unit.digest)
         return len(bad)
 
 
@@ -476,10 +498,12 @@ def _allowed_rejects(limit: int | float | None, rows: int) -> int | None:
     return int(limit * rows) if isinstance(limit, float) else limit
 
 
-def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory) -> None:
+def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory, done: set[int]) -> None:
     if allowed is None or rejected <= allowed:
         return
-    first = [f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(), range(3), strict=False)]
+    first = [
+        f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(sorted(done)), range(3), strict=False)
+    ]
     raise GvendiError(
         f"{rejected} rows are rejected and --max-rejected allows {allowed}; if --out was given, "
         f"'{run.parts}' keeps the finished work units and lists all rejected rows. The first:\n"

@@ -228,7 +228,7 @@ def test_damaged_parts_are_named(tmp_path):
     ):
         path.write_bytes(broken)
         with pytest.raises(
-            GvendiError, match=r"part-000000.parquet' is damaged \(.*delete this file and run"
+            GvendiError, match=r"part-000000.parquet' is damaged \(.*; run the command that made it again"
         ):
             list(run.iterate())
     path.unlink()
@@ -240,7 +240,7 @@ def test_damaged_parts_are_named(tmp_path):
 def test_parts_that_do_not_belong_together(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
     run.write_part(Part(0, **part()))
-    run.write_part(Part(1, **part(K=16)))
+    run.write_part(Part(1, **part(K=16, first_row=5)))
     with pytest.raises(
         GvendiError, match=r"part-000001.parquet' is damaged \(sketches of width 16 among others"
     ):
@@ -250,7 +250,8 @@ def test_parts_that_do_not_belong_together(tmp_path):
         list(run.rejected())
     (run.parts / "rejected-000001.jsonl").write_text('{"file": ')
     with pytest.raises(
-        GvendiError, match=r"part-000001.parquet' is damaged \('rejected-000001.jsonl' beside it"
+        GvendiError,
+        match=r"part-000001.parquet' is damaged \(the checksum of 'rejected-000001.jsonl' beside it",
     ):
         list(run.rejected())
 

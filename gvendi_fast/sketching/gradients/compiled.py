@@ -129,6 +129,8 @@ class CompiledBlock(Forward):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the block's forward gives."""
+        if not self._probed.runs_here():
+            return self.inner(*args, **kwargs)
         # Where others have compiled the block, their compiler reads this, and chooses sizes itself.
         if not torch.compiler.is_compiling():
             self._mark(args, kwargs)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.taps import LINEAR, Tap
 
 # Settings by which the models of transformers, and published ones with code of their own, cap or scale their logits:
@@ -193,25 +194,27 @@ def _with_hidden(result: object, hidden: torch.Tensor) -> object:
 @contextmanager
 def _hooked(modules: Iterable[nn.Module], hook: Callable) -> Iterator[None]:
     """The modules with this forward hook inside, without it outside."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
+    with undoing() as undo:
+        for module in modules:
+            undo.append(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def _forward(module: nn.Module, forward: Callable) -> Iterator[None]:
     """The module with this forward inside, with its own outside."""
     own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
+
+    def restore() -> None:
         if own is not None:
             module.forward = own
+        else:
+            module.__dict__.pop("forward", None)
+
+    with undoing() as undo:
+        undo.append(restore)
+        module.forward = forward
+        yield
 
 
 def autograd_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ unchanged.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 
 import torch
@@ -39,14 +40,18 @@ def spec_text(spec: SketchSpec) -> str:
 # (weight, bias) by number, and the key of each: one entry for every pair of names that a process has met.
 _names: list[tuple[str, str]] = []
 _keys: dict[tuple[str, str], Tensor] = {}
+_numbering = threading.Lock()
 
 
 def layer_key(weight: str | None, bias: str | None) -> Tensor:
     """int64 [] on the CPU that represents a layer's parameters, None for one that is left out."""
     names = weight or "", bias or ""
     if names not in _keys:
-        _names.append(names)
-        _keys[names] = torch.tensor(len(_names) - 1)
+        # Two threads that append at once would both take the number of the later one.
+        with _numbering:
+            if names not in _keys:
+                _names.append(names)
+                _keys[names] = torch.tensor(len(_names) - 1)
     return _keys[names]
 
 

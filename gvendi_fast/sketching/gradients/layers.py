@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Layout, Tap, blocks_of
 
 EMBEDDINGS, HEAD, TIED, ATTENTION, MLP, NORMS, OTHER = KINDS = (
@@ -258,15 +259,13 @@ def _mixing(model: nn.Module, blocks: Sequence[nn.Module], taps: Sequence[Tap]) 
             mixing.update(id(module) for module in part.modules())
 
     embedding = model.get_input_embeddings()
-    handles = [part.register_forward_hook(look, with_kwargs=True) for part in parts]
-    handles.append(embedding.register_forward_hook(lambda module, args, out: out.detach().requires_grad_()))
     ids = torch.arange(1, 5, device=embedding.weight.device)[None] % embedding.weight.shape[0]
-    try:
-        with torch.enable_grad():
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with undoing() as undo, torch.enable_grad():
+        for part in parts:
+            undo.append(part.register_forward_hook(look, with_kwargs=True).remove)
+        start = embedding.register_forward_hook(lambda module, args, out: out.detach().requires_grad_())
+        undo.append(start.remove)
+        model(input_ids=ids, use_cache=False)
     return mixing
 
 

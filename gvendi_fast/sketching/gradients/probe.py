@@ -14,6 +14,7 @@ The layers themselves run unchanged: where their weights require a gradient they
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
@@ -242,15 +244,12 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
 
         return hook
 
-    handles = [tap.module.register_forward_hook(watch(tap), with_kwargs=True) for tap in linear]
     embedding = model.get_input_embeddings().weight
     ids = torch.arange(1, 5, device=embedding.device)[None] % embedding.shape[0]
-    try:
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with undoing() as undo, torch.no_grad():
+        for tap in linear:
+            undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
+        model(input_ids=ids, use_cache=False)
     together: list[list[Tap]] = []
     placed: set[int] = set()
     last: tuple[Tensor, int] | None = None
@@ -304,6 +303,8 @@ class ProbedModel:
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
         self.spec = layer_ops.spec_text(spec)
         self.groups = find_groups(model, taps, spec)
+        # Of the pass that runs.
+        self.thread: int | None = None
         # A layer whose input an eager pass has seen changed before the next layer of its group read it.
         self.changed_between: str | None = None
         self.tapped: list[Tapped] = [
@@ -346,16 +347,33 @@ class ProbedModel:
     @contextmanager
     def attached(self, others: Sequence[Forward] = ()) -> Iterator[None]:
         """Taps attached inside, and then `others`; the model as it was before outside."""
-        attached: list[Forward] = []
-        try:
+        with undoing() as undo:
+            undo.append(self._leave)
+            self.thread = threading.get_ident()
             for forward in (*self.tapped, *others):
-                attached.append(forward)
+                undo.append(forward.remove)
                 forward.attach()
             yield
-        finally:
-            for forward in reversed(attached):
-                forward.remove()
-            self.end()
+
+    def _leave(self) -> None:
+        self.end()
+        self.thread = None
+
+    def runs_here(self) -> bool:
+        """Whether a pass of this thread runs; False for one that was kept from a pass that has ended.
+
+        Raises GvendiError in another thread than that of the pass: the model is changed, and its sketches would be.
+        """
+        # A compiler reads what its own block is given, in the thread of the pass.
+        if torch.compiler.is_compiling() or self.thread == threading.get_ident():
+            return True
+        if self.thread is None:
+            return False
+        raise GvendiError(
+            "this model cannot be run while another thread sketches with it (or did when this process was forked): it "
+            "is in eval mode and takes no gradients for so long; wait for that call, or give the sketcher a copy "
+            "(copy.deepcopy)"
+        )
 
 
 class Tapped(Forward):
@@ -382,7 +400,7 @@ class TappedLinear(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, whose gradient is sketched."""
         output = self.inner(*args, **kwargs)
-        if not output.requires_grad:
+        if not self.probed.runs_here() or not output.requires_grad:
             return output
         x, (batch, length) = _first(args, kwargs), self.probed.ids.shape
         shape = x.shape
@@ -426,7 +444,7 @@ class TappedNorm(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The norm's output, whose gradient is sketched."""
         output = self.inner(*args, **kwargs)
-        if not output.requires_grad:
+        if not self.probed.runs_here() or not output.requires_grad:
             return output
         probed = self.probed
         x, batch = _first(args, kwargs).detach().to(output.device), probed.probe.shape[0]
@@ -452,6 +470,8 @@ class TappedEmbedding(Tapped):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, with a gradient at what it looked up."""
+        if not self.probed.runs_here():
+            return self.inner(*args, **kwargs)
         with _EmbeddingCalls(self._looked_up):
             return self.inner(*args, **kwargs)
 

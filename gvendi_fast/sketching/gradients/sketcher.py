@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import glob
 import inspect
-import threading
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,9 @@ import torch
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
+from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients.batch import Batch, prepare
 from gvendi_fast.sketching.gradients.compiled import (
@@ -42,9 +42,8 @@ from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps, in_groups
 from gvendi_fast.sketching.proxy.attention import never_packed
 
-# A pass changes its model for as long as it runs, so another thread's pass over the same model waits.
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_locking = threading.Lock()
+# A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
+_models = InUse("model", "sketches")
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,10 @@ class GradientSketcher:
     compile: make one graph of the model's blocks, sketches inside, by torch.compile. That takes seconds, once, at the
         first batch of two samples or more; a sample by itself runs eagerly.
         The numbers are those of the eager pass to the rounding of the model's number format.
+    Threads: a sketcher, and the sketchers of models that share a layer or a parameter, take turns: a call waits for
+        those of other threads. A call from inside a pass over the same model (a hook) raises GvendiError, and so does
+        running the model in another thread meanwhile, or changing its weights. However a pass ends, the model is
+        as it was before. `copy.deepcopy` and pickle give a sketcher with a model of its own; not while a pass runs.
     Raises GvendiError naming the parameters for which no sketch is known.
 
         sketcher = GradientSketcher(model, SketchSpec(dim=1024))
@@ -115,7 +118,7 @@ class GradientSketcher:
         self._is_safe = False
         check_preset(layers)
         check_groups(groups)
-        with _lock_of(model):
+        with _alone(model):
             layout = find_taps(model, exclude)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
@@ -123,7 +126,7 @@ class GradientSketcher:
             with _frozen(model), never_packed():
                 cells = find_cells(model, layout)
         if layers != "all":
-            with _lock_of(model):
+            with _alone(model):
                 layout = find_taps(model, (*exclude, *map(glob.escape, left_out(layers, cells))))
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total)
@@ -143,6 +146,15 @@ class GradientSketcher:
         core = self.model if self._head is None else self._head.base
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         self._gives_positions = looks_up_positions and takes_positions
+
+    def __getstate__(self) -> dict[str, Any]:
+        modules = list(self.model.modules())
+        if _models.is_claimed([*modules, *_parameters(modules)]):
+            raise GvendiError(
+                "this sketcher cannot be copied or pickled while a pass over its model runs, which holds the model's "
+                "state; do it before or after"
+            )
+        return self.__dict__.copy()
 
     def __call__(
         self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -184,7 +196,7 @@ class GradientSketcher:
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
         errors = compiler_errors() if blocks else nullcontext()
-        with _frozen(self.model), torch.enable_grad(), never_packed(), errors:
+        with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
             if blocks and not self._is_safe:
                 with self._probed.attached():
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
@@ -261,25 +273,64 @@ class GradientSketcher:
         return tap.module is self.model.get_output_embeddings()
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
-    with _locking:
-        return _locks.setdefault(model, threading.RLock())
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """The modules of a model, which no other thread sketches inside."""
+    modules = list(model.modules())
+    # Models may share a layer, or a parameter of layers of their own.
+    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward):
+        yield modules
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter that requires a gradient inside, for one thread; flags as they were outside."""
-    with _lock_of(model):
-        training = [m for m in model.modules() if m.training]
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        try:
-            for module in training:
-                module.training = False
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
-        finally:
+    with _alone(model) as modules, undoing() as undo:
+        training = [m for m in modules if m.training]
+        trainable = [p for p in _parameters(modules) if p.requires_grad]
+
+        def restore() -> None:
             for module in training:
                 module.training = True
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+        undo.append(restore)
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Raises GvendiError where a weight is changed in place inside, by another thread or a hook."""
+    before, seen = _versions(model), None
+    try:
+        yield
+    except RuntimeError as error:
+        # Autograd refuses to go on with a weight that was changed after the forward pass read it.
+        if _versions(model) == before:
+            raise
+        seen = error
+    if _versions(model) != before:
+        raise GvendiError(
+            "the weights of the model changed while it was sketched, so the sketches are of no one model; let training "
+            "steps and hooks that write weights wait until the call has returned"
+        ) from seen
+
+
+def _versions(model: nn.Module) -> int:
+    # Of weights made in inference mode torch counts no changes.
+    return sum(p._version for p in _parameters(model.modules()) if not p.is_inference())
+
+
+def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Of all modules; one that several share is there several times."""
+    return [p for module in modules for p in module._parameters.values() if p is not None]
+
+
+def _is_in_backward() -> bool:
+    """Whether this thread runs a backward pass: it may be autograd's own, for which the thread of a pass waits."""
+    return torch._C._current_graph_task_id() != -1

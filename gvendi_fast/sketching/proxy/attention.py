@@ -8,16 +8,18 @@ leaves out the cap that Gemma 2 puts on attention scores) sdpa is refused.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.undoing import undoing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -105,31 +107,38 @@ class _Answered:
 
     def __init__(self, module: str, name: str, answer: bool | None) -> None:
         self.module, self.name, self.answer = module, name, answer
-        self.passes: Counter[int] = Counter()
+        # The thread of each pass, by the pass.
+        self.passes: dict[object, int] = {}
         self.plain: Callable[..., Any] | None = None
 
     def __call__(self, *args, **kwargs) -> Any:
-        if torch.compiler.is_compiling() or self.passes[threading.get_ident()] > 0:
+        if torch.compiler.is_compiling() or threading.get_ident() in tuple(self.passes.values()):
             return self.answer
         return self.plain(*args, **kwargs)
 
-    def enter(self) -> None:
-        """One more pass in this thread."""
+    def enter(self, one: object) -> None:
+        """A pass begins in this thread."""
         module = importlib.import_module(self.module)
         with _lock:
             # Earlier versions of transformers lack one of them.
-            if not self.passes.total() and hasattr(module, self.name):
-                self.plain = getattr(module, self.name)
+            found = getattr(module, self.name, None)
+            if found is not None and found is not self:
+                self.plain = found
                 setattr(module, self.name, self)
-            self.passes[threading.get_ident()] += 1
+            self.passes[one] = threading.get_ident()
 
-    def leave(self) -> None:
-        """One pass less; the last one puts the function back."""
+    def leave(self, one: object) -> None:
+        """A pass ends, if it has begun; the last one puts the function back."""
+        module = importlib.import_module(self.module)
         with _lock:
-            self.passes -= Counter([threading.get_ident()])
-            if not self.passes and self.plain is not None:
+            self.passes.pop(one, None)
+            if not self.passes and getattr(module, self.name, None) is self:
                 # Kept: whoever imported this object by name meanwhile goes on calling it.
-                setattr(importlib.import_module(self.module), self.name, self.plain)
+                setattr(module, self.name, self.plain)
+
+    def forked(self) -> None:
+        """In the child of a fork, where no other thread lives."""
+        self.passes = {one: thread for one, thread in self.passes.items() if thread == threading.get_ident()}
 
 
 _lock = threading.Lock()
@@ -139,6 +148,17 @@ _LOOKS = (
 )
 
 
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for look in _LOOKS:
+        look.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def never_packed() -> Iterator[None]:
     """transformers without its looks for several sequences in one row of a batch, in this thread: ours hold one each.
@@ -146,8 +166,9 @@ def never_packed() -> Iterator[None]:
     They read position ids from the GPU and wait for it: one once a pass, the other, with flash-attn and a batch of one,
     in every layer. A compiler, which cannot read, would take every batch for a packed one and build masks [B, 1, T, T].
     """
-    with ExitStack() as stack:
+    one = object()
+    with undoing() as undo:
         for look in _LOOKS:
-            look.enter()
-            stack.callback(look.leave)
+            undo.append(partial(look.leave, one))
+            look.enter(one)
         yield

@@ -1,0 +1,67 @@
+"""`gvendi check`: whether a run directory is whole, down to the last byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gvendi_fast.base.printable import printable
+from gvendi_fast.cli.options import Json
+
+EXIT_FINDINGS = 1
+
+
+def check(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A run directory that 'gvendi sketch' or 'score --out' made, or the directory of 'gvendi synthesize'.",
+        ),
+    ],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus",
+            metavar="DIR",
+            help="Read the files of the corpus too, and compare them with what was sketched: the folder that holds "
+            "them now, or '.' if they are where they were.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a run directory: read all of it, and say what is damaged or does not belong there.
+
+    One line for every finding, then a summary; nothing is changed. The exit
+    code is 1 with findings. The command that made the directory computes
+    damaged parts again. On the directory of a synthesis it verifies the
+    sketches of the seeds.
+
+    Example: gvendi check runs/mine --corpus data
+    """
+    from gvendi_fast.synthesis.disk.checking import check_directory
+
+    # Where a file is recorded is as good a place to look as any folder, and '.' has no tail to try.
+    here = corpus is not None and corpus == Path()
+    checked = check_directory(directory, with_corpus=corpus is not None, corpus=None if here else corpus)
+    if as_json:
+        print(json.dumps({"directory": str(directory), **checked.to_dict()}, ensure_ascii=False))
+    else:
+        for finding in checked.findings:
+            print(printable(f"{finding.kind}: '{finding.path}': {finding.what}"))
+        print(printable(_summary(directory, checked)))
+    if checked.findings:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def _summary(directory: Path, checked) -> str:
+    count = len(checked.findings)
+    found = "nothing is wrong" if not count else f"{count} finding{'s' * (count != 1)}"
+    parts = f"{checked.whole:,} of {checked.parts:,} part{'s' * (checked.parts != 1)} whole, {checked.rows:,} rows"
+    total = checked.units_total
+    if total is not None and checked.parts < total:
+        parts += f"; {total - checked.parts:,} of {total:,} work units are not done yet"
+    return f"{found} in '{directory}': {parts}"

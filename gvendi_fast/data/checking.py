@@ -1,0 +1,170 @@
+"""What is wrong with a run directory: everything in it is read and compared, and nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists, stale
+from gvendi_fast.data.originals import verify_corpus
+from gvendi_fast.data.parts import COLUMNS, OPTIONAL, DamagedPartError, read_part
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_files import check_manifest, read_json
+
+DAMAGED, FOREIGN, UNREADABLE, LEFT, CHANGED = "damaged", "foreign", "unreadable", "left over", "changed"
+REJECTED, SCORE = "rejected.jsonl", "score.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    path: of the file.
+    kind: "damaged"; "foreign", of another run or of no work unit; "unreadable", as the system does not let it be read;
+        "left over" by a process that was killed; "changed", of a corpus.
+    what: what is wrong, and what mends it.
+    """
+
+    path: str
+    kind: str
+    what: str
+
+
+@dataclass
+class Checked:
+    """What `check_run` saw: the findings, and of how many parts (those of work units) how many are whole, with rows."""
+
+    findings: list[Finding] = field(default_factory=list)
+    parts: int = 0
+    whole: int = 0
+    rows: int = 0
+    units_total: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `gvendi check --json` prints."""
+        return asdict(self)
+
+    def add(self, path: str | os.PathLike, kind: str, what: str) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(os.fspath(path), kind, what))
+
+    @contextmanager
+    def noting(self, path: str | os.PathLike, kind: str = DAMAGED) -> Iterator[None]:
+        """Errors of the block become findings: of content those of this kind, of the system unreadable files."""
+        try:
+            yield
+        except DamagedPartError as error:
+            self.add(error.path, kind, f"{error.why}; run the command that made it again")
+        except GvendiError as error:
+            self.add(path, kind, str(error))
+        except OSError as error:
+            if error.errno is None:
+                raise
+            self.add(
+                error.filename or path, UNREADABLE, f"{os.strerror(error.errno)}; its content may be whole"
+            )
+
+
+def check_run(
+    path: str | os.PathLike, with_corpus: bool = False, corpus: str | os.PathLike | None = None
+) -> Checked:
+    """Everything that is wrong with a run directory; all of it is read.
+
+    with_corpus: read the corpus too and compare it with units.json. corpus: the folder that holds it now, if it has
+    moved. Raises GvendiError where `path` is no run directory.
+    """
+    root, seen = Path(path), Checked()
+    if not exists(root / "spec.json") and not exists(root / "parts"):
+        raise GvendiError(
+            f"'{root}' is not a run directory: it has neither spec.json nor parts; name the --out of 'gvendi sketch'"
+        )
+    run = _recorded(root, seen)
+    seen.units_total = run.units_total
+    _check_parts(run, seen, is_recorded=not seen.findings)
+    for stranger in run.strangers():
+        seen.add(
+            stranger, FOREIGN, "it belongs to no work unit of the corpus and is never read; move it away"
+        )
+    if not seen.findings and run.missing() is None:
+        _check_rejected(run, seen)
+        _check_score(run, seen)
+    for folder in filter(exists, (root, root / "parts")):
+        with seen.noting(folder):
+            for left in stale(folder):
+                seen.add(
+                    left,
+                    LEFT,
+                    "a process that was killed left it; the next run into the directory removes it",
+                )
+    if with_corpus:
+        for file, problem in verify_corpus(run, corpus):
+            with seen.noting(file, CHANGED):
+                problem()
+    return seen
+
+
+def _recorded(root: Path, seen: Checked) -> RunDirectory:
+    """The directory, with nothing in place of a spec.json or units.json that cannot be used."""
+    spec: dict[str, Any] = {}
+    manifest = None
+    with seen.noting(root / "spec.json"):
+        if not exists(root / "spec.json"):
+            raise GvendiError("it is missing; restore it, or sketch the corpus again into another --out")
+        spec = read_json(root / "spec.json")
+    units = root / "units.json"
+    with seen.noting(units):
+        manifest = check_manifest(units, read_json(units)) if exists(units) else None
+    return RunDirectory(root, spec, manifest)
+
+
+def _check_parts(run: RunDirectory, seen: Checked, is_recorded: bool) -> None:
+    with seen.noting(run.parts):
+        done = run.done()
+        seen.parts = len(done)
+        of_other_spec = []
+        for unit in done:
+            path = run.part_path(unit)
+            with seen.noting(path):
+                try:
+                    if is_recorded:
+                        seen.rows += run.verify(unit)
+                    else:
+                        seen.rows += len(read_part(path, unit, [*COLUMNS, *OPTIONAL])[0].ids)
+                    seen.whole += 1
+                except DamagedPartError as damage:
+                    if not damage.is_foreign:
+                        raise
+                    of_other_spec += [unit] * damage.is_of_other_spec
+                    seen.add(path, FOREIGN, f"{damage.why}; run the command that made it again")
+        if of_other_spec and len(of_other_spec) == len(done):
+            # One cause, one line.
+            seen.findings = [item for item in seen.findings if item.kind != FOREIGN]
+            seen.add(
+                run.path / "spec.json", DAMAGED, "it is not the one that the parts were made with; restore it"
+            )
+
+
+def _check_rejected(run: RunDirectory, seen: Checked) -> None:
+    path = run.path / REJECTED
+    with seen.noting(path):
+        if exists(path) and path.read_bytes() != b"".join(run.rejected_lines()):
+            seen.add(path, DAMAGED, "it does not list the rejected rows of the parts; run the command again")
+
+
+def _check_score(run: RunDirectory, seen: Checked) -> None:
+    path = run.path / SCORE
+    with seen.noting(path):
+        if not exists(path):
+            return
+        found = read_json(path)
+        wanted = {"n": seen.rows, "units_done": seen.parts, "units_total": seen.units_total}
+        for name, value in wanted.items():
+            if found.get(name, value) != value:
+                shown = json.dumps(found[name], ensure_ascii=False)[:60]
+                seen.add(path, DAMAGED, f"its {name} is {shown} and the run's {value}; score the run again")

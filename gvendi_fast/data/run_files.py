@@ -1,0 +1,119 @@
+"""spec.json and units.json of a run directory: read strictly, as someone may have edited them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.rows import Fields
+
+# {key of units.json: type of its value}; those of a file's entry.
+_COUNTS = ("units_total", "rows", "duplicates", "rows_per_unit")
+_OF_FILE = {"path": str, "kind": str, "size": int, "rows": int, "digest": str}
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """BLAKE2b (8 bytes, hex) of JSON-able content; the order of its keys does not count."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file of a run directory holds. Raises GvendiError where it holds anything else."""
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise _damaged(path, "nested too deeply") from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The content of units.json. Raises GvendiError where a value is of another kind than `Manifest.to_dict` writes."""
+    for name in _COUNTS:
+        if name in manifest or name == "units_total":
+            _check(path, name, manifest.get(name), is_count(manifest.get(name)), "a count")
+    limit = manifest.get("limit")
+    _check(path, "limit", limit, limit is None or is_count(limit), "a count or null")
+    names = {field.name for field in fields(Fields)}
+    of_rows = manifest.get("fields", {})
+    # The one that makes groups may be null.
+    good = isinstance(of_rows, dict) and all(
+        name in names and (isinstance(value, str) or (name == "by" and value is None))
+        for name, value in of_rows.items()
+    )
+    _check(path, "fields", of_rows, good, f"names of {', '.join(sorted(names))}")
+    files = manifest.get("files", [])
+    _check(path, "files", files, isinstance(files, list), "a list")
+    for number, entry in enumerate(files):
+        _check(path, f"files[{number}]", entry, isinstance(entry, dict), "an object")
+        for name, kind in _OF_FILE.items():
+            value = entry.get(name)
+            good = name not in entry or (is_count(value) if kind is int else isinstance(value, str))
+            _check(path, f"files[{number}].{name}", value, good, "a count" if kind is int else "a string")
+    ranges = unit_ranges(manifest)
+    units, rows = manifest["units_total"], manifest.get("rows")
+    if ranges is not None and (ranges.units, ranges.rows) != (units, rows):
+        raise _damaged(path, f"its files do not add up to its {units} work units and {rows} rows")
+    return manifest
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is an integer from 0 that a file can have as many bytes of."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+class UnitRanges:
+    """The rows of each work unit of a recorded corpus, from the rows of its files; `units` and `rows` of all."""
+
+    def __init__(self, rows_of_files: Sequence[int], per_unit: int) -> None:
+        self._per_unit = per_unit
+        self._rows = [0, *accumulate(rows_of_files)]
+        self._units = [0, *accumulate(-(-rows // per_unit) for rows in rows_of_files)]
+        self.units, self.rows = self._units[-1], self._rows[-1]
+
+    def of(self, unit: int) -> tuple[int, int]:
+        """(first row, rows) of a work unit of the corpus."""
+        file = bisect_right(self._units, unit) - 1
+        first = self._rows[file] + (unit - self._units[file]) * self._per_unit
+        return first, min(self._per_unit, self._rows[file + 1] - first)
+
+
+def unit_ranges(manifest: Mapping[str, Any]) -> UnitRanges | None:
+    """The rows of the work units of a corpus by its units.json; None where it does not say."""
+    per_unit, files = manifest.get("rows_per_unit"), manifest.get("files", [])
+    if not per_unit or not files or any("rows" not in entry for entry in files):
+        return None
+    return UnitRanges([entry["rows"] for entry in files], per_unit)
+
+
+def _check(path: Path, name: str, value: Any, good: bool, wanted: str) -> None:
+    if not good:
+        raise _damaged(path, f"{name} is {json.dumps(value, ensure_ascii=False)[:60]}; wanted {wanted}")
+
+
+def _damaged(path: Path, why: str) -> GvendiError:
+    return GvendiError(f"'{path}' is damaged ({why}); restore it or give another --out")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice!r} twice")
+    return content
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

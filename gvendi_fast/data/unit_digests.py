@@ -1,0 +1,70 @@
+"""What the rows of a work unit were read from, as a checksum that the index takes and every later reading checks.
+
+JSON lines: CRC-32 over the numbers and contents of the work unit's lines, decompressed, without the ends of lines.
+Parquet: CRC-32 over those of the row groups that hold its rows and of the footer, as the file has them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from gvendi_fast.data.rows import Fields
+from gvendi_fast.data.sources import ParquetSource
+
+
+def line_digest(so_far: int, line: int, payload: bytes | str) -> int:
+    """The checksum of lines (0 for none) with one more: its number, and its content or why it could not be read."""
+    content = payload if isinstance(payload, bytes) else payload.encode("utf-8", "surrogatepass")
+    return zlib.crc32(content, (so_far ^ line) & 0xFFFFFFFF)
+
+
+def shown(digest: int) -> str:
+    """A checksum as `Unit.digest` has it."""
+    return f"{digest:08x}"
+
+
+def groups_digest(footer: int, groups: Sequence[int]) -> str:
+    """`Unit.digest` of a Parquet file's rows by the checksums of its footer and of the row groups that hold them."""
+    return shown(zlib.crc32(struct.pack(f"<{1 + len(groups)}I", footer, *groups)))
+
+
+def groups_of(group_rows: Sequence[int], first: int, rows: int) -> range:
+    """The row groups that hold `rows` rows from row `first` (from 0) of their file on."""
+    ends = [*accumulate(group_rows)]
+    return range(bisect_right(ends, first), bisect_left(ends, first + rows) + 1)
+
+
+class GroupSums:
+    """Checksums of a Parquet file's row groups, each read once as long as the system says that the file is the same.
+
+    The time of a file's last change of status cannot be set back, as that of its content can.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._status: tuple[int, ...] = ()
+        self._footer = 0
+        self._rows: list[int] = []
+        self._sums: dict[int, int] = {}
+
+    def digest(self, first: int, rows: int) -> str:
+        """`Unit.digest` of `rows` rows from row `first` (from 0) on, as the file is now."""
+        found = os.stat(self.path)
+        status = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if status != self._status:
+            with ParquetSource(self.path, Fields()) as source:
+                self._rows, self._footer = source.group_rows, source.footer_sum()
+            self._status, self._sums = status, {}
+        wanted = groups_of(self._rows, first, rows)
+        missing = [group for group in wanted if group not in self._sums and group < len(self._rows)]
+        if missing:
+            with ParquetSource(self.path, Fields()) as source:
+                # Rows are read in order, so that the row groups before these are done with.
+                self._sums = {group: self._sums[group] for group in wanted if group in self._sums}
+                self._sums |= {group: source.group_sum(group) for group in missing}
+        return groups_digest(self._footer, [self._sums.get(group, 0) for group in wanted])
