@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -208,7 +209,8 @@ def _report(results: list[dict[str, Any]], options: argparse.Namespace) -> int:
     first: dict[tuple[str, str], int] = {}
     for one in faulty:
         for fault in dict.fromkeys(one["faults"]):
-            key = one["kind"], fault[:110]
+            # What is the same but for numbers and names is one fault.
+            key = one["kind"], re.sub(r"[0-9a-f]*\d[0-9a-f]*", "N", fault.partition("\n")[0])[:130]
             counted[key] += 1
             first.setdefault(key, one["number"])
     for (kind, fault), count in sorted(counted.items()):

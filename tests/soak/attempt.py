@@ -132,7 +132,9 @@ class Attempt:
             self.fault(f"{what}: exit code {ended.code}")
         if ended.code == 130 and signal.SIGINT not in sent:
             self.fault(f"{what}: says that it was interrupted and was not")
-        if ended.code == 1 and not re.search(r"^error: \S", ended.err, re.MULTILINE):
+        # What a check finds is what it was asked for.
+        found = what == "check" and re.search(r"^\d+ findings? in ", ended.out, re.MULTILINE)
+        if ended.code == 1 and not found and not re.search(r"^error: \S", ended.err, re.MULTILINE):
             self.fault(f"{what}: exit code 1 without an error in words")
 
     def refused(self, ended: Ended, names: Iterable[str]) -> None:
@@ -144,8 +146,9 @@ class Attempt:
 
     def undamaged(self, ended: Ended) -> None:
         """What holds where nothing was damaged: it is not called so, and nobody is told to delete anything."""
-        if re.search(r"damaged|delete this file|restore it", error_of(ended)):
-            self.fault(f"{ended.argv[0]}: calls damaged what is not: {error_of(ended)[:200]}")
+        said = ended.out if ended.argv[0] == "check" else error_of(ended)
+        if re.search(r"damaged|delete this file|restore it", said):
+            self.fault(f"{ended.argv[0]}: calls damaged what is not: {said[:200]}")
 
     def finish(self, corpus_name: str = "corpus") -> bool:
         """The undisturbed run at the end must give the reference to the bit; whether it did."""
@@ -188,7 +191,17 @@ class Attempt:
                 self.fault(f"{name}: refuses what is whole: {error_of(ended)[:300]}")
             return ended
         self.same_output(name, ended)
+        if name == "check" and any(self.changed_parts()):
+            self.fault(f"check: finds nothing wrong with {', '.join(self.changed_parts())}")
         return ended
+
+    def changed_parts(self) -> list[str]:
+        """Files of parts/ that are not those of the reference."""
+        now, was = (
+            {k: v for k, v in one.items() if "/" in k}
+            for one in (digests(self.work / "run"), self.reference.files)
+        )
+        return sorted(name for name in now.keys() | was.keys() if now.get(name) != was.get(name))
 
     def same_output(self, name: str, ended: Ended) -> None:
         """What a reader printed and wrote is what it was of the reference."""
