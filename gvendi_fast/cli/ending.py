@@ -104,7 +104,10 @@ def _say(error: BaseException, stopped: _Stopped) -> int:
 def _fault(error: BaseException) -> str:
     """A fault of this program, with the line of it that was the last to run."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{os.sep}gvendi_fast{os.sep}" in frame.filename] or frames
+    package = Path(__file__).resolve().parents[1]
+    around = (__file__, str(Path(__file__).with_name("app.py")))
+    inner = [frame for frame in frames if frame.filename not in around]
+    own = [frame for frame in inner if package in Path(frame.filename).parents] or inner
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     said = " ".join(str(error).split())
     what = type(error).__name__ + (f": {said[:300]}" if said else "")

@@ -334,11 +334,15 @@ def home(path: str) -> str:
 
 
 def at_home(command: Callable) -> Callable:
-    """The command with `home` applied to every argument that is a path."""
+    """The command with `home` applied to every argument that is a path; GvendiError for one that is no UTF-8."""
 
     def expanded(value):
         if isinstance(value, Path):
-            return Path(home(str(value)))
+            path = home(str(value))
+            # Names are stored as text, and Arrow takes no others.
+            if any("\ud800" <= c <= "\udfff" for c in path):
+                raise GvendiError(f"the path '{path}' is not UTF-8; rename it, or give another")
+            return Path(path)
         return [expanded(item) for item in value] if isinstance(value, list) else value
 
     @functools.wraps(command)

@@ -133,21 +133,23 @@ def synthesize(
         return
     from gvendi_fast.base.progress import progress_for
 
+    out = home(settings.out)
+
     def kept(error: BaseException) -> str | None:
         # What cannot be used, or is down, says itself how to go on.
         if isinstance(error, GvendiError):
             return None
-        if (Path(settings.out) / CONFIG).is_file():
-            return f"answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on"
+        if (Path(out) / CONFIG).is_file():
+            return f"answers and decisions are kept; 'gvendi synthesize --resume {out}' goes on"
         return "no request was sent yet; the same command begins again"
 
     with keeping(kept), view_for() as view:
         status = run(settings, view, progress_for(verb="sketching the pool:"), view.say)
-    with keeping(lambda _: f"the run is whole, in '{settings.out}'"):
+    with keeping(lambda _: f"the run is whole, in '{out}'"):
         if as_json:
-            put_json({**status.to_dict(), "out": settings.out})
+            put_json({**status.to_dict(), "out": out})
         else:
-            _print_end(status, settings.out)
+            _print_end(status, out)
 
 
 def _print_previews(previews: list[dict]) -> None:

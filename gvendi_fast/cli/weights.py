@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
-from gvendi_fast.cli.options import Json, home, warn_unfinished
+from gvendi_fast.cli.options import Json, warn_unfinished
 from gvendi_fast.cli.tables import headline, print_table, short_names
 
 # Each source needs K x K numbers in memory.
@@ -19,7 +20,7 @@ MOST_SOURCES = 256
 
 def weights(
     run: Annotated[
-        str, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
+        Path, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
     ],
     by: Annotated[
         str,
@@ -55,7 +56,7 @@ def weights(
     from gvendi_fast.analysis.scoring import check_by
     from gvendi_fast.data.run_directory import RunDirectory
 
-    directory = RunDirectory.load(home(run))
+    directory = RunDirectory.load(run)
     warn_unfinished(directory)
     check_by(directory, by)
     states = _states(directory)
