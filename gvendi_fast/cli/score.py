@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printable import printable
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import CorpusOptions, Data, Json, Order, saved_mean, unbundled, warn_unfinished
-from gvendi_fast.data.sources import find_files
+from gvendi_fast.data.listing import list_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +92,7 @@ def score(
     else:
         settings = corpus.settings()
         # A wrong path is reported before a proxy is fetched.
-        find_files(data)
+        list_files(data, settings.skip_unreadable)
         with _Advice(out, "score"):
             result = scoring.score(
                 data,
@@ -107,6 +108,7 @@ def score(
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
     else:
         _print_score(result, corpus.by, mean)
+    _warn_unreadable(result.unreadable)
 
 
 @unbundled
@@ -118,10 +120,11 @@ def sketch(
     corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
+    from gvendi_fast.analysis.scoring import unreadable_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     settings = corpus.settings()
-    find_files(data)
+    list_files(data, settings.skip_unreadable)
     with _Advice(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
@@ -129,6 +132,13 @@ def sketch(
         f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
         f"{rejected:,} row{'s' * (rejected != 1)} rejected; 'gvendi score {run.path}' scores them"
     )
+
+    _warn_unreadable(unreadable_of(run))
+
+
+def _warn_unreadable(unreadable: dict[str, str]) -> None:
+    for path, why in unreadable.items():
+        print(printable(f"warning: passed over '{path}': {why}"), file=sys.stderr)
 
 
 def _progress():

@@ -20,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Fields, Reason, decode_line, field_of
+from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import ParquetSource, read_lines
-
-_PARQUET_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def original_rows(
             # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
             cut = index == len(files) - 1 and run.manifest["limit"] == total
             read = _parquet_rows if source["kind"] == "parquet" else _lines
-            yield from read(paths[index], source, here, cut)
+            yield from read(paths[index], source, here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
         first += source["rows"]
 
 
@@ -128,9 +126,11 @@ def _changed(path: str | Path, how: str) -> GvendiError:
     )
 
 
-def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool) -> Iterator[Original]:
+def _lines(
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
+) -> Iterator[Original]:
     digest, rows = hashlib.blake2b(digest_size=16), 0
-    for line, _, raw in read_lines(path, source["kind"], digest=digest):
+    for line, _, raw in read_lines(path, source["kind"], digest=digest, max_bytes=max_bytes):
         if rows in here:
             if isinstance(raw, Reason):
                 raise GvendiError(f"{path}:{line}: {raw}")
@@ -143,13 +143,15 @@ def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
 
 
 def _parquet_rows(
-    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
 ) -> Iterator[Original]:
+    import pyarrow
     import pyarrow.parquet
 
     digest, numbers = hashlib.blake2b(digest_size=16), sorted(here)
     with ParquetSource(path, Fields()) as parquet:
         group_rows = parquet.group_rows
+        at_once = [parquet.batch_rows([group]) for group in range(len(group_rows))]
         parquet.fingerprint(source["rows"], digest)
     if digest.hexdigest() != source["digest"]:
         raise _changed(path, "other content")
@@ -158,11 +160,17 @@ def _parquet_rows(
         for group, count in enumerate(group_rows):
             if bisect_left(numbers, first) < bisect_left(numbers, first + count):
                 number = first
-                for batch in file.iter_batches(_PARQUET_BATCH, [group], use_threads=False):
+                for batch in file.iter_batches(at_once[group], [group], use_threads=False):
                     for index in range(batch.num_rows):
                         if number + index in here:
                             where = f"{path}:{number + index + 1}"
-                            raw = _as_json(batch.slice(index, 1).to_pylist()[0], where)
+                            try:
+                                record = batch.slice(index, 1).to_pylist()[0]
+                            except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+                                raise GvendiError(
+                                    f"{where}: a column has a value beyond Python's ({error}); clean that column"
+                                ) from error
+                            raw = _as_json(record, where)
                             yield Original(here[number + index], path, number + index + 1, raw)
                     number += batch.num_rows
             first += count

@@ -110,7 +110,7 @@ def test_a_named_folder_that_cannot_be_listed(folder, monkeypatch):
     refuse(monkeypatch, folder)
     with pytest.raises(PermissionError):
         index_corpus(folder)
-    with pytest.raises(GvendiError, match="none of its 1 file.* can be read.*Permission denied"):
+    with pytest.raises(GvendiError, match=r"none of its 1 file.* can be read.*Permission denied"):
         index_corpus(folder, skip_unreadable=True)
 
 
