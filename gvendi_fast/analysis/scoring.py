@@ -58,6 +58,7 @@ class Score:
     units: (done, total) work units.
     rejected_by_reason: {reason: rejected rows}.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
+    unreadable: {file or folder of the corpus that was passed over: why}.
     """
 
     gvendi: float
@@ -82,6 +83,7 @@ class Score:
     units: tuple[int, int | None]
     rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
@@ -252,6 +254,7 @@ def score_run(
         units=(run.units_done, run.units_total),
         rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
+        unreadable=unreadable_of(run),
     )
 
 
@@ -296,6 +299,11 @@ def _check_orders(orders: Sequence[float]) -> None:
     for q in orders:
         if not q > 0:
             raise GvendiError(f"orders holds {q}; wanted orders above 0, such as 0.5, 2 or inf")
+
+
+def unreadable_of(run: RunDirectory) -> dict[str, str]:
+    """{file or folder: why} of what was passed over because it could not be read."""
+    return {item["path"]: item["reason"] for item in (run.manifest or {}).get("unreadable", [])}
 
 
 def check_by(run: RunDirectory, by: str | None) -> None:

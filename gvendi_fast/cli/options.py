@@ -169,7 +169,8 @@ MaxRowBytes = Annotated[
         "--max-row-bytes",
         metavar="N",
         help="Longest row, in bytes of its JSON line, or of its Parquet columns; a longer one is rejected unread. A "
-        "row may take 160 times its bytes of memory.",
+        "row may take 300 times its bytes of memory. (Default: 8 MiB.)",
+        show_default=False,
     ),
 ]
 SkipUnreadable = Annotated[
@@ -260,7 +261,7 @@ class CorpusOptions:
     messages_field: MessagesField = "messages"
     text_field: TextField = "text"
     id_field: IdField = "id"
-    max_row_bytes: MaxRowBytes = 1 << 24
+    max_row_bytes: MaxRowBytes = 1 << 23
     skip_unreadable: SkipUnreadable = False
 
     def only(self, *names: str, command: str) -> None:

@@ -23,7 +23,7 @@ from gvendi_fast.cli.options import (
     unbundled,
     warn_unfinished,
 )
-from gvendi_fast.data.sources import find_files
+from gvendi_fast.data.listing import list_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,7 @@ def score(
         return
     settings = corpus.settings()
     # A wrong path is reported before a proxy is fetched.
-    find_files(data)
+    list_files(data, settings.skip_unreadable)
     # Without --out the folder lasts until its score is printed.
     with ExitStack() as around:
         if out is None:
@@ -149,6 +149,7 @@ def _show(result: Score, by: str | None, mean: Path | None, as_json: bool) -> No
         put_json(result.to_dict())
     else:
         _print_score(result, by, mean)
+    _warn_unreadable(result.unreadable)
 
 
 @unbundled
@@ -160,10 +161,11 @@ def sketch(
     corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
+    from gvendi_fast.analysis.scoring import unreadable_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     settings, data = corpus.settings(), [home(item) for item in data]
-    find_files(data)
+    list_files(data, settings.skip_unreadable)
     with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
@@ -171,6 +173,12 @@ def sketch(
         f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
         f"{rejected:,} row{'s' * (rejected != 1)} rejected; 'gvendi score {run.path}' scores them"
     )
+    _warn_unreadable(unreadable_of(run))
+
+
+def _warn_unreadable(unreadable: dict[str, str]) -> None:
+    for path, why in unreadable.items():
+        warn(f"passed over '{path}': {why}")
 
 
 def _progress():

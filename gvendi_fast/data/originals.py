@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Fields, Reason, decode_line, field_of
+from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import ParquetSource, read_lines
 
-_PARQUET_BATCH = 256
 # Places that an error lists.
 MOST_TRIED = 4
 
@@ -105,7 +104,7 @@ def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -
     # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
     cut = index == len(files) - 1 and run.manifest.get("limit") == run.manifest.get("rows")
     read = _parquet_rows if files[index]["kind"] == "parquet" else _lines
-    return read(path, files[index], here, cut)
+    return read(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
 
 
 def verify_corpus(
@@ -190,9 +189,11 @@ def _changed(path: str | Path, how: str) -> GvendiError:
     )
 
 
-def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool) -> Iterator[Original]:
+def _lines(
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
+) -> Iterator[Original]:
     digest, rows = hashlib.blake2b(digest_size=16), 0
-    for line, _, raw in read_lines(path, source["kind"], digest=digest):
+    for line, _, raw in read_lines(path, source["kind"], digest=digest, max_bytes=max_bytes):
         if rows in here:
             if isinstance(raw, Reason):
                 raise GvendiError(f"{path}:{line}: {raw}")
@@ -205,22 +206,29 @@ def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
 
 
 def _parquet_rows(
-    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
 ) -> Iterator[Original]:
+    import pyarrow
     import pyarrow.parquet
 
     numbers, status = sorted(here), _status(path)
-    group_rows = _check_parquet(path, source)
+    group_rows, at_once = _check_parquet(path, source)
     with pyarrow.parquet.ParquetFile(path) as file:
         first = 0
         for group, count in enumerate(group_rows):
             if bisect_left(numbers, first) < bisect_left(numbers, first + count):
                 number = first
-                for batch in file.iter_batches(_PARQUET_BATCH, [group], use_threads=False):
+                for batch in file.iter_batches(at_once[group], [group], use_threads=False):
                     for index in range(batch.num_rows):
                         if number + index in here:
                             where = f"{path}:{number + index + 1}"
-                            raw = _as_json(batch.slice(index, 1).to_pylist()[0], where)
+                            try:
+                                record = batch.slice(index, 1).to_pylist()[0]
+                            except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+                                raise GvendiError(
+                                    f"{where}: a column has a value beyond Python's ({error}); clean that column"
+                                ) from error
+                            raw = _as_json(record, where)
                             yield Original(here[number + index], path, number + index + 1, raw)
                     number += batch.num_rows
             first += count
@@ -229,14 +237,15 @@ def _parquet_rows(
         _check_parquet(path, source)
 
 
-def _check_parquet(path: str, source: Mapping[str, Any]) -> list[int]:
-    """Rows of each row group of a file that is as it was sketched."""
+def _check_parquet(path: str, source: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Of each row group of a file that is as it was sketched: its rows, and how many to read at once."""
     digest = hashlib.blake2b(digest_size=16)
     with ParquetSource(path, Fields()) as parquet:
         parquet.fingerprint(source["rows"], digest)
         if digest.hexdigest() != source["digest"]:
             raise _changed(path, "other content")
-        return parquet.group_rows
+        rows = parquet.group_rows
+        return rows, [parquet.batch_rows([group]) for group in range(len(rows))]
 
 
 def _as_json(record: dict[str, Any], where: str) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Bytes of a row, where nothing else is asked for: a longer one is refused before it is held in memory.
-MAX_ROW_BYTES = 1 << 24
+MAX_ROW_BYTES = 1 << 23
 # Levels of objects and lists in a row. Python's own limit depends on its version and on who calls.
 MAX_DEPTH = 64
 # Characters of an id and of a group's name, which are stored with every sketch.

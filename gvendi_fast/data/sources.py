@@ -77,18 +77,21 @@ def read_lines(
             stream.seek(offset)
         while True:
             try:
-                # The end of a line, and one byte that shows it to be too long.
-                raw = stream.readline(max_bytes + 2)
+                # A line's end, or two bytes more than may be; on the first line a byte order mark, too.
+                most = max_bytes + 2 + (len(_BOM) if line == 1 else 0)
+                raw = stream.readline(most)
                 size = len(raw)
                 if digest is not None:
                     digest.update(raw)
                 content = raw.removeprefix(_BOM) if line == 1 else raw
+                mark = size - len(content)
                 is_blank, content = not content.strip(), content.rstrip(b"\r\n")
-                if size == max_bytes + 2 and raw[-1:] != b"\n":
+                if size == most and raw[-1:] != b"\n":
+                    end = raw[-2:]
                     del raw, content
-                    rest, is_blank = _skip_line(stream, digest, is_blank)
+                    rest, end, is_blank = _skip_line(stream, digest, end, is_blank)
                     size += rest
-                    content = _too_long(size, max_bytes)
+                    content = _too_long(size - mark - len(end) + len(end.rstrip(b"\r\n")), max_bytes)
                 elif len(content) > max_bytes:
                     content = _too_long(len(content), max_bytes)
             except (EOFError, zlib.error, OSError) as error:
@@ -113,17 +116,18 @@ def _too_long(size: int, max_bytes: int) -> Reason:
     return Reason(f"too long: {size:,} bytes, --max-row-bytes is {max_bytes:,}")
 
 
-def _skip_line(stream: IO[bytes], digest: Any, is_blank: bool) -> tuple[int, bool]:
-    """Read to the end of a line without keeping it; (its bytes, whether it holds white space only)."""
+def _skip_line(stream: IO[bytes], digest: Any, end: bytes, is_blank: bool) -> tuple[int, bytes, bool]:
+    """Read to the end of a line without keeping it: its bytes, the last two, and whether all are white space."""
     size = 0
     while piece := stream.readline(_PIECE):
         size += len(piece)
+        end = (end + piece[-2:])[-2:]
         is_blank = is_blank and not piece.strip()
         if digest is not None:
             digest.update(piece)
-        if piece.endswith(b"\n"):
+        if end.endswith(b"\n"):
             break
-    return size, is_blank
+    return size, end, is_blank
 
 
 class ParquetSource:

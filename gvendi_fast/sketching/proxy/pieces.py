@@ -1,6 +1,6 @@
 """Where a long text may be cut so that its pieces have the tokens of the whole, and what a token holds at most.
 
-A tokenizer takes some 160 bytes of memory for a byte of text, so a long text is tokenised in pieces. Two kinds of
+A tokenizer takes 130 to 280 bytes of memory for a byte of text, so a long text is tokenised in pieces. Two kinds of
 tokenizer allow it, and are told by their settings; a text for any other one is tokenised whole.
 
 Byte-level BPE behind a regular expression (GPT-2, Llama 3, Qwen, SmolLM): tokens lie inside the expression's matches.
