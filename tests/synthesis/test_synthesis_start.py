@@ -260,7 +260,7 @@ def test_the_sketching_process_loads_neither_generators_nor_tasks():
     wanted = {
         "loop": ("sketch_process", "candidate_sketcher"),
         "checks": ("child", "channel", "environment", "family"),
-        "config": ("config", "schema"),
+        "config": ("config", "schema", "yaml_text"),
     }
     files = {f"{home}.{room}.{name}" for room, names in wanted.items() for name in names}
     assert loaded == files | {f"{home}.{room}" for room in wanted}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.sources import find_files
 from gvendi_fast.synthesis.config.schema import Field, Section, Texts, model_validator, shown, validated
+from gvendi_fast.synthesis.config.yaml_text import dumped, parse, read_text
 
 
 class PoolConfig(Section):
@@ -262,17 +263,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), **values
 
     Raises GvendiError that names the key, what it was and what is allowed.
     """
-    yaml = _yaml()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GvendiError(f"the configuration '{path}' cannot be read: {error}") from error
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise GvendiError(
-            f"the configuration '{path}' is not YAML: {' '.join(str(error).split())}"
-        ) from error
+    found = parse(read_text(path), f"the configuration '{path}'")
     if not isinstance(found, dict):
         raise GvendiError(
             f"the configuration '{path}' holds {shown(found)}; wanted sections such as pool and task"
@@ -289,21 +280,10 @@ def config_from(values: Mapping[str, Any]) -> Config:
 
 def dump_config(config: Config) -> str:
     """The configuration as a file that `load_config` reads."""
-    return _yaml().safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-
-
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise GvendiError(
-            f"A configuration needs PyYAML ({error}); install it with `pip install gvendi-fast[synthesis]`"
-        ) from error
-    return yaml
+    return dumped(config.to_dict())
 
 
 def _override(values: dict[str, Any], text: str) -> None:
-    yaml = _yaml()
     name, equals, value = text.partition("=")
     keys = name.split(".")
     if not equals or not all(keys):
@@ -313,10 +293,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         if not isinstance(inner, dict):
             raise GvendiError(f"{text!r}: '{key}' is {shown(inner)}, not a section")
         values = inner
-    try:
-        values[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise GvendiError(f"{text!r}: the value is not YAML ({' '.join(str(error).split())})") from error
+    values[keys[-1]] = parse(value, f"{text!r}: the value")
 
 
 def _name_of_model(name: str) -> str:
