@@ -150,7 +150,8 @@ class FilterConfig(Section):
             )
         if self.paraphrase_template is not None and not self.paraphrase:
             raise ValueError(
-                f"paraphrase_template is '{self.paraphrase_template[:80]}' but filter.paraphrase is 0, which asks nothing; "
+                f"paraphrase_template is '{self.paraphrase_template[:80]}' but filter.paraphrase is 0, which asks "
+                "nothing; "
                 "wanted at least 1, or no template"
             )
         return self
