@@ -277,6 +277,7 @@ def grown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grown")
     seeds = write_rows(folder / "seeds.jsonl", seed_rows(1))
     # As the fixture for single tests has it: sums in another order give other last digits.
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with ChatServer(writer()) as server:
         sections = {"accept": {"clusters": 4}, "stop": {"target": 30}}
@@ -288,6 +289,7 @@ def grown(tmp_path_factory):
             return status, server.arrived.total() - asked
 
         yield folder / "run", again
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

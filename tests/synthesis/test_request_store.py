@@ -1,6 +1,7 @@
 """The request store: one final answer per key, on disk before anybody has it, and one process at a time."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import sqlite3
@@ -107,8 +108,68 @@ def test_other_files_are_refused_by_name(tmp_path):
     other.close()
     with pytest.raises(GvendiError, match="not a request store of this version"):
         RequestStore(tmp_path / "other")
-    with pytest.raises(GvendiError, match="folder exists"):
+    with pytest.raises(FileNotFoundError) as raised:
         RequestStore(tmp_path / "absent" / "r.sqlite")
+    assert raised.value.filename == str(tmp_path / "absent" / "r.sqlite")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        RequestStore(tmp_path / "folder")
+
+
+def test_a_damaged_file_is_one_sentence_and_what_was_committed_is_read_up_to_it(tmp_path):
+    path = tmp_path / "r.sqlite"
+    with RequestStore(path) as store:
+        for i in range(300):
+            store.begin(f"{i:03}", "{}")
+            store.put(f"{i:03}", "ok", "\0\u2028]]>" + "z" * 500, None, 1, 1)
+        assert store.get("007").answer.startswith("\0\u2028]]>z")
+    raw = bytearray(path.read_bytes())
+    raw[4096 * 3 : 4096 * 20] = bytes(4096 * 17)
+    path.write_bytes(raw)
+    with (
+        pytest.raises(GvendiError, match=r"is damaged .*restore it from a copy"),
+        RequestStore(path) as store,
+    ):
+        list(store.rows())
+
+
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [
+        ("database or disk is full", errno.ENOSPC),
+        ("disk I/O error", errno.EIO),
+        ("attempt to write a readonly database", errno.EACCES),
+    ],
+)
+def test_what_the_system_refuses_is_an_error_of_the_system(told, number, tmp_path, monkeypatch):
+    from gvendi_fast.synthesis.generators import request_table
+
+    with RequestStore(tmp_path / "r.sqlite") as store:
+        store.begin("k", "{}")
+        begin = request_table.begin
+
+        def refuse(connection, *arguments):
+            begin(connection, *arguments)
+            raise sqlite3.OperationalError(told)
+
+        monkeypatch.setattr(request_table, "begin", refuse)
+        with pytest.raises(OSError, match="SQLite") as raised:
+            store.begin("l", "{}")
+        assert (raised.value.errno, raised.value.filename) == (number, str(tmp_path / "r.sqlite"))
+        monkeypatch.undo()
+        # Nothing of it is kept, and the store goes on.
+        assert store.get("l") is None
+        assert store.begin("l", "{}") == 1
+
+
+def test_a_full_disk_is_told_by_sqlite_itself(tmp_path):
+    with RequestStore(tmp_path / "r.sqlite") as store:
+        store.begin("k", "{}")
+    connection = sqlite3.connect(tmp_path / "r.sqlite", isolation_level=None)
+    connection.execute("PRAGMA max_page_count=4")
+    with pytest.raises(sqlite3.OperationalError, match="is full"):
+        connection.execute("UPDATE requests SET answer = ?", ("z" * 100_000,))
+    connection.close()
 
 
 def write_until_killed(path: str, pipe) -> None:

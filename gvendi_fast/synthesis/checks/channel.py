@@ -19,6 +19,8 @@ _HEAD = _SECRET + _NUMBERS.size
 _PIECE = 1 << 20
 # Longer ones are not made; a length is believed up to here.
 _LONGEST = 1 << 40
+# Seconds, eleven days: poll takes no longer ones.
+_LONGEST_WAIT = 1e6
 
 
 class GarbledError(Exception):
@@ -110,6 +112,6 @@ def _ready(end: int, event: int, until: float | None) -> bool:
     """Wait for a pipe; False at the end of the time."""
     waiting = select.poll()
     waiting.register(end, event)
-    left = None if until is None else max(0.0, until - time.monotonic())
+    left = None if until is None else min(max(0.0, until - time.monotonic()), _LONGEST_WAIT)
     # Rounded up, so that a wait of less than a millisecond is one.
     return bool(waiting.poll(None if left is None else int(left * 1000) + (left > 0)))

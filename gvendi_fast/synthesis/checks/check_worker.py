@@ -23,6 +23,7 @@ from gvendi_fast.synthesis.checks.channel import Channel
 _REASON_CHARS = 300
 # Nobody may be left to kill a check that hangs: the kernel ends it this many seconds after its limit.
 _GRACE_S = 5.0
+_LONGEST_S = 1e6
 # Linux's prctl: what loses its parents becomes a child of this process, so that it is found when this one is ended.
 _ADOPT = 36
 
@@ -49,7 +50,7 @@ def main() -> None:
             request = channel.receive(any_number=True)
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, settings["limit_s"] + _GRACE_S)
+        signal.setitimer(signal.ITIMER_REAL, min(settings["limit_s"], _LONGEST_S) + _GRACE_S)
         outcome, reason = function(json.loads(request))
         # A check that forks and returns in both processes has one verdict.
         if os.getpid() != this:

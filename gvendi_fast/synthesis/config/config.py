@@ -62,8 +62,8 @@ class GeneratorConfig(Section):
     """Megabytes (2^20 bytes) of an answer's body, unpacked; a longer one is not read, and never asked for again."""
     concurrency: int = Field(8, ge=1)
     """Requests under way at the start; the number then follows what the endpoint bears."""
-    max_concurrency: int = Field(64, ge=1)
-    """Most requests under way at once."""
+    max_concurrency: int = Field(64, ge=1, le=1000)
+    """Most requests under way at once; the client opens no more connections than a thousand."""
     retries: int = Field(6, ge=0)
     """Further tries after a server error, a broken connection or a time-out; being told to wait and finding nobody
     there do not count."""
@@ -139,7 +139,7 @@ class FilterConfig(Section):
     # median, another question 0.22 at most. Templated rows lie closer (MED: one in ten has a neighbour above 0.98).
     near: float | None = Field(0.98, ge=0, le=1)
     """Sketch cosine to a row of the pool from which a candidate counts as its copy; null takes none for one."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=1024)
     """Processes that check answers."""
 
     @model_validator(mode="after")
@@ -151,7 +151,8 @@ class FilterConfig(Section):
             )
         if self.paraphrase_template is not None and not self.paraphrase:
             raise ValueError(
-                f"paraphrase_template is '{self.paraphrase_template}' but filter.paraphrase is 0, which asks nothing; "
+                f"paraphrase_template is '{self.paraphrase_template[:80]}' but filter.paraphrase is 0, which asks "
+                "nothing; "
                 "wanted at least 1, or no template"
             )
         return self
@@ -179,7 +180,7 @@ class AcceptConfig(Section):
     reference: Literal["pool", "candidates"] = "pool"
     """pool: what each row of the pool adds to the others, brought to the size that it has now; candidates: the gains
     of the last candidates (the pool's while there are fewer than 100)."""
-    recent: int = Field(1000, ge=100)
+    recent: int = Field(1000, ge=100, le=100_000)
     """How many candidates `reference: candidates` looks back."""
 
 
@@ -220,7 +221,7 @@ class Config(Section):
     """Seed of the draws of the run, such as the rows that a prompt shows."""
     block: int = Field(64, ge=1)
     """Prompts that are decided together."""
-    ahead: int = Field(4, ge=1)
+    ahead: int = Field(4, ge=1, le=64)
     """Blocks under way at once. Prompts of a block show the pool as it was at the start of the round that was current
     this many blocks before."""
 

@@ -23,24 +23,21 @@ CONFIG, REQUESTS, POOL = "config.yaml", "requests.sqlite", "pool"
 def open_run(folder: Path) -> Iterator[RequestStore]:
     """The request store of the run in `folder`, made where there is none; it keeps a second process out.
 
-    If the block raises GvendiError before the run's fingerprint is there, what was made is removed: a store without
-    requests, folders that are empty, a seed pool of which nothing is sketched. Raises GvendiError where the folder
-    cannot be made or another process has it.
+    If the block raises GvendiError or OSError before the run's fingerprint is there, what was made is removed: a store
+    without requests, folders that are empty, a seed pool of which nothing is sketched. Raises GvendiError where another
+    process has it, OSError where the folder cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GvendiError(f"out: the folder '{folder}' cannot be made ({error.strerror})") from error
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with RequestStore(folder / REQUESTS) as store:
             try:
                 yield store
-            except GvendiError:
+            except (GvendiError, OSError):
                 if not (folder / FINGERPRINT).exists():
                     _remove_unused(folder, store)
                 raise
-    except GvendiError:
+    except (GvendiError, OSError):
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -13,6 +13,7 @@ without an event loop could use it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import queue
 import sqlite3
@@ -33,7 +34,8 @@ class RequestStore:
     """The file of requests at `path`, made where there is none.
 
     Every method may be called from any thread; those ending in `_async` from any event loop. Raises GvendiError where
-    the file is no request store, is open in another process, or cannot be written.
+    the file is no request store, is damaged or open in another process, and OSError, with the path, where the system
+    refuses it (a full disk, no permission, no such folder).
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -158,7 +160,7 @@ class RequestStore:
         for (future, _), result in zip(batch, results, strict=True):
             _resolve(future, result)
 
-    def _error(self, error: Exception) -> GvendiError:
+    def _error(self, error: Exception) -> GvendiError | OSError:
         if isinstance(error, GvendiError):
             return error
         told = str(error)
@@ -169,9 +171,15 @@ class RequestStore:
             )
         if "not a database" in told:
             return GvendiError(f"{self.path} is not a request store (no SQLite file); give another path")
+        if "malformed" in told or "corrupt" in told:
+            return GvendiError(
+                f"The request store {self.path} is damaged (SQLite: {told}); restore it from a copy. Without one, "
+                "sqlite3's .recover saves what can be read; every answer that is lost is asked, and paid, for again"
+            )
+        if (number := _refused(told, self.path)) is not None:
+            return OSError(number, f"{os.strerror(number)} (SQLite: {told})", str(self.path))
         return GvendiError(
-            f"The request store {self.path} cannot be used ({told}); check that its folder exists, is writable and "
-            "has space left. What it holds is kept"
+            f"The request store {self.path} cannot be used for this ({told}). What it holds is kept"
         )
 
 
@@ -188,3 +196,26 @@ def _resolve(future: Future, result: Any = None, error: Exception | None = None)
             future.set_result(result)
         else:
             future.set_exception(error)
+
+
+def _refused(told: str, path: Path) -> int | None:
+    """The number of the system's error behind what SQLite says in words; None where it is another fault."""
+    if "is full" in told:
+        return errno.ENOSPC
+    if "disk I/O error" in told:
+        return errno.EIO
+    if "readonly" in told:
+        return errno.EROFS if _read_only(path) else errno.EACCES
+    if "unable to open" in told:
+        if not path.parent.exists():
+            return errno.ENOENT
+        if path.is_dir():
+            return errno.EISDIR
+        return errno.EROFS if _read_only(path) else errno.EACCES
+    return None
+
+
+def _read_only(path: Path) -> bool:
+    """Whether the file system takes no writes at all; Windows does not say."""
+    found = os.statvfs(path.parent) if hasattr(os, "statvfs") else None
+    return found is not None and bool(found.f_flag & os.ST_RDONLY)

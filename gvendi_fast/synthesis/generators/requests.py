@@ -23,6 +23,7 @@ UNSERVED = "unserved"
 SENT = "sent"
 # Answered, and paid for where answers are: never asked again. The others cost nothing or were lost, and are.
 FINAL = (OK, FAILED)
+_MOST_DIGITS = 4300
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,11 @@ def read_completion(raw: str) -> Completion:
     )
 
 
-def _whole(digits: str) -> int | None:
-    # Reading a million digits takes minutes in some versions of Python, and no count has more than these.
-    return int(digits) if len(digits) < 20 else None
+def _whole(digits: str) -> int:
+    # Some versions of Python take minutes to read a million digits, the others refuse from here on by themselves.
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _first_choice(choices: Any) -> tuple[str | None, str | None]:

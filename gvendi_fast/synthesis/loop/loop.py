@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from gvendi_fast.synthesis.config.config import Config
@@ -26,7 +27,7 @@ from gvendi_fast.synthesis.disk.journal import Journal
 from gvendi_fast.synthesis.generators.stops import BudgetSpentError
 from gvendi_fast.synthesis.generators.stored import StoredGenerator
 from gvendi_fast.synthesis.loop.candidate_sketcher import CandidateSketcher
-from gvendi_fast.synthesis.loop.grown_pool import GrownPool
+from gvendi_fast.synthesis.loop.grown_pool import GrownPool, Round
 from gvendi_fast.synthesis.loop.judge import Judge
 from gvendi_fast.synthesis.loop.pipeline import Block, Pipeline, Sketched
 from gvendi_fast.synthesis.loop.proposer import Outcome, Proposal, Proposer, shot_rows
@@ -94,7 +95,7 @@ class Loop:
                         while len(pending) < self.config.ahead:
                             with self._time("prompts"):
                                 proposals = await asyncio.to_thread(self._proposals, following)
-                            pending.append(self.pipeline.begin(proposals))
+                            pending.append(self.pipeline.begin(proposals, self.config.block))
                             following += 1
                         with self._time("answers"):
                             outcomes = await pending[0].outcomes
@@ -170,27 +171,27 @@ class Loop:
             )
         return None
 
-    def _proposals(self, block: int) -> list[Proposal]:
-        """The prompts of a block; the rows they show are a function of its round and their numbers."""
+    def _proposals(self, block: int) -> Iterator[Proposal]:
+        """The prompts of a block, made as they are asked for; the rows they show follow from its round and numbers."""
         round_ = self.pool.round_of(block - self.config.ahead + 1)
         rows = self.pool.showable(round_.size)
         if self.config.accept.from_sparse:
             sparse = rows[self.judge.sparse_rows(round_)[rows]]
             # Sparse clusters may hold rows only that no prompt can show.
             rows = sparse if len(sparse) else rows
-        found = []
-        for number in range(block * self.config.block, (block + 1) * self.config.block):
-            places = shot_rows(self.config.seed, round_.number, number, len(rows), self.pool.task.shots)
-            shown = [int(rows[place]) for place in places]
-            found.append(
-                Proposal(
-                    number,
-                    f"{self.pool.prefix}{number}",
-                    tuple(self.pool.ids[row] for row in shown),
-                    tuple(self.pool.records[row] for row in shown),
-                )
-            )
-        return found
+        numbers = range(block * self.config.block, (block + 1) * self.config.block)
+        return (self._proposal(round_, rows, number) for number in numbers)
+
+    def _proposal(self, round_: Round, rows: np.ndarray, number: int) -> Proposal:
+        # Rows below the round's size stay what they are while others join.
+        places = shot_rows(self.config.seed, round_.number, number, len(rows), self.pool.task.shots)
+        shown = [int(rows[place]) for place in places]
+        return Proposal(
+            number,
+            f"{self.pool.prefix}{number}",
+            tuple(self.pool.ids[row] for row in shown),
+            tuple(self.pool.records[row] for row in shown),
+        )
 
     def _decide(self, block: int, outcomes: list[Outcome], sketched: Sketched) -> None:
         """Decide on a block's outcomes in order and write what was decided."""

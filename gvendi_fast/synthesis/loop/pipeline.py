@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ from gvendi_fast.synthesis.loop.sketch_process import SketchProcess
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.loop.candidate_sketcher import CandidateSketcher
+
+# Prompts of a block that are under way; a generator has fewer requests under way, and a block may have a million.
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,17 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
 
-    def begin(self, proposals: Sequence[Proposal]) -> Block:
-        """Ask for a block, and sketch it when all of it is answered; from the event loop's thread."""
+    def begin(self, proposals: Iterable[Proposal], number: int) -> Block:
+        """Ask for a block of so many, and sketch it when all of it is answered; from the event loop's thread."""
+        waiting, answered = enumerate(proposals), {}
+
+        async def work() -> None:
+            for place, proposal in waiting:
+                answered[place] = await self.proposer.propose(proposal)
 
         async def ask() -> list[Outcome]:
-            found = await asyncio.gather(*map(self.proposer.propose, proposals))
-            return [outcome for outcomes in found for outcome in outcomes]
+            await asyncio.gather(*(work() for _ in range(min(number, _AT_ONCE))))
+            return [outcome for place in sorted(answered) for outcome in answered[place]]
 
         async def sketch() -> Sketched:
             # Cancelling this wait must not cancel the outcomes, which others wait for.

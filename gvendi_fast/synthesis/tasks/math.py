@@ -18,6 +18,7 @@ from gvendi_fast.synthesis.tasks.sections import (
     without_thinking,
 )
 from gvendi_fast.synthesis.tasks.task import (
+    MOST_ASKED,
     Accepted,
     Candidate,
     Refused,
@@ -60,7 +61,7 @@ class MathTask:
         check_counts(
             shots=(shots, 1),
             problems=(problems, 1),
-            solutions=(solutions, 1),
+            solutions=(solutions, 1, MOST_ASKED),
             tau=(tau, 1),
             longest=(longest, 1),
         )

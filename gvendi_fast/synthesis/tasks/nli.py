@@ -11,6 +11,7 @@ from gvendi_fast.data.rows import Reason, lone_surrogate
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.sections import LONGEST, answered_sections, clean, sections, without_thinking
 from gvendi_fast.synthesis.tasks.task import (
+    MOST_ASKED,
     SHOT_CHARS,
     Accepted,
     Candidate,
@@ -53,7 +54,7 @@ class NliTask:
         row_template: str | os.PathLike | None = None,
         longest: int = LONGEST,
     ) -> None:
-        check_counts(shots=(shots, 1), labels=(labels, 0), longest=(longest, 1))
+        check_counts(shots=(shots, 1), labels=(labels, 0, MOST_ASKED), longest=(longest, 1))
         check_sampling(
             temperature=temperature,
             top_p=top_p,

@@ -17,6 +17,8 @@ from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, RowVerifier
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.words import normal_form
 
+# Requests about one candidate, which are made together.
+MOST_ASKED = 1000
 # A longer row is left out of prompts: five of them would not fit a small model's context.
 SHOT_CHARS = 8000
 
@@ -138,11 +140,13 @@ def check_answers(answers: Sequence[str | None], wanted: int) -> None:
         )
 
 
-def check_counts(**counts: tuple[int, int]) -> None:
-    """Raises GvendiError for a setting (value, least) that is no integer or below its least value."""
-    for name, (value, least) in counts.items():
+def check_counts(**counts: tuple[int, int] | tuple[int, int, int]) -> None:
+    """Raises GvendiError for a setting (value, least) or (value, least, most) that is no integer of that range."""
+    for name, (value, least, *most) in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise GvendiError(f"{name} is {value!r}; wanted an integer of at least {least}")
+        if most and value > most[0]:
+            raise GvendiError(f"{name} is {value!r}; wanted at most {most[0]}")
 
 
 def check_sampling(**values: float) -> None:
