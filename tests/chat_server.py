@@ -7,6 +7,7 @@ request store. A client that dies between the last byte and its own commit is th
 larger: it asks again, and the answer is paid twice.
 """
 
+import contextlib
 import json
 import select
 import socket
@@ -27,6 +28,7 @@ class Fault:
     status, retry_after: an error reply. body: this JSON (or these bytes) in place of a completion, as a 200 unless
     `status` is set. stall: seconds before anything is sent. trickle: seconds over which the reply is sent, in pieces.
     drop: "before" the first byte or "within" the reply. usage: False leaves the token counts out. type: of the content.
+    headers: further lines of the head. raw: writes whatever it likes to the connection, which is closed then.
     """
 
     status: int = 200
@@ -37,6 +39,8 @@ class Fault:
     drop: str = ""
     usage: bool = True
     type: str = "application/json"
+    headers: tuple[str, ...] = ()
+    raw: Callable[[socket.socket], None] | None = None
 
 
 class ChatServer:
@@ -54,7 +58,7 @@ class ChatServer:
         self.answer, self.plan = answer, plan
         self.served, self.rejected, self.abandoned = Counter(), Counter(), Counter()
         self.arrived = Counter()
-        self.times, self.keys, self.bodies = [], [], []
+        self.times, self.keys, self.heads, self.bodies = [], [], [], []
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.gate, self.gate_after = threading.Event(), None
@@ -147,6 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             chat.arrived[what] += 1
             chat.times.append(time.monotonic())
             chat.keys.append(self.headers.get("Authorization"))
+            chat.heads.append(dict(self.headers.items()))
             chat.bodies.append(body)
             chat.under_way += 1
             chat.most_under_way = max(chat.most_under_way, chat.under_way)
@@ -159,6 +164,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, chat, body, arrival, draw, what):
         fault = chat.plan(arrival, body) or Fault()
         chat.closing.wait(fault.stall)
+        if fault.raw is not None:
+            with chat.lock:
+                chat.abandoned[what] += 1
+            self.close_connection = True
+            # The client goes when it has heard enough.
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                fault.raw(self.connection)
+            return
         found = fault.body
         if found is None and fault.status == 200:
             found = completion(chat.answer(body["messages"], draw), usage=fault.usage, model=body["model"])
@@ -192,6 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [f"HTTP/1.1 {fault.status} x", f"Content-Type: {fault.type}", f"Content-Length: {len(raw)}"]
         if fault.retry_after is not None:
             lines.append(f"Retry-After: {fault.retry_after}")
+        lines.extend(fault.headers)
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def _send(self, fault: Fault, raw: bytes) -> None:

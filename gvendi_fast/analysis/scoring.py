@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,9 @@ import numpy as np
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
-from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.progress import Progress
+from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.run_directory import RunDirectory
@@ -28,7 +31,7 @@ from gvendi_fast.vendi.growth import Growth
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
-__all__ = ["GroupScore", "Score", "group_scores", "score", "score_run"]
+__all__ = ["GroupScore", "Score", "group_scores", "score", "score_run", "temporary_run"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Score:
     units: (done, total) work units.
     rejected_by_reason: {reason: rejected rows}.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
+    unreadable: {file or folder of the corpus that was passed over: why}.
     """
 
     gvendi: float
@@ -79,6 +83,7 @@ class Score:
     units: tuple[int, int | None]
     rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
@@ -105,7 +110,8 @@ def score(
 
     data: files, folders or globs of JSON lines or Parquet.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
-    out: a run directory that is kept and can be resumed; without it a temporary one is used.
+    out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
+        error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.
     by: a field whose values make groups.
     orders: compute G-Vendi of these orders too, beside order 1.
     mean: the reference that the centred value leaves out (None: the corpus' own mean); one for all that is compared.
@@ -123,8 +129,44 @@ def score(
     rest = (proxy, settings, orders, mean, save_mean, progress)
     if out is not None:
         return _sketch_and_score(data, out, *rest)
-    with tempfile.TemporaryDirectory(prefix="gvendi-") as folder:
-        return _sketch_and_score(data, os.path.join(folder, "run"), *rest)
+    with temporary_run() as folder:
+        return _sketch_and_score(data, folder, *rest)
+
+
+@contextmanager
+def temporary_run() -> Iterator[Path]:
+    """The path of a run directory to make, deleted after the block.
+
+    Where the block ends early, Ctrl-C included, and a work unit is finished, it stays, and `error.kept` says where.
+    """
+    folder = new_folder()
+    run = folder / "run"
+    try:
+        with keeping(lambda error: _kept(run, error)):
+            yield run
+    except BaseException:
+        if has_unit(run):
+            keep(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept(run: Path, error: BaseException) -> str | None:
+    if not has_unit(run):
+        none = "no work unit was finished, so nothing is kept; with --out DIR a run can be resumed"
+        return None if isinstance(error, GvendiError) else none
+    return (
+        f"the sketches so far are kept in '{run}': 'gvendi score {run}' scores them, the same command with "
+        f"--out {run} goes on"
+    )
+
+
+def has_unit(run: Path) -> bool:
+    """Whether a work unit of this directory, which may not be there, is finished."""
+    parts = run / "parts"
+    return parts.is_dir() and any(name.endswith(".parquet") for name in os.listdir(parts))
 
 
 def _sketch_and_score(
@@ -212,6 +254,7 @@ def score_run(
         units=(run.units_done, run.units_total),
         rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
+        unreadable=unreadable_of(run),
     )
 
 
@@ -256,6 +299,11 @@ def _check_orders(orders: Sequence[float]) -> None:
     for q in orders:
         if not q > 0:
             raise GvendiError(f"orders holds {q}; wanted orders above 0, such as 0.5, 2 or inf")
+
+
+def unreadable_of(run: RunDirectory) -> dict[str, str]:
+    """{file or folder: why} of what was passed over because it could not be read."""
+    return {item["path"]: item["reason"] for item in (run.manifest or {}).get("unreadable", [])}
 
 
 def check_by(run: RunDirectory, by: str | None) -> None:

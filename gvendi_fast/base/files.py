@@ -7,17 +7,19 @@ live one is writing, and a file that must not be overwritten needs hard links th
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import named
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,8 @@ TENSORS_VERSION = "1"
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name as names of temporary files hold it."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 
 
@@ -53,19 +56,49 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
     """
     if sweep:
         remove_stale(path.parent, path.name)
-    beside = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}.tmp")
+    beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
-        with open(beside, "xb") as stream:
+        with _as_of(beside, path):
+            raw = _Raw(beside, path)
+        with io.BufferedWriter(raw) as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
-        if exclusive:
-            _place_new(beside, path)
-        else:
-            os.replace(beside, path)
-        flush_folder(path.parent)
+            with _as_of(beside, path):
+                os.fsync(stream.fileno())
+        with _as_of(beside, path):
+            if exclusive:
+                _place_new(beside, path)
+            else:
+                os.replace(beside, path)
+            flush_folder(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        # What kept the file from being made may keep it from being looked for too.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+class _Raw(io.FileIO):
+    """A new file whose failed writes name the file that it is to become."""
+
+    def __init__(self, beside: Path, path: Path) -> None:
+        super().__init__(beside, "x")
+        self._path = path
+
+    def write(self, data: Any) -> int | None:
+        """See `io.RawIOBase`."""
+        with named(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def _as_of(beside: Path, path: Path) -> Iterator[None]:
+    """Errors name the file as whoever asked for it knows it, and not the hidden one beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == os.fspath(beside):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def _place_new(beside: Path, path: Path) -> None:
@@ -125,19 +158,27 @@ def stale(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def _is_stale(path: Path, host: str, pid: int) -> bool:
-    # os.kill would end the process on Windows, so age decides there too.
-    if host == _host() and os.name != "nt":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+    # Windows has no way to ask, so age decides there too.
+    if host == host_name() and os.name != "nt":
+        return is_dead(pid)
     try:
         return time.time() - path.stat().st_mtime > _FOREIGN_AGE_S
     except FileNotFoundError:
         return False
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process of this machine has ended; False where the system cannot say."""
+    # os.kill would end the process on Windows, and there is none of this number.
+    if os.name == "nt" or not 0 < pid < 1 << 31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path, Path]:
@@ -168,10 +209,21 @@ def save_tensors(
 def load_tensors(
     path: str | os.PathLike, kind: str, writer: str, device: str | torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and metadata that `writer` saved. Another kind of file, or another version, raises GvendiError."""
+    """The tensors and metadata that `writer` saved.
+
+    A file that is missing, of another kind or of another version raises GvendiError; one that cannot be read, OSError.
+    """
     from safetensors import SafetensorError, safe_open
 
     wanted = f"wanted a file written by {writer} ({kind} version {TENSORS_VERSION})"
+    try:
+        # safetensors calls every failure a broken file.
+        with open(path, "rb") as stream:
+            os.read(stream.fileno(), 1)
+    except FileNotFoundError:
+        raise GvendiError(f"{os.fspath(path)!r} does not exist; {wanted}") from None
+    except IsADirectoryError:
+        raise GvendiError(f"{os.fspath(path)!r} is a folder; {wanted}") from None
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             words = file.metadata() or {}

@@ -7,7 +7,7 @@ import re
 # C0, DEL and C1 controls; the controls and marks of writing direction, which reorder what stands beside them; line and
 # paragraph separators; the byte order mark; halves of surrogate pairs, which no stream takes. Joiners stay: scripts and
 # emoji need them.
-_OBEYED = re.compile(
+OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
@@ -18,7 +18,7 @@ def printable(text: str, keep: str = "") -> str:
     keep: characters that stay, "\n\t" for a text of several lines. A backslash stays as it is, so this is for reading
     and not for reading back.
     """
-    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+    return OBEYED.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
 def _escape(character: str) -> str:

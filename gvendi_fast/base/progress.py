@@ -6,6 +6,9 @@ import sys
 import time
 from typing import Protocol, TextIO
 
+from gvendi_fast.base.printable import printable
+from gvendi_fast.base.printing import console, put
+
 # Seconds between two plain lines.
 LINE_EVERY = 10.0
 
@@ -100,7 +103,7 @@ class Lines:
         self._say(f"{self.counts.rows:,}/{self.counts.total:,} rows, {self.counts.rates()}")
 
     def _say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        put(text, self.stream)
 
 
 class Bar:
@@ -108,17 +111,15 @@ class Bar:
 
     def __init__(self, stream: TextIO, verb: str = "sketching") -> None:
         from rich import progress as rich
-        from rich.console import Console
 
         self.counts = _Counts()
-        console = Console(file=stream)
         columns = (
-            rich.TextColumn(verb),
+            rich.TextColumn(verb, markup=False),
             rich.BarColumn(),
             rich.MofNCompleteColumn(),
-            rich.TextColumn("{task.fields[rates]}"),
+            rich.TextColumn("{task.fields[rates]}", markup=False),
         )
-        self.bar = rich.Progress(*columns, console=console)
+        self.bar = rich.Progress(*columns, console=console(stream))
         self.task = None
 
     def start(self, rows: int, done: int) -> None:
@@ -134,7 +135,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """See `Progress`."""
-        self.bar.console.print(text, highlight=False, markup=False)
+        self.bar.console.print(printable(text), soft_wrap=True)
 
     def close(self) -> None:
         """See `Progress`."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from gvendi_fast.base._version import __version__
-from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printing import put, warn
+from gvendi_fast.cli import ending
 from gvendi_fast.cli.check import check
 from gvendi_fast.cli.cluster import cluster
 from gvendi_fast.cli.compare import compare
 from gvendi_fast.cli.info import info
 from gvendi_fast.cli.measures import measures
+from gvendi_fast.cli.options import at_home
 from gvendi_fast.cli.report import report
 from gvendi_fast.cli.score import score, sketch
 from gvendi_fast.cli.select import select
@@ -29,16 +32,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Measure how diverse language-model training data is: G-Vendi, from sketches of per-sample gradients.",
+    epilog=ending.EXIT_CODES,
 )
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 for _command in (score, sketch, info, select, cluster, compare, measures, weights, report, check, synthesize):
-    app.command()(_command)
+    app.command()(at_home(_command))
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"gvendi-fast {__version__} (Python {platform.python_version()})")
+        put(f"gvendi-fast {__version__} (Python {platform.python_version()})")
         raise typer.Exit
 
 
@@ -48,26 +51,32 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            help="Show where an error arose, for a report of a fault; GVENDI_TRACEBACK=1 does the same.",
+        ),
+    ] = False,
 ) -> None:
     pass
 
 
 def _plain_warning(message, category, *_) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    warn(f"{message}")
+
+
+def _invoke(words: Sequence[str]) -> int | None:
+    # Not app(): its own ending prints what was typed as it is, and turns Ctrl-C into a code without a word.
+    command = typer.main.get_command(app)
+    with command.make_context("gvendi", list(words)) as context:
+        return command.invoke(context)
 
 
 def main() -> None:
-    """Entry point: errors that are meant for the user go to stderr as one message, without a traceback."""
+    """Run the command line; ends by SystemExit, as `ending` says."""
     warnings.showwarning = _plain_warning
-    try:
-        app()
-    except GvendiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt as stop:
-        if not getattr(stop, "explained", False):
-            print("\ninterrupted: files are written whole or not at all, so none is damaged", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    ending.run(_invoke, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.base.printing import note, put, put_json
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import Json, RunDir, warn_unfinished
 
@@ -93,15 +93,16 @@ def cluster(
     _write(out, pool, assignment)
     summary = _summary(model, len(pool), out, centroids)
     summary |= {"left_out": pool.left_out} if isinstance(pool, CenteredPool) else {}
-    if as_json:
-        print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
-    else:
-        _print(summary)
+    with keeping(lambda _: f"the clusters are in '{out}', the centroids in '{centroids}'"):
+        if as_json:
+            put_json(summary)
+        else:
+            _print(summary)
 
 
 def _say(iteration: int, objective: float, empty: int) -> None:
-    note = f", {empty:,} empty" if empty else ""
-    print(f"iteration {iteration}: mean cosine {shown(objective, '.6f')}{note}", file=sys.stderr, flush=True)
+    also = f", {empty:,} empty" if empty else ""
+    note(f"iteration {iteration}: mean cosine {shown(objective, '.6f')}{also}")
 
 
 def _write(out: Path, pool: Pool, assignment: Assignment) -> None:
@@ -161,4 +162,4 @@ def _print(summary: dict[str, Any]) -> None:
         rows = f"less their mean; {summary['left_out']:,} equal to it left out"
         lines = {"rows": lines.pop("rows"), "centred": rows, **lines}
     for name, value in lines.items():
-        print(f"{name:<17}{value}")
+        put(f"{name:<17}{value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printable import printable
+from gvendi_fast.base.printing import console, put_json
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import Json, saved_mean, warn_unfinished
 
@@ -125,7 +126,7 @@ def compare(
     found = compare_sets(pools, n=n, pairs=pairs, threshold=threshold, seed=seed, mean=reference)
     texts = _texts(found, pools, corpus) if with_text else {name: {} for name in names}
     if as_json:
-        print(json.dumps(_as_dict(found, runs, texts), ensure_ascii=False, allow_nan=False))
+        put_json(_as_dict(found, runs, texts))
     else:
         _print(found, texts, mean)
 
@@ -172,14 +173,12 @@ def _as_dict(found: Comparison, runs: dict[str, RunDirectory], texts: Texts) -> 
 
 
 def _print(found: Comparison, texts: Texts, mean: Path | None) -> None:
-    from rich.console import Console
-
     from gvendi_fast.analysis.equal_n import saturation_sentence
     from gvendi_fast.analysis.set_numbers import noise_sentence
     from gvendi_fast.cli.tables import print_table, short_names
 
-    console = Console(highlight=False)
-    say = _plain(console)
+    out = console()
+    say = _plain(out)
     say(f"{len(found.sets)} sets, n = {found.n:,} rows of each, K = {found.dim:,}")
     ranked = sorted(found.sets.items(), key=lambda item: (-item[1].gvendi, item[0]))
     rows = [
@@ -194,7 +193,7 @@ def _print(found: Comparison, texts: Texts, mean: Path | None) -> None:
         )
         for name, (_, score) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
     ]
-    print_table(console, ("set", "rows", "G-Vendi", "95 % interval", "unlimited K", "centred", "adds"), rows)
+    print_table(out, ("set", "rows", "G-Vendi", "95 % interval", "unlimited K", "centred", "adds"), rows)
     say(
         f"adds: G-Vendi of {found.n:,} rows, the set's equal share among them, less that of {found.n:,} of the others"
     )
@@ -216,8 +215,8 @@ def _print(found: Comparison, texts: Texts, mean: Path | None) -> None:
     if len(found.sets) == 2:
         say(sentence(found.differences[0]))
     else:
-        _print_differences(console, found.differences)
-    _print_overlaps(console, found, texts)
+        _print_differences(out, found.differences)
+    _print_overlaps(out, found, texts)
 
 
 def sentence(d: Difference) -> str:
@@ -235,17 +234,17 @@ def _p(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def _plain(console: Console) -> Callable[[str], None]:
+def _plain(out: Console) -> Callable[[str], None]:
     """Print a sentence as it is: brackets in names are no markup."""
     from gvendi_fast.cli.tables import say
 
-    return lambda text: say(console, text)
+    return lambda text: say(out, text)
 
 
-def _print_differences(console: Console, differences: Sequence[Difference]) -> None:
+def _print_differences(out: Console, differences: Sequence[Difference]) -> None:
     from gvendi_fast.cli.tables import print_table, short_names
 
-    say = _plain(console)
+    say = _plain(out)
     names = sorted({name for d in differences for name in (d.first, d.second)})
     short = dict(zip(names, short_names(names), strict=True))
     rows = [
@@ -259,7 +258,7 @@ def _print_differences(console: Console, differences: Sequence[Difference]) -> N
         )
         for d in differences
     ]
-    print_table(console, ("set", "against", "ratio", "95 % interval", "p", "differ"), rows, names=2)
+    print_table(out, ("set", "against", "ratio", "95 % interval", "p", "differ"), rows, names=2)
     real = sum(d.real for d in differences)
     say(
         f"{real} of {len(differences)} differences of G-Vendi at n are more than noise; if no two sets differed, "
@@ -267,8 +266,8 @@ def _print_differences(console: Console, differences: Sequence[Difference]) -> N
     )
 
 
-def _print_overlaps(console: Console, found: Comparison, texts: Texts) -> None:
-    say = _plain(console)
+def _print_overlaps(out: Console, found: Comparison, texts: Texts) -> None:
+    say = _plain(out)
     for overlap in found.overlaps:
         a, b = overlap.first, overlap.second
         say("")
@@ -282,16 +281,15 @@ def _print_overlaps(console: Console, found: Comparison, texts: Texts) -> None:
             if compared < found.sets[name].rows:
                 say(f"  {compared:,} rows of {name} were compared, drawn by id")
         for pair in overlap.pairs:
-            _print_row(
-                say, console.width, shown(pair.cosine, "7.4f"), pair.first_id, texts[a].get(pair.first)
-            )
-            _print_row(say, console.width, "", pair.second_id, texts[b].get(pair.second))
+            _print_row(say, out.width, shown(pair.cosine, "7.4f"), pair.first_id, texts[a].get(pair.first))
+            _print_row(say, out.width, "", pair.second_id, texts[b].get(pair.second))
 
 
 def _print_row(say, width: int, lead: str, name: str, text: str | None) -> None:
     from gvendi_fast.data.texts import snippet
 
     # The end of an id says more than its beginning, as a row without an id is called file:line.
+    name = printable(name)
     end = name if len(name) <= _ID_WIDTH else "…" + name[1 - _ID_WIDTH :]
     line = f"  {lead:<7}  {end:<{_ID_WIDTH}}"
     say(line.rstrip() if text is None else f"{line}  {snippet(text, max(width - len(line) - 2, 60))}")

@@ -6,6 +6,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from gvendi_fast.base._version import __version__
+from gvendi_fast.base.printing import put
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "pyar
 def info() -> None:
     """Show backends, instruction set, number formats and versions, and why anything is missing."""
     for name, value in describe().items():
-        print(f"{name:<24}{value}")
+        put(f"{name:<24}{value}")
 
 
 def describe() -> dict[str, str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import By, Json, RunDir, warn_unfinished
-from gvendi_fast.cli.tables import print_table, say, short_names
+from gvendi_fast.cli.tables import headline, print_table, say, short_names
 
 if TYPE_CHECKING:
     from gvendi_fast.analysis.measures import Measured
@@ -81,27 +81,23 @@ def measures(
     warn_unfinished(run)
     measured = measure(run, by=by, n=n, embedding=embedding, text=not no_text, corpus=corpus, seed=seed)
     if as_json:
-        print(json.dumps(measured.to_dict(), ensure_ascii=False, allow_nan=False))
+        put_json(measured.to_dict())
     else:
         _print(measured, by)
 
 
 def _print(measured: Measured, by: str | None) -> None:
-    from rich.console import Console
-
     from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
 
-    console = Console(highlight=False)
+    out = console()
     columns = {name: kind for name, kind in COLUMNS.items() if getattr(measured.whole, name) is not None}
     if by is None:
-        console.print(
-            f"[bold]G-Vendi {measured.whole.gvendi:.2f}[/bold]  (n = {measured.n:,}, K = {measured.dim:,})"
-        )
+        headline(out, f"G-Vendi {measured.whole.gvendi:.2f}  (n = {measured.n:,}, K = {measured.dim:,})")
         for name, (heading, form) in columns.items():
             if name != "gvendi":
-                print(f"  {heading:<18}{shown(getattr(measured.whole, name), form)}")
+                put(f"  {heading:<18}{shown(getattr(measured.whole, name), form)}")
         return
-    print(f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim:,})")
+    put(f"by {by}, one draw of n = {measured.n:,} rows of each (K = {measured.dim:,})")
     scored = {name: found for name, found in measured.by.items() if found.gvendi is not None}
     ranked = sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0]))
     sets = [*zip(short_names([name for name, _ in ranked]), (found for _, found in ranked), strict=True)]
@@ -110,8 +106,8 @@ def _print(measured: Measured, by: str | None) -> None:
         values = [getattr(found, column) for column in columns]
         cells = ["" if v is None else shown(v, f) for v, (_, f) in zip(values, columns.values(), strict=True)]
         rows.append((name, f"{found.rows:,}", *cells))
-    print_table(console, (by, "rows", *(heading for heading, _ in columns.values())), rows, apart=1)
+    print_table(out, (by, "rows", *(heading for heading, _ in columns.values())), rows, apart=1)
     values = [found.gvendi for found in scored.values()]
     for sentence in (pooled_sentence(measured.by), saturation_sentence(values, measured.n, measured.dim)):
         if sentence:
-            say(console, sentence)
+            say(out, sentence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -15,6 +15,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printing import warn
 
 
 class Dtype(str, Enum):
@@ -162,6 +163,24 @@ UnitRows = Annotated[
         help="Rows of a work unit, which is computed, stored and resumed as a whole.",
     ),
 ]
+MaxRowBytes = Annotated[
+    int,
+    typer.Option(
+        "--max-row-bytes",
+        metavar="N",
+        help="Longest row, in bytes of its JSON line, or of its Parquet columns; a longer one is rejected unread. A "
+        "row may take 300 times its bytes of memory. (Default: 8 MiB.)",
+        show_default=False,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Go on without files and folders of the corpus that cannot be read, and list them at the end. (Default: "
+        "the first one ends the run.)",
+    ),
+]
 MaskOption = Annotated[
     Mask,
     typer.Option(
@@ -242,6 +261,8 @@ class CorpusOptions:
     messages_field: MessagesField = "messages"
     text_field: TextField = "text"
     id_field: IdField = "id"
+    max_row_bytes: MaxRowBytes = 1 << 23
+    skip_unreadable: SkipUnreadable = False
 
     def only(self, *names: str, command: str) -> None:
         """GvendiError if an option other than `names` was given, because the `command` does not use it."""
@@ -257,7 +278,7 @@ class CorpusOptions:
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value
-        return load_proxy(self.proxy, dtype=self.dtype.value, attention=attention)
+        return load_proxy(home(self.proxy), dtype=self.dtype.value, attention=attention)
 
     def settings(self):
         """The `Settings` that `sketch_corpus` takes."""
@@ -286,13 +307,15 @@ class CorpusOptions:
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",
             groups=self.sketch_groups,
+            max_row_bytes=self.max_row_bytes,
+            skip_unreadable=self.skip_unreadable,
         )
 
 
 def warn_unfinished(run) -> None:
     """Say on stderr that work units of a run directory are missing, if any are."""
     if said := run.missing():
-        print(f"warning: {said}", file=sys.stderr)
+        warn(said)
 
 
 def saved_mean(path: Path | None):
@@ -304,6 +327,31 @@ def saved_mean(path: Path | None):
             f"--mean: '{path}' is not a file; give one that 'gvendi score --save-mean FILE' wrote"
         )
     return None if path is None else RowMean.load(path)
+
+
+def home(path: str) -> str:
+    """The path with a leading ~ replaced by the home folder: a shell does not do so in --out=~/runs."""
+    return os.path.expanduser(path)
+
+
+def at_home(command: Callable) -> Callable:
+    """The command with `home` applied to every argument that is a path; GvendiError for one that is no UTF-8."""
+
+    def expanded(value):
+        if isinstance(value, Path):
+            path = home(str(value))
+            # Names are stored as text, and Arrow takes no others.
+            if any("\ud800" <= c <= "\udfff" for c in path):
+                raise GvendiError(f"the path '{path}' is not UTF-8; rename it, or give another")
+            return Path(path)
+        return [expanded(item) for item in value] if isinstance(value, list) else value
+
+    @functools.wraps(command)
+    def run(**given) -> None:
+        command(**{name: expanded(value) for name, value in given.items()})
+
+    run.__signature__ = inspect.signature(command, eval_str=True)
+    return run
 
 
 def unbundled(command: Callable) -> Callable:

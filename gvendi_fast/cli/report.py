@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.cli.options import Corpus, warn_unfinished
+from gvendi_fast.base.errors import GvendiError, keeping
+from gvendi_fast.base.printing import note, put, warn
+from gvendi_fast.cli.options import Corpus, home, warn_unfinished
 
 
 def report(
@@ -79,7 +79,8 @@ def report(
         page, numbers = _of_run(
             directory, by, clusters, out or Path("report.html"), seed, title, corpus, force
         )
-    print(f"{page}, numbers in {numbers}")
+    with keeping(lambda _: f"the page is '{page}', its numbers are in '{numbers}'"):
+        put(f"{page}, numbers in {numbers}")
 
 
 def _of_run(
@@ -98,10 +99,10 @@ def _of_run(
 
     output_paths(out, force)
     warn_unfinished(RunDirectory.load(directory))
-    wanted = int(clusters) if clusters is not None and clusters.isdecimal() else clusters
+    wanted = int(clusters) if clusters is not None and clusters.isdecimal() else clusters and home(clusters)
     data = report_data(directory, by=by, clusters=wanted, seed=seed, corpus=corpus, say=_say)
     if data["texts_missing"]:
-        print(f"warning: the report has no texts: {data['texts_missing']}", file=sys.stderr)
+        warn(f"the report has no texts: {data['texts_missing']}")
     return write_report(data, out, title=title, force=force)
 
 
@@ -114,9 +115,9 @@ def _of_synthesis(
     report_paths(directory, out, force)
     data = synthesis_report_data(directory, seed=seed, corpus=corpus, say=_say)
     if data["texts_missing"]:
-        print(f"warning: the report has no texts of the seeds: {data['texts_missing']}", file=sys.stderr)
+        warn(f"the report has no texts of the seeds: {data['texts_missing']}")
     return write_synthesis_report(data, out, title=title, force=force)
 
 
 def _say(step: str) -> None:
-    print(f"report: {step}", file=sys.stderr, flush=True)
+    note(f"report: {step}")

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError, keeping
+from gvendi_fast.base.files import atomic_write
+from gvendi_fast.base.printing import console, json_text, put, put_json, warn
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import CorpusOptions, Data, Json, Order, saved_mean, unbundled, warn_unfinished
-from gvendi_fast.data.sources import find_files
+from gvendi_fast.cli.options import (
+    CorpusOptions,
+    Data,
+    Json,
+    Order,
+    home,
+    saved_mean,
+    unbundled,
+    warn_unfinished,
+)
+from gvendi_fast.data.listing import list_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
     from gvendi_fast.analysis.scoring import Score
     from gvendi_fast.vendi.diagnosis import Diagnosis
 
+SCORE = "score.json"
 TINY_NOTE = " (for trying things out: report no numbers made with it)"
 
 
@@ -71,7 +83,7 @@ def score(
     from gvendi_fast.data.run_directory import RunDirectory
     from gvendi_fast.vendi.centered import RowMean
 
-    orders = order or ()
+    orders, data = order or (), [home(item) for item in data]
     reference = None if mean is None else saved_mean(mean)
     if save_mean is not None:
         RowMean.check_savable(save_mean)
@@ -88,25 +100,56 @@ def score(
         result = scoring.score_run(
             run, by=corpus.by, orders=orders, mean=reference, save_mean=save_mean, seed=corpus.seed
         )
-    else:
-        settings = corpus.settings()
-        # A wrong path is reported before a proxy is fetched.
-        find_files(data)
-        with _Advice(out, "score"):
-            result = scoring.score(
-                data,
-                proxy=corpus.load_proxy(),
-                out=out,
-                settings=settings,
-                orders=orders,
-                mean=reference,
-                save_mean=save_mean,
-                progress=_progress(),
-            )
+        _show(result, corpus.by, mean, as_json)
+        return
+    settings = corpus.settings()
+    # A wrong path is reported before a proxy is fetched.
+    list_files(data, settings.skip_unreadable)
+    # Without --out the folder lasts until its score is printed.
+    with ExitStack() as around:
+        if out is None:
+            folder = around.enter_context(scoring.temporary_run())
+        else:
+            folder = out
+            around.enter_context(_keeping_units(out, "score"))
+        result = scoring.score(
+            data,
+            proxy=corpus.load_proxy(),
+            out=folder,
+            settings=settings,
+            orders=orders,
+            mean=reference,
+            save_mean=save_mean,
+            progress=_progress(),
+        )
+        with _written(result, folder):
+            _show(result, corpus.by, mean, as_json)
+
+
+@contextmanager
+def _written(result: Score, folder: Path) -> Iterator[None]:
+    """The score in score.json before the block prints it; where it cannot be written, it is printed all the same."""
+    path, failed = folder / SCORE, None
+    try:
+        with atomic_write(path) as stream:
+            stream.write(json_text(result.to_dict(), indent=1).encode() + b"\n")
+    except OSError as error:
+        failed = error
+    kept = f"the sketches are kept in '{folder}': 'gvendi score {folder}' scores them again"
+    if failed is None:
+        kept = f"the score is in '{path}'"
+    with keeping(lambda _: kept):
+        yield
+        if failed is not None:
+            raise failed
+
+
+def _show(result: Score, by: str | None, mean: Path | None, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+        put_json(result.to_dict())
     else:
-        _print_score(result, corpus.by, mean)
+        _print_score(result, by, mean)
+    _warn_unreadable(result.unreadable)
 
 
 @unbundled
@@ -118,17 +161,24 @@ def sketch(
     corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
+    from gvendi_fast.analysis.scoring import unreadable_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 
-    settings = corpus.settings()
-    find_files(data)
-    with _Advice(out, "sketch"):
+    settings, data = corpus.settings(), [home(item) for item in data]
+    list_files(data, settings.skip_unreadable)
+    with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
-    print(
+    put(
         f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
         f"{rejected:,} row{'s' * (rejected != 1)} rejected; 'gvendi score {run.path}' scores them"
     )
+    _warn_unreadable(unreadable_of(run))
+
+
+def _warn_unreadable(unreadable: dict[str, str]) -> None:
+    for path, why in unreadable.items():
+        warn(f"passed over '{path}': {why}")
 
 
 def _progress():
@@ -138,18 +188,16 @@ def _progress():
 
 
 def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
-    from rich.console import Console
+    from gvendi_fast.cli.tables import headline, say
 
-    from gvendi_fast.cli.tables import say
-
-    console = Console(highlight=False)
-    console.print(
-        f"[bold]G-Vendi {result.gvendi:.2f}[/bold]  95 % interval {result.low:.2f} to {result.high:.2f}  "
-        f"n = {result.n:,}  K = {result.dim:,}",
-        soft_wrap=True,
+    out = console()
+    headline(
+        out,
+        f"G-Vendi {result.gvendi:.2f}  95 % interval {result.low:.2f} to {result.high:.2f}  n = {result.n:,}  "
+        f"K = {result.dim:,}",
     )
     for sentence in result.limits:
-        say(console, f"  limited by {sentence}", 4)
+        say(out, f"  limited by {sentence}", 4)
     reasons = "; ".join(
         f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
     )
@@ -169,11 +217,11 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
     if result.tokens_per_second:
         lines["time"] = f"{result.seconds:,.1f} s, {result.tokens_per_second:,.0f} tokens/s"
     for name, value in lines.items():
-        say(console, f"  {name:<16}{value}", 18)
+        say(out, f"  {name:<16}{value}", 18)
     if by is not None and set(result.by) == {""}:
-        print(f"warning: no row has the field {by!r}, so there are no groups", file=sys.stderr)
+        warn(f"no row has the field {by!r}, so there are no groups")
     elif by is not None:
-        _print_groups(console, result, by)
+        _print_groups(out, result, by)
 
 
 def _values(result: Score, mean: Path | None) -> dict[str, str]:
@@ -216,7 +264,7 @@ def _layers(shares: dict[str, float] | None) -> dict[str, str]:
     return {"squared norm": ", ".join(f"{name} {shown(100 * share, '.1f')} %" for name, share in ordered)}
 
 
-def _print_groups(console: Console, result: Score, by: str) -> None:
+def _print_groups(out: Console, result: Score, by: str) -> None:
     from gvendi_fast.analysis.equal_n import pooled_sentence, saturation_sentence
     from gvendi_fast.cli.tables import print_table, say, short_names
 
@@ -224,7 +272,8 @@ def _print_groups(console: Console, result: Score, by: str) -> None:
     first = next(iter(scored.values()))
     most = max(group.draws for group in scored.values())
     drawn = f", mean of {most} draws" if most > 1 else ""
-    say(console, f"\nby {by}, at n = {first.n:,} rows each{drawn}")
+    say(out, "")
+    say(out, f"by {by}, at n = {first.n:,} rows each{drawn}")
     ranked = sorted(scored.items(), key=lambda item: (-item[1].gvendi, item[0]))
     rows = [
         (
@@ -237,28 +286,24 @@ def _print_groups(console: Console, result: Score, by: str) -> None:
         )
         for name, (_, group) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
     ]
-    print_table(console, (by, "G-Vendi", "95 % interval", "unlimited K", "centred", "rows"), rows)
+    print_table(out, (by, "G-Vendi", "95 % interval", "unlimited K", "centred", "rows"), rows)
     values = [group.gvendi for group in scored.values()]
     for sentence in (pooled_sentence(result.by), saturation_sentence(values, first.n, result.dim)):
         if sentence:
-            say(console, sentence)
+            say(out, sentence)
 
 
-class _Advice:
-    """Says on Ctrl-C what was kept and how to go on."""
+def _keeping_units(out: Path, command: str) -> AbstractContextManager[None]:
+    """Say with what ends a run early what its directory keeps and how to go on."""
 
-    def __init__(self, out: Path | None, command: str) -> None:
-        self.out, self.command = out, command
+    def said(error: BaseException) -> str | None:
+        from gvendi_fast.analysis.scoring import has_unit
 
-    def __enter__(self) -> None:
-        return None
+        # What cannot be used cannot be used by the same command again; that message has its own remedy.
+        if isinstance(error, GvendiError):
+            return None
+        if not has_unit(out):
+            return "no work unit was finished, so nothing is kept"
+        return f"finished work units are kept in '{out}'; to go on, run the same 'gvendi {command}' command"
 
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is KeyboardInterrupt:
-            advice = (
-                f"finished work units are kept in '{self.out}'; to go on, run the same 'gvendi {self.command}' command"
-                if self.out
-                else "nothing was kept; give --out DIR to make a run that can be resumed"
-            )
-            print(f"\ninterrupted: {advice}", file=sys.stderr)
-            error.explained = True
+    return keeping(said)

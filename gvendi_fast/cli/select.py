@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from enum import Enum
@@ -11,7 +10,8 @@ from typing import IO, Annotated
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError, keeping
+from gvendi_fast.base.printing import put, put_json
 from gvendi_fast.base.shown import at_most, significant
 from gvendi_fast.cli.options import Corpus, Json, saved_mean, warn_unfinished
 
@@ -191,10 +191,11 @@ def select(
         "sidecar": str(sidecar),
         "seconds": time.perf_counter() - began,
     }
-    if as_json:
-        print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
-    else:
-        _print_summary(summary)
+    with keeping(lambda _: f"the chosen rows are in '{out}', their gains in '{sidecar}'"):
+        if as_json:
+            put_json(summary)
+        else:
+            _print_summary(summary)
 
 
 def parse_bytes(text: str) -> int:
@@ -281,19 +282,19 @@ def _print_summary(summary: dict) -> None:
     random, name = summary["random"], summary["objective"]
     # Relaxed chooses all rows at once and lists them by surprisal.
     listed = "the most unlike the others first" if summary["method"] == "relaxed" else "best first"
-    print(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, {listed}")
+    put(f"{summary['size']:,} of {summary['pool_rows']:,} rows in {summary['out']}, {listed}")
     centred = summary["centered"] is not None
     lines = [("G-Vendi", "gvendi")]
     lines += [("centred", "centered")] if centred else []
     lines += [(name, "value")] if name != "vendi" else []
     for title, key in lines:
         low, high = random[f"{key}_band"]
-        print(
+        put(
             f"  {title:<12}{significant(summary[key])}   random subsets {significant(random[key])} "
             f"(lowest {significant(low)}, highest {significant(high)} of {random['draws']} draws)"
         )
     if summary["value"] <= random["value_band"][1] * (1 + 1e-9):
-        print("  a random subset reaches as much: by its objective this choice is no better than chance")
+        put("  a random subset reaches as much: by its objective this choice is no better than chance")
     bounds = (
         ("gvendi_bound", "G-Vendi"),
         ("centered_bound", "centred G-Vendi"),
@@ -301,12 +302,12 @@ def _print_summary(summary: dict) -> None:
     )
     for key, what in bounds:
         if key in summary["details"]:
-            print(f"  no choice of as many rows has a {what} above {at_most(summary['details'][key])}")
+            put(f"  no choice of as many rows has a {what} above {at_most(summary['details'][key])}")
     if summary["n"] != summary["size"]:
-        print(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
+        put(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
     if centred:
-        print(f"  {_centred_by(summary['details']['center'], name)}")
-    print(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")
+        put(f"  {_centred_by(summary['details']['center'], name)}")
+    put(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")
 
 
 def _centred_by(center: dict, name: str) -> str:

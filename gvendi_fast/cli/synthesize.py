@@ -5,7 +5,6 @@ A run shows its progress on stderr: as a live table on a terminal, as plain line
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.errors import GvendiError, keeping
+from gvendi_fast.base.printable import printable
+from gvendi_fast.base.printing import console, put, put_json, put_text
 from gvendi_fast.base.progress import LINE_EVERY
-from gvendi_fast.cli.options import Json
+from gvendi_fast.cli.options import Json, home
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.loop.status import Status
@@ -103,7 +104,7 @@ def synthesize(
     if keys:
         from gvendi_fast.synthesis.config.keys import describe_keys
 
-        print(describe_keys())
+        put_text(describe_keys())
         return
     given = list(overrides or ())
     if resume is not None:
@@ -122,73 +123,74 @@ def synthesize(
             "a configuration is missing; give CONFIG.yaml to begin a run, or --resume DIR to go on with one"
         )
     else:
-        settings = load_config(config, given)
+        settings = load_config(home(config), given)
     if show is not None:
         previews = preview(settings, show)
         if as_json:
-            print(json.dumps(previews, ensure_ascii=False))
+            put_json(previews)
         else:
             _print_previews(previews)
         return
     from gvendi_fast.base.progress import progress_for
 
-    try:
-        with view_for() as view:
-            status = run(settings, view, progress_for(verb="sketching the pool:"), view.say)
-    except KeyboardInterrupt:
-        if (Path(settings.out) / CONFIG).is_file():
-            kept = f"answers and decisions are kept; 'gvendi synthesize --resume {settings.out}' goes on"
+    out = home(settings.out)
+
+    def kept(error: BaseException) -> str | None:
+        # What cannot be used, or is down, says itself how to go on.
+        if isinstance(error, GvendiError):
+            return None
+        if (Path(out) / CONFIG).is_file():
+            return f"answers and decisions are kept; 'gvendi synthesize --resume {out}' goes on"
+        return "no request was sent yet; the same command begins again"
+
+    with keeping(kept), view_for() as view:
+        status = run(settings, view, progress_for(verb="sketching the pool:"), view.say)
+    with keeping(lambda _: f"the run is whole, in '{out}'"):
+        if as_json:
+            put_json({**status.to_dict(), "out": out})
         else:
-            kept = "no request was sent yet; the same command begins again"
-        print(f"\ninterrupted: {kept}", file=sys.stderr)
-        raise
-    if as_json:
-        print(json.dumps({**status.to_dict(), "out": settings.out}, ensure_ascii=False, allow_nan=False))
-    else:
-        _print_end(status, settings.out)
+            _print_end(status, out)
 
 
 def _print_previews(previews: list[dict]) -> None:
     for number, preview in enumerate(previews, 1):
-        print(f"--- prompt {number} of {len(previews)}")
+        put(f"--- prompt {number} of {len(previews)}")
         for message in preview["messages"]:
-            print(f"[{message['role']}]\n{_visible(message['content'])}\n")
-        print(f"--- answer {number}\n{_visible(preview['answer'] or '(none)')}\n")
+            put(f"[{message['role']}]")
+            put_text(f"{message['content']}\n")
+        put(f"--- answer {number}")
+        put_text(f"{preview['answer'] or '(none)'}\n")
         if preview["reason"]:
-            print(f"--- no candidate: {preview['reason']}\n")
+            put(f"--- no candidate: {preview['reason']}")
+            put()
         for candidate in preview["candidates"]:
-            print("--- candidate")
+            put("--- candidate")
             for name, text in candidate["values"].items():
-                print(f"{name}: {_visible(text)}")
+                put_text(f"{printable(name)}: {text}")
             if candidate["check"] is not None:
-                print(f"--- check: {_visible(candidate['check'])}")
-            print()
-
-
-def _visible(text: str) -> str:
-    """A text of a model or the pool without control characters that a terminal would obey, such as colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+                put(f"--- check: {candidate['check']}")
+            put()
 
 
 def _print_end(status: Status, out: str) -> None:
     from gvendi_fast.synthesis.loop.status import BESIDE
 
-    print(f"stopped: {status.why}")
+    put(f"stopped: {status.why}")
     for name, value in status_lines(status).items():
-        print(f"  {name:<16}{value}")
+        put(f"  {name:<16}{value}")
     spent = {stage: seconds for stage, seconds in status.seconds.items() if stage not in BESIDE}
     whole = sum(spent.values())
     shares = sorted(spent.items(), key=lambda item: -item[1])
     stages = ", ".join(f"{stage} {100 * seconds / whole:.0f} %" for stage, seconds in shares if whole)
     beside = ", ".join(f"{stage} {status.seconds.get(stage, 0.0):,.1f} s" for stage in BESIDE)
-    print(f"  {'time':<16}{whole:,.1f} s: {stages or 'none'}; beside it {beside}")
-    print(
+    put(f"  {'time':<16}{whole:,.1f} s: {stages or 'none'}; beside it {beside}")
+    put(
         f"  rows in {out}/accepted.jsonl, rejected ones with reasons in {out}/rejected.jsonl, "
         f"a report in {out}/report.html"
     )
     if status.stopped != "target":
         limit = "a lower stop.floor" if status.stopped == "acceptance" else "a higher limit"
-        print(f"  'gvendi synthesize --resume {out}' goes on, with {limit} where one was reached")
+        put(f"  'gvendi synthesize --resume {out}' goes on, with {limit} where one was reached")
 
 
 def view_for(stream: TextIO | None = None) -> StatusTable | StatusLines:
@@ -254,18 +256,17 @@ class StatusLines:
 
     def say(self, text: str) -> None:
         """One line."""
-        print(text, file=self.stream, flush=True)
+        put(text, self.stream)
 
 
 class StatusTable:
     """A table that stays in place, on a terminal; it appears with the first block."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         self.stream = stream
-        self._live = Live(console=Console(file=stream), auto_refresh=False)
+        self._live = Live(console=console(stream), auto_refresh=False)
         self._shown = False
 
     def __enter__(self) -> StatusTable:
@@ -279,7 +280,7 @@ class StatusTable:
     def say(self, text: str) -> None:
         """One line below the table, which stays as it is."""
         self._leave()
-        print(text, file=self.stream, flush=True)
+        put(text, self.stream)
 
     def _leave(self) -> None:
         if self._shown:
@@ -296,5 +297,5 @@ class StatusTable:
             self._shown = True
         grid = Table.grid(padding=(0, 2))
         for name, value in status_lines(status).items():
-            grid.add_row(Text(name, style="bold"), Text(value))
+            grid.add_row(Text(printable(name), style="bold"), Text(printable(value)))
         self._live.update(grid, refresh=True)

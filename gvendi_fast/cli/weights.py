@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, warn_unfinished
-from gvendi_fast.cli.tables import print_table, short_names
+from gvendi_fast.cli.tables import headline, print_table, short_names
 
 # Each source needs K x K numbers in memory.
 MOST_SOURCES = 256
@@ -19,7 +20,7 @@ MOST_SOURCES = 256
 
 def weights(
     run: Annotated[
-        str, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
+        Path, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
     ],
     by: Annotated[
         str,
@@ -88,7 +89,7 @@ def weights(
         "spec": directory.sketch_spec,
     }
     if as_json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        put_json(result)
     else:
         _print(result)
 
@@ -111,14 +112,13 @@ def _states(directory) -> dict:
 
 
 def _print(result: dict) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    out = console()
     values = result["gvendi"]
-    console.print(f"[bold]G-Vendi {values['best']:.2f}[/bold]  of the best mixture")
-    print(f"  as it is        {values['as it is']:.2f}")
-    print(f"  uniform         {values['uniform']:.2f}")
-    print(f"  bound           no weights within the limits give a G-Vendi above {at_most(values['bound'])}\n")
+    headline(out, f"G-Vendi {values['best']:.2f}  of the best mixture")
+    put(f"  as it is        {values['as it is']:.2f}")
+    put(f"  uniform         {values['uniform']:.2f}")
+    put(f"  bound           no weights within the limits give a G-Vendi above {at_most(values['bound'])}")
+    put()
     ranked = sorted(result["sources"].items(), key=lambda item: (-item[1]["weight"], item[0]))
     rows = [
         (
@@ -132,13 +132,13 @@ def _print(result: dict) -> None:
         for name, (_, source) in zip(short_names([name for name, _ in ranked]), ranked, strict=True)
     ]
     headings = ("rows", "G-Vendi (all rows)", "share now", "best weight", "times each row")
-    print_table(console, (result["by"], *headings), rows)
-    print(f"times each row: in a mixture of {result['rows']:,} rows")
+    print_table(out, (result["by"], *headings), rows)
+    put(f"times each row: in a mixture of {result['rows']:,} rows")
     # A source that appears once more by rounding does not repeat.
     if any(source["repeats"] > 1.005 for source in result["sources"].values()):
-        print("rows that repeat bring no direction that was not there; --cap limits how often they do")
+        put("rows that repeat bring no direction that was not there; --cap limits how often they do")
     if len({source["rows"] for source in result["sources"].values()}) > 1:
-        print(
+        put(
             "the sources have different numbers of rows, and G-Vendi grows with them: "
             "to compare sources, use 'gvendi score --by'"
         )

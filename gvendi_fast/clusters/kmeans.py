@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.unit_length import Rows
@@ -93,14 +94,14 @@ class SphericalKMeans:
         tolerance: float = 1e-5,
         device: str | torch.device = "cpu",
     ) -> None:
-        if n_clusters is not None and n_clusters < 1:
-            raise GvendiError(f"n_clusters is {n_clusters}; wanted at least 1, or None for 1 % of the rows")
-        if max_iterations < 1:
-            raise GvendiError(f"max_iterations is {max_iterations}; wanted at least 1")
+        if n_clusters is not None:
+            wanted = "an integer of at least 1, or None for 1 % of the rows"
+            n_clusters = whole(n_clusters, "n_clusters", wanted, 1)
         if not tolerance >= 0:
             raise GvendiError(f"tolerance is {tolerance}; wanted a gain in mean cosine of 0 or more")
-        self.n_clusters, self.seed = n_clusters, int(seed)
-        self.max_iterations, self.tolerance = int(max_iterations), float(tolerance)
+        self.n_clusters, self.seed = n_clusters, whole(seed, "seed", "an integer")
+        self.max_iterations = whole(max_iterations, "max_iterations", "an integer of at least 1", 1)
+        self.tolerance = float(tolerance)
         self.device = torch.device(device)
         self.spec: dict | None = None
         self.iterations, self.converged = 0, False

@@ -11,8 +11,9 @@ import sqlite3
 from collections.abc import Sequence
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, record_id
-from gvendi_fast.data.sources import ParquetSource, find_files, kind_of, read_lines
+from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files, naming
+from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
+from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
 
@@ -38,6 +39,8 @@ def index_corpus(
     fields: Fields | None = None,
     rows_per_unit: int = ROWS_PER_UNIT,
     limit: int | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
+    skip_unreadable: bool = False,
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
@@ -46,41 +49,82 @@ def index_corpus(
     fields: the names of a row's fields.
     limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
     rows_per_unit: rows of a work unit, at most; a work unit never spans files.
+    max_row_bytes: of a line, or of a Parquet row in the columns in use; a longer row is rejected.
+    skip_unreadable: pass over files and folders that cannot be read, and list them in `Manifest.unreadable`.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
     duplicate adds 16 bytes before compression).
 
-    Raises GvendiError for inputs that do not exist or cannot be opened, an empty corpus, and a setting below 1.
+    Raises GvendiError for inputs that do not exist or are not what their suffix says, an empty corpus, and a setting
+    below 1, and OSError, with the file's name, for what the system cannot read.
     """
     fields = fields or Fields()
-    for name, value in (("rows_per_unit", rows_per_unit), ("limit", limit)):
+    for name, value in (
+        ("rows_per_unit", rows_per_unit),
+        ("limit", limit),
+        ("max_row_bytes", max_row_bytes),
+    ):
         if value is not None and value < 1:
             raise GvendiError(f"{name} is {value}; wanted at least 1")
     files: list[SourceFile] = []
     units: list[Unit] = []
     rows = duplicates = 0
+    listing = list_files(inputs, skip_unreadable)
+    unreadable = list(listing.unreadable)
     with _SeenIds() as seen:
-        for path in find_files(inputs):
+        for path in listing.files:
             if limit is not None and rows == limit:
                 break
-            index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen)
-            index.scan(fields, None if limit is None else limit - rows)
+            try:
+                with naming(path):
+                    index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes)
+                    index.scan(fields, None if limit is None else limit - rows)
+            except UNREADABLE as error:
+                if not skip_unreadable:
+                    raise
+                unreadable.append(Unreadable.of(error, path))
+                seen.forget(len(files))
+                continue
             files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
             units.extend(index.units)
             rows += index.rows
             duplicates += index.duplicates
+    if not files:
+        first = unreadable[0]
+        raise GvendiError(
+            f"corpus: none of its {len(unreadable)} file(s) and folder(s) can be read; the first one is "
+            f"'{first.path}': {first.reason}"
+        )
     if rows == 0:
         raise GvendiError(
             f"corpus: the {len(files)} file(s) given hold no rows; the first one is '{files[0].path}'"
         )
-    return Manifest(tuple(files), tuple(units), fields, rows, duplicates, rows_per_unit, limit)
+    return Manifest(
+        tuple(files),
+        tuple(units),
+        fields,
+        rows,
+        duplicates,
+        rows_per_unit,
+        limit,
+        max_row_bytes,
+        tuple(unreadable),
+        listing.notes,
+    )
 
 
 class _FileIndex:
     """The pass over one file: counts rows, fingerprints bytes, and ends a work unit every `rows_per_unit` rows."""
 
     def __init__(
-        self, path: str, file: int, first_row: int, first_unit: int, rows_per_unit: int, seen: _SeenIds
+        self,
+        path: str,
+        file: int,
+        first_row: int,
+        first_unit: int,
+        rows_per_unit: int,
+        seen: _SeenIds,
+        max_bytes: int,
     ) -> None:
         self.path, self.file, self.kind = path, file, kind_of(path) or ""
         self.size = os.path.getsize(path)
@@ -93,6 +137,7 @@ class _FileIndex:
             rows_per_unit,
             seen,
         )
+        self._max_bytes = max_bytes
         self._open: tuple[int, int] | None = None
         self._repeats: list[tuple[int, int, int]] = []
         self._lines = self._footer = 0
@@ -110,7 +155,9 @@ class _FileIndex:
     def _scan_lines(self, fields: Fields, limit: int | None) -> None:
         # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
         plain = f'"{fields.id}"'.encode() if fields.id.isidentifier() else b""
-        for line, offset, raw in read_lines(self.path, self.kind, digest=self.digest):
+        for line, offset, raw in read_lines(
+            self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes
+        ):
             own = None
             if not isinstance(raw, Reason) and (plain in raw or b"\\u" in raw):
                 record = decode_line(raw)
@@ -122,7 +169,7 @@ class _FileIndex:
                 return
 
     def _scan_parquet(self, fields: Fields, limit: int | None) -> None:
-        with ParquetSource(self.path, fields) as source:
+        with ParquetSource(self.path, fields, self._max_bytes) as source:
             total = sum(source.group_rows)
             total = total if limit is None else min(total, limit)
             self._footer, self._groups = source.fingerprint(total, self.digest)
@@ -189,3 +236,7 @@ class _SeenIds:
                 "bytes per row: set SQLITE_TMPDIR to a folder with enough space"
             ) from error
         return self._db.execute("SELECT file, line FROM seen WHERE id = ?", (key,)).fetchone()
+
+    def forget(self, file: int) -> None:
+        """Drop the ids of a file that turned out to be unreadable, so that none of its rows counts as the first."""
+        self._db.execute("DELETE FROM seen WHERE file = ?", (file,))

@@ -13,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+import stat
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Fields, Reason, decode_line, field_of
+from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import ParquetSource, read_lines
 
-_PARQUET_BATCH = 256
+# Places that an error lists.
+MOST_TRIED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -
     # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
     cut = index == len(files) - 1 and run.manifest.get("limit") == run.manifest.get("rows")
     read = _parquet_rows if files[index]["kind"] == "parquet" else _lines
-    return read(path, files[index], here, cut)
+    return read(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
 
 
 def verify_corpus(
@@ -131,25 +134,52 @@ def number_of(original: Original, name: str) -> float:
 
 
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
-    recorded = source["path"]
-    tried = [Path(recorded)]
+    recorded = Path(source["path"])
+    tried = [recorded]
     if corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
-        parts = Path(recorded).parts
-        tried = [
-            Path(corpus, *parts[i:]) for i in range(1 if Path(recorded).is_absolute() else 0, len(parts))
-        ]
-    path = next((path for path in tried if path.is_file()), None)
+        parts = recorded.parts
+        tried = [Path(corpus, *parts[i:]) for i in range(1 if recorded.is_absolute() else 0, len(parts))]
+    elif not recorded.is_absolute():
+        # The run may have been started elsewhere: most are written into a folder that the paths are relative to.
+        tried += [folder / recorded for folder in Path(os.path.abspath(run.path)).parents]
+    found = [form for path in tried for form in _forms(path) if _is_file(form)]
+    # Another file may have the same name elsewhere.
+    path = next(
+        (path for path in found if path.stat().st_size == source["size"]), found[0] if found else None
+    )
     if path is None:
         raise GvendiError(
             f"the corpus of '{run.path}' is not where it was: '{recorded}' was not found "
-            f"(looked for {', '.join(repr(str(p)) for p in tried)} from '{os.getcwd()}'); "
+            f"(looked for {', '.join(repr(str(p)) for p in tried[:MOST_TRIED])} from '{os.getcwd()}'); "
             "name the folder that holds it now with --corpus DIR (corpus=)"
         )
     size = path.stat().st_size
     if size != source["size"]:
         raise _changed(path, f"{source['size']} -> {size} bytes")
     return str(path)
+
+
+def _forms(path: Path) -> list[Path]:
+    """The path and its other spellings of accented letters, which differ between file systems."""
+    text = str(path)
+    return [
+        Path(form)
+        for form in dict.fromkeys((text, *(unicodedata.normalize(n, text) for n in ("NFC", "NFD"))))
+    ]
+
+
+def _is_file(path: Path) -> bool:
+    # Not is_file(), which takes a folder that may not be read for one that does not hold it.
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _status(path: str) -> tuple[int, ...]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _changed(path: str | Path, how: str) -> GvendiError:
@@ -159,9 +189,11 @@ def _changed(path: str | Path, how: str) -> GvendiError:
     )
 
 
-def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool) -> Iterator[Original]:
+def _lines(
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
+) -> Iterator[Original]:
     digest, rows = hashlib.blake2b(digest_size=16), 0
-    for line, _, raw in read_lines(path, source["kind"], digest=digest):
+    for line, _, raw in read_lines(path, source["kind"], digest=digest, max_bytes=max_bytes):
         if rows in here:
             if isinstance(raw, Reason):
                 raise GvendiError(f"{path}:{line}: {raw}")
@@ -174,29 +206,46 @@ def _lines(path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
 
 
 def _parquet_rows(
-    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
 ) -> Iterator[Original]:
+    import pyarrow
     import pyarrow.parquet
 
-    digest, numbers = hashlib.blake2b(digest_size=16), sorted(here)
-    with ParquetSource(path, Fields()) as parquet:
-        group_rows = parquet.group_rows
-        parquet.fingerprint(source["rows"], digest)
-    if digest.hexdigest() != source["digest"]:
-        raise _changed(path, "other content")
+    numbers, status = sorted(here), _status(path)
+    group_rows, at_once = _check_parquet(path, source)
     with pyarrow.parquet.ParquetFile(path) as file:
         first = 0
         for group, count in enumerate(group_rows):
             if bisect_left(numbers, first) < bisect_left(numbers, first + count):
                 number = first
-                for batch in file.iter_batches(_PARQUET_BATCH, [group], use_threads=False):
+                for batch in file.iter_batches(at_once[group], [group], use_threads=False):
                     for index in range(batch.num_rows):
                         if number + index in here:
                             where = f"{path}:{number + index + 1}"
-                            raw = _as_json(batch.slice(index, 1).to_pylist()[0], where)
+                            try:
+                                record = batch.slice(index, 1).to_pylist()[0]
+                            except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+                                raise GvendiError(
+                                    f"{where}: a column has a value beyond Python's ({error}); clean that column"
+                                ) from error
+                            raw = _as_json(record, where)
                             yield Original(here[number + index], path, number + index + 1, raw)
                     number += batch.num_rows
             first += count
+    # It was read twice: for its fingerprint, and for its rows.
+    if _status(path) != status:
+        _check_parquet(path, source)
+
+
+def _check_parquet(path: str, source: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Of each row group of a file that is as it was sketched: its rows, and how many to read at once."""
+    digest = hashlib.blake2b(digest_size=16)
+    with ParquetSource(path, Fields()) as parquet:
+        parquet.fingerprint(source["rows"], digest)
+        if digest.hexdigest() != source["digest"]:
+            raise _changed(path, "other content")
+        rows = parquet.group_rows
+        return rows, [parquet.batch_rows([group]) for group in range(len(rows))]
 
 
 def _as_json(record: dict[str, Any], where: str) -> bytes:

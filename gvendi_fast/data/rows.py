@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Bytes of a row, where nothing else is asked for: a longer one is refused before it is held in memory.
+MAX_ROW_BYTES = 1 << 23
+# Levels of objects and lists in a row. Python's own limit depends on its version and on who calls.
+MAX_DEPTH = 64
+# Characters of an id and of a group's name, which are stored with every sketch.
+MAX_NAME = 1 << 16
+# Digits of an integer: Python's limit, which older versions lack and an environment variable can lift.
+_MAX_DIGITS = 4300
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STRING = re.compile(rb'"[^"]*"?')
+_BRACKETS = b"[]{}"
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
 
 
 @dataclass(frozen=True)
@@ -80,21 +91,58 @@ class Reason(str):
 
 
 def decode_line(raw: bytes) -> dict | Reason:
-    """The JSON object of one line, or why there is none. Strict UTF-8: nothing is replaced or guessed."""
+    """The JSON object of one line, or why there is none. Strict UTF-8: nothing is replaced or guessed.
+
+    As Python has it, the last of equal keys counts, and NaN and Infinity are numbers.
+    """
+    if nests_deeper(raw, MAX_DEPTH):
+        return Reason(f"broken JSON: nested too deeply, more than {MAX_DEPTH} levels")
     try:
-        record = json.loads(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
+        if text.startswith("\ufeff"):
+            return Reason("broken JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1")
+        record = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         return Reason(f"invalid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}")
     except json.JSONDecodeError as error:
+        # Columns count from a line's beginning, and a carriage return begins none.
+        if error.msg == "Extra data" and b"\r" in raw:
+            return Reason(
+                "broken JSON: several rows on one line; end lines with newlines, not carriage returns"
+            )
         return Reason(f"broken JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return Reason("broken JSON: nested too deeply")
-    # The other ValueError: Python converts integers only up to a number of digits.
-    except ValueError:
+    except _TooManyDigitsError:
         return Reason("broken JSON: an integer has too many digits")
     if not isinstance(record, dict):
         return Reason(f"broken JSON: an object is wanted, not {_kind(record)}")
     return record
+
+
+class _TooManyDigitsError(Exception):
+    """Of an integer."""
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _TooManyDigitsError
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
+def nests_deeper(raw: bytes, depth: int) -> bool:
+    """Whether JSON nests objects and lists more than `depth` levels; told from its brackets, without recursion."""
+    if raw.count(b"[") + raw.count(b"{") <= depth:
+        return False
+    # Brackets inside strings do not count; without escapes a string ends at the next quote.
+    bare = _STRING.sub(b"", raw.replace(b"\\\\", b"").replace(b'\\"', b""))
+    level = 0
+    for byte in bare.translate(None, _NO_BRACKETS):
+        level += 1 if byte in b"[{" else -1
+        if level > depth:
+            return True
+    return False
 
 
 def field_of(record: Mapping[str, Any], name: str) -> Any:
@@ -116,7 +164,7 @@ def record_id(record: dict, fields: Fields) -> str | Reason | None:
         return Reason(f"field '{fields.id}' is not a string or an integer ({_kind(value)})")
     if lone_surrogate(value):
         return Reason(f"invalid Unicode: lone surrogate in field '{fields.id}'")
-    return str(value)
+    return _name(str(value), fields.id)
 
 
 def record_group(record: dict, by: str | None) -> str | Reason:
@@ -128,9 +176,18 @@ def record_group(record: dict, by: str | None) -> str | Reason:
         return ""
     if lone_surrogate(value):
         return Reason(f"invalid Unicode: lone surrogate in field '{by}'")
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return _name(
+        value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str),
+        by,
+    )
+
+
+def _name(value: str, field: str) -> str | Reason:
+    if len(value) > MAX_NAME:
+        return Reason(f"field '{field}' has {len(value):,} characters; wanted at most {MAX_NAME:,}")
+    return value
 
 
 def parse_row(record: dict | Reason, fields: Fields, row: int, file: str, line: int) -> Row | Rejected:

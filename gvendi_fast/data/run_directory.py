@@ -153,7 +153,12 @@ class RunDirectory:
     @property
     def dim(self) -> int:
         """K, the width of the sketches, as spec.json has it."""
-        return self.setting("sketch", "dim")
+        dim = self.setting("sketch", "dim")
+        if not 0 < dim < 1 << 31:
+            raise GvendiError(
+                f"'{self.path / 'spec.json'}' is damaged (sketch.dim is {str(dim)[:20]}); restore it"
+            )
+        return dim
 
     @property
     def sketch_spec(self) -> dict[str, Any]:
@@ -411,11 +416,12 @@ class RunDirectory:
         Raises GvendiError while work units are missing.
         """
         done = self.done()
-        missing = sorted(set(range(self.units_total or 0)) - set(done))
+        missing = 0 if self.units_total is None else self.units_total - len(done)
         if missing:
+            first = next((number for number, unit in enumerate(done) if unit != number), len(done))
             raise GvendiError(
-                f"run directory '{self.path}' is not complete: {len(missing)} of {self.units_total} work units are "
-                f"missing, the first is {missing[0]}; run the same command again to compute them"
+                f"run directory '{self.path}' is not complete: {missing} of {self.units_total} work units are "
+                f"missing, the first is {first}; run the same command again to compute them"
             )
         count = 0
         with atomic_write(self.path / "rejected.jsonl") as stream:
@@ -469,8 +475,12 @@ def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 def _without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
     """What decides which rows a corpus has: not what its files are called."""
-    files = [{key: item[key] for key in item if key != "path"} for item in manifest.get("files", [])]
-    return {**manifest, "files": files}
+    lists = {
+        name: [{key: item[key] for key in item if key != "path"} for item in manifest[name]]
+        for name in ("files", "unreadable")
+        if name in manifest
+    }
+    return {**manifest, **lists}
 
 
 def _rejected_of(line: bytes) -> Rejected:

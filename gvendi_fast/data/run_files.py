@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Fields
+from gvendi_fast.data.rows import Fields, lone_surrogate
 
 # {key of units.json: type of its value}; those of a file's entry.
 _COUNTS = ("units_total", "rows", "duplicates", "rows_per_unit")
@@ -28,7 +28,8 @@ def digest_of(content: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a file of a run directory holds. Raises GvendiError where it holds anything else."""
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+        text = path.read_bytes().decode()
+        content = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except RecursionError:
         raise _damaged(path, "nested too deeply") from None
     except ValueError as error:
@@ -42,7 +43,8 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The content of units.json. Raises GvendiError where a value is of another kind than `Manifest.to_dict` writes."""
     for name in _COUNTS:
         if name in manifest or name == "units_total":
-            _check(path, name, manifest.get(name), is_count(manifest.get(name)), "a count")
+            good = is_count(manifest.get(name)) and (name != "rows_per_unit" or manifest[name] > 0)
+            _check(path, name, manifest.get(name), good, "a count")
     limit = manifest.get("limit")
     _check(path, "limit", limit, limit is None or is_count(limit), "a count or null")
     names = {field.name for field in fields(Fields)}
@@ -59,9 +61,7 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         _check(path, f"files[{number}]", entry, isinstance(entry, dict), "an object")
         for name, kind in _OF_FILE.items():
             value = entry.get(name)
-            # An older version wrote fewer of them, but always where a file lies.
-            absent = name not in entry and name != "path"
-            good = absent or (is_count(value) if kind is int else isinstance(value, str))
+            good = name not in entry or (is_count(value) if kind is int else _is_text(value))
             _check(path, f"files[{number}].{name}", value, good, "a count" if kind is int else "a string")
     ranges = unit_ranges(manifest)
     units, rows = manifest["units_total"], manifest.get("rows")
@@ -73,6 +73,11 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 def is_count(value: Any) -> bool:
     """Whether this is an integer from 0 that a file can have as many bytes of."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_text(value: Any) -> bool:
+    """Whether this is a string that a path can be."""
+    return isinstance(value, str) and "\0" not in value and not lone_surrogate(value)
 
 
 class UnitRanges:

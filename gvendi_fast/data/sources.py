@@ -1,4 +1,4 @@
-"""Finding a corpus' files and reading their records one after another, compressed or not.
+"""Reading the records of a corpus' files one after another, compressed or not; listing.py finds the files.
 
 fsspec was considered, and is what a corpus in an object store will need: for local files its globs take hidden files
 and give absolute paths, which a run directory's manifest would then hold, and before Python 3.14 it reads zstd
@@ -7,7 +7,6 @@ with one more package only.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
 import os
@@ -15,110 +14,40 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Fields, Reason, lone_surrogate
+from gvendi_fast.data.listing import (
+    SUFFIXES,
+    UnreadableFileError,
+    check_file,
+    find_files,
+    kind_of,
+    list_files,
+    naming,
+    short_names,
+)
+from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason
 
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl.gz",
-    ".ndjson.gz": "jsonl.gz",
-    ".jsonl.zst": "jsonl.zst",
-    ".ndjson.zst": "jsonl.zst",
-    ".parquet": "parquet",
-}
+__all__ = [
+    "SUFFIXES",
+    "ParquetSource",
+    "find_files",
+    "kind_of",
+    "list_files",
+    "read_lines",
+    "short_names",
+]
+
 _BOM = b"\xef\xbb\xbf"
-_PARQUET_BATCH = 256
-_BLOCK = 1 << 20
-
-
-def kind_of(path: str) -> str | None:
-    """ "jsonl", "jsonl.gz", "jsonl.zst" or "parquet" by the file's suffix, None for any other suffix."""
-    name = os.path.basename(path).lower()
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
-
-
-def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
-    """The files of a corpus, in the order of `inputs`.
-
-    An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path) or a
-    glob (`**` goes into folders; its matches sorted; a folder it matches is taken as a folder). A file that is
-    named twice is read once, where it is named first.
-
-    Raises GvendiError for a path that does not exist, a glob or folder without a file, and an unknown suffix.
-    """
-    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-    if not given:
-        raise GvendiError("corpus: no input was given; name a file, a folder or a glob")
-    paths: dict[str, str] = {}
-    for item in map(os.fspath, given):
-        for path in _expand(item):
-            paths.setdefault(os.path.abspath(path), path)
-    for path in paths.values():
-        if lone_surrogate(path):
-            raise GvendiError(f"corpus: the file name {path!r} is not UTF-8; rename the file")
-    return list(paths.values())
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """Each path relative to the lowest folder that holds all of them, so that the folder's own place is not shown."""
-    if not paths:
-        return []
-    whole = [os.path.abspath(path) for path in paths]
-    folder = os.path.commonpath([os.path.dirname(path) for path in whole])
-    return [Path(path).relative_to(folder).as_posix() for path in whole]
-
-
-def _expand(item: str) -> list[str]:
-    if os.path.isdir(item):
-        # Its files hold accepted rows, rejected ones and settings side by side.
-        if os.path.isfile(os.path.join(item, "events.jsonl")) and os.path.isfile(
-            os.path.join(item, "rejected.jsonl")
-        ):
-            raise GvendiError(
-                f"corpus: '{item}' is the directory of a synthesis run; name its accepted.jsonl and the files of its "
-                "seeds"
-            )
-        return _folder(item)
-    if os.path.exists(item):
-        if kind_of(item) is None:
-            raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {', '.join(SUFFIXES)}")
-        return [item]
-    if not glob.has_magic(item):
-        raise GvendiError(f"corpus: '{item}' does not exist")
-    matches = sorted(glob.glob(item, recursive=True))
-    if not matches:
-        raise GvendiError(f"corpus: the glob '{item}' matches nothing")
-    # A pattern such as data/* also matches read-me files, which are passed over, but one file must remain.
-    paths = [path for path in matches if os.path.isfile(path) and kind_of(path) is not None]
-    for path in filter(os.path.isdir, matches):
-        paths.extend(_walk(path))
-    if not paths:
-        raise GvendiError(f"corpus: the glob '{item}' matches no file with a suffix of {', '.join(SUFFIXES)}")
-    return sorted(paths)
-
-
-def _folder(folder: str) -> list[str]:
-    paths = sorted(_walk(folder))
-    if not paths:
-        raise GvendiError(
-            f"corpus: the folder '{folder}' holds no file with a suffix of {', '.join(SUFFIXES)}"
-        )
-    return paths
-
-
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and kind_of(name) is not None:
-                yield os.path.join(parent, name)
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_PIECE = 1 << 20
+# Rows of Parquet at a time, at most, and about how many bytes of them.
+_BATCH_ROWS, _BATCH_BYTES = 256, 1 << 23
 
 
 def _open_lines(path: str, kind: str) -> IO[bytes]:
+    check_file(path)
     if kind == "jsonl.gz":
         return gzip.open(path, "rb")
     if kind == "jsonl.zst":
@@ -129,55 +58,117 @@ def _open_lines(path: str, kind: str) -> IO[bytes]:
 
 
 def read_lines(
-    path: str, kind: str, offset: int = 0, line: int = 1, digest: Any = None
+    path: str,
+    kind: str,
+    offset: int = 0,
+    line: int = 1,
+    digest: Any = None,
+    max_bytes: int = MAX_ROW_BYTES,
 ) -> Iterator[tuple[int, int, bytes | Reason]]:
     """(line number, byte offset, line) of every line that is not empty, from `offset`, where line `line` begins.
 
-    `digest`, if given, is updated with every byte read. An archive that is damaged or ends too early gives a Reason
-    in place of the line that could not be read, and ends there.
+    digest: updated with every byte read, if given.
+    max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
+    An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
+    there. Raises UnreadableFileError for UTF-16, and OSError, with the file's name, where the system cannot read.
     """
-    with _open_lines(path, kind) as stream:
+    with naming(path), _open_lines(path, kind) as stream:
         if offset:
             stream.seek(offset)
         while True:
             try:
-                raw = stream.readline()
+                # A line's end, or two bytes more than may be; on the first line a byte order mark, too.
+                most = max_bytes + 2 + (len(_BOM) if line == 1 else 0)
+                raw = stream.readline(most)
+                size = len(raw)
+                if digest is not None:
+                    digest.update(raw)
+                content = raw.removeprefix(_BOM) if line == 1 else raw
+                mark = size - len(content)
+                is_blank, content = not content.strip(), content.rstrip(b"\r\n")
+                if size == most and raw[-1:] != b"\n":
+                    end = raw[-2:]
+                    del raw, content
+                    rest, end, is_blank = _skip_line(stream, digest, end, is_blank)
+                    size += rest
+                    content = _too_long(size - mark - len(end) + len(end.rstrip(b"\r\n")), max_bytes)
+                elif len(content) > max_bytes:
+                    content = _too_long(len(content), max_bytes)
             except (EOFError, zlib.error, OSError) as error:
                 # An error number means that the disk failed; without one the archive is damaged.
                 if kind == "jsonl" or getattr(error, "errno", None) is not None:
                     raise
                 yield line, offset, Reason(f"damaged archive: {error}")
                 return
-            if not raw:
+            if not size:
                 return
-            if digest is not None:
-                digest.update(raw)
-            content = raw.removeprefix(_BOM) if line == 1 else raw
-            if content.strip():
-                yield line, offset, content.rstrip(b"\r\n")
-            offset += len(raw)
+            if line == 1 and isinstance(content, bytes) and content.startswith(_UTF16):
+                raise UnreadableFileError(
+                    f"corpus: '{path}' is UTF-16; convert it to UTF-8, as iconv -f UTF-16 -t UTF-8 does"
+                )
+            if not is_blank:
+                yield line, offset, content
+            offset += size
             line += 1
 
 
-class ParquetSource:
-    """One Parquet file, read row by row with only the columns that `fields` names."""
+def _too_long(size: int, max_bytes: int) -> Reason:
+    return Reason(f"too long: {size:,} bytes, --max-row-bytes is {max_bytes:,}")
 
-    def __init__(self, path: str, fields: Fields) -> None:
+
+def _skip_line(stream: IO[bytes], digest: Any, end: bytes, is_blank: bool) -> tuple[int, bytes, bool]:
+    """Read to the end of a line without keeping it: its bytes, the last two, and whether all are white space."""
+    size = 0
+    while piece := stream.readline(_PIECE):
+        size += len(piece)
+        end = (end + piece[-2:])[-2:]
+        is_blank = is_blank and not piece.strip()
+        if digest is not None:
+            digest.update(piece)
+        if end.endswith(b"\n"):
+            break
+    return size, end, is_blank
+
+
+class ParquetSource:
+    """One Parquet file, read row by row with only the columns that `fields` names.
+
+    max_bytes: of one row in these columns; a longer one gives a Reason in its place.
+    Raises UnreadableFileError for a file that is not Parquet, encrypted, or ambiguous (two columns of one name).
+    """
+
+    def __init__(self, path: str, fields: Fields, max_bytes: int = MAX_ROW_BYTES) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        self.path = path
+        self.path, self._max_bytes = path, max_bytes
+        check_file(path)
         try:
-            self._file = pyarrow.parquet.ParquetFile(path)
-        except pyarrow.ArrowInvalid as error:
-            raise GvendiError(f"corpus: '{path}' is not a readable Parquet file ({error})") from error
-        meta = self._file.metadata
+            with naming(path):
+                self._file = pyarrow.parquet.ParquetFile(path)
+            meta, schema = self._file.metadata, self._file.schema_arrow
+            present = list(schema.names)
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            # An error number is the system's; without one the content is not Parquet, or encrypted.
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise UnreadableFileError(
+                f"corpus: '{path}' is not a readable Parquet file ({_first_line(error)})"
+            ) from error
         self.group_rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
-        present = set(self._file.schema_arrow.names)
         wanted = [fields.prompt, fields.completion, fields.messages, fields.text, fields.id]
         if fields.by is not None:
             wanted.append(fields.by if fields.by in present else fields.by.split(".")[0])
         self.columns = [name for name in dict.fromkeys(wanted) if name in present]
+        for name in self.columns:
+            if present.count(name) > 1:
+                raise UnreadableFileError(
+                    f"corpus: '{path}' has {present.count(name)} columns '{name}'; keep one"
+                )
+            if _depth(schema.field(name).type) > MAX_DEPTH:
+                raise UnreadableFileError(
+                    f"corpus: column '{name}' of '{path}' nests more than {MAX_DEPTH} levels deep; flatten it"
+                )
 
     def __enter__(self) -> ParquetSource:
         return self
@@ -221,7 +212,7 @@ class ParquetSource:
             for cut in cuts:
                 # Usually one: row groups lie one behind the other.
                 inside = [i for i, (first, last) in enumerate(ranges) if first <= position < last]
-                while position < cut and (block := stream.read(min(cut - position, _BLOCK))):
+                while position < cut and (block := stream.read(min(cut - position, _PIECE))):
                     digest.update(block)
                     for index in inside:
                         sums[index] = zlib.crc32(block, sums[index])
@@ -241,7 +232,7 @@ class ParquetSource:
         found = 0
         with open(self.path, "rb") as stream:
             stream.seek(position)
-            while position < end and (block := stream.read(min(end - position, _BLOCK))):
+            while position < end and (block := stream.read(min(end - position, _PIECE))):
                 found = zlib.crc32(block, found)
                 position += len(block)
         return found
@@ -257,42 +248,111 @@ class ParquetSource:
     ) -> Iterator[tuple[int, dict | Reason]]:
         """(1-based row number, record) from row `start` (0-based) on; opens at the row group that holds it.
 
-        A cell that is not UTF-8 gives a Reason in place of its row. Raises GvendiError where the file is damaged.
+        A cell that is not UTF-8 or that Python has no value for, and a row that is too long, give a Reason in place of
+        the row. Raises GvendiError where the file is damaged.
         """
+        import pyarrow
+
         first, group = 0, 0
         while group < len(self.group_rows) and first + self.group_rows[group] <= start:
             first += self.group_rows[group]
             group += 1
         names = self.columns if columns is None else [name for name in columns if name in self.columns]
-        groups = range(group, len(self.group_rows))
-        batches = self._file.iter_batches(_PARQUET_BATCH, list(groups), names, use_threads=False)
+        groups = list(range(group, len(self.group_rows)))
+        at_once = self.batch_rows(groups, names)
+        batches = self._file.iter_batches(at_once, groups, names, use_threads=False)
         number = first
         while True:
             try:
-                batch = next(batches, None)
-            except OSError as error:
+                with naming(self.path):
+                    batch = next(batches, None)
+            except (OSError, pyarrow.ArrowException) as error:
+                if getattr(error, "errno", None) is not None:
+                    raise
                 raise GvendiError(
-                    f"corpus: '{self.path}' is damaged after row {number} ({error}); replace the file"
+                    f"corpus: '{self.path}' is damaged after row {number} ({_first_line(error)}); replace the file"
                 ) from error
             if batch is None:
                 return
             skip = min(max(start - number, 0), batch.num_rows)
-            for record in _records(batch.slice(skip)):
+            for record in _records(batch.slice(skip), self._max_bytes):
                 skip += 1
                 yield number + skip, record
             number += batch.num_rows
 
+    def batch_rows(self, groups: Sequence[int], names: Sequence[str] | None = None) -> int:
+        """How many rows of these row groups to read at once, so that they take about 8 MB."""
+        meta, most = self._file.metadata, 0.0
+        for index in groups:
+            group, rows = meta.row_group(index), max(1, self.group_rows[index])
+            size = group.total_byte_size
+            if size > rows * _BATCH_BYTES / _BATCH_ROWS and names is not None:
+                columns = map(group.column, range(group.num_columns))
+                size = sum(
+                    c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names
+                )
+            most = max(most, size / rows)
+        return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, most))))
 
-def _records(batch: Any) -> Iterable[dict | Reason]:
+
+def _records(batch: Any, max_bytes: int) -> Iterable[dict | Reason]:
+    import pyarrow
+
+    if _at_most(batch) > max_bytes:
+        return (_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows))
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:
-        # Only the rows that hold the broken bytes are lost, so this batch is read again one by one.
-        return [_record(batch.slice(index, 1)) for index in range(batch.num_rows)]
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        # Only the rows that hold the bad cells are lost, so this batch is read again one by one.
+        return [_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows)]
 
 
-def _record(batch: Any) -> dict | Reason:
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return Reason(f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}")
+def _record(row: Any, max_bytes: int) -> dict | Reason:
+    import pyarrow
+
+    size = _at_most(row)
+    if size > max_bytes:
+        return _too_long(size, max_bytes)
+    record = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            record[name] = column.to_pylist()[0]
+        except UnicodeDecodeError as error:
+            return Reason(
+                f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+            )
+        except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+            return Reason(f"field '{name}' ({column.type}) has a value beyond Python's: {_first_line(error)}")
+    return record
+
+
+def _at_most(batch: Any) -> int:
+    """Bytes of a batch's rows, at most: `nbytes` counts a dictionary once, however many rows repeat its values."""
+    import pyarrow.types as types
+
+    size = 0
+    for column in batch.columns:
+        if types.is_dictionary(column.type):
+            column = column.dictionary_decode() if len(column) == 1 else column
+            size += column.nbytes * (len(column) if types.is_dictionary(column.type) else 1)
+        elif types.is_string_view(column.type) or types.is_binary_view(column.type):
+            # The bytes of a view's values, which its slices share, can only be told from a copy.
+            size += column.cast(
+                "large_binary" if types.is_binary_view(column.type) else "large_string"
+            ).nbytes
+        else:
+            size += column.nbytes
+    return size
+
+
+def _depth(kind: Any) -> int:
+    """How many levels an Arrow type nests."""
+    depth, level = 0, [kind]
+    while level:
+        depth += 1
+        level = [type_.field(index).type for type_ in level for index in range(type_.num_fields)]
+    return depth
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

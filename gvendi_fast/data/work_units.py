@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists
-from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
+from gvendi_fast.data.listing import Unreadable, naming
+from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
 
@@ -75,6 +75,9 @@ class Manifest:
     duplicates: rows that repeat an earlier id.
     rows_per_unit: rows of a work unit, at most.
     limit: how many rows were taken at most, None for all.
+    max_row_bytes: longer rows are rejected.
+    unreadable: files and folders that were passed over.
+    notes: sentences on what else was passed over; no part of the corpus.
     """
 
     files: tuple[SourceFile, ...]
@@ -84,10 +87,20 @@ class Manifest:
     duplicates: int
     rows_per_unit: int
     limit: int | None
+    max_row_bytes: int = MAX_ROW_BYTES
+    unreadable: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
+        # Only what is not as usual, so that directories of earlier versions go on.
+        unusual: dict[str, Any] = {}
+        if self.max_row_bytes != MAX_ROW_BYTES:
+            unusual["max_row_bytes"] = self.max_row_bytes
+        if self.unreadable:
+            unusual["unreadable"] = [asdict(item) for item in self.unreadable]
         return {
+            **unusual,
             "units_total": len(self.units),
             "rows": self.rows,
             "duplicates": self.duplicates,
@@ -198,7 +211,7 @@ class UnitReader:
             self.close()
             _check_unchanged(source)
             self._file = unit.file
-            self._records = _open_records(source, unit, self.manifest.fields)
+            self._records = _open_records(source, unit, self.manifest)
             self._groups = GroupSums(source.here or source.path) if source.kind == "parquet" else None
         self._unit_end = unit.first_row + unit.rows
 
@@ -209,21 +222,27 @@ def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
         yield from reader.read(unit)
 
 
-def _open_records(source: SourceFile, unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
+def _open_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, Any]]:
     if source.kind == "parquet":
-        with ParquetSource(source.here or source.path, fields) as parquet:
+        with ParquetSource(source.here or source.path, manifest.fields, manifest.max_row_bytes) as parquet:
             yield from parquet.rows(unit.line - 1)
     else:
         start = (unit.offset, unit.line) if source.kind == "jsonl" else (0, 1)
-        for line, _, payload in read_lines(source.here or source.path, source.kind, *start):
+        for line, _, payload in read_lines(
+            source.here or source.path, source.kind, *start, max_bytes=manifest.max_row_bytes
+        ):
             yield line, payload
 
 
 def _check_unchanged(source: SourceFile) -> None:
-    path = Path(source.here or source.path)
-    if not exists(path):
-        raise GvendiError(f"corpus: '{path}' no longer exists; restore it or index the corpus again")
-    size = path.stat().st_size
+    path = source.here or source.path
+    try:
+        with naming(path):
+            size = os.path.getsize(path)
+    except FileNotFoundError as error:
+        raise GvendiError(
+            f"corpus: '{path}' no longer exists; restore it or index the corpus again"
+        ) from error
     if size != source.size:
         raise GvendiError(
             f"corpus: '{path}' has changed since it was indexed ({source.size} -> {size} bytes); "

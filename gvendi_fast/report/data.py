@@ -17,7 +17,7 @@ from gvendi_fast.analysis.scoring import Score, score_run
 from gvendi_fast.analysis.set_numbers import Sample
 from gvendi_fast.base._version import __version__
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.originals import Original, original_rows
+from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import RunDirectory
@@ -249,21 +249,24 @@ def _add_texts(
     """Give every row that `data` names its id, group and text; returns why there are no texts, else None."""
     named = list(numbers.row_numbers(data))
     ordinals = pool.numbers("row")
-    originals: dict[int, Original] = {}
+    texts: dict[int, list[dict[str, Any]]] = {}
     missing = None
-    # The error is not lost: the report shows it in place of the texts.
-    try:
-        originals = {
-            row.ordinal: row
-            for row in list(original_rows(run, (int(ordinals[e["row"]]) for e in named), corpus))
-        }
-    except GvendiError as error:
-        missing = str(error)
+    rows = original_rows(run, (int(ordinals[e["row"]]) for e in named), corpus)
+    while True:
+        # The error is not lost: the report shows it in place of the texts.
+        try:
+            row = next(rows, None)
+        except GvendiError as error:
+            texts, missing = {}, str(error)
+            break
+        if row is None:
+            break
+        # Only what is shown is kept, since a row may be megabytes long.
+        texts[row.ordinal] = original_text(row, run)
     for entry in named:
         number = entry["row"]
         entry["id"], entry["row"] = pool.ids[number], int(ordinals[number])
         if field is not None:
             entry["group"] = pool.groups[number]
-        original = originals.get(entry["row"])
-        entry["text"] = None if original is None else original_text(original, run)
+        entry["text"] = texts.get(entry["row"])
     return missing

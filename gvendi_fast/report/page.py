@@ -10,12 +10,13 @@ import datetime
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.differences import flat
 from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.base.printable import printable
+from gvendi_fast.base.printing import json_text
 from gvendi_fast.base.shown import number, shown
 from gvendi_fast.report import figures
 from gvendi_fast.vendi.centered import CenteredScore
@@ -31,9 +32,6 @@ ASSETS = Path(__file__).parent / "templates"
 SHOWN_GROUPS = 20
 # Characters of a text before the reader opens it, and of a name before it is cut.
 PREVIEW, NAME = 240, 80
-# Control characters, which HTML forbids or hides, overrides of the direction, which disguise a text, and
-# halves of a surrogate pair, which no file takes.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff]")
 
 
 def write_report(
@@ -58,9 +56,7 @@ def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> N
     """Write a page's text and its data as JSON; each is there whole or as it was."""
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(numbers) as stream:
-        # JSON escapes what UTF-8 cannot hold the way Python does.
-        encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, indent=1)
-        stream.write(encoded.encode("utf-8", "backslashreplace") + b"\n")
+        stream.write(json_text(data, indent=1).encode() + b"\n")
     with atomic_write(page) as stream:
         stream.write(text.encode())
 
@@ -168,16 +164,8 @@ def _shown_groups(groups: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _visible(value: Any) -> Any:
-    """Strings with control characters as their pictures; what is safe already stays safe."""
-    if not isinstance(value, str) or _HIDDEN.search(value) is None:
-        return value
-    return type(value)(_HIDDEN.sub(lambda match: _picture(ord(match[0])), value))
-
-
-def _picture(code: int) -> str:
-    if code in (0x202D, 0x202E):
-        return f"⟨U+{code:X}⟩"
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+    """Strings made printable: HTML forbids controls, and others reorder a text; what is safe already stays safe."""
+    return type(value)(printable(value, "\n\t")) if isinstance(value, str) else value
 
 
 def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
@@ -77,6 +78,9 @@ class Settings:
     layers: which kinds of layers are sketched, one of `layers.PRESETS`.
     groups: also store sketches by group of layers, one of `layers.GROUPINGS` or {name: patterns of parameter names}.
     compile: "auto", "on" or "off", see `compiled.choose_compile`.
+    max_row_bytes: longest row, in bytes of its JSON line, or of the columns in use of Parquet; a longer one is rejected
+        before it is held in memory.
+    skip_unreadable: pass over files and folders that cannot be read; the run directory lists them.
     """
 
     spec: SketchSpec = field(default_factory=SketchSpec)
@@ -93,11 +97,13 @@ class Settings:
     groups: str | Mapping[str, Sequence[str]] | None = None
     compile: str = "auto"
     auto_dim: bool = False
+    max_row_bytes: int = MAX_ROW_BYTES
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         check_preset(self.layers)
         check_groups(self.groups)
-        for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens"):
+        for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens", "max_row_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise GvendiError(f"{name} must be at least 1, got {value}")
@@ -130,7 +136,16 @@ def sketch_corpus(
     is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
-    manifest = index_corpus(data, settings.fields, settings.unit_rows, settings.limit)
+    manifest = index_corpus(
+        data,
+        settings.fields,
+        settings.unit_rows,
+        settings.limit,
+        settings.max_row_bytes,
+        settings.skip_unreadable,
+    )
+    for note in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
+        progress.note(note)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     limit = _longest(proxy, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask)
@@ -235,8 +250,9 @@ def _spread_samples(manifest: Manifest, encoder: Encoder, count: int) -> list[Sa
     samples: list[Sample] = []
     with UnitReader(manifest) as reader:
         for unit in units:
-            rows = [row for row in reader.read(unit) if not isinstance(row, Rejected)]
-            encoded = encoder.encode(_evenly(rows, share))
+            # All are tokenised, since the texts of a work unit may be too large to choose among.
+            readable = (row for row in reader.read(unit) if not isinstance(row, Rejected))
+            encoded = _evenly(list(encoder.stream(readable)), share)
             samples += [sample for sample in encoded if isinstance(sample, Sample)]
     return samples[:count]
 
@@ -469,11 +485,11 @@ def _together(
     with UnitReader(manifest) as reader:
         units, held, tokens = [], 0, 0
         for unit in todo:
-            parsed = list(reader.read(unit))
-            refused = [row for row in parsed if isinstance(row, Rejected)]
-            encoded = encoder.encode([row for row in parsed if not isinstance(row, Rejected)])
-            refused += [sample for sample in encoded if isinstance(sample, Rejected)]
-            samples = [sample for sample in encoded if isinstance(sample, Sample)]
+            refused: list[Rejected] = []
+            samples: list[Sample] = []
+            # Streamed, since the texts of a work unit may be large.
+            for sample in encoder.stream(reader.read(unit)):
+                (samples if isinstance(sample, Sample) else refused).append(sample)
             units.append(UnitSketches(unit, samples, refused, columns))
             held, tokens = held + unit.rows, tokens + sum(sample.length for sample in samples)
             if held >= rows or tokens >= TOKENS_TOGETHER:

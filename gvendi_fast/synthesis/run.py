@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,8 +23,9 @@ from gvendi_fast.sketching.batch_memory import choose_batch_tokens
 from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, RowVerifier
 from gvendi_fast.synthesis.config.config import Config, dump_config
 from gvendi_fast.synthesis.config.paths import absolute
+from gvendi_fast.synthesis.disk.digests import FINGERPRINT, read_fingerprint
 from gvendi_fast.synthesis.disk.folder import CONFIG, POOL, REQUESTS, open_run
-from gvendi_fast.synthesis.disk.journal import FINGERPRINT, Journal
+from gvendi_fast.synthesis.disk.journal import Journal
 from gvendi_fast.synthesis.filters.paraphrase import ParaphraseCheck
 from gvendi_fast.synthesis.generators.request_store import RequestStore
 from gvendi_fast.synthesis.generators.stops import EndpointDownError, GenerationStoppedError, KeyRefusedError
@@ -109,7 +109,7 @@ def synthesize(
         judge = Judge(pool, accept, config.seed, device)
         loop = Loop(config, pool, judge, journal, generator, proposer, candidates, watcher or _Unwatched())
         loop.replay()
-        journal.note({"event": "start", "pool": len(pool)})
+        journal.start({"pool": len(pool)})
         loop.seconds["seed pool"] = time.perf_counter() - began
         with _reported(loop, folder, say):
             return asyncio.run(loop.run())
@@ -172,7 +172,13 @@ def _fingerprint(
 def _recorded(folder: Path) -> dict[str, Any]:
     """The fingerprint of the run that is there already; empty where there is none."""
     path = folder / FINGERPRINT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_fingerprint(path)
+    tokens = found.get("batch_tokens", 1)
+    if type(tokens) is not int or tokens < 1:
+        raise GvendiError(f"'{path}' is damaged: batch_tokens is {tokens!r}; restore it from a copy")
+    return found
 
 
 def preview(config: Config, count: int) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
@@ -50,9 +51,8 @@ class RowMean:
     """
 
     def __init__(self, dim: int, spec: dict | None = None) -> None:
-        if dim < 1:
-            raise GvendiError(f"dim is {dim}; wanted the width of the sketches, an integer of at least 1")
-        self.dim, self.spec, self.n = int(dim), plain_spec(spec), 0
+        self.dim = whole(dim, "dim", "the width of the sketches, an integer of at least 1", 1)
+        self.spec, self.n = plain_spec(spec), 0
         self._sum = torch.zeros(self.dim, dtype=torch.int64)
 
     def __repr__(self) -> str:
@@ -203,10 +203,11 @@ def centered(rows: Rows | Iterable[Rows], mean: RowMean, spec: dict | None = Non
 
     spec: of the rows; GvendiError where it is not that of the mean.
     """
+    check_mean(mean)
     state, seen = VendiState(mean.dim, centred_spec(spec, mean)), 0
-    for whole, block in _blocks(rows, mean):
+    for count, block in _blocks(rows, mean):
         state.update(block)
-        seen += whole
+        seen += count
     return Centered(
         value=state.gvendi() if state.n else None,
         n=state.n,
@@ -221,6 +222,7 @@ def centered_blocks(rows: Rows | Iterable[Rows], mean: RowMean) -> Iterator[torc
 
     They are float64 where the rows are, else float32.
     """
+    check_mean(mean)
     return (block for _, block in _blocks(rows, mean))
 
 
@@ -235,8 +237,15 @@ def centre_rows(unit: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, t
     return torch.where(some, left / norm.clamp_min(EQUAL), 0), some[:, 0]
 
 
+def check_mean(mean: object) -> None:
+    """GvendiError for anything but a RowMean, such as the path of one."""
+    if not isinstance(mean, RowMean):
+        raise GvendiError(f"mean is {mean!r}; wanted a RowMean: RowMean.load(path) reads a saved one")
+
+
 def centred_spec(spec: dict | None, mean: RowMean) -> dict:
     """The spec of rows of this spec once they are centred by the mean; GvendiError where the mean has another spec."""
+    check_mean(mean)
     if spec is not None and CENTRED in spec:
         raise GvendiError(f"spec says that the rows are centred already, by the mean {spec[CENTRED]}")
     if None not in (spec, mean.spec) and plain_spec(spec) != mean.spec:

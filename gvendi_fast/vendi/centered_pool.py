@@ -9,7 +9,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import POOL_BLOCK, Pool, PoolLike, as_pool
-from gvendi_fast.vendi.centered import RowMean, centre_rows, centred_spec
+from gvendi_fast.vendi.centered import RowMean, centre_rows, centred_spec, check_mean
 
 
 def pool_mean(source: PoolLike) -> RowMean:
@@ -59,6 +59,7 @@ class CenteredPool(Pool):
     def __init__(self, pool: PoolLike, mean: RowMean | None = None) -> None:
         pool = as_pool(pool)
         self.mean = pool_mean(pool) if mean is None else mean
+        check_mean(self.mean)
         if self.mean.dim != pool.dim:
             raise GvendiError(
                 f"the mean has dim {self.mean.dim} and the pool dim {pool.dim}; save a mean of sketches of one dim"

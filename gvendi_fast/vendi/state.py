@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
+from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
@@ -45,8 +46,7 @@ class VendiState(SecondMoment):
     """
 
     def __init__(self, dim: int, spec: dict | None = None, device: str | torch.device = "cpu"):
-        if dim < 1:
-            raise GvendiError(f"dim is {dim}; wanted the width of the sketches, an integer of at least 1")
+        dim = whole(dim, "dim", "the width of the sketches, an integer of at least 1", 1)
         self.spec = plain_spec(spec)
         super().__init__(dim, device)
 

@@ -74,17 +74,23 @@ def test_three_sets_get_a_table_of_differences(gvendi, runs, tmp_path):
     assert "16 ids" in out
 
 
-def test_the_corpus_must_be_there_unless_it_is_not_wanted(gvendi, runs, tmp_path):
+@pytest.fixture
+def moved(runs, tmp_path):
+    """The folder that the corpora of `runs` lie in for the time of a test."""
     for name in "ab":
-        shutil.copytree(runs / name, tmp_path / name)
-        units = tmp_path / name / "run/units.json"
-        units.write_text(units.read_text().replace(str(runs), "/nowhere"))
-    args = ["compare", tmp_path / "a/run", tmp_path / "b/run"]
+        (runs / name / f"{name}.jsonl").rename(tmp_path / f"{name}.jsonl")
+    yield tmp_path
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").rename(runs / name / f"{name}.jsonl")
+
+
+def test_the_corpus_must_be_there_unless_it_is_not_wanted(gvendi, runs, moved):
+    args = ["compare", runs / "a/run", runs / "b/run"]
     code, out, err = gvendi(*args)
     assert code == 1
     assert out == ""
     assert "--corpus" in err
-    assert gvendi(*args, "--corpus", tmp_path)[0] == 0
+    assert gvendi(*args, "--corpus", moved)[0] == 0
     assert gvendi(*args, "--no-text")[0] == 0
     assert gvendi(*args, "--pairs", 0)[0] == 0
 

@@ -455,7 +455,7 @@ _PARTS = "report/templates/macros.html.jinja"
 # (file, words in the source, seen where true, the case that makes it true, the one that makes it false, seen instead)
 SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     # score
-    ("cli/score.py", "[bold]G-Vendi {}[/bold] 95 % interval {} to {} n = {} K = {}",
+    ("cli/score.py", "G-Vendi {} 95 % interval {} to {} n = {} K = {}",
      r"G-Vendi 16\.00  95 % interval 1[0-6]\.\d\d to 16\.00  n = 64  K = 16",
      score("flat"), score("copies"), r"G-Vendi 1\.00  95 % interval 1\.00 to 1\.00  n = 40  K = 16"),
     ("cli/score.py", "is for another {} row{} of the same source", r"another 1 row of the same source",
@@ -611,7 +611,7 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     ("selection/relaxed.py", "weights of entropy {} nats, at most {} below", r"weights of entropy 2\.7726 nats",
      relaxing("flat"), relaxing("copies"), r"weights of entropy 0\.0000 nats, at most 0\.0000 below"),
     # weights
-    ("cli/weights.py", "[bold]G-Vendi {}[/bold] of the best mixture", r"G-Vendi 5\.00  of the best mixture",
+    ("cli/weights.py", "G-Vendi {} of the best mixture", r"G-Vendi 5\.00  of the best mixture",
      weighed("one and four"), weighed("like and like"), r"G-Vendi 2\.00  of the best mixture"),
     ("cli/weights.py", "no weights within the limits give a G-Vendi above", r"give a G-Vendi above 5\n",
      weighed("one and four"), weighed("like and like"), r"give a G-Vendi above 2\n"),
@@ -620,7 +620,7 @@ SENTENCES: list[tuple[str, str, str, Case, Case, str]] = [
     ("cli/weights.py", "G-Vendi grows with them: to compare sources", r"the sources have different numbers of rows",
      weighed("many and few"), weighed("like and like"), ""),
     # measures
-    ("cli/measures.py", "[bold]G-Vendi {}[/bold] (n = {}, K = {})", r"G-Vendi 16\.00  \(n = 64, K = 16\)",
+    ("cli/measures.py", "G-Vendi {} (n = {}, K = {})", r"G-Vendi 16\.00  \(n = 64, K = 16\)",
      measured("flat"), measured("copies"), r"G-Vendi 1\.00  \(n = 40"),
     ("cli/measures.py", "mean cosine", r"mean cosine +1\.0000",
      measured("copies"), measured("orthogonal"), r"mean cosine +0\.0000"),

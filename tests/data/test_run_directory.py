@@ -301,7 +301,7 @@ def test_stale_files_go_and_living_ones_stay(tmp_path):
     run = RunDirectory.open(tmp_path, SPEC, MANIFEST)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host, code = files._host(), "0" * 32
+    host, code = files.host_name(), "0" * 32
 
     def leave(host: str, pid: int, age: float = 0.0) -> Path:
         path = run.parts / f".part-000000.parquet.{host}.{pid}.{code}.tmp"

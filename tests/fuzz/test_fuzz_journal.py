@@ -70,7 +70,8 @@ def write_journal(folder):
 
 def state(journal):
     """What a run goes on from."""
-    blocks = [{key: value for key, value in block.items() if key != "time"} for block in journal.blocks]
+    told = ("block", "pool", "accepted", "decided", "rejected", "cut_short", "bytes")
+    blocks = [[block[key] for key in told] for block in journal.blocks]
     return blocks, journal.accepted(), journal.sketches(DIM).tobytes(), journal.rejections()
 
 

@@ -80,7 +80,7 @@ def generic_cases() -> list[tuple]:
         (lambda n: pair(n, "thought </think> and more"), "</completion> without <completion>"),
         (lambda n: "<prompt>" * 20_000, "<prompt> is not closed before <prompt>"),
         (lambda n: pair(n, "x" * 1_000_000), "characters; at most 200000 are read"),
-        (lambda n: pair(n, "\u00e9" * 25_000_000), "characters; at most 200000 are read"),
+        (lambda n: pair(n, " " * 4_000_000), "characters; at most 200000 are read"),
     ]
     return [
         *((lambda n, text=text: pair(n, text), None, "") for text in INJECTED),
@@ -93,6 +93,11 @@ def generic_cases() -> list[tuple]:
             for word, why in checks
         ),
         *((make, "parse", why) for make, why in parsed),
+        (
+            lambda n: pair(n, "\u00e9" * 25_000_000),
+            "request",
+            "the answer was not read: it is longer than 16 MB",
+        ),
         (lambda n: pair(n, "half \ud800"), "request", "the content has half a surrogate pair"),
         (lambda n: pair(n, "word " * 19_000), "sketch", "tokens"),
     ]
@@ -128,7 +133,8 @@ def test_hostile_rows_are_refused_or_shown_as_they_are(tmp_path):
             stop={"target": 999, "floor": 1.0, "window": 48},
             ahead=1,
         )
-        assert paid(out) == server.served
+        # The client goes when an answer is longer than it reads.
+        assert paid(out) == +(server.served + server.abandoned)
     assert status.stopped == "acceptance"
     outcomes, requests = outcomes_of(out), dict(stored(out))
     rows = {row["id"]: row for row in (*lines(seeds), *outcomes)}

@@ -465,7 +465,7 @@ def test_what_a_model_wrote_is_text_and_nothing_else(undrawn, whole, data):
     spoiled["stop"]["why"] = "".join(HOSTILE[:4])
     spoiled["settings"]["generator"]["model"] = spoiled["generator"] = HOSTILE[0]
     spoiled["acceptance"]["stages"][0]["stage"] = HOSTILE[0]
-    shown = ("⟨U+202E⟩right to left\u202c, bell ␇, escape ␛[31m", *HOSTILE[:2])
+    shown = ("\\u202eright to left\\u202c, bell \\x07, escape \\x1b[31m", *HOSTILE[:2])
     # Which rows the run's own page shows depends on the last place of their sketches.
     texts = [part["text"] for entry in examples.shown_rows(data) for part in entry["text"] or ()]
     raw = (HOSTILE[2], *HOSTILE[:2])

@@ -259,7 +259,7 @@ def test_the_sketching_process_loads_neither_generators_nor_tasks():
     loaded = {name for name in done.stdout.split() if name.startswith("gvendi_fast.synthesis.")}
     wanted = {
         "loop": ("sketch_process", "candidate_sketcher"),
-        "checks": ("child",),
+        "checks": ("child", "channel", "environment", "family"),
         "config": ("config", "schema"),
     }
     files = {f"{home}.{room}.{name}" for room, names in wanted.items() for name in names}

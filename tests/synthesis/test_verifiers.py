@@ -229,10 +229,10 @@ def test_a_worker_that_ends_within_its_reply_is_an_error(user_checks, monkeypatc
     with RowVerifier(f"{user_checks}:good") as rows:
         rows.start()
 
-        def torn():
-            raise OSError("got end of file during message")
+        def torn(until, any_number):
+            raise EOFError("the pipe was closed")
 
-        monkeypatch.setattr(rows._workers._all[0]._child._replies, "recv_bytes", torn, raising=False)
+        monkeypatch.setattr(rows._workers._all[0]._child._channel, "receive", torn)
         assert rows.verify({"completion": "good"}).reason.startswith("the checking process ended")
         assert rows.verify({"completion": "good"}) == Verdict("accepted")
 
@@ -258,10 +258,10 @@ def test_an_interrupted_exchange_leaves_no_reply_for_the_next_request(user_check
         rows.start()
         worker = rows._workers._all[0]
 
-        def interrupt(limit_s):
+        def interrupt(until, any_number):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(worker._child._replies, "poll", interrupt, raising=False)
+        monkeypatch.setattr(worker._child._channel, "receive", interrupt)
         with pytest.raises(KeyboardInterrupt):
             worker.ask(b'{"completion": "bad"}')
         assert rows.verify({"completion": "good"}) == Verdict("accepted")

@@ -190,7 +190,7 @@ def test_a_saved_mean_is_read_as_it_was(tmp_path):
     (tmp_path / "text").write_text("mean")
     with pytest.raises(GvendiError, match="is not a safetensors file"):
         RowMean.load(tmp_path / "text")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(GvendiError, match="does not exist; wanted a file written by"):
         RowMean.load(tmp_path / "nowhere")
 
 

@@ -174,7 +174,7 @@ def test_load_refuses_other_files(tmp_path):
     for path in (text, other):
         with pytest.raises(GvendiError, match=rf"{path.name}.*VendiState\.save"):
             VendiState.load(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(GvendiError, match="does not exist; wanted a file written by"):
         VendiState.load(tmp_path / "absent")
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from jinja2.exceptions import TemplateError, TemplateRuntimeError
+
+from gvendi_fast.base.bounded_jinja import BoundedEnvironment, Budget, TooMuchError, budget_for, counting
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 
@@ -11,19 +17,40 @@ from gvendi_fast.data.rows import Reason
 _DATE = "{{ {'%Y-%m-%d': '2024-07-26'}.get(format, '26 Jul 2024') }}"
 # The empty expression at its end keeps a newline that the template may begin with.
 _FIXED_DATE = "{% macro strftime_now(format) %}" + _DATE + "{% endmacro %}{{ '' }}"
+# What a version of transformers makes of messages before a template sees them.
+_PREPARED = "{{ messages | tojson }}"
+# Fields that every version leaves as they are.
+_PLAIN = {"role", "content"}
+# Characters of a template; those in use have up to 20,000.
+_LONGEST = 1 << 20
 # Replaces a content to find out what a template writes before it; no template writes this by itself.
 _SENTINEL = "content-3f1b77"
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer; `mask` as in encode.py, `name` for messages to the user."""
+    """The chat template of one tokenizer; `mask` as in encode.py, `name` for messages to the user.
+
+    It writes what the tokenizer's own `apply_chat_template` writes, in a `BoundedEnvironment`. Threads may share it.
+    """
 
     def __init__(self, tokenizer: Any, name: str, mask: str) -> None:
         self.name, self.mask = name, mask
+        from transformers.utils import chat_template_utils
+
         self._tokenizer = tokenizer
-        self._template = tokenizer.get_chat_template()
-        if "strftime_now" in self._template:
-            self._template = _FIXED_DATE + self._template
+        source = _template_of(tokenizer, name)
+        if "strftime_now" in source:
+            source = _FIXED_DATE + source
+        # transformers' own, with its filters and tags; nothing of the template is compiled in it.
+        own = chat_template_utils._compile_jinja_template("").environment
+        self._template: Any = None
+        self._broken: str | None = None
+        try:
+            self._template = BoundedEnvironment.like(own).from_string(source)
+        except Exception as error:
+            # Rows that need no template can be read.
+            self._broken = f"it cannot be compiled ({_words(error)})"
+        self._special = dict(tokenizer.special_tokens_map)
         self._markers = sorted(
             {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True
         )
@@ -33,65 +60,95 @@ class ChatTemplate:
 
         Raises GvendiError for a template whose turns cannot be separated, whatever their contents.
         """
-        from jinja2.exceptions import TemplateError
-
         try:
-            text, turns = self._turns(messages)
+            messages = self._prepared(messages)
+            text, turns = self._turns(messages, budget_for(messages))
         except TemplateError as error:
-            return Reason(f"chat template refused the messages: {str(error)[:120]}")
+            return _refusal(error)
         if turns is None:
             return self._blame(messages)
         return text, [span for turn in turns for span in self._spans(text, *turn)]
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
         """The text that the assistant's next turn would follow. Raises jinja2's TemplateError where it is refused."""
-        return self._apply(messages, prompt=True)
+        return self.text(messages, prompt=True)
 
-    def _apply(self, messages: list[dict[str, Any]], prompt: bool = False) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
-        )
+    def text(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        prompt: bool = False,
+    ) -> str:
+        """The whole text of a conversation. Raises jinja2's TemplateError where it is refused."""
+        budget = budget_for([messages, tools, documents])
+        return self._apply(self._prepared(messages), budget, prompt, tools, documents)
 
-    def _turns(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]] | None]:
+    def _prepared(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages as transformers gives them to a template: without fields that are null, say."""
+        if all(message.keys() == _PLAIN for message in messages):
+            return messages
+        with _template_errors():
+            return json.loads(
+                self._tokenizer.apply_chat_template(messages, chat_template=_PREPARED, tokenize=False)
+            )
+
+    def _apply(
+        self,
+        messages: list[dict[str, Any]],
+        budget: Budget,
+        prompt: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+    ) -> str:
+        values = {"messages": messages, "tools": tools, "documents": documents}
+        with _template_errors(), counting(budget.fresh()):
+            if self._broken is not None:
+                raise TemplateRuntimeError(self._broken)
+            return self._template.render(**self._special | values, add_generation_prompt=prompt)
+
+    def _turns(
+        self, messages: list[dict[str, Any]], budget: Budget
+    ) -> tuple[str, list[tuple[int, int]] | None]:
         """The rendered conversation and the (start, end) of each assistant's turn without its header.
 
         A turn begins where the conversation before it with the header that prompts for an answer ends, and it ends
         where the conversation up to it ends. Both must be beginnings of the whole, else there are no turns (None).
         """
-        full, turns = self._apply(messages), []
+        full, turns = self._apply(messages, budget), []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start = self._turn_start(full, messages, index)
-            upto = full if index + 1 == len(messages) else self._apply(messages[: index + 1])
+            start = self._turn_start(full, messages, index, budget)
+            upto = full if index + 1 == len(messages) else self._apply(messages[: index + 1], budget)
             if start is None or not full.startswith(upto) or len(upto) <= start:
                 return full, None
             turns.append((start, len(upto)))
         return full, turns
 
-    def _turn_start(self, full: str, messages: list[dict[str, Any]], index: int) -> int | None:
+    def _turn_start(
+        self, full: str, messages: list[dict[str, Any]], index: int, budget: Budget
+    ) -> int | None:
         if index:
-            prompted = self._apply(messages[:index], prompt=True)
+            prompted = self._apply(messages[:index], budget, prompt=True)
             # A template that cannot prompt gives the same without the header.
-            if full.startswith(prompted) and prompted != self._apply(messages[:index]):
+            if full.startswith(prompted) and prompted != self._apply(messages[:index], budget):
                 return len(prompted)
         # Templates of reasoning models prompt with a <think> that a finished turn lacks; then, too, the header is what
         # stands before a content that is known.
-        probe = self._apply([*messages[:index], {"role": "assistant", "content": _SENTINEL}])
+        probe = self._apply([*messages[:index], {"role": "assistant", "content": _SENTINEL}], budget)
         start = probe.find(_SENTINEL)
         return start if start >= 0 and full.startswith(probe[:start]) else None
 
     def _blame(self, messages: list[dict[str, Any]]) -> Reason:
         """The row's fault if the template keeps turns of the same roles with plain contents, else the template's."""
-        from jinja2.exceptions import TemplateError
-
         plain = [
             {"role": message["role"], "content": f"turn {number}"} for number, message in enumerate(messages)
         ]
         try:
-            turns = self._turns(plain)[1]
+            turns = self._turns(plain, budget_for(plain))[1]
         except TemplateError as error:
-            return Reason(f"chat template refused the messages: {str(error)[:120]}")
+            return _refusal(error)
         if turns is None:
             roles = ", ".join(message["role"] for message in messages[:6])
             raise GvendiError(
@@ -108,3 +165,40 @@ class ChatTemplate:
             return [(start, body)]
         marker = next((len(token) for token in self._markers if text.endswith(token, start, body)), 0)
         return [(start, body - marker), (body, end)]
+
+
+def _template_of(tokenizer: Any, name: str) -> str:
+    try:
+        source = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise GvendiError(f"tokenizer '{name}' has chat templates but no default one ({error})") from error
+    if not isinstance(source, str) or len(source) > _LONGEST:
+        what = f"of {len(source):,} characters" if isinstance(source, str) else type(source).__name__
+        raise GvendiError(
+            f"chat template of tokenizer '{name}' is {what}; wanted text of at most {_LONGEST:,}"
+        )
+    return source
+
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """Whatever a template, or what is given to it, raises inside comes out as jinja2's TemplateError."""
+    try:
+        yield
+    except TemplateError:
+        raise
+    except Exception as error:
+        # A template is a program of a stranger's: there is no end of what it may raise.
+        raise TemplateRuntimeError(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error)[:120] if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"[:120]
+
+
+def _refusal(error: TemplateError) -> Reason:
+    if isinstance(error, TooMuchError):
+        return Reason(f"chat template: {error}")
+    return Reason(f"chat template refused the messages: {str(error)[:120]}")

@@ -17,8 +17,11 @@ space after the marker, not the marker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +29,7 @@ import numpy as np
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason, Rejected, Row
 from gvendi_fast.sketching.proxy.chat import ChatTemplate
+from gvendi_fast.sketching.proxy.pieces import PIECE, Pieces, pieces_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +37,8 @@ if TYPE_CHECKING:
 # A label that takes no part in the loss, as torch and transformers have it.
 IGNORED = -100
 MASKS = ("completion", "released")
-# Offsets come as Python tuples, some hundred bytes a token: a bounded number of rows holds them at a time.
-_CHUNK = 256
+# Rows and characters that are tokenised at a time: an encoding takes 130 to 280 bytes a byte of text.
+_CHUNK, _CHUNK_CHARACTERS = 256, 1 << 20
 # A GPU is busy with this many tokens; from there on a longer batch gains less than its padding costs. A unit of 512
 # GSM8K rows in batches of 65,536 tokens was 29 % padding without this bound, and is 7 % with it.
 BUSY_TOKENS, MOST_PADDING = 8192, 1 / 16
@@ -78,6 +82,11 @@ class _Piece:
     text: str
     spans: list[tuple[int, int]]
 
+    def between(self, start: int, end: int) -> _Piece:
+        """The part of it from character `start` to `end`."""
+        inside = ((max(first, start) - start, min(last, end) - start) for first, last in self.spans)
+        return _Piece(self.text[start:end], [(first, last) for first, last in inside if first < last])
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -119,32 +128,93 @@ class Encoder:
         self._lead, self._trail = self._habit()
         self._chat = ChatTemplate(tokenizer, self.name, mask) if tokenizer.chat_template else None
 
-    def encode(self, rows: Sequence[Row]) -> list[Sample | Rejected]:
+    def encode(self, rows: Iterable[Row]) -> list[Sample | Rejected]:
         """One sample or rejection per row, in order.
 
         Raises GvendiError for `messages` without a chat template, and for a template whose turns cannot be separated.
         """
-        out: list[Sample | Rejected] = []
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            drafts = [self._draft(row) for row in chunk]
-            texts = [piece.text for draft in drafts if isinstance(draft, _Draft) for piece in draft.pieces]
-            tokens = iter(self._tokenize(texts))
-            out.extend(self._finish(row, draft, tokens) for row, draft in zip(chunk, drafts, strict=True))
-        return out
+        return list(self.stream(rows))
 
-    def _tokenize(self, texts: list[str]) -> list[Any]:
-        if not texts:
-            return []
+    def stream(self, rows: Iterable[Row | Rejected]) -> Iterator[Sample | Rejected]:
+        """As `encode`, but only a bounded amount of text is held at a time; a row that is rejected stays so."""
+        held: list[tuple[Row | Rejected, _Draft | Reason]] = []
+        size = 0
+        for row in rows:
+            draft = Reason() if isinstance(row, Rejected) else self._bounded(self._draft(row))
+            held.append((row, draft))
+            size += sum(len(piece.text) for piece in draft.pieces) if isinstance(draft, _Draft) else 0
+            if len(held) == _CHUNK or size >= _CHUNK_CHARACTERS:
+                yield from self._samples(held)
+                held, size = [], 0
+        yield from self._samples(held)
+
+    def _samples(self, held: list[tuple[Row | Rejected, _Draft | Reason]]) -> Iterator[Sample | Rejected]:
+        drafts = (draft for _, draft in held if isinstance(draft, _Draft))
+        tokens = self._tokens(piece for draft in drafts for piece in draft.pieces)
+        for row, draft in held:
+            yield row if isinstance(row, Rejected) else self._finish(row, draft, tokens)
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        # Only texts that are long need it, and a large vocabulary takes a second to look through.
+        return pieces_of(self.tokenizer)
+
+    def _bounded(self, draft: _Draft | Reason) -> _Draft | Reason:
+        """The draft, or why its supervised part cannot fit, where its length alone tells."""
+        if isinstance(draft, Reason) or self.max_tokens is None:
+            return draft
+        for piece in draft.pieces:
+            if piece.spans and len(piece.text) > PIECE:
+                start, end = piece.spans[0][0], piece.spans[-1][1]
+                fewest = self._pieces.fewest_tokens(piece.text, start, end)
+                if fewest > self.max_tokens:
+                    needs = _NEEDS[draft.form]
+                    return Reason(
+                        f"too long: {needs} at least {fewest} tokens, --max-tokens is {self.max_tokens}"
+                    )
+        return draft
+
+    def _tokens(self, pieces: Iterable[_Piece]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(ids, which are supervised) of each piece; a long one is cut where that changes no token."""
+        parts_of: deque[int] = deque()
+        waiting: list[_Piece] = []
+        done: deque[tuple[np.ndarray, np.ndarray]] = deque()
+        size = 0
+        for piece in pieces:
+            parts = self._parts(piece)
+            parts_of.append(len(parts))
+            for part in parts:
+                waiting.append(part)
+                size += len(part.text)
+                if size >= _CHUNK_CHARACTERS:
+                    done.extend(self._tokenize(waiting))
+                    waiting, size = [], 0
+        done.extend(self._tokenize(waiting))
+        for count in parts_of:
+            ids, masks = zip(*(done.popleft() for _ in range(count)), strict=True)
+            yield (ids[0], masks[0]) if count == 1 else (np.concatenate(ids), np.concatenate(masks))
+
+    def _parts(self, piece: _Piece) -> list[_Piece]:
+        if len(piece.text) <= PIECE:
+            return [piece]
+        edges = sorted(edge for span in piece.spans for edge in span)
+        ends = [*self._pieces.cuts(piece.text, edges), len(piece.text)]
+        return [piece.between(start, end) for start, end in pairwise([0, *ends])]
+
+    def _tokenize(self, pieces: list[_Piece]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if not pieces:
+            return
         # Called through the front, which also resets truncation and padding that a tokenizer file may have saved.
-        return self.tokenizer(
-            texts,
+        encodings = self.tokenizer(
+            [piece.text for piece in pieces],
             add_special_tokens=False,
             truncation=False,
             padding=False,
             return_attention_mask=False,
             verbose=False,
         ).encodings
+        for encoding, piece in zip(encodings, pieces, strict=True):
+            yield np.asarray(encoding.ids, np.int32), _supervised(encoding, piece)
 
     def _habit(self) -> tuple[list[int], list[int]]:
         """Ids the tokenizer itself puts before and after a text that is no conversation."""
@@ -184,14 +254,16 @@ class Encoder:
     def _rendered(self, form: str, rendered: tuple[str, list[tuple[int, int]]] | Reason) -> _Draft | Reason:
         return rendered if isinstance(rendered, Reason) else _Draft(form, [_Piece(*rendered)], rendered=True)
 
-    def _finish(self, row: Row, draft: _Draft | Reason, tokens: Iterator[Any]) -> Sample | Rejected:
+    def _finish(
+        self, row: Row, draft: _Draft | Reason, tokens: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> Sample | Rejected:
         if isinstance(draft, Reason):
             return Rejected(row.file, row.line, str(draft), row.id)
         ids, masks = [np.asarray(draft.lead, np.int32)], [np.zeros(len(draft.lead), bool)]
-        for piece in draft.pieces:
-            encoding = next(tokens)
-            ids.append(np.asarray(encoding.ids, np.int32))
-            masks.append(_supervised(encoding, piece))
+        for _ in draft.pieces:
+            found, mask = next(tokens)
+            ids.append(found)
+            masks.append(mask)
         ids.append(np.asarray(draft.tail, np.int32))
         masks.append(np.full(len(draft.tail), draft.tail_supervised))
         result = self._fit(np.concatenate(ids), np.concatenate(masks), draft)

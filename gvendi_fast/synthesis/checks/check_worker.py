@@ -6,69 +6,85 @@ behind. Nothing here imports more than the check itself needs, so that a worker 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import logging
+import os
 import resource
 import signal
 import sys
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
+
+from gvendi_fast.synthesis.checks.channel import Channel
 
 # A reply stays below the size that a pipe takes in one piece, even if every character needs an escape.
 _REASON_CHARS = 300
 # Nobody may be left to kill a check that hangs: the kernel ends it this many seconds after its limit.
 _GRACE_S = 5.0
+# Linux's prctl: what loses its parents becomes a child of this process, so that it is found when this one is ended.
+_ADOPT = 36
 
 
 def main() -> None:
     """Serve checks until the other end of the pipe is closed.
 
-    argv: file descriptors to read requests from and to write replies to. The first request holds the settings:
-    target ("math" or "module:function"), limit_s (seconds) and memory_mb (address space).
+    argv: file descriptors to read requests from and to write replies to, as `Child` gives them. The first request
+    holds the settings: target ("math" or "module:function"), limit_s (seconds) and memory_mb (address space).
     """
-    requests = Connection(int(sys.argv[-2]), writable=False)
-    replies = Connection(int(sys.argv[-1]), readable=False)
-    _report_uncaught(replies)
-    settings = json.loads(requests.recv_bytes())
+    channel = Channel.of_child(int(sys.argv[-2]), int(sys.argv[-1]))
+    _report_uncaught(channel)
+    settings = json.loads(channel.receive(any_number=True))
     target = settings["target"]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_ADOPT, 1, 0, 0, 0)
     # Before the check is loaded: where it does not fit, the start says so, not every single verdict.
     _limit_memory(settings["memory_mb"])
     function = _math() if target == "math" else _user_function(target)
-    _reply(replies, "ready")
+    _reply(channel, "ready")
+    this = os.getpid()
     while True:
         try:
-            request = requests.recv_bytes()
+            request = channel.receive(any_number=True)
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, settings["limit_s"] + _GRACE_S)
         outcome, reason = function(json.loads(request))
+        # A check that forks and returns in both processes has one verdict.
+        if os.getpid() != this:
+            os._exit(0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(replies, outcome, reason)
+        _reply(channel, outcome, reason)
 
 
-def _reply(replies: Connection, outcome: str, reason: str = "") -> None:
-    replies.send_bytes(json.dumps([outcome, reason[:_REASON_CHARS]]).encode())
+def _reply(channel: Channel, outcome: str, reason: str = "") -> None:
+    channel.send(json.dumps([outcome, reason[:_REASON_CHARS]]).encode())
 
 
-def _report_uncaught(replies: Connection) -> None:
+def _report_uncaught(channel: Channel) -> None:
+    this = os.getpid()
+
     def report(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        if os.getpid() != this:
+            os._exit(1)
         # What the failed check holds is still there, and the report needs memory of its own.
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        _reply(replies, "ended", f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+        _reply(channel, "ended", f"{kind.__name__}: {error}" if str(error) else kind.__name__)
 
     sys.excepthook = report
 
 
 def _limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    limit = memory_mb << 20
-    # A process may run under a tighter limit already.
-    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    # A file that a check writes may be as long as its memory.
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
+        _, most = resource.getrlimit(kind)
+        limit = memory_mb << 20
+        # A process may run under a tighter limit already.
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        resource.setrlimit(kind, (limit, most))
 
 
 def _math() -> Callable[[Any], tuple[str, str]]:

@@ -13,32 +13,43 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
+
+from gvendi_fast.synthesis.checks.channel import Channel
+from gvendi_fast.synthesis.checks.environment import without_secrets
+from gvendi_fast.synthesis.checks.family import end_family
 
 # How long a process may take to end by itself before it is killed.
 _END_S = 0.3
+# The variable by which what it starts is found again.
+_MARK = "GVENDI_CHILD"
 
 
 class Child:
     """Runs `main()` of `module` with the file descriptors to read from and to write to as its last two arguments.
 
-    environment: variables on top of this process's. path: its `sys.path`. quiet: its stderr is thrown away. It is a
-    process group of its own: no Ctrl-C of a terminal reaches it, and what it has started is killed with it. When the
-    parent ends, however that comes, reading from the pipe gives EOFError.
+    environment: variables on top of this process's, which go without secrets (environment.py) but for those whose names
+    begin with one of `keep`. path: its `sys.path`. quiet: its stderr is thrown away. It is a session of its own: no
+    Ctrl-C of a terminal reaches it, and what it has started is killed with it (family.py). When the parent ends,
+    however that comes, reading from the pipe gives EOFError.
     """
 
     def __init__(
-        self, module: str, environment: Mapping[str, str], path: Sequence[str], quiet: bool = False
+        self,
+        module: str,
+        environment: Mapping[str, str],
+        path: Sequence[str],
+        quiet: bool = False,
+        keep: Sequence[str] = (),
     ) -> None:
         read_requests, write_requests = os.pipe()
         read_replies, write_replies = os.pipe()
-        self._requests = Connection(write_requests, readable=False)
-        self._replies = Connection(read_replies, writable=False)
+        self._channel = Channel.of_parent(read_replies, write_requests)
+        self._mark = os.urandom(16).hex()
         code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, json.dumps(list(path)), str(read_requests), str(write_replies)],
-                env={**os.environ, **environment},
+                env={**without_secrets(keep), **environment, _MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if quiet else None,
@@ -53,17 +64,16 @@ class Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, body: bytes) -> None:
-        """Raises ConnectionError where the process has ended."""
-        self._requests.send_bytes(body)
+    def send(self, body: bytes, until: float | None = None) -> bool:
+        """False where it was not taken by then (time.monotonic). Raises ConnectionError where it has ended."""
+        return self._channel.ask(body, until)
 
-    def receive(self, limit_s: float | None = None) -> bytes | None:
-        """Its next reply, None where none came in time. Raises EOFError or ConnectionError where it has ended."""
-        try:
-            return self._replies.recv_bytes() if self._replies.poll(limit_s) else None
-        # What it raises where the process ends within a reply.
-        except OSError as error:
-            raise EOFError(str(error)) from error
+    def receive(self, until: float | None = None, any_number: bool = False) -> bytes | None:
+        """Its answer to what was sent last, None where none came by then. any_number: to whatever was sent.
+
+        Raises EOFError where it has ended, GarbledError where it wrote something else.
+        """
+        return self._channel.receive(until, any_number)
 
     def ending(self) -> str:
         """Wait for its end, and say how it ended."""
@@ -73,15 +83,12 @@ class Child:
 
     def stop(self) -> None:
         """Close the pipes and end it."""
-        self._requests.close()
-        self._replies.close()
+        self._channel.close()
         self._end()
 
     def kill(self) -> None:
         """End it now, and what it has started."""
-        # It may end by itself at this very moment; some systems refuse to kill the dead.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_family(self._process.pid, f"{_MARK}={self._mark}", self._process.returncode is not None)
         self._process.wait()
 
     def _end(self) -> None:

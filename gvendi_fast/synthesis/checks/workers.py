@@ -1,8 +1,11 @@
 """Checks run in processes that can be killed: a check that hangs or crashes is an answer like any other.
 
-A worker handles one request at a time through a pair of pipes. It is killed when its time is up, and a worker that
-has ended is replaced at the next request. Time is wall-clock; the state of the machine can turn a verdict into an
-error, never into another verdict.
+A worker handles one request at a time through a pair of pipes. It is killed when its time is up, with what it has
+started, and a worker that has ended is replaced at the next request. Time is wall-clock; the state of the machine can
+turn a verdict into an error, never into another verdict. Nor can what a check writes to the pipe (channel.py).
+
+This guards against accidents and against texts, not against the check itself: it runs as the user, may read and write
+what the user may, and end the run with a signal.
 
 pebble's ProcessPool was tried: what a hung check has started lives on when its worker is killed, the time limit begins
 only when a worker takes the request, so that one which has stopped is waited for without end, and what a check prints
@@ -15,18 +18,21 @@ import json
 import os
 import queue
 import sys
-import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.checks.channel import GarbledError
 from gvendi_fast.synthesis.checks.child import Child
 
 # Importing a user's module may take long and is no part of a check.
 _START_S = 120.0
 _MODULE = "gvendi_fast.synthesis.checks.check_worker"
+# What a worker may answer; "ended" is what the check has raised, which ends the process.
+_OUTCOMES = {"ready", "same", "different", "accepted", "rejected", "error", "ended"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,24 +149,22 @@ class _Worker:
 
     def _exchange(self, body: bytes, limit_s: float) -> Verdict:
         # A long request waits, too, for a process that reads.
-        late = threading.Event()
-        timer = threading.Timer(limit_s, lambda: (late.set(), self._child.kill()))
+        until = time.monotonic() + limit_s
         going_on = False
         try:
-            timer.start()
-            self._child.send(body)
-            reply = self._child.receive()
-            verdict = Verdict(*json.loads(reply))
-            # "ended": what the check has raised, which ends the process.
+            reply = self._child.receive(until) if self._child.send(body, until) else None
+            if reply is None:
+                self._child.kill()
+                return Verdict("error", f"no verdict within {limit_s:g} s")
+            verdict = _verdict(reply)
             going_on = verdict.outcome != "ended"
             return verdict if going_on else Verdict("error", verdict.reason)
+        except GarbledError:
+            self._child.kill()
+            return Verdict("error", "the check wrote into the pipe of the verdicts")
         except (EOFError, ConnectionError):
-            timer.cancel()
-            if late.is_set():
-                return Verdict("error", f"no verdict within {limit_s:g} s")
             return Verdict("error", f"the checking process ended: {self._child.ending()}")
         finally:
-            timer.cancel()
             # An interrupted exchange leaves a reply behind, which must never be read as the next one.
             if not going_on:
                 self.stop()
@@ -169,3 +173,13 @@ class _Worker:
         if self._child is not None:
             self._child.stop()
         self._child = None
+
+
+def _verdict(reply: bytes) -> Verdict:
+    try:
+        outcome, reason = json.loads(reply)
+    except (ValueError, TypeError) as error:
+        raise GarbledError("what came is no verdict") from error
+    if outcome not in _OUTCOMES or not isinstance(reason, str):
+        raise GarbledError("what came is no verdict")
+    return Verdict(outcome, reason)

@@ -57,6 +57,8 @@ class GeneratorConfig(Section):
     """What the endpoint calls the limit of an answer's tokens ("max_completion_tokens" for some models)."""
     send_seed: bool = False
     """Send a `seed` made from the key of each request, for endpoints that sample reproducibly with one."""
+    answer_mb: float = Field(16.0, ge=0.001, le=1024)
+    """Megabytes (2^20 bytes) of an answer's body, unpacked; a longer one is not read, and never asked for again."""
     concurrency: int = Field(8, ge=1)
     """Requests under way at the start; the number then follows what the endpoint bears."""
     max_concurrency: int = Field(64, ge=1)

@@ -20,7 +20,7 @@ from gvendi_fast.synthesis.config.modules import find_module
 
 
 def absolute(config: Config) -> Config:
-    """The configuration with absolute paths.
+    """The configuration with absolute paths, a leading ~ being the home folder.
 
     These are out, pool.data, pool.corpus, filter.tests, template files, verifier_folder, and the folders of local
     models. Where the module of a verifier lies in the working directory or on Python's path outside of the installed
@@ -29,7 +29,7 @@ def absolute(config: Config) -> Config:
     opens it.
     """
     whole = config.to_dict()
-    whole["out"] = os.path.abspath(config.out)
+    whole["out"] = _absolute(config.out)
     pool, filters, task = whole["pool"], whole["filter"], whole["task"]["settings"]
     pool["data"] = [_absolute_glob(item) for item in pool["data"]]
     pool["corpus"] = _corpus(pool)
@@ -37,7 +37,7 @@ def absolute(config: Config) -> Config:
     for settings in (filters, task):
         for name, value in settings.items():
             if is_path_setting(name) and isinstance(value, str):
-                settings[name] = os.path.abspath(value)
+                settings[name] = _absolute(value)
     if isinstance(task.get("verifier"), str) and not task.get("verifier_folder"):
         folder = _folder_of(task["verifier"])
         if folder is not None:
@@ -53,7 +53,12 @@ def is_run_directory(data: Sequence[str]) -> bool:
     return len(data) == 1 and (Path(data[0]) / "spec.json").is_file()
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def _absolute_glob(item: str) -> str:
+    item = os.path.expanduser(item)
     if glob.has_magic(item) and not os.path.exists(item) and not os.path.isabs(item):
         # The working directory's own name may hold brackets.
         return os.path.join(glob.escape(os.getcwd()), item)
@@ -68,7 +73,7 @@ def _absolute_model(name: str) -> str:
 
 def _corpus(pool: Mapping[str, Any]) -> str | None:
     if pool["corpus"] is not None:
-        return os.path.abspath(pool["corpus"])
+        return _absolute(pool["corpus"])
     if not is_run_directory(pool["data"]):
         return None
     manifest = RunDirectory.load(pool["data"][0]).manifest or {}

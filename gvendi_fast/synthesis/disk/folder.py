@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.synthesis.disk.journal import FINGERPRINT
+from gvendi_fast.synthesis.disk.digests import FINGERPRINT
 from gvendi_fast.synthesis.generators.request_store import RequestStore
 
 CONFIG, REQUESTS, POOL = "config.yaml", "requests.sqlite", "pool"

@@ -4,15 +4,18 @@
     rejected.jsonl    every other candidate, with its reason       events.jsonl   rounds, blocks and stops
     fingerprint.json  the settings that the result follows from    clusters.safetensors   of the first round
     config.yaml       all settings, as used last     pool/          run directory of the seeds, where data is a corpus
-A block is written to the first three, flushed, and then named in events.jsonl with the files' sizes: what stands behind
-the sizes of the last block that is named there is cut off when the run is opened again.
+A block is written to the first three, flushed, and then named in events.jsonl with the files' sizes and digests: what
+stands behind the sizes of the last block that is named there is cut off when the run is opened again, and what stands
+before them must have the digests.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,30 @@ import numpy as np
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, flush_folder, remove_stale
+from gvendi_fast.synthesis.disk.digests import (
+    ACCEPTED,
+    CLUSTERS,
+    EVENTS,
+    FILES,
+    FINGERPRINT,
+    REJECTED,
+    SKETCHES,
+    digest_of_json,
+    read_fingerprint,
+    read_through,
+    summed_line,
+    whole_events,
+)
 
-ACCEPTED, REJECTED, SKETCHES, EVENTS = "accepted.jsonl", "rejected.jsonl", "sketches.f32", "events.jsonl"
-FINGERPRINT, CLUSTERS = "fingerprint.json", "clusters.safetensors"
-_FILES = (ACCEPTED, REJECTED, SKETCHES)
+__all__ = ["ACCEPTED", "CLUSTERS", "EVENTS", "FINGERPRINT", "REJECTED", "SKETCHES", "Journal"]
 
 
 class Journal:
     """The files of a run in the folder `path`; one process at a time, which the request store sees to.
 
     fingerprint: nested dict of JSON values. Raises GvendiError where the folder holds a run of another one, and names
-    what differs. target: a last block that was cut short by a lower target is taken back.
+    what differs, and where a file is not what the run wrote. target: a last block that was cut short by a lower target
+    is taken back.
     blocks: the events of the blocks that are decided, in order. rounds: clusters of the rounds that are noted, by their
     numbers.
     """
@@ -39,31 +55,49 @@ class Journal:
     def __init__(self, path: Path, fingerprint: Mapping[str, Any], target: int) -> None:
         self.path = path
         remove_stale(path)
-        _check_fingerprint(path / FINGERPRINT, json.loads(json.dumps(fingerprint)))
-        events = _whole_lines(path / EVENTS)
+        fingerprint = json.loads(json.dumps(fingerprint))
+        _check_fingerprint(path / FINGERPRINT, fingerprint)
+        self._named = digest_of_json(fingerprint)
+        raw = (path / EVENTS).read_bytes() if (path / EVENTS).exists() else b""
+        events, digest = whole_events(path / EVENTS, raw)
+        _check_named(path, events, self._named)
+        size = raw.rfind(b"\n") + 1
         self.blocks = [event for event in events if event["event"] == "block"]
         if self.blocks and self.blocks[-1]["cut_short"] and self.blocks[-1]["pool"] < target:
             last = self.blocks.pop()
             events = [
                 event for event in events if event is not last and event.get("block", 0) <= last["block"]
             ]
-            self._rewrite(events)
+            size, digest = self._rewrite(events)
         self.rounds = {
             event["round"]: event.get("clusters", 0) for event in events if event["event"] == "round"
         }
-        sizes = self.blocks[-1]["bytes"] if self.blocks else [0] * len(_FILES)
-        self._streams = [_open_at(path / name, size) for name, size in zip(_FILES, sizes, strict=True)]
-        self._events = _open_at(path / EVENTS, None)
+        sizes = self.blocks[-1]["bytes"] if self.blocks else [0] * len(FILES)
+        through = [read_through(path / name, place, self.blocks) for place, name in enumerate(FILES)]
+        for _, wrong in through:
+            if wrong:
+                raise GvendiError(wrong[0])
+        self._files = [
+            _Appended(path / name, end, found)
+            for name, end, (found, _) in zip(FILES, sizes, through, strict=True)
+        ]
+        self._events = _Appended(path / EVENTS, size, digest)
         flush_folder(path)
 
     def close(self) -> None:
         """Close the files."""
-        for stream in (*self._streams, self._events):
-            stream.close()
+        for file in (*self._files, self._events):
+            file.close()
 
     def accepted(self) -> list[dict[str, Any]]:
         """The rows that have joined the pool, in order."""
-        return _whole_lines(self.path / ACCEPTED)
+        rows = _rows(self.path / ACCEPTED)
+        wanted = self.blocks[-1]["accepted"] if self.blocks else 0
+        if len(rows) != wanted:
+            raise GvendiError(
+                f"'{self.path / ACCEPTED}' has {len(rows)} rows and the run had accepted {wanted}; restore it"
+            )
+        return rows
 
     def sketches(self, dim: int) -> np.ndarray:
         """Their unit sketches: float32 [n, dim]."""
@@ -86,10 +120,15 @@ class Journal:
     ) -> None:
         """Write what was decided about a block; on disk when this returns. sketches: those of `accepted`."""
         contents = (_lines(accepted), _lines(rejected), sketches.astype("<f4").tobytes())
-        for stream, content in zip(self._streams, contents, strict=True):
-            stream.write(content)
-            _flush(stream)
-        whole = {"event": "block", **event, "bytes": [stream.tell() for stream in self._streams]}
+        for file, content in zip(self._files, contents, strict=True):
+            file.digest.update(content)
+            file.write(content)
+        whole = {
+            "event": "block",
+            **event,
+            "bytes": [file.size for file in self._files],
+            "digests": [file.digest.hexdigest() for file in self._files],
+        }
         self.note(whole)
         self.blocks.append(whole)
 
@@ -100,12 +139,51 @@ class Journal:
 
     def note(self, event: Mapping[str, Any]) -> None:
         """Add a line to events.jsonl."""
-        self._events.write(_lines([event]))
-        _flush(self._events)
+        self._events.write(summed_line(event, self._events.digest))
 
-    def _rewrite(self, events: Sequence[Mapping[str, Any]]) -> None:
+    def start(self, event: Mapping[str, Any]) -> None:
+        """Note that a run goes on here, and under which fingerprint."""
+        self.note({"event": "start", **event, "fingerprint": self._named})
+
+    def _rewrite(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, Any]:
+        """Size and digest of the new file."""
+        _, digest = whole_events(self.path / EVENTS, b"")
+        raw = b"".join(summed_line(event, digest) for event in events)
         with atomic_write(self.path / EVENTS) as stream:
-            stream.write(_lines(events))
+            stream.write(raw)
+        return len(raw), digest
+
+
+class _Appended:
+    """A file that is only added to, cut to `size` bytes at first; digest: of its bytes, or of those to come."""
+
+    def __init__(self, path: Path, size: int, digest: Any) -> None:
+        self.path, self.size, self.digest = path, size, digest
+        self._whole = True
+        self._stream = path.open("ab", buffering=0)
+        self._stream.truncate(size)
+
+    def write(self, content: bytes) -> None:
+        """On disk when this returns; an OSError leaves the file as it was, or closed to further writing."""
+        if not self._whole:
+            raise OSError(errno.EIO, "an earlier write to it has failed", str(self.path))
+        self._whole = False
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[self._stream.write(left) :]
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            # Half a line must not stand before the next one; what opens the run again cuts it off too.
+            with suppress(OSError):
+                self._stream.truncate(self.size)
+            error.filename = error.filename or str(self.path)
+            raise
+        self.size += len(content)
+        self._whole = True
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
@@ -113,7 +191,7 @@ def _check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
         with atomic_write(path) as stream:
             stream.write(json.dumps(fingerprint, indent=1).encode() + b"\n")
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_fingerprint(path)
     differing = differences(flat(found), flat(fingerprint))
     if differing:
         shown = "\n".join(f"  {key}: {there!r} there, {now!r} now" for key, there, now in differing[:8])
@@ -122,38 +200,26 @@ def _check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
         )
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that end in a line end; what a kill left behind the last one is cut off."""
+def _check_named(folder: Path, events: Sequence[Mapping[str, Any]], named: str) -> None:
+    """The file may have been edited, or removed and written anew."""
+    for event in events:
+        if event["event"] == "start" and event.get("fingerprint", named) != named:
+            raise GvendiError(
+                f"'{folder / FINGERPRINT}' is not the one that the run in '{folder}' began with; restore it from a "
+                "copy, or give another directory as out"
+            )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def _open_at(path: Path, size: int | None):
-    """The file for appending, cut to `size` bytes (None: as it is)."""
-    stream = path.open("ab")
-    if size is not None:
-        there = stream.seek(0, os.SEEK_END)
-        if there < size:
-            stream.close()
-            raise GvendiError(
-                f"'{path}' has {there} bytes and the run had written {size}; restore it, or begin anew elsewhere"
-            )
-        stream.truncate(size)
-        stream.seek(size)
-    return stream
+    try:
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (ValueError, RecursionError) as error:
+        raise GvendiError(f"'{path}' is damaged: a line is not JSON ({error}); restore it") from error
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     # Half a surrogate pair, in the reason of a user's check, becomes its JSON escape.
     texts = (json.dumps(row, ensure_ascii=False) for row in rows)
     return b"".join(text.encode("utf-8", "backslashreplace") + b"\n" for text in texts)
-
-
-def _flush(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())

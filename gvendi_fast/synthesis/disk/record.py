@@ -19,15 +19,28 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.synthesis.disk.digests import (
+    ACCEPTED,
+    CLUSTERS,
+    EVENTS,
+    FILES,
+    FINGERPRINT,
+    REJECTED,
+    SKETCHES,
+    digest_of_file,
+    read_fingerprint,
+    read_through,
+    whole_events,
+)
 from gvendi_fast.synthesis.disk.folder import CONFIG, POOL
-from gvendi_fast.synthesis.disk.journal import ACCEPTED, CLUSTERS, EVENTS, FINGERPRINT, REJECTED, SKETCHES
 
 
 class RunRecord:
     """The directory `path` of a synthesis run.
 
     config: as the run used it last. events: all of events.jsonl; blocks, rounds, stops: those of each kind, in order.
-    Raises GvendiError where `path` holds no run, and where the seeds' sketches are not there or not the run's.
+    Raises GvendiError where `path` holds no run, where a file is not what the run wrote, and where the seeds' sketches
+    are not there or not the run's. All accepted and rejected rows and sketches are read once for that.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -42,17 +55,17 @@ class RunRecord:
         from gvendi_fast.synthesis.config.config import load_config
 
         self.config = load_config(self.path / CONFIG)
-        self.events = _whole_lines(self.path / EVENTS)
+        raw = (self.path / EVENTS).read_bytes() if (self.path / EVENTS).is_file() else b""
+        self.events, _ = whole_events(self.path / EVENTS, raw)
         self.blocks, self.rounds, self.stops = (
             [event for event in self.events if event["event"] == kind] for kind in ("block", "round", "stop")
         )
-        self._sizes = dict(
-            zip(
-                (ACCEPTED, REJECTED, SKETCHES),
-                self.blocks[-1]["bytes"] if self.blocks else (0, 0, 0),
-                strict=True,
-            )
-        )
+        sizes = self.blocks[-1]["bytes"] if self.blocks else (0, 0, 0)
+        self._sizes = dict(zip(FILES, sizes, strict=True))
+        for place, name in enumerate(FILES):
+            _, wrong = read_through(self.path / name, place, self.blocks)
+            if wrong:
+                raise GvendiError(wrong[0])
         self._check()
 
     @property
@@ -95,7 +108,12 @@ class RunRecord:
     def clusters(self) -> SphericalKMeans | None:
         """Those of the first round; None where no block has been decided."""
         path = self.path / CLUSTERS
-        return SphericalKMeans.load(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        wanted = self.rounds[0].get("digest") if self.rounds else None
+        if wanted is not None and digest_of_file(path) != wanted:
+            raise GvendiError(f"'{path}' is damaged: it is not what the run wrote; restore it from a copy")
+        return SphericalKMeans.load(path)
 
     def seed_sketches(self) -> torch.Tensor:
         """Unit sketches of the seeds: float32 [seeds, K], as the run clustered them."""
@@ -106,7 +124,6 @@ class RunRecord:
         size = self._sizes[SKETCHES]
         if not size:
             return np.zeros((0, self.dim), np.float32)
-        self._check_size(SKETCHES)
         return np.memmap(self.path / SKETCHES, "<f4", mode="r", shape=(size // (4 * self.dim), self.dim))
 
     def accepted(self) -> Iterator[dict[str, Any]]:
@@ -121,22 +138,20 @@ class RunRecord:
         left = self._sizes[name]
         if not left:
             return
-        self._check_size(name)
         with (self.path / name).open("rb") as stream:
             while left > 0:
                 line = stream.readline()
                 left -= len(line)
-                yield json.loads(line)
-
-    def _check_size(self, name: str) -> None:
-        path, wanted = self.path / name, self._sizes[name]
-        there = path.stat().st_size if path.is_file() else 0
-        if there < wanted:
-            raise GvendiError(f"'{path}' has {there} bytes and the run had written {wanted}; restore it")
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise GvendiError(
+                        f"'{self.path / name}' is damaged: a line is not JSON ({error}); restore it"
+                    ) from error
 
     def _check(self) -> None:
         """The seeds must be those that the run grew from."""
-        sketches = json.loads((self.path / FINGERPRINT).read_text(encoding="utf-8"))["sketches"]
+        sketches = read_fingerprint(self.path / FINGERPRINT).get("sketches")
         if self.seed_run.sketch_spec != sketches:
             raise GvendiError(
                 f"'{self.seed_run.path}' was sketched with other settings than the run '{self.path}' grew from; "
@@ -152,9 +167,3 @@ class RunRecord:
 def holds_run(path: str | os.PathLike) -> bool:
     """Whether a folder is the directory of a synthesis run."""
     return (Path(path) / FINGERPRINT).is_file()
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that end in a line end; the file stays as it is, for a run may be writing to it."""
-    raw = path.read_bytes() if path.is_file() else b""
-    return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]

@@ -1,20 +1,23 @@
 """One HTTP request to a chat endpoint, and what its reply means. Nothing is retried here and nothing is kept.
 
 The API key is read from the environment when the endpoint is made. It goes into the header of each request and
-nowhere else: it is cut out of every text that the endpoint or the client sends back.
+nowhere else: it is cut out of every text that the endpoint or the client sends back (key.py). Bodies are bounded
+(http.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printable import printable
+from gvendi_fast.synthesis.generators.http import UNREAD, make_client
+from gvendi_fast.synthesis.generators.key import Key, LogFilter
 from gvendi_fast.synthesis.generators.pacing import retry_after_seconds
 
 if TYPE_CHECKING:
@@ -24,14 +27,13 @@ if TYPE_CHECKING:
 _TOLD = 200
 # Seconds to reach the endpoint; a host that drops packets says nothing at all.
 _CONNECT = 15.0
-# Shorter keys are placeholders for local servers, such as EMPTY, and may be words of an answer.
-_SECRET = 12
 
 
 class Kind(enum.Enum):
     """What a reply means for the request and for the run."""
 
     ANSWERED = "answered"
+    UNUSABLE = "answered with what is not kept"
     BUSY = "too busy"
     SLOW = "no reply within the time limit"
     SILENT = "no connection"
@@ -44,7 +46,8 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Reply:
-    """text: body of a 200, else empty. reason: one clause. wait: seconds of Retry-After. what_to_check: a remedy."""
+    """text: body of an answer that is kept, else empty. reason: one clause. wait: seconds of Retry-After.
+    what_to_check: a remedy."""
 
     kind: Kind
     text: str = ""
@@ -54,9 +57,9 @@ class Reply:
 
 
 class Endpoint:
-    """The chat completions under `base_url`; arguments as in OpenAIGenerator, time_limit in seconds."""
+    """The chat completions under `base_url`; arguments as in OpenAIGenerator, time_limit in seconds, most in bytes."""
 
-    def __init__(self, base_url: str, key_variable: str | None, time_limit: float) -> None:
+    def __init__(self, base_url: str, key_variable: str | None, time_limit: float, most: int) -> None:
         try:
             from openai import AsyncOpenAI, Timeout
         except ImportError as error:
@@ -75,18 +78,21 @@ class Endpoint:
                 "key_variable names"
             )
         self.place = base_url.rstrip("/")
-        self._key, self._variable = read_key(key_variable), key_variable
-        self._time_limit = time_limit
-        # The client insists on a key; endpoints without keys do not look at it.
+        self._key, self._time_limit = Key(key_variable), time_limit
+        timeout = Timeout(time_limit, connect=min(_CONNECT, time_limit))
         self._client = AsyncOpenAI(
             base_url=base_url,
-            api_key=self._key or "none",
+            api_key=self._key.for_client,
             max_retries=0,
-            timeout=Timeout(time_limit, connect=min(_CONNECT, time_limit)),
+            timeout=timeout,
+            http_client=make_client(self._key, parts.hostname, most, timeout),
         )
+        self._logs = LogFilter(self._key)
+        self._logs.attach()
 
     async def aclose(self) -> None:
         await self._client.close()
+        self._logs.detach()
 
     async def send(self, body: Mapping[str, Any]) -> Reply:
         """Send one body; raises nothing that an endpoint or a network can cause."""
@@ -107,16 +113,35 @@ class Endpoint:
             return Reply(kind, reason=self._clean(f"{type(cause).__name__}: {cause}".removesuffix(": ")))
         except APIStatusError as error:
             return self._by_status(error)
-        return Reply(Kind.ANSWERED, self._cut_key(raw.content.decode("utf-8", "replace")))
+        return self._answered(raw.http_response)
+
+    def _answered(self, response: Any) -> Reply:
+        unread = response.extensions.get(UNREAD)
+        if unread is not None:
+            return Reply(Kind.UNUSABLE, reason=f"the answer was not read: {self._clean(unread)}")
+        text = self._key.cut(response.content.decode("utf-8", "replace"))
+        if self._key.hides_in(text):
+            return Reply(Kind.UNUSABLE, reason="the answer holds the API key in another spelling")
+        return Reply(Kind.ANSWERED, text)
 
     def _slow(self) -> Reply:
         return Reply(Kind.SLOW, reason=f"no reply within {self._time_limit:g} s")
 
     def _by_status(self, error: APIStatusError) -> Reply:
         status, code = error.status_code, error.code
+        unread, onward = error.response.extensions.get(UNREAD), error.response.headers.get("location")
         told = self._clean(error.response.content.decode("utf-8", "replace"))
         reason = f"answered {status}" + (f": {told}" if told else "")
-        key = "API key" if self._variable is None else f"API key in the environment variable {self._variable}"
+        reason += f" (of its body: {self._clean(unread)})" if unread else ""
+        variable = self._key.variable
+        key = "API key" if variable is None else f"API key in the environment variable {variable}"
+        if 300 <= status < 400:
+            reason += f" and points to {self._clean(onward)!r}" if onward else ""
+            return Reply(
+                Kind.WRONG_PLACE,
+                reason=reason,
+                what_to_check="base_url, for no redirect is followed",
+            )
         if status in (401, 403):
             return Reply(Kind.WRONG_KEY, reason=reason, what_to_check=key)
         if status == 402 or code == "insufficient_quota":
@@ -135,12 +160,7 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         """Free of the key, on one line, short; cut last, so that no part of the key stays at the edge."""
-        # A terminal would obey control sequences.
-        plain = "".join(c if c.isprintable() else " " for c in self._cut_key(text))
-        return " ".join(plain.split())[:_TOLD]
-
-    def _cut_key(self, text: str) -> str:
-        return text.replace(self._key, "[API key]") if len(self._key or "") >= _SECRET else text
+        return printable(" ".join(self._key.clean(text).split())[:_TOLD])
 
 
 def _parts(base_url: str) -> SplitResult:
@@ -153,22 +173,3 @@ def _parts(base_url: str) -> SplitResult:
             "base_url has brackets or a port that cannot be read; give an address such as http://localhost:8000/v1"
         ) from error
     return parts
-
-
-def read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable; None for None. Error messages never show it."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise GvendiError(
-            f"The environment variable {variable} holds no API key; set it, name another one with key_variable, or "
-            "give key_variable=None for an endpoint without keys"
-        )
-    # Anything else cannot stand in a header, and the HTTP library would show it in its complaint.
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise GvendiError(
-            f"The environment variable {variable} holds white space or characters outside ASCII, so it is no API key; "
-            "set it again"
-        )
-    return key

@@ -4,7 +4,7 @@ The official client does the talking; its own retries are off, for they ignore o
 keep a place among the requests under way while they wait, and go out before the store has noted them. What to do about
 a failure is decided here:
 
-    200, whatever it holds         kept and final
+    200, whatever it holds         kept and final; of one that is too long or holds the key, the reason
     429, 503                       the limit of requests under way is halved; sent again after Retry-After or a delay
     no reply within the time limit, connection broken    the same, but `retries` times at most
     other 5xx, 408, 409, 425       sent again, `retries` times at most
@@ -27,7 +27,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.synthesis.generators.endpoint import Endpoint, Kind, Reply
 from gvendi_fast.synthesis.generators.pacing import AdaptiveLimit, Backoff
 from gvendi_fast.synthesis.generators.request_store import Record, RequestStore
-from gvendi_fast.synthesis.generators.requests import REFUSED, UNSERVED, Request
+from gvendi_fast.synthesis.generators.requests import FAILED, REFUSED, UNSERVED, Request
 from gvendi_fast.synthesis.generators.stops import (
     Budget,
     EndpointDownError,
@@ -83,6 +83,8 @@ class OpenAIGenerator(StoredGenerator):
     read from there only and written nowhere. prices: (prompt, completion) per million tokens, for `cost`.
     limit_field: what the endpoint calls the limit of an answer's tokens ("max_completion_tokens" for some models).
     send_seed: send a `seed` made from the key of each request, for endpoints that sample reproducibly with one.
+    answer_mb: megabytes (2^20 bytes) of an answer's body, unpacked; a longer one is refused for good. Memory: about
+    three bodies for each request under way.
 
     `generate` raises EndpointDownError, KeyRefusedError or BudgetSpentError when the run is to end, and
     GvendiError where the store cannot be written. Everything else that may go wrong with a request is an Answer that is
@@ -101,7 +103,10 @@ class OpenAIGenerator(StoredGenerator):
         prices: tuple[float, float] | None = None,
         limit_field: str = "max_tokens",
         send_seed: bool = False,
+        answer_mb: float = 16,
     ) -> None:
+        if not 0 < answer_mb <= 1024:
+            raise GvendiError(f"answer_mb={answer_mb!r} must be above 0 and at most 1024 megabytes")
         super().__init__(model, store, prices)
         self.pace = pace or Pace()
         self._limit_field, self._send_seed = limit_field, send_seed
@@ -112,7 +117,7 @@ class OpenAIGenerator(StoredGenerator):
         self._spending = Spending(
             budget or Budget(), answered, tokens.prompt + tokens.completion, tokens.uncounted
         )
-        self._endpoint = Endpoint(base_url, key_variable, self.pace.time_limit)
+        self._endpoint = Endpoint(base_url, key_variable, self.pace.time_limit, int(answer_mb * 2**20))
         self._stop: Stop | None = None
         self._stopped = asyncio.Event()
         self._not_before = 0.0
@@ -170,6 +175,9 @@ class OpenAIGenerator(StoredGenerator):
                 record = None
                 if reply.kind is Kind.ANSWERED:
                     record = await self._keep(key, reply.text)
+                elif reply.kind is Kind.UNUSABLE:
+                    record = await self.store.put_async(key, FAILED, None, reply.reason, None, None)
+                if record is not None:
                     self._spending.settle(record)
             finally:
                 self._spending.release()
@@ -199,7 +207,7 @@ class OpenAIGenerator(StoredGenerator):
 
     def _learn(self, reply: Reply, round_: int) -> None:
         """What a reply says about the endpoint, for all requests to come."""
-        if reply.kind is Kind.ANSWERED:
+        if reply.kind in (Kind.ANSWERED, Kind.UNUSABLE):
             self._served, self._failing_since, self._silent, self._refusals = True, None, 0, 0
             self._limit.succeeded()
             return

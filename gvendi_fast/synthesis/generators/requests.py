@@ -127,7 +127,7 @@ def canonical_json(body: Mapping[str, Any]) -> str:
 def read_completion(raw: str) -> Completion:
     """The first choice of a chat completion, or why it holds nothing usable; never raises on what `raw` holds."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         return Completion(None, f"the answer is not JSON ({type(error).__name__})", None, None)
     if not isinstance(body, dict):
@@ -138,6 +138,11 @@ def read_completion(raw: str) -> Completion:
     return Completion(
         text, reason, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
     )
+
+
+def _whole(digits: str) -> int | None:
+    # Reading a million digits takes minutes in some versions of Python, and no count has more than these.
+    return int(digits) if len(digits) < 20 else None
 
 
 def _first_choice(choices: Any) -> tuple[str | None, str | None]:

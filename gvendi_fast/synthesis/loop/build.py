@@ -98,6 +98,7 @@ def make_generator(config: Config, store: RequestStore) -> StoredGenerator:
         prices=prices,
         limit_field=given.limit_field,
         send_seed=given.send_seed,
+        answer_mb=given.answer_mb,
     )
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from gvendi_fast.synthesis.config.config import Config
-from gvendi_fast.synthesis.disk.journal import CLUSTERS, Journal
+from gvendi_fast.synthesis.disk.digests import CLUSTERS, digest_of_file
+from gvendi_fast.synthesis.disk.journal import Journal
 from gvendi_fast.synthesis.generators.stops import BudgetSpentError
 from gvendi_fast.synthesis.generators.stored import StoredGenerator
 from gvendi_fast.synthesis.loop.candidate_sketcher import CandidateSketcher
@@ -224,9 +225,10 @@ class Loop:
     def _begin_round(self, block: int) -> None:
         round_ = self.pool.round
         if round_.number not in self.journal.rounds:
+            about = {"block": block, "pool": round_.size, "clusters": len(self.judge.kmeans.centroids)}
             if round_.number == 0:
                 self.judge.kmeans.save(self.journal.path / CLUSTERS)
-            about = {"block": block, "pool": round_.size, "clusters": len(self.judge.kmeans.centroids)}
+                about["digest"] = digest_of_file(self.journal.path / CLUSTERS)
             self.journal.round(round_.number, {**about, "gvendi": self.pool.round_state.gvendi()})
 
     def _go_through(

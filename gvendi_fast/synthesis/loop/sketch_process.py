@@ -9,14 +9,15 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.checks.channel import Channel
 from gvendi_fast.synthesis.checks.child import Child
+from gvendi_fast.synthesis.checks.environment import HUB
 
 if TYPE_CHECKING:
     from gvendi_fast.synthesis.config.config import ProxyConfig
@@ -32,7 +33,7 @@ class SketchProcess:
 
     def __init__(self, proxy: ProxyConfig, max_tokens: int, batch_tokens: int) -> None:
         self.batch_tokens, self._dim = batch_tokens, proxy.dim
-        self._child = Child(_MODULE, {}, sys.path)
+        self._child = Child(_MODULE, {}, sys.path, keep=HUB)
         threads = max(1, torch.get_num_threads() - 1)
         self._send(
             {
@@ -53,7 +54,7 @@ class SketchProcess:
         """As `CandidateSketcher.sketch`. Raises GvendiError where the process has ended, or with what it raised."""
         self._send(list(rows))
         try:
-            found = pickle.loads(self._child.receive())
+            found = pickle.loads(self._child.receive(any_number=True))
         except (EOFError, ConnectionError) as error:
             raise self._ended() from error
         if isinstance(found, str):
@@ -72,7 +73,7 @@ class SketchProcess:
     def _last_words(self) -> str | None:
         """What the process said before it ended, which nobody has read."""
         try:
-            found = self._child.receive(0)
+            found = self._child.receive(0.0, any_number=True)
         except EOFError:
             return None
         said = None if found is None else pickle.loads(found)
@@ -95,9 +96,8 @@ def main() -> None:
     from gvendi_fast.synthesis.config.schema import validated
     from gvendi_fast.synthesis.loop.candidate_sketcher import CandidateSketcher, load_sketcher
 
-    requests = Connection(int(sys.argv[-2]), writable=False)
-    replies = Connection(int(sys.argv[-1]), readable=False)
-    settings = pickle.loads(requests.recv_bytes())
+    channel = Channel.of_child(int(sys.argv[-2]), int(sys.argv[-1]))
+    settings = pickle.loads(channel.receive(any_number=True))
     torch.set_num_threads(settings["threads"])
     try:
         given = validated(ProxyConfig, settings["proxy"])
@@ -106,10 +106,10 @@ def main() -> None:
             proxy, sketcher, settings["max_tokens"], given.mask, settings["batch_tokens"]
         )
         while True:
-            sketches, reasons = candidates.sketch(pickle.loads(requests.recv_bytes()))
-            replies.send_bytes(pickle.dumps((sketches.numpy().tobytes(), reasons)))
+            sketches, reasons = candidates.sketch(pickle.loads(channel.receive(any_number=True)))
+            channel.send(pickle.dumps((sketches.numpy().tobytes(), reasons)))
     except GvendiError as error:
-        replies.send_bytes(pickle.dumps(str(error)))
+        channel.send(pickle.dumps(str(error)))
     # The parent has ended or wants no more.
     except (EOFError, ConnectionError):
         return

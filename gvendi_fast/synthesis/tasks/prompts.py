@@ -11,6 +11,9 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 
+# Characters of a template.
+LONGEST = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -25,26 +28,30 @@ class Ask:
 class Template:
     """A template file whose blocks are the parts of what it makes, such as `system` and `user`.
 
-    Source: the file `path`, else `name`.j2 of this package. Runs in Jinja's sandbox; a variable that it names and
-    that is not given is an error. Raises GvendiError for a file that cannot be read or compiled, or without one of
-    the blocks `wanted`.
+    Source: the file `path`, else `name`.j2 of this package. Runs in Jinja's sandbox with a bound on its steps and on
+    the characters it handles; a variable that it names and that is not given is an error. Threads may share it.
+    Raises GvendiError for a file that cannot be read or compiled, or without one of the blocks `wanted`.
     """
 
     def __init__(
         self, name: str, path: str | os.PathLike | None = None, wanted: tuple[str, ...] = ("user",)
     ) -> None:
         from jinja2 import StrictUndefined, TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        from gvendi_fast.base.bounded_jinja import BoundedEnvironment
 
         self.source = _read(path) if path is not None else _packaged(f"{name}.j2")
         self.name = os.fspath(path) if path is not None else f"{name}.j2"
-        environment = ImmutableSandboxedEnvironment(
+        environment = BoundedEnvironment(
             undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
         )
         try:
             self._template = environment.from_string(self.source)
         except TemplateSyntaxError as error:
             raise GvendiError(f"template '{self.name}' line {error.lineno}: {error.message}") from error
+        except Exception as error:
+            # Of brackets in brackets, say, or an integer of too many digits: Python's compiler raises what it likes.
+            raise GvendiError(f"template '{self.name}' cannot be compiled: {_words(error)}") from error
         missing = [block for block in wanted if block not in self._template.blocks]
         if missing:
             raise GvendiError(
@@ -58,16 +65,19 @@ class Template:
 
     def block(self, name: str, values: Mapping[str, Any]) -> str:
         """The text of one block with these values, outer white space removed; "" for a block that is not there."""
-        from jinja2 import TemplateError
+        from gvendi_fast.base.bounded_jinja import budget_for, counting
 
         render = self._template.blocks.get(name)
         if render is None:
             return ""
         try:
-            return "".join(render(self._template.new_context(dict(values)))).strip()
-        except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            with counting(budget_for(values)):
+                return "".join(render(self._template.new_context(dict(values)))).strip()
+        except Exception as error:
+            # There is no end of what a template may raise.
+            given = ", ".join(sorted(values))
             raise GvendiError(
-                f"template '{self.name}' cannot be filled: {error} (it is given {', '.join(sorted(values))})"
+                f"template '{self.name}' cannot be filled: {_words(error)} (it is given {given})"
             ) from error
 
     def messages(self, values: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
@@ -78,15 +88,24 @@ class Template:
         return tuple({"role": role, "content": text} for role, text in texts.items() if text)
 
 
+def _words(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+
+
 def _read(path: str | os.PathLike) -> str:
     # A number would be taken for an open file.
     if not isinstance(path, (str, os.PathLike)):
         raise GvendiError(f"a template is {path!r}; wanted the path of a file")
     try:
         with open(path, encoding="utf-8") as stream:
-            return stream.read()
+            source = stream.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise GvendiError(f"template '{os.fspath(path)}' cannot be read: {error}") from error
+    if len(source) > LONGEST:
+        raise GvendiError(
+            f"template '{os.fspath(path)}' has more than {LONGEST:,} characters; wanted a prompt, with rows as values"
+        )
+    return source
 
 
 def _packaged(name: str) -> str:

@@ -1,0 +1,125 @@
+"""Are the files of a synthesis run those that it wrote? Looked at without writing, whether it has ended or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.synthesis.disk.digests import (
+    ACCEPTED,
+    CLUSTERS,
+    EVENTS,
+    FILES,
+    FINGERPRINT,
+    SKETCHES,
+    digest_of_file,
+    digest_of_json,
+    read_fingerprint,
+    read_through,
+    whole_events,
+)
+from gvendi_fast.synthesis.disk.folder import CONFIG, REQUESTS
+from gvendi_fast.synthesis.generators.requests import OK, read_completion
+
+
+def check_record(path: str | os.PathLike) -> list[str]:
+    """What is wrong with the run in a directory, a sentence each; none, where nothing is.
+
+    Looked at: the fingerprint, the configuration, the events, every byte of accepted and rejected rows and sketches
+    against the digests of their blocks, the clusters, and the request store (SQLite's own check, and of each request
+    its key) unless a run is using it. The seed pool is a run directory of its own and not looked at. An OSError of the
+    file system is raised and is no finding.
+    """
+    folder = Path(path)
+    found: list[str] = []
+    fingerprint: dict[str, Any] | None = None
+    try:
+        fingerprint = read_fingerprint(folder / FINGERPRINT)
+    except GvendiError as error:
+        found.append(str(error))
+    found += _config(folder / CONFIG)
+    try:
+        raw = (folder / EVENTS).read_bytes() if (folder / EVENTS).exists() else b""
+        events, _ = whole_events(folder / EVENTS, raw)
+    except GvendiError as error:
+        return [*found, str(error), *_store(folder / REQUESTS)]
+    named = None if fingerprint is None else digest_of_json(fingerprint)
+    if named is not None and any(event.get("fingerprint", named) != named for event in events):
+        found.append(
+            f"'{folder / FINGERPRINT}' is not the one that the run began with; restore it from a copy"
+        )
+    blocks = [event for event in events if event["event"] == "block"]
+    for place, name in enumerate(FILES):
+        _, wrong = read_through(folder / name, place, blocks)
+        found += wrong or _lengths(folder / name, blocks)
+    first = next((event for event in events if event["event"] == "round"), {})
+    wanted = first.get("digest")
+    if wanted is not None and not (
+        (folder / CLUSTERS).exists() and digest_of_file(folder / CLUSTERS) == wanted
+    ):
+        found.append(f"'{folder / CLUSTERS}' is missing or not what the run wrote; restore it from a copy")
+    return [*found, *_store(folder / REQUESTS)]
+
+
+def _config(path: Path) -> Iterator[str]:
+    from gvendi_fast.synthesis.config.config import load_config
+
+    try:
+        load_config(path)
+    except GvendiError as error:
+        yield f"'{path}': {error}; the next run with its configuration writes the file anew"
+
+
+def _lengths(path: Path, blocks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where no digest says so: whether as many rows as were accepted are there, each JSON, each with its sketch."""
+    if not blocks:
+        return
+    size, accepted = blocks[-1]["bytes"][FILES.index(path.name)], blocks[-1]["accepted"]
+    if path.name == SKETCHES:
+        if (size % (4 * accepted) if accepted else size) != 0:
+            yield f"'{path}' has {size} bytes, which is no multiple of its {accepted} rows"
+        return
+    rows = 0
+    with path.open("rb") as stream:
+        while stream.tell() < size:
+            rows += 1
+            try:
+                json.loads(stream.readline())
+            except (ValueError, RecursionError) as error:
+                yield f"'{path}' is damaged in line {rows}: it is not JSON ({error})"
+                return
+    if path.name == ACCEPTED and rows != accepted:
+        yield f"'{path}' has {rows} rows and the run had accepted {accepted}"
+
+
+def _store(path: Path) -> Iterator[str]:
+    if not path.exists():
+        yield f"'{path}' is missing; without it the answers that were paid for are asked for again"
+        return
+    # A run that holds the file, or was killed, has left a second one; without it nothing need be made beside the first.
+    how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    connection = sqlite3.connect(f"file:{quote(os.fspath(path))}?{how}", uri=True, timeout=0.1)
+    try:
+        for (told,) in connection.execute("PRAGMA quick_check(3)"):
+            if told != "ok":
+                yield f"'{path}' is damaged (SQLite: {' '.join(told.split())}); restore it from a copy"
+        for key, request, answer, status in connection.execute(
+            "SELECT key, request, answer, status FROM requests"
+        ):
+            if hashlib.sha256(request.encode()).hexdigest() != key:
+                yield f"'{path}' is damaged: the request {key[:16]}... is not the one that its key names"
+            elif status == OK and (answer is None or read_completion(answer).reason is not None):
+                yield f"'{path}' is damaged: the answer to {key[:16]}... cannot be read any more"
+    except sqlite3.DatabaseError as error:
+        # A run holds it, and will see for itself.
+        if "locked" not in str(error):
+            yield f"'{path}' cannot be read ({error}); restore it from a copy"
+    finally:
+        connection.close()

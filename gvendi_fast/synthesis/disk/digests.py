@@ -1,0 +1,166 @@
+"""What proves that the files of a run are those it wrote: digests of their bytes up to each block, in its event.
+
+A deleted line would give every later row the sketch of another; a digest of all bytes before a block's end notices
+that, and any other change. Runs of earlier versions have none, up to the block where a newer version went on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gvendi_fast.base.errors import GvendiError
+
+ACCEPTED, REJECTED, SKETCHES, EVENTS = "accepted.jsonl", "rejected.jsonl", "sketches.f32", "events.jsonl"
+FINGERPRINT, CLUSTERS = "fingerprint.json", "clusters.safetensors"
+FILES = (ACCEPTED, REJECTED, SKETCHES)
+_PIECE = 1 << 20
+REMEDY = (
+    f"restore it from a copy; or remove {', '.join((*FILES, EVENTS))} and {CLUSTERS}, and the same run decides "
+    "again from the answers in requests.sqlite, none of which is asked for again"
+)
+
+
+def new_digest() -> Any:
+    """BLAKE2b of 16 bytes, to be updated with what is written."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def digest_of_json(content: Any) -> str:
+    """16 hexadecimal digits that name JSON values, whatever their order and white space in a file."""
+    raw = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """The digest of a small file's bytes."""
+    digest = new_digest()
+    digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_through(path: Path, place: int, blocks: Sequence[Mapping[str, Any]]) -> tuple[Any, list[str]]:
+    """The digest of the file's bytes up to the last block, and what is wrong with the file; nothing, as a rule.
+
+    place: of the file among FILES.
+    """
+    digest, size = new_digest(), 0
+    wanted = blocks[-1]["bytes"][place] if blocks else 0
+    there = path.stat().st_size if path.exists() else 0
+    if there < wanted:
+        return digest, [f"'{path}' has {there} bytes and the run had written {wanted}; {REMEDY}"]
+    if not wanted:
+        return digest, []
+    with path.open("rb") as stream:
+        for event in blocks:
+            size = _take(stream, digest, size, event["bytes"][place])
+            recorded = event.get("digests")
+            if recorded is not None and recorded[place] != digest.hexdigest():
+                return digest, [
+                    f"'{path}' is damaged: up to block {event['block']} it is not what the run wrote; {REMEDY}"
+                ]
+    return digest, []
+
+
+def whole_events(path: Path, raw: bytes) -> tuple[list[dict[str, Any]], Any]:
+    """The events of these bytes of events.jsonl and their digest, to go on from; GvendiError where it is damaged.
+
+    What stands behind the last line end was being written when a process was killed, and is left out. Each line ends
+    in the digest of all bytes before it.
+    """
+    digest, events, summed = hashlib.blake2b(digest_size=8), [], False
+    for number, line in enumerate(raw.split(b"\n")[:-1], 1):
+        body, mark, rest = line.rpartition(_MARK)
+        digest.update(body if mark else line)
+        if mark and rest != digest.hexdigest().encode() + b'"}':
+            raise _damaged(path, number, "the file is not what the run wrote up to there")
+        if summed and not mark:
+            raise _damaged(path, number, "it lacks its digest")
+        summed = summed or bool(mark)
+        digest.update((mark + rest if mark else b"") + b"\n")
+        events.append(_event(path, number, line, known=bool(mark)))
+    blocks = [event for event in events if event["event"] == "block"]
+    if [event["block"] for event in blocks] != list(range(len(blocks))):
+        raise _damaged(path, len(events), "the blocks before it do not follow one another")
+    return events, digest
+
+
+def summed_line(event: Mapping[str, Any], digest: Any) -> bytes:
+    """A line of events.jsonl; the digest goes on."""
+    plain = {key: value for key, value in event.items() if key != "sum"}
+    # Half a surrogate pair, in the reason of a user's check, becomes its JSON escape.
+    body = json.dumps(plain, ensure_ascii=False).encode("utf-8", "backslashreplace")[:-1]
+    digest.update(body)
+    end = _MARK + digest.hexdigest().encode() + b'"}\n'
+    digest.update(end)
+    return body + end
+
+
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """The fingerprint of a run; GvendiError where the file holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise GvendiError(f"'{path}' is damaged: it is not JSON ({error}); restore it from a copy") from error
+    if not isinstance(found, dict) or not found:
+        raise GvendiError(f"'{path}' is damaged: it holds no settings; restore it from a copy")
+    return found
+
+
+_MARK = b', "sum": "'
+_INTEGERS = ("block", "pool", "accepted", "joined", "decided")
+
+
+def _take(stream: Any, digest: Any, size: int, until: int) -> int:
+    while size < until:
+        piece = stream.read(min(_PIECE, until - size))
+        if not piece:
+            break
+        digest.update(piece)
+        size += len(piece)
+    return size
+
+
+def _event(path: Path, number: int, line: bytes, known: bool) -> dict[str, Any]:
+    """known: its digest says that this package wrote it."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, number, f"it is not JSON ({error})") from error
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        raise _damaged(path, number, "it is no event")
+    if known:
+        return event
+    if event["event"] == "block" and not _is_block(event):
+        raise _damaged(path, number, "it is no whole event of a block")
+    if event["event"] == "round" and not all(_count(event.get(name)) for name in ("round", "pool")):
+        raise _damaged(path, number, "it is no whole event of a round")
+    return event
+
+
+def _is_block(event: Mapping[str, Any]) -> bool:
+    sizes, gains, digests = event.get("bytes"), event.get("gains"), event.get("digests")
+    rejected = event.get("rejected")
+    return (
+        all(_count(event.get(name)) for name in _INTEGERS)
+        and isinstance(sizes, list)
+        and len(sizes) == len(FILES)
+        and all(map(_count, sizes))
+        and isinstance(gains, list)
+        and isinstance(rejected, dict)
+        and all(map(_count, rejected.values()))
+        and isinstance(event.get("gvendi"), int | float)
+        and isinstance(event.get("cut_short"), bool)
+        and (digests is None or (isinstance(digests, list) and len(digests) == len(FILES)))
+    )
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _damaged(path: Path, number: int, why: str) -> GvendiError:
+    return GvendiError(f"'{path}' is damaged in line {number}: {why}; {REMEDY}")

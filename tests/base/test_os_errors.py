@@ -1,0 +1,120 @@
+"""What the operating system refuses is one sentence that names the path, in whatever way it was refused."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from gvendi_fast.base.files import atomic_write
+from gvendi_fast.base.os_errors import name, named, sentence
+from gvendi_fast.vendi import VendiState
+
+
+def told(call) -> str:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        call()
+    return sentence(caught.value)
+
+
+def write(path):
+    def call():
+        with atomic_write(path) as stream:
+            stream.write(b"x" * 100_000)
+
+    return call
+
+
+def test_every_number_has_one_line():
+    for number in errno.errorcode:
+        for error in (
+            OSError(number, os.strerror(number), "/a\n\x1b[31m"),
+            OSError(number, os.strerror(number)),
+        ):
+            text = sentence(error)
+            assert text
+            assert text.isprintable()
+            assert not text.endswith(".")
+            assert error.filename is None or "'/a\\n\\x1b[31m'" in text
+
+
+def test_words_alone_are_told_with_the_path(tmp_path):
+    assert sentence(OSError("Can't load the tokenizer\nsee the manual")) == "Can't load the tokenizer"
+    arrow = OSError("Failed to open local file '/x'. Detail: [errno 13] Permission denied")
+    assert sentence(name(arrow, tmp_path)) == (
+        f"'{tmp_path}' cannot be used: permission is denied; change its permissions, or name another path"
+    )
+    assert arrow.errno == errno.EACCES
+    with pytest.raises(OSError, match="Input/output error") as caught, named("/some/file"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.filename == "/some/file"
+    assert "the disk or the mount failed" in sentence(caught.value)
+    with pytest.raises(OSError, match="Input/output error") as caught, named("/outer"):
+        raise OSError(errno.EIO, "Input/output error", "/inner")
+    assert caught.value.filename == "/inner"
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("{tmp}/absent/x", "it does not exist"),
+        ("{tmp}/file/x", "a part of the path is a file"),
+        ("{tmp}/" + "n" * 300, "the name is too long"),
+        # The hidden file beside it is longer than what was asked for.
+        ("{tmp}/" + "n" * 240, "the name is too long"),
+        ("{tmp}/folder", "it is a folder"),
+        ("{tmp}/loop/x", "its links go round"),
+        ("/proc/x", "it does not exist"),
+    ],
+)
+def test_a_file_that_cannot_be_made_is_named_as_it_was_asked_for(tmp_path, path, why):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = path.format(tmp=tmp_path)
+    text = told(write(type(tmp_path)(path)))
+    assert text.startswith(f"'{path}' cannot be used: {why}"), text
+    assert not [item for item in os.listdir(tmp_path) if item.endswith(".tmp")]
+
+
+def test_a_file_that_grows_past_the_limit_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        text = told(write(tmp_path / "large"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert text.startswith(f"'{tmp_path}/large' cannot be used: the file would be larger than")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path, monkeypatch):
+    VendiState(4).save(tmp_path / "state")
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "state"))
+
+    # Root may read everything.
+    monkeypatch.setattr("builtins.open", refuse)
+    assert "permission is denied" in told(lambda: VendiState.load(tmp_path / "state"))
+
+
+def test_a_current_folder_that_is_gone_is_said(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, sys; os.rmdir(os.getcwd()); sys.argv = ['gvendi', 'info']\n"
+        "from gvendi_fast.cli import main\nmain()"
+    )
+    path = os.pathsep.join([os.getcwd(), *filter(None, sys.path)])
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=gone,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "error: the current folder does not exist any more; change to one that does\n"
