@@ -38,8 +38,9 @@ def write_journal(folder):
     """Blocks of a run; returns what stands there after each of them."""
     folder.mkdir()
     r, draws = random.Random(0), np.random.default_rng(0)
-    journal, pool, states = Journal(folder, SETTINGS, TARGET), 10, []
+    journal, pool, joined, states = Journal(folder, SETTINGS, TARGET), 10, 0, []
     states.append(state(journal))
+    journal.start({"pool": pool})
     journal.round(0, {"pool": pool, "clusters": 4})
     for number in range(BLOCKS):
         taken = r.randint(0, 3)
@@ -52,9 +53,11 @@ def write_journal(folder):
         ]
         sketches = draws.standard_normal((taken, DIM)).astype(np.float32)
         pool += taken
+        joined += taken
         event = {
             "block": number,
             "pool": pool,
+            "accepted": joined,
             "decided": 4,
             "rejected": {"accept": 4 - taken},
             "cut_short": False,
@@ -67,7 +70,8 @@ def write_journal(folder):
 
 def state(journal):
     """What a run goes on from."""
-    blocks = [{key: value for key, value in block.items() if key != "time"} for block in journal.blocks]
+    told = ("block", "pool", "accepted", "decided", "rejected", "cut_short", "bytes")
+    blocks = [[block[key] for key in told] for block in journal.blocks]
     return blocks, journal.accepted(), journal.sketches(DIM).tobytes(), journal.rejections()
 
 
