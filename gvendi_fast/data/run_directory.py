@@ -268,12 +268,13 @@ class RunDirectory:
             input=input,
             rejected=checksum(lines),
         )
-        content = part_file(table, stamp)
+        pages, footer = part_file(table, stamp)
         # `open` has removed what killed processes left.
         with atomic_write(self._rejected_path(unit), sweep=False) as stream:
             stream.write(lines)
         with atomic_write(self.part_path(unit), sweep=False) as stream:
-            stream.write(content)
+            stream.write(pages)
+            stream.write(footer)
 
     def _rows_of(self, unit: int, rows: np.ndarray) -> tuple[int, int]:
         """(first row, rows) of a work unit of which these ascending rows are accepted."""

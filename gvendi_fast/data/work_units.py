@@ -162,17 +162,18 @@ class UnitReader:
         self._go_to(unit)
         turn = self._turn
         repeats = _unpack_duplicates(unit.duplicates)
-        digest = 0
+        digest, last = 0, unit.rows - 1 if unit.digest else -1
+        of_lines = last >= 0 and self._groups is None
         for row in range(unit.rows):
             if turn != self._turn:
                 raise RuntimeError(
                     "this iterator's file has been taken over by a later read of the same UnitReader"
                 )
             line, payload = self._next(unit.line if row == 0 else 0)
-            if unit.digest:
-                digest = line_digest(digest, line, payload) if self._groups is None else digest
-                if row + 1 == unit.rows:
-                    self._check(unit, digest)
+            if of_lines:
+                digest = line_digest(digest, line, payload)
+            if row == last:
+                self._check(unit, digest)
             record = decode_line(payload) if isinstance(payload, bytes) else payload
             parsed = parse_row(record, manifest.fields, row, path, line)
             if row in repeats and parsed.id is not None:
