@@ -173,6 +173,8 @@ def quick(monkeypatch, run):
         folders.append(made.path)
         return made
 
+    # What is kept goes with the test.
+    monkeypatch.setattr(scoring.tempfile, "tempdir", str(run.path.parent))
     monkeypatch.setattr(scoring, "sketch_corpus", sketch)
     monkeypatch.setattr(scoring, "load_proxy", lambda name: name)
     monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self: "tiny")
