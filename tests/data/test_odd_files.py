@@ -1,0 +1,176 @@
+"""Odd Parquet columns, archives, encodings and numbers: each refuses its row, or names its file in one sentence."""
+
+import datetime
+import decimal
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
+from gvendi_fast.data.listing import UnreadableFileError
+
+ROW = b'{"text": "a"}\n'
+
+
+def outcomes(path, **fields) -> list[str]:
+    manifest = index_corpus(path, Fields(**fields))
+    with UnitReader(manifest) as reader:
+        return [
+            row.reason if isinstance(row, Rejected) else row.group
+            for unit in manifest.units
+            for row in reader.read(unit)
+        ]
+
+
+FAR = {
+    "timestamp": pa.array([0, 9_000_000_000_000], pa.timestamp("s")),
+    "nanoseconds": pa.array([0, 1], pa.timestamp("ns")),
+    "date": pa.array([0, 2**31 - 1], pa.int32()).view(pa.date32()),
+    "duration": pa.array([0, 1], pa.duration("ns")),
+    "long duration": pa.array([0, 2**62], pa.duration("s")),
+    "time": pa.array([0, 1], pa.time64("ns")),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_a_value_beyond_pythons_refuses_its_row(tmp_path, name, monkeypatch):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "g": FAR[name]}), path)
+    first, second = outcomes(path, by="g")
+    assert not first.startswith("field")
+    assert second.startswith("field 'g' (")
+    assert "has a value beyond Python's: " in second
+    assert len(second.splitlines()) == 1
+    # Where the column is not read, the row is.
+    assert outcomes(path) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("column", "group"),
+    [
+        (pa.array([decimal.Decimal(5)], pa.decimal256(60, 2)), '"5.00"'),
+        (pa.array(["x"]).dictionary_encode(), "x"),
+        (pa.array(["x"], pa.large_string()), "x"),
+        (pa.array(["x"], pa.string_view()), "x"),
+        (pa.nulls(1), ""),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), '[["k", 1]]'),
+        (pa.array([datetime.date(2024, 1, 2)]), '"2024-01-02"'),
+        (pa.array([[1, 2]], pa.list_(pa.int8(), 2)), "[1, 2]"),
+    ],
+)
+def test_odd_columns_that_make_groups(tmp_path, column, group):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "g": column}), path)
+    assert outcomes(path, by="g") == [group]
+
+
+def test_binary_is_no_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array([b"a"])}), path)
+    assert outcomes(path) == ["field 'text' is not a string (bytes)"]
+
+
+def test_two_columns_of_one_name_are_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(UnreadableFileError, match="has 2 columns 'text'; keep one"):
+        index_corpus(path)
+
+
+def test_a_column_with_a_dot_goes_before_a_path(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "meta.task": ["x"], "meta": [{"task": "z"}]}), path)
+    assert outcomes(path, by="meta.task") == ["x"]
+
+
+def parquet_bytes(tmp_path) -> bytes:
+    path = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"text": ["abc"] * 50}), path)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: b"",
+        lambda good: b"PAR1",
+        lambda good: b"PAR1" + bytes(4) + b"PAR1",
+        lambda good: b"PAR1" + bytes(50) + b"\xff\xff\xff\x7fPAR1",
+        lambda good: good[:-100],
+        lambda good: good[: len(good) // 2],
+        lambda good: b"PARE" + good[4:-4] + b"PARE",
+        lambda good: ROW * 10,
+    ],
+)
+def test_what_is_not_parquet_is_named_and_can_be_skipped(tmp_path, damage):
+    path = tmp_path / "z.parquet"
+    path.write_bytes(damage(parquet_bytes(tmp_path)))
+    (tmp_path / "a.jsonl").write_bytes(ROW)
+    with pytest.raises(UnreadableFileError, match="is not a readable Parquet file") as caught:
+        index_corpus(tmp_path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    manifest = index_corpus(tmp_path, skip_unreadable=True)
+    assert (manifest.rows, manifest.unreadable[0].path) == (1, str(path))
+
+
+PACKED, ZST = gzip.compress(ROW, mtime=0), pa.compress(ROW, "zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "wanted"),
+    [
+        ("gz", PACKED + b"garbage", ["", "damaged archive: Not a gzipped file"]),
+        ("gz", PACKED + bytes(99), [""]),
+        ("gz", PACKED + PACKED, ["", ""]),
+        ("gz", gzip.compress(ROW * 9)[:-9], [""] * 9 + ["damaged archive: Compressed file ended"]),
+        ("gz", ROW, ["damaged archive: Not a gzipped file"]),
+        ("zst", ZST + ZST, ["", ""]),
+        ("zst", b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + ZST, [""]),
+        ("zst", ZST[:-3], ["damaged archive: "]),
+        ("zst", ZST + b"garbage", ["damaged archive: "]),
+    ],
+)
+def test_archives(tmp_path, suffix, content, wanted):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(content)
+    found = outcomes(path)
+    assert len(found) == len(wanted)
+    assert all(reason.startswith(begin) for reason, begin in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((ROW + ROW).decode().encode(encoding))
+    with pytest.raises(UnreadableFileError, match="is UTF-16; convert it to UTF-8"):
+        index_corpus(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (ROW + b"\xef\xbb\xbf" + ROW, ["", "broken JSON: Unexpected UTF-8 BOM"]),
+        (ROW + b"\0\0\n" + ROW, ["", "broken JSON: Expecting value at column 1", ""]),
+        (ROW.replace(b"\n", b"\r") * 3, ["broken JSON: several rows on one line; end lines with newlines"]),
+        (b'{"text": "a", "by": NaN}', ["NaN"]),
+        (b'{"text": "a", "by": [-Infinity]}', ["[-Infinity]"]),
+        (b'{"text": 1, "text": "a", "by": "x", "by": "y"}', ["y"]),
+        (b'{"text": "a", "n": ' + b"1" * 4301 + b"}", ["broken JSON: an integer has too many digits"]),
+        (b'{"text": "a", "n": ' + b"1" * 4300 + b"}", [""]),
+        (b'{"text": "a", "by": ' + b"1" * 5000 + b".5}", ["Infinity"]),
+        (b'{"text": "\\ud83d\\ude00"}', [""]),
+        (b'{"text": "\\ude00\\ud83d"}', ["invalid Unicode: lone surrogate"]),
+        (b'{"text": "a", "by": {"\\udc00": 1}}', ["invalid Unicode: lone surrogate in field 'by'"]),
+    ],
+)
+def test_odd_lines(tmp_path, content, wanted):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    found = outcomes(path, by="by")
+    assert len(found) == len(wanted)
+    assert all(reason.startswith(begin) for reason, begin in zip(found, wanted, strict=True))
