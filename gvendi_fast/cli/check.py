@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gvendi_fast.base.printable import printable
+from gvendi_fast.base.printing import put, put_json
 from gvendi_fast.cli.options import Json
 
 EXIT_FINDINGS = 1
@@ -37,22 +36,22 @@ def check(
 
     One line for every finding, then a summary; nothing is changed. The exit
     code is 1 with findings. The command that made the directory computes
-    damaged parts again. On the directory of a synthesis it verifies the
-    sketches of the seeds.
+    damaged parts again. Of a synthesis the sketches of the seeds, the rows, the
+    events and the answers are verified.
 
     Example: gvendi check runs/mine --corpus data
     """
-    from gvendi_fast.synthesis.disk.checking import check_directory
+    from gvendi_fast.synthesis.disk.check import check_directory
 
     # Where a file is recorded is as good a place to look as any folder, and '.' has no tail to try.
     here = corpus is not None and corpus == Path()
     checked = check_directory(directory, with_corpus=corpus is not None, corpus=None if here else corpus)
     if as_json:
-        print(json.dumps({"directory": str(directory), **checked.to_dict()}, ensure_ascii=False))
+        put_json({"directory": str(directory), **checked.to_dict()})
     else:
         for finding in checked.findings:
-            print(printable(f"{finding.kind}: '{finding.path}': {finding.what}"))
-        print(printable(_summary(directory, checked)))
+            put(f"{finding.kind}: '{finding.path}': {finding.what}")
+        put(_summary(directory, checked))
     if checked.findings:
         raise typer.Exit(EXIT_FINDINGS)
 

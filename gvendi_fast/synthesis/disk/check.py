@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists, stale
+from gvendi_fast.data.checking import DAMAGED, LEFT, Checked, check_run
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
     CLUSTERS,
@@ -25,8 +27,31 @@ from gvendi_fast.synthesis.disk.digests import (
     read_through,
     whole_events,
 )
-from gvendi_fast.synthesis.disk.folder import CONFIG, REQUESTS
+from gvendi_fast.synthesis.disk.folder import CONFIG, POOL, REQUESTS
+from gvendi_fast.synthesis.disk.record import holds_run
 from gvendi_fast.synthesis.generators.requests import OK, read_completion
+
+
+def check_directory(
+    path: str | os.PathLike, with_corpus: bool = False, corpus: str | os.PathLike | None = None
+) -> Checked:
+    """`check_run` of a run directory; of a synthesis run `check_record` and `check_run` of its seeds' sketches.
+
+    A synthesis that grows from another run directory has no sketches of seeds in its own; check that one by its name.
+    """
+    root = Path(path)
+    if not holds_run(root):
+        return check_run(root, with_corpus, corpus)
+    pool = root / POOL
+    checked = check_run(pool, with_corpus, corpus) if exists(pool) else Checked()
+    with checked.noting(root):
+        for sentence in check_record(root):
+            checked.add(root, DAMAGED, sentence)
+    for left in stale(root):
+        checked.add(
+            left, LEFT, "a process that was killed left it; the next run into the directory removes it"
+        )
+    return checked
 
 
 def check_record(path: str | os.PathLike) -> list[str]:
