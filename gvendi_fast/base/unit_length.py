@@ -19,6 +19,13 @@ def check_matrix(rows: Rows, dim: int | None = None) -> None:
     """GvendiError unless rows is a matrix [N, dim] (any width without dim) of a float dtype."""
     if not isinstance(rows, torch.Tensor | np.ndarray):
         raise GvendiError(f"rows is a {type(rows).__name__}; wanted a torch tensor or a numpy array [N, K]")
+    if isinstance(rows, torch.Tensor) and (
+        rows.is_nested or rows.layout is not torch.strided or rows.is_meta
+    ):
+        kind = "nested" if rows.is_nested else "on the meta device" if rows.is_meta else f"{rows.layout}"
+        raise GvendiError(
+            f"rows is {kind}; wanted a dense tensor [N, K] with values, such as rows.to_dense()"
+        )
     if rows.ndim != 2 or rows.shape[1] != (dim or rows.shape[1]) or rows.shape[1] == 0:
         raise GvendiError(f"rows has shape {tuple(rows.shape)}; wanted [N, {dim or 'K'}], one sketch a row")
     floating = (

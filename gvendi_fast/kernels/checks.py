@@ -52,6 +52,9 @@ def check_norms(rows: torch.Tensor, numbers: Sequence[int] | np.ndarray) -> None
 
 
 def check_rows(name: str, x: torch.Tensor, width: int) -> None:
+    # Kernels read memory, in which a negative view has the other sign.
+    if x.is_neg():
+        raise GvendiError(f"{name} is a negative view; call .resolve_neg()")
     if x.dim() != 2 or x.shape[1] != width:
         raise GvendiError(f"{name} must have shape [rows, {width}], got {tuple(x.shape)}")
     if not x.is_floating_point():

@@ -1,11 +1,13 @@
 """Dispatch by measured speed, and what `gvendi info` says about it. All times in here are made up."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.cli.info import describe, operation_lines
 from gvendi_fast.kernels import backends
 from gvendi_fast.kernels.backends import measured
@@ -137,3 +139,23 @@ def test_info_on_a_cpu_groups_the_operations_by_backend():
     with backends.use_backend("reference"):
         asked = operation_lines(torch.device("cpu"), torch.float32)
     assert list(asked) == ["runs on reference"]
+
+
+def test_a_second_thread_cannot_ask_for_another_backend_meanwhile():
+    """Blocks that overlap without nesting would leave the other thread's backend behind."""
+
+    def inside(name):
+        with backends.use_backend(name):
+            return backends.requested()
+
+    before = backends.requested()
+    with ThreadPoolExecutor(1) as pool:
+        with backends.use_backend("reference"):
+            assert pool.submit(inside, "reference").result() == "reference"
+            with pytest.raises(GvendiError, match="whole process"):
+                pool.submit(inside, "cpu").result()
+            with backends.use_backend("cpu"):
+                assert backends.requested() == "cpu"
+            assert backends.requested() == "reference"
+        assert pool.submit(inside, "cpu").result() == "cpu"
+    assert backends.requested() == before

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from gvendi_fast.kernels.backends import measured
 # The order where nothing was measured, first choice first. The reference runs everywhere, so it ends every list.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NAMES = ("cpu", "cuda", "triton", "reference")
-_forced: str | None = None
+# (thread, name) of every `use_backend` block that is open; the names of different threads are one and the same.
+_forced: list[tuple[int, str]] = []
+_door = threading.Lock()
 _warned: set[tuple[str, str]] = set()
 
 
@@ -38,19 +41,32 @@ def backend(name: str) -> ModuleType:
 
 def requested() -> str | None:
     """The backend named by `use_backend` or GVENDI_BACKEND; None if the choice is automatic."""
-    return _forced or os.environ.get("GVENDI_BACKEND") or None
+    return (_forced[-1][1] if _forced else None) or os.environ.get("GVENDI_BACKEND") or None
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation inside the `with` block on this backend, or raise with the reason it cannot."""
-    global _forced
+    """Run every operation inside the `with` block on this backend, or raise with the reason it cannot.
+
+    It holds for the whole process, as backward passes on a GPU run in autograd's threads. Raises GvendiError where
+    another thread is in such a block with another name.
+    """
     backend(name)
-    before, _forced = _forced, name
+    one = threading.get_ident(), name
+    with _door:
+        other = next((held for thread, held in _forced if thread != one[0] and held != name), None)
+        if other is not None:
+            raise GvendiError(
+                f"backend {name!r} was requested while another thread runs on {other!r}; use_backend holds for the "
+                "whole process: open one block around both threads, or use two processes"
+            )
+        _forced.append(one)
     try:
         yield
     finally:
-        _forced = before
+        with _door:
+            # The last one that is equal: a thread leaves its blocks in order.
+            del _forced[max(i for i, held in enumerate(_forced) if held == one)]
 
 
 @functools.cache

@@ -4,9 +4,12 @@ Whatever the origin, a proxy is loaded from one folder on disk and carries a rev
 weights do: the commit of a hub snapshot, otherwise a digest of the files that shape a gradient.
 """
 
+import errno
 import hashlib
 import os
+import pickle
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +28,6 @@ from gvendi_fast.sketching.proxy.hub import (
     TEMPLATE,
     TOKENIZER,
     VOCABULARY,
-    first_line,
     hub_snapshot,
 )
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PROXY = "Qwen/Qwen2.5-0.5B-Instruct"
 TINY = "tiny"
+# transformers keeps its verbosity, its default dtype and its lazy modules for the whole process while it loads.
+_loading = threading.Lock()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # Linux's names: x86 AMX and AVX-512, then arm64.
@@ -91,7 +95,9 @@ def load_proxy(
     attention: "sdpa" (PyTorch's), "eager" or "flash_attention_2"; None takes flash-attn if it can be used, else sdpa.
     trust_remote_code: allow code in the model's folder to run.
 
-    Raises GvendiError where the folder is incomplete, the hub cannot serve the name, the tokenizer has no
+    Threads that load at once take turns; what is loaded is each one's own.
+    Raises GvendiError where the folder is incomplete or broken, weights are not finite, the hub cannot serve the
+    name, the tokenizer has no
     fast version, the weights do not cover the architecture, or the attention cannot be used.
     """
     target = resolve_device(device)
@@ -109,7 +115,7 @@ def load_proxy(
             )
         _check_folder(local, text)
         folder, version = local, folder_digest(local)
-    with _quiet_transformers():
+    with _loading, _quiet_transformers():
         tokenizer = _load_tokenizer(folder, text, trust_remote_code)
         config = _load_config(folder, text, trust_remote_code)
         wanted, why = resolve_attention(attention, target, chosen, config)
@@ -117,6 +123,7 @@ def load_proxy(
         named = None if attention is None and wanted == "sdpa" else wanted
         model = _load_model(folder, text, chosen, named, trust_remote_code)
     model = model.to(target).eval()
+    _check_finite(model, folder, text)
     count = sum(parameter.numel() for parameter in model.parameters())
     runs = model.config._attn_implementation
     why = why if runs == wanted else f"transformers has no {wanted} for this model"
@@ -223,7 +230,7 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    present = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     wanted = {
         "config.json": ("config.json",),
         "weights (model.safetensors or pytorch_model.bin)": ("model*.safetensors", "pytorch_model*.bin"),
@@ -233,10 +240,58 @@ def _check_folder(folder: Path, name: str) -> None:
         what for what, patterns in wanted.items() if not any(_matches(file, patterns) for file in present)
     ]
     if missing:
+        remedy = "save the model and its tokenizer there with save_pretrained"
+        if "adapter_config.json" in present:
+            remedy = "it holds an adapter alone: merge it into its model (merge_and_unload) and save that"
+        elif _matches_any(present, "*.gguf"):
+            remedy = "a GGUF file gives no gradients: take the model that it was made of"
         raise GvendiError(
-            f"The proxy {name!r} cannot be loaded: {folder} lacks {' and '.join(missing)}; save the model "
-            "and its tokenizer there with save_pretrained, or use `--proxy tiny`"
+            f"The proxy {name!r} cannot be loaded: {folder} lacks {' and '.join(missing)}; {remedy}, or use "
+            "`--proxy tiny`"
         )
+
+
+def _matches_any(names: list[str], pattern: str) -> bool:
+    return any(fnmatch(name, pattern) for name in names)
+
+
+@contextmanager
+def _reading(what: str, folder: Path, name: str) -> Iterator[None]:
+    """Whatever transformers raises of a folder's content comes out as one sentence with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        # The system's, such as a permission, and no fault of the content.
+        if error.errno is not None and error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        raise _broken(what, folder, name, error) from error
+    except pickle.UnpicklingError as error:
+        raise GvendiError(
+            f"The {what} of the proxy {name!r} cannot be loaded: a pytorch_model.bin in {folder} holds more than "
+            "tensors, which may be code and is not run, or is damaged; save the model as safetensors "
+            "(save_pretrained), or use `--proxy tiny`"
+        ) from error
+    except Exception as error:
+        # Numbers and types that a config cannot have end in as many kinds of errors as there are models.
+        raise _broken(what, folder, name, error) from error
+
+
+def _broken(what: str, folder: Path, name: str, error: Exception) -> GvendiError:
+    said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+    return GvendiError(
+        f"The {what} of the proxy {name!r} cannot be loaded from {folder}: {type(error).__name__}: {said}; download or "
+        "save the model again, or use `--proxy tiny`"
+    )
+
+
+def _check_finite(model: "PreTrainedModel", folder: Path, name: str) -> None:
+    for parameter, weight in model.named_parameters():
+        # A sum is finite unless an entry is not, or it leaves its range.
+        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+            raise GvendiError(
+                f"The weights of the proxy {name!r} are not finite: {parameter} in {folder} has NaN or infinite "
+                "entries, so no gradient would be; download the model again, or use `--proxy tiny`"
+            )
 
 
 @contextmanager
@@ -258,12 +313,8 @@ def _quiet_transformers() -> Iterator[None]:
 def _load_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    try:
+    with _reading("tokenizer", folder, name):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise GvendiError(
-            f"The tokenizer of the proxy {name!r} cannot be loaded: {first_line(error)}"
-        ) from error
     if not tokenizer.is_fast:
         raise GvendiError(
             f"The proxy {name!r} has only a slow tokenizer ({type(tokenizer).__name__}), and supervised "
@@ -276,22 +327,17 @@ def _load_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizer
 def _load_config(folder: Path, name: str, code: bool) -> "PretrainedConfig":
     from transformers import AutoConfig
 
-    try:
+    with _reading("config", folder, name):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise GvendiError(
-            f"The config of the proxy {name!r} cannot be loaded: {first_line(error)}"
-        ) from error
 
 
 def _load_model(
     folder: Path, name: str, dtype: torch.dtype, attention: str | None, code: bool
 ) -> "PreTrainedModel":
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options = {} if attention is None else {"attn_implementation": attention}
-    try:
+    with _reading("model", folder, name):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -300,8 +346,6 @@ def _load_model(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise GvendiError(f"The model of the proxy {name!r} cannot be loaded: {first_line(error)}") from error
     # transformers fills absent weights with random numbers; gradients of those would mean nothing.
     absent = sorted(loading["missing_keys"])
     if absent:
