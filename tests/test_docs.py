@@ -241,3 +241,14 @@ def test_what_limits_say_of_the_gpu_is_what_was_found():
             assert all(e <= a * 8 / 7 for e, a in zip(case["errors"], case["allowed"], strict=True)), name
     compiled = found["sections"]["end to end"]["figures"]["64k cuda compiled"]["tokens per second"]["sketch"]
     assert (compiled["p50"] < 200_000) == ("The goal of tokens a second is not met yet" in text)
+
+
+def test_every_attack_that_is_told_of_has_its_test():
+    """docs/hostile.md names a test in each line of its tables."""
+    lines = [line for line in TEXTS["docs/hostile.md"].splitlines() if line.startswith("| ")]
+    named = [re.search(r"`(tests/\S+\.py)::(test_\w+)` \|$", line) for line in lines if "---" not in line]
+    found = [match for match in named if match]
+    assert len(found) > 70
+    assert len(named) - len(found) == TEXTS["docs/hostile.md"].count("\n## ")
+    for match in found:
+        assert f"def {match[2]}(" in (ROOT / match[1]).read_text(), match[0]
