@@ -122,6 +122,7 @@ def test_commands_and_options_that_pages_name_exist():
     everything = "\n".join(TEXTS.values())
     assert set(re.findall(r"(?:^|`)gvendi ([a-z]+)\b", everything, re.M)) <= set(group.commands)
     known = {name for command in group.commands.values() for option in command.params for name in option.opts}
+    known |= {name for option in group.params for name in option.opts}
     known |= {"--help", "--check", "--strict"}
     assert set(re.findall(r"`(--[a-z-]+)", everything)) <= known
 

@@ -55,7 +55,8 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
     processes left of this very file is removed first.
     """
     if sweep:
-        remove_stale(path.parent, path.name)
+        with _as_of(path.parent, path):
+            remove_stale(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
         with _as_of(beside, path):
@@ -91,12 +92,12 @@ class _Raw(io.FileIO):
 
 
 @contextmanager
-def _as_of(beside: Path, path: Path) -> Iterator[None]:
-    """Errors name the file as whoever asked for it knows it, and not the hidden one beside it."""
+def _as_of(other: Path, path: Path) -> Iterator[None]:
+    """Errors name the file that was asked for in place of `other`: the hidden one beside it, or its folder."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or os.fspath(error.filename) == os.fspath(beside):
+        if error.filename is None or os.fspath(error.filename) == os.fspath(other):
             error.filename, error.filename2 = os.fspath(path), None
         raise
 

@@ -30,7 +30,7 @@ class Parts:
         # Groups differ in how many directions they use.
         for i, group in enumerate(sizes):
             self.sketches[self.groups == group, 20 + 10 * i :] *= 0.05
-        self.spec = {"sketch": {"dim": DIM}}
+        self.spec, self.dim = {"sketch": {"dim": DIM}}, DIM
         starts = range(0, len(self.groups), part_rows)
         self.cuts = [np.arange(s, min(s + part_rows, len(self.groups))) for s in starts]
         if backwards:

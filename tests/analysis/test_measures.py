@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,14 +129,14 @@ def test_groups_are_measured_at_equal_n(run):
 
 
 def test_without_text_the_corpus_is_not_read(run, tmp_path):
-    import shutil
-
-    shutil.copytree(run.path, tmp_path / "run")
-    units = tmp_path / "run/units.json"
-    units.write_text(units.read_text().replace("data.jsonl", "gone.jsonl"))
-    with pytest.raises(GvendiError, match="--corpus"):
-        measure(tmp_path / "run")
-    found = measure(tmp_path / "run", text=False)
+    corpus = Path(run.manifest["files"][0]["path"])
+    moved = corpus.rename(tmp_path / "moved.jsonl")
+    try:
+        with pytest.raises(GvendiError, match="--corpus"):
+            measure(run.path)
+        found = measure(run.path, text=False)
+    finally:
+        moved.rename(corpus)
     assert found.whole.bigram_entropy is None
     assert found.whole.gvendi == pytest.approx(measure(run).whole.gvendi)
 

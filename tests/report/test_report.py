@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -482,27 +481,27 @@ def test_clusters_of_one_row_each(tmp_path):
 
 
 def test_a_changed_corpus_leaves_a_report_without_texts(undrawn, run, tmp_path):
-    copied = tmp_path / "run"
-    shutil.copytree(run.path, copied)
-    manifest = json.loads((copied / "units.json").read_text())
-    manifest["files"][0]["path"] = str(tmp_path / "gone.jsonl")
-    (copied / "units.json").write_text(json.dumps(manifest))
-    found = report_data(copied)
-    assert "gone.jsonl" in found["texts_missing"]
-    assert all(entry["text"] is None for entry in numbers.row_numbers(found))
-    assert "No texts are shown" in render(found)
     corpus = Path(run.manifest["files"][0]["path"])
-    (tmp_path / "gone.jsonl").write_text(corpus.read_text().replace("What", "That"))
-    assert "has changed" in report_data(copied)["texts_missing"]
-    shutil.copy(corpus, tmp_path / "gone.jsonl")
-    assert report_data(copied)["texts_missing"] is None
+    moved = corpus.rename(tmp_path / "moved.jsonl")
+    try:
+        found = report_data(run)
+        assert corpus.name in found["texts_missing"]
+        assert all(entry["text"] is None for entry in numbers.row_numbers(found))
+        assert "No texts are shown" in render(found)
+        corpus.write_text(moved.read_text().replace("What", "That"))
+        assert "has changed" in report_data(run)["texts_missing"]
+    finally:
+        moved.replace(corpus)
+    assert report_data(run)["texts_missing"] is None
 
 
 def test_an_incomplete_run_says_so(undrawn, tmp_path):
     run = made_run(tmp_path / "r", drawn(20, 16), units_total=3)
     assert "1 of 3 work units are done" in render(report_data(run))
-    (run.path / "units.json").unlink()
-    found = report_data(run.path)
+    unrecorded = RunDirectory.open(tmp_path / "unrecorded", run.spec)
+    for part in run.iterate():
+        unrecorded.write_part(part)
+    found = report_data(unrecorded)
     assert "does not record its corpus" in render(found)
     assert "units.json" in found["texts_missing"]
 

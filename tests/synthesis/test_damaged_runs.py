@@ -396,7 +396,7 @@ def test_temporary_files_of_a_killed_process_are_gone_with_the_next_run(grown, c
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
     names = [
-        f".{name}.{files._host()}.{dead.pid}.{'0' * 32}.tmp"
+        f".{name}.{files.host_name()}.{dead.pid}.{'0' * 32}.tmp"
         for name in ("config.yaml", "fingerprint.json", "events.jsonl", "report.html", "clusters.safetensors")
     ]
     for name in names:

@@ -27,6 +27,7 @@ from gvendi_fast.cli.synthesize import view_for
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import as_pool
 from gvendi_fast.synthesis.config.config import config_from, load_config
+from gvendi_fast.synthesis.disk.digests import summed_line, whole_events
 from gvendi_fast.synthesis.disk.journal import Journal
 from gvendi_fast.synthesis.disk.record import RunRecord
 from gvendi_fast.synthesis.generators.stops import EndpointDownError, KeyRefusedError
@@ -563,7 +564,10 @@ def test_what_cannot_be_read_is_refused_by_name(undrawn, whole, tmp_path):
     url = load_config(whole[0] / "config.yaml").generator.base_url
     (out / "config.yaml").write_text(config.replace(url, f"'{address}'"))
     with (out / "events.jsonl").open("a") as stream:
-        stream.write(json.dumps({"event": "stop", "reason": "endpoint", "why": f"{address} is down"}) + "\n")
+        raw = (out / "events.jsonl").read_bytes()
+        _, digest = whole_events(out / "events.jsonl", raw)
+        stop = {"event": "stop", "reason": "endpoint", "why": f"{address} is down"}
+        stream.write(summed_line(stop, digest).decode())
     seeds = seeds_of(whole)
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -580,7 +584,7 @@ def test_what_cannot_be_read_is_refused_by_name(undrawn, whole, tmp_path):
         shutil.move(moved / seeds.name, seeds)
     spec = json.loads((out / "pool" / "spec.json").read_text())
     (out / "pool" / "spec.json").write_text(json.dumps({**spec, "dtype": "bfloat16"}))
-    with pytest.raises(GvendiError, match="sketched with other settings than the run"):
+    with pytest.raises(GvendiError, match=r"spec.json. is not the one that .* was made with"):
         synthesis_report_data(out)
     shutil.rmtree(out / "pool")
     with pytest.raises(GvendiError, match=r"sketches of the seed pool of .* are not there"):

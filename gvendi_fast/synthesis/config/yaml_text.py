@@ -66,8 +66,16 @@ def parse(text: str, where: str) -> Any:
         return loader.construct_document(node)
     except GvendiError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
-        # Dates that no calendar has and numbers of too many digits are errors of Python's.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        RecursionError,
+        OverflowError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        # Dates that no calendar has, "!!bool maybe" and numbers of too many digits are errors of Python's.
         raise GvendiError(
             f"{where} is not YAML: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
