@@ -50,7 +50,7 @@ from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, uni
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "sketch_spec"]
 
-_PART = re.compile(r"^part-(\d{6,})\.parquet$", re.ASCII)
+_FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.ASCII)
 _ABSENT = object()
 
 
@@ -180,20 +180,23 @@ class RunDirectory:
         return self._listed()[0]
 
     def strangers(self) -> list[Path]:
-        """Files named like parts that belong to no work unit of the corpus, and so are never read."""
+        """Files named like those of a work unit that belong to none of the corpus, and so are never read."""
         return self._listed()[1]
 
     def _listed(self) -> tuple[list[int], list[Path]]:
         units, strangers = [], []
         for name in sorted(os.listdir(self.parts)) if exists(self.parts) else []:
-            match = _PART.match(name)
+            match = _FILE.match(name)
             if match is None:
                 continue
-            unit = int(match[1])
-            known = self.part_path(unit).name == name and (
-                self.units_total is None or unit < self.units_total
-            )
-            units.append(unit) if known else strangers.append(self.parts / name)
+            unit = int(match["unit"])
+            is_part = name == self.part_path(unit).name
+            if not (is_part or name == self._rejected_path(unit).name) or (
+                self.units_total is not None and unit >= self.units_total
+            ):
+                strangers.append(self.parts / name)
+            elif is_part:
+                units.append(unit)
         return sorted(units), strangers
 
     def missing(self) -> str | None:

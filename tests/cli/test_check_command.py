@@ -135,6 +135,12 @@ FAULTS = {
         "part-000009.parquet",
         "it belongs to no work unit of the corpus",
     ),
+    "rejected stranger": (
+        lambda run: (run / "parts" / "rejected-000009.jsonl").write_bytes(b""),
+        "foreign",
+        "rejected-000009.jsonl",
+        "it belongs to no work unit of the corpus",
+    ),
     "left": (lambda run: stale(run / "parts", "part-000001.parquet"), "left over", ".tmp", "killed left it"),
     "left above": (
         lambda run: stale(run, "score.json"),
