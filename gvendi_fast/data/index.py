@@ -164,7 +164,7 @@ class _FileIndex:
             self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes
         ):
             own = None
-            if not isinstance(raw, Reason) and (plain in raw or _ESCAPED(raw)):
+            if type(raw) is bytes and (plain in raw or _ESCAPED(raw)):
                 record = decode_line(raw)
                 own = None if isinstance(record, Reason) else record_id(record, fields)
             self._lines = line_digest(self._lines, line, raw)

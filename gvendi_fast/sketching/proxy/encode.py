@@ -28,11 +28,12 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason, Rejected, Row
-from gvendi_fast.sketching.proxy.chat import ChatTemplate
 from gvendi_fast.sketching.proxy.pieces import PIECE, Pieces, pieces_of
 
 if TYPE_CHECKING:
     import torch
+
+    from gvendi_fast.sketching.proxy.chat import ChatTemplate
 
 # A label that takes no part in the loss, as torch and transformers have it.
 IGNORED = -100
@@ -126,7 +127,12 @@ class Encoder:
             )
         self.tokenizer, self.max_tokens, self.mask = tokenizer, max_tokens, mask
         self._lead, self._trail = self._habit()
-        self._chat = ChatTemplate(tokenizer, self.name, mask) if tokenizer.chat_template else None
+        self._chat: ChatTemplate | None = None
+        if tokenizer.chat_template:
+            # Whoever imports this module for its names needs no Jinja.
+            from gvendi_fast.sketching.proxy.chat import ChatTemplate
+
+            self._chat = ChatTemplate(tokenizer, self.name, mask)
 
     def encode(self, rows: Iterable[Row]) -> list[Sample | Rejected]:
         """One sample or rejection per row, in order.
