@@ -95,6 +95,19 @@ def decode_line(raw: bytes) -> dict | Reason:
 
     As Python has it, the last of equal keys counts, and NaN and Infinity are numbers.
     """
+    # Most lines are decoded by the scanner alone; whatever it does not take as it is goes the long way from the start.
+    if len(raw) <= _MAX_DIGITS and _opens_few(raw):
+        try:
+            text = raw.decode()
+            record, end = _scan(text, 0)
+        except (StopIteration, ValueError):
+            return _decode_slowly(raw)
+        if end == len(text) and type(record) is dict:
+            return record
+    return _decode_slowly(raw)
+
+
+def _decode_slowly(raw: bytes) -> dict | Reason:
     if nests_deeper(raw, MAX_DEPTH):
         return Reason(f"broken JSON: nested too deeply, more than {MAX_DEPTH} levels")
     try:
@@ -129,6 +142,14 @@ def _integer(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)
+# For lines that are too short for an integer of too many digits.
+_scan = json.JSONDecoder().scan_once
+
+
+def _opens_few(raw: bytes) -> bool:
+    """Whether at most MAX_DEPTH objects and lists can open in a line."""
+    # One object and no list is what most lines are, and a search costs a fifth of a count.
+    return (b"[" not in raw and raw.rfind(b"{") <= 0) or raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH
 
 
 def nests_deeper(raw: bytes, depth: int) -> bool:
@@ -197,27 +218,28 @@ def parse_row(record: dict | Reason, fields: Fields, row: int, file: str, line: 
     own = record_id(record, fields)
     if isinstance(own, Reason):
         return Rejected(file, line, str(own))
-    group = record_group(record, fields.by)
+    group = "" if fields.by is None else record_group(record, fields.by)
     content = group if isinstance(group, Reason) else _content(record, fields)
     if isinstance(content, Reason):
         return Rejected(file, line, str(content), own)
-    return Row(row, f"{file}:{line}" if own is None else own, str(group), file, line, **content)
+    return Row(row, f"{file}:{line}" if own is None else own, str(group), file, line, *content)
 
 
-def _content(record: dict, fields: Fields) -> dict[str, Any] | Reason:
+def _content(record: dict, fields: Fields) -> tuple[Any, ...] | Reason:
+    """Prompt, completion, messages and text, up to the last one that is set."""
     prompt, completion = record.get(fields.prompt), record.get(fields.completion)
     messages, text = record.get(fields.messages), record.get(fields.text)
     if prompt is not None and completion is not None:
         problem = _text_problem(prompt, fields.prompt) or _text_problem(completion, fields.completion)
         problem = problem or (None if completion.strip() else Reason("empty completion"))
-        return problem or {"prompt": prompt, "completion": completion}
+        return problem or (prompt, completion)
     if messages is not None:
         cleaned = _clean_messages(messages, fields.messages)
-        return cleaned if isinstance(cleaned, Reason) else {"messages": cleaned}
+        return cleaned if isinstance(cleaned, Reason) else (None, None, cleaned)
     if text is not None:
         problem = _text_problem(text, fields.text)
         problem = problem or (None if text.strip() else Reason(f"empty {fields.text}"))
-        return problem or {"text": text}
+        return problem or (None, None, None, text)
     if prompt is not None:
         return Reason(f"missing field '{fields.completion}'")
     if completion is not None:
@@ -255,6 +277,8 @@ def _clean_messages(messages: Any, field: str) -> list[dict[str, Any]] | Reason:
 
 
 def _text_problem(value: Any, field: str) -> Reason | None:
+    if type(value) is str and value.isascii():
+        return None
     if not isinstance(value, str):
         return Reason(f"field '{field}' is not a string ({_kind(value)})")
     if lone_surrogate(value):
@@ -267,7 +291,13 @@ def lone_surrogate(value: Any) -> bool:
     if isinstance(value, str):
         return not value.isascii() and _SURROGATE.search(value) is not None
     if isinstance(value, dict):
-        return any(lone_surrogate(key) or lone_surrogate(item) for key, item in value.items())
+        for key, item in value.items():
+            # Most keys and values are ASCII, for which no call is made.
+            if not (type(item) is str and item.isascii()) and lone_surrogate(item):
+                return True
+            if not (type(key) is str and key.isascii()) and lone_surrogate(key):
+                return True
+        return False
     return isinstance(value, (list, tuple)) and any(map(lone_surrogate, value))
 
 

@@ -75,25 +75,31 @@ def read_lines(
     with naming(path), _open_lines(path, kind) as stream:
         if offset:
             stream.seek(offset)
+        readline, update = stream.readline, None if digest is None else digest.update
+        # Space for a line's end, so that a line which fills what is read is too long; the first may have a mark, too.
+        most = max_bytes + 2 + (len(_BOM) if line == 1 else 0)
         while True:
             try:
-                # A line's end, or two bytes more than may be; on the first line a byte order mark, too.
-                most = max_bytes + 2 + (len(_BOM) if line == 1 else 0)
-                raw = stream.readline(most)
+                raw = readline(most)
                 size = len(raw)
-                if digest is not None:
-                    digest.update(raw)
-                content = raw.removeprefix(_BOM) if line == 1 else raw
-                mark = size - len(content)
-                is_blank, content = not content.strip(), content.rstrip(b"\r\n")
-                if size == most and raw[-1:] != b"\n":
-                    end = raw[-2:]
-                    del raw, content
-                    rest, end, is_blank = _skip_line(stream, digest, end, is_blank)
-                    size += rest
-                    content = _too_long(size - mark - len(end) + len(end.rstrip(b"\r\n")), max_bytes)
-                elif len(content) > max_bytes:
-                    content = _too_long(len(content), max_bytes)
+                if update is not None:
+                    update(raw)
+                if size <= max_bytes and line != 1:
+                    # Nearly every line: it is whole, and cannot be too long.
+                    is_blank, content = raw.isspace(), raw.rstrip(b"\r\n")
+                else:
+                    content = raw.removeprefix(_BOM) if line == 1 else raw
+                    mark = size - len(content)
+                    is_blank, content = not content.strip(), content.rstrip(b"\r\n")
+                    if size == most and raw[-1:] != b"\n":
+                        end = raw[-2:]
+                        del raw, content
+                        rest, end, is_blank = _skip_line(stream, digest, end, is_blank)
+                        size += rest
+                        content = _too_long(size - mark - len(end) + len(end.rstrip(b"\r\n")), max_bytes)
+                    elif len(content) > max_bytes:
+                        content = _too_long(len(content), max_bytes)
+                    most = max_bytes + 2
             except (EOFError, zlib.error, OSError) as error:
                 # An error number means that the disk failed; without one the archive is damaged.
                 if kind == "jsonl" or getattr(error, "errno", None) is not None:

@@ -137,7 +137,8 @@ class UnitReader:
         self._unit_end = 0
         self._turn = 0
         self._groups: GroupSums | None = None
-        self._records: Iterator[tuple[int, bytes | dict | Reason]] = iter(())
+        # (line or row of the file, byte offset, content)
+        self._records: Iterator[tuple[int, int, bytes | dict | Reason]] = iter(())
 
     def __enter__(self) -> UnitReader:
         return self
@@ -174,7 +175,7 @@ class UnitReader:
                 digest = line_digest(digest, line, payload)
             if row == last:
                 self._check(unit, digest)
-            record = decode_line(payload) if isinstance(payload, bytes) else payload
+            record = decode_line(payload) if type(payload) is bytes else payload
             parsed = parse_row(record, manifest.fields, row, path, line)
             if row in repeats and parsed.id is not None:
                 file, first = repeats[row]
@@ -192,7 +193,7 @@ class UnitReader:
             )
 
     def _next(self, at_least: int) -> tuple[int, bytes | dict | Reason]:
-        for line, payload in self._records:
+        for line, _, payload in self._records:
             self._line = line
             if line >= at_least:
                 return line, payload
@@ -223,16 +224,17 @@ def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
         yield from reader.read(unit)
 
 
-def _open_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, Any]]:
+def _open_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:
     if source.kind == "parquet":
-        with ParquetSource(source.here or source.path, manifest.fields, manifest.max_row_bytes) as parquet:
-            yield from parquet.rows(unit.line - 1)
-    else:
-        start = (unit.offset, unit.line) if source.kind == "jsonl" else (0, 1)
-        for line, _, payload in read_lines(
-            source.here or source.path, source.kind, *start, max_bytes=manifest.max_row_bytes
-        ):
-            yield line, payload
+        return _parquet_records(source, unit, manifest)
+    start = (unit.offset, unit.line) if source.kind == "jsonl" else (0, 1)
+    return read_lines(source.here or source.path, source.kind, *start, max_bytes=manifest.max_row_bytes)
+
+
+def _parquet_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:
+    with ParquetSource(source.here or source.path, manifest.fields, manifest.max_row_bytes) as parquet:
+        for number, record in parquet.rows(unit.line - 1):
+            yield number, 0, record
 
 
 def _check_unchanged(source: SourceFile) -> None:
