@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.one_thread import reading
 from gvendi_fast.kernels.spectrum import entropy_and_surprise
 from gvendi_fast.vendi.state import VendiState
 
@@ -56,8 +57,11 @@ def mixture_weights(
     The gap returned holds whether the tolerance was reached or not. Raises GvendiError for arguments that cannot be
     used.
     """
-    names = _check(states, floor, cap, tolerance)
-    sigmas = torch.stack([states[name].matrix.cpu() / states[name].matrix.trace().cpu() for name in names])
+    with reading(*states.values(), doing="mixture_weights"):
+        names = _check(states, floor, cap, tolerance)
+        sigmas = torch.stack(
+            [states[name].matrix.cpu() / states[name].matrix.trace().cpu() for name in names]
+        )
     log_w = np.log(np.full(len(names), 1 / len(names)))
     value, scores = _entropy_and_scores(sigmas, np.exp(log_w))
     eta, steps = 1.0, 0
@@ -89,8 +93,9 @@ def mixture_entropy(states: Mapping[str, VendiState], weights: Mapping[str, floa
     total = sum(weights.values())
     dim = next(iter(states.values())).dim
     sigma = torch.zeros(dim, dim, dtype=torch.float64)
-    for name, weight in weights.items():
-        sigma += weight / total * (states[name].matrix / states[name].matrix.trace()).cpu()
+    with reading(*states.values(), doing="mixture_entropy"):
+        for name, weight in weights.items():
+            sigma += weight / total * (states[name].matrix / states[name].matrix.trace()).cpu()
     return _entropy(sigma)
 
 

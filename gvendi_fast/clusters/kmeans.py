@@ -22,6 +22,7 @@ import torch
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
+from gvendi_fast.base.one_thread import OneThread, changes, reads
 from gvendi_fast.base.unit_length import Rows
 from gvendi_fast.clusters.seeds import plus_plus, row_keys
 from gvendi_fast.clusters.sums import Tally, Worst
@@ -67,7 +68,7 @@ def sparse_clusters(counts: torch.Tensor | np.ndarray) -> torch.Tensor:
     return sparse
 
 
-class SphericalKMeans:
+class SphericalKMeans(OneThread):
     """Spherical k-means over a pool of any size.
 
     n_clusters: C; None takes 1 % of the rows that `fit` sees, at least 1 (arXiv 2505.20161).
@@ -84,6 +85,9 @@ class SphericalKMeans:
     iterations, converged: how many updates `fit` made, and whether it stopped by the tolerance.
     spec: that of the pool, or None.
     Labels and counts are those of the final centroids.
+
+    Any number of threads may read (`assign`, `counts`, ...) at once. `fit`, `partial_fit` and `update` want it alone: a
+    call that meets one of another thread raises GvendiError and changes nothing.
     """
 
     def __init__(
@@ -108,23 +112,27 @@ class SphericalKMeans:
         self._centroids: torch.Tensor | None = None
 
     @property
+    @reads
     def centroids(self) -> torch.Tensor:
         """float32 [C, K], each of length 1."""
         self._check_fitted()
         return self._centroids
 
     @property
+    @reads
     def counts(self) -> torch.Tensor:
         """Rows of each cluster: int64 [C] on the CPU."""
         self._check_fitted()
         return self._tally.counts.to("cpu", copy=True)
 
     @property
+    @reads
     def objective(self) -> float:
         """Mean cosine of the counted rows to their centroids, from -1 to 1; NaN before any row is counted."""
         self._check_fitted()
         return self._tally.mean_cosine()
 
+    @changes
     def fit(self, source: PoolLike, progress: AfterPass | None = None) -> SphericalKMeans:
         """Cluster a pool: a matrix [N, K], a run directory, its path, or a Pool. Returns self.
 
@@ -157,6 +165,7 @@ class SphericalKMeans:
             self._reseed(worst)
         return self
 
+    @changes
     def partial_fit(self, rows: Rows) -> SphericalKMeans:
         """Add a batch of rows [n, K] (mini-batch k-means); the first batch seeds the centroids. Returns self.
 
@@ -180,6 +189,7 @@ class SphericalKMeans:
         self._reseed(worst)
         return self
 
+    @changes
     def update(self, rows: Rows) -> Assignment:
         """Count newly accepted rows [n, K] to their clusters and move those centroids; counts and sums go on.
 
@@ -195,6 +205,7 @@ class SphericalKMeans:
         self._move(new)
         return assignment
 
+    @reads
     def assign(self, source: PoolLike) -> Assignment:
         """Each row's nearest centroid and the runner-up, with their cosines; `source` as in `fit`.
 
@@ -211,6 +222,7 @@ class SphericalKMeans:
                 column[first : first + len(rows)] = values
         return whole
 
+    @reads
     def save(self, path: str | os.PathLike) -> None:
         """Write centroids, sums and counts to one safetensors file, whole or not at all."""
         self._check_fitted()

@@ -150,8 +150,8 @@ def part_table(part: Part) -> Any:
     order = np.argsort(arrays["row"], kind="stable")
     flat = pa.array(np.ascontiguousarray(sketches[order]).reshape(-1))
     columns = {
-        "id": pa.array([part.ids[index] for index in order], pa.string()),
-        "group": pa.array([part.groups[index] for index in order], pa.string()),
+        "id": _strings("id", part.ids, part, order),
+        "group": _strings("group", part.groups, part, order),
         "row": pa.array(arrays["row"][order]),
         "sketch": pa.FixedSizeListArray.from_arrays(flat, sketches.shape[1]),
     }
@@ -163,6 +163,18 @@ def part_table(part: Part) -> Any:
         groups = np.ascontiguousarray(np.asarray(part.group_sketches, np.float32)[order])
         rest["group_sketches"] = pa.FixedSizeListArray.from_arrays(groups.reshape(-1), groups.shape[1])
     return pa.table({**columns, **rest})
+
+
+def _strings(name: str, values: Sequence[str], part: Part, order: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.array([values[index] for index in order], pa.string())
+    except UnicodeEncodeError as error:
+        raise GvendiError(
+            f"write_part: the {name} {error.object!r} of work unit {part.unit} is not Unicode text (a name of a file "
+            "that is not UTF-8, say); give another one"
+        ) from error
 
 
 def checksum(content: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.one_thread import reading
 from gvendi_fast.vendi.gains import surprisals
 from gvendi_fast.vendi.state import VendiState
 
@@ -54,6 +55,11 @@ def between_source(states: Mapping[str, VendiState]) -> Decomposition:
     """
     if not states:
         raise GvendiError("states is empty; give {name: VendiState} of at least one source")
+    with reading(*states.values(), doing="between_source"):
+        return _between_source(states)
+
+
+def _between_source(states: Mapping[str, VendiState]) -> Decomposition:
     empty = [name for name, state in states.items() if state.n == 0]
     if empty:
         raise GvendiError(f"states: {empty[0]!r} holds no rows (n = 0); leave this source out")

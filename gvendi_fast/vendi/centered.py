@@ -27,6 +27,7 @@ from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
+from gvendi_fast.base.one_thread import OneThread, changes, reading, reads
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.vendi.second_moment import SecondMoment
@@ -42,12 +43,13 @@ EQUAL = 2.0**-16
 CENTRED = "centred"
 
 
-class RowMean:
+class RowMean(OneThread):
     """The sum of unit rows and their number: the mean of a reference. It can be merged, saved, and read again.
 
     dim: K, the width of the sketches.
     spec: as in `VendiState`; means of different specs cannot be merged, nor rows of another spec be centred by one.
-    The same rows have the same mean to the bit, in whatever order and blocks they come.
+    The same rows have the same mean to the bit, in whatever order and blocks they come. Threads share one as
+    they share a `VendiState`.
     """
 
     def __init__(self, dim: int, spec: dict | None = None) -> None:
@@ -58,6 +60,7 @@ class RowMean:
     def __repr__(self) -> str:
         return f"RowMean(dim={self.dim}, n={self.n}, spec={self.spec})"
 
+    @changes
     def update(self, rows: Rows) -> RowMean:
         """Add rows [N, K] of any float dtype and length (each counts with length 1). Returns self.
 
@@ -72,16 +75,19 @@ class RowMean:
         self.n += len(rows)
         return self
 
+    @changes
     def merge(self, other: RowMean) -> RowMean:
         """Add another mean's rows (in place; returns self). A different dim or spec raises GvendiError."""
-        if self.n == 0 and self.spec is None:
-            self.spec = other.spec
-        _check_same(self, other, "merge means")
-        self._check_room(other.n)
-        self._sum += other._sum
-        self.n += other.n
+        with reading(*([] if other is self else [other]), doing="merge"):
+            if self.n == 0 and self.spec is None:
+                self.spec = other.spec
+            _check_same(self, other, "merge means")
+            self._check_room(other.n)
+            self._sum += other._sum
+            self.n += other.n
         return self
 
+    @reads
     def vector(self) -> torch.Tensor:
         """The mean, float64 [K]. Raises GvendiError if n = 0."""
         if self.n == 0:
@@ -98,6 +104,7 @@ class RowMean:
         """A name for this mean: equal means have equal ones."""
         return hashlib.blake2b(self.vector().numpy().astype("<f8").tobytes(), digest_size=8).hexdigest()
 
+    @reads
     def save(self, path: str | os.PathLike) -> None:
         """Write the mean to one safetensors file, which gets its name only when it is complete."""
         save_tensors(path, _KIND, {"sum": self._sum}, {"n": str(self.n), "spec": json.dumps(self.spec)})
@@ -260,6 +267,7 @@ def centred_spec(spec: dict | None, mean: RowMean) -> dict:
     return {**(spec or {}), CENTRED: mean.mark}
 
 
+@reads
 def entropy_without_mean(state: SecondMoment, own: RowMean, reference: RowMean | None = None) -> float | None:
     """H_1 in nats of the covariance about a mean, from the state and the rows' own mean alone; None if nothing is left.
 
@@ -284,6 +292,7 @@ def entropy_without_mean(state: SecondMoment, own: RowMean, reference: RowMean |
     return max(0.0, renyi_entropy(eigenvalues / eigenvalues.sum(), 1.0))
 
 
+@reads
 def check_own(state: SecondMoment, own: RowMean) -> None:
     """GvendiError unless the mean can be that of the state's rows."""
     if (own.dim, own.n) != (state.dim, state.n):

@@ -15,6 +15,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gvendi_fast.base.one_thread import reads
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.vendi.centered import EQUAL, RowMean, check_own, entropy_without_mean
 from gvendi_fast.vendi.second_moment import SecondMoment
@@ -74,6 +75,7 @@ class Diagnosis:
         return {**asdict(self), "sentence": self.sentence}
 
 
+@reads
 def diagnose(state: SecondMoment, mean: RowMean) -> Diagnosis:
     """What one direction does to the score of a state's rows; mean: of exactly these rows.
 

@@ -16,6 +16,7 @@ import torch
 
 from gvendi_fast.base.draws import stream, subset
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.one_thread import reads
 from gvendi_fast.base.student import quantile
 from gvendi_fast.base.unit_length import Rows
 from gvendi_fast.kernels.spectrum import nodes
@@ -51,6 +52,7 @@ class Interval:
     freedom: float = math.inf
 
 
+@reads
 def leave_one_out(state: SecondMoment, rows: Rows) -> torch.Tensor:
     """H_1 in nats of the state without one row, for each of rows [N, K] that are in it: float64 [N]; n >= 2.
 
@@ -62,6 +64,7 @@ def leave_one_out(state: SecondMoment, rows: Rows) -> torch.Tensor:
     return (math.log(state.n - 1) - left / (state.n - 1)).cpu()
 
 
+@reads
 def jackknife(
     state: SecondMoment, rows: Rows | Iterable[Rows], level: float = 0.95, q: float = 1.0
 ) -> Interval:

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.one_thread import OneThread, reads
 from gvendi_fast.kernels.spectrum import renyi_entropy
 
 
-class SecondMoment:
-    """The sum A of outer products of n unit rows of width dim, float64 [K, K]."""
+class SecondMoment(OneThread):
+    """The sum A of outer products of n unit rows of width dim, float64 [K, K]. Threads may read it together."""
 
     def __init__(self, dim: int, device: str | torch.device = "cpu") -> None:
         self.dim, self.n = int(dim), 0
@@ -25,6 +26,7 @@ class SecondMoment:
         self._spectrum: torch.Tensor | None = None
         self._basis: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    @reads
     def spectrum(self) -> torch.Tensor:
         """Eigenvalues of A / n in descending order: float64 [K] on the CPU, none negative, sum 1."""
         if self._spectrum is None:
@@ -34,6 +36,7 @@ class SecondMoment:
             self._spectrum = eigenvalues / eigenvalues.sum()
         return self._spectrum.clone()
 
+    @reads
     def entropy(self, q: float = 1.0) -> float:
         """Renyi entropy H_q in nats, any order q > 0 or inf; q = 1 is von Neumann's. Raises GvendiError if n = 0.
 
@@ -43,10 +46,12 @@ class SecondMoment:
             return -math.log(float(self._trace_one().square().sum()))
         return renyi_entropy(self.spectrum(), q)
 
+    @reads
     def gvendi(self, q: float = 1.0) -> float:
         """G-Vendi of order q, exp(H_q): between 1 and min(n, K), the number of equally used directions."""
         return math.exp(self.entropy(q))
 
+    @reads
     def effective_spectrum(self, shares: Iterable[float] = (0.5, 0.9, 0.99)) -> dict[float, int]:
         """For each share in (0, 1], how many of the largest eigenvalues hold it (to 1e-6 of the trace)."""
         held, counts = self.spectrum().cumsum(0), {}
@@ -56,6 +61,7 @@ class SecondMoment:
             counts[share] = int(torch.searchsorted(held, share - 1e-6)) + 1
         return counts
 
+    @reads
     def eigenbasis(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A = Q diag(l) Q^T, not divided by n: l float64 [K] ascending, none negative; Q float64 [K, K]."""
         if self._basis is None:

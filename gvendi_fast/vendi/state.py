@@ -15,6 +15,7 @@ import torch
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import load_tensors, save_tensors
+from gvendi_fast.base.one_thread import changes, reading, reads
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
 from gvendi_fast.kernels import ops
 from gvendi_fast.vendi import gains
@@ -43,6 +44,9 @@ class VendiState(SecondMoment):
     spec: a dict of JSON values that says how they were made (proxy, sketch); it is saved with the state, and states of
         different specs cannot be merged.
     device: where A is; rows are moved there.
+
+    Any number of threads may read a state at once. `update` and `merge` want it alone: a call that meets one of another
+    thread raises GvendiError and changes nothing. Give each thread a state of its own and merge them.
     """
 
     def __init__(self, dim: int, spec: dict | None = None, device: str | torch.device = "cpu"):
@@ -53,6 +57,7 @@ class VendiState(SecondMoment):
     def __repr__(self) -> str:
         return f"VendiState(dim={self.dim}, n={self.n}, spec={self.spec})"
 
+    @changes
     def update(self, rows: Rows) -> VendiState:
         """Add rows [N, K] of any float dtype and length (each counts with length 1). Returns self.
 
@@ -74,6 +79,7 @@ class VendiState(SecondMoment):
         self._grown(len(rows))
         return self
 
+    @changes
     def merge(self, other: VendiState) -> VendiState:
         """Add another state's rows (in place; returns self). A different dim or spec raises GvendiError.
 
@@ -83,17 +89,19 @@ class VendiState(SecondMoment):
             raise GvendiError(
                 f"cannot merge states of dim {self.dim} and {other.dim}; sketch both with one dim"
             )
-        if self.n == 0 and self.spec is None:
-            self.spec = other.spec
-        if other.spec != self.spec:
-            raise GvendiError(
-                f"cannot merge states of different specs; sketch both data sets with one spec\n"
-                f"  this:  {self.spec}\n  other: {other.spec}"
-            )
-        self.matrix += other.matrix.to(self.matrix.device)
-        self._grown(other.n)
+        with reading(*([] if other is self else [other]), doing="merge"):
+            if self.n == 0 and self.spec is None:
+                self.spec = other.spec
+            if other.spec != self.spec:
+                raise GvendiError(
+                    f"cannot merge states of different specs; sketch both data sets with one spec\n"
+                    f"  this:  {self.spec}\n  other: {other.spec}"
+                )
+            self.matrix += other.matrix.to(self.matrix.device)
+            self._grown(other.n)
         return self
 
+    @reads
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to one safetensors file, which gets its name only when it is complete."""
         save_tensors(path, _KIND, {"matrix": self.matrix}, {"n": str(self.n), "spec": json.dumps(self.spec)})
@@ -113,6 +121,7 @@ class VendiState(SecondMoment):
     def gvendi(
         self, q: float = 1.0, *, ci: Literal["jackknife"], rows: Rows | Iterable[Rows], level: float = 0.95
     ) -> Interval: ...
+    @reads
     def gvendi(
         self,
         q: float = 1.0,
@@ -138,6 +147,7 @@ class VendiState(SecondMoment):
 
         return jackknife(self, rows, level, q)
 
+    @reads
     def gain(self, candidates: Rows, remove: bool = False) -> torch.Tensor:
         """What each row of candidates [N, K] alone adds to the entropy H_1: float64 [N] in nats, on the CPU.
 
@@ -147,6 +157,7 @@ class VendiState(SecondMoment):
         """
         return gains.gain(self, candidates, remove)
 
+    @reads
     def block_gain(self, rows: Rows, boundaries: torch.Tensor) -> torch.Tensor:
         """What each block of rows adds to the entropy H_1 as a whole: float64 [G] in nats, on the CPU.
 
@@ -155,6 +166,7 @@ class VendiState(SecondMoment):
         """
         return gains.block_gain(self, rows, boundaries)
 
+    @reads
     def contributions(self, rows: Rows, kind: str = "surprisal") -> torch.Tensor:
         """Each row's share of the entropy H_1: float64 [N] in nats for rows [N, K], on the CPU.
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.one_thread import reads
 from gvendi_fast.vendi.degrees_of_freedom import DegreesOfFreedom
 from gvendi_fast.vendi.second_moment import SecondMoment
 
@@ -86,6 +87,7 @@ class UnlimitedK:
         }
 
 
+@reads
 def unlimited_k(
     state: SecondMoment, *, q: float = 1.0, distinct: int | None = None, level: float = 0.95
 ) -> UnlimitedK:

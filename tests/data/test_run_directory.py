@@ -124,6 +124,8 @@ def test_a_unit_without_accepted_rows(tmp_path):
         ({"loss": None}, "loss of work unit 0 is None; wanted every column of Part"),
         ({"sketches": np.zeros(5)}, r"sketches have shape \(5,\); wanted \[n, K\]"),
         ({"sketches": np.full((5, 8), np.nan)}, "the sketch of 'id-0-0 é' is not finite"),
+        ({"ids": [*"abcd", "\udcff"]}, r"the id '\\udcff' of work unit 0 is not Unicode text"),
+        ({"groups": [*"abcd", "a\udcff"]}, r"the group 'a\\udcff' of work unit 0 is not Unicode text"),
     ],
 )
 def test_parts_are_checked_before_anything_is_written(tmp_path, change, message):
@@ -391,3 +393,29 @@ def test_killed_between_any_two_calls(tmp_path):
                 assert f"parts/rejected-{name[-14:-8]}.jsonl" in left, path.name
         assert small_run(path) == 2
         assert contents(path) == expected, path.name
+
+
+def test_threads_share_a_run_directory(tmp_path):
+    """Two write each unit, others read meanwhile: what is read is whole, and the bytes are those of one writer."""
+    manifest = {**MANIFEST, "units_total": 12}
+    alone, shared = (RunDirectory.open(tmp_path / name, SPEC, manifest) for name in ("alone", "shared"))
+    contents = [part(seed=unit, first_row=5 * unit) for unit in range(12)]
+    for unit, content in enumerate(contents):
+        alone.write_part(Part(unit, **content), [Rejected("f", unit, "r")])
+
+    def write(unit):
+        shared.write_part(Part(unit, **shuffled(contents[unit], unit)), [Rejected("f", unit, "r")])
+
+    def read(_):
+        return [(part.unit, part.sketches[:, 0].tolist()) for part in shared.iterate()]
+
+    with ThreadPoolExecutor(4) as pool:
+        writes = [pool.submit(write, unit) for unit in (*range(12), *range(12))]
+        for found in pool.map(read, range(8)):
+            assert found == [(unit, contents[unit]["sketches"][:, 0].tolist()) for unit, _ in found]
+        for result in writes:
+            result.result(60)
+    assert shared.finish() == alone.finish() == 12
+    for path in sorted(alone.path.rglob("*.*")):
+        assert (shared.path / path.relative_to(alone.path)).read_bytes() == path.read_bytes(), path
+    assert temporaries(shared.path) == []

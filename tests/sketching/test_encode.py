@@ -1,6 +1,8 @@
 """Which tokens of a row are supervised, read back by decoding them; what is cut, what is refused, how rows batch."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -432,3 +434,55 @@ def test_sentencepiece_style_tokenizer(shared):
     assert sample.input_ids[0] == tokenizer.bos_token_id
     assert supervised(tokenizer, sample)[0].strip().startswith("there was a dog.")
     assert sample.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_what_others_do_with_the_shared_tokenizer_changes_no_row(monkeypatch):
+    rows = [pair("two and two", f"make {n}, which is the answer " * 8, n) for n in range(300)]
+    wanted = [sample.input_ids.tolist() for sample in Encoder(make_tokenizer(CHATML)).encode(rows)]
+    tokenizer = make_tokenizer(CHATML)
+    encoder = Encoder(tokenizer)
+    own = type(tokenizer).set_truncation_and_padding
+
+    def in_between(self, *args, **more):
+        """Another thread's call comes right before the texts are encoded."""
+        own(self, *args, **more)
+        self.backend_tokenizer.enable_truncation(3)
+        self.backend_tokenizer.enable_padding(length=99)
+
+    monkeypatch.setattr(type(tokenizer), "set_truncation_and_padding", in_between)
+    tokenizer.add_tokens(["answer"])
+    assert [sample.input_ids.tolist() for sample in encoder.encode(rows)] == wanted
+
+
+def test_threads_share_an_encoder_while_another_one_uses_its_tokenizer():
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.pad_token = "<eos>"
+    encoder, done = Encoder(tokenizer), threading.Event()
+    rows = [pair("two and two", f"make {n} " * 8, n) for n in range(300)]
+    wanted = [sample.input_ids.tolist() for sample in encoder.encode(rows)]
+
+    def disturb():
+        while not done.is_set():
+            tokenizer(["the answer is", "four"], padding=True, truncation=True, max_length=2)
+
+    with ThreadPoolExecutor(3) as pool:
+        disturbed = pool.submit(disturb)
+        try:
+            for result in [pool.submit(encoder.encode, rows) for _ in range(4)]:
+                assert [sample.input_ids.tolist() for sample in result.result(60)] == wanted
+        finally:
+            done.set()
+        disturbed.result(60)
+
+
+def test_added_tokens_with_gaps_between_their_numbers_keep_them(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    make_tokenizer(CHATML).backend_tokenizer.save(str(path))
+    content = json.loads(path.read_text())
+    last = {**content["added_tokens"][-1], "id": 1000, "content": "<last>"}
+    path.write_text(json.dumps({**content, "added_tokens": [*content["added_tokens"], last]}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<eos>")
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    text = "two <last> and two make four"
+    (sample,) = Encoder(tokenizer).encode([Row(0, "id", "g", "f", 1, text=text)])
+    assert sample.input_ids.tolist() == tokenizer(text).input_ids

@@ -1,6 +1,7 @@
 """The tasks of the synthesis loop: prompts, parsing of what models write, decisions."""
 
 import json
+import os
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 from gvendi_fast.synthesis.checks.verifiers import AnswerChecker
 from gvendi_fast.synthesis.checks.workers import Verdict
+from gvendi_fast.synthesis.config.yaml_text import read_text
 from gvendi_fast.synthesis.tasks import make_task
 from gvendi_fast.synthesis.tasks.prompts import Template
 from gvendi_fast.synthesis.tasks.sections import boxed_answer, clean, sections, without_thinking
@@ -344,8 +346,23 @@ def test_a_template_cannot_change_what_it_is_given(tmp_path):
     path.write_text("{% block user %}{{ shots.clear() }}{% endblock %}")
     with pytest.raises(GvendiError, match="cannot be filled"):
         make_task("generic", template=path).ask(math_rows("p"))
-    with pytest.raises(GvendiError, match="cannot be read"):
-        Template("generic_row", tmp_path / "absent.j2")
+
+
+@pytest.mark.parametrize("name", ["absent.j2", "n" * 300, "folder", "file/inside"])
+@pytest.mark.parametrize("read", [read_text, lambda path: Template("generic_row", path)], ids=["yaml", "j2"])
+def test_what_the_system_refuses_stays_its_error_with_the_path(name, read, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Errno") as caught:
+        read(tmp_path / name)
+    assert (os.fspath(caught.value.filename), caught.value.errno > 0) == (str(tmp_path / name), True)
+
+
+@pytest.mark.parametrize("read", [read_text, lambda path: Template("generic_row", path)], ids=["yaml", "j2"])
+def test_bytes_that_are_no_text_are_the_contents_fault(read, tmp_path):
+    (tmp_path / "mine").write_bytes(b"\xff\xfe")
+    with pytest.raises(GvendiError, match="mine' is not UTF-8"):
+        read(tmp_path / "mine")
 
 
 def test_rows_that_cannot_be_shown_have_a_reason():

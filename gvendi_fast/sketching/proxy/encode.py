@@ -109,6 +109,9 @@ class Encoder:
         the left (a leading BOS stays, and at least one token of context), never a supervised one.
     mask: "completion" or "released", see the module.
 
+    Threads may share an encoder, and use its tokenizer for themselves meanwhile: what they set there (truncation,
+    padding, tokens added later) does not reach it.
+
     Raises GvendiError for a tokenizer that is not a fast one, an unknown mask, a limit below 2.
     """
 
@@ -126,6 +129,7 @@ class Encoder:
                 f"max_tokens is {max_tokens}; wanted at least 2, one to predict and one before it"
             )
         self.tokenizer, self.max_tokens, self.mask = tokenizer, max_tokens, mask
+        self._backend = _own_backend(tokenizer)
         self._lead, self._trail = self._habit()
         self._chat: ChatTemplate | None = None
         if tokenizer.chat_template:
@@ -163,7 +167,7 @@ class Encoder:
     @cached_property
     def _pieces(self) -> Pieces:
         # Only texts that are long need it, and a large vocabulary takes a second to look through.
-        return pieces_of(self.tokenizer)
+        return pieces_of(self._backend)
 
     def _bounded(self, draft: _Draft | Reason) -> _Draft | Reason:
         """The draft, or why its supervised part cannot fit, where its length alone tells."""
@@ -210,22 +214,14 @@ class Encoder:
     def _tokenize(self, pieces: list[_Piece]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not pieces:
             return
-        # Called through the front, which also resets truncation and padding that a tokenizer file may have saved.
-        encodings = self.tokenizer(
-            [piece.text for piece in pieces],
-            add_special_tokens=False,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            verbose=False,
-        ).encodings
+        encodings = self._backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
         for encoding, piece in zip(encodings, pieces, strict=True):
             yield np.asarray(encoding.ids, np.int32), _supervised(encoding, piece)
 
     def _habit(self) -> tuple[list[int], list[int]]:
         """Ids the tokenizer itself puts before and after a text that is no conversation."""
-        plain = self.tokenizer("a", add_special_tokens=False).input_ids
-        full = self.tokenizer("a").input_ids
+        plain = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a").ids
         for start in range(len(full) - len(plain) + 1):
             if full[start : start + len(plain)] == plain:
                 return full[:start], full[start + len(plain) :]
@@ -300,6 +296,30 @@ class Encoder:
         labels = np.where(mask, ids, np.int32(IGNORED))
         labels[0] = IGNORED
         return ids, labels
+
+
+def _own_backend(tokenizer: Any) -> Any:
+    """The tokenizer behind a fast one of transformers, with settings of its own and without truncation and padding.
+
+    The shared one keeps both from call to call, so that a call in another thread would change what this one returns.
+    """
+    from tokenizers import Tokenizer
+
+    shared = tokenizer.backend_tokenizer
+    # Vocabulary and steps are shared: they take up to a gigabyte, and seconds to copy.
+    own = Tokenizer(shared.model)
+    for step in ("normalizer", "pre_tokenizer", "post_processor"):
+        if getattr(shared, step) is not None:
+            setattr(own, step, getattr(shared, step))
+    added = shared.get_added_tokens_decoder()
+    own.add_tokens([added[number] for number in sorted(added)])
+    if own.get_added_tokens_decoder() != added:
+        # Numbers with gaps between them, which adding does not give.
+        own = Tokenizer.from_str(shared.to_str())
+        own.no_truncation()
+        own.no_padding()
+    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+    return own
 
 
 def _whole(text: str) -> _Piece:

@@ -95,8 +95,8 @@ _WHOLE = Pieces(False, None)
 
 
 def pieces_of(tokenizer: Any) -> Pieces:
-    """What the settings of a fast tokenizer allow; a tokenizer that is not of a known kind is left whole."""
-    backend = tokenizer.backend_tokenizer
+    """What the settings of a fast tokenizer, or the one behind it, allow; one of no known kind is left whole."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     # Parts written in Python have no settings, and to_str would raise.
     if any("Custom" in repr(part) for part in (backend.normalizer, backend.pre_tokenizer)):
         return _WHOLE

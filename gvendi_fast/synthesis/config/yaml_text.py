@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import named
 
 # A configuration has a hundred lines; these are far above one.
 LONGEST = 1 << 17
@@ -13,12 +14,15 @@ MOST_VALUES, DEEPEST = 20_000, 32
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The text of a configuration's file, of which no more is read than a configuration has."""
+    """The text of a configuration's file, of which no more is read than a configuration has.
+
+    Raises OSError, with the path, where the system does not let it be read.
+    """
     try:
-        with open(path, encoding="utf-8") as stream:
+        with named(path), open(path, encoding="utf-8") as stream:
             text = stream.read(LONGEST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise GvendiError(f"the configuration '{path}' cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise GvendiError(f"the configuration '{path}' is not UTF-8: {error}") from error
     if len(text) > LONGEST:
         raise GvendiError(
             f"the configuration '{path}' has more than {LONGEST:,} characters; wanted a page of settings"

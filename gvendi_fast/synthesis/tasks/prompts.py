@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import named
 
 # Characters of a template.
 LONGEST = 1 << 20
@@ -30,7 +31,8 @@ class Template:
 
     Source: the file `path`, else `name`.j2 of this package. Runs in Jinja's sandbox with a bound on its steps and on
     the characters it handles; a variable that it names and that is not given is an error. Threads may share it.
-    Raises GvendiError for a file that cannot be read or compiled, or without one of the blocks `wanted`.
+    Raises GvendiError for a file that is not UTF-8, cannot be compiled, or lacks one of the blocks `wanted`, and
+    OSError, with the path, for one that the system does not let be read.
     """
 
     def __init__(
@@ -97,10 +99,10 @@ def _read(path: str | os.PathLike) -> str:
     if not isinstance(path, (str, os.PathLike)):
         raise GvendiError(f"a template is {path!r}; wanted the path of a file")
     try:
-        with open(path, encoding="utf-8") as stream:
+        with named(path), open(path, encoding="utf-8") as stream:
             source = stream.read(LONGEST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise GvendiError(f"template '{os.fspath(path)}' cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise GvendiError(f"template '{os.fspath(path)}' is not UTF-8: {error}") from error
     if len(source) > LONGEST:
         raise GvendiError(
             f"template '{os.fspath(path)}' has more than {LONGEST:,} characters; wanted a prompt, with rows as values"
