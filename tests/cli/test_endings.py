@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -174,7 +175,7 @@ def quick(monkeypatch, run):
         return made
 
     # What is kept goes with the test.
-    monkeypatch.setattr(scoring.tempfile, "tempdir", str(run.path.parent))
+    monkeypatch.setattr(tempfile, "tempdir", str(run.path.parent))
     monkeypatch.setattr(scoring, "sketch_corpus", sketch)
     monkeypatch.setattr(scoring, "load_proxy", lambda name: name)
     monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self: "tiny")
@@ -274,7 +275,7 @@ def test_what_a_command_wrote_is_named_where_stdout_takes_nothing(gvendi, run, t
             patch.setattr(ending, "put_error", found.append)
             assert gvendi(*words)[0] == 1
         assert found[0].startswith("error: 'standard output' cannot be used: its disk is full")
-        assert kept is None or kept in found[0]
+        assert kept is None or kept in found[1]
     assert (tmp_path / "c.parquet").is_file()
     assert (tmp_path / "m").is_file()
 
@@ -327,6 +328,7 @@ main()
 # As the console script: what is imported before `main` runs takes no longer than Python's own start.
 IMPORTING = """
 import sys
+import tempfile
 from gvendi_fast.cli import main
 print("begun", flush=True)
 sys.argv = ["gvendi", "info"]
