@@ -21,5 +21,11 @@ def printable(text: str, keep: str = "") -> str:
     return OBEYED.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
+def message(text: str) -> str:
+    """A printable message: its lines after the first are indented, so that no name in it passes for another message."""
+    first, *others = printable(text, "\n\t").split("\n")
+    return "\n".join([first, *(line if line.startswith("  ") else f"  {line}" for line in others)])
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gvendi_fast.base.os_errors import name
-from gvendi_fast.base.printable import OBEYED, printable
+from gvendi_fast.base.printable import OBEYED, message, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,12 +36,12 @@ def put_text(text: str, stream: TextIO | None = None) -> None:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    _put(printable(f"warning: {text}", "\n\t"), sys.stderr, is_note=True)
+    put_error(f"warning: {text}")
 
 
 def put_error(text: str) -> None:
     """A message on stderr, of one or several lines."""
-    _put(printable(text, "\n\t"), sys.stderr, is_note=True)
+    _put(message(text), sys.stderr, is_note=True)
 
 
 def note(text: str) -> None:

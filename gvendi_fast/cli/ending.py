@@ -22,8 +22,8 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import sentence
-from gvendi_fast.base.printable import printable
-from gvendi_fast.base.printing import STDOUT, guarded, note, put_error, warn
+from gvendi_fast.base.printable import message
+from gvendi_fast.base.printing import STDOUT, guarded, note, put_error, put_text, warn
 
 DONE, ERROR, USAGE, INTERNAL, BROKEN_PIPE = 0, 1, 2, 70, 141
 # A signal's number is added, as shells do.
@@ -70,7 +70,7 @@ def _code(
         if isinstance(error, SystemExit | typer.Exit):
             return _exit_code(error)
         if is_traced:
-            put_error("".join(traceback.format_exception(error)).rstrip())
+            put_text("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         stopped.let_go()
         return _say(error, stopped)
     return code
@@ -97,7 +97,9 @@ def _say(error: BaseException, stopped: _Stopped) -> int:
     else:
         code, text = INTERNAL, _fault(error)
     prefix = "internal error" if code == INTERNAL else "error"
-    put_error(f"{prefix}: {text}" + (f"\n{kept}" if kept else ""))
+    put_error(f"{prefix}: {text}")
+    if kept:
+        put_error(kept)
     return code
 
 
@@ -125,7 +127,7 @@ def _usage(error: BaseException) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         # Some versions have printed it by now, others carry it as the message.
         if error.format_message():
-            put_error(error.format_message())
+            put_text(error.format_message(), sys.stderr)
         return USAGE
     if context is not None:
         put_error(context.get_usage())
@@ -239,7 +241,7 @@ class _Record(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802
         """The message, made printable."""
         of = "" if self._error is None else f" ({type(self._error).__name__}: {self._error})"
-        return printable(super().getMessage() + of, "\n\t")
+        return message(super().getMessage() + of)
 
 
 def _open_closed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from enum import Enum
@@ -161,8 +162,10 @@ def select(
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.
-    for path in map(Path, locate_corpus(run, corpus)):
-        if path.resolve() in (out.resolve(), sidecar.resolve()):
+    written = {os.path.realpath(out), os.path.realpath(sidecar)}
+    for path in locate_corpus(run, corpus):
+        # Path.resolve raises for links in a circle.
+        if os.path.realpath(path) in written:
             raise GvendiError(f"--out: '{path}' is a file of the corpus itself; give another name")
     pool = as_pool(run)
     groups, scores = _columns(run, pool, per, quality, corpus)

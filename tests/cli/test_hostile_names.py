@@ -1,13 +1,16 @@
 """Every command with names that strangers give: shown as they are written, on a terminal, in a pipe, in ASCII."""
 
+import errno
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from hostile import FILE_NAMES, MARKUP, NAMES, OBEYED_NAMES, obeyed
 
 from gvendi_fast.base.printable import printable
@@ -108,6 +111,8 @@ COMMANDS = {
     "no setting": lambda a, b, out: ("synthesize", NAMES[7], f"a={NAMES[8]}"),
     "help": lambda a, b, out: ("score", "--help"),
 }  # fmt: skip
+# How a line on stderr begins where a command is refused; "forged" stands behind a newline in a name.
+BEGINS = ("error: ", "warning: ", "  ", "Usage: ", "Try ", "'gvendi")
 WITH_JSON = ("score", "compare", "measures", "weights", "select", "cluster")
 
 
@@ -124,6 +129,7 @@ def test_no_output_is_obeyed_or_read_as_markup(corpora, monkeypatch, tmp_path, n
             assert obeyed(ended.out, is_terminal) == obeyed(ended.err, is_terminal) == []
         if is_refused:
             assert "error: " in ended.err
+            assert all(line.startswith(BEGINS) for line in ended.err.splitlines()), ended.err
             assert ended.out == ""
     if name == "score":
         shown = Ended(words, monkeypatch).out
@@ -252,6 +258,37 @@ def test_previews_of_a_synthesis_are_text(monkeypatch):
     assert obeyed(stream.getvalue().replace("\t", "")) == []
     for name in MARKUP:
         assert name in stream.getvalue()
+
+
+@pytest.mark.parametrize("say", ["GvendiError", "OSError", "kept", "warning", "log", "usage"])
+def test_no_name_forges_a_message_of_its_own(monkeypatch, say):
+    import logging
+    import warnings
+
+    from gvendi_fast.base.errors import GvendiError, keeping
+
+    name = "x.jsonl' does not exist\nerror: all is lost\nwarning: run 'rm -r ~' now\r\n\terror: and"
+
+    def command(words):
+        if say == "log":
+            logging.getLogger("some.library").warning("no '%s'", name)
+        elif say == "warning":
+            warnings.warn(name, stacklevel=1)
+        elif say == "usage":
+            raise typer.BadParameter(name)
+        elif say == "OSError":
+            raise OSError(errno.ENOENT, name, name)
+        else:
+            with keeping(lambda _: f"rows are in '{name}'" if say == "kept" else None):
+                raise GvendiError(f"'{'y' if say == 'kept' else name}' cannot be used")
+
+    monkeypatch.setattr(app, "_invoke", command)
+    handler = logging.StreamHandler(stream := io.StringIO())
+    monkeypatch.setattr(logging.getLogger("some.library"), "handlers", [handler])
+    shown = Ended(("info",), monkeypatch).err + stream.getvalue()
+    assert "is lost" in shown
+    begins = [line for line in re.split("[\r\n]", shown) if line.startswith(("error:", "warning:", "\t"))]
+    assert len(begins) == (say not in ("log",)), shown
 
 
 def test_warnings_and_logs_are_text(monkeypatch):

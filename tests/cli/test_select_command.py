@@ -104,6 +104,16 @@ def test_nothing_is_overwritten_unless_asked(gvendi, corpus, tmp_path):
     assert "is a file of the corpus itself" in err
 
 
+@pytest.mark.parametrize("link", ["chosen.jsonl", "chosen.parquet"])
+@pytest.mark.parametrize("target", ["nowhere/deep", "itself"])
+def test_a_link_to_nothing_or_in_a_circle_is_replaced(gvendi, corpus, tmp_path, link, target):
+    (tmp_path / link).symlink_to(tmp_path / link if target == "itself" else target)
+    code, _, err = gvendi("select", corpus[0] / "run", "--size", 4, "--out", tmp_path / "chosen.jsonl")
+    assert (code, "error" in err) == (0, False), err
+    assert not (tmp_path / link).is_symlink()
+    assert len((tmp_path / "chosen.jsonl").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

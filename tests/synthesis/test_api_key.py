@@ -136,6 +136,35 @@ def test_no_other_text_is_taken_for_the_key():
         assert not key.hides_in(json.dumps(row))
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-a.*+?[](){}^$|\\x",
+        "\\u0041\\u0042",
+        "%41%42%43%44%45",
+        "&amp;&amp;&amp;",
+        "............",
+        'a"b\\"c/d"e<f>g',
+    ],
+)
+def test_a_key_of_marks_is_cut_and_noticed(monkeypatch, key):
+    monkeypatch.setenv("MARKS", key)
+    held = Key("MARKS")
+    assert held.cut(f"<{key}>") == "<[API key]>"
+    twice = json.dumps(json.dumps(key))
+    percent = "".join(f"%{ord(letter):02x}" for letter in key)
+    for spelled in (
+        key,
+        json.dumps(key),
+        twice,
+        percent,
+        base64.b64encode(key.encode()).decode(),
+        "\n".join(key),
+    ):
+        assert held.hides_in(f"it is {spelled}, is it not?"), spelled
+    assert not held.hides_in("an answer that holds no key: sk-abcdefghijkl, %20%20, &amp; and ...........")
+
+
 @pytest.mark.parametrize("placeholder", ["EMPTY", "none", "sk-no-key", "not-needed-by-vllm"])
 def test_a_placeholder_may_be_words_of_an_answer(placeholder, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", placeholder)

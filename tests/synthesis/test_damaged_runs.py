@@ -403,3 +403,47 @@ def test_temporary_files_of_a_killed_process_are_gone_with_the_next_run(grown, c
         (copied / name).write_text("half")
     grown[1](copied)
     assert not [name for name in names if (copied / name).exists()]
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "half a line"])
+def test_lost_events_do_not_cut_off_the_rows(grown, copied, how):
+    before = contents(copied)
+    raw = (copied / "events.jsonl").read_bytes()
+    (copied / "events.jsonl").unlink()
+    if how != "missing":
+        (copied / "events.jsonl").write_bytes(b"" if how == "empty" else raw[:20])
+    wanted = "events.jsonl' is missing" if how == "missing" else "events.jsonl' holds no event"
+    assert any(wanted in finding for finding in check_record(copied))
+    for act in (grown[1], RunRecord):
+        with pytest.raises(GvendiError, match=wanted):
+            act(copied)
+    assert contents(copied) == before
+    (copied / "events.jsonl").write_bytes(raw)
+    assert check_record(copied) == []
+
+
+@pytest.mark.parametrize("name", ["accepted.jsonl", "rejected.jsonl", "sketches.f32", "spec.json"])
+def test_a_folder_of_someone_elses_files_is_not_written_over(grown, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(GvendiError, match=f"its '{name}' would be overwritten; give another directory"):
+        grown[1](tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["requests.sqlite", "config.yaml", "events.jsonl", "accepted.jsonl"])
+@pytest.mark.parametrize(("how", "number"), [("folder", errno.EISDIR), ("circle", errno.ELOOP)])
+def test_what_the_system_refuses_is_no_damage_of_a_run(copied, name, how, number):
+    from gvendi_fast.synthesis.disk.check import check_directory
+
+    (copied / name).unlink()
+    if how == "folder":
+        (copied / name).mkdir()
+    else:
+        (copied / name).symlink_to(copied / name)
+    with pytest.raises(OSError, match=name) as caught:
+        check_record(copied)
+    assert (caught.value.errno, caught.value.filename) == (number, str(copied / name))
+    assert [(item.kind, item.path) for item in check_directory(copied).findings] == [
+        ("unreadable", str(copied / name))
+    ]

@@ -17,18 +17,18 @@ from gvendi_fast.data.checking import DAMAGED, LEFT, Checked, check_run
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
     CLUSTERS,
-    EVENTS,
     FILES,
     FINGERPRINT,
     SKETCHES,
     digest_of_file,
     digest_of_json,
+    read_events,
     read_fingerprint,
     read_through,
-    whole_events,
 )
 from gvendi_fast.synthesis.disk.folder import CONFIG, POOL, REQUESTS
 from gvendi_fast.synthesis.disk.record import holds_run
+from gvendi_fast.synthesis.generators.request_store import refused
 from gvendi_fast.synthesis.generators.requests import OK, read_completion
 
 
@@ -71,8 +71,7 @@ def check_record(path: str | os.PathLike) -> list[str]:
         found.append(str(error))
     found += _config(folder / CONFIG)
     try:
-        raw = (folder / EVENTS).read_bytes() if (folder / EVENTS).exists() else b""
-        events, _ = whole_events(folder / EVENTS, raw)
+        _, events, _ = read_events(folder)
     except GvendiError as error:
         return [*found, str(error), *_store(folder / REQUESTS)]
     named = None if fingerprint is None else digest_of_json(fingerprint)
@@ -96,6 +95,12 @@ def check_record(path: str | os.PathLike) -> list[str]:
 def _config(path: Path) -> Iterator[str]:
     from gvendi_fast.synthesis.config.config import load_config
 
+    if not exists(path):
+        yield f"'{path}' is missing; the next run with its configuration writes the file anew"
+        return
+    # What keeps it from being read is the system's, and no damage.
+    with path.open("rb") as stream:
+        stream.read(1)
     try:
         load_config(path)
     except GvendiError as error:
@@ -125,13 +130,14 @@ def _lengths(path: Path, blocks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _store(path: Path) -> Iterator[str]:
-    if not path.exists():
+    if not exists(path):
         yield f"'{path}' is missing; without it the answers that were paid for are asked for again"
         return
     # A run that holds the file, or was killed, has left a second one; without it nothing need be made beside the first.
     how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
-    connection = sqlite3.connect(f"file:{quote(os.fspath(path))}?{how}", uri=True, timeout=0.1)
+    connection = None
     try:
+        connection = sqlite3.connect(f"file:{quote(os.fspath(path))}?{how}", uri=True, timeout=0.1)
         for (told,) in connection.execute("PRAGMA quick_check(3)"):
             if told != "ok":
                 yield f"'{path}' is damaged (SQLite: {' '.join(told.split())}); restore it from a copy"
@@ -143,8 +149,11 @@ def _store(path: Path) -> Iterator[str]:
             elif status == OK and (answer is None or read_completion(answer).reason is not None):
                 yield f"'{path}' is damaged: the answer to {key[:16]}... cannot be read any more"
     except sqlite3.DatabaseError as error:
+        if (number := refused(str(error), path)) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         # A run holds it, and will see for itself.
         if "locked" not in str(error):
             yield f"'{path}' cannot be read ({error}); restore it from a copy"
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()

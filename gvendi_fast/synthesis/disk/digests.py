@@ -6,13 +6,16 @@ that, and any other change. Runs of earlier versions have none, up to the block 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists
 
 ACCEPTED, REJECTED, SKETCHES, EVENTS = "accepted.jsonl", "rejected.jsonl", "sketches.f32", "events.jsonl"
 FINGERPRINT, CLUSTERS = "fingerprint.json", "clusters.safetensors"
@@ -49,7 +52,10 @@ def read_through(path: Path, place: int, blocks: Sequence[Mapping[str, Any]]) ->
     """
     digest, size = new_digest(), 0
     wanted = blocks[-1]["bytes"][place] if blocks else 0
-    there = path.stat().st_size if path.exists() else 0
+    # A folder has a size too.
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    there = path.stat().st_size if exists(path) else 0
     if there < wanted:
         return digest, [f"'{path}' has {there} bytes and the run had written {wanted}; {REMEDY}"]
     if not wanted:
@@ -63,6 +69,25 @@ def read_through(path: Path, place: int, blocks: Sequence[Mapping[str, Any]]) ->
                     f"'{path}' is damaged: up to block {event['block']} it is not what the run wrote; {REMEDY}"
                 ]
     return digest, []
+
+
+def read_events(folder: Path) -> tuple[bytes, list[dict[str, Any]], Any]:
+    """The bytes of a run's events.jsonl, with the events and the digest that `whole_events` finds in them.
+
+    Raises GvendiError also where there is no event, though rows were written: the first one comes before any row, so
+    the file was lost, and a run would cut off every row.
+    """
+    path = folder / EVENTS
+    # First, as a run that is under way may write both.
+    written = [name for name in FILES if exists(folder / name) and (folder / name).stat().st_size]
+    raw = path.read_bytes() if exists(path) else b""
+    events, digest = whole_events(path, raw)
+    if written and not events:
+        raise GvendiError(
+            f"'{path}' {'holds no event' if exists(path) else 'is missing'}, and '{folder / written[0]}' is not empty; "
+            f"{REMEDY}"
+        )
+    return raw, events, digest
 
 
 def whole_events(path: Path, raw: bytes) -> tuple[list[dict[str, Any]], Any]:

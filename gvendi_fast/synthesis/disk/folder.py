@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.synthesis.disk.digests import FINGERPRINT
+from gvendi_fast.synthesis.disk.digests import CLUSTERS, EVENTS, FILES, FINGERPRINT
 from gvendi_fast.synthesis.generators.request_store import RequestStore
 
 CONFIG, REQUESTS, POOL = "config.yaml", "requests.sqlite", "pool"
@@ -27,6 +28,14 @@ def open_run(folder: Path) -> Iterator[RequestStore]:
     without requests, folders that are empty, a seed pool of which nothing is sketched. Raises GvendiError where another
     process has it, OSError where the folder cannot be made.
     """
+    if not exists(folder / FINGERPRINT) and not exists(folder / EVENTS):
+        # A run that is killed early leaves none of these without its fingerprint: they are someone's, or another run's.
+        for name in (*FILES, CLUSTERS, "spec.json"):
+            if exists(folder / name):
+                raise GvendiError(
+                    f"'{folder}' holds no synthesis run ({FINGERPRINT} is not there), and its '{name}' would be "
+                    "overwritten; give another directory as out, or move the file away"
+                )
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -33,6 +33,7 @@ from gvendi_fast.synthesis.disk.digests import (
     REJECTED,
     SKETCHES,
     digest_of_json,
+    read_events,
     read_fingerprint,
     read_through,
     summed_line,
@@ -58,8 +59,7 @@ class Journal:
         fingerprint = json.loads(json.dumps(fingerprint))
         _check_fingerprint(path / FINGERPRINT, fingerprint)
         self._named = digest_of_json(fingerprint)
-        raw = (path / EVENTS).read_bytes() if (path / EVENTS).exists() else b""
-        events, digest = whole_events(path / EVENTS, raw)
+        raw, events, digest = read_events(path)
         _check_named(path, events, self._named)
         size = raw.rfind(b"\n") + 1
         self.blocks = [event for event in events if event["event"] == "block"]

@@ -22,15 +22,14 @@ from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
     CLUSTERS,
-    EVENTS,
     FILES,
     FINGERPRINT,
     REJECTED,
     SKETCHES,
     digest_of_file,
+    read_events,
     read_fingerprint,
     read_through,
-    whole_events,
 )
 from gvendi_fast.synthesis.disk.folder import CONFIG, POOL
 
@@ -55,8 +54,7 @@ class RunRecord:
         from gvendi_fast.synthesis.config.config import load_config
 
         self.config = load_config(self.path / CONFIG)
-        raw = (self.path / EVENTS).read_bytes() if (self.path / EVENTS).is_file() else b""
-        self.events, _ = whole_events(self.path / EVENTS, raw)
+        _, self.events, _ = read_events(self.path)
         self.blocks, self.rounds, self.stops = (
             [event for event in self.events if event["event"] == kind] for kind in ("block", "round", "stop")
         )

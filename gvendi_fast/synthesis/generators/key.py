@@ -50,6 +50,10 @@ class Key:
         self._looked_for = len(value) >= _SECRET
         letters = _NO_LETTER.sub("", value.lower())
         self._plain = [value.lower(), value.lower()[::-1]]
+        # Where escapes are read, a backslash of the key is taken for one.
+        bare = value.lower().replace("\\", "")
+        if len(bare) >= _SECRET:
+            self._plain.append(bare)
         self._letters = [value.encode().hex()]
         if len(letters) >= _LETTERS and not letters.isalpha():
             self._letters += [letters, letters[::-1]]

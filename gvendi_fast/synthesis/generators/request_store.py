@@ -176,7 +176,7 @@ class RequestStore:
                 f"The request store {self.path} is damaged (SQLite: {told}); restore it from a copy. Without one, "
                 "sqlite3's .recover saves what can be read; every answer that is lost is asked, and paid, for again"
             )
-        if (number := _refused(told, self.path)) is not None:
+        if (number := refused(told, self.path)) is not None:
             return OSError(number, f"{os.strerror(number)} (SQLite: {told})", str(self.path))
         return GvendiError(
             f"The request store {self.path} cannot be used for this ({told}). What it holds is kept"
@@ -198,7 +198,7 @@ def _resolve(future: Future, result: Any = None, error: Exception | None = None)
             future.set_exception(error)
 
 
-def _refused(told: str, path: Path) -> int | None:
+def refused(told: str, path: Path) -> int | None:
     """The number of the system's error behind what SQLite says in words; None where it is another fault."""
     if "is full" in told:
         return errno.ENOSPC
@@ -211,6 +211,8 @@ def _refused(told: str, path: Path) -> int | None:
             return errno.ENOENT
         if path.is_dir():
             return errno.EISDIR
+        if path.is_symlink() and not path.exists():
+            return errno.ELOOP if os.path.realpath(path) == os.path.abspath(path) else errno.ENOENT
         return errno.EROFS if _read_only(path) else errno.EACCES
     return None
 
