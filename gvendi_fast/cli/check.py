@@ -50,7 +50,9 @@ def check(
         put_json({"directory": str(directory), **checked.to_dict()})
     else:
         for finding in checked.findings:
-            put(f"{finding.kind}: '{finding.path}': {finding.what}")
+            # Many errors begin with the file, or one in this folder, which is named once.
+            is_named = finding.what.startswith((f"'{finding.path}'", f"'{finding.path}/"))
+            put(f"{finding.kind}: " + (finding.what if is_named else f"'{finding.path}': {finding.what}"))
         put(_summary(directory, checked))
     if checked.findings:
         raise typer.Exit(EXIT_FINDINGS)

@@ -81,8 +81,9 @@ def check_run(
     """
     root, seen = Path(path), Checked()
     if not exists(root / "spec.json") and not exists(root / "parts"):
+        why = "it has neither spec.json nor parts" if exists(root) else "it does not exist"
         raise GvendiError(
-            f"'{root}' is not a run directory: it has neither spec.json nor parts; name the --out of 'gvendi sketch'"
+            f"'{root}' is not a run directory: {why}; name the --out of 'gvendi sketch' or 'gvendi score'"
         )
     run = _recorded(root, seen)
     seen.units_total = run.units_total
@@ -127,7 +128,7 @@ def _check_parts(run: RunDirectory, seen: Checked, is_recorded: bool) -> None:
     with seen.noting(run.parts):
         done = run.done()
         seen.parts = len(done)
-        of_other_spec = []
+        others = []
         for unit in done:
             path = run.part_path(unit)
             with seen.noting(path):
@@ -140,14 +141,16 @@ def _check_parts(run: RunDirectory, seen: Checked, is_recorded: bool) -> None:
                 except DamagedPartError as damage:
                     if not damage.is_foreign:
                         raise
-                    of_other_spec += [unit] * damage.is_of_other_spec
+                    others.append(damage.other)
                     seen.add(path, FOREIGN, f"{damage.why}; run the command that made it again")
-        if of_other_spec and len(of_other_spec) == len(done):
-            # One cause, one line.
-            seen.findings = [item for item in seen.findings if item.kind != FOREIGN]
-            seen.add(
-                run.path / "spec.json", DAMAGED, "it is not the one that the parts were made with; restore it"
-            )
+        for other, name in (("spec", "spec.json"), ("corpus", "units.json")):
+            if done and others == [other] * len(done):
+                # One cause, one line.
+                seen.findings = [item for item in seen.findings if item.kind != FOREIGN]
+                is_there = exists(run.path / name)
+                what = "it is not the one that the parts were made with; restore it"
+                lost = "it is missing; run the command that made it again"
+                seen.add(run.path / name, DAMAGED, what if is_there else lost)
 
 
 def _check_rejected(run: RunDirectory, seen: Checked) -> None:

@@ -62,7 +62,7 @@ class DamagedPartError(GvendiError):
 
     def __init__(self, path: Path, why: str, other: str = "") -> None:
         self.path, self.why = path, why
-        self.is_foreign, self.is_of_other_spec = bool(other), other == "spec"
+        self.is_foreign, self.other = bool(other), other
         super().__init__(
             f"'{path}' is damaged ({why}); run the command that made it again, which computes its work unit anew"
         )

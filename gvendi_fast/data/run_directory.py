@@ -225,7 +225,7 @@ class RunDirectory:
                 self.verify(unit, "" if inputs is None else inputs[unit])
             except DamagedPartError as damage:
                 found.append(damage)
-        strays = [item for item in found if item.is_of_other_spec]
+        strays = [item for item in found if item.other == "spec"]
         if strays and len(strays) == self.units_done:
             raise self._edited("spec.json", strays[0].unit)
         return found
@@ -378,8 +378,11 @@ class RunDirectory:
                     raise self._edited("units.json", unit)
 
     def _edited(self, name: str, unit: int) -> GvendiError:
+        path = self.path / name
+        if not exists(path):
+            return GvendiError(f"'{path}' is missing; restore it, or run the command that made it again")
         return GvendiError(
-            f"'{self.path / name}' is not the one that '{self.part_path(unit).name}' was made with; restore it, or "
+            f"'{path}' is not the one that '{self.part_path(unit).name}' was made with; restore it, or "
             "sketch the corpus again into another --out"
         )
 
