@@ -28,6 +28,8 @@ from gvendi_fast.base.printing import STDOUT, guarded, note, put_error, put_text
 DONE, ERROR, USAGE, INTERNAL, BROKEN_PIPE = 0, 1, 2, 70, 141
 # A signal's number is added, as shells do.
 SIGNALLED = 128
+# Seconds until an interrupt that met a finalizer is given again.
+_AGAIN_S = 0.01
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an error, in one message; 2 wrong usage; 70 a fault of gvendi-fast itself (see "
     "--traceback); 129, 130, 141, 143 ended by a closed terminal, by Ctrl-C, by a reader that closed its pipe, by "
@@ -212,8 +214,10 @@ def _no_stray_tracebacks(is_traced: bool) -> Iterator[None]:
 
     def of_finalizer(found) -> None:
         if issubclass(found.exc_type, KeyboardInterrupt):
-            # It was raised where nothing can be: once more, where it ends the command.
-            signal.raise_signal(signal.SIGINT)
+            # It was raised where nothing can be, and so it would be here: once more, when this has returned.
+            again = threading.Timer(_AGAIN_S, _interrupt_main)
+            again.daemon = True
+            again.start()
         else:
             warn(f"{found.exc_type.__name__}: {found.exc_value} (while something was cleaned up)")
 
@@ -242,6 +246,14 @@ class _Record(logging.LogRecord):
         """The message, made printable."""
         of = "" if self._error is None else f" ({type(self._error).__name__}: {self._error})"
         return message(super().getMessage() + of)
+
+
+def _interrupt_main() -> None:
+    """Ctrl-C for the main thread, which may be waiting for the system."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    else:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _open_closed() -> None:

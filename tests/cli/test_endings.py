@@ -134,6 +134,24 @@ def test_threads_and_finalizers_leave_no_traceback(gvendi, monkeypatch):
     )
 
 
+def test_ctrl_c_that_meets_a_finalizer_still_ends_the_command(gvendi, monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def command(words):
+        Interrupted()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    monkeypatch.setattr(app, "_invoke", command)
+    code, _, err = gvendi("info")
+    assert code == 130
+    assert err.splitlines()[-1].startswith("interrupted: ")
+    assert "Exception ignored" not in err
+
+
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "data.jsonl"
