@@ -230,7 +230,7 @@ def score_run(
     grown = growth_of(sample, numbers.interval, seed)
     if save_mean is not None:
         read.own.save(save_mean)
-    coverage = run.spec["coverage"]
+    coverage = [run.setting("coverage", name) for name in ("sketched", "total")]
     return Score(
         gvendi=numbers.gvendi,
         low=numbers.interval.low,
@@ -248,7 +248,7 @@ def score_run(
         tokens_per_second=fresh_tokens / seconds if fresh_tokens and seconds else None,
         rejected=rejected,
         by={} if by is None else group_scores(run, seed, read.own if mean is None else mean),
-        coverage=coverage["sketched"] / coverage["total"],
+        coverage=coverage[0] / max(1, coverage[1]),
         norm_shares=norm_shares(run),
         spec=run.spec,
         units=(run.units_done, run.units_total),

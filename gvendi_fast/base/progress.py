@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import Protocol, TextIO
 
@@ -14,7 +15,7 @@ LINE_EVERY = 10.0
 
 
 class Progress(Protocol):
-    """What a run reports as it proceeds; every method may be called from the run's own thread only."""
+    """What a run reports as it proceeds. A run calls it from its own thread; those of this module take any thread's."""
 
     def start(self, rows: int, done: int) -> None:
         """The run begins. rows: of the corpus; done: how many of them an earlier run finished."""
@@ -57,13 +58,16 @@ class _Counts:
     def __init__(self) -> None:
         self.rows = self.total = self.fresh = self.tokens = self.rejected = 0
         self.began = time.monotonic()
+        # One that a signal's handler may enter again.
+        self._door = threading.RLock()
 
     def start(self, rows: int, done: int) -> None:
         self.total, self.rows, self.began = rows, done, time.monotonic()
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
-        self.rows, self.fresh = self.rows + rows, self.fresh + rows
-        self.tokens, self.rejected = self.tokens + tokens, self.rejected + rejected
+        with self._door:
+            self.rows, self.fresh = self.rows + rows, self.fresh + rows
+            self.tokens, self.rejected = self.tokens + tokens, self.rejected + rejected
 
     def rates(self) -> str:
         seconds = max(time.monotonic() - self.began, 1e-9)

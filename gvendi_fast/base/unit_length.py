@@ -77,6 +77,8 @@ def unit_blocks(
 
     They are float64 where the matrix is, else float32, in which sketches are stored.
     """
+    if not isinstance(rows, Iterable):
+        raise GvendiError(f"rows is {rows!r}; wanted a matrix [N, {dim}] or blocks of one")
     seen = 0
     for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
         check_matrix(matrix, dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -128,6 +129,9 @@ class UnitReader:
 
     In a plain file the reader seeks the work unit, in a Parquet file it opens its row group, and in an archive it reads
     forward to it (from the beginning only if it has passed the work unit already).
+
+    It belongs to the thread that reads first, until `close`; in another one `read` raises GvendiError: give each thread
+    a reader of its own.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -136,6 +140,8 @@ class UnitReader:
         self._line = 0
         self._unit_end = 0
         self._turn = 0
+        # {"thread": whose it is}; `setdefault` of a dict is one step.
+        self._owner: dict[str, int] = {}
         self._groups: GroupSums | None = None
         # (line or row of the file, byte offset, content)
         self._records: Iterator[tuple[int, int, bytes | dict | Reason]] = iter(())
@@ -148,6 +154,11 @@ class UnitReader:
 
     def close(self) -> None:
         """Close the open file; a later `read` opens what it needs again."""
+        self._check_owner()
+        self._close()
+        self._owner.clear()
+
+    def _close(self) -> None:
         getattr(self._records, "close", lambda: None)()
         self._file, self._line, self._records, self._groups = -1, 0, iter(()), None
         self._turn += 1
@@ -160,6 +171,8 @@ class UnitReader:
         iterator is used after a later `read` or `close` has taken its file.
         """
         manifest, path = self.manifest, self.manifest.files[unit.file].path
+        self._owner.setdefault("thread", threading.get_ident())
+        self._check_owner()
         self._go_to(unit)
         turn = self._turn
         repeats = _unpack_duplicates(unit.duplicates)
@@ -182,6 +195,13 @@ class UnitReader:
                 reason = f"duplicate id '{parsed.id}' (first at {manifest.files[file].path}:{first})"
                 parsed = Rejected(path, line, reason, parsed.id)
             yield parsed
+
+    def _check_owner(self) -> None:
+        if self._owner.get("thread", threading.get_ident()) != threading.get_ident():
+            raise GvendiError(
+                f"this UnitReader is called in thread {threading.current_thread().name!r} and belongs to another one, "
+                "which reads from its file; give each thread a UnitReader of its own, or close it there first"
+            )
 
     def _check(self, unit: Unit, digest: int) -> None:
         read = shown(digest) if self._groups is None else self._groups.digest(unit.line - 1, unit.rows)
@@ -210,7 +230,7 @@ class UnitReader:
         if ahead and (streamed or self._unit_end == unit.first_row):
             self._turn += 1
         else:
-            self.close()
+            self._close()
             _check_unchanged(source)
             self._file = unit.file
             self._records = _open_records(source, unit, self.manifest)

@@ -20,7 +20,25 @@ MAX_GROUP = 256
 UNIT_TOLERANCE = 1e-3
 
 
+def check_tensor(name: str, x: object) -> None:
+    """GvendiError unless x is an ordinary tensor: kernels read its memory by its strides, and nothing else of it."""
+    if not isinstance(x, torch.Tensor):
+        raise GvendiError(f"{name} must be a torch.Tensor, got {type(x).__name__}; call torch.as_tensor")
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        raise GvendiError(f"{name} must be a dense tensor, got a {kind} one; call .to_dense() or pad it")
+    if x.is_neg() or x.is_conj():
+        call = "resolve_neg" if x.is_neg() else "resolve_conj"
+        raise GvendiError(
+            f"{name} is a {'negative' if x.is_neg() else 'conjugate'} view, whose memory holds other numbers; "
+            f"call .{call}()"
+        )
+    if x.is_meta:
+        raise GvendiError(f"{name} is on the device 'meta', where tensors have no numbers; give one that has")
+
+
 def check_groups(rows: torch.Tensor, boundaries: torch.Tensor) -> None:
+    check_tensor("boundaries", boundaries)
     ok = boundaries.dtype == torch.int64 and boundaries.dim() == 1 and len(boundaries) > 0
     if not ok or boundaries.device.type != "cpu" or not boundaries.is_contiguous():
         raise GvendiError(
@@ -52,9 +70,7 @@ def check_norms(rows: torch.Tensor, numbers: Sequence[int] | np.ndarray) -> None
 
 
 def check_rows(name: str, x: torch.Tensor, width: int) -> None:
-    # Kernels read memory, in which a negative view has the other sign.
-    if x.is_neg():
-        raise GvendiError(f"{name} is a negative view; call .resolve_neg()")
+    check_tensor(name, x)
     if x.dim() != 2 or x.shape[1] != width:
         raise GvendiError(f"{name} must have shape [rows, {width}], got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -65,6 +81,7 @@ def check_rows(name: str, x: torch.Tensor, width: int) -> None:
 
 def check_centroids(centroids: torch.Tensor) -> None:
     """GvendiError unless centroids are float32 [C, K] of length 1."""
+    check_tensor("centroids", centroids)
     ok = centroids.dim() == 2 and centroids.dtype == torch.float32 and centroids.is_contiguous()
     if not ok or 0 in centroids.shape:
         raise GvendiError(
@@ -80,6 +97,7 @@ def check_centroids(centroids: torch.Tensor) -> None:
 
 
 def check_ids(name: str, ids: torch.Tensor, rows: int, width: int) -> None:
+    check_tensor(name, ids)
     if ids.dtype != torch.int64 or ids.dim() != 1 or ids.shape[0] != rows or not ids.is_contiguous():
         raise GvendiError(f"{name} must be contiguous int64 [{rows}], got {ids.dtype} {tuple(ids.shape)}")
     if rows and ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < width:
@@ -87,9 +105,11 @@ def check_ids(name: str, ids: torch.Tensor, rows: int, width: int) -> None:
 
 
 def check_out(out: torch.Tensor, segments: torch.Tensor) -> None:
+    check_tensor("out", out)
+    check_tensor("segments", segments)
     if out.dim() != 2 or out.dtype != torch.float32 or not out.is_contiguous():
         raise GvendiError(f"out must be contiguous float32 [B, K], got {out.dtype} {tuple(out.shape)}")
-    if out.shape[0] != segments.shape[0]:
+    if segments.dim() and out.shape[0] != segments.shape[0]:
         raise GvendiError(
             f"out has {out.shape[0]} rows, segments has {segments.shape[0]}; wanted one of each per sample"
         )
@@ -115,6 +135,7 @@ def check_segments(segments: torch.Tensor, rows: int) -> None:
 def check_basis(rows: torch.Tensor, eigenvalues: torch.Tensor, vectors: torch.Tensor) -> None:
     width = rows.shape[1]
     for name, x, shape in (("eigenvalues", eigenvalues, (width,)), ("vectors", vectors, (width, width))):
+        check_tensor(name, x)
         if x.dtype != torch.float64 or x.shape != shape:
             raise GvendiError(f"{name} must be float64 {list(shape)}, got {x.dtype} {list(x.shape)}")
     if not (float(eigenvalues.min()) >= 0 and 0 < float(eigenvalues.max()) < float("inf")):

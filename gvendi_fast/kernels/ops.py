@@ -25,6 +25,7 @@ from gvendi_fast.kernels.checks import (
     check_out,
     check_rows,
     check_segments,
+    check_tensor,
 )
 from gvendi_fast.kernels.signs import MAX_IDS
 from gvendi_fast.kernels.sketch_matrix import Table
@@ -59,8 +60,8 @@ def linear_sketch(
         already folded, as `softmax_fold` returns it (float32 [T, K]).
     segments: int64 [B, 2], each sample's (begin, end) rows.
     """
-    dim = out.shape[1]
     check_out(out, segments)
+    dim = out.shape[1]
     check_rows("a", a, dim if a_table is None else a_table.width)
     if a_table is None and a.dtype != torch.float32:
         raise GvendiError(f"a must be float32 when a_table is None (it is H S a then), got {a.dtype}")
@@ -158,9 +159,11 @@ def dense_sketch(
     out: float32 [B, K], K a multiple of 64.
     """
     check_out(out, segments)
-    check_rows("e", e, e.shape[-1])
+    check_tensor("a", a)
+    check_tensor("e", e)
+    check_rows("e", e, e.shape[-1] if e.dim() else 0)
     if a.is_floating_point():
-        check_rows("a", a, a.shape[-1])
+        check_rows("a", a, a.shape[-1] if a.dim() else 0)
         if a.shape[0] != e.shape[0]:
             raise GvendiError(f"a has {a.shape[0]} rows, e has {e.shape[0]}; they must be equal")
     else:
@@ -190,8 +193,11 @@ def softmax_fold(
     table: of width V; None: nothing is folded, and None is returned in place of S_V e.
     softcap, scale: the model's logits are l = scale * x, then softcap * tanh(l / softcap) if softcap is given.
     """
-    width = logits.shape[-1] if table is None else table.width
+    check_tensor("logits", logits)
+    width = table.width if table is not None else logits.shape[-1] if logits.dim() else 0
     check_rows("logits", logits, width)
+    if len(logits) > 1 and logits.stride(0) < width:
+        raise GvendiError("rows of logits share memory, and each is overwritten; call .contiguous()")
     check_ids("labels", labels, logits.shape[0], width)
     loss = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     folded = None
@@ -209,7 +215,7 @@ def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
     Products are float32, and the sum of each block of rows is added to out in float64 (docs/score.md).
     """
-    check_rows("rows", rows, out.shape[1])
+    check_tensor("out", out)
     if (
         out.dtype != torch.float64
         or out.dim() != 2
@@ -219,6 +225,7 @@ def covariance(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         raise GvendiError(
             f"out must be a contiguous square float64 matrix, got {out.dtype} {tuple(out.shape)}"
         )
+    check_rows("rows", rows, out.shape[1])
     resolve("covariance", rows, out).covariance(rows, out)
     return out
 
@@ -232,6 +239,7 @@ def entropy(rows: torch.Tensor, boundaries: torch.Tensor, q: float = 1.0) -> tor
     it is the group's G-Vendi. At q < 1 eigenvalues below 2^-22 do not count: they may be rounding.
     Raises GvendiError for a group without rows or with too many, and for a row without a direction.
     """
+    check_tensor("rows", rows)
     check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
     check_groups(rows, boundaries)
     if not q > 0:
@@ -254,6 +262,7 @@ def gain(
     adds less than 1e-5 of the rows' spread; the rest is float64. Source: docs/score.md.
     Raises GvendiError for a row whose length is not 1.
     """
+    check_tensor("rows", rows)
     check_rows("rows", rows, rows.shape[-1] if rows.dim() else 0)
     check_basis(rows, eigenvalues, vectors)
     if sign not in (1, -1):

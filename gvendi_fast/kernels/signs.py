@@ -18,6 +18,8 @@ import hashlib
 
 import numpy as np
 
+from gvendi_fast.base.errors import GvendiError
+
 # Coordinates of one column that one Philox call covers.
 COORDINATES = 128
 # Ids of an embedding below this keep the number of its coordinates within 63 bits.
@@ -38,7 +40,9 @@ def sign_key(seed: int, parameter: str) -> tuple[int, int]:
 
 
 def philox4x32_10(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Random words of counters: integers [..., 4] below 2^32 -> uint32 [..., 4]."""
+    """Random words of counters: integers [..., 4] below 2^32 -> uint32 [..., 4]. GvendiError for another last axis."""
+    if counter.shape[-1:] != (4,):
+        raise GvendiError(f"counter must have shape [..., 4], got {list(counter.shape)}")
     x = [np.asarray(counter[..., i], dtype=np.uint64) for i in range(4)]
     for step in range(10):
         first, second = x[0] * np.uint64(_MULTIPLIERS[0]), x[2] * np.uint64(_MULTIPLIERS[1])
@@ -53,11 +57,20 @@ def philox4x32_10(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def signs(key: tuple[int, int], begin: int, end: int, dim: int) -> np.ndarray:
-    """Rows begin..end-1 of Pi: int8 [end - begin, dim] of +1 and -1."""
+    """Rows begin..end-1 of Pi: int8 [end - begin, dim] of +1 and -1; none where begin == end.
+
+    Raises GvendiError unless 0 <= begin <= end < 2^63 and dim >= 0.
+    """
+    if not 0 <= begin <= end < 1 << 63 or dim < 0:
+        raise GvendiError(
+            f"signs: rows {begin} to {end} of {dim} columns; wanted 0 <= begin <= end < 2^63, dim >= 0"
+        )
     first, last = begin // COORDINATES, -(-end // COORDINATES)
     block, column = np.meshgrid(np.arange(first, last, dtype=np.uint64), np.arange(dim), indexing="ij")
     counter = np.stack([block & np.uint64(_WORD), block >> np.uint64(32), column, 0 * column], axis=-1)
     words = philox4x32_10(counter, key).astype("<u4")
     bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
-    rows = bits.transpose(0, 2, 1).reshape(-1, dim)[begin - first * COORDINATES : end - first * COORDINATES]
+    rows = bits.transpose(0, 2, 1).reshape(len(bits) * COORDINATES, dim)[
+        begin - first * COORDINATES : end - first * COORDINATES
+    ]
     return 1 - 2 * rows.astype(np.int8)

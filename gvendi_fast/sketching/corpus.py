@@ -148,7 +148,7 @@ def sketch_corpus(
         progress.note(note)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     limit = _longest(proxy, settings.max_tokens)
-    encoder = Encoder(proxy.tokenizer, limit, settings.mask)
+    encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
         settings = replace(settings, spec=replace(settings.spec, dim=dim))

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -36,3 +37,13 @@ def test_a_pipe_gets_lines_and_silence_has_the_same_methods():
     assert said[2].startswith("10/10 rows, ")
     assert said[2].endswith(", 1 rejected")
     assert len(said) == 3
+
+
+def test_threads_that_report_together_lose_no_row():
+    stream = io.StringIO()
+    lines = Lines(stream)
+    lines.start(4000, 0)
+    with ThreadPoolExecutor(4) as pool:
+        for result in [pool.submit(lines.advance, 1, 2, 1) for _ in range(4000)]:
+            result.result(60)
+    assert (lines.counts.rows, lines.counts.tokens, lines.counts.rejected) == (4000, 8000, 4000)

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -370,3 +371,25 @@ def test_importing_the_corpus_needs_no_heavy_library():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"transformers", "pyarrow", "tokenizers", "jinja2"} & set(loaded)
+
+
+def test_a_reader_belongs_to_one_thread_until_it_is_closed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(6)))
+    manifest = index_corpus([path], Fields(), rows_per_unit=3)
+    first, second = manifest.units
+    reader = UnitReader(manifest)
+    rows = reader.read(first)
+    texts = [next(rows).text]
+    with ThreadPoolExecutor(1) as pool:
+        for use in (lambda: list(reader.read(second)), reader.close):
+            with pytest.raises(GvendiError, match="belongs to another one"):
+                pool.submit(use).result(60)
+        texts += [row.text for row in rows]
+        assert texts == ["row 0", "row 1", "row 2"]
+        reader.close()
+        assert [row.text for row in pool.submit(lambda: list(reader.read(second))).result(60)] == [
+            "row 3",
+            "row 4",
+            "row 5",
+        ]

@@ -10,6 +10,7 @@ import torch
 from places import PACKAGE
 from safetensors.torch import load_file, save_file
 
+from gvendi_fast.analysis.scoring import score
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.proxy.load import load_proxy
 
@@ -79,6 +80,17 @@ def shards(index):
     return change
 
 
+def twice(folder):
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for factor, name in enumerate(names, 1):
+        save_file({key: x * factor for key, x in tensors.items()}, folder / name, metadata={"format": "pt"})
+    places = {key: names[n % 2] for n, key in enumerate(sorted(tensors))}
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def adapter(folder):
     (folder / WEIGHTS).rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("{}")
@@ -114,6 +126,13 @@ BROKEN = {
     "weights cut in the header": cut(5000),
     "weights cut at the end": cut(-100),
     "length of the header flipped": flip(4),
+    "weights twice": twice,
+    "quantized by a word": config(quantization_config="x"),
+    "quantized by a number": config(quantization_config=5),
+    "quantized by a list": config(quantization_config=[]),
+    "quantized by nothing known": config(quantization_config={"quant_method": "nonsense"}),
+    "quantized without a method": config(quantization_config={}),
+    "quantized as a number": config(quantization_config={"quant_method": 5}),
     "NaN": entry(float("nan")),
     "infinity": entry(float("-inf")),
     "code in a pickle": pickled,
@@ -159,3 +178,17 @@ def test_threads_load_at_once_and_get_what_one_alone_gets():
         assert all(torch.equal(x, proxy.model.state_dict()[name]) for name, x in wanted[dtype].items())
     assert torch.get_default_dtype() is default
     assert len({id(proxy.model) for _, proxy in found}) == 12
+
+
+def test_a_token_beyond_the_embedding_refuses_its_row_and_not_the_run(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 99999, "content": "<far>"})
+    path.write_text(json.dumps(content))
+    rows = [{"prompt": "a", "completion": f"b {word}"} for word in ("c", "<far>", "d", "e", "f")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score(tmp_path / "data.jsonl", proxy=load_proxy(folder, dtype="float32"))
+    assert (result.n, result.rejected) == (4, 1)
+    assert "beyond the model's embedding of" in next(iter(result.rejected_by_reason))

@@ -108,6 +108,8 @@ class Encoder:
     max_tokens: the longest sequence, None for no limit; a longer one loses tokens before the first supervised one, from
         the left (a leading BOS stays, and at least one token of context), never a supervised one.
     mask: "completion" or "released", see the module.
+    vocabulary: tokens that the model's embedding has, None where not known; a row with another one is rejected (the
+        tokenizer of Gemma 3 has an image token beyond the embedding of its text models).
 
     Threads may share an encoder, and use its tokenizer for themselves meanwhile: what they set there (truncation,
     padding, tokens added later) does not reach it.
@@ -115,7 +117,13 @@ class Encoder:
     Raises GvendiError for a tokenizer that is not a fast one, an unknown mask, a limit below 2.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int | None = None, mask: str = "completion") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_tokens: int | None = None,
+        mask: str = "completion",
+        vocabulary: int | None = None,
+    ) -> None:
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise GvendiError(
@@ -129,7 +137,7 @@ class Encoder:
                 f"max_tokens is {max_tokens}; wanted at least 2, one to predict and one before it"
             )
         self.tokenizer, self.max_tokens, self.mask = tokenizer, max_tokens, mask
-        self._backend = _own_backend(tokenizer)
+        self.vocabulary, self._backend = vocabulary, _own_backend(tokenizer)
         self._lead, self._trail = self._habit()
         self._chat: ChatTemplate | None = None
         if tokenizer.chat_template:
@@ -293,6 +301,10 @@ class Encoder:
             cut = len(ids) - (self.max_tokens - bos)
             ids = np.concatenate([ids[:bos], ids[cut:]])
             mask = np.concatenate([mask[:bos], mask[cut:]])
+        if self.vocabulary is not None and ids.max() >= self.vocabulary:
+            return Reason(
+                f"token {ids.max()} of the tokenizer is beyond the model's embedding of {self.vocabulary} tokens"
+            )
         labels = np.where(mask, ids, np.int32(IGNORED))
         labels[0] = IGNORED
         return ids, labels

@@ -6,6 +6,7 @@ weights do: the commit of a hub snapshot, otherwise a digest of the files that s
 
 import errno
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -71,6 +72,11 @@ class Proxy:
     attention_reason: str = ""
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the embedding has."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
     def identity(self) -> str:
         """What a fingerprint stores: files alone where their digest is known, else hub name and commit."""
         return self.revision if self.revision.startswith("sha256:") else f"{self.name}@{self.revision}"
@@ -115,6 +121,7 @@ def load_proxy(
             )
         _check_folder(local, text)
         folder, version = local, folder_digest(local)
+    _check_content(folder, text)
     with _loading, _quiet_transformers():
         tokenizer = _load_tokenizer(folder, text, trust_remote_code)
         config = _load_config(folder, text, trust_remote_code)
@@ -249,6 +256,47 @@ def _check_folder(folder: Path, name: str) -> None:
             f"The proxy {name!r} cannot be loaded: {folder} lacks {' and '.join(missing)}; {remedy}, or use "
             "`--proxy tiny`"
         )
+
+
+def _check_content(folder: Path, name: str) -> None:
+    """What transformers would pass over, or word as something else: odd quantization, weights that are there twice."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, RecursionError):
+        # transformers says what is wrong with it.
+        config = None
+    quantized = config.get("quantization_config") if isinstance(config, dict) else None
+    if quantized is not None:
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        if not isinstance(method, str) or not (method in KNOWN or method == "bitsandbytes"):
+            raise GvendiError(
+                f"The config of the proxy {name!r} cannot be used: its quantization_config in {folder / 'config.json'} "
+                f"is {str(quantized)[:80]!r}, which is no known method; take the model that was quantized, or use "
+                "`--proxy tiny`"
+            )
+    where: dict[str, str] = {}
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    for shard in shards if not (folder / "model.safetensors").exists() else ():
+        for tensor in _tensors_of(shard):
+            if tensor in where:
+                raise GvendiError(
+                    f"The weights of the proxy {name!r} cannot be used: {tensor} is in {where[tensor]} and in "
+                    f"{shard.name} of {folder}; download or save the model again, or use `--proxy tiny`"
+                )
+            where[tensor] = shard.name
+
+
+def _tensors_of(path: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError:
+        # transformers says what is wrong with it.
+        return []
 
 
 def _matches_any(names: list[str], pattern: str) -> bool:

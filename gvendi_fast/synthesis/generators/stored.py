@@ -33,6 +33,7 @@ class Generator(Protocol):
 class StoredGenerator(ABC):
     """A generator in front of a request store. To be used from one event loop, as an async context manager.
 
+    `generate` in another loop, of another thread say, raises GvendiError while the first one is open.
     Equal requests that are under way together are sent once. What is under way at the end of the block is waited for
     and kept; if the block is cancelled, it is given up. prices: (prompt, completion) per million tokens.
     """
@@ -46,9 +47,12 @@ class StoredGenerator(ABC):
             )
         self.model, self.store, self.prices = model, store, prices
         self._under_way: dict[str, asyncio.Task] = {}
+        # {"loop": the one it is used from}; `setdefault` of a dict is one step.
+        self._loop: dict[str, asyncio.AbstractEventLoop] = {}
 
     async def generate(self, request: Request) -> Answer:
         """The answer to a request; cancelling the wait for it does not cancel the request itself."""
+        self._check_loop()
         request = self._complete(request)
         key = request.key(self.model)
         task = self._under_way.get(key)
@@ -57,6 +61,17 @@ class StoredGenerator(ABC):
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._over(key, done))
         return await asyncio.shield(task)
+
+    def _check_loop(self) -> None:
+        here = asyncio.get_running_loop()
+        if self._loop.setdefault("loop", here) is here:
+            return
+        if not self._loop["loop"].is_closed():
+            raise GvendiError(
+                f"this {type(self).__name__} is used from another event loop (of another thread?), and its limits and "
+                "requests under way belong to that one; give each loop a generator of its own over one store"
+            )
+        self._loop["loop"] = here
 
     async def aclose(self) -> None:
         """Send nothing more, wait for what is under way and free what the generator holds. The store stays open."""

@@ -32,7 +32,7 @@ class CandidateSketcher:
         self, proxy: Proxy, sketcher: GradientSketcher, max_tokens: int, mask: str, batch_tokens: int
     ) -> None:
         self.sketcher, self.batch_tokens = sketcher, batch_tokens
-        self._encoder = Encoder(proxy.tokenizer, max_tokens, mask)
+        self._encoder = Encoder(proxy.tokenizer, max_tokens, mask, proxy.vocabulary)
         pad = proxy.tokenizer.pad_token_id
         self._pad = 0 if pad is None else pad
 
