@@ -140,7 +140,6 @@ def test_no_other_text_is_taken_for_the_key():
     "key",
     [
         "sk-a.*+?[](){}^$|\\x",
-        "\\u0041\\u0042",
         "%41%42%43%44%45",
         "&amp;&amp;&amp;",
         "............",
