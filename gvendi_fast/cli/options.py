@@ -202,8 +202,8 @@ Layers = Annotated[
         "--layers",
         metavar="PRESET",
         help="Which kinds of layers are sketched: all (the default), no-embedding, no-head, no-embedding-or-head, "
-        "no-norm, attention, mlp, first-half or last-half (of the blocks). Of a run directory that keeps sketches by "
-        "group, which are added up.",
+        "no-norm, attention, mlp, first-half or last-half (of the blocks). Of a run directory: only if it was "
+        "sketched so or with --sketch-groups.",
     ),
 ]
 SketchGroups = Annotated[

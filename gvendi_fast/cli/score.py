@@ -198,9 +198,9 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
     )
     for sentence in result.limits:
         say(out, f"  limited by {sentence}", 4)
-    reasons = "; ".join(
-        f"{reason}: {count:,}" for reason, count in list(result.rejected_by_reason.items())[:5]
-    )
+    counts = [f"{reason}: {count:,}" for reason, count in result.rejected_by_reason.items()]
+    others = [f"and {len(counts) - 5:,} more reasons"] if len(counts) > 6 else counts[5:]
+    reasons = "; ".join(counts[:5] + others)
     proxy = result.spec["proxy"]["name"]
     lines = {
         "the interval": f"is for another {result.n:,} row{'s' * (result.n != 1)} of the same source",
