@@ -43,6 +43,13 @@ _WHY = {
     errno.ENODEV: ("its device is gone", "mount it again"),
     errno.ENXIO: ("its device is gone", "mount it again"),
     errno.ENOTCONN: ("its mount is gone", "mount it again"),
+    errno.ECONNRESET: ("the other side broke off the connection", "try again"),
+    errno.ECONNABORTED: ("the connection broke off", "try again"),
+    errno.ECONNREFUSED: ("nothing answers there", "check the address, and that its server runs"),
+    errno.ETIMEDOUT: ("there was no answer in time", "check the network or the mount, and try again"),
+    errno.EHOSTUNREACH: ("the host cannot be reached", "check the network"),
+    errno.ENETUNREACH: ("the network cannot be reached", "check the network"),
+    errno.EINTR: ("a signal interrupted it", "try again"),
     errno.EPIPE: ("whoever read it has closed it", "keep the reader open"),
     errno.EBADF: ("it is closed", "open it, or redirect it to a file"),
     errno.EINVAL: ("the file system does not take this", "name another path"),
@@ -63,7 +70,10 @@ def sentence(error: OSError) -> str:
     if not paths:
         if error.errno == errno.ENOENT and _folder_is_gone():
             return "the current folder does not exist any more; change to one that does"
-        return "the operating system refused: " + (f"{said}; {remedy}" if remedy else said)
+        # A closed pipe is one of Python's connection errors too, and no network's.
+        is_remote = isinstance(error, ConnectionError | TimeoutError) and error.errno != errno.EPIPE
+        what = "a connection failed" if is_remote else "the operating system refused"
+        return f"{what}: {said}" + (f"; {remedy}" if remedy else "")
     what = f"'{paths[0]}'" + (f" (to '{paths[1]}')" if len(paths) > 1 else "")
     return f"{what} cannot be used: {said}" + (f"; {remedy}" if remedy else "")
 

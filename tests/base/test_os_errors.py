@@ -118,3 +118,25 @@ def test_a_current_folder_that_is_gone_is_said(tmp_path):
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "error: the current folder does not exist any more; change to one that does\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ConnectionResetError(errno.ECONNRESET, "x"),
+            "a connection failed: the other side broke off the connection",
+        ),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "x"),
+            "a connection failed: nothing answers there; check the",
+        ),
+        (TimeoutError(errno.ETIMEDOUT, "x"), "a connection failed: there was no answer in time"),
+        (OSError(errno.ENETUNREACH, "x"), "the operating system refused: the network cannot be reached"),
+        (BrokenPipeError(errno.EPIPE, "x"), "the operating system refused: whoever read it has closed it"),
+        (OSError(errno.EIO, "x"), "the operating system refused: the disk or the mount failed"),
+        (OSError(errno.EOWNERDEAD, "the owner died"), "the operating system refused: the owner died"),
+    ],
+)
+def test_an_error_without_a_path_says_what_failed(error, words):
+    assert sentence(error).startswith(words)

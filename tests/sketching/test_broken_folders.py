@@ -192,3 +192,8 @@ def test_a_token_beyond_the_embedding_refuses_its_row_and_not_the_run(tmp_path):
     result = score(tmp_path / "data.jsonl", proxy=load_proxy(folder, dtype="float32"))
     assert (result.n, result.rejected) == (4, 1)
     assert "beyond the model's embedding of" in next(iter(result.rejected_by_reason))
+
+
+def test_loading_shows_no_bars_where_there_is_no_terminal(capfd):
+    load_proxy(TINY, dtype="float32")
+    assert capfd.readouterr() == ("", "")
