@@ -11,6 +11,7 @@ import io
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _FOREIGN_AGE_S = 24 * 3600
 TENSORS_VERSION = "1"
+SPECIAL = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 # A file system without hard links reports one of these.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
@@ -43,6 +50,26 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what a folder of results holds, sorted; none where there is no folder.
+
+    Raises GvendiError where one is a FIFO, a socket or a device, which would have whoever opens it wait for ever.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for entry in found:
+        # Links to nothing are missing files. Without links the listing itself says what an entry is.
+        if not (entry.is_file() or entry.is_dir()) and exists(Path(entry.path)):
+            what = SPECIAL.get(stat.S_IFMT(entry.stat().st_mode), "of an unknown kind")
+            raise GvendiError(
+                f"'{entry.path}' is {what}, not a file; remove it, and restore the file if there was one"
+            )
+    return [entry.name for entry in found]
 
 
 @contextmanager

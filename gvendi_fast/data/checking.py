@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists, stale
+from gvendi_fast.base.files import exists, names_in, stale
 from gvendi_fast.data.originals import verify_corpus
 from gvendi_fast.data.parts import COLUMNS, OPTIONAL, DamagedPartError, read_part
 from gvendi_fast.data.run_directory import RunDirectory
@@ -80,6 +80,7 @@ def check_run(
     moved. Raises GvendiError where `path` is no run directory.
     """
     root, seen = Path(path), Checked()
+    names_in(root)
     if not exists(root / "spec.json") and not exists(root / "parts"):
         why = "it has neither spec.json nor parts" if exists(root) else "it does not exist"
         raise GvendiError(

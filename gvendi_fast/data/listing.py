@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import SPECIAL
 from gvendi_fast.data.rows import lone_surrogate
 
 SUFFIXES = {
@@ -27,13 +28,7 @@ SUFFIXES = {
     ".ndjson.zst": "jsonl.zst",
     ".parquet": "parquet",
 }
-_SPECIAL = {
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
+_SPECIAL = {**SPECIAL, stat.S_IFDIR: "a folder"}
 # What a folder of this package's own holds, and how it is called. Their files are results, not data.
 _RESULTS = {
     frozenset({"spec.json", "parts"}): "a run directory",

@@ -31,7 +31,7 @@ import numpy as np
 
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passing, remove_stale
+from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passing, names_in, remove_stale
 from gvendi_fast.data.parts import (
     COLUMNS,
     OPTIONAL,
@@ -90,6 +90,7 @@ class RunDirectory:
                     "manifest has no integer 'units_total'; wanted Manifest.to_dict() of the corpus"
                 )
         _check_free(root)
+        names_in(root)
         try:
             (root / "parts").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -129,6 +130,7 @@ class RunDirectory:
     def _recorded(cls, path: str | os.PathLike) -> RunDirectory:
         """The directory by spec.json and units.json alone."""
         root = Path(path)
+        names_in(root)
         if not exists(root / "spec.json"):
             what = "has no spec.json" if exists(root) else "does not exist"
             raise GvendiError(
@@ -185,7 +187,7 @@ class RunDirectory:
 
     def _listed(self) -> tuple[list[int], list[Path]]:
         units, strangers = [], []
-        for name in sorted(os.listdir(self.parts)) if exists(self.parts) else []:
+        for name in names_in(self.parts):
             match = _FILE.match(name)
             if match is None:
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists, stale
+from gvendi_fast.base.files import exists, names_in, stale
 from gvendi_fast.data.checking import DAMAGED, LEFT, Checked, check_run
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
@@ -40,6 +40,7 @@ def check_directory(
     A synthesis that grows from another run directory has no sketches of seeds in its own; check that one by its name.
     """
     root = Path(path)
+    names_in(root)
     if not holds_run(root):
         return check_run(root, with_corpus, corpus)
     pool = root / POOL

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists
+from gvendi_fast.base.files import exists, names_in
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.synthesis.disk.digests import CLUSTERS, EVENTS, FILES, FINGERPRINT
 from gvendi_fast.synthesis.generators.request_store import RequestStore
@@ -28,6 +28,7 @@ def open_run(folder: Path) -> Iterator[RequestStore]:
     without requests, folders that are empty, a seed pool of which nothing is sketched. Raises GvendiError where another
     process has it, OSError where the folder cannot be made.
     """
+    names_in(folder)
     if not exists(folder / FINGERPRINT) and not exists(folder / EVENTS):
         # A run that is killed early leaves none of these without its fingerprint: they are someone's, or another run's.
         for name in (*FILES, CLUSTERS, "spec.json"):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import names_in
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
@@ -44,6 +45,7 @@ class RunRecord:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
+        names_in(self.path)
         for name in (FINGERPRINT, CONFIG):
             if not (self.path / name).is_file():
                 raise GvendiError(
