@@ -153,10 +153,17 @@ def temporary_run() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class NoRowError(GvendiError):
+    """All rows of a run directory were rejected."""
+
+
 def _kept(run: Path, error: BaseException) -> str | None:
     if not has_unit(run):
         none = "no work unit was finished, so nothing is kept; with --out DIR a run can be resumed"
         return None if isinstance(error, GvendiError) else none
+    # Nothing is there to score, and the same rows would be rejected again.
+    if isinstance(error, NoRowError):
+        return f"'{run / 'rejected.jsonl'}' lists them"
     return (
         f"the sketches so far are kept in '{run}': 'gvendi score {run}' scores them, the same command with "
         f"--out {run} goes on"
@@ -222,7 +229,7 @@ def score_run(
     rejected = reasons.total()
     if read.own.n == 0:
         counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
-        raise GvendiError(
+        raise NoRowError(
             f"no row of '{run.path}' could be scored, {rejected} were rejected: {counts or 'none'}"
         )
     sample = read.sample(run, mean)
