@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -174,7 +175,7 @@ def quick(monkeypatch, run):
         return made
 
     # What is kept goes with the test.
-    monkeypatch.setattr(scoring.tempfile, "tempdir", str(run.path.parent))
+    monkeypatch.setattr(tempfile, "tempdir", str(run.path.parent))
     monkeypatch.setattr(scoring, "sketch_corpus", sketch)
     monkeypatch.setattr(scoring, "load_proxy", lambda name: name)
     monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self: "tiny")
