@@ -47,7 +47,7 @@ ENDINGS = [
     (raiser(OSError(errno.ENOSPC, "No space", "/a\x1b[1m")), 1, "error: '/a\\x1b[1m' cannot be used: its disk is full"),
     (raiser(OSError(errno.EMFILE, "Too many")), 1, "error: the operating system refused: this process has too many"),
     (raiser(BrokenPipeError(errno.EPIPE, "Broken pipe", "standard output")), 141, "error: 'standard output' cannot be"),
-    (raiser(ConnectionResetError(errno.ECONNRESET, "Connection reset")), 1, "error: a connection failed: the other side"),
+    (raiser(ConnectionResetError(errno.ECONNRESET, "Connection reset")), 1, "error: a connection failed: the other"),
     (raiser(MemoryError()), 1, "error: memory ran out; try smaller"),
     (recurse, 70, "internal error: something is nested too deeply (test_endings.py, line"),
     (lambda: 1 / 0, 70, "internal error: ZeroDivisionError: division by zero (test_endings.py, line"),

@@ -293,5 +293,5 @@ def test_refuses_a_result_on_another_device():
         lambda: ops.softmax_fold(x, ids.to("meta"), None),
     ]
     for call in calls:
-        with pytest.raises(GvendiError, match="all tensors must be on one device, got cpu, meta"):
+        with pytest.raises(GvendiError, match=r"(out|labels) is on the device 'meta'"):
             call()
