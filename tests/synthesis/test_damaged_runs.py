@@ -199,17 +199,17 @@ def test_an_event_of_an_earlier_version_that_was_edited_is_one_sentence(name, va
 @pytest.mark.parametrize("there", [b"", b"{", b"[]", b"3", b"{}", b"null", b"\xff", b"[" * 9999, b'{"a": 1}'])
 def test_an_edited_fingerprint_is_one_sentence(there, folder):
     (folder / "fingerprint.json").write_bytes(there)
-    with pytest.raises(GvendiError, match=r"fingerprint.json' is damaged|other settings"):
+    with pytest.raises(GvendiError, match=r"fingerprint.json' is (damaged|missing or not the one)|other settings"):
         open_again(folder)
 
 
 def test_a_fingerprint_of_another_run_is_noticed_though_the_settings_are_its(folder):
     other = {**SETTINGS, "batch_tokens": 7}
     (folder / "fingerprint.json").write_text(json.dumps(other))
-    with pytest.raises(GvendiError, match=r"not the one that the run in .* began with"):
+    with pytest.raises(GvendiError, match=r"not the one that the run began with"):
         Journal(folder, other, 99)
     (folder / "fingerprint.json").unlink()
-    with pytest.raises(GvendiError, match=r"not the one that the run in .* began with"):
+    with pytest.raises(GvendiError, match=r"not the one that the run began with"):
         Journal(folder, other, 99)
     # Its white space and order do not count.
     (folder / "fingerprint.json").write_text(json.dumps(dict(reversed(SETTINGS.items())), indent=7))

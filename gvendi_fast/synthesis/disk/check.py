@@ -20,8 +20,8 @@ from gvendi_fast.synthesis.disk.digests import (
     FILES,
     FINGERPRINT,
     SKETCHES,
+    check_named,
     digest_of_file,
-    digest_of_json,
     read_events,
     read_fingerprint,
     read_through,
@@ -75,11 +75,11 @@ def check_record(path: str | os.PathLike) -> list[str]:
         _, events, _ = read_events(folder)
     except GvendiError as error:
         return [*found, str(error), *_store(folder / REQUESTS)]
-    named = None if fingerprint is None else digest_of_json(fingerprint)
-    if named is not None and any(event.get("fingerprint", named) != named for event in events):
-        found.append(
-            f"'{folder / FINGERPRINT}' is not the one that the run began with; restore it from a copy"
-        )
+    if fingerprint is not None:
+        try:
+            check_named(folder / FINGERPRINT, fingerprint, events)
+        except GvendiError as error:
+            found.append(str(error))
     blocks = [event for event in events if event["event"] == "block"]
     for place, name in enumerate(FILES):
         _, wrong = read_through(folder / name, place, blocks)

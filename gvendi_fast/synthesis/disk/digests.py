@@ -135,6 +135,16 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_named(path: Path, fingerprint: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> None:
+    """GvendiError where the events of a run name another fingerprint than this one of the file `path`."""
+    named = digest_of_json(fingerprint)
+    if any(event["event"] == "start" and event.get("fingerprint", named) != named for event in events):
+        raise GvendiError(
+            f"'{path}' is missing or not the one that the run began with; restore it from a copy, or give another "
+            "directory as out"
+        )
+
+
 _MARK = b', "sum": "'
 _INTEGERS = ("block", "pool", "accepted", "joined", "decided")
 

@@ -32,6 +32,7 @@ from gvendi_fast.synthesis.disk.digests import (
     FINGERPRINT,
     REJECTED,
     SKETCHES,
+    check_named,
     digest_of_json,
     read_events,
     read_fingerprint,
@@ -57,10 +58,9 @@ class Journal:
         self.path = path
         remove_stale(path)
         fingerprint = json.loads(json.dumps(fingerprint))
-        _check_fingerprint(path / FINGERPRINT, fingerprint)
-        self._named = digest_of_json(fingerprint)
         raw, events, digest = read_events(path)
-        _check_named(path, events, self._named)
+        _keep_fingerprint(path / FINGERPRINT, fingerprint, events)
+        self._named = digest_of_json(fingerprint)
         size = raw.rfind(b"\n") + 1
         self.blocks = [event for event in events if event["event"] == "block"]
         if self.blocks and self.blocks[-1]["cut_short"] and self.blocks[-1]["pool"] < target:
@@ -186,28 +186,23 @@ class _Appended:
         self._stream.close()
 
 
-def _check_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> None:
-    if not path.exists():
-        with atomic_write(path) as stream:
-            stream.write(json.dumps(fingerprint, indent=1).encode() + b"\n")
-        return
-    found = read_fingerprint(path)
+def _keep_fingerprint(
+    path: Path, fingerprint: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the fingerprint where there is none; GvendiError where there is another one, or not the run's own."""
+    is_there = path.exists()
+    found = read_fingerprint(path) if is_there else fingerprint
+    # First, for an edited file is no run with other settings.
+    check_named(path, found, events)
     differing = differences(flat(found), flat(fingerprint))
     if differing:
         shown = "\n".join(f"  {key}: {there!r} there, {now!r} now" for key, there, now in differing[:8])
         raise GvendiError(
             f"'{path.parent}' holds a run with other settings; give them again, or another directory as out\n{shown}"
         )
-
-
-def _check_named(folder: Path, events: Sequence[Mapping[str, Any]], named: str) -> None:
-    """The file may have been edited, or removed and written anew."""
-    for event in events:
-        if event["event"] == "start" and event.get("fingerprint", named) != named:
-            raise GvendiError(
-                f"'{folder / FINGERPRINT}' is not the one that the run in '{folder}' began with; restore it from a "
-                "copy, or give another directory as out"
-            )
+    if not is_there:
+        with atomic_write(path) as stream:
+            stream.write(json.dumps(fingerprint, indent=1).encode() + b"\n")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from gvendi_fast.synthesis.disk.digests import (
     FINGERPRINT,
     REJECTED,
     SKETCHES,
+    check_named,
     digest_of_file,
     read_events,
     read_fingerprint,
@@ -151,8 +152,9 @@ class RunRecord:
 
     def _check(self) -> None:
         """The seeds must be those that the run grew from."""
-        sketches = read_fingerprint(self.path / FINGERPRINT).get("sketches")
-        if self.seed_run.sketch_spec != sketches:
+        fingerprint = read_fingerprint(self.path / FINGERPRINT)
+        check_named(self.path / FINGERPRINT, fingerprint, self.events)
+        if self.seed_run.sketch_spec != fingerprint.get("sketches"):
             raise GvendiError(
                 f"'{self.seed_run.path}' was sketched with other settings than the run '{self.path}' grew from; "
                 "restore the run directory that it grew from"
