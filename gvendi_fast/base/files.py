@@ -63,9 +63,15 @@ def names_in(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     for entry in found:
-        # Links to nothing are missing files. Without links the listing itself says what an entry is.
-        if not (entry.is_file() or entry.is_dir()) and exists(Path(entry.path)):
-            what = SPECIAL.get(stat.S_IFMT(entry.stat().st_mode), "of an unknown kind")
+        # Without links the listing itself says what an entry is.
+        if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            what = SPECIAL.get(stat.S_IFMT(entry.stat().st_mode))
+        # Links to nothing or in a circle, and what is gone by now: whoever opens it has the system's word.
+        except OSError:
+            continue
+        if what is not None:
             raise GvendiError(
                 f"'{entry.path}' is {what}, not a file; remove it, and restore the file if there was one"
             )

@@ -207,7 +207,10 @@ def parse_bytes(text: str) -> int:
     unit = text.strip()[len(number) :].strip().upper()
     if unit not in _UNITS or not number.replace(".", "", 1).isdecimal():
         raise GvendiError(f"--memory must be a size such as 512MB or 4GiB, got {text!r}")
-    return int(float(number) * _UNITS[unit])
+    size = float(number) * _UNITS[unit]
+    if size >= 1 << 63:
+        raise GvendiError(f"--memory must be a size that a machine can have, such as 4GiB, got {text[:40]!r}")
+    return int(size)
 
 
 def _check_out(out: Path, force: bool) -> Path:

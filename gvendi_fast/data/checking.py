@@ -89,14 +89,14 @@ def check_run(
     run = _recorded(root, seen)
     seen.units_total = run.units_total
     _check_parts(run, seen, is_recorded=not seen.findings)
-    for stranger in run.strangers():
-        seen.add(
-            stranger, FOREIGN, "it belongs to no work unit of the corpus and is never read; move it away"
-        )
     if not seen.findings and run.missing() is None:
         _check_rejected(run, seen)
         _check_score(run, seen)
-    for folder in filter(exists, (root, root / "parts")):
+    noted = {item.path for item in seen.findings}
+    for folder in (root, run.parts):
+        # What cannot be listed has been said.
+        if os.fspath(folder) in noted or not exists(folder):
+            continue
         with seen.noting(folder):
             for left in stale(folder):
                 seen.add(
@@ -152,6 +152,10 @@ def _check_parts(run: RunDirectory, seen: Checked, is_recorded: bool) -> None:
                 what = "it is not the one that the parts were made with; restore it"
                 lost = "it is missing; run the command that made it again"
                 seen.add(run.path / name, DAMAGED, what if is_there else lost)
+        for stranger in run.strangers():
+            seen.add(
+                stranger, FOREIGN, "it belongs to no work unit of the corpus and is never read; move it away"
+            )
 
 
 def _check_rejected(run: RunDirectory, seen: Checked) -> None:
@@ -169,6 +173,7 @@ def _check_score(run: RunDirectory, seen: Checked) -> None:
         found = read_json(path)
         wanted = {"n": seen.rows, "units_done": seen.parts, "units_total": seen.units_total}
         for name, value in wanted.items():
-            if found.get(name, value) != value:
-                shown = json.dumps(found[name], ensure_ascii=False)[:60]
+            if name not in found or found[name] != value:
+                shown = json.dumps(found[name], ensure_ascii=False)[:60] if name in found else "missing"
                 seen.add(path, DAMAGED, f"its {name} is {shown} and the run's {value}; score the run again")
+                return

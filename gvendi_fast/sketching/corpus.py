@@ -107,6 +107,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise GvendiError(f"{name} must be at least 1, got {value}")
+            # What a file can count; units.json takes no more.
+            if value is not None and value > 1 << 62:
+                raise GvendiError(f"{name} must be at most 2^62, got {value}; leave the setting out")
         share = self.max_rejected
         if share is not None and (share < 0 or (isinstance(share, float) and share >= 1)):
             raise GvendiError(

@@ -161,6 +161,31 @@ def test_sizes_of_memory():
             parse_bytes(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 19, "8388608TiB"])
+def test_sizes_beyond_any_machine(text):
+    with pytest.raises(GvendiError, match="--memory must be a size that a machine can have"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens", "max_row_bytes"]
+)
+def test_counts_beyond_any_file_are_refused_before_a_folder_is_made(name):
+    with pytest.raises(GvendiError, match=f"{name} must be at most 2.62, got {2**62 + 1}"):
+        Settings(**{name: 2**62 + 1})
+
+
+@pytest.mark.parametrize("name", ["unit_rows", "limit", "max_row_bytes"])
+def test_the_largest_counts_can_be_used(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x y", "completion": "z"}\n')
+    settings = Settings(spec=SketchSpec(dim=64), **{name: 2**62})
+    for _ in range(2):
+        run = sketch_corpus(
+            tmp_path / "a.jsonl", tmp_path / "run", load_proxy("tiny", dtype="float32"), settings
+        )
+        assert run.units_done == 1
+
+
 def test_center_prints_both_scores_and_takes_a_saved_mean(gvendi, corpus, tmp_path):
     from gvendi_fast.vendi.centered_pool import pool_mean
 

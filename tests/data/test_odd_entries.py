@@ -1,5 +1,6 @@
 """FIFOs, sockets and links among the files of results: named, and nobody waits for them."""
 
+import errno
 import os
 import shutil
 import socket
@@ -44,8 +45,36 @@ def test_nobody_waits_for_an_entry_of_a_run_directory(made, tmp_path, monkeypatc
         list(RunDirectory.load(tmp_path / "run").iterate())
     with pytest.raises(GvendiError, match=wanted):
         RunDirectory.open(tmp_path / "run", SPEC, MANIFEST).done()
-    with pytest.raises(GvendiError, match=wanted):
-        check_run(tmp_path / "run")
+    if name.startswith("parts"):
+        assert [wanted in finding.what for finding in check_run(tmp_path / "run").findings] == [True]
+    else:
+        with pytest.raises(GvendiError, match=wanted):
+            check_run(tmp_path / "run")
+
+
+def test_parts_that_cannot_be_listed_are_one_finding(made, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(made[False], tmp_path / "run")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("parts"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = check_run(tmp_path / "run").findings
+    assert [(item.kind, item.path) for item in found] == [("unreadable", str(tmp_path / "run" / "parts"))]
+
+
+@pytest.mark.parametrize("there", ["{}", '{"n": 8}', '{"n": 8, "units_done": 2, "units_total": 3}'])
+def test_a_score_that_lacks_what_it_is_of_is_found(made, tmp_path, there):  # noqa: F811
+    shutil.copytree(made[False], tmp_path / "run")
+    (tmp_path / "run" / "score.json").write_text('{"n": 8, "units_done": 2, "units_total": 2}')
+    assert check_run(tmp_path / "run").findings == []
+    (tmp_path / "run" / "score.json").write_text(there)
+    assert {item.path for item in check_run(tmp_path / "run").findings} == {
+        str(tmp_path / "run" / "score.json")
+    }
 
 
 @pytest.mark.parametrize("name", OF_SYNTHESIS)
