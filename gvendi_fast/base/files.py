@@ -78,6 +78,22 @@ def names_in(folder: Path) -> list[str]:
     return [entry.name for entry in found]
 
 
+def read_text(path: str | os.PathLike, most: int, what: str, wanted: str) -> str:
+    """The text of a small UTF-8 file, of which no more is read than `most` characters.
+
+    what: what a message calls it; wanted: what should be in it. Raises GvendiError for a longer file and for one that
+    is not UTF-8, and OSError, with the path, where the system does not let it be read.
+    """
+    try:
+        with named(path), open(path, encoding="utf-8") as stream:
+            text = stream.read(most + 1)
+    except UnicodeDecodeError as error:
+        raise GvendiError(f"{what} '{os.fspath(path)}' is not UTF-8: {error}") from error
+    if len(text) > most:
+        raise GvendiError(f"{what} '{os.fspath(path)}' has more than {most:,} characters; wanted {wanted}")
+    return text
+
+
 @contextmanager
 def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose bytes are at `path` after the block, and nowhere if the block raises or the process dies.

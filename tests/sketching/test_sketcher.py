@@ -193,3 +193,21 @@ def test_threads_that_sketch_one_model_take_turns(count):
         sys.setswitchinterval(interval)
     assert all(results)
     assert state_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        (None, "input_ids must be a torch.Tensor, got NoneType"),
+        ([[1, 2]], "input_ids must be a torch.Tensor, got list"),
+        (torch.zeros((0, 4), dtype=torch.int64), r"input_ids is empty, \(0, 4\)"),
+        (torch.zeros((2, 0), dtype=torch.int64), r"input_ids is empty, \(2, 0\)"),
+        (torch.zeros((2, 4), dtype=torch.int64, device="meta"), "input_ids is on the device 'meta'"),
+        (torch.zeros((2, 4), dtype=torch.int64).to_sparse(), "input_ids must be a dense tensor"),
+    ],
+)
+def test_what_is_no_batch_is_refused_by_name(ids, what):
+    sketcher = GradientSketcher(build("llama"))
+    labels = torch.zeros(ids.shape if isinstance(ids, torch.Tensor) else (1, 2), dtype=torch.int64)
+    with pytest.raises(GvendiError, match=what):
+        sketcher(ids, labels)

@@ -199,7 +199,9 @@ def test_an_event_of_an_earlier_version_that_was_edited_is_one_sentence(name, va
 @pytest.mark.parametrize("there", [b"", b"{", b"[]", b"3", b"{}", b"null", b"\xff", b"[" * 9999, b'{"a": 1}'])
 def test_an_edited_fingerprint_is_one_sentence(there, folder):
     (folder / "fingerprint.json").write_bytes(there)
-    with pytest.raises(GvendiError, match=r"fingerprint.json' is (damaged|missing or not the one)|other settings"):
+    with pytest.raises(
+        GvendiError, match=r"fingerprint.json' is (damaged|missing or not the one)|other settings"
+    ):
         open_again(folder)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.checks import check_tensor
 from gvendi_fast.sketching.proxy.encode import IGNORED
 
 
@@ -43,6 +44,18 @@ class Batch:
         """int64 [B, 2]: each sample's entries of `rows`."""
         ends = self.tokens.cumsum(0)
         return torch.stack([ends - self.tokens, ends], dim=1)
+
+
+def on_cpu(
+    input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+) -> list[torch.Tensor | None]:
+    """These tensors on the CPU, contiguous; GvendiError for what is no ordinary tensor."""
+    given = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+    for name, x in given.items():
+        if x is not None or name != "attention_mask":
+            check_tensor(name, x)
+    # A batch that is cut out of a wider one would be compiled anew for its stride.
+    return [None if x is None else x.cpu().contiguous() for x in given.values()]
 
 
 def prepare(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, vocabulary: int) -> Batch:
@@ -77,6 +90,8 @@ def _check(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, vocabula
     for name, x in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
         if x.dim() != 2 or x.shape != ids.shape:
             raise GvendiError(f"{name} must have shape [B, T] = {tuple(ids.shape)}, got {tuple(x.shape)}")
+        if x.numel() == 0:
+            raise GvendiError(f"{name} is empty, {tuple(x.shape)}; wanted at least one sample and one token")
         if name != "attention_mask" and x.dtype != torch.int64:
             raise GvendiError(f"{name} must be int64, got {x.dtype}; call .long()")
     for name, x in (("input_ids", ids), ("labels", labels[labels != IGNORED])):

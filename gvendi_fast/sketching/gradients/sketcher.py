@@ -22,7 +22,7 @@ from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.gradients.batch import Batch, prepare
+from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
     CompileError,
     compiled_blocks,
@@ -180,10 +180,7 @@ class GradientSketcher:
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
         embedding = self.model.get_input_embeddings().weight
         device = embedding.device
-        # A batch that is cut out of a wider one would be compiled anew for its stride.
-        ids, given, mask = (
-            None if x is None else x.cpu().contiguous() for x in (input_ids, labels, attention_mask)
-        )
+        ids, given, mask = on_cpu(input_ids, labels, attention_mask)
         batch = prepare(ids, given, mask, embedding.shape[0])
         samples = len(batch.ids)
         count = 1 if self.groups is None else 1 + len(self.groups.names)

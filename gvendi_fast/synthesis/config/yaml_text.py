@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from gvendi_fast.base import files
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.os_errors import named
 
 # A configuration has a hundred lines; these are far above one.
 LONGEST = 1 << 17
@@ -18,16 +18,7 @@ def read_text(path: str | os.PathLike) -> str:
 
     Raises OSError, with the path, where the system does not let it be read.
     """
-    try:
-        with named(path), open(path, encoding="utf-8") as stream:
-            text = stream.read(LONGEST + 1)
-    except UnicodeDecodeError as error:
-        raise GvendiError(f"the configuration '{path}' is not UTF-8: {error}") from error
-    if len(text) > LONGEST:
-        raise GvendiError(
-            f"the configuration '{path}' has more than {LONGEST:,} characters; wanted a page of settings"
-        )
-    return text
+    return files.read_text(path, LONGEST, "the configuration", "a page of settings")
 
 
 def parse(text: str, where: str) -> Any:

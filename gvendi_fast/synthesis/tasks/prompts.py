@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.os_errors import named
+from gvendi_fast.base.files import read_text
 
 # Characters of a template.
 LONGEST = 1 << 20
@@ -98,16 +98,7 @@ def _read(path: str | os.PathLike) -> str:
     # A number would be taken for an open file.
     if not isinstance(path, (str, os.PathLike)):
         raise GvendiError(f"a template is {path!r}; wanted the path of a file")
-    try:
-        with named(path), open(path, encoding="utf-8") as stream:
-            source = stream.read(LONGEST + 1)
-    except UnicodeDecodeError as error:
-        raise GvendiError(f"template '{os.fspath(path)}' is not UTF-8: {error}") from error
-    if len(source) > LONGEST:
-        raise GvendiError(
-            f"template '{os.fspath(path)}' has more than {LONGEST:,} characters; wanted a prompt, with rows as values"
-        )
-    return source
+    return read_text(path, LONGEST, "template", "a prompt, with rows as values")
 
 
 def _packaged(name: str) -> str:
