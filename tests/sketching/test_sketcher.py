@@ -207,7 +207,7 @@ def test_threads_that_sketch_one_model_take_turns(count):
     ],
 )
 def test_what_is_no_batch_is_refused_by_name(ids, what):
-    sketcher = GradientSketcher(build("llama"))
+    sketcher = GradientSketcher(build("llama_untied"))
     labels = torch.zeros(ids.shape if isinstance(ids, torch.Tensor) else (1, 2), dtype=torch.int64)
     with pytest.raises(GvendiError, match=what):
         sketcher(ids, labels)
