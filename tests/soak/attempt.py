@@ -161,10 +161,14 @@ class Attempt:
         self.read("score")
         return len(self.faults) == before
 
-    def same_run(self) -> None:
-        """The run directory holds what the reference holds, and nothing that a killed process left."""
+    def same_run(self, may_leave: bool = False) -> None:
+        """The run directory holds what the reference holds, and nothing that a killed process left.
+
+        may_leave: where the system has just refused a call, which may have been the removal of a temporary file.
+        """
         now = digests(self.work / "run")
-        self.no_temporary_files()
+        if not may_leave:
+            self.no_temporary_files()
         for name, digest in self.reference.files.items():
             if now.get(name) == digest:
                 continue
