@@ -18,6 +18,7 @@ from pathlib import Path
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
 from gvendi_fast.data.rows import lone_surrogate
+from gvendi_fast.data.run_files import lost_spec
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -38,6 +39,7 @@ _INSTEAD = {
     "a run directory": "name the data that it was made from",
     "the directory of a synthesis run": "name its accepted.jsonl and the files of its seeds",
 }
+_LOST = "a run directory that has lost its spec.json"
 _SKIP = "--skip-unreadable goes on without it"
 
 
@@ -256,6 +258,11 @@ class _Finder:
         while waiting:
             here = waiting.pop()
             entries = self._entries(here)
+            if any(entry.name == "parts" for entry in entries) and (lost := lost_spec(here)) is not None:
+                if is_named and here == folder:
+                    raise lost
+                self._pass_over(here, _LOST)
+                continue
             if (what := _result(entry.name for entry in entries)) is not None:
                 if is_named and here == folder:
                     raise GvendiError(f"corpus: '{here}' is {what}; {_INSTEAD[what]}")
@@ -296,6 +303,8 @@ class _Finder:
 
     def _is_result(self, path: str) -> bool:
         what = next((what for names, what in _RESULTS.items() if _holds(path, names)), None)
+        if what is None and lost_spec(path) is not None:
+            what = _LOST
         if what is not None:
             self._pass_over(path, what)
         return what is not None
