@@ -40,7 +40,7 @@ _INSTEAD = {
     "the directory of a synthesis run": "name its accepted.jsonl and the files of its seeds",
 }
 _LOST = "a run directory that has lost its spec.json"
-_SKIP = "--skip-unreadable goes on without it"
+SKIP = "--skip-unreadable goes on without it"
 
 
 class UnreadableFileError(GvendiError):
@@ -63,7 +63,9 @@ class Unreadable:
         """What `error` says of `path`; an operating system's error names its own path."""
         if isinstance(error, OSError):
             return cls(os.fspath(error.filename or path), error.strerror or str(error))
-        return cls(path, str(error))
+        # Of a line that begins with the path, and goes on without it already.
+        why = str(error).removeprefix(f"corpus: '{path}' ")
+        return cls(path, why.removesuffix(f", or {SKIP}").removesuffix(f"; {SKIP}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,11 @@ def check_file(path: str) -> None:
         if not os.path.islink(path):
             raise
         raise UnreadableFileError(
-            f"corpus: '{path}' is a link to '{os.readlink(path)}', which does not exist; remove it, or {_SKIP}"
+            f"corpus: '{path}' is a link to '{os.readlink(path)}', which does not exist; remove it, or {SKIP}"
         ) from error
     if not stat.S_ISREG(mode):
         what = _SPECIAL.get(stat.S_IFMT(mode), "of an unknown kind")
-        raise UnreadableFileError(f"corpus: '{path}' is {what}, not a file; remove it, or {_SKIP}")
+        raise UnreadableFileError(f"corpus: '{path}' is {what}, not a file; remove it, or {SKIP}")
 
 
 class _Finder:
