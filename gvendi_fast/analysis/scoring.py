@@ -24,7 +24,7 @@ from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rows import kind_of_reason
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec
 from gvendi_fast.vendi.diagnosis import Diagnosis
@@ -165,9 +165,11 @@ def _kept(run: Path, error: BaseException) -> str | None:
     # Nothing is there to score, and the same rows would be rejected again.
     if isinstance(error, NoRowError):
         return f"'{run / 'rejected.jsonl'}' lists them"
+    # With the same limit it would end again.
+    more = " and a higher --max-rejected" if isinstance(error, TooManyRejectedError) else ""
     return (
         f"the sketches so far are kept in '{run}': 'gvendi score {run}' scores them, the same command with "
-        f"--out {run} goes on"
+        f"--out {run}{more} goes on"
     )
 
 
