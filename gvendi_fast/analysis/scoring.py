@@ -22,8 +22,9 @@ from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
+from gvendi_fast.data.rows import kind_of_reason
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec
 from gvendi_fast.vendi.diagnosis import Diagnosis
@@ -56,7 +57,7 @@ class Score:
     norm_shares: {kind of layer: its share of the squared gradient norm}; None where the run does not hold them.
     spec: what the sketches depend on.
     units: (done, total) work units.
-    rejected_by_reason: {reason: rejected rows}.
+    rejected_by_reason: {kind of reason: rejected rows}; rejected.jsonl has the whole reason of each.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     unreadable: {file or folder of the corpus that was passed over: why}.
     """
@@ -164,9 +165,11 @@ def _kept(run: Path, error: BaseException) -> str | None:
     # Nothing is there to score, and the same rows would be rejected again.
     if isinstance(error, NoRowError):
         return f"'{run / 'rejected.jsonl'}' lists them"
+    # With the same limit it would end again.
+    more = " and a higher --max-rejected" if isinstance(error, TooManyRejectedError) else ""
     return (
         f"the sketches so far are kept in '{run}': 'gvendi score {run}' scores them, the same command with "
-        f"--out {run} goes on"
+        f"--out {run}{more} goes on"
     )
 
 
@@ -225,7 +228,7 @@ def score_run(
         # Refused before the rows are read.
         centred_spec(run.sketch_spec, mean)
     read = _read(run)
-    reasons = Counter(item.reason for item in run.rejected())
+    reasons = Counter(kind_of_reason(item.reason) for item in run.rejected())
     rejected = reasons.total()
     if read.own.n == 0:
         counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))

@@ -70,13 +70,16 @@ class _Counts:
             self.tokens, self.rejected = self.tokens + tokens, self.rejected + rejected
 
     def rates(self) -> str:
+        if not self.fresh and self.rows == self.total:
+            return "nothing is left to do"
         seconds = max(time.monotonic() - self.began, 1e-9)
         text = f"{self.fresh / seconds:,.1f} rows/s"
         if self.tokens:
             text += f", {self.tokens / seconds:,.0f} tokens/s"
         if self.fresh and self.rows < self.total:
             text += f", {clock((self.total - self.rows) * seconds / self.fresh)} left"
-        return text + (f", {self.rejected:,} rejected" if self.rejected else "")
+        now = " in this run" if self.fresh < self.rows else ""
+        return text + (f", {self.rejected:,} rejected{now}" if self.rejected else "")
 
 
 class Lines:
@@ -89,7 +92,10 @@ class Lines:
         """See `Progress`."""
         self.counts.start(rows, done)
         self.last = time.monotonic()
-        self._say(f"{self.verb} {rows:,} rows" + (f", {done:,} of them are done already" if done else ""))
+        self._say(
+            f"{self.verb} {rows:,} row{'s' * (rows != 1)}"
+            + (f", {done:,} of them are done already" if done else "")
+        )
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
         """See `Progress`."""

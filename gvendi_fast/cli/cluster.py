@@ -149,7 +149,8 @@ def _summary(model: SphericalKMeans, rows: int, out: Path, centroids: Path) -> d
 def _print(summary: dict[str, Any]) -> None:
     steps = f"{summary['iterations']} iterations, {'converged' if summary['converged'] else 'not converged'}"
     lines = {
-        "rows": f"{summary['n']:,} in {summary['clusters']:,} clusters, seed {summary['seed']}",
+        "rows": f"{summary['n']:,} in {summary['clusters']:,} cluster{'s' * (summary['clusters'] != 1)}, "
+        f"seed {summary['seed']}",
         "mean cosine": f"{shown(summary['mean_cosine'], '.4f')} after {steps}",
         "sizes": f"largest {summary['largest']:,}, smallest {summary['smallest']:,}",
         # The smaller half by rank is never empty, though nothing may be sparse.

@@ -101,6 +101,8 @@ def score(
             run, by=corpus.by, orders=orders, mean=reference, save_mean=save_mean, seed=corpus.seed
         )
         _show(result, corpus.by, mean, as_json)
+        for path, why in result.unreadable.items():
+            warn(f"passed over '{path}': {why}")
         return
     settings = corpus.settings()
     # A wrong path is reported before a proxy is fetched.
@@ -149,7 +151,6 @@ def _show(result: Score, by: str | None, mean: Path | None, as_json: bool) -> No
         put_json(result.to_dict())
     else:
         _print_score(result, by, mean)
-    _warn_unreadable(result.unreadable)
 
 
 @unbundled
@@ -161,7 +162,6 @@ def sketch(
     corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
-    from gvendi_fast.analysis.scoring import unreadable_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     settings, data = corpus.settings(), [home(item) for item in data]
@@ -169,16 +169,11 @@ def sketch(
     with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
+    listed = f" (listed in '{run.path / 'rejected.jsonl'}')" if rejected else ""
     put(
         f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
-        f"{rejected:,} row{'s' * (rejected != 1)} rejected; 'gvendi score {run.path}' scores them"
+        f"{rejected:,} row{'s' * (rejected != 1)} rejected{listed}; 'gvendi score {run.path}' scores them"
     )
-    _warn_unreadable(unreadable_of(run))
-
-
-def _warn_unreadable(unreadable: dict[str, str]) -> None:
-    for path, why in unreadable.items():
-        warn(f"passed over '{path}': {why}")
 
 
 def _progress():
@@ -298,6 +293,10 @@ def _keeping_units(out: Path, command: str) -> AbstractContextManager[None]:
 
     def said(error: BaseException) -> str | None:
         from gvendi_fast.analysis.scoring import has_unit
+        from gvendi_fast.sketching.corpus import TooManyRejectedError
+
+        if isinstance(error, TooManyRejectedError):
+            return f"finished work units are kept in '{out}'; the same command with a higher --max-rejected goes on"
 
         # What cannot be used cannot be used by the same command again; that message has its own remedy.
         if isinstance(error, GvendiError):

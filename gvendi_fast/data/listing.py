@@ -18,6 +18,7 @@ from pathlib import Path
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
 from gvendi_fast.data.rows import lone_surrogate
+from gvendi_fast.data.run_files import lost_spec
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -38,7 +39,8 @@ _INSTEAD = {
     "a run directory": "name the data that it was made from",
     "the directory of a synthesis run": "name its accepted.jsonl and the files of its seeds",
 }
-_SKIP = "--skip-unreadable goes on without it"
+_LOST = "a run directory that has lost its spec.json"
+SKIP = "--skip-unreadable goes on without it"
 
 
 class UnreadableFileError(GvendiError):
@@ -61,7 +63,9 @@ class Unreadable:
         """What `error` says of `path`; an operating system's error names its own path."""
         if isinstance(error, OSError):
             return cls(os.fspath(error.filename or path), error.strerror or str(error))
-        return cls(path, str(error))
+        # Of a line that begins with the path, and goes on without it already.
+        why = str(error).removeprefix(f"corpus: '{path}' ")
+        return cls(path, why.removesuffix(f", or {SKIP}").removesuffix(f"; {SKIP}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +147,11 @@ def check_file(path: str) -> None:
         if not os.path.islink(path):
             raise
         raise UnreadableFileError(
-            f"corpus: '{path}' is a link to '{os.readlink(path)}', which does not exist; remove it, or {_SKIP}"
+            f"corpus: '{path}' is a link to '{os.readlink(path)}', which does not exist; remove it, or {SKIP}"
         ) from error
     if not stat.S_ISREG(mode):
         what = _SPECIAL.get(stat.S_IFMT(mode), "of an unknown kind")
-        raise UnreadableFileError(f"corpus: '{path}' is {what}, not a file; remove it, or {_SKIP}")
+        raise UnreadableFileError(f"corpus: '{path}' is {what}, not a file; remove it, or {SKIP}")
 
 
 class _Finder:
@@ -256,6 +260,11 @@ class _Finder:
         while waiting:
             here = waiting.pop()
             entries = self._entries(here)
+            if any(entry.name == "parts" for entry in entries) and (lost := lost_spec(here)) is not None:
+                if is_named and here == folder:
+                    raise lost
+                self._pass_over(here, _LOST)
+                continue
             if (what := _result(entry.name for entry in entries)) is not None:
                 if is_named and here == folder:
                     raise GvendiError(f"corpus: '{here}' is {what}; {_INSTEAD[what]}")
@@ -296,6 +305,8 @@ class _Finder:
 
     def _is_result(self, path: str) -> bool:
         what = next((what for names, what in _RESULTS.items() if _holds(path, names)), None)
+        if what is None and lost_spec(path) is not None:
+            what = _LOST
         if what is not None:
             self._pass_over(path, what)
         return what is not None

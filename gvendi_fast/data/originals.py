@@ -149,10 +149,12 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
         (path for path in found if path.stat().st_size == source["size"]), found[0] if found else None
     )
     if path is None:
+        # Several spellings of one place are one.
+        places = list(dict.fromkeys(map(os.path.abspath, tried)))
         raise GvendiError(
             f"the corpus of '{run.path}' is not where it was: '{recorded}' was not found "
-            f"(looked for {', '.join(repr(str(p)) for p in tried[:MOST_TRIED])} from '{os.getcwd()}'); "
-            "name the folder that holds it now with --corpus DIR (corpus=)"
+            f"(looked for {', '.join(map(repr, places[:MOST_TRIED]))}); "
+            "name the folder that holds it now with --corpus DIR"
         )
     size = path.stat().st_size
     if size != source["size"]:

@@ -84,6 +84,29 @@ class Rejected:
     id: str | None = None
 
 
+# What of a reason differs from row to row, and what stands in its place.
+_DETAILS = [
+    (re.compile(pattern, re.DOTALL), kind)
+    for pattern, kind in (
+        (r"(broken JSON|invalid UTF-8|damaged archive|chat template(?: refused the messages)?): .*", r"\1"),
+        (r"too long: .*, (--[a-z-]+) is ([\d,]+)", r"too long (\1 is \2)"),
+        (r"duplicate id .*", "duplicate id"),
+        (r"message \d+(:? .*)", r"a message\1"),
+        (r"token \d+ (of the tokenizer is beyond .*)", r"a token \1"),
+        (r"(field .*) has [\d,]+ characters; .*", r"\1 is too long"),
+        (r"(field .* has a value beyond Python's): .*", r"\1"),
+    )
+]
+
+
+def kind_of_reason(reason: str) -> str:
+    """The reason without what is one row's own (a column, an id, a size), so that it can be counted."""
+    for pattern, kind in _DETAILS:
+        if found := pattern.fullmatch(reason):
+            return found.expand(kind)
+    return reason
+
+
 class Reason(str):
     """Why something cannot be used; a type of its own, so that it is never mistaken for data."""
 

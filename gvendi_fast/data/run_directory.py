@@ -46,7 +46,7 @@ from gvendi_fast.data.parts import (
     reading,
 )
 from gvendi_fast.data.rows import Rejected
-from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
+from gvendi_fast.data.run_files import check_manifest, digest_of, lost_spec, read_json, unit_ranges
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "sketch_spec"]
 
@@ -132,6 +132,8 @@ class RunDirectory:
         root = Path(path)
         names_in(root)
         if not exists(root / "spec.json"):
+            if (lost := lost_spec(root)) is not None:
+                raise lost
             what = "has no spec.json" if exists(root) else "does not exist"
             raise GvendiError(
                 f"'{root}' is not a run directory: it {what}; name the --out of 'gvendi sketch' or 'gvendi score'"
@@ -218,8 +220,8 @@ class RunDirectory:
         """What is wrong with each part that cannot be used, in the order of work units; all of every part is read.
 
         inputs: digest of what each work unit is read from; a part that was made from something else cannot be used.
-        Raises OSError where the system does not let one be read, and GvendiError where spec.json is the one that does
-        not agree with the parts.
+        Raises OSError where the system does not let one be read, and GvendiError where spec.json or units.json is the
+        one that does not agree with the parts.
         """
         found = []
         for unit in self.done():
@@ -227,9 +229,10 @@ class RunDirectory:
                 self.verify(unit, "" if inputs is None else inputs[unit])
             except DamagedPartError as damage:
                 found.append(damage)
-        strays = [item for item in found if item.other == "spec"]
-        if strays and len(strays) == self.units_done:
-            raise self._edited("spec.json", strays[0].unit)
+        for other, name in (("spec", "spec.json"), ("corpus", "units.json")):
+            strays = [item for item in found if item.other == other]
+            if strays and len(strays) == self.units_done:
+                raise self._edited(name, strays[0].unit)
         return found
 
     def verify(self, unit: int, input: str = "") -> int:
@@ -467,6 +470,8 @@ def _check_free(root: Path) -> None:
     others = [item.name for item in root.iterdir() if item.name != "parts" and not is_passing(item.name)]
     if exists(root / "parts"):
         others += [f"parts/{name}" for name in os.listdir(root / "parts") if not is_passing(name)]
+    if others and (lost := lost_spec(root)) is not None:
+        raise lost
     # Another process may have made it a run directory meanwhile.
     if others and not exists(root / "spec.json"):
         raise GvendiError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists
 from gvendi_fast.data.rows import Fields, lone_surrogate
 
 # {key of units.json: type of its value}; those of a file's entry.
 _COUNTS = ("units_total", "rows", "duplicates", "rows_per_unit")
 _OF_FILE = {"path": str, "kind": str, "size": int, "rows": int, "digest": str}
+_PART = re.compile(r"^part-\d{6,}\.parquet$", re.ASCII)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -70,6 +74,19 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if ranges is not None and (ranges.units, ranges.rows) != (units, rows):
         raise _damaged(path, f"its files do not add up to its {units} work units and {rows} rows")
     return manifest
+
+
+def lost_spec(folder: str | os.PathLike) -> GvendiError | None:
+    """The error of a run directory with parts whose spec.json is gone; None for any other folder."""
+    root = Path(folder)
+    if not (root / "parts").is_dir() or exists(root / "spec.json"):
+        return None
+    if not any(map(_PART.match, os.listdir(root / "parts"))):
+        return None
+    return GvendiError(
+        f"'{root}' is a run directory that has lost its spec.json, without which its parts cannot be read: restore "
+        "spec.json from a copy, or sketch the corpus again into another --out"
+    )
 
 
 def is_count(value: Any) -> bool:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.listing import (
+    SKIP,
     SUFFIXES,
     UnreadableFileError,
     check_file,
@@ -159,7 +160,8 @@ class ParquetSource:
             if getattr(error, "errno", None) is not None:
                 raise
             raise UnreadableFileError(
-                f"corpus: '{path}' is not a readable Parquet file ({_first_line(error)})"
+                f"corpus: '{path}' is not a readable Parquet file ({_first_line(error)}); fetch or write it "
+                f"again, or {SKIP}"
             ) from error
         self.group_rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
         wanted = [fields.prompt, fields.completion, fields.messages, fields.text, fields.id]

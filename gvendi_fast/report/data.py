@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from gvendi_fast.base._version import __version__
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.pool import Pool, as_pool
-from gvendi_fast.data.rows import Rejected
+from gvendi_fast.data.rows import Rejected, kind_of_reason
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.texts import TEXT, original_text
 from gvendi_fast.report import numbers
@@ -224,16 +223,11 @@ def _with_groups(
 
 
 def rejected_reasons(items) -> dict[str, Any]:
-    """Rejected rows by kind of reason, most frequent first, with up to three examples of each.
-
-    A kind is a reason up to its first colon, with # for quoted names and numbers, which differ from row to row.
-    """
+    """Rejected rows by kind of reason, most frequent first, with up to three examples of each."""
     kinds: dict[str, dict[str, Any]] = {}
     item: Rejected
     for item in items:
-        kind = re.sub(r"'[^']*'|\d+", "#", re.sub(r" \(first at .*", "", item.reason, flags=re.S)).split(":")[
-            0
-        ]
+        kind = kind_of_reason(item.reason)
         entry = kinds.setdefault(kind, {"reason": kind, "count": 0, "examples": []})
         entry["count"] += 1
         if len(entry["examples"]) < EXAMPLES:

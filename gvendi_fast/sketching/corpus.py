@@ -117,6 +117,10 @@ class Settings:
             )
 
 
+class TooManyRejectedError(GvendiError):
+    """More rows were rejected than `max_rejected` allows; the finished work units are kept."""
+
+
 def sketch_corpus(
     data: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
@@ -523,8 +527,7 @@ def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory, done: 
     first = [
         f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(sorted(done)), range(3), strict=False)
     ]
-    raise GvendiError(
-        f"{rejected} rows are rejected and --max-rejected allows {allowed}; if --out was given, "
-        f"'{run.parts}' keeps the finished work units and lists all rejected rows. The first:\n"
-        + "\n".join(first)
+    raise TooManyRejectedError(
+        f"{rejected} rows are rejected and --max-rejected allows {allowed}; mend the rows, or allow "
+        "more. The first:\n" + "\n".join(first)
     )

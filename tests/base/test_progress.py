@@ -35,7 +35,7 @@ def test_a_pipe_gets_lines_and_silence_has_the_same_methods():
     said = stream.getvalue().splitlines()
     assert said[:2] == ["choosing 10 rows, 4 of them are done already", "a word"]
     assert said[2].startswith("10/10 rows, ")
-    assert said[2].endswith(", 1 rejected")
+    assert said[2].endswith(", 1 rejected in this run")
     assert len(said) == 3
 
 

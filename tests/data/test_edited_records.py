@@ -191,6 +191,19 @@ def test_a_spec_edited_to_what_a_command_asks_for_keeps_the_parts(made, tmp_path
         RunDirectory.open(run, spec, MANIFEST).broken()
 
 
+def test_a_list_of_files_edited_in_a_path_keeps_the_parts(made, tmp_path):
+    """The paths of a corpus may change, so that only the parts show that someone edited units.json."""
+    path = "files.0.path"
+    run = edited(made[False], tmp_path / "run", "units.json", changed(MANIFEST, path, "other.jsonl"))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(
+        GvendiError,
+        match=r"units\.json' is not the one that 'part-000000\.parquet' was made with; restore it",
+    ):
+        RunDirectory.open(run, SPEC, MANIFEST).broken()
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
 @pytest.mark.parametrize(("path", "value"), UNITS_EDITS, ids=lambda value: str(value)[:16])
 @pytest.mark.parametrize("is_old", [False, True])
 def test_an_edited_list_of_files_is_noticed(made, tmp_path, path, value, is_old):

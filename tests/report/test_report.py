@@ -343,7 +343,7 @@ def test_rejected_rows_are_counted_by_kind_of_reason(data):
     ids = [Rejected("f", i, f"duplicate id 'a:{i}' (first at f:{i})", f"a:{i}") for i in range(9)]
     kinds = rejected_reasons(iter(ids))["reasons"]
     assert [(kind["reason"], kind["count"], len(kind["examples"])) for kind in kinds] == [
-        ("duplicate id #", 9, 3)
+        ("duplicate id", 9, 3)
     ]
 
 

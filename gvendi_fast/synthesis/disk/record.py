@@ -20,6 +20,7 @@ from gvendi_fast.base.files import names_in
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_files import lost_spec
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
     CLUSTERS,
@@ -82,6 +83,8 @@ class RunRecord:
         if not (own / "spec.json").is_file() and len(data) == 1:
             own = Path(data[0])
         if not (own / "spec.json").is_file():
+            if (lost := lost_spec(self.path / POOL) or lost_spec(own)) is not None:
+                raise lost
             raise GvendiError(
                 f"the sketches of the seed pool of '{self.path}' are not there: neither in '{self.path / POOL}' nor in "
                 f"pool.data, {', '.join(repr(name) for name in data)}, looked for from '{os.getcwd()}'; go to the "
