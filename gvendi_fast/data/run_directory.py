@@ -488,9 +488,9 @@ def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What decides which rows a corpus has: not what its files are called."""
+    """What decides which rows a corpus has: not what its files are called, nor how an error is worded."""
     lists = {
-        name: [{key: item[key] for key in item if key != "path"} for item in manifest[name]]
+        name: [{key: item[key] for key in item if key not in ("path", "reason")} for item in manifest[name]]
         for name in ("files", "unreadable")
         if name in manifest
     }

@@ -36,6 +36,8 @@ HOSTILE = {
     "two documents": ("a: 1\n---\nb: 2", "is not YAML"),
     "an impossible date": ("a: 2024-13-45", "is not YAML"),
     "too many digits": ("a: " + "1" * 5000, "is not YAML"),
+    "too many hexadecimal digits": ("a: 0x" + "f" * 5000, "line 1: an integer has too many digits"),
+    "no boolean": ("a: !!bool maybe", "is not YAML"),
     "control characters": ("a: \x07", "is not YAML"),
     "a tab": ("a:\n\tb: 1", "is not YAML"),
     "a merge of no section": ("a: {<<: 1}", "is not YAML"),

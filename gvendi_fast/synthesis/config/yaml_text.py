@@ -10,7 +10,7 @@ from gvendi_fast.base.errors import GvendiError
 
 # A configuration has a hundred lines; these are far above one.
 LONGEST = 1 << 17
-MOST_VALUES, DEEPEST = 20_000, 32
+MOST_VALUES, DEEPEST, MOST_BITS = 20_000, 32, 1024
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -48,6 +48,14 @@ def parse(text: str, where: str) -> Any:
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
+        def construct_yaml_int(self, node: Any) -> int:
+            value = super().construct_yaml_int(node)
+            # Hexadecimal ones have no limit of Python's, and no message could show them.
+            if value.bit_length() > MOST_BITS:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an integer has too many digits")
+            return value
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     Loader.add_constructor(
         "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True)
     )
