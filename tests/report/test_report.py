@@ -337,7 +337,7 @@ def test_near_duplicates_do_not_depend_on_the_block(monkeypatch):
 
 def test_rejected_rows_are_counted_by_kind_of_reason(data):
     found = {kind["reason"]: kind["count"] for kind in data["rejected"]["reasons"]}
-    assert found == {"too long": 3, "empty completion": 2, "broken JSON": 1}
+    assert found == {"too long (--max-tokens is 300)": 3, "empty completion": 2, "broken JSON": 1}
     assert [len(kind["examples"]) for kind in data["rejected"]["reasons"]] == [3, 2, 1]
     assert data["rejected"]["count"] == 6
     ids = [Rejected("f", i, f"duplicate id 'a:{i}' (first at f:{i})", f"a:{i}") for i in range(9)]
