@@ -137,6 +137,31 @@ def _skip_line(stream: IO[bytes], digest: Any, end: bytes, is_blank: bool) -> tu
     return size, end, is_blank
 
 
+# Path -> the state of the file whose row groups were checked.
+_checked: dict[str, tuple[int, ...]] = {}
+
+
+def _check_row_groups(path: str, file: Any) -> None:
+    """Read one row of every row group, once for a state of the file; raises pyarrow's OSError where one is damaged.
+
+    Where what the footer says of a column contradicts itself, asking for it ends the process inside of pyarrow
+    ("Definition level histogram size mismatch"); reading raises an error.
+    """
+    import pyarrow
+
+    found = os.stat(path)
+    state = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    if _checked.get(path) == state:
+        return
+    for index in range(file.metadata.num_row_groups):
+        try:
+            next(file.iter_batches(1, [index], use_threads=False), None)
+        except pyarrow.ArrowNotImplementedError:
+            # A type that pyarrow does not read matters where its column is wanted.
+            continue
+    _checked[path] = state
+
+
 class ParquetSource:
     """One Parquet file, read row by row with only the columns that `fields` names.
 
@@ -153,6 +178,7 @@ class ParquetSource:
         try:
             with naming(path):
                 self._file = pyarrow.parquet.ParquetFile(path)
+                _check_row_groups(path, self._file)
             meta, schema = self._file.metadata, self._file.schema_arrow
             present = list(schema.names)
         except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:

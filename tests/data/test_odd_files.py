@@ -3,10 +3,13 @@
 import datetime
 import decimal
 import gzip
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import ROOT
 
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.listing import UnreadableFileError
@@ -127,13 +130,14 @@ PACKED, ZST = gzip.compress(ROW, mtime=0), pa.compress(ROW, "zstd", asbytes=True
         ("gz", PACKED + b"garbage", ["", "damaged archive: Not a gzipped file"]),
         ("gz", PACKED + bytes(99), [""]),
         ("gz", PACKED + PACKED, ["", ""]),
-        ("gz", gzip.compress(ROW * 9)[:-9], [""] * 9 + ["damaged archive: Compressed file ended"]),
+        ("gz", gzip.compress(ROW * 9, mtime=0)[:-9], [""] * 9 + ["damaged archive: Compressed file ended"]),
         ("gz", ROW, ["damaged archive: Not a gzipped file"]),
         ("zst", ZST + ZST, ["", ""]),
         ("zst", b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + ZST, [""]),
         ("zst", ZST[:-3], ["damaged archive: "]),
         ("zst", ZST + b"garbage", ["damaged archive: "]),
     ],
+    ids=range(9),
 )
 def test_archives(tmp_path, suffix, content, wanted):
     path = tmp_path / f"a.jsonl.{suffix}"
@@ -174,3 +178,37 @@ def test_odd_lines(tmp_path, content, wanted):
     found = outcomes(path, by="by")
     assert len(found) == len(wanted)
     assert all(reason.startswith(begin) for reason, begin in zip(found, wanted, strict=True))
+
+
+def test_no_byte_of_a_footer_ends_the_process(tmp_path):
+    """What contradicts itself there ends the process inside of pyarrow, if it is asked for before it is read."""
+    path = tmp_path / "a.parquet"
+    rows = [{"prompt": f"{i}?", "completion": f"{i}.", "messages": [{"role": "user"}]} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    code = """
+import sys
+from pathlib import Path
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.index import UnitReader, index_corpus
+path, begin = Path(sys.argv[1]), int(sys.argv[2])
+content = path.read_bytes()
+refused = 0
+for place in range(begin, len(content)):
+    changed = bytearray(content)
+    changed[place] ^= 1 << place % 3
+    path.write_bytes(changed)
+    try:
+        manifest = index_corpus([path])
+        with UnitReader(manifest) as reader:
+            [list(reader.read(unit)) for unit in manifest.units]
+    except GvendiError:
+        refused += 1
+print(refused)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, str(begin)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 100 < int(done.stdout) < len(content) - begin
