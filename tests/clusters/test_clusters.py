@@ -370,7 +370,7 @@ def test_the_command_writes_clusters_by_id(gvendi, tmp_path):
     assert out.read_bytes() == before
     code, stdout, stderr = gvendi("cluster", tmp_path / "run", "--out", out, "--force")
     assert code == 0, stderr
-    assert "120 in 1 clusters" in stdout
+    assert "120 in 1 cluster," in stdout
     assert pq.read_table(out)["second_cluster"].null_count == 120
 
 
