@@ -97,6 +97,17 @@ def named(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """As `named`, for the system's errors alone: without a number it is the content that a library refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def _is_path(path: object) -> bool:
     return isinstance(path, str | bytes | os.PathLike) and bool(path)
 

@@ -12,7 +12,8 @@ import sqlite3
 from collections.abc import Sequence
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files, naming
+from gvendi_fast.base.os_errors import naming
+from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
 from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown

@@ -11,7 +11,6 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,17 +125,6 @@ def short_names(paths: Sequence[str]) -> list[str]:
     whole = [os.path.abspath(path) for path in paths]
     folder = os.path.commonpath([os.path.dirname(path) for path in whole])
     return [Path(path).relative_to(folder).as_posix() for path in whole]
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """An operating system's error in the block names `path` where it names no file, as pyarrow's do not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = path
-        raise
 
 
 def check_file(path: str) -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import naming
 
 # Column of the file -> attribute of Part.
 COLUMNS = {
@@ -223,7 +224,7 @@ def read_part(path: Path, unit: int, names: Sequence[str]) -> tuple[Part, Stamp 
     One of OPTIONAL that it lacks stays None; of a part without a stamp `rows` are read in any case. What is read is
     verified. Raises DamagedPartError, and OSError with its number and file where the system fails.
     """
-    with reading(path), open(path, "rb") as stream:
+    with naming(path), open(path, "rb") as stream:
         size = stream.seek(0, 2)
         footer, stamp = _footer(path, stream, size)
         if stamp is None:
@@ -237,19 +238,8 @@ def read_part(path: Path, unit: int, names: Sequence[str]) -> tuple[Part, Stamp 
 
 def read_stamp(path: Path) -> Stamp | None:
     """What a part says of itself, from its verified footer alone. Raises as `read_part` does."""
-    with reading(path), open(path, "rb") as stream:
+    with naming(path), open(path, "rb") as stream:
         return _footer(path, stream, stream.seek(0, 2))[1]
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Names the file in an OSError of the block that has no name: those of reads have none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def _value(stamp: Stamp, footer: bytes) -> bytes:

@@ -32,6 +32,7 @@ import numpy as np
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passing, names_in, remove_stale
+from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.parts import (
     COLUMNS,
     OPTIONAL,
@@ -43,7 +44,6 @@ from gvendi_fast.data.parts import (
     part_table,
     read_part,
     read_stamp,
-    reading,
 )
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import check_manifest, digest_of, lost_spec, read_json, unit_ranges
@@ -414,7 +414,7 @@ class RunDirectory:
         path = self._rejected_path(unit)
         if not exists(path):
             raise DamagedPartError(self.part_path(unit), f"'{path.name}' beside it is missing")
-        with reading(path):
+        with naming(path):
             lines = path.read_bytes()
         if stamp is not None and checksum(lines) != stamp.rejected:
             raise DamagedPartError(

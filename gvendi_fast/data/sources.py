@@ -17,6 +17,7 @@ from itertools import accumulate
 from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.listing import (
     SKIP,
     SUFFIXES,
@@ -25,7 +26,6 @@ from gvendi_fast.data.listing import (
     find_files,
     kind_of,
     list_files,
-    naming,
     short_names,
 )
 from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason

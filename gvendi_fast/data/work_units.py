@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.listing import Unreadable, naming
+from gvendi_fast.base.os_errors import naming
+from gvendi_fast.data.listing import Unreadable
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
