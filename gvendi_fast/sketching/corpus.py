@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -476,18 +476,22 @@ def _behind(items: Iterable[_Queued], count: int) -> Iterator[_Queued]:
     yield from waiting
 
 
-def _ahead(groups: Iterator[UnitsTogether]) -> Iterator[UnitsTogether]:
+def _ahead(groups: Generator[UnitsTogether, None, None]) -> Iterator[UnitsTogether]:
     """Each group read and tokenised while the one before it runs through the proxy."""
     with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as pool:
         following = pool.submit(next, groups, None)
-        while (group := following.result()) is not None:
-            following = pool.submit(next, groups, None)
-            yield group
+        try:
+            while (group := following.result()) is not None:
+                following = pool.submit(next, groups, None)
+                yield group
+        finally:
+            # A run that ends early leaves an open file, which belongs to the thread that reads it.
+            pool.submit(groups.close).result()
 
 
 def _together(
     manifest: Manifest, todo: Sequence[Unit], encoder: Encoder, columns: Columns, rows: int
-) -> Iterator[UnitsTogether]:
+) -> Generator[UnitsTogether, None, None]:
     """Whole work units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens."""
     with UnitReader(manifest) as reader:
         units, held, tokens = [], 0, 0

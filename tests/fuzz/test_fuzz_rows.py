@@ -163,10 +163,20 @@ def unpacked(content):
 def parquet_rows(path):
     """{number: expectation} of a Parquet file by pyarrow's own reading; None where it is not read."""
     try:
-        records = pq.read_table(path, use_threads=False).to_pylist()
+        table = pq.read_table(path, use_threads=False)
     except Exception:
         return None
-    return {number: by_the_rules(record) for number, record in enumerate(records, 1)}
+    found = {}
+    for number in range(len(table)):
+        try:
+            (record,) = table.slice(number, 1).to_pylist()
+        except UnicodeDecodeError:
+            # Bytes that are no text spoil their own row alone.
+            record = None
+        except Exception:
+            return None
+        found[number + 1] = by_the_rules(record)
+    return found
 
 
 def mutated_content(r, content):

@@ -21,7 +21,7 @@ pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytestmark = pytest.mark.usefixtures("loopback")
 
 MB = 1 << 20
-FAST = {"first_delay": 0.01, "longest_delay": 0.02, "retries": 1, "time_limit": 1.0, "connection_failures": 3}
+FAST = {"first_delay": 0.01, "longest_delay": 0.02, "retries": 1, "time_limit": 60, "connection_failures": 3}
 
 
 def ask(server, store, wanted=1, answer_mb=1, **pace):
@@ -201,7 +201,8 @@ def test_a_reply_that_is_no_answer_is_tried_again_and_ends(raw, reason, tmp_path
         RequestStore(tmp_path / "r.sqlite") as store,
         ChatServer(lambda messages, draw: "", lambda arrival, body: Fault(raw=raw)) as server,
     ):
-        (found,) = ask(server, store, time_limit=0.3)
+        # What is no HTTP is refused by itself, however slow the machine is.
+        (found,) = ask(server, store, time_limit=0.3 if "0.3 s" in reason else 60)
         assert found.status == "unserved"
         assert reason in found.reason
         assert server.arrived.total() == 2
