@@ -6,7 +6,8 @@
 Commands run in forked children on a small corpus with the proxy `tiny`, and `gvendi synthesize` against an endpoint on
 loopback. After each attack: no traceback, a documented exit code, no hang; and in the end the result of a run that
 nobody disturbed, to the bit, or a refusal that names what was damaged. Anything else is a fault: its folder is kept,
-with what the attempt did in attempt.json. Exit code 1 where there are faults.
+with what the attempt did in attempt.json. Exit code 1 where there are faults; 130 after Ctrl-C, which waits for the
+attempts under way and prints the table too.
 
 Choices depend on the seed and the attempt's number; the moment of a signal depends on the machine too.
 """
@@ -41,6 +42,7 @@ os.environ |= {
     "NO_COLOR": "1",
 }
 PROGRESS_S = 30
+EXIT_INTERRUPTED = 130
 
 
 def main() -> int:
@@ -76,15 +78,20 @@ def main() -> int:
     kinds = [name for name, (_, often) in ATTACKS.items() if name in options.only for _ in range(often)]
     numbers = [options.attempt] if options.attempt is not None else None
     workers = []
+    # Open while attempts go on; its end reaches the workers however this process ends.
+    over, going_on = os.pipe()
     for index in range(1 if numbers else options.workers):
         reading, writing = os.pipe()
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
             os.close(reading)
+            os.close(going_on)
+            # Ctrl-C reaches the whole group; the attempt under way is finished.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             code = 1
             try:
-                _work(index, options, kinds, reference, numbers, os.fdopen(writing, "w", buffering=1))
+                _work(index, options, kinds, reference, numbers, os.fdopen(writing, "w", buffering=1), over)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -92,8 +99,8 @@ def main() -> int:
                 os._exit(code)
         os.close(writing)
         workers.append((child, os.fdopen(reading)))
-    results = _gather(workers)
-    return _report(results, options)
+    results, is_interrupted = _gather(workers, going_on)
+    return _report(results, options) or (EXIT_INTERRUPTED if is_interrupted else 0)
 
 
 def _options() -> argparse.Namespace:
@@ -129,8 +136,9 @@ def _work(
     reference: Any,
     numbers: list[int] | None,
     results: IO[str],
+    over: int,
 ) -> None:
-    """Attempt after attempt until the time is over; a line of JSON for each."""
+    """Attempt after attempt until the time or the pipe `over` has ended; a line of JSON for each."""
     from tests.soak import endpoint
     from tests.soak.attacks import ATTACKS
     from tests.soak.attempt import Attempt
@@ -138,7 +146,11 @@ def _work(
     pid, url, steer = endpoint.begin()
     until, number = time.monotonic() + 60 * options.minutes, index
     try:
-        while (numbers or time.monotonic() < until) and (numbers != []):
+        while (
+            (numbers or time.monotonic() < until)
+            and numbers != []
+            and not select.select([over], [], [], 0)[0]
+        ):
             if numbers:
                 number = numbers.pop()
             kind = random.Random(f"{options.seed}|{number}").choice(kinds)
@@ -172,13 +184,21 @@ def _work(
         os.waitpid(pid, 0)
 
 
-def _gather(workers: list[tuple[int, IO[str]]]) -> list[dict[str, Any]]:
-    """What the workers find; progress now and then, and each fault as it comes."""
+def _gather(workers: list[tuple[int, IO[str]]], going_on: int) -> tuple[list[dict[str, Any]], bool]:
+    """What the workers find, and whether Ctrl-C, which closes `going_on`, ended it; faults are said as they come."""
     results: list[dict[str, Any]] = []
+    is_interrupted = False
     began = said = time.monotonic()
     streams = {stream: pid for pid, stream in workers}
     while streams:
-        readable, _, _ = select.select(list(streams), [], [], 1.0)
+        try:
+            readable, _, _ = select.select(list(streams), [], [], 1.0)
+        except KeyboardInterrupt:
+            print("interrupted: the attempts under way are finished (Ctrl-C again does not wait)", flush=True)
+            is_interrupted = True
+            os.close(going_on)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            continue
         for stream in readable:
             line = stream.readline()
             if not line:
@@ -193,7 +213,7 @@ def _gather(workers: list[tuple[int, IO[str]]]) -> list[dict[str, Any]]:
             said = time.monotonic()
             faulty = sum(bool(one["faults"]) for one in results)
             print(f"{(said - began) / 60:.1f} min: {len(results)} attempts, {faulty} with faults", flush=True)
-    return results
+    return results, is_interrupted
 
 
 def _report(results: list[dict[str, Any]], options: argparse.Namespace) -> int:
