@@ -65,7 +65,7 @@ def test_a_tied_matrix_is_one_parameter_and_both_its_gradients_go_to_one_group()
 def test_a_compiled_pass_gives_the_same_groups(name, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    counter, plain = CompileCounterWithBackend("aot_eager"), torch.compile
+    counter, plain = CompileCounterWithBackend("eager"), torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda run, **options: plain(run, backend=counter, **options))
     model = build(name)

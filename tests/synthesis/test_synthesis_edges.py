@@ -82,8 +82,15 @@ def test_equal_rows_make_no_clusters_that_no_candidate_can_reach(number, copies)
     assert judge.sparse_rows(pool.round).any()
 
 
-@pytest.mark.parametrize("rule", ["cluster", "gain", "all"])
-@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize(
+    ("rule", "size"),
+    [
+        ("cluster", 1),
+        ("gain", 5),
+        ("all", 1),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in (("cluster", 5), ("gain", 1), ("all", 5))),
+    ],
+)
 def test_a_tiny_pool_grows_with_more_clusters_and_columns_than_rows(rule, size, tmp_path, server):
     seeds = write_rows(tmp_path / "seeds.jsonl", seed_rows(1)[:size])
     sections = {

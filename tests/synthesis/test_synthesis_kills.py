@@ -131,6 +131,7 @@ def killed_run(out: Path, seeds: Path, whole: dict[str, bytes], kills: int, mome
     return blocks
 
 
+@pytest.mark.soak
 def test_killed_ten_times_at_any_moment_only_what_was_under_way_is_paid_again(whole, tmp_path, seeds):
     generator = random.Random(11)
     with ChatServer(writer(), lambda arrival, body: Fault(stall=0.004)) as server:
