@@ -130,6 +130,21 @@ def test_weights_that_do_not_cover_the_model_are_refused(copy):
         load_proxy(copy)
 
 
+def test_weights_of_other_sizes_than_the_config_s_are_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 10}))
+    with pytest.raises(GvendiError, match=r"embed_tokens\.weight is \[2048, 128\] in place of \[10, 128\]"):
+        load_proxy(copy)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model_type": "llama", "hidden_size": -3}'])
+def test_a_config_that_no_model_can_have_is_named(copy, content):
+    (copy / "config.json").write_text(content)
+    with pytest.raises(GvendiError, match="config of the proxy") as caught:
+        load_proxy(copy)
+    assert "\n" not in str(caught.value)
+
+
 def test_damaged_files_give_one_line(copy):
     (copy / "model.safetensors").write_bytes(b"\0" * 5)
     with pytest.raises(GvendiError, match="model of the proxy") as caught:

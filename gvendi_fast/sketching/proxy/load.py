@@ -103,8 +103,7 @@ def load_proxy(
 
     Threads that load at once take turns; what is loaded is each one's own.
     Raises GvendiError where the folder is incomplete or broken, weights are not finite, the hub cannot serve the
-    name, the tokenizer has no
-    fast version, the weights do not cover the architecture, or the attention cannot be used.
+    name, the tokenizer has no fast version, the weights do not fit the architecture, or the attention cannot be used.
     """
     target = resolve_device(device)
     chosen, reason = resolve_dtype(dtype, target)
@@ -123,8 +122,9 @@ def load_proxy(
         folder, version = local, folder_digest(local)
     _check_content(folder, text)
     with _loading, _quiet_transformers():
-        tokenizer = _load_tokenizer(folder, text, trust_remote_code)
+        # The tokenizer's class depends on the config too.
         config = _load_config(folder, text, trust_remote_code)
+        tokenizer = _load_tokenizer(folder, text, trust_remote_code)
         wanted, why = resolve_attention(attention, target, chosen, config)
         # If no name is given, transformers falls back from sdpa to eager for a model that lacks sdpa.
         named = None if attention is None and wanted == "sdpa" else wanted
@@ -392,7 +392,17 @@ def _load_model(
             local_files_only=True,
             trust_remote_code=code,
             output_loading_info=True,
+            # Its own error only points at a report that was logged.
+            ignore_mismatched_sizes=True,
             **options,
+        )
+    if others := sorted(loading["mismatched_keys"]):
+        key, stored, wanted = others[0]
+        raise GvendiError(
+            f"The weights of the proxy {name!r} are not of the sizes that its config.json gives: {key} is "
+            f"{list(stored)} in place of {list(wanted)}"
+            + f" (and {len(others) - 1} others)" * (len(others) > 1)
+            + "; the files do not belong together: download the model again, or use `--proxy tiny`"
         )
     # transformers fills absent weights with random numbers; gradients of those would mean nothing.
     absent = sorted(loading["missing_keys"])
