@@ -233,7 +233,8 @@ def score_run(
     if read.own.n == 0:
         counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
         raise NoRowError(
-            f"no row of '{run.path}' could be scored, {rejected} were rejected: {counts or 'none'}"
+            f"no row of '{run.path}' could be scored, {rejected} {'was' if rejected == 1 else 'were'} rejected: "
+            f"{counts or 'none'}"
         )
     sample = read.sample(run, mean)
     numbers = numbers_of(sample)
