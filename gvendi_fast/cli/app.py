@@ -66,7 +66,21 @@ def _plain_warning(message, category, *_) -> None:
     warn(f"{message}")
 
 
+def _refuse_empty(words: Sequence[str]) -> None:
+    """An empty path is the current folder to Python; what was meant is a variable of the shell that is not set."""
+    for place, word in enumerate(words):
+        is_option = word.startswith("--") and word.endswith("=")
+        if word and not is_option:
+            continue
+        before = word.rstrip("=") or next((w for w in reversed(words[:place]) if w), "gvendi")
+        raise typer.BadParameter(
+            f"what follows {before!r} is empty, as a variable of the shell is that is not set; give a value"
+            + ", or leave the option out" * before.startswith("--")
+        )
+
+
 def _invoke(words: Sequence[str]) -> int | None:
+    _refuse_empty(words)
     # Not app(): its own ending prints what was typed as it is, and turns Ctrl-C into a code without a word.
     command = typer.main.get_command(app)
     with command.make_context("gvendi", list(words)) as context:

@@ -81,6 +81,10 @@ class RunDirectory:
         Raises GvendiError, with a list of every difference, if another spec or corpus is recorded, and for a folder
         with other things in it, a spec that JSON cannot hold, and a spec.json that is not that of the parts.
         """
+        if not os.fspath(path):
+            raise GvendiError(
+                "the path of the run directory is empty; give a folder ('.' for the current one)"
+            )
         root = Path(path)
         spec = _plain(spec, "spec")
         if manifest is not None:

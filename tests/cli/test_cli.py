@@ -251,3 +251,23 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(gvendi, data, tmp_
     code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--out", tmp_path / "file" / "run")
     assert code == 1
     assert "cannot be made" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "before"),
+    [
+        (["sketch", "c.jsonl", "--out", ""], "--out"),
+        (["sketch", "c.jsonl", "--out="], "--out"),
+        (["sketch", "", "--out", "run"], "sketch"),
+        (["score", "c.jsonl", "--proxy", ""], "--proxy"),
+        (["check", ""], "check"),
+        ([""], "gvendi"),
+    ],
+    ids=" ".join,
+)
+def test_a_word_that_is_empty_is_not_the_current_folder(words, before, gvendi, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, told = gvendi(*words)
+    assert (code, out) == (2, "")
+    assert f"what follows '{before}' is empty" in told
+    assert not list(tmp_path.iterdir())

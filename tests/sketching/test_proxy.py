@@ -165,6 +165,12 @@ def test_a_file_and_a_stray_revision_are_refused():
         load_proxy("tiny", revision="main")
 
 
+def test_an_empty_name_is_not_the_current_folder(copy, monkeypatch):
+    monkeypatch.chdir(copy)
+    with pytest.raises(GvendiError, match="name is empty"):
+        load_proxy("")
+
+
 def test_slow_tokenizer_is_refused(copy, monkeypatch):
     from transformers import AutoTokenizer
 

@@ -222,6 +222,8 @@ def _cpu_flags() -> frozenset[str]:
 
 def _local_folder(name: str) -> Path | None:
     """The folder that a name means, or None for a hub name."""
+    if not name:
+        raise GvendiError("The proxy's name is empty; give a hub name, a folder, or 'tiny'")
     if name == TINY:
         return Path(str(files("gvendi_fast") / "assets" / TINY))
     path = Path(name).expanduser()
