@@ -75,6 +75,17 @@ def test_a_hostile_override_is_refused_by_name(value, tmp_path):
         load_config(path, [f"stop.target={value}"])
 
 
+@pytest.mark.parametrize(
+    "key", ["out", "pool.data", "generator.model", "generator.base_url", "proxy.name", "filter.tests"]
+)
+def test_no_text_is_empty(key, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    for value in ("''", "['']") if key in ("pool.data", "filter.tests") else ("''",):
+        with pytest.raises(GvendiError, match=rf"{key} is empty; wanted "):
+            load_config(path, [f"{key}={value}"])
+
+
 def test_aliases_merges_and_values_of_every_kind_are_read_as_ever():
     text = "a: &a {x: 1, y: 2.5}\nb:\n  <<: *a\n  x: 3\nc:\n  - *a\n  - null\n  - true\n  - 'é'\n  - |\n    long\n"
     wanted = {

@@ -30,10 +30,18 @@ _NAMES = {
 
 
 class Section(BaseModel):
-    """Keys of exactly these types: neither "5" nor true is a number. What stands below a field describes it."""
+    """Keys of exactly these types: neither "5" nor true is a number. What stands below a field describes it.
+
+    No text is empty: a path that is would be the working directory.
+    """
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        str_min_length=1,
+        use_attribute_docstrings=True,
     )
 
 
@@ -101,6 +109,8 @@ def _messages(kind: type[Section], values: Any, error: ValidationError) -> Itera
             near = difflib.get_close_matches(str(key), holder.model_fields, 1, 0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""
             yield f"{where} is not known; {hint}Known here: {', '.join(holder.model_fields)}"
+        elif one["type"] == "string_too_short":
+            yield f"{where} is empty; wanted {wanted(holder, key)}"
         elif one["type"] != "missing":
             yield f"{where} is {shown(value)}; wanted {wanted(holder, key)}"
         # Beside an unknown key the missing one is, as a rule, the same, misspelt.
