@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.base._version import __version__
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import put, warn
 from gvendi_fast.cli import ending
 from gvendi_fast.cli.check import check
@@ -80,6 +81,11 @@ def _refuse_empty(words: Sequence[str]) -> None:
 
 
 def _invoke(words: Sequence[str]) -> int | None:
+    if sys.flags.optimize > 1:
+        raise GvendiError(
+            "Python runs without docstrings (-OO, or PYTHONOPTIMIZE=2), which transformers and --help are made of; "
+            "use -O, or unset the variable"
+        )
     _refuse_empty(words)
     # Not app(): its own ending prints what was typed as it is, and turns Ctrl-C into a code without a word.
     command = typer.main.get_command(app)

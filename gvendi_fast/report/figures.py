@@ -6,10 +6,12 @@ A text that comes from the data never gets here: what a user wrote is the page's
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.shown import shown
 
 # Width and height in CSS pixels, at which a font unit is a pixel.
@@ -233,9 +235,21 @@ def both(
     }
 
 
+def plotting() -> Any:
+    """matplotlib; raises GvendiError where it cannot be imported, as under an MPLBACKEND that it does not know."""
+    try:
+        import matplotlib
+    except (ImportError, ValueError) as error:
+        named = f" (MPLBACKEND is {os.environ['MPLBACKEND']!r})" if "MPLBACKEND" in os.environ else ""
+        raise GvendiError(
+            f"matplotlib, which draws the report's figures, cannot be imported{named}: {error}"
+        ) from error
+    return matplotlib
+
+
 def _svg(name: str, draw: Callable[[Any, bool], None], size: tuple[int, int], narrow: bool) -> str:
     """One figure as an <svg> element; the same numbers give the same bytes, whatever a user's matplotlibrc says."""
-    import matplotlib
+    matplotlib = plotting()
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():

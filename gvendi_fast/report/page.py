@@ -45,7 +45,8 @@ def write_report(
     """Write OUT.html and OUT.json from `report_data.report_data`; returns both paths.
 
     title: the heading (None: the run's name). date: printed in the HTML (None: today). The same data give the same
-    bytes. Raises GvendiError for a name that does not end in .html, and for files that exist, unless force.
+    bytes. Raises GvendiError for a name that does not end in .html, for files that exist, unless force, and where
+    matplotlib cannot be imported.
     """
     paths = output_paths(out, force)
     write_files(data, render(data, title=title, date=date), *paths)
@@ -62,7 +63,8 @@ def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> N
 
 
 def output_paths(out: str | os.PathLike, force: bool = False) -> tuple[Path, Path]:
-    """The page and its JSON; raises GvendiError as `write_report` does."""
+    """The page and its JSON; raises GvendiError as `write_report` does, before there is anything to write."""
+    figures.plotting()
     return two_outputs(Path(out), ".html", ".json", force)
 
 

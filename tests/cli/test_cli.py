@@ -1,7 +1,12 @@
 """The command as a user meets it: output, errors, exit codes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import pytest
 
@@ -271,3 +276,27 @@ def test_a_word_that_is_empty_is_not_the_current_folder(words, before, gvendi, t
     assert (code, out) == (2, "")
     assert f"what follows '{before}' is empty" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_a_python_without_docstrings_is_refused(gvendi, monkeypatch):
+    from gvendi_fast.cli import app
+
+    monkeypatch.setattr(
+        app, "sys", types.SimpleNamespace(flags=types.SimpleNamespace(optimize=2), argv=["gvendi", "info"])
+    )
+    code, out, told = gvendi("info")
+    assert (code, out) == (1, "")
+    assert "PYTHONOPTIMIZE=2" in told
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_named_before_any_work(tmp_path):
+    run = "from gvendi_fast.report.page import output_paths; output_paths('r.html')"
+    done = subprocess.run(
+        [sys.executable, "-c", run],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "nonsense", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert "GvendiError: matplotlib" in done.stderr
+    assert "(MPLBACKEND is 'nonsense')" in done.stderr

@@ -159,3 +159,11 @@ def test_a_second_thread_cannot_ask_for_another_backend_meanwhile():
             assert backends.requested() == "reference"
         assert pool.submit(inside, "cpu").result() == "cpu"
     assert backends.requested() == before
+
+
+def test_a_variable_that_names_no_backend_is_said_to_be_one(monkeypatch):
+    monkeypatch.setenv("GVENDI_BACKEND", "gpu")
+    with pytest.raises(GvendiError, match=r"GVENDI_BACKEND is 'gpu'; wanted one of cpu, cuda"):
+        backends.requested()
+    monkeypatch.setenv("GVENDI_BACKEND", "")
+    assert backends.requested() is None

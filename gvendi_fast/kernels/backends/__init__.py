@@ -40,8 +40,18 @@ def backend(name: str) -> ModuleType:
 
 
 def requested() -> str | None:
-    """The backend named by `use_backend` or GVENDI_BACKEND; None if the choice is automatic."""
-    return (_forced[-1][1] if _forced else None) or os.environ.get("GVENDI_BACKEND") or None
+    """The backend named by `use_backend` or GVENDI_BACKEND; None if the choice is automatic.
+
+    Raises GvendiError for a variable that names no backend.
+    """
+    if _forced:
+        return _forced[-1][1]
+    named = os.environ.get("GVENDI_BACKEND") or None
+    if named is not None and named not in NAMES:
+        raise GvendiError(
+            f"the environment variable GVENDI_BACKEND is {named!r}; wanted one of {', '.join(NAMES)}, or none"
+        )
+    return named
 
 
 @contextlib.contextmanager
