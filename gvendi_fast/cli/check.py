@@ -63,6 +63,8 @@ def _summary(directory: Path, checked) -> str:
     found = "nothing is wrong" if not count else f"{count} finding{'s' * (count != 1)}"
     parts = f"{checked.whole:,} of {checked.parts:,} part{'s' * (checked.parts != 1)} whole, {checked.rows:,} rows"
     total = checked.units_total
+    if total is None and checked.parts:
+        parts += "; how many work units the corpus has is not known"
     if total is not None and checked.parts < total:
         parts += f"; {total - checked.parts:,} of {total:,} work units are not done yet"
     return f"{found} in '{directory}': {parts}"

@@ -17,6 +17,12 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
 from gvendi_fast.data.rows import Fields, lone_surrogate
 
+# {file of a run directory: what mends it}.
+REMEDIES = {
+    "spec.json": "restore it, or sketch the corpus again into another --out",
+    "units.json": "restore it, or move it away and run the command that made it again",
+    "score.json": "score the corpus again with the same --out",
+}
 # {key of units.json: type of its value}; those of a file's entry.
 _COUNTS = ("units_total", "rows", "duplicates", "rows_per_unit")
 _OF_FILE = {"path": str, "kind": str, "size": int, "rows": int, "digest": str}
@@ -129,7 +135,7 @@ def _check(path: Path, name: str, value: Any, good: bool, wanted: str) -> None:
 
 
 def _damaged(path: Path, why: str) -> GvendiError:
-    return GvendiError(f"'{path}' is damaged ({why}); restore it or give another --out")
+    return GvendiError(f"'{path}' is damaged ({why}); {REMEDIES[path.name]}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
