@@ -24,6 +24,7 @@ from gvendi_fast.cli.options import (
     warn_unfinished,
 )
 from gvendi_fast.data.listing import list_files
+from gvendi_fast.data.run_files import SCORE, score_content
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from gvendi_fast.analysis.scoring import Score
     from gvendi_fast.vendi.diagnosis import Diagnosis
 
-SCORE = "score.json"
 TINY_NOTE = " (for trying things out: report no numbers made with it)"
 
 
@@ -134,7 +134,7 @@ def _written(result: Score, folder: Path) -> Iterator[None]:
     path, failed = folder / SCORE, None
     try:
         with atomic_write(path) as stream:
-            stream.write(json_text(result.to_dict(), indent=1).encode() + b"\n")
+            stream.write(json_text(score_content(result.to_dict()), indent=1).encode() + b"\n")
     except OSError as error:
         failed = error
     kept = f"the sketches are kept in '{folder}': 'gvendi score {folder}' scores them again"

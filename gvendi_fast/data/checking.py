@@ -15,14 +15,14 @@ from gvendi_fast.base.files import exists, names_in, stale
 from gvendi_fast.data.originals import verify_corpus
 from gvendi_fast.data.parts import DamagedPartError
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.run_files import REMEDIES, check_manifest, read_json
+from gvendi_fast.data.run_files import REMEDIES, SCORE, check_manifest, read_json, read_score
 
 DAMAGED, FOREIGN, UNREADABLE, LEFT, CHANGED = "damaged", "foreign", "unreadable", "left over", "changed"
 MISSING = {
     "spec.json": f"it is missing; {REMEDIES['spec.json']}",
     "units.json": "it is missing; run the command that made it again",
 }
-REJECTED, SCORE = "rejected.jsonl", "score.json"
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ def check_run(
         )
     run = _check_parts(_recorded(root, seen), seen)
     seen.units_total = run.units_total
-    if not seen.findings and run.missing() is None:
+    is_whole = not seen.findings and run.missing() is None
+    if is_whole:
         _check_rejected(run, seen)
-        _check_score(run, seen)
+    _check_score(run, seen, is_whole)
     noted = {item.path for item in seen.findings}
     for folder in (root, run.parts):
         # What cannot be listed has been said.
@@ -179,15 +180,18 @@ def _check_rejected(run: RunDirectory, seen: Checked) -> None:
             seen.add(path, DAMAGED, "it does not list the rejected rows of the parts; run the command again")
 
 
-def _check_score(run: RunDirectory, seen: Checked) -> None:
+def _check_score(run: RunDirectory, seen: Checked, is_whole: bool) -> None:
     path = run.path / SCORE
     with seen.noting(path):
         if not exists(path):
             return
-        found = read_json(path)
+        found = read_score(path)
+        if not is_whole:
+            # Of rows that are not there any more.
+            return
         wanted = {"n": seen.rows, "units_done": seen.parts, "units_total": seen.units_total}
         for name, value in wanted.items():
             if name not in found or found[name] != value:
                 shown = json.dumps(found[name], ensure_ascii=False)[:60] if name in found else "missing"
-                seen.add(path, DAMAGED, f"its {name} is {shown} and the run's {value}; score the run again")
+                seen.add(path, DAMAGED, f"its {name} is {shown} and the run's {value}; {REMEDIES[SCORE]}")
                 return

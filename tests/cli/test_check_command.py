@@ -149,7 +149,7 @@ FAULTS = {
         lambda run: (run / "score.json").write_text('{"n": 8, "units_done": 3}'),
         "damaged",
         "score.json",
-        "its n is 8 and the run's 9; score the run again",
+        "its n is 8 and the run's 9; run the 'gvendi score' command",
     ),
     "broken score": (
         lambda run: (run / "score.json").write_text("[1"),

@@ -19,6 +19,7 @@ from gvendi_fast.cli import app, ending
 from gvendi_fast.cli import score as score_command
 from gvendi_fast.data.index import Fields
 from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.data.run_files import read_score
 
 
 def recurse(depth=0):
@@ -210,7 +211,9 @@ def test_the_score_is_on_disk_before_it_is_printed_and_the_same(gvendi, quick, d
     )
     code, out, err = gvendi("score", data, "--out", tmp_path / "out", "--json")
     assert code == 0, err
-    assert json.loads(out) == json.loads(seen[0])
+    written = json.loads(seen[0])
+    assert list(written)[-2:] == ["format", "digest"]
+    assert json.loads(out) == read_score(tmp_path / "out/score.json") == dict(list(written.items())[:-2])
     assert gvendi("score", tmp_path / "out")[0] == 0
 
 
