@@ -258,9 +258,7 @@ def test_every_byte_of_a_score_counts(made, tmp_path):
             flipped = bytearray(whole)
             flipped[place] ^= 1 << bit
             path.write_bytes(flipped)
-            with pytest.raises(
-                GvendiError, match=r"score\.json' is damaged \(.*with this --out again"
-            ):
+            with pytest.raises(GvendiError, match=r"score\.json' is damaged \(.*with this --out again"):
                 read_score(path)
 
 
