@@ -189,7 +189,7 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     uniformly from the pool's first 10,000.
     """
     if count < 1:
-        raise GvendiError(f"a preview of {count} prompts; wanted at least 1")
+        raise GvendiError(f"count is {count}; wanted a preview of at least 1 prompt")
     config = absolute(config)
     task = make_task(config.task.name, **config.task.settings)
     found = read_records(config, _PREVIEW_ROWS)

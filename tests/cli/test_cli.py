@@ -151,7 +151,7 @@ def test_limit_takes_the_first_rows(gvendi, data):
             "--dim must be a whole number such as 1024, or auto",
         ),
         (["score", "{data}", "--proxy", "tiny", "--max-rejected", "some"], "--max-rejected must be a count"),
-        (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "batch_tokens must be at least 1"),
+        (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "--batch-tokens must be at least 1"),
         (["score", "{data}", "--proxy", "./no/such/model"], "no/such/model"),
         (
             ["score", "{data}", "--proxy", "tiny", "--dtype", "float32", "--attention", "flash_attention_2"],
