@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import named
+from gvendi_fast.base.stand_ins import stand_in_at
 
 if TYPE_CHECKING:
     import torch
@@ -282,4 +283,5 @@ def load_tensors(
                 raise GvendiError(f"{path} holds {written[0]} version {written[1]}; {wanted}")
             return {name: file.get_tensor(name).to(device) for name in file.keys()}, words  # noqa: SIM118
     except SafetensorError as error:
-        raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None
+        what = stand_in_at(path) or f"not a safetensors file ({error})"
+        raise GvendiError(f"{path} is {what}; {wanted}") from None
