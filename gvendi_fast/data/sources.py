@@ -72,7 +72,8 @@ def read_lines(
     digest: updated with every byte read, if given.
     max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
     An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
-    there. Raises UnreadableFileError for UTF-16, a pointer and a web page, and OSError, with the file's name, where the system cannot read.
+    there. Raises UnreadableFileError for UTF-16, a pointer in place of the file and a web page, and OSError, with the
+    file's name, where the system cannot read.
     """
     if not offset:
         check_file(path)
