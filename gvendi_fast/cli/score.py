@@ -170,10 +170,11 @@ def sketch(
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
     listed = f" (listed in '{run.path / 'rejected.jsonl'}')" if rejected else ""
-    put(
-        f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
-        f"{rejected:,} row{'s' * (rejected != 1)} rejected{listed}; 'gvendi score {run.path}' scores them"
-    )
+    with keeping(lambda _: f"the sketches are whole, in '{run.path}'"):
+        put(
+            f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
+            f"{rejected:,} row{'s' * (rejected != 1)} rejected{listed}; 'gvendi score {run.path}' scores them"
+        )
 
 
 def _progress():

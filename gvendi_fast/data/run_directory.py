@@ -33,7 +33,15 @@ import numpy as np
 
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passing, names_in, remove_stale
+from gvendi_fast.base.files import (
+    atomic_write,
+    exists,
+    flush_folder,
+    is_passing,
+    make_folder,
+    names_in,
+    remove_stale,
+)
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.parts import (
     COLUMNS,
@@ -96,12 +104,7 @@ class RunDirectory:
                 )
         _check_free(root)
         names_in(root)
-        try:
-            (root / "parts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise GvendiError(
-                f"the folder '{root}' cannot be made ({error.strerror}); give another --out"
-            ) from error
+        make_folder(root / "parts")
         flush_folder(root)
         recorded = _agree(root / "spec.json", spec)
         if recorded != spec:

@@ -250,4 +250,5 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(gvendi, data, tmp_
     (tmp_path / "file").write_text("")
     code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--out", tmp_path / "file" / "run")
     assert code == 1
-    assert "cannot be made" in err
+    assert f"'{tmp_path / 'file' / 'run'}" in err
+    assert "cannot be used: a part of the path is a file, not a folder" in err

@@ -278,7 +278,7 @@ def test_a_score_that_cannot_be_written_is_printed_all_the_same(gvendi, quick, d
     )
 
 
-def test_what_a_command_wrote_is_named_where_stdout_takes_nothing(gvendi, run, tmp_path, monkeypatch):
+def test_what_a_command_wrote_is_named_where_stdout_takes_nothing(gvendi, run, data, tmp_path, monkeypatch):
     from gvendi_fast.base import printing
 
     def refuse(self, text):
@@ -286,7 +286,12 @@ def test_what_a_command_wrote_is_named_where_stdout_takes_nothing(gvendi, run, t
             raise OSError(errno.ENOSPC, "No space", printing.STDOUT)
         return len(text)
 
+    import gvendi_fast.sketching.corpus as corpus
+
+    monkeypatch.setattr(corpus, "sketch_corpus", lambda *_: run)
+    monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self: "tiny")
     for words, kept in (
+        (("sketch", data, "--out", run.path), f"the sketches are whole, in '{run.path}'"),
         (("cluster", run.path, "--clusters", 1, "--out", tmp_path / "c.parquet"), "the clusters are in"),
         (("score", run.path, "--save-mean", tmp_path / "m"), None),
     ):
