@@ -293,7 +293,7 @@ def _keeping_units(out: Path, command: str) -> AbstractContextManager[None]:
     """Say with what ends a run early what its directory keeps and how to go on."""
 
     def said(error: BaseException) -> str | None:
-        from gvendi_fast.analysis.scoring import has_unit
+        from gvendi_fast.data.run_directory import is_any_done
         from gvendi_fast.sketching.corpus import TooManyRejectedError
 
         if isinstance(error, TooManyRejectedError):
@@ -302,7 +302,7 @@ def _keeping_units(out: Path, command: str) -> AbstractContextManager[None]:
         # What cannot be used cannot be used by the same command again; that message has its own remedy.
         if isinstance(error, GvendiError):
             return None
-        if not has_unit(out):
+        if not is_any_done(out):
             return "no work unit was finished, so nothing is kept"
         return f"finished work units are kept in '{out}'; to go on, run the same 'gvendi {command}' command"
 

@@ -58,7 +58,7 @@ from gvendi_fast.data.parts import (
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import check_manifest, digest_of, lost_spec, read_json, unit_ranges
 
-__all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "sketch_spec"]
+__all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
 _FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.ASCII)
 _ABSENT = object()
@@ -496,6 +496,11 @@ class RunDirectory:
 def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """What the column `sketch` of a run of this spec depends on: all but the groups that are kept beside it."""
     return {key: value for key, value in spec.items() if key != "groups"}
+
+
+def is_any_done(path: Path) -> bool:
+    """Whether a work unit of this directory, which may not be there, is done; told without its records."""
+    return bool(RunDirectory(path, {}, None).done())
 
 
 def _check_free(root: Path) -> None:

@@ -19,27 +19,8 @@ from typing import IO, Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.base.stand_ins import stand_in, stand_in_at
-from gvendi_fast.data.listing import (
-    SKIP,
-    SUFFIXES,
-    UnreadableFileError,
-    check_file,
-    find_files,
-    kind_of,
-    list_files,
-    short_names,
-)
+from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
 from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason
-
-__all__ = [
-    "SUFFIXES",
-    "ParquetSource",
-    "find_files",
-    "kind_of",
-    "list_files",
-    "read_lines",
-    "short_names",
-]
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
