@@ -27,6 +27,7 @@ from gvendi_fast.analysis.equal_n import GROUP_BYTES, with_others
 from gvendi_fast.analysis.scoring import check_by
 from gvendi_fast.base.draws import places_by_id
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import sentence
 from gvendi_fast.base.unit_length import Rows, check_matrix, unit_blocks
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
@@ -210,8 +211,9 @@ def load_encoder(name: str) -> SentenceEncoder:
         return SentenceTransformer(name)
     # A missing hub name or file is an OSError, a file that is not a model a ValueError.
     except (OSError, ValueError) as error:
+        said = sentence(error) if isinstance(error, OSError) else error
         raise GvendiError(
-            f"embedding '{name}' cannot be loaded ({error}); wanted a sentence-transformers model, by its hub name or "
+            f"embedding '{name}' cannot be loaded ({said}); wanted a sentence-transformers model, by its hub name or "
             "its folder"
         ) from error
 

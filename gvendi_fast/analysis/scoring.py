@@ -23,7 +23,7 @@ from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rows import kind_of_reason
-from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_directory import RunDirectory, is_any_done
 from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec
@@ -146,7 +146,7 @@ def temporary_run() -> Iterator[Path]:
         with keeping(lambda error: _kept(run, error)):
             yield run
     except BaseException:
-        if has_unit(run):
+        if is_any_done(run):
             keep(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -159,7 +159,7 @@ class NoRowError(GvendiError):
 
 
 def _kept(run: Path, error: BaseException) -> str | None:
-    if not has_unit(run):
+    if not is_any_done(run):
         none = "no work unit was finished, so nothing is kept; with --out DIR a run can be resumed"
         return None if isinstance(error, GvendiError) else none
     # Nothing is there to score, and the same rows would be rejected again.
@@ -171,12 +171,6 @@ def _kept(run: Path, error: BaseException) -> str | None:
         f"the sketches so far are kept in '{run}': 'gvendi score {run}' scores them, the same command with "
         f"--out {run}{more} goes on"
     )
-
-
-def has_unit(run: Path) -> bool:
-    """Whether a work unit of this directory, which may not be there, is finished."""
-    parts = run / "parts"
-    return parts.is_dir() and any(name.endswith(".parquet") for name in os.listdir(parts))
 
 
 def _sketch_and_score(

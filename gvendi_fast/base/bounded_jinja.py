@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateRuntimeError
+from jinja2.exceptions import SecurityError, TemplateError, TemplateRuntimeError
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -39,6 +39,14 @@ _GROWING = frozenset({"+", "*", "**", "%"})
 
 class TooMuchError(TemplateRuntimeError):
     """A template that takes more steps, or handles more characters, than its values account for."""
+
+
+def words_of(error: Exception) -> str:
+    """What a template raised: errors of templates in their own words, others with their kind."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    kind = type(error).__name__
+    return (str(error) or kind) if isinstance(error, TemplateError) else f"{kind}: {error}"
 
 
 class Budget:

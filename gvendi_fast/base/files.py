@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.os_errors import named
+from gvendi_fast.base.os_errors import making, named
+from gvendi_fast.base.stand_ins import stand_in_at
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,12 @@ def read_text(path: str | os.PathLike, most: int, what: str, wanted: str) -> str
     return text
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there."""
+    with making():
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose bytes are at `path` after the block, and nowhere if the block raises or the process dies.
@@ -108,7 +115,7 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
             remove_stale(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
-        with _as_of(beside, path):
+        with _as_of(beside, path), making():
             raw = _Raw(beside, path)
         with io.BufferedWriter(raw) as stream:
             yield stream
@@ -282,4 +289,5 @@ def load_tensors(
                 raise GvendiError(f"{path} holds {written[0]} version {written[1]}; {wanted}")
             return {name: file.get_tensor(name).to(device) for name in file.keys()}, words  # noqa: SIM118
     except SafetensorError as error:
-        raise GvendiError(f"{path} is not a safetensors file ({error}); {wanted}") from None
+        what = stand_in_at(path) or f"not a safetensors file ({error})"
+        raise GvendiError(f"{path} is {what}; {wanted}") from None

@@ -26,7 +26,7 @@ _WHY = {
     errno.EROFS: ("its file system is read-only", "name a path that can be written"),
     errno.ENAMETOOLONG: ("the name is too long", "name a shorter path"),
     errno.ELOOP: ("its links go round in a circle", "mend the links"),
-    errno.ENOENT: ("it does not exist", "check the path, and make the folder first"),
+    errno.ENOENT: ("it does not exist", "check the path and that its folder exists"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
     errno.EISDIR: ("it is a folder, and a file is wanted", "name a file"),
     errno.EEXIST: ("it exists already", "name another path"),
@@ -95,6 +95,18 @@ def named(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         name(error, path)
         raise
+
+
+@contextmanager
+def making() -> Iterator[None]:
+    """Where the block makes a file or folder: that it does not exist, though its folder does, is /proc's refusal."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        folder = os.path.dirname(os.fspath(error.filename)) or os.curdir
+        if _folder_is_gone() or not os.path.isdir(folder):
+            raise
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), error.filename) from error
 
 
 @contextmanager

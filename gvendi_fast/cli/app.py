@@ -19,6 +19,7 @@ from gvendi_fast.cli.cluster import cluster
 from gvendi_fast.cli.compare import compare
 from gvendi_fast.cli.info import info
 from gvendi_fast.cli.measures import measures
+from gvendi_fast.cli.option_names import as_typed
 from gvendi_fast.cli.options import at_home
 from gvendi_fast.cli.report import report
 from gvendi_fast.cli.score import score, sketch
@@ -89,7 +90,7 @@ def _invoke(words: Sequence[str]) -> int | None:
     _refuse_empty(words)
     # Not app(): its own ending prints what was typed as it is, and turns Ctrl-C into a code without a word.
     command = typer.main.get_command(app)
-    with command.make_context("gvendi", list(words)) as context:
+    with command.make_context("gvendi", list(words)) as context, as_typed(context):
         return command.invoke(context)
 
 

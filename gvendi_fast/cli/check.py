@@ -61,8 +61,13 @@ def check(
 def _summary(directory: Path, checked) -> str:
     count = len(checked.findings)
     found = "nothing is wrong" if not count else f"{count} finding{'s' * (count != 1)}"
+    if not checked.parts and checked.units_total is None:
+        # A synthesis that grows from another run directory.
+        return f"{found} in '{directory}'"
     parts = f"{checked.whole:,} of {checked.parts:,} part{'s' * (checked.parts != 1)} whole, {checked.rows:,} rows"
     total = checked.units_total
+    if total is None:
+        parts += "; how many work units the corpus has is not known"
     if total is not None and checked.parts < total:
         parts += f"; {total - checked.parts:,} of {total:,} work units are not done yet"
     return f"{found} in '{directory}': {parts}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.base.errors import keeping
-from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.base.files import atomic_write, make_folder, two_outputs
 from gvendi_fast.base.printing import note, put, put_json
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import Json, RunDir, warn_unfinished
@@ -88,7 +88,7 @@ def cluster(
     model = SphericalKMeans(clusters, seed=seed, max_iterations=max_iterations, tolerance=tolerance)
     model.fit(pool, progress=_say)
     assignment = model.assign(pool)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     model.save(centroids)
     _write(out, pool, assignment)
     summary = _summary(model, len(pool), out, centroids)

@@ -70,7 +70,8 @@ def _code(
     # The last place: nothing that leaves a command goes further.
     except BaseException as error:
         if isinstance(error, SystemExit | typer.Exit):
-            return _exit_code(error)
+            # rich ends the process by itself where it prints the help, and has nothing to say of it either.
+            return BROKEN_PIPE if any(map(_is_closed_pipe, _chain(error))) else _exit_code(error)
         if is_traced:
             put_text("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         stopped.let_go()
@@ -92,7 +93,7 @@ def _say(error: BaseException, stopped: _Stopped) -> int:
     if isinstance(error, GvendiError):
         text = f"{error}"
     elif isinstance(error, OSError):
-        code = BROKEN_PIPE if isinstance(error, BrokenPipeError) and error.filename == STDOUT else ERROR
+        code = BROKEN_PIPE if _is_closed_pipe(error) else ERROR
         text = sentence(error)
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         text = "memory ran out; try smaller --batch-tokens or --memory, fewer rows, or a larger machine"
@@ -146,15 +147,22 @@ def _exit_code(error: BaseException) -> int:
     return int(code or DONE)
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
+def _is_interrupt(error: BaseException) -> bool:
     """Whether Ctrl-C is behind an error: modules that are being imported turn it into errors of their own."""
+    return any(isinstance(behind, KeyboardInterrupt) for behind in _chain(error))
+
+
+def _is_closed_pipe(error: BaseException) -> bool:
+    return isinstance(error, BrokenPipeError) and error.filename == STDOUT
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what is behind it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, KeyboardInterrupt):
-            return True
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
 
 
 def wants_traceback(words: Sequence[str]) -> bool:

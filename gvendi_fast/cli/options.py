@@ -326,7 +326,12 @@ def saved_mean(path: Path | None):
         raise GvendiError(
             f"--mean: '{path}' is not a file; give one that 'gvendi score --save-mean FILE' wrote"
         )
-    return None if path is None else RowMean.load(path)
+    if path is None:
+        return None
+    try:
+        return RowMean.load(path)
+    except GvendiError as error:
+        raise GvendiError(f"--mean: {error}; 'gvendi score --save-mean FILE' writes one") from error
 
 
 def home(path: str) -> str:
@@ -397,6 +402,8 @@ def parse_max_rejected(text: str | None) -> int | float | None:
         return None
     number = text.removesuffix("%")
     plain = number.replace(".", "", 1) if text.endswith("%") else number
-    if not plain.isdecimal():
-        raise GvendiError(f"--max-rejected must be a count such as 25 or a share such as 2%, got {text!r}")
+    if not plain.isdecimal() or (text.endswith("%") and float(number) >= 100):
+        raise GvendiError(
+            f"--max-rejected must be a count such as 25 or a share below 100%, such as 2%, got {text!r}"
+        )
     return float(number) / 100 if text.endswith("%") else int(number)

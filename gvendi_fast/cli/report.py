@@ -98,6 +98,10 @@ def _of_run(
     from gvendi_fast.report.page import output_paths, write_report
 
     output_paths(out, force)
+    if clusters is not None and clusters.isdecimal() and int(clusters) < 1:
+        raise GvendiError(
+            f"--clusters is {clusters}; wanted a number of clusters from 1, or a file that 'gvendi cluster' wrote"
+        )
     warn_unfinished(RunDirectory.load(directory))
     wanted = int(clusters) if clusters is not None and clusters.isdecimal() else clusters and home(clusters)
     data = report_data(directory, by=by, clusters=wanted, seed=seed, corpus=corpus, say=_say)

@@ -24,6 +24,7 @@ from gvendi_fast.cli.options import (
     warn_unfinished,
 )
 from gvendi_fast.data.listing import list_files
+from gvendi_fast.data.run_files import SCORE, score_content
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from gvendi_fast.analysis.scoring import Score
     from gvendi_fast.vendi.diagnosis import Diagnosis
 
-SCORE = "score.json"
 TINY_NOTE = " (for trying things out: report no numbers made with it)"
 
 
@@ -134,7 +134,7 @@ def _written(result: Score, folder: Path) -> Iterator[None]:
     path, failed = folder / SCORE, None
     try:
         with atomic_write(path) as stream:
-            stream.write(json_text(result.to_dict(), indent=1).encode() + b"\n")
+            stream.write(json_text(score_content(result.to_dict()), indent=1).encode() + b"\n")
     except OSError as error:
         failed = error
     kept = f"the sketches are kept in '{folder}': 'gvendi score {folder}' scores them again"
@@ -170,10 +170,11 @@ def sketch(
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     rejected = sum(1 for _ in run.rejected())
     listed = f" (listed in '{run.path / 'rejected.jsonl'}')" if rejected else ""
-    put(
-        f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
-        f"{rejected:,} row{'s' * (rejected != 1)} rejected{listed}; 'gvendi score {run.path}' scores them"
-    )
+    with keeping(lambda _: f"the sketches are whole, in '{run.path}'"):
+        put(
+            f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
+            f"{rejected:,} row{'s' * (rejected != 1)} rejected{listed}; 'gvendi score {run.path}' scores them"
+        )
 
 
 def _progress():
@@ -292,7 +293,7 @@ def _keeping_units(out: Path, command: str) -> AbstractContextManager[None]:
     """Say with what ends a run early what its directory keeps and how to go on."""
 
     def said(error: BaseException) -> str | None:
-        from gvendi_fast.analysis.scoring import has_unit
+        from gvendi_fast.data.run_directory import is_any_done
         from gvendi_fast.sketching.corpus import TooManyRejectedError
 
         if isinstance(error, TooManyRejectedError):
@@ -301,7 +302,7 @@ def _keeping_units(out: Path, command: str) -> AbstractContextManager[None]:
         # What cannot be used cannot be used by the same command again; that message has its own remedy.
         if isinstance(error, GvendiError):
             return None
-        if not has_unit(out):
+        if not is_any_done(out):
             return "no work unit was finished, so nothing is kept"
         return f"finished work units are kept in '{out}'; to go on, run the same 'gvendi {command}' command"
 

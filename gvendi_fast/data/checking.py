@@ -13,12 +13,16 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists, names_in, stale
 from gvendi_fast.data.originals import verify_corpus
-from gvendi_fast.data.parts import COLUMNS, OPTIONAL, DamagedPartError, read_part
+from gvendi_fast.data.parts import DamagedPartError
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.run_files import check_manifest, read_json
+from gvendi_fast.data.run_files import REMEDIES, SCORE, check_manifest, read_json, read_score
 
 DAMAGED, FOREIGN, UNREADABLE, LEFT, CHANGED = "damaged", "foreign", "unreadable", "left over", "changed"
-REJECTED, SCORE = "rejected.jsonl", "score.json"
+MISSING = {
+    "spec.json": f"it is missing; {REMEDIES['spec.json']}",
+    "units.json": "it is missing; run the command that made it again",
+}
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,12 @@ def check_run(
         raise GvendiError(
             f"'{root}' is not a run directory: {why}; name the --out of 'gvendi sketch' or 'gvendi score'"
         )
-    run = _recorded(root, seen)
+    run = _check_parts(_recorded(root, seen), seen)
     seen.units_total = run.units_total
-    _check_parts(run, seen, is_recorded=not seen.findings)
-    if not seen.findings and run.missing() is None:
+    is_whole = not seen.findings and run.missing() is None
+    if is_whole:
         _check_rejected(run, seen)
-        _check_score(run, seen)
+    _check_score(run, seen, is_whole)
     noted = {item.path for item in seen.findings}
     for folder in (root, run.parts):
         # What cannot be listed has been said.
@@ -117,7 +121,7 @@ def _recorded(root: Path, seen: Checked) -> RunDirectory:
     manifest = None
     with seen.noting(root / "spec.json"):
         if not exists(root / "spec.json"):
-            raise GvendiError("it is missing; restore it, or sketch the corpus again into another --out")
+            raise GvendiError(MISSING["spec.json"])
         spec = read_json(root / "spec.json")
     units = root / "units.json"
     with seen.noting(units):
@@ -125,37 +129,48 @@ def _recorded(root: Path, seen: Checked) -> RunDirectory:
     return RunDirectory(root, spec, manifest)
 
 
-def _check_parts(run: RunDirectory, seen: Checked, is_recorded: bool) -> None:
+def _check_parts(run: RunDirectory, seen: Checked) -> RunDirectory:
+    """Verify every part; the result is the directory without a record that is not that of its parts."""
     with seen.noting(run.parts):
-        done = run.done()
-        seen.parts = len(done)
-        others = []
-        for unit in done:
-            path = run.part_path(unit)
-            with seen.noting(path):
-                try:
-                    if is_recorded:
-                        seen.rows += run.verify(unit)
-                    else:
-                        seen.rows += len(read_part(path, unit, [*COLUMNS, *OPTIONAL])[0].ids)
-                    seen.whole += 1
-                except DamagedPartError as damage:
-                    if not damage.is_foreign:
-                        raise
-                    others.append(damage.other)
-                    seen.add(path, FOREIGN, f"{damage.why}; run the command that made it again")
-        for other, name in (("spec", "spec.json"), ("corpus", "units.json")):
-            if done and others == [other] * len(done):
-                # One cause, one line.
-                seen.findings = [item for item in seen.findings if item.kind != FOREIGN]
+        said = {Path(item.path).name for item in seen.findings}
+        run, strange = run.as_stamped()
+        for name in strange:
+            # What cannot be read has been said.
+            if name not in said:
                 is_there = exists(run.path / name)
-                what = "it is not the one that the parts were made with; restore it"
-                lost = "it is missing; run the command that made it again"
-                seen.add(run.path / name, DAMAGED, what if is_there else lost)
+                why = f"it is not the one that the parts were made with; {REMEDIES[name]}"
+                seen.add(run.path / name, DAMAGED, why if is_there else MISSING[name])
+        found, others = _verified(run)
+        if others and not found.whole and all(item.other == "spec" for item in others):
+            # Parts of earlier versions do not say which spec is theirs, but how wide they are. One cause, one line.
+            seen.add(run.path / "spec.json", DAMAGED, f"{others[0].why}; {REMEDIES['spec.json']}")
+            run = RunDirectory(run.path, {}, run.manifest)
+            found, _ = _verified(run)
+        seen.parts, seen.whole, seen.rows = found.parts, found.whole, found.rows
+        seen.findings += found.findings
         for stranger in run.strangers():
             seen.add(
                 stranger, FOREIGN, "it belongs to no work unit of the corpus and is never read; move it away"
             )
+    return run
+
+
+def _verified(run: RunDirectory) -> tuple[Checked, list[DamagedPartError]]:
+    """What all parts are found to be, and those that are another's."""
+    found, others, done = Checked(), [], run.done()
+    found.parts = len(done)
+    for unit in done:
+        path = run.part_path(unit)
+        with found.noting(path):
+            try:
+                found.rows += run.verify(unit)
+                found.whole += 1
+            except DamagedPartError as damage:
+                if not damage.is_foreign:
+                    raise
+                others.append(damage)
+                found.add(path, FOREIGN, f"{damage.why}; run the command that made it again")
+    return found, others
 
 
 def _check_rejected(run: RunDirectory, seen: Checked) -> None:
@@ -165,15 +180,18 @@ def _check_rejected(run: RunDirectory, seen: Checked) -> None:
             seen.add(path, DAMAGED, "it does not list the rejected rows of the parts; run the command again")
 
 
-def _check_score(run: RunDirectory, seen: Checked) -> None:
+def _check_score(run: RunDirectory, seen: Checked, is_whole: bool) -> None:
     path = run.path / SCORE
     with seen.noting(path):
         if not exists(path):
             return
-        found = read_json(path)
+        found = read_score(path)
+        if not is_whole:
+            # Of rows that are not there any more.
+            return
         wanted = {"n": seen.rows, "units_done": seen.parts, "units_total": seen.units_total}
         for name, value in wanted.items():
             if name not in found or found[name] != value:
                 shown = json.dumps(found[name], ensure_ascii=False)[:60] if name in found else "missing"
-                seen.add(path, DAMAGED, f"its {name} is {shown} and the run's {value}; score the run again")
+                seen.add(path, DAMAGED, f"its {name} is {shown} and the run's {value}; {REMEDIES[SCORE]}")
                 return

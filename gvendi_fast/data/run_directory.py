@@ -21,7 +21,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -31,7 +33,15 @@ import numpy as np
 
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import atomic_write, exists, flush_folder, is_passing, names_in, remove_stale
+from gvendi_fast.base.files import (
+    atomic_write,
+    exists,
+    flush_folder,
+    is_passing,
+    make_folder,
+    names_in,
+    remove_stale,
+)
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.parts import (
     COLUMNS,
@@ -48,10 +58,12 @@ from gvendi_fast.data.parts import (
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import check_manifest, digest_of, lost_spec, read_json, unit_ranges
 
-__all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "sketch_spec"]
+__all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
 _FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.ASCII)
 _ABSENT = object()
+# {what a part says of it: record of a run directory}.
+RECORDS = {"spec": "spec.json", "corpus": "units.json"}
 
 
 class RunDirectory:
@@ -63,6 +75,7 @@ class RunDirectory:
         # Of what is recorded: a view of the directory may show another spec.
         self._spec_digest = digest_of(spec)
         self._corpus_digest = "" if manifest is None else digest_of(manifest)
+        self._says = {other: f"{name} says" for other, name in RECORDS.items()}
         self._ranges = None if manifest is None else unit_ranges(manifest)
         sketch = spec.get("sketch")
         self._recorded_dim = sketch.get("dim") if isinstance(sketch, dict) else None
@@ -95,12 +108,7 @@ class RunDirectory:
                 )
         _check_free(root)
         names_in(root)
-        try:
-            (root / "parts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise GvendiError(
-                f"the folder '{root}' cannot be made ({error.strerror}); give another --out"
-            ) from error
+        make_folder(root / "parts")
         flush_folder(root)
         recorded = _agree(root / "spec.json", spec)
         if recorded != spec:
@@ -233,11 +241,39 @@ class RunDirectory:
                 self.verify(unit, "" if inputs is None else inputs[unit])
             except DamagedPartError as damage:
                 found.append(damage)
-        for other, name in (("spec", "spec.json"), ("corpus", "units.json")):
+        proper = self.units_done - sum(1 for item in found if not item.is_foreign)
+        for other, name in RECORDS.items():
             strays = [item for item in found if item.other == other]
-            if strays and len(strays) == self.units_done:
+            if strays and len(strays) == proper:
                 raise self._edited(name, strays[0].unit)
         return found
+
+    def as_stamped(self) -> tuple[RunDirectory, list[str]]:
+        """The directory by what its parts say, and the names of the records that are of none of them.
+
+        Such a record, and one that could not be read (it is {} or None here), is left out: the digest that most parts
+        have stands in its place, so that the parts can still be verified, and compared with one another.
+        """
+        stamps = []
+        for unit in self.done():
+            # Whoever reads the part says so.
+            with suppress(DamagedPartError, OSError):
+                stamps.append(read_stamp(self.part_path(unit)))
+        digests, says, strange = (
+            {"spec": self._spec_digest, "corpus": self._corpus_digest},
+            dict(self._says),
+            [],
+        )
+        for other, recorded in digests.items():
+            found = Counter(getattr(stamp, other) for stamp in stamps if stamp is not None)
+            if found and recorded not in found:
+                digests[other] = found.most_common(1)[0][0]
+                says[other] = "most parts were"
+                strange.append(RECORDS[other])
+        spec = {} if RECORDS["spec"] in strange else self.spec
+        run = RunDirectory(self.path, spec, None if RECORDS["corpus"] in strange else self.manifest)
+        run._spec_digest, run._corpus_digest, run._says = digests["spec"], digests["corpus"], says
+        return run, strange
 
     def verify(self, unit: int, input: str = "") -> int:
         """Raise DamagedPartError, as `iterate` and `rejected` do, unless a part and its rejected rows can be used.
@@ -353,7 +389,7 @@ class RunDirectory:
         dim = self._recorded_dim
         if part.sketches is not None and dim is not None and part.sketches.shape[1] != dim:
             raise DamagedPartError(
-                path, f"sketches of width {part.sketches.shape[1]}, not {dim} as spec.json says"
+                path, f"sketches of width {part.sketches.shape[1]}, not {dim} as spec.json says", "spec"
             )
         return part, stamp
 
@@ -368,9 +404,11 @@ class RunDirectory:
         if stamp.unit != unit:
             raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}", "unit")
         if stamp.spec != self._spec_digest:
-            raise DamagedPartError(path, "it was made with other settings than spec.json says", "spec")
+            raise DamagedPartError(path, f"it was made with other settings than {self._says['spec']}", "spec")
         if stamp.corpus != self._corpus_digest:
-            raise DamagedPartError(path, "it was made from another corpus than units.json says", "corpus")
+            raise DamagedPartError(
+                path, f"it was made from another corpus than {self._says['corpus']}", "corpus"
+            )
 
     def _check_first_stamp(self) -> None:
         """An edited spec.json or units.json is noticed before anything of it is used."""
@@ -462,6 +500,11 @@ class RunDirectory:
 def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """What the column `sketch` of a run of this spec depends on: all but the groups that are kept beside it."""
     return {key: value for key, value in spec.items() if key != "groups"}
+
+
+def is_any_done(path: Path) -> bool:
+    """Whether a work unit of this directory, which may not be there, is done; told without its records."""
+    return bool(RunDirectory(path, {}, None).done())
 
 
 def _check_free(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""spec.json and units.json of a run directory: read strictly, as someone may have edited them."""
+"""spec.json, units.json and score.json of a run directory: read strictly, as someone may have edited them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
 from gvendi_fast.data.rows import Fields, lone_surrogate
 
+SCORE = "score.json"
+# {file of a run directory: what mends it}.
+REMEDIES = {
+    "spec.json": "restore it, or sketch the corpus again into another --out",
+    "units.json": "restore it, or move it away and run the command that made it again",
+    SCORE: "run the 'gvendi score' command with this --out again, which writes it anew",
+}
+_SCORE_FORMAT = 1
 # {key of units.json: type of its value}; those of a file's entry.
 _COUNTS = ("units_total", "rows", "duplicates", "rows_per_unit")
 _OF_FILE = {"path": str, "kind": str, "size": int, "rows": int, "digest": str}
@@ -40,6 +48,29 @@ def read_json(path: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, f"it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def score_content(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What score.json holds: the result, and the digest of it all."""
+    # A single digit that changes hits one of the two, so that the file does not pass for one of an earlier version.
+    content = {**result, "format": _SCORE_FORMAT}
+    return {**content, "digest": digest_of(json.loads(json.dumps(content)))}
+
+
+def read_score(path: Path) -> dict[str, Any]:
+    """The result in score.json, without its digest, which is verified; one of an earlier version has none.
+
+    Raises GvendiError where it is not what was written.
+    """
+    content = read_json(path)
+    if "format" not in content and "digest" not in content:
+        return content
+    digest = content.pop("digest", None)
+    if digest != digest_of(content):
+        raise _damaged(path, "its digest does not agree")
+    if content.pop("format") != _SCORE_FORMAT:
+        raise GvendiError(f"'{path}' is of another version of gvendi-fast; {REMEDIES[SCORE]}")
     return content
 
 
@@ -129,7 +160,7 @@ def _check(path: Path, name: str, value: Any, good: bool, wanted: str) -> None:
 
 
 def _damaged(path: Path, why: str) -> GvendiError:
-    return GvendiError(f"'{path}' is damaged ({why}); restore it or give another --out")
+    return GvendiError(f"'{path}' is damaged ({why}); {REMEDIES[path.name]}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,27 +18,9 @@ from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
-from gvendi_fast.data.listing import (
-    SKIP,
-    SUFFIXES,
-    UnreadableFileError,
-    check_file,
-    find_files,
-    kind_of,
-    list_files,
-    short_names,
-)
+from gvendi_fast.base.stand_ins import stand_in, stand_in_at
+from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
 from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason
-
-__all__ = [
-    "SUFFIXES",
-    "ParquetSource",
-    "find_files",
-    "kind_of",
-    "list_files",
-    "read_lines",
-    "short_names",
-]
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -71,8 +53,13 @@ def read_lines(
     digest: updated with every byte read, if given.
     max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
     An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
-    there. Raises UnreadableFileError for UTF-16, and OSError, with the file's name, where the system cannot read.
+    there. Raises UnreadableFileError for UTF-16, a pointer in place of the file and a web page, and OSError, with the
+    file's name, where the system cannot read.
     """
+    if not offset:
+        check_file(path)
+        with naming(path):
+            _check_itself(path, stand_in_at(path))
     with naming(path), _open_lines(path, kind) as stream:
         if offset:
             stream.seek(offset)
@@ -109,14 +96,22 @@ def read_lines(
                 return
             if not size:
                 return
-            if line == 1 and isinstance(content, bytes) and content.startswith(_UTF16):
-                raise UnreadableFileError(
-                    f"corpus: '{path}' is UTF-16; convert it to UTF-8, as iconv -f UTF-16 -t UTF-8 does"
-                )
+            if line == 1 and isinstance(content, bytes):
+                if content.startswith(_UTF16):
+                    raise UnreadableFileError(
+                        f"corpus: '{path}' is UTF-16; convert it to UTF-8, as iconv -f UTF-16 -t UTF-8 does"
+                    )
+                # What an archive holds; the file itself has been looked at.
+                _check_itself(path, stand_in(content))
             if not is_blank:
                 yield line, offset, content
             offset += size
             line += 1
+
+
+def _check_itself(path: str, what: str | None) -> None:
+    if what is not None:
+        raise UnreadableFileError(f"corpus: '{path}' is {what}, or {SKIP}")
 
 
 def _too_long(size: int, max_bytes: int) -> Reason:
@@ -185,6 +180,7 @@ class ParquetSource:
             # An error number is the system's; without one the content is not Parquet, or encrypted.
             if getattr(error, "errno", None) is not None:
                 raise
+            _check_itself(path, stand_in_at(path))
             raise UnreadableFileError(
                 f"corpus: '{path}' is not a readable Parquet file ({_first_line(error)}); fetch or write it "
                 f"again, or {SKIP}"

@@ -15,6 +15,7 @@ import torch
 
 from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import named
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import MatrixPool, Pool
 from gvendi_fast.vendi.growth import Growth
@@ -221,8 +222,12 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise GvendiError(f"--clusters is '{path}', which is not a file; {wanted}")
     try:
-        table = pq.read_table(path, columns=["id", "cluster", "cosine"], use_threads=False)
+        with named(path):
+            table = pq.read_table(path, columns=["id", "cluster", "cosine"], use_threads=False)
     except (pa.ArrowException, OSError) as error:
+        # A number is the system's; without one it is the content.
+        if getattr(error, "errno", None) is not None:
+            raise
         raise GvendiError(f"--clusters: '{path}' cannot be read ({error}); {wanted}") from error
     if table.num_columns != 3:
         raise GvendiError(f"--clusters: '{path}' has columns {', '.join(table.column_names)}; {wanted}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.differences import flat
-from gvendi_fast.base.files import atomic_write, two_outputs
+from gvendi_fast.base.files import atomic_write, make_folder, two_outputs
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.printing import json_text
 from gvendi_fast.base.shown import number, shown
@@ -55,7 +55,7 @@ def write_report(
 
 def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> None:
     """Write a page's text and its data as JSON; each is there whole or as it was."""
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(page.parent)
     with atomic_write(numbers) as stream:
         stream.write(json_text(data, indent=1).encode() + b"\n")
     with atomic_write(page) as stream:

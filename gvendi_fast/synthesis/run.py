@@ -16,6 +16,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write
+from gvendi_fast.base.os_errors import sentence
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.clusters.distinct import cluster_number
 from gvendi_fast.data.rows import Reason
@@ -189,7 +190,7 @@ def preview(config: Config, count: int) -> list[dict[str, Any]]:
     uniformly from the pool's first 10,000.
     """
     if count < 1:
-        raise GvendiError(f"a preview of {count} prompts; wanted at least 1")
+        raise GvendiError(f"count is {count}; wanted a preview of at least 1 prompt")
     config = absolute(config)
     task = make_task(config.task.name, **config.task.settings)
     found = read_records(config, _PREVIEW_ROWS)
@@ -276,7 +277,8 @@ def _why(error: BaseException) -> tuple[str, str]:
     kinds = {EndpointDownError: "endpoint", KeyRefusedError: "key"}
     reason = next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
     why = error.why if isinstance(error, GenerationStoppedError) else ""
-    return reason, why or str(error) or type(error).__name__
+    said = sentence(error) if isinstance(error, OSError) else str(error)
+    return reason, why or said or type(error).__name__
 
 
 @contextmanager
@@ -286,4 +288,6 @@ def _warned(what: str) -> Iterator[None]:
         yield
     # Whatever it is, the library that draws included: the run itself has ended as it has.
     except Exception as error:
-        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=2)
+        is_systems = isinstance(error, OSError) and error.errno is not None
+        said = sentence(error) if is_systems else f"{type(error).__name__}: {error}"
+        warnings.warn(f"{what}: {said}", stacklevel=2)

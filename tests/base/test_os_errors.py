@@ -27,6 +27,50 @@ def write(path):
     return call
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (("sketch", "DATA", "--proxy", "tiny", "--out", "/proc/x"), "/proc/x"),
+        (("score", "DATA", "--proxy", "tiny", "--out", "/proc/x/y"), "/proc/x"),
+        (("sketch", "DATA", "--proxy", "tiny", "--out", "/dev/null/run"), "/dev/null/run"),
+    ],
+)
+def test_a_folder_that_the_system_refuses_is_said_with_why(gvendi, tmp_path, words, path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "completion": "2"}\n')
+    code, out, err = gvendi(*(str(tmp_path / "data.jsonl") if word == "DATA" else word for word in words))
+    why = "a part of the path is a file, not a folder" if "null" in path else "the system does not permit it"
+    assert (code, out) == (1, "")
+    assert f"error: '{path}" in err
+    assert f"cannot be used: {why}; " in err
+
+
+@pytest.mark.parametrize(("name", "why"), [("nope.yaml", "it does not exist"), ("", "it is a folder")])
+def test_a_configuration_that_cannot_be_read_is_named_once(gvendi, tmp_path, name, why):
+    pytest.importorskip("yaml")
+    path = tmp_path / name
+    code, out, err = gvendi("synthesize", path)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: '{path}' cannot be used: {why}")
+    assert err.count(str(path)) == 1
+    assert "Errno" not in err
+
+
+def test_words_of_systems_errors_inside_others_have_no_numbers(tmp_path):
+    """Where an error of the system is told within another message, it is the sentence too."""
+    from gvendi_fast.sketching.proxy.hub import first_line
+    from gvendi_fast.synthesis.run import _warned
+
+    full = OSError(errno.ENOSPC, "No space left", "/cache/x")
+    assert first_line(full) == sentence(full)
+    assert first_line(ValueError("no\nyes")) == "ValueError: no"
+    with (
+        pytest.warns(UserWarning, match="^no report: '/cache/x' cannot be used: its disk is full"),
+        _warned("no report"),
+    ):
+        raise full
+
+
 def test_every_number_has_one_line():
     for number in errno.errorcode:
         for error in (
@@ -66,7 +110,7 @@ def test_words_alone_are_told_with_the_path(tmp_path):
         ("{tmp}/" + "n" * 240, "the name is too long"),
         ("{tmp}/folder", "it is a folder"),
         ("{tmp}/loop/x", "its links go round"),
-        ("/proc/x", "it does not exist"),
+        ("/proc/x", "the system does not permit it"),
     ],
 )
 def test_a_file_that_cannot_be_made_is_named_as_it_was_asked_for(tmp_path, path, why):

@@ -39,6 +39,19 @@ def test_a_pipe_gets_lines_and_silence_has_the_same_methods():
     assert len(said) == 3
 
 
+def test_a_run_that_was_done_before_says_so():
+    stream = io.StringIO()
+    lines = Lines(stream)
+    lines.start(10, 10)
+    lines.close()
+    assert stream.getvalue().splitlines()[-1] == "10/10 rows, nothing is left to do"
+    # Rows are left, or were done now.
+    for done, fresh in ((9, 0), (9, 1)):
+        lines.start(10, done)
+        lines.advance(fresh, 0, 0)
+        assert "nothing is left" not in lines.counts.rates()
+
+
 def test_threads_that_report_together_lose_no_row():
     stream = io.StringIO()
     lines = Lines(stream)

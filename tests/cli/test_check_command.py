@@ -11,6 +11,7 @@ import pytest
 from damage import ATTACKS, strip
 
 from gvendi_fast.base import files
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data import checking, parts
 from gvendi_fast.data.checking import check_run
 from gvendi_fast.data.run_directory import RunDirectory
@@ -31,6 +32,17 @@ def made(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         sketch_corpus(folder / f"{name}.jsonl", folder / run, proxy, settings)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A run directory of another corpus and other settings."""
+    folder = tmp_path_factory.mktemp("wide")
+    rows = [{"prompt": f"{i}", "completion": "" if i % 4 == 3 else f"it is {i}"} for i in range(8)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings, proxy = Settings(spec=SketchSpec(dim=128), unit_rows=4), load_proxy("tiny", dtype="float32")
+    sketch_corpus(folder / "data.jsonl", folder / "run", proxy, settings)
+    return folder / "run"
 
 
 @pytest.fixture
@@ -137,7 +149,7 @@ FAULTS = {
         lambda run: (run / "score.json").write_text('{"n": 8, "units_done": 3}'),
         "damaged",
         "score.json",
-        "its n is 8 and the run's 9; score the run again",
+        "its n is 8 and the run's 9; run the 'gvendi score' command",
     ),
     "broken score": (
         lambda run: (run / "score.json").write_text("[1"),
@@ -183,6 +195,130 @@ def test_every_fault_is_a_line(gvendi, run, fault):
     found = json.loads(out)
     assert [item["kind"] for item in found["findings"]] == [kind]
     assert found["directory"] == str(run)
+
+
+NOT_OF_THE_PARTS = "it is not the one that the parts were made with; "
+SPEC, UNITS = (f"'RUN/{name}'" for name in ("spec.json", "units.json"))
+UNKNOWN = "; how many work units the corpus has is not known"
+SPEC_REMEDY = "restore it, or sketch the corpus again into another --out"
+UNITS_REMEDY = "restore it, or move it away and run the command that made it again"
+NO_SPEC = f"damaged: {SPEC} is damaged (it holds a list, not an object); {SPEC_REMEDY}"
+FOREIGN_SPEC = f"damaged: {SPEC}: {NOT_OF_THE_PARTS}{SPEC_REMEDY}"
+FOREIGN_UNITS = f"damaged: {UNITS}: {NOT_OF_THE_PARTS}{UNITS_REMEDY}"
+AGAIN = "run the command that made it again"
+ENDS = f"'RUN/parts/part-000001.parquet': it ends after 0 bytes; {AGAIN}"
+
+
+def break_record(run, _, name="spec.json"):
+    (run / name).write_text("[]")
+
+
+def take_record(run, other, name="spec.json"):
+    shutil.copy(other / name, run / name)
+
+
+def lose_record(run, _, name="spec.json"):
+    (run / name).unlink()
+
+
+def empty_part(run, _):
+    (run / "parts" / "part-000001.parquet").write_bytes(b"")
+
+
+def take_part(run, other):
+    for name in ("part-000001.parquet", "rejected-000001.jsonl"):
+        shutil.copy(other / "parts" / name, run / "parts" / name)
+
+
+def swap_parts(run, _):
+    attack = next(attack for attack in ATTACKS if attack.__name__ == "swap_whole_units")
+    attack(RunDirectory(run, {}, None), None)
+
+
+def old(run, _):
+    for path in (run / "parts").glob("*.parquet"):
+        strip(path)
+
+
+def units_of(name):
+    return lambda act: lambda run, other: act(run, other, name)
+
+
+# What is done, in turn, to a run and another of other settings and corpus: every line, and the summary's counts.
+RECORDS = {
+    "broken spec": ([break_record], [NO_SPEC], "3 of 3", 9, ""),
+    "foreign spec": ([take_record], [FOREIGN_SPEC], "3 of 3", 9, ""),
+    "foreign spec and a damaged part": ([take_record, empty_part], [FOREIGN_SPEC, f"damaged: {ENDS}"], "2 of 3", 6, ""),
+    "broken spec and a foreign part": (
+        [break_record, take_part],
+        [
+            NO_SPEC,
+            "foreign: 'RUN/parts/part-000001.parquet': it was made with other settings than most parts were; "
+            "run the command that made it again",
+        ],
+        "2 of 3",
+        6,
+        "",
+    ),
+    "foreign spec of an earlier version": (
+        [old, take_record],
+        [f"damaged: {SPEC}: sketches of width 64, not 128 as spec.json says; {SPEC_REMEDY}"],
+        "3 of 3",
+        9,
+        "",
+    ),
+    "foreign units": ([units_of("units.json")(take_record)], [FOREIGN_UNITS], "3 of 3", 9, UNKNOWN),
+    "foreign units and a damaged part": (
+        [units_of("units.json")(take_record), empty_part],
+        [FOREIGN_UNITS, f"damaged: {ENDS}"],
+        "2 of 3",
+        6,
+        UNKNOWN,
+    ),
+    "lost units and swapped parts": (
+        [units_of("units.json")(lose_record), swap_parts],
+        [
+            f"damaged: {UNITS}: it is missing; run the command that made it again",
+            f"foreign: 'RUN/parts/part-000001.parquet': it is the part of work unit 2; {AGAIN}",
+            f"foreign: 'RUN/parts/part-000002.parquet': it is the part of work unit 1; {AGAIN}",
+        ],
+        "1 of 3",
+        3,
+        UNKNOWN,
+    ),
+    "both of another run": (
+        [take_record, units_of("units.json")(take_record)],
+        [FOREIGN_SPEC, FOREIGN_UNITS],
+        "3 of 3",
+        9,
+        UNKNOWN,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_the_record_that_is_at_fault_is_named_once(gvendi, wide, run, case):
+    acts, lines, whole, rows, rest = RECORDS[case]
+    for act in acts:
+        act(run, wide)
+    before = contents(run)
+    code, out, err = gvendi("check", run)
+    assert (code, err) == (1, "")
+    *said, summary = out.replace(str(run), "RUN").splitlines()
+    assert said == lines
+    count = f"{len(lines)} finding{'s' * (len(lines) > 1)}"
+    assert summary == f"{count} in 'RUN': {whole} parts whole, {rows} rows{rest}"
+    assert contents(run) == before
+
+
+def test_a_damaged_part_does_not_hide_a_foreign_spec(run, wide):
+    """Whole parts are not computed again, under the settings of a spec.json of another run."""
+    take_record(run, wide)
+    empty_part(run, wide)
+    with pytest.raises(
+        GvendiError, match=r"spec\.json' is not the one that 'part-000000\.parquet' was made with"
+    ):
+        RunDirectory(run, json.loads((run / "spec.json").read_text()), None).broken()
 
 
 def test_a_corpus_that_is_not_what_was_sketched(gvendi, made, run, tmp_path):

@@ -156,7 +156,7 @@ def test_limit_takes_the_first_rows(gvendi, data):
             "--dim must be a whole number such as 1024, or auto",
         ),
         (["score", "{data}", "--proxy", "tiny", "--max-rejected", "some"], "--max-rejected must be a count"),
-        (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "batch_tokens must be at least 1"),
+        (["score", "{data}", "--proxy", "tiny", "--batch-tokens", "0"], "--batch-tokens must be at least 1"),
         (["score", "{data}", "--proxy", "./no/such/model"], "no/such/model"),
         (
             ["score", "{data}", "--proxy", "tiny", "--dtype", "float32", "--attention", "flash_attention_2"],
@@ -255,7 +255,8 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(gvendi, data, tmp_
     (tmp_path / "file").write_text("")
     code, _, err = gvendi("sketch", data, "--proxy", "tiny", "--out", tmp_path / "file" / "run")
     assert code == 1
-    assert "cannot be made" in err
+    assert f"'{tmp_path / 'file' / 'run'}" in err
+    assert "cannot be used: a part of the path is a file, not a folder" in err
 
 
 @pytest.mark.parametrize(

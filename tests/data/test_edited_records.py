@@ -10,9 +10,11 @@ import pytest
 from damage import strip
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printing import json_text
+from gvendi_fast.data.checking import check_run
 from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.run_directory import Part, RunDirectory
-from gvendi_fast.data.run_files import read_json
+from gvendi_fast.data.run_files import read_json, read_score, score_content
 
 SPEC = {
     "format": 2,
@@ -232,3 +234,56 @@ def test_keys_that_occur_twice_are_named(tmp_path):
     path.write_text('{"a": {"b": 1, "b": 2}}')
     with pytest.raises(GvendiError, match="it has 'b' twice"):
         read_json(path)
+
+
+SCORE = {
+    "gvendi": 12.25,
+    "low": 1e-05,
+    "n": 8,
+    "growth": None,
+    "by": {"é [/INST]": {"rows": 4}},
+    "units_done": 2,
+    "units_total": 2,
+}
+
+
+def test_every_byte_of_a_score_counts(made, tmp_path):
+    path = shutil.copytree(made[False], tmp_path / "run") / "score.json"
+    whole = json_text(score_content(SCORE), indent=1).encode()
+    path.write_bytes(whole)
+    assert read_score(path) == SCORE
+    assert check_run(path.parent).findings == []
+    for place in range(len(whole)):
+        for bit in (0, 4):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(GvendiError, match=r"score\.json' is damaged \(.*with this --out again"):
+                read_score(path)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda text: text.replace("12.25", "12.26"), "its digest does not agree"),
+        (lambda text: text.replace('"format"', '"fOrmat"'), "its digest does not agree"),
+        (lambda text: text.replace('"digest"', '"dIgest"'), "its digest does not agree"),
+        (
+            lambda text: json_text({"n": 8, "format": 2, "digest": "c8be8d6f7c8ae7aa"}),
+            "its digest does not agree",
+        ),
+        (lambda text: text[: len(text) // 2], "is damaged ("),
+        (lambda text: json.dumps({**SCORE, "gvendi": 12.26}), None),
+    ],
+)
+def test_an_edited_score_is_a_finding_and_one_without_a_digest_is_an_old_one(
+    made, tmp_path, edit, said, is_whole
+):
+    path = shutil.copytree(made[False], tmp_path / "run") / "score.json"
+    path.write_text(edit(json_text(score_content(SCORE), indent=1)))
+    if not is_whole:
+        (path.parent / "parts" / "part-000001.parquet").unlink()
+    found = check_run(path.parent).findings
+    assert [item.path for item in found] == [str(path)] * (said is not None)
+    assert said is None or said in found[0].what

@@ -155,6 +155,33 @@ def test_other_encodings_are_named(tmp_path, encoding):
         index_corpus(path)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+STAND_INS = {
+    "LFS": (LFS, "'git lfs pull'"),
+    "annex": (b"/annex/objects/SHA256E-s5--aa.jsonl\n", "'git annex get'"),
+    "annex link": (b"../.git/annex/objects/x/y/SHA256E-s5--aa.jsonl", "'git annex get'"),
+    "page": (b"\n <!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page, .*download it again"),
+    "bare page": (b"<HTML><head>", "a web page"),
+    "error of a store": (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "a web page"),
+}
+
+
+@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "packed.jsonl.gz"])
+def test_what_lies_in_place_of_a_file_is_said(tmp_path, name, kind):
+    content, said = STAND_INS[kind]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.lstrip()) if name.startswith("packed") else content)
+    with pytest.raises(
+        UnreadableFileError, match=f"^corpus: '{path}' is .*{said}.*, or --skip-unreadable goes on"
+    ):
+        index_corpus(path)
+    (tmp_path / "good.jsonl").write_bytes(ROW)
+    found = index_corpus(tmp_path, skip_unreadable=True)
+    assert [file.path for file in found.unreadable] == [str(path)]
+    assert found.rows == 1
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [

@@ -154,6 +154,24 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", WEIGHTS, "tokenizer.json", "chat_template.jinja", "generation_config.json", "merges.txt"],
+)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", "'git lfs pull'"),
+        ("<!doctype html><html>Sign in</html>", "a web page"),
+    ],
+)
+def test_a_pointer_in_a_folder_is_named(tmp_path, name, content, said):
+    folder = shutil.copytree(TINY, tmp_path / "copy")
+    (folder / name).write_text(content)
+    with pytest.raises(GvendiError, match=f"cannot be loaded: {folder / name} is .*{said}"):
+        load_proxy(folder, dtype="float32", device="cpu")
+
+
 @pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
 def test_a_broken_folder_is_named_in_one_sentence(change, tmp_path):
     folder = shutil.copytree(TINY, tmp_path / "copy")

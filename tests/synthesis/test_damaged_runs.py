@@ -360,6 +360,63 @@ def test_batch_tokens_that_were_edited_do_not_reach_the_sketcher(tokens, grown, 
     assert "not the one that the run began with" in check_record(copied)[0]
 
 
+def test_a_lost_fingerprint_is_named_and_written_anew_by_the_same_run(gvendi, grown, copied):
+    before = contents(copied)
+    path = copied / "fingerprint.json"
+    path.unlink()
+    resume = f"'gvendi synthesize --resume {copied}'"
+    said = f"'{path}' is missing; restore it from a copy, or go on with {resume}, which writes it anew if no setting "
+    code, out, err = gvendi("check", copied)
+    assert (code, err) == (1, "")
+    line, summary = out.splitlines()
+    assert line.startswith("damaged: ")
+    assert said in line
+    assert summary.startswith(f"1 finding in '{copied}'")
+    assert said in gvendi("report", copied)[2]
+    assert grown[1](copied)[1] == 0
+    assert contents(copied) == before
+    assert gvendi("check", copied)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "count"),
+    [
+        (("requests.sqlite", "config.yaml", "accepted.jsonl"), 2),
+        (("requests.sqlite", "events.jsonl"), 3),
+        (("requests.sqlite", "pool"), 0),
+        (("pool", "config.yaml"), None),
+        (("requests.sqlite",), None),
+    ],
+)
+def test_what_is_left_of_a_run_is_known_for_one(gvendi, copied, left, count):
+    for path in copied.iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, out, err = gvendi("check", copied)
+    if count is None:
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: '{copied}' is not a run directory")
+        return
+    assert (code, err) == (int(count > 0), "")
+    lines = out.splitlines()
+    # Rows and sketches that the events name are findings of their own.
+    assert len(lines) > count
+    assert any("fingerprint.json' is missing" in line for line in lines) == (count > 0)
+
+
+def test_a_run_that_was_killed_before_it_began_has_no_findings(gvendi, copied, tmp_path):
+    shutil.copy(copied / "requests.sqlite", tmp_path / "requests.sqlite")
+    shutil.rmtree(copied)
+    copied.mkdir()
+    shutil.move(tmp_path / "requests.sqlite", copied / "requests.sqlite")
+    (copied / "pool").mkdir()
+    assert gvendi("check", copied) == (0, f"nothing is wrong in '{copied}'\n", "")
+    (copied / "pool" / "units.json").write_text("{}")
+    code, out, _ = gvendi("check", copied)
+    assert code == 1
+    assert f"'{copied / 'pool'}' is not a run directory" in out
+
+
 def test_a_request_store_that_was_changed_is_found(copied):
     path = copied / "requests.sqlite"
     with sqlite3.connect(path) as store:

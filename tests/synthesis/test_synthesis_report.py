@@ -415,7 +415,8 @@ def test_a_full_disk_is_noted_as_the_end(monkeypatch, undrawn, whole, tmp_path, 
         synthesize(config_from(settings(out, server.url, seeds)))
     stop = lines(out / "events.jsonl")[-1]
     assert (stop["event"], stop["reason"]) == ("stop", "error")
-    assert "No space left" in stop["why"]
+    assert "its disk is full" in stop["why"]
+    assert "Errno" not in stop["why"]
     assert "It ended before its target" in (out / "report.html").read_text()
     monkeypatch.setattr(Journal, "block", plain)
     with ChatServer(answer) as server:

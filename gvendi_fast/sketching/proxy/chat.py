@@ -9,7 +9,14 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateRuntimeError
 
-from gvendi_fast.base.bounded_jinja import BoundedEnvironment, Budget, TooMuchError, budget_for, counting
+from gvendi_fast.base.bounded_jinja import (
+    BoundedEnvironment,
+    Budget,
+    TooMuchError,
+    budget_for,
+    counting,
+    words_of,
+)
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 
@@ -23,6 +30,8 @@ _PREPARED = "{{ messages | tojson }}"
 _PLAIN = {"role", "content"}
 # Characters of a template; those in use have up to 20,000.
 _LONGEST = 1 << 20
+# Characters of what one raises that are shown.
+_SHOWN = 120
 # Replaces a content to find out what a template writes before it; no template writes this by itself.
 _SENTINEL = "content-3f1b77"
 
@@ -49,7 +58,7 @@ class ChatTemplate:
             self._template = BoundedEnvironment.like(own).from_string(source)
         except Exception as error:
             # Rows that need no template can be read.
-            self._broken = f"it cannot be compiled ({_words(error)})"
+            self._broken = f"it cannot be compiled ({words_of(error)[:_SHOWN]})"
         self._special = dict(tokenizer.special_tokens_map)
         self._markers = sorted(
             {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True
@@ -189,16 +198,10 @@ def _template_errors() -> Iterator[None]:
         raise
     except Exception as error:
         # A template is a program of a stranger's: there is no end of what it may raise.
-        raise TemplateRuntimeError(_words(error)) from error
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return str(error)[:120] if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"[:120]
+        raise TemplateRuntimeError(words_of(error)[:_SHOWN]) from error
 
 
 def _refusal(error: TemplateError) -> Reason:
     if isinstance(error, TooMuchError):
         return Reason(f"chat template: {error}")
-    return Reason(f"chat template refused the messages: {str(error)[:120]}")
+    return Reason(f"chat template refused the messages: {str(error)[:_SHOWN]}")

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.os_errors import sentence
 
 SAFETENSORS = ("model*.safetensors", "*.safetensors.index.json")
 PICKLED = ("pytorch_model*.bin", "pytorch_model*.bin.index.json")
@@ -99,5 +100,7 @@ def hub_snapshot(name: str, revision: str | None, code: bool) -> tuple[Path, str
 
 
 def first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return sentence(error)
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0]}"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.stand_ins import stand_in_at
 from gvendi_fast.sketching.proxy.attention import resolve_attention
 from gvendi_fast.sketching.proxy.hub import (
     PICKLED,
@@ -34,6 +35,9 @@ from gvendi_fast.sketching.proxy.hub import (
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Files whose content decides what a proxy computes.
+_OF_A_MODEL = ("config.json", *SAFETENSORS, *PICKLED, *TOKENIZER, *TEMPLATE, "*.py")
 
 DEFAULT_PROXY = "Qwen/Qwen2.5-0.5B-Instruct"
 TINY = "tiny"
@@ -176,10 +180,9 @@ def resolve_dtype(
 
 def folder_digest(folder: Path) -> str:
     """Names and contents of config, weights, tokenizer, template and code, as "sha256:" and 16 digits."""
-    patterns = ("config.json", *SAFETENSORS, *PICKLED, *TOKENIZER, *TEMPLATE, "*.py")
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.is_file() and _matches(path.name, patterns):
+        if path.is_file() and _matches(path.name, _OF_A_MODEL):
             total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as stream:
                 while block := stream.read(1 << 22):
@@ -261,7 +264,18 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def _check_content(folder: Path, name: str) -> None:
-    """What transformers would pass over, or word as something else: odd quantization, weights that are there twice."""
+    """What transformers would pass over, or word as something else.
+
+    That is a pointer in place of a file (a template would be taken as it is), odd quantization, and weights that are
+    there twice.
+    """
+    for path in sorted(folder.iterdir()):
+        if (
+            path.is_file()
+            and _matches(path.name, (*_OF_A_MODEL, "*.json"))
+            and (what := stand_in_at(path)) is not None
+        ):
+            raise GvendiError(f"The proxy {name!r} cannot be loaded: {path} is {what}, or use `--proxy tiny`")
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (ValueError, RecursionError):

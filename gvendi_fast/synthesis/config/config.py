@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.sources import find_files
+from gvendi_fast.data.listing import find_files
 from gvendi_fast.synthesis.config.schema import Field, Section, Texts, model_validator, shown, validated
 from gvendi_fast.synthesis.config.yaml_text import dumped, parse, read_text
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists, names_in, stale
+from gvendi_fast.base.files import exists, is_passing, names_in, stale
 from gvendi_fast.data.checking import DAMAGED, LEFT, Checked, check_run
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
@@ -22,6 +22,7 @@ from gvendi_fast.synthesis.disk.digests import (
     SKETCHES,
     check_named,
     digest_of_file,
+    lost_fingerprint,
     read_events,
     read_fingerprint,
     read_through,
@@ -44,7 +45,11 @@ def check_directory(
     if not holds_run(root):
         return check_run(root, with_corpus, corpus)
     pool = root / POOL
-    checked = check_run(pool, with_corpus, corpus) if exists(pool) else Checked()
+    checked = Checked()
+    # A run that was killed early leaves it empty.
+    if exists(pool) and any(not is_passing(name) for name in names_in(pool)):
+        with checked.noting(pool):
+            checked = check_run(pool, with_corpus, corpus)
     with checked.noting(root):
         for sentence in check_record(root):
             checked.add(root, DAMAGED, sentence)
@@ -66,10 +71,15 @@ def check_record(path: str | os.PathLike) -> list[str]:
     folder = Path(path)
     found: list[str] = []
     fingerprint: dict[str, Any] | None = None
+    lost = lost_fingerprint(folder)
+    if lost is None and not exists(folder / FINGERPRINT):
+        # It was killed before it began.
+        return list(_store(folder / REQUESTS))
     try:
-        fingerprint = read_fingerprint(folder / FINGERPRINT)
+        fingerprint = read_fingerprint(folder / FINGERPRINT) if lost is None else None
     except GvendiError as error:
         found.append(str(error))
+    found += [lost] if lost else []
     found += _config(folder / CONFIG)
     try:
         _, events, _ = read_events(folder)

@@ -135,6 +135,17 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     return found
 
 
+def lost_fingerprint(folder: Path) -> str | None:
+    """A sentence where a run that has begun lacks its fingerprint; None otherwise, as it is the first file of a run."""
+    begun = [name for name in (EVENTS, *FILES) if exists(folder / name) and (folder / name).stat().st_size]
+    if exists(folder / FINGERPRINT) or not begun:
+        return None
+    how = "restore it from a copy"
+    if begun[0] == EVENTS:
+        how += f", or go on with 'gvendi synthesize --resume {folder}', which writes it anew if no setting has changed"
+    return f"'{folder / FINGERPRINT}' is missing; {how}"
+
+
 def check_named(path: Path, fingerprint: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> None:
     """GvendiError where the events of a run name another fingerprint than this one of the file `path`."""
     named = digest_of_json(fingerprint)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists, names_in
+from gvendi_fast.base.files import exists, make_folder, names_in
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.synthesis.disk.digests import CLUSTERS, EVENTS, FILES, FINGERPRINT
 from gvendi_fast.synthesis.generators.request_store import RequestStore
@@ -38,7 +38,7 @@ def open_run(folder: Path) -> Iterator[RequestStore]:
                     "overwritten; give another directory as out, or move the file away"
                 )
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with RequestStore(folder / REQUESTS) as store:
             try:

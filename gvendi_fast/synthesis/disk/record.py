@@ -24,17 +24,22 @@ from gvendi_fast.data.run_files import lost_spec
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
     CLUSTERS,
+    EVENTS,
     FILES,
     FINGERPRINT,
     REJECTED,
     SKETCHES,
     check_named,
     digest_of_file,
+    lost_fingerprint,
     read_events,
     read_fingerprint,
     read_through,
 )
-from gvendi_fast.synthesis.disk.folder import CONFIG, POOL
+from gvendi_fast.synthesis.disk.folder import CONFIG, POOL, REQUESTS
+
+# What only a synthesis has; rejected.jsonl is in a run directory too.
+_OWN = (REQUESTS, EVENTS, ACCEPTED, SKETCHES, CLUSTERS)
 
 
 class RunRecord:
@@ -48,6 +53,8 @@ class RunRecord:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         names_in(self.path)
+        if (lost := lost_fingerprint(self.path)) is not None:
+            raise GvendiError(lost)
         for name in (FINGERPRINT, CONFIG):
             if not (self.path / name).is_file():
                 raise GvendiError(
@@ -170,5 +177,10 @@ class RunRecord:
 
 
 def holds_run(path: str | os.PathLike) -> bool:
-    """Whether a folder is the directory of a synthesis run."""
-    return (Path(path) / FINGERPRINT).is_file()
+    """Whether a folder is the directory of a synthesis run: one that has begun, or has lost its fingerprint.json."""
+    root = Path(path)
+    if (root / FINGERPRINT).is_file():
+        return True
+    # Someone else's folder may well have one of these names.
+    names = {name for name in (CONFIG, POOL, *_OWN) if (root / name).exists()}
+    return len(names) > 1 and not names.isdisjoint(_OWN) and not (root / "spec.json").exists()

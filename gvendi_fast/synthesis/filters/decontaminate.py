@@ -15,8 +15,9 @@ from functools import lru_cache
 import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.listing import find_files, kind_of, short_names
 from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
-from gvendi_fast.data.sources import ParquetSource, find_files, kind_of, read_lines, short_names
+from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 _BASE = 0x9E3779B97F4A7C15

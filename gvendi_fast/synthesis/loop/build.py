@@ -13,11 +13,12 @@ import torch
 from gvendi_fast.base.differences import differences
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
+from gvendi_fast.data.listing import find_files, kind_of, short_names
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.rows import Fields, Reason, decode_line, record_id
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.sources import ParquetSource, find_files, kind_of, read_lines, short_names
+from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus, spec_of
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.load import Proxy

@@ -40,7 +40,7 @@ class Template:
     ) -> None:
         from jinja2 import StrictUndefined, TemplateSyntaxError
 
-        from gvendi_fast.base.bounded_jinja import BoundedEnvironment
+        from gvendi_fast.base.bounded_jinja import BoundedEnvironment, words_of
 
         self.source = _read(path) if path is not None else _packaged(f"{name}.j2")
         self.name = os.fspath(path) if path is not None else f"{name}.j2"
@@ -53,7 +53,7 @@ class Template:
             raise GvendiError(f"template '{self.name}' line {error.lineno}: {error.message}") from error
         except Exception as error:
             # Of brackets in brackets, say, or an integer of too many digits: Python's compiler raises what it likes.
-            raise GvendiError(f"template '{self.name}' cannot be compiled: {_words(error)}") from error
+            raise GvendiError(f"template '{self.name}' cannot be compiled: {words_of(error)}") from error
         missing = [block for block in wanted if block not in self._template.blocks]
         if missing:
             raise GvendiError(
@@ -67,7 +67,7 @@ class Template:
 
     def block(self, name: str, values: Mapping[str, Any]) -> str:
         """The text of one block with these values, outer white space removed; "" for a block that is not there."""
-        from gvendi_fast.base.bounded_jinja import budget_for, counting
+        from gvendi_fast.base.bounded_jinja import budget_for, counting, words_of
 
         render = self._template.blocks.get(name)
         if render is None:
@@ -79,7 +79,7 @@ class Template:
             # There is no end of what a template may raise.
             given = ", ".join(sorted(values))
             raise GvendiError(
-                f"template '{self.name}' cannot be filled: {_words(error)} (it is given {given})"
+                f"template '{self.name}' cannot be filled: {words_of(error)} (it is given {given})"
             ) from error
 
     def messages(self, values: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
@@ -88,10 +88,6 @@ class Template:
         if not texts["user"]:
             raise GvendiError(f"template '{self.name}': the block 'user' is empty")
         return tuple({"role": role, "content": text} for role, text in texts.items() if text)
-
-
-def _words(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
 
 
 def _read(path: str | os.PathLike) -> str:

@@ -1,0 +1,34 @@
+"""Small files that lie in the place of others: pointers that were never fetched, and pages sent instead of a file."""
+
+from __future__ import annotations
+
+import os
+import re
+
+# What a file begins with -> what it is, and the remedy.
+_KINDS = (
+    (
+        rb"version https://git-lfs\.github\.com/spec/",
+        "a pointer of Git LFS, not the file: fetch it with 'git lfs pull'",
+    ),
+    (
+        rb"(?:/|(?:\.\./)*\.git/)annex/objects/",
+        "a pointer of git-annex, not the file: fetch it with 'git annex get'",
+    ),
+    (
+        rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|\?xml)",
+        "a web page, as servers send in place of a file that asks for a login or is gone: download it again",
+    ),
+)
+_HEAD = 512
+
+
+def stand_in(head: bytes) -> str | None:
+    """What a file that begins so is in the place of, with the remedy; None for any other."""
+    return next((what for start, what in _KINDS if re.match(start, head, re.IGNORECASE)), None)
+
+
+def stand_in_at(path: str | os.PathLike) -> str | None:
+    """`stand_in` of a file."""
+    with open(path, "rb") as stream:
+        return stand_in(stream.read(_HEAD))
