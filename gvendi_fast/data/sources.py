@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.data.arrow_values import plain
 from gvendi_fast.data.listing import (
     SKIP,
     SUFFIXES,
@@ -335,7 +336,7 @@ def _records(batch: Any, max_bytes: int) -> Iterable[dict | Reason]:
     if _at_most(batch) > max_bytes:
         return (_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows))
     try:
-        return batch.to_pylist()
+        return plain(batch).to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):
         # Only the rows that hold the bad cells are lost, so this batch is read again one by one.
         return [_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows)]
@@ -350,7 +351,7 @@ def _record(row: Any, max_bytes: int) -> dict | Reason:
     record = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            record[name] = column.to_pylist()[0]
+            record.update(plain(row.select([name])).to_pylist()[0])
         except UnicodeDecodeError as error:
             return Reason(
                 f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"

@@ -3,14 +3,17 @@
 import datetime
 import decimal
 import gzip
+import re
 import subprocess
 import sys
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from places import ROOT
 
+from gvendi_fast.data.arrow_values import plain
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.listing import UnreadableFileError
 
@@ -67,6 +70,64 @@ def test_odd_columns_that_make_groups(tmp_path, column, group):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a"], "g": column}), path)
     assert outcomes(path, by="g") == [group]
+
+
+WHOLE, ODD = 1_700_000_000_123_456_000, 1_700_000_000_123_456_789
+TIME = "2023-11-14 22:13:20.123456"
+NS = pa.timestamp("ns")
+TIMES = {
+    "plain": ([WHOLE, ODD], NS, f'"{TIME}"'),
+    "utc": ([WHOLE, ODD], pa.timestamp("ns", "UTC"), f'"{TIME}+00:00"'),
+    "zone": ([WHOLE, ODD], pa.timestamp("ns", "Europe/Berlin"), f'"{TIME}+00:00"'),
+    "no such zone": ([WHOLE, ODD], pa.timestamp("ns", "No/Where"), f'"{TIME}+00:00"'),
+    "list": ([[WHOLE], [ODD]], pa.list_(NS), f'["{TIME}"]'),
+    "large list": ([[WHOLE], [ODD]], pa.large_list(NS), f'["{TIME}"]'),
+    "fixed list": ([[WHOLE], [ODD]], pa.list_(NS, 1), f'["{TIME}"]'),
+    "struct": ([{"t": WHOLE}, {"t": ODD}], pa.struct([("t", NS)]), f'{{"t": "{TIME}"}}'),
+    "map": ([[("a", WHOLE)], [("a", ODD)]], pa.map_(pa.string(), NS), f'[["a", "{TIME}"]]'),
+    "keys": ([[(WHOLE, 1)], [(ODD, 1)]], pa.map_(NS, pa.int8()), f'[["{TIME}", 1]]'),
+    "deep": ([[{"t": [WHOLE]}], [{"t": [ODD]}]], pa.list_(pa.struct([("t", pa.list_(NS))])), f'[{{"t": ["{TIME}"]}}]'),
+    "dictionary": ([WHOLE, ODD], pa.dictionary(pa.int8(), NS), f'"{TIME}"'),
+    "time": ([1000, 1], pa.time64("ns"), '"00:00:00.000001"'),
+    "duration": ([2 * 86400 * 10**9, 1], pa.duration("ns"), '"2 days, 0:00:00"'),
+    "durations": ([[2000], [1]], pa.list_(pa.duration("ns")), '["0:00:00.000002"]'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_are_the_same_on_every_machine(tmp_path, name):
+    values, kind, group = TIMES[name]
+    column = pa.array(values, kind.value_type if pa.types.is_dictionary(kind) else kind)
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "g": column}), path)
+    first, second = outcomes(path, by="g")
+    assert first == group
+    assert second.startswith("field 'g' (")
+    assert "would lose data: " in second
+    # What pyarrow would ask pandas or a database of zones for does not reach it.
+    (read,) = pq.ParquetFile(path).iter_batches()
+    assert not re.search(r"\[ns|tz=(?!\+00:00)", str(plain(read.slice(0, 1)).schema.field("g").type))
+
+
+@pytest.mark.parametrize(
+    ("column", "group"),
+    [
+        (pa.array([uuid.UUID(int=5).bytes], pa.uuid()), '"00000000-0000-0000-0000-000000000005"'),
+        (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8())), "true"),
+        (pa.ExtensionArray.from_storage(pa.opaque(NS, "t", "v"), pa.array([WHOLE], NS)), f'"{TIME}"'),
+        (pa.array([1_000_000], pa.timestamp("us", "No/Where")), '"1970-01-01 00:00:01+00:00"'),
+        (pa.array([b"\xff"], pa.binary(1)), "\"b'\\\\xff'\""),
+        (pa.array([decimal.Decimal("1.50")], pa.decimal128(5, 2)), '"1.50"'),
+    ],
+)
+def test_extensions_and_zones_make_groups(tmp_path, column, group):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "g": column}), path)
+    assert outcomes(path, by="g") == [group]
+    # None of them is an id or a text, and none ends the run.
+    assert "is not a string" in outcomes(path, id="g")[0]
+    assert "is not a string" in outcomes(path, text="g")[0]
 
 
 def test_binary_is_no_text(tmp_path):
