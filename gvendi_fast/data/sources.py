@@ -44,6 +44,8 @@ __all__ = [
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _PIECE = 1 << 20
+# How zstd refuses a frame whose window is larger than 2^27 bytes, before it takes memory.
+_WINDOW = "requires too much memory"
 # Rows of Parquet at a time, at most, and about how many bytes of them.
 _BATCH_ROWS, _BATCH_BYTES = 256, 1 << 23
 
@@ -72,7 +74,8 @@ def read_lines(
     digest: updated with every byte read, if given.
     max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
     An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
-    there. Raises UnreadableFileError for UTF-16, and OSError, with the file's name, where the system cannot read.
+    there. Raises UnreadableFileError for UTF-16 and for an archive that asks for too much memory, and OSError, with
+    the file's name, where the system cannot read.
     """
     with naming(path), _open_lines(path, kind) as stream:
         if offset:
@@ -106,6 +109,12 @@ def read_lines(
                 # An error number means that the disk failed; without one the archive is damaged.
                 if kind == "jsonl" or getattr(error, "errno", None) is not None:
                     raise
+                if _WINDOW in str(error):
+                    raise UnreadableFileError(
+                        f"corpus: '{path}' was packed with a window of more than 128 MB, which unpacking would hold in "
+                        "memory; pack it again with one that is smaller: zstd -d --long=31 -c FILE | zstd; "
+                        f"{SKIP}"
+                    ) from error
                 yield line, offset, Reason(f"damaged archive: {error}")
                 return
             if not size:

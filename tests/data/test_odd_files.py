@@ -1,9 +1,12 @@
 """Odd Parquet columns, archives, encodings and numbers: each refuses its row, or names its file in one sentence."""
 
+import bz2
 import datetime
 import decimal
 import gzip
+import lzma
 import re
+import resource
 import subprocess
 import sys
 import uuid
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from places import ROOT
 
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.listing import UnreadableFileError
@@ -206,6 +210,47 @@ def test_archives(tmp_path, suffix, content, wanted):
     found = outcomes(path)
     assert len(found) == len(wanted)
     assert all(reason.startswith(begin) for reason, begin in zip(found, wanted, strict=True))
+
+
+def zstd_frame(window: int | None = None, content: int | None = None) -> bytes:
+    """One frame of the row, uncompressed, with the window that is declared (a power of 2) or as much content."""
+    begin = (
+        b"\0" + bytes([(window.bit_length() - 11) << 3])
+        if window
+        else b"\xe0" + content.to_bytes(8, "little")
+    )
+    return b"\x28\xb5\x2f\xfd" + begin + (len(ROW) << 3 | 1).to_bytes(3, "little") + ROW
+
+
+@pytest.mark.parametrize("before", [b"", ZST], ids=["first", "later"])
+@pytest.mark.parametrize(
+    "frame",
+    [*(zstd_frame(window=1 << bits) for bits in (28, 31, 41)), zstd_frame(content=1 << 31)],
+    ids=["256 MB", "2 GB", "2 TB", "content"],
+)
+def test_an_archive_that_asks_for_memory_is_named(tmp_path, before, frame):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(before + zstd_frame(window=1 << 27))
+    assert outcomes(path) == [""] * (2 if before else 1)
+    path.write_bytes(before + frame)
+    (tmp_path / "b.jsonl").write_bytes(ROW)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableFileError, match="with a window of more than 128 MB") as caught:
+        index_corpus(tmp_path)
+    assert str(path) in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 64 << 10
+    assert index_corpus(tmp_path, skip_unreadable=True).to_dict()["rows"] == 1
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("xz", lzma.compress), ("bz2", bz2.compress)])
+def test_other_archives_are_never_opened(tmp_path, suffix, pack):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(pack(ROW))
+    path.chmod(0)
+    with pytest.raises(GvendiError, match=r"\.jsonl, .*\.parquet"):
+        index_corpus(path)
+    (tmp_path / "b.jsonl").write_bytes(ROW)
+    assert outcomes(tmp_path) == [""]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
