@@ -176,6 +176,7 @@ class ParquetSource:
     """One Parquet file, read row by row with only the columns that `fields` names.
 
     max_bytes: of one row in these columns; a longer one gives a Reason in its place.
+    For one thread at a time: give each a source of its own, as a `UnitReader` does.
     Raises UnreadableFileError for a file that is not Parquet, encrypted, or ambiguous (two columns of one name).
     """
 

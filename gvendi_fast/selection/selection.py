@@ -102,7 +102,8 @@ def select(
     repeated row; adding 1 + ln(n) for each row makes it monotone without changing which set of `size` rows is best,
     and the guarantee holds for that sum. For quality greedy has none. For the other methods see `greedy`.
 
-    Results depend on the set of (id, row), not on their order: ids decide ties and all draws. Raises GvendiError, with
+    Results depend on the set of (id, row), not on their order: ids decide ties and all draws. Threads may select from
+    one pool at once, each with a `progress` of its own. Raises GvendiError, with
     the argument's name, for arguments that cannot be used or do not fit together.
     """
     pool = as_pool(pool)
