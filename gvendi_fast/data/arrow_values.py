@@ -24,10 +24,10 @@ def _moved(batch: Any, leaf: Callable[[Any], Any]) -> Any:
     import pyarrow
 
     types = [_type(field.type, leaf) for field in batch.schema]
-    if all(new is field.type for new, field in zip(types, batch.schema, strict=True)):
+    if all(new == field.type for new, field in zip(types, batch.schema, strict=True)):
         return batch
     columns = [
-        column if new is column.type or new == column.type else _cast(column, new)
+        column if new == column.type else _cast(column, new)
         for column, new in zip(batch.columns, types, strict=True)
     ]
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
@@ -76,7 +76,7 @@ def _type(kind: Any, leaf: Callable[[Any], Any]) -> Any:
 
     if of.is_dictionary(kind):
         new = _type(kind.value_type, leaf)
-        return kind if new is kind.value_type or new == kind.value_type else new
+        return kind if new == kind.value_type else new
     if isinstance(kind, pyarrow.BaseExtensionType):
         storage = kind.storage_type
         new = _type(storage, leaf)
