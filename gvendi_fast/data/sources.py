@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
-from gvendi_fast.data.arrow_values import plain
+from gvendi_fast.data.arrow_values import is_plain, plain
 from gvendi_fast.data.listing import (
     SKIP,
     SUFFIXES,
@@ -306,7 +306,7 @@ class ParquetSource:
         groups = list(range(group, len(self.group_rows)))
         at_once = self.batch_rows(groups, names)
         batches = self._file.iter_batches(at_once, groups, names, use_threads=False)
-        number = first
+        number, as_it_is = first, None
         while True:
             try:
                 with naming(self.path):
@@ -320,7 +320,8 @@ class ParquetSource:
             if batch is None:
                 return
             skip = min(max(start - number, 0), batch.num_rows)
-            for record in _records(batch.slice(skip), self._max_bytes):
+            as_it_is = is_plain(batch.schema) if as_it_is is None else as_it_is
+            for record in _records(batch.slice(skip), self._max_bytes, as_it_is):
                 skip += 1
                 yield number + skip, record
             number += batch.num_rows
@@ -340,13 +341,13 @@ class ParquetSource:
         return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, most))))
 
 
-def _records(batch: Any, max_bytes: int) -> Iterable[dict | Reason]:
+def _records(batch: Any, max_bytes: int, as_it_is: bool) -> Iterable[dict | Reason]:
     import pyarrow
 
     if _at_most(batch) > max_bytes:
         return (_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows))
     try:
-        return plain(batch).to_pylist()
+        return (batch if as_it_is else plain(batch)).to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):
         # Only the rows that hold the bad cells are lost, so this batch is read again one by one.
         return [_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows)]
