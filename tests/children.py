@@ -6,8 +6,8 @@ A session has one such server, and the first preload stays, so all tests use thi
 import multiprocessing
 from functools import cache
 
-PRELOAD = [
-    "pytest",
+# What a synthesis imports.
+SYNTHESIS = (
     "gvendi_fast.synthesis.run",
     "gvendi_fast.synthesis.tasks.generic",
     "gvendi_fast.synthesis.generators.openai",
@@ -20,7 +20,8 @@ PRELOAD = [
     "pyarrow.compute",
     "jinja2.sandbox",
     "yaml",
-]
+)
+PRELOAD = ["pytest", *SYNTHESIS]
 
 
 @cache

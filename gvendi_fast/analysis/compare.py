@@ -202,29 +202,25 @@ def compare(
     # Read in the pool's order, in which `score` reads them: all rows of a set score the same in both.
     drawn = {name: pool.take(np.sort(places[name])) for name, pool in pools.items()}
     shuffled = {name: torch.from_numpy(np.argsort(np.argsort(here))) for name, here in places.items()}
-    states = {name: VendiState(rows.shape[1]).update(rows) for name, rows in drawn.items()}
+    dim = next(iter(drawn.values())).shape[1]
     if mean is None:
         mean = equal_mean(RowMean(rows.shape[1]).update(rows) for rows in drawn.values())
     else:
         centred_spec(next((pool.spec for pool in pools.values() if pool.spec is not None), None), mean)
-    numbers = {
-        name: numbers_of(Sample.of_rows(rows, mean, state=states[name]), level)
-        for name, rows in drawn.items()
-    }
+    samples = {name: Sample.of_rows(rows, mean) for name, rows in drawn.items()}
+    numbers = {name: numbers_of(sample, level) for name, sample in samples.items()}
     scores = {name: found.interval for name, found in numbers.items()}
     adds = _adds(drawn, shuffled, n)
-    union = VendiState(next(iter(drawn.values())).shape[1])
-    for state in states.values():
-        union.merge(state)
-    within = sum(state.entropy() for state in states.values()) / len(states)
-    between = max(0.0, union.entropy() - within)
-    chance = _between_by_chance(list(drawn.values()), list(shuffled.values()), union.entropy(), seed)
+    union = _of_union(drawn, samples)
+    within = sum(sample.state.entropy() for sample in samples.values()) / len(samples)
+    between = max(0.0, math.log(union) - within)
+    chance = _between_by_chance(list(drawn.values()), list(shuffled.values()), math.log(union), seed)
     room = math.log(len(pools)) - chance
     names = list(pools)
     together = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     return Comparison(
         n=n,
-        dim=union.dim,
+        dim=dim,
         level=level,
         sets={
             name: SetScore(
@@ -235,7 +231,7 @@ def compare(
                 high=f.high,
                 entropy_se=f.se,
                 adds=adds.get(name),
-                saturated=near_most(f.value, n, union.dim),
+                saturated=near_most(f.value, n, dim),
                 unlimited_k=numbers[name].unlimited_k,
                 centered=numbers[name].centered,
                 diagnosis=numbers[name].diagnosis,
@@ -243,13 +239,27 @@ def compare(
             for name, f in scores.items()
         },
         differences=[difference(a, scores[a], b, scores[b]) for a, b in together],
-        union=union.gvendi(),
+        union=union,
         between=between,
         between_chance=chance,
         # All rows are orthogonal to each other, so random sets have nothing in common either.
         between_share=(between - chance) / room if room > 1e-6 else 0.0,
         overlaps=[_overlap(a, pools[a], b, pools[b], pairs, threshold, seed) for a, b in together],
     )
+
+
+def _of_union(drawn: Mapping[str, torch.Tensor], samples: Mapping[str, Sample]) -> float:
+    """G-Vendi of all rows drawn, from the smaller of Gram and covariance matrix."""
+    rows = list(drawn.values())
+    dim = rows[0].shape[1]
+    if sum(map(len, rows)) < dim:
+        return gvendi(torch.cat(rows))
+    union = VendiState(dim)
+    for name, here in drawn.items():
+        # Of fewer rows than K a sample's state is in coordinates of its own.
+        own = samples[name].state
+        union.merge(own if len(here) >= dim else VendiState(dim).update(here))
+    return union.gvendi()
 
 
 def difference(first: str, a: Interval, second: str, b: Interval) -> Difference:
@@ -318,10 +328,16 @@ def _adds(
         return {}
 
     def mixed(names: list[str]) -> float:
-        state = VendiState(next(iter(drawn.values())).shape[1])
-        for i, name in enumerate(names):
-            share = n // len(names) + (i < n % len(names))
-            state.update(drawn[name][shuffled[name][:share]])
+        rows = [
+            drawn[name][shuffled[name][: n // len(names) + (i < n % len(names))]]
+            for i, name in enumerate(names)
+        ]
+        dim = rows[0].shape[1]
+        if n < dim:
+            return gvendi(torch.cat(rows))
+        state = VendiState(dim)
+        for here in rows:
+            state.update(here)
         return state.gvendi()
 
     names = list(drawn)

@@ -50,9 +50,8 @@ class Sample:
         rows: Rows,
         reference: RowMean | None = None,
         distinct: int | None = None,
-        state: VendiState | None = None,
     ) -> Sample:
-        """Rows [n, K] in memory. reference: None for the rows' own mean. distinct, state: made where not given.
+        """Rows [n, K] in memory. reference: None for the rows' own mean. distinct: counted where not given.
 
         Where n < K the rows are given in coordinates along the eigenvectors of their Gram matrix, the reference's mean
         among them: the same angles, and spectra of n + 1 numbers in place of K.
@@ -62,8 +61,7 @@ class Sample:
             distinct = Distinct().update(torch.as_tensor(rows).numpy()).count()
         own = RowMean(dim).update(rows)
         if n >= dim:
-            state = VendiState(dim).update(rows) if state is None else state
-            return cls(state, own, reference or own, MatrixPool(rows), dim, distinct)
+            return cls(VendiState(dim).update(rows), own, reference or own, MatrixPool(rows), dim, distinct)
         mean = (reference or own).vector()
         coordinates = own_coordinates(torch.cat([unit_rows(rows), mean[None]]))
         here, there = coordinates[:n], coordinates[n]

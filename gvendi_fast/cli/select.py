@@ -162,10 +162,11 @@ def select(
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.
-    written = {os.path.realpath(out), os.path.realpath(sidecar)}
+    written = [os.path.realpath(out), os.path.realpath(sidecar)]
+    there = [path for path in written if os.path.exists(path)]
     for path in locate_corpus(run, corpus):
-        # Path.resolve raises for links in a circle.
-        if os.path.realpath(path) in written:
+        # Path.resolve raises for links in a circle; where the system ignores case, one file has several paths.
+        if os.path.realpath(path) in written or any(os.path.samefile(path, name) for name in there):
             raise GvendiError(f"--out: '{path}' is a file of the corpus itself; give another name")
     pool = as_pool(run)
     groups, scores = _columns(run, pool, per, quality, corpus)

@@ -94,7 +94,8 @@ def list_files(
 
     An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path; links
     to folders are not followed) or a glob (`**` goes into folders; its matches sorted; a folder it matches is taken as
-    a folder). A file that is named twice, or reached through two links, is read once, where it comes first. Run
+    a folder). A file that is named twice, reached through two links, or, where the system ignores case, spelled twice,
+    is read once, where it comes first. Run
     directories and those of synthesis runs inside a folder or a glob are passed over.
 
     skip_unreadable: pass over what cannot be read, and list it.
@@ -107,15 +108,29 @@ def list_files(
         raise GvendiError("corpus: no input was given; name a file, a folder or a glob")
     finder = _Finder(skip_unreadable)
     paths: dict[str, str] = {}
+    spelled: dict[str, list[str]] = {}
     for item in map(os.fspath, given):
         for path in finder.expand(item):
-            first = paths.setdefault(os.path.realpath(path), path)
+            first = paths.setdefault(_known(os.path.realpath(path), spelled), path)
             if os.path.abspath(first) != os.path.abspath(path):
                 finder.note("is read once, though links lead to it", first)
     for path in paths.values():
         if lone_surrogate(path):
             raise GvendiError(f"corpus: the file name {path!r} is not UTF-8; rename the file")
     return Listing(tuple(paths.values()), tuple(finder.unreadable), tuple(finder.sentences()))
+
+
+def _known(path: str, spelled: dict[str, list[str]]) -> str:
+    """The path under which this file is known: another one that differs in case alone, where the system ignores it."""
+    alike = spelled.setdefault(path.casefold(), [])
+    for other in alike:
+        # Two files, as a rule; one where the system ignores case.
+        if other == path or (
+            os.path.exists(other) and os.path.exists(path) and os.path.samefile(other, path)
+        ):
+            return other
+    alike.append(path)
+    return path
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ import math
 import os
 import stat
 import unicodedata
+import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.arrow_values import plain, spelled
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import ParquetSource, read_lines
@@ -224,19 +226,28 @@ def _parquet_rows(
                     for index in range(batch.num_rows):
                         if number + index in here:
                             where = f"{path}:{number + index + 1}"
-                            try:
-                                record = batch.slice(index, 1).to_pylist()[0]
-                            except (ValueError, OverflowError, pyarrow.ArrowException) as error:
-                                raise GvendiError(
-                                    f"{where}: a column has a value beyond Python's ({error}); clean that column"
-                                ) from error
-                            raw = _as_json(record, where)
+                            raw = _as_json(_parquet_record(batch.slice(index, 1), where), where)
                             yield Original(here[number + index], path, number + index + 1, raw)
                     number += batch.num_rows
             first += count
     # It was read twice: for its fingerprint, and for its rows.
     if _status(path) != status:
         _check_parquet(path, source)
+
+
+def _parquet_record(row: Any, where: str) -> dict[str, Any]:
+    import pyarrow
+
+    try:
+        return plain(row).to_pylist()[0]
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        # A time that Python has no value for is none that was read; it can be written as its text.
+        try:
+            return spelled(row).to_pylist()[0]
+        except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+            raise GvendiError(
+                f"{where}: a column has a value beyond Python's ({error}); clean that column"
+            ) from error
 
 
 def _check_parquet(path: str, source: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -254,7 +265,7 @@ def _as_json(record: dict[str, Any], where: str) -> bytes:
     def other(value: Any) -> Any:
         if isinstance(value, datetime.date | datetime.time):
             return value.isoformat()
-        if isinstance(value, decimal.Decimal | datetime.timedelta):
+        if isinstance(value, decimal.Decimal | datetime.timedelta | uuid.UUID):
             return str(value)
         if isinstance(value, bytes):
             return base64.b64encode(value).decode("ascii")

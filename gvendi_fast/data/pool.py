@@ -24,6 +24,7 @@ class Pool:
     ids: one string a row, unique.
     groups: one string a row, or None.
     spec: how the sketches were made, or None.
+    Any number of threads may read a pool at once.
     """
 
     dim: int

@@ -67,7 +67,7 @@ RECORDS = {"spec": "spec.json", "corpus": "units.json"}
 
 
 class RunDirectory:
-    """A run directory; made by `open` (to compute into) or `load` (to read)."""
+    """A run directory; made by `open` (to compute into) or `load` (to read). Threads and processes may share one."""
 
     def __init__(self, path: Path, spec: dict[str, Any], manifest: dict[str, Any] | None) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest

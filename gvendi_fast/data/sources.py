@@ -19,12 +19,15 @@ from typing import IO, Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.base.stand_ins import stand_in, stand_in_at
+from gvendi_fast.data.arrow_values import is_plain, plain
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
 from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _PIECE = 1 << 20
+# How zstd refuses a frame whose window is larger than 2^27 bytes, before it takes memory.
+_WINDOW = "requires too much memory"
 # Rows of Parquet at a time, at most, and about how many bytes of them.
 _BATCH_ROWS, _BATCH_BYTES = 256, 1 << 23
 
@@ -53,8 +56,8 @@ def read_lines(
     digest: updated with every byte read, if given.
     max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
     An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
-    there. Raises UnreadableFileError for UTF-16, a pointer in place of the file and a web page, and OSError, with the
-    file's name, where the system cannot read.
+    there. Raises UnreadableFileError for UTF-16, a pointer in place of the file, a web page, and an archive that asks
+    for too much memory, and OSError, with the file's name, where the system cannot read.
     """
     if not offset:
         check_file(path)
@@ -92,6 +95,12 @@ def read_lines(
                 # An error number means that the disk failed; without one the archive is damaged.
                 if kind == "jsonl" or getattr(error, "errno", None) is not None:
                     raise
+                if _WINDOW in str(error):
+                    raise UnreadableFileError(
+                        f"corpus: '{path}' was packed with a window of more than 128 MB, which unpacking would hold in "
+                        "memory; pack it again with one that is smaller: zstd -d --long=31 -c FILE | zstd; "
+                        f"{SKIP}"
+                    ) from error
                 yield line, offset, Reason(f"damaged archive: {error}")
                 return
             if not size:
@@ -161,6 +170,7 @@ class ParquetSource:
     """One Parquet file, read row by row with only the columns that `fields` names.
 
     max_bytes: of one row in these columns; a longer one gives a Reason in its place.
+    For one thread at a time: give each a source of its own, as a `UnitReader` does.
     Raises UnreadableFileError for a file that is not Parquet, encrypted, or ambiguous (two columns of one name).
     """
 
@@ -291,7 +301,7 @@ class ParquetSource:
         groups = list(range(group, len(self.group_rows)))
         at_once = self.batch_rows(groups, names)
         batches = self._file.iter_batches(at_once, groups, names, use_threads=False)
-        number = first
+        number, as_it_is = first, None
         while True:
             try:
                 with naming(self.path):
@@ -305,7 +315,8 @@ class ParquetSource:
             if batch is None:
                 return
             skip = min(max(start - number, 0), batch.num_rows)
-            for record in _records(batch.slice(skip), self._max_bytes):
+            as_it_is = is_plain(batch.schema) if as_it_is is None else as_it_is
+            for record in _records(batch.slice(skip), self._max_bytes, as_it_is):
                 skip += 1
                 yield number + skip, record
             number += batch.num_rows
@@ -325,13 +336,13 @@ class ParquetSource:
         return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, most))))
 
 
-def _records(batch: Any, max_bytes: int) -> Iterable[dict | Reason]:
+def _records(batch: Any, max_bytes: int, as_it_is: bool) -> Iterable[dict | Reason]:
     import pyarrow
 
     if _at_most(batch) > max_bytes:
         return (_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows))
     try:
-        return batch.to_pylist()
+        return (batch if as_it_is else plain(batch)).to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):
         # Only the rows that hold the bad cells are lost, so this batch is read again one by one.
         return [_record(batch.slice(index, 1), max_bytes) for index in range(batch.num_rows)]
@@ -346,7 +357,7 @@ def _record(row: Any, max_bytes: int) -> dict | Reason:
     record = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            record[name] = column.to_pylist()[0]
+            record.update(plain(row.select([name])).to_pylist()[0])
         except UnicodeDecodeError as error:
             return Reason(
                 f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.shown import shown
 
+_drawing = InUse("settings of matplotlib", "draws with")
 # Width and height in CSS pixels, at which a font unit is a pixel.
 WIDE, NARROW = (840, 320), (340, 280)
 # Variables of the page's style sheet, by the colours that matplotlib draws in their place.
@@ -248,11 +250,15 @@ def plotting() -> Any:
 
 
 def _svg(name: str, draw: Callable[[Any, bool], None], size: tuple[int, int], narrow: bool) -> str:
-    """One figure as an <svg> element; the same numbers give the same bytes, whatever a user's matplotlibrc says."""
+    """One figure as an <svg> element; the same numbers give the same bytes, whatever a user's matplotlibrc says.
+
+    Threads take turns. matplotlib's settings are the process's, so that what another thread draws with it by itself
+    meanwhile may get ours.
+    """
     matplotlib = plotting()
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with _drawing.claimed([_drawing]), matplotlib.rc_context():
         matplotlib.rcdefaults()
         # Names inside one page must differ from figure to figure.
         matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})

@@ -35,6 +35,7 @@ from gvendi_fast.selection.problem import (
 from gvendi_fast.selection.result import Selection
 from gvendi_fast.selection.rounding import relaxed
 from gvendi_fast.selection.set_score import score_chosen, score_random
+from gvendi_fast.selection.small_side import small_side
 from gvendi_fast.vendi.centered import RowMean
 from gvendi_fast.vendi.centered_pool import CenteredPool
 from gvendi_fast.vendi.state import VendiState
@@ -101,7 +102,8 @@ def select(
     repeated row; adding 1 + ln(n) for each row makes it monotone without changing which set of `size` rows is best,
     and the guarantee holds for that sum. For quality greedy has none. For the other methods see `greedy`.
 
-    Results depend on the set of (id, row), not on their order: ids decide ties and all draws. Raises GvendiError, with
+    Results depend on the set of (id, row), not on their order: ids decide ties and all draws. Threads may select from
+    one pool at once, each with a `progress` of its own. Raises GvendiError, with
     the argument's name, for arguments that cannot be used or do not fit together.
     """
     pool = as_pool(pool)
@@ -157,11 +159,14 @@ def select(
         represent,
         progress,
     )
+    small = small_side(problem)
     try:
-        picks = METHODS[method](problem)
+        # Facility compares cosines alone: they need no spectrum, and in other coordinates equal ones would be rounded.
+        picks = METHODS[method](problem if objective == "facility" else small)
     finally:
         problem.progress.close()
-    value, gvendi, surprisal = score_chosen(problem, picks.numbers)
+    scored = _scored(problem, small)
+    value, gvendi, surprisal = score_chosen(scored, picks.numbers)
     rows = picks.numbers if centred is None else centred.kept[picks.numbers]
     found = Selection(
         ids=[pool.ids[number] for number in rows],
@@ -172,12 +177,17 @@ def select(
         value=value,
         gvendi=gvendi,
         n=size + problem.given.n,
-        random=score_random(problem, draws),
+        random=score_random(scored, draws),
         objective=objective,
         method=method,
         details=picks.details,
     )
     return found if centred is None else _beside_plain(found, picks, problem, centred, must_include, draws)
+
+
+def _scored(problem: Problem, small: Problem) -> Problem:
+    """Which of the two scores sets of rows: the first where both take a Gram matrix, as it is not rounded."""
+    return small if problem.given.n else problem
 
 
 def _beside_plain(
@@ -199,6 +209,7 @@ def _beside_plain(
         targets=None,
         covered=None,
     )
+    plain = _scored(plain, small_side(plain))
     random, of_plain = found.random, score_random(plain, draws)
     if random is not None and of_plain is not None:
         random = replace(

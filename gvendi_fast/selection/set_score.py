@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gvendi_fast.base.unit_length import unit_rows
 from gvendi_fast.data.pool import POOL_BLOCK
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.selection.problem import Problem, raise_covered
+from gvendi_fast.vendi.of_rows import own_coordinates
+from gvendi_fast.vendi.state import VendiState
 
 # Streams of random numbers from this one on belong to the random subsets.
 FIRST_STREAM = 10
@@ -47,13 +50,13 @@ class SubsetScore:
         self._covered = None if problem.covered is None else problem.covered.clone()
         # The Gram matrix is the smaller one here.
         few = problem.given.n == 0 and count < problem.pool.dim
-        self._rows: list[torch.Tensor] | None = [] if few else None
+        self.rows: list[torch.Tensor] | None = [] if few else None
         self.state = None if few else problem.begun()
 
     def add(self, numbers: np.ndarray, rows: torch.Tensor) -> None:
         """Rows float32 [m, K] with these numbers in the pool."""
-        if self._rows is not None:
-            self._rows.append(rows)
+        if self.rows is not None:
+            self.rows.append(rows)
         else:
             self.state.update(rows)
         if self._problem.quality is not None:
@@ -63,8 +66,8 @@ class SubsetScore:
 
     def scores(self) -> tuple[float, float]:
         """(value of the objective, G-Vendi)."""
-        if self._rows is not None:
-            rows = torch.cat(self._rows).double()
+        if self.rows is not None:
+            rows = torch.cat(self.rows).double()
             eigenvalues = torch.linalg.eigvalsh(rows @ rows.T).clamp_min_(0)
         else:
             eigenvalues = self.state.spectrum() * self.state.n
@@ -85,15 +88,16 @@ def score_chosen(problem: Problem, numbers: np.ndarray) -> tuple[float, float, n
     Sigma includes the given rows; without any, the mean of the surprisals is the set's entropy.
     """
     order = np.argsort(numbers)
-    state = problem.begun()
     score, surprisal = SubsetScore(problem, len(numbers)), np.empty(len(numbers))
     chunks = [order[start : start + POOL_BLOCK] for start in range(0, len(order), POOL_BLOCK)]
     for chunk in chunks:
-        rows = problem.pool.take(numbers[chunk])
-        state.update(rows)
-        score.add(numbers[chunk], rows)
-    for chunk in chunks:
-        surprisal[chunk] = state.contributions(problem.pool.take(numbers[chunk])).numpy()
+        score.add(numbers[chunk], problem.pool.take(numbers[chunk]))
+    if score.rows is not None:
+        own = own_coordinates(unit_rows(torch.cat(score.rows)))
+        surprisal[order] = VendiState(len(own)).update(own).contributions(own).numpy()
+    else:
+        for chunk in chunks:
+            surprisal[chunk] = score.state.contributions(problem.pool.take(numbers[chunk])).numpy()
     return *score.scores(), surprisal
 
 

@@ -89,7 +89,8 @@ def block_gain(state: SecondMoment, rows: Rows, boundaries: torch.Tensor) -> tor
     for begin, end in itertools.pairwise(spans):
         unit = unit_rows(rows[begin:end], state.matrix.device, begin)
         if state.n == 0:
-            p = torch.linalg.eigvalsh(unit.T @ unit / max(1, len(unit))).clamp_min_(0)
+            smaller = unit @ unit.T if len(unit) < state.dim else unit.T @ unit
+            p = torch.linalg.eigvalsh(smaller / max(1, len(unit))).clamp_min_(0)
             changes.append(-torch.special.xlogy(p, p).sum())
         else:
             changes.append(entropy_change(state, _block_change(state, unit), len(unit)))

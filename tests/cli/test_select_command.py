@@ -1,6 +1,7 @@
 """`gvendi select`: the rows it writes, the file beside them, its summary, and its errors."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -100,6 +101,12 @@ def test_nothing_is_overwritten_unless_asked(gvendi, corpus, tmp_path):
     assert gvendi("select", folder / "run", "--size", 4, "--out", out, "--force")[0] == 0
     assert len(out.read_text().splitlines()) == 4
     code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", folder / "data.jsonl", "--force")
+    assert code == 1
+    assert "is a file of the corpus itself" in err
+    # As where the system ignores case.
+    os.link(folder / "data.jsonl", folder / "DATA.jsonl")
+    code, _, err = gvendi("select", folder / "run", "--size", 4, "--out", folder / "DATA.jsonl", "--force")
+    (folder / "DATA.jsonl").unlink()
     assert code == 1
     assert "is a file of the corpus itself" in err
 

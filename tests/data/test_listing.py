@@ -246,6 +246,20 @@ def test_links_in_circles_end_and_files_are_read_once(folder):
     assert names(list_files(str(folder / "**" / "*.jsonl")), folder) == ["a.jsonl", "sub/b.jsonl"]
 
 
+def test_names_that_differ_in_case_alone(tmp_path):
+    """Two files, unless they are one: a hard link stands for a system that ignores case."""
+    lower, upper, other = tmp_path / "data.jsonl", tmp_path / "DATA.jsonl", tmp_path / "Data.jsonl"
+    lower.write_bytes(ROW)
+    other.write_bytes(ROW)
+    os.link(lower, upper)
+    listing = list_files([lower, upper, other])
+    assert listing.files == (str(lower), str(other))
+    assert any("read once" in note for note in listing.notes)
+    # A copy of another name is one.
+    os.link(lower, tmp_path / "more.jsonl")
+    assert len(list_files([lower, tmp_path / "more.jsonl"]).files) == 2
+
+
 def test_a_glob_goes_through_links_to_folders(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "c.jsonl").write_bytes(ROW)

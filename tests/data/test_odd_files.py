@@ -1,16 +1,23 @@
 """Odd Parquet columns, archives, encodings and numbers: each refuses its row, or names its file in one sentence."""
 
+import bz2
 import datetime
 import decimal
 import gzip
+import lzma
+import re
+import resource
 import subprocess
 import sys
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from places import ROOT
 
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.arrow_values import plain
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.listing import UnreadableFileError
 
@@ -67,6 +74,64 @@ def test_odd_columns_that_make_groups(tmp_path, column, group):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a"], "g": column}), path)
     assert outcomes(path, by="g") == [group]
+
+
+WHOLE, ODD = 1_700_000_000_123_456_000, 1_700_000_000_123_456_789
+TIME = "2023-11-14 22:13:20.123456"
+NS = pa.timestamp("ns")
+TIMES = {
+    "plain": ([WHOLE, ODD], NS, f'"{TIME}"'),
+    "utc": ([WHOLE, ODD], pa.timestamp("ns", "UTC"), f'"{TIME}+00:00"'),
+    "zone": ([WHOLE, ODD], pa.timestamp("ns", "Europe/Berlin"), f'"{TIME}+00:00"'),
+    "no such zone": ([WHOLE, ODD], pa.timestamp("ns", "No/Where"), f'"{TIME}+00:00"'),
+    "list": ([[WHOLE], [ODD]], pa.list_(NS), f'["{TIME}"]'),
+    "large list": ([[WHOLE], [ODD]], pa.large_list(NS), f'["{TIME}"]'),
+    "fixed list": ([[WHOLE], [ODD]], pa.list_(NS, 1), f'["{TIME}"]'),
+    "struct": ([{"t": WHOLE}, {"t": ODD}], pa.struct([("t", NS)]), f'{{"t": "{TIME}"}}'),
+    "map": ([[("a", WHOLE)], [("a", ODD)]], pa.map_(pa.string(), NS), f'[["a", "{TIME}"]]'),
+    "keys": ([[(WHOLE, 1)], [(ODD, 1)]], pa.map_(NS, pa.int8()), f'[["{TIME}", 1]]'),
+    "deep": ([[{"t": [WHOLE]}], [{"t": [ODD]}]], pa.list_(pa.struct([("t", pa.list_(NS))])), f'[{{"t": ["{TIME}"]}}]'),
+    "dictionary": ([WHOLE, ODD], pa.dictionary(pa.int8(), NS), f'"{TIME}"'),
+    "time": ([1000, 1], pa.time64("ns"), '"00:00:00.000001"'),
+    "duration": ([2 * 86400 * 10**9, 1], pa.duration("ns"), '"2 days, 0:00:00"'),
+    "durations": ([[2000], [1]], pa.list_(pa.duration("ns")), '["0:00:00.000002"]'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_are_the_same_on_every_machine(tmp_path, name):
+    values, kind, group = TIMES[name]
+    column = pa.array(values, kind.value_type if pa.types.is_dictionary(kind) else kind)
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "g": column}), path)
+    first, second = outcomes(path, by="g")
+    assert first == group
+    assert second.startswith("field 'g' (")
+    assert "would lose data: " in second
+    # What pyarrow would ask pandas or a database of zones for does not reach it.
+    (read,) = pq.ParquetFile(path).iter_batches()
+    assert not re.search(r"\[ns|tz=(?!\+00:00)", str(plain(read.slice(0, 1)).schema.field("g").type))
+
+
+@pytest.mark.parametrize(
+    ("column", "group"),
+    [
+        (pa.array([uuid.UUID(int=5).bytes], pa.uuid()), '"00000000-0000-0000-0000-000000000005"'),
+        (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8())), "true"),
+        (pa.ExtensionArray.from_storage(pa.opaque(NS, "t", "v"), pa.array([WHOLE], NS)), f'"{TIME}"'),
+        (pa.array([1_000_000], pa.timestamp("us", "No/Where")), '"1970-01-01 00:00:01+00:00"'),
+        (pa.array([b"\xff"], pa.binary(1)), "\"b'\\\\xff'\""),
+        (pa.array([decimal.Decimal("1.50")], pa.decimal128(5, 2)), '"1.50"'),
+    ],
+)
+def test_extensions_and_zones_make_groups(tmp_path, column, group):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "g": column}), path)
+    assert outcomes(path, by="g") == [group]
+    # None of them is an id or a text, and none ends the run.
+    assert "is not a string" in outcomes(path, id="g")[0]
+    assert "is not a string" in outcomes(path, text="g")[0]
 
 
 def test_binary_is_no_text(tmp_path):
@@ -145,6 +210,47 @@ def test_archives(tmp_path, suffix, content, wanted):
     found = outcomes(path)
     assert len(found) == len(wanted)
     assert all(reason.startswith(begin) for reason, begin in zip(found, wanted, strict=True))
+
+
+def zstd_frame(window: int | None = None, content: int | None = None) -> bytes:
+    """One frame of the row, uncompressed, with the window that is declared (a power of 2) or as much content."""
+    begin = (
+        b"\0" + bytes([(window.bit_length() - 11) << 3])
+        if window
+        else b"\xe0" + content.to_bytes(8, "little")
+    )
+    return b"\x28\xb5\x2f\xfd" + begin + (len(ROW) << 3 | 1).to_bytes(3, "little") + ROW
+
+
+@pytest.mark.parametrize("before", [b"", ZST], ids=["first", "later"])
+@pytest.mark.parametrize(
+    "frame",
+    [*(zstd_frame(window=1 << bits) for bits in (28, 31, 41)), zstd_frame(content=1 << 31)],
+    ids=["256 MB", "2 GB", "2 TB", "content"],
+)
+def test_an_archive_that_asks_for_memory_is_named(tmp_path, before, frame):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(before + zstd_frame(window=1 << 27))
+    assert outcomes(path) == [""] * (2 if before else 1)
+    path.write_bytes(before + frame)
+    (tmp_path / "b.jsonl").write_bytes(ROW)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableFileError, match="with a window of more than 128 MB") as caught:
+        index_corpus(tmp_path)
+    assert str(path) in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 64 << 10
+    assert index_corpus(tmp_path, skip_unreadable=True).to_dict()["rows"] == 1
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("xz", lzma.compress), ("bz2", bz2.compress)])
+def test_other_archives_are_never_opened(tmp_path, suffix, pack):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(pack(ROW))
+    path.chmod(0)
+    with pytest.raises(GvendiError, match=r"\.jsonl, .*\.parquet"):
+        index_corpus(path)
+    (tmp_path / "b.jsonl").write_bytes(ROW)
+    assert outcomes(tmp_path) == [""]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])

@@ -63,6 +63,28 @@ def test_rows_are_the_bytes_of_the_corpus(files, tmp_path):
     }
 
 
+def test_a_column_that_is_not_read_does_not_end_a_selection(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "text": pa.array(["a"]),
+        "nanoseconds": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")),
+        "list": pa.array([[1]], pa.list_(pa.timestamp("ns", "Europe/Berlin"))),
+        "far": pa.array([9_000_000_000_000], pa.timestamp("s")),
+        "long": pa.array([2**62], pa.duration("s")),
+        "time": pa.array([1], pa.time64("ns")),
+        "uuid": pa.array([bytes(15) + b"\x05"], pa.uuid()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (row,) = original_rows(run_of(tmp_path, tmp_path / "a.parquet"), [0])
+    found = row.record()
+    assert found["text"] == "a"
+    assert found["nanoseconds"] == "2023-11-14 22:13:20.123456789"
+    assert found["uuid"] == "00000000-0000-0000-0000-000000000005"
+    assert found["time"] == "00:00:00.000000001"
+
+
 def test_a_corpus_cut_by_a_limit_may_grow_no_byte_but_is_read(files, tmp_path):
     run = run_of(tmp_path, files / "a.jsonl", limit=2)
     assert [row.raw for row in original_rows(run, [0, 1])] == [LINES[0], LINES[1] + b" "]

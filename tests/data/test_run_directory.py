@@ -419,3 +419,19 @@ def test_threads_share_a_run_directory(tmp_path):
     for path in sorted(alone.path.rglob("*.*")):
         assert (shared.path / path.relative_to(alone.path)).read_bytes() == path.read_bytes(), path
     assert temporaries(shared.path) == []
+
+
+def test_no_name_of_a_file_comes_from_data(tmp_path):
+    """Ids and groups that differ in case alone, or are paths, are in files, not their names."""
+    names = []
+    for folder, words in (("plain", ["a", "b", "c", "d", "e"]), ("odd", ["A", "a", "../x", "con", "a:b"])):
+        run = RunDirectory.open(tmp_path / folder, SPEC, {**MANIFEST, "units_total": 1})
+        run.write_part(
+            Part(0, **{**part(), "ids": words, "groups": words}), [Rejected(words[0], 1, "r", words[1])]
+        )
+        run.finish()
+        names.append(sorted(path.relative_to(run.path).as_posix() for path in run.path.rglob("*")))
+        assert len({name.casefold() for name in names[-1]}) == len(names[-1])
+        (found,) = run.iterate(["id", "group"])
+        assert sorted(found.ids) == sorted(found.groups) == sorted(words)
+    assert names[0] == names[1]

@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
@@ -216,6 +217,33 @@ def bounded_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def fuzz(
+    target: str, count: int, case: Callable[[int], str], restore: Callable[[], None] = lambda: None
+) -> Tally:
+    """The tally of the cases 0 .. count - 1; `restore` undoes what a case before has changed."""
+    tally = Tally(target)
+    with bounded_memory():
+        for number in range(count):
+            restore()
+            tally.take(number, lambda number=number: case(number))
+    return tally
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by name, without those of folders inside."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def restore_files(folder: Path, originals: dict[str, bytes]) -> None:
+    """Make the files of a folder these again."""
+    found = files_of(folder)
+    for name in found.keys() - originals.keys():
+        (folder / name).unlink()
+    for name, content in originals.items():
+        if found.get(name) != content:
+            (folder / name).write_bytes(content)
 
 
 def check(tally: Tally, least: int, capsys: Any) -> None:

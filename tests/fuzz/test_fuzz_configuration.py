@@ -4,10 +4,9 @@ import random
 
 import pytest
 from fuzz.mutations import (
-    Tally,
     WrongResultError,
-    bounded_memory,
     check,
+    fuzz,
     mutated_bytes,
     mutated_lines,
     mutated_value,
@@ -115,7 +114,7 @@ def at(value, place):
 
 
 def fuzz_configuration(count, seed, folder):
-    tally, path = Tally("configurations"), folder / "grow.yaml"
+    path = folder / "grow.yaml"
 
     def case(number):
         r = random.Random(f"{seed}|configuration|{number}")
@@ -136,10 +135,7 @@ def fuzz_configuration(count, seed, folder):
             raise WrongResultError("what is dumped is read as another configuration")
         return "as the file says"
 
-    with bounded_memory():
-        for number in range(count):
-            tally.take(number, lambda number=number: case(number))
-    return tally
+    return fuzz("configurations", count, case)
 
 
 @pytest.mark.timeout(1800)

@@ -6,14 +6,15 @@ import random
 import numpy as np
 import pytest
 from fuzz.mutations import (
-    Tally,
     WrongResultError,
     as_json,
-    bounded_memory,
     check,
+    files_of,
+    fuzz,
     mutated_bytes,
     mutated_lines,
     mutated_value,
+    restore_files,
 )
 
 from gvendi_fast.synthesis.disk.journal import (
@@ -101,8 +102,7 @@ def mutate(r, path):
 
 def fuzz_journal(count, seed, folder):
     states = write_journal(folder / "whole")
-    originals = {name: (folder / "whole" / name).read_bytes() for name in NAMES}
-    tally, here = Tally("a synthesis' journal"), folder / "here"
+    originals, here = files_of(folder / "whole"), folder / "here"
     here.mkdir()
 
     def case(number):
@@ -117,14 +117,7 @@ def fuzz_journal(count, seed, folder):
             raise WrongResultError("rows, sketches and events are those of no moment of the run")
         return "as written" if found == states[-1] else "as of an earlier block"
 
-    with bounded_memory():
-        for number in range(count):
-            for path in here.iterdir():
-                path.unlink()
-            for name, content in originals.items():
-                (here / name).write_bytes(content)
-            tally.take(number, lambda number=number: case(number))
-    return tally
+    return fuzz("a synthesis' journal", count, case, lambda: restore_files(here, originals))
 
 
 @pytest.mark.timeout(1800)

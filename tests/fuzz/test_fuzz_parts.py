@@ -6,7 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
-from fuzz.mutations import Tally, WrongResultError, bounded_memory, check, mutated_bytes, mutated_lines
+from fuzz.mutations import (
+    WrongResultError,
+    check,
+    files_of,
+    fuzz,
+    mutated_bytes,
+    mutated_lines,
+    restore_files,
+)
 
 from gvendi_fast.data.index import Fields, index_corpus
 from gvendi_fast.data.pool import as_pool
@@ -96,9 +104,8 @@ def fuzz_parts(count, seed, folder):
     whole = make_run(folder / "whole")
     right, right_rejects = contents(whole), rejects(whole)
     pool = as_pool(whole).take(range(len(as_pool(whole)))).numpy().tobytes()
-    tally, here = Tally("parts"), folder / "here"
+    originals, here = files_of(whole.parts), folder / "here"
     shutil.copytree(whole.path, here)
-    originals = {path.name: path.read_bytes() for path in whole.parts.iterdir()}
 
     def case(number):
         r = random.Random(f"{seed}|parts|{number}")
@@ -117,17 +124,7 @@ def fuzz_parts(count, seed, folder):
                 raise WrongResultError("a pool gives other sketches")
         return "fewer parts" if missing else "as written"
 
-    with bounded_memory():
-        for number in range(count):
-            for path in (here / "parts").iterdir():
-                if path.name not in originals:
-                    path.unlink()
-            for name, content in originals.items():
-                path = here / "parts" / name
-                if not path.exists() or path.read_bytes() != content:
-                    path.write_bytes(content)
-            tally.take(number, lambda number=number: case(number))
-    return tally
+    return fuzz("parts", count, case, lambda: restore_files(here / "parts", originals))
 
 
 @pytest.mark.timeout(1800)

@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 from fuzz.mutations import (
-    Tally,
     WrongResultError,
     as_json,
-    bounded_memory,
     check,
+    files_of,
+    fuzz,
     mutated_bytes,
     mutated_value,
+    restore_files,
 )
 from fuzz.test_fuzz_parts import SPEC, contents, make_run
 
@@ -41,9 +42,8 @@ def without_paths(manifest):
 def fuzz_spec(count, seed, folder):
     whole = make_run(folder / "whole")
     right = contents(whole)
-    tally, here = Tally("spec.json and units.json"), folder / "here"
+    originals, here = files_of(whole.path), folder / "here"
     shutil.copytree(whole.path, here)
-    originals = {name: (whole.path / name).read_bytes() for name in NAMES}
 
     def case(number):
         r = random.Random(f"{seed}|spec|{number}")
@@ -65,12 +65,7 @@ def fuzz_spec(count, seed, folder):
             raise WrongResultError("a pool has another spec")
         return "as written"
 
-    with bounded_memory():
-        for number in range(count):
-            for name, content in originals.items():
-                (here / name).write_bytes(content)
-            tally.take(number, lambda number=number: case(number))
-    return tally
+    return fuzz("spec.json and units.json", count, case, lambda: restore_files(here, originals))
 
 
 @pytest.mark.timeout(1800)

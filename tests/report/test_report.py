@@ -3,6 +3,8 @@
 import datetime
 import hashlib
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.report import numbers, page
+from gvendi_fast.report import figures, numbers, page
 from gvendi_fast.report.data import _spectral, rejected_reasons, report_data
 from gvendi_fast.report.page import render, write_report
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
@@ -550,3 +552,26 @@ def test_the_page_in_a_browser(browser, written, width, scheme):
 def test_a_page_can_be_drawn_again_from_its_json(written):
     page, numbers = written
     assert render(json.loads(numbers.read_text()), date=DAY) == page.read_text()
+
+
+def test_figures_of_two_threads_are_those_of_one():
+    import matplotlib
+
+    # Threads change places within a figure, not between two.
+    before, settings = sys.getswitchinterval(), dict(matplotlib.rcParams)
+
+    def drawn(number):
+        def draw(ax, narrow):
+            ax.plot(range(20), [i**number for i in range(20)])
+            ax.set(xlabel=f"to the {number}")
+
+        return figures.both(f"figure-{number}", draw)
+
+    alone = [drawn(number) for number in range(2)]
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(drawn, range(2))) == alone
+    finally:
+        sys.setswitchinterval(before)
+    assert dict(matplotlib.rcParams) == settings

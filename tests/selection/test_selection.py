@@ -1,13 +1,15 @@
 """Selection against plain greedy by eigenvalues; quotas, given rows, memory, order of rows, and what is refused."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.pool import MatrixPool
+from gvendi_fast.data.pool import MatrixPool, as_pool
+from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.kernels import reference
 from gvendi_fast.selection import equal_quotas, greedy, select
 from gvendi_fast.vendi import VendiState, gvendi
@@ -280,3 +282,31 @@ def test_given_rows_of_another_spec_are_refused():
     pool.spec = {"proxy": "this"}
     with pytest.raises(GvendiError, match="different specs"):
         select(pool, 3, must_include=VendiState(16, {"proxy": "that"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("matrix", "lazy"), ("matrix", "two-round"), ("run", "stochastic"), ("centred", "relaxed")],
+)
+def test_threads_select_from_one_pool(kind, method, tmp_path):
+    rows = np.random.default_rng(4).standard_normal((90, 16)).astype(np.float32)
+    pool = as_pool(rows)
+    if kind == "run":
+        run = RunDirectory.open(tmp_path / "run", {"sketch": {"dim": 16}}, {"units_total": 3})
+        for unit in range(3):
+            here = slice(30 * unit, 30 * unit + 30)
+            numbers = {name: np.ones(30) for name in ("tokens", "length", "loss", "gradient_norm")}
+            ids = [f"r{i}" for i in range(90)][here]
+            part = Part(
+                unit, ids=ids, groups=[""] * 30, rows=np.arange(90)[here], sketches=rows[here], **numbers
+            )
+            run.write_part(part)
+        pool = as_pool(run)
+
+    def choose(seed):
+        found = select(pool, 6, method=method, seed=seed, center=kind == "centred", draws=2)
+        return [*found.ids, *found.gain.tolist(), *found.surprisal.tolist(), found.random.gvendi, found.value]
+
+    alone = [choose(seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(choose, range(2))) == alone

@@ -1,6 +1,7 @@
 """The sketch as the gradient of a probe: one graph for all blocks, inputs shared, layers as they are, samples apart."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,32 @@ def graphs(monkeypatch, request):
     monkeypatch.setattr(torch, "compile", lambda run, **options: plain(run, backend=counter, **options))
     yield counter
     torch._dynamo.reset()
+
+
+def test_a_compiler_at_work_in_one_thread_is_none_in_another(graphs, monkeypatch):
+    """torch's own flag for it is the process's: read in another thread, it let the half-changed model be run."""
+    model, other = one_layer("qwen2_tied"), one_layer("gpt2")
+    compiled, eager = GradientSketcher(model, SPEC, compile=True), GradientSketcher(other, SPEC)
+    batch = pad(samples()[:2])
+    wanted = [GradientSketcher(model, SPEC).sketch(*batch).z, eager.sketch(*batch).z]
+    inside, go = threading.Event(), threading.Event()
+
+    def stop(graph, _inputs, **_):
+        inside.set()
+        assert go.wait(20)
+        return graph.forward
+
+    monkeypatch.setattr(graphs, "backend", stop)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(compiled.sketch, *batch)
+        assert inside.wait(20)
+        try:
+            with pytest.raises(GvendiError, match="cannot be run while another thread sketches"):
+                model(batch[0])
+            assert torch.equal(eager.sketch(*batch).z, wanted[1])
+        finally:
+            go.set()
+        assert relative(found.result(60).z, wanted[0]) <= SAME
 
 
 @pytest.mark.parametrize("graphs", ["aot_eager"], indirect=True)

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.children import SYNTHESIS
+
 # What a child of any command would import first.
 PRELOAD = (
     "gvendi_fast.cli.app",
@@ -33,23 +35,11 @@ PRELOAD = (
     "gvendi_fast.report.figures",
     "gvendi_fast.data.originals",
     "gvendi_fast.data.pool",
-    "gvendi_fast.synthesis.run",
-    "gvendi_fast.synthesis.config.config",
-    "gvendi_fast.synthesis.tasks.generic",
-    "gvendi_fast.synthesis.generators.openai",
+    *SYNTHESIS,
     "gvendi_fast.synthesis.report.data",
-    "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.llama.modeling_llama",
-    "transformers.convert_slow_tokenizer",
-    "openai.resources.chat",
-    "openai.lib.streaming",
-    "anyio._backends._asyncio",
-    "pyarrow.parquet",
-    "pyarrow.compute",
     "matplotlib.figure",
     "matplotlib.backends.backend_svg",
-    "jinja2.sandbox",
-    "yaml",
 )
 # A run that stays alive so long hangs: undisturbed, none takes a tenth of it.
 LIMIT_S = 120.0

@@ -16,7 +16,7 @@ from synthesis_runs import contents, lines, run, write_rows
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.synthesis.disk.check import check_record
-from gvendi_fast.synthesis.disk.digests import FILES, read_through, summed_line, whole_events
+from gvendi_fast.synthesis.disk.digests import FILES, read_events, read_through, summed_line, whole_events
 from gvendi_fast.synthesis.disk.journal import Journal
 from gvendi_fast.synthesis.disk.record import RunRecord
 
@@ -194,6 +194,71 @@ def test_an_event_of_an_earlier_version_that_was_edited_is_one_sentence(name, va
             continue
         with pytest.raises(GvendiError, match=r"events\.jsonl' is damaged in line"):
             open_again(folder)
+
+
+def old_run_of_two_starts(folder) -> list[dict]:
+    """A run of an earlier version that was started twice, with two rounds; its last block met the target."""
+    events = without_digests(folder)
+    start, round_, *blocks, stop = events
+    again = {**start, "pool": 12}
+    second = {**round_, "round": 1, "block": 2, "pool": 12}
+    blocks[2] = {**blocks[2], "round": 1}
+    stops = [{**stop, "reason": "budget", "pool": 12}, {**stop, "pool": 14}]
+    return [start, round_, *blocks[:2], stops[0], again, second, blocks[2], stops[1]]
+
+
+def blocks_read(folder) -> list[dict]:
+    return [event for event in read_events(folder)[1] if event["event"] == "block"]
+
+
+def write_events(folder, events) -> None:
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+@pytest.mark.parametrize("how", ["deleted", "doubled", "moved"])
+@pytest.mark.parametrize("place", range(9))
+def test_a_line_of_an_earlier_version_that_is_lost_doubled_or_moved_is_noticed(place, how, folder):
+    events = old_run_of_two_starts(folder)
+    write_events(folder, events)
+    assert len(blocks_read(folder)) == 3
+    found = events[:place] + events[place + 1 :]
+    if how != "deleted":
+        found.insert(place if how == "doubled" else (place + 2) % 9, events[place])
+    found = events[: place + 1] + events[place:] if how == "doubled" else found
+    write_events(folder, found)
+    # Starts and stops tell of no row: without them, or with more, the run is one that was killed, or begun again.
+    harmless = {("deleted", 0), ("deleted", 4), ("deleted", 8), *(("doubled", i) for i in (0, 4, 5, 8))}
+    if (how, place) in harmless:
+        assert len(blocks_read(folder)) == 3
+    elif (how, place) == ("deleted", 7):
+        # As a kill would leave it; only what comes behind tells that its rows were whole.
+        assert any("lacks the events of the last blocks" in told for told in check_record(folder))
+    else:
+        with pytest.raises(GvendiError, match=r"events\.jsonl' is damaged in line"):
+            blocks_read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("joined", 1), ("accepted", 5), ("pool", 13), ("decided", 9), ("round", 1)]
+)
+def test_numbers_of_an_earlier_version_must_agree(name, value, folder):
+    events = without_digests(folder)
+    events[3] = {**events[3], name: value}
+    write_events(folder, events)
+    with pytest.raises(GvendiError, match=r"line 4: .*; a line was lost or edited"):
+        open_again(folder)
+
+
+def test_a_row_copied_over_another_one_is_found_without_digests(folder):
+    without_digests(folder)
+    assert not [told for told in check_record(folder) if "jsonl" in told]
+    path = folder / "accepted.jsonl"
+    first, second, *others = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, first, *others]))
+    assert any("'s-0' is there twice" in told for told in check_record(folder))
+    # As many bytes, and one row less in the first block.
+    path.write_bytes(b"\n".join([first + b" " + second, *others]))
+    assert any("accepted.jsonl" in told and "line 1" in told for told in check_record(folder))
 
 
 @pytest.mark.parametrize("there", [b"", b"{", b"[]", b"3", b"{}", b"null", b"\xff", b"[" * 9999, b'{"a": 1}'])

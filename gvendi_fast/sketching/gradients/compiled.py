@@ -132,7 +132,7 @@ class CompiledBlock(Forward):
         if not self._probed.runs_here():
             return self.inner(*args, **kwargs)
         # Where others have compiled the block, their compiler reads this, and chooses sizes itself.
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             self._mark(args, kwargs)
         return self._compiled(self.inner, self._probed, self._tapped, args, kwargs)
 

@@ -365,7 +365,7 @@ class ProbedModel:
         Raises GvendiError in another thread than that of the pass: the model is changed, and its sketches would be.
         """
         # A compiler reads what its own block is given, in the thread of the pass.
-        if torch.compiler.is_compiling() or self.thread == threading.get_ident():
+        if torch.compiler.is_dynamo_compiling() or self.thread == threading.get_ident():
             return True
         if self.thread is None:
             return False
@@ -521,4 +521,4 @@ def _first(args: tuple, kwargs: dict) -> Tensor:
 
 def _version(x: Tensor) -> int:
     # A compiler knows no versions: an eager pass has looked before it compiles.
-    return 0 if torch.compiler.is_compiling() else x._version
+    return 0 if torch.compiler.is_dynamo_compiling() else x._version

@@ -112,7 +112,7 @@ class _Answered:
         self.plain: Callable[..., Any] | None = None
 
     def __call__(self, *args, **kwargs) -> Any:
-        if torch.compiler.is_compiling() or threading.get_ident() in tuple(self.passes.values()):
+        if torch.compiler.is_dynamo_compiling() or threading.get_ident() in tuple(self.passes.values()):
             return self.answer
         return self.plain(*args, **kwargs)
 

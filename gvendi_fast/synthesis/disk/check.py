@@ -17,8 +17,11 @@ from gvendi_fast.data.checking import DAMAGED, LEFT, Checked, check_run
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
     CLUSTERS,
+    EVENTS,
     FILES,
     FINGERPRINT,
+    REJECTED,
+    REMEDY,
     SKETCHES,
     check_named,
     digest_of_file,
@@ -94,6 +97,9 @@ def check_record(path: str | os.PathLike) -> list[str]:
     for place, name in enumerate(FILES):
         _, wrong = read_through(folder / name, place, blocks)
         found += wrong or _lengths(folder / name, blocks)
+    found += _twice(folder, blocks)
+    sizes = [(folder / name).stat().st_size if exists(folder / name) else 0 for name in FILES]
+    found += _lost_block(folder / EVENTS, events, sizes)
     first = next((event for event in events if event["event"] == "round"), {})
     wanted = first.get("digest")
     if wanted is not None and not (
@@ -118,26 +124,91 @@ def _config(path: Path) -> Iterator[str]:
         yield f"'{path}': {error}; the next run with its configuration writes the file anew"
 
 
-def _lengths(path: Path, blocks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Where no digest says so: whether as many rows as were accepted are there, each JSON, each with its sketch."""
-    if not blocks:
+def _lost_block(path: Path, events: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Iterator[str]:
+    """Whether what comes behind the last block tells of a larger pool, whose rows the files hold.
+
+    A block that was taken back is cut off the files; one whose line in events.jsonl was lost is not.
+    """
+    place = max((i for i, event in enumerate(events) if event["event"] == "block"), default=-1)
+    if place < 0 or any("sum" in event for event in events):
         return
-    size, accepted = blocks[-1]["bytes"][FILES.index(path.name)], blocks[-1]["accepted"]
+    last = events[place]
+    beyond = [
+        name for name, size in zip(FILES, last["bytes"], strict=True) if sizes[FILES.index(name)] > size
+    ]
+    for event in events[place + 1 :]:
+        exact = event["event"] == "start" or event.get("reason") == "target"
+        if exact and beyond and event.get("pool", 0) > last["pool"]:
+            yield (
+                f"'{path}' lacks the events of the last blocks: its last {event['event']} tells of a pool of "
+                f"{event['pool']} rows, its last block of {last['pool']}, and '{beyond[0]}' goes on behind that one; "
+                "the next run cuts those rows off and decides them again from the answers"
+            )
+            return
+
+
+def _lengths(path: Path, blocks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether the file has as many whole rows up to each block as the events say, and a sketch for each."""
+    place, accepted = FILES.index(path.name), blocks[-1]["accepted"] if blocks else 0
     if path.name == SKETCHES:
+        size = blocks[-1]["bytes"][place] if blocks else 0
         if (size % (4 * accepted) if accepted else size) != 0:
             yield f"'{path}' has {size} bytes, which is no multiple of its {accepted} rows"
-        return
-    rows = 0
-    with path.open("rb") as stream:
-        while stream.tell() < size:
-            rows += 1
-            try:
-                json.loads(stream.readline())
-            except (ValueError, RecursionError) as error:
-                yield f"'{path}' is damaged in line {rows}: it is not JSON ({error})"
+            return
+        for event in blocks:
+            if event["bytes"][place] * accepted != size * event["accepted"]:
+                yield (
+                    f"'{path}' has {event['bytes'][place]} bytes up to block {event['block']}, where the run had "
+                    f"accepted {event['accepted']} rows of {size // (4 * accepted)} numbers"
+                )
                 return
-    if path.name == ACCEPTED and rows != accepted:
-        yield f"'{path}' has {rows} rows and the run had accepted {accepted}"
+        return
+    rows = wanted = 0
+    if not blocks:
+        return
+    with path.open("rb") as stream:
+        for event in blocks:
+            wanted = event["accepted"] if path.name == ACCEPTED else wanted + sum(event["rejected"].values())
+            while stream.tell() < event["bytes"][place]:
+                rows += 1
+                try:
+                    json.loads(stream.readline())
+                except (ValueError, RecursionError) as error:
+                    yield f"'{path}' is damaged in line {rows}: it is not JSON ({error})"
+                    return
+            if stream.tell() != event["bytes"][place] or rows != wanted:
+                yield (
+                    f"'{path}' has {rows} rows and {stream.tell()} bytes up to block {event['block']}, and the run had "
+                    f"written {wanted} and {event['bytes'][place]}"
+                )
+                return
+
+
+def _twice(folder: Path, blocks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether a candidate was decided twice, which no run does: a line that was copied over another of its length."""
+    seen: set[str] = set()
+    for name in (ACCEPTED, REJECTED):
+        left = blocks[-1]["bytes"][FILES.index(name)] if blocks else 0
+        # Of a file that is shorter, or holds other lines, has been told.
+        for number, line in enumerate(_whole_lines(folder / name, left), 1):
+            try:
+                id_ = json.loads(line)["id"]
+            except (ValueError, RecursionError, LookupError, TypeError):
+                return
+            if not isinstance(id_, str):
+                return
+            if id_ in seen:
+                yield f"'{folder / name}' is damaged in line {number}: the candidate {id_!r} is there twice; {REMEDY}"
+                return
+            seen.add(id_)
+
+
+def _whole_lines(path: Path, size: int) -> Iterator[bytes]:
+    if not size or not exists(path):
+        return
+    with path.open("rb") as stream:
+        while stream.tell() < size and (line := stream.readline()):
+            yield line
 
 
 def _store(path: Path) -> Iterator[str]:

@@ -94,9 +94,10 @@ def whole_events(path: Path, raw: bytes) -> tuple[list[dict[str, Any]], Any]:
     """The events of these bytes of events.jsonl and their digest, to go on from; GvendiError where it is damaged.
 
     What stands behind the last line end was being written when a process was killed, and is left out. Each line ends
-    in the digest of all bytes before it.
+    in the digest of all bytes before it; of earlier versions, whose lines do not, what they say must agree.
     """
     digest, events, summed = hashlib.blake2b(digest_size=8), [], False
+    before = _Before()
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):
         body, mark, rest = line.rpartition(_MARK)
         digest.update(body if mark else line)
@@ -107,6 +108,8 @@ def whole_events(path: Path, raw: bytes) -> tuple[list[dict[str, Any]], Any]:
         summed = summed or bool(mark)
         digest.update((mark + rest if mark else b"") + b"\n")
         events.append(_event(path, number, line, known=bool(mark)))
+        if not mark and (why := before.wrong(events[-1])) is not None:
+            raise _damaged(path, number, f"{why}; a line was lost or edited")
     blocks = [event for event in events if event["event"] == "block"]
     if [event["block"] for event in blocks] != list(range(len(blocks))):
         raise _damaged(path, len(events), "the blocks before it do not follow one another")
@@ -154,6 +157,70 @@ def check_named(path: Path, fingerprint: Mapping[str, Any], events: Sequence[Map
             f"'{path}' is missing or not the one that the run began with; restore it from a copy, or give another "
             "directory as out"
         )
+
+
+class _Before:
+    """What the events without digests say so far, which the next one must agree with.
+
+    A last line that is lost is what a kill leaves, and cannot be told from it.
+    """
+
+    def __init__(self) -> None:
+        self._blocks, self._rounds, self._started, self._stopped = 0, 0, False, False
+        # Of the last start: a later one corrects it, where a last block was taken back.
+        self._claimed: int | None = None
+        self._pool: int | None = None
+        self._accepted, self._sizes = 0, [0] * len(FILES)
+
+    def wrong(self, event: Mapping[str, Any]) -> str | None:
+        """Why this event cannot come next; None, and it is taken up, where it can."""
+        kind = event["event"]
+        if kind == "start":
+            self._started, self._stopped, self._claimed = True, False, event.get("pool")
+        elif kind == "stop":
+            # The first version noted no start.
+            self._stopped = self._started
+        elif kind in ("round", "block"):
+            if self._stopped:
+                return f"it is a {kind} behind a stop, without a start between them"
+            why = self._pools(event) or (self._round(event) if kind == "round" else self._block(event))
+            if why is not None:
+                return why
+            self._claimed = None
+        return None
+
+    def _pools(self, event: Mapping[str, Any]) -> str | None:
+        at_first = event["pool"] - (event["joined"] if event["event"] == "block" else 0)
+        for wanted in (self._pool, self._claimed):
+            if wanted is not None and wanted != at_first:
+                return f"it begins with a pool of {at_first} rows, and those before it end with {wanted}"
+        if event["event"] == "block":
+            self._pool = event["pool"]
+        return None
+
+    def _round(self, event: Mapping[str, Any]) -> str | None:
+        if event["round"] != self._rounds:
+            return f"it is round {event['round']} and not {self._rounds}"
+        if event.get("block", self._blocks) != self._blocks:
+            return f"its round begins with block {event['block']}, and {self._blocks} come before it"
+        self._rounds += 1
+        return None
+
+    def _block(self, event: Mapping[str, Any]) -> str | None:
+        if event["block"] != self._blocks:
+            return f"it is block {event['block']} and not {self._blocks}"
+        if event.get("round", self._rounds - 1) != self._rounds - 1:
+            return f"it is of round {event['round']}, and the last one noted is {self._rounds - 1}"
+        if event["accepted"] != self._accepted + event["joined"]:
+            return f"{event['accepted']} rows are accepted, of {self._accepted} and {event['joined']} more"
+        if event["decided"] != event["joined"] + sum(event["rejected"].values()):
+            return (
+                f"of {event['decided']} candidates {event['joined']} joined and {event['rejected']} did not"
+            )
+        if any(now < then for now, then in zip(event["bytes"], self._sizes, strict=True)):
+            return f"its files have {event['bytes']} bytes, after {self._sizes}"
+        self._blocks, self._accepted, self._sizes = self._blocks + 1, event["accepted"], event["bytes"]
+        return None
 
 
 _MARK = b', "sum": "'

@@ -47,7 +47,8 @@ class RunRecord:
 
     config: as the run used it last. events: all of events.jsonl; blocks, rounds, stops: those of each kind, in order.
     Raises GvendiError where `path` holds no run, where a file is not what the run wrote, and where the seeds' sketches
-    are not there or not the run's. All accepted and rejected rows and sketches are read once for that.
+    are not there or not the run's. All accepted and rejected rows and sketches are read once for that. Threads may
+    share one.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
