@@ -95,8 +95,8 @@ def list_files(
     An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path; links
     to folders are not followed) or a glob (`**` goes into folders; its matches sorted; a folder it matches is taken as
     a folder). A file that is named twice, reached through two links, or, where the system ignores case, spelled twice,
-    is read once, where it comes first. Run
-    directories and those of synthesis runs inside a folder or a glob are passed over.
+    is read once, where it comes first. Run directories and those of synthesis runs inside a folder or a glob are passed
+    over.
 
     skip_unreadable: pass over what cannot be read, and list it.
     Raises GvendiError for a path that does not exist, a glob or folder without a file, an unknown suffix, and,

@@ -103,8 +103,8 @@ def select(
     and the guarantee holds for that sum. For quality greedy has none. For the other methods see `greedy`.
 
     Results depend on the set of (id, row), not on their order: ids decide ties and all draws. Threads may select from
-    one pool at once, each with a `progress` of its own. Raises GvendiError, with
-    the argument's name, for arguments that cannot be used or do not fit together.
+    one pool at once, each with a `progress` of its own. Raises GvendiError, with the argument's name, for arguments
+    that cannot be used or do not fit together.
     """
     pool = as_pool(pool)
     if objective not in OBJECTIVES:
