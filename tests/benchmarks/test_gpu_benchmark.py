@@ -100,7 +100,10 @@ def corpus(benchmarks, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def failing(corpus, tmp_path_factory):
-    """(file, exit code, printed lines) of a rehearsal of everything with a failure in every section."""
+    """(file, exit code, printed lines) of a rehearsal of everything with a failure in every section.
+
+    A minute of two cores, so what needs it is a soak test; `stopped` rehearses a part every day.
+    """
     path = tmp_path_factory.mktemp("failing") / "dry.json"
     code, said = rehearse(path, *plants(PLANTED), "--corpus", str(corpus), GVENDI_COMMIT="abc123")
     return path, code, said
@@ -155,6 +158,7 @@ def cell(found: dict[str, list[str]], start: str) -> str:
     return next(cells[1] for figure, cells in found.items() if figure.startswith(start))
 
 
+@pytest.mark.soak
 def test_a_failure_in_every_section_costs_that_figure_alone(failing):
     path, code, _ = failing
     content = json.loads(path.read_text())
@@ -186,6 +190,7 @@ def test_a_failure_in_every_section_costs_that_figure_alone(failing):
     )
 
 
+@pytest.mark.soak
 def test_the_summary_is_the_last_30_lines(failing):
     _, _, said = failing
     first = next(i for i, line in enumerate(said) if line.startswith("== "))
@@ -209,6 +214,7 @@ def test_the_summary_is_the_last_30_lines(failing):
     assert any("segfault" not in line and "crashed with SIGSEGV" in line for line in said[:first])
 
 
+@pytest.mark.soak
 def test_figures_hold_what_the_table_shows(failing):
     sections = json.loads(failing[0].read_text())["sections"]
     checks = sections["checks"]["figures"]
@@ -309,6 +315,7 @@ def test_a_process_that_nothing_inside_ends_is_ended_when_its_time_is_up(benchma
     assert seconds <= taken < seconds + 30
 
 
+@pytest.mark.soak
 def test_a_run_without_time_keeps_what_was_measured(failing, tmp_path):
     path = tmp_path / "late.json"
     before = json.loads(failing[0].read_text())
@@ -324,6 +331,7 @@ def test_a_run_without_time_keeps_what_was_measured(failing, tmp_path):
     assert any(line == "sections not complete: build (out of time), spectral (out of time)" for line in said)
 
 
+@pytest.mark.soak
 def test_results_of_another_gpu_are_refused(failing, tmp_path):
     path = tmp_path / "other.json"
     path.write_text(json.dumps({**json.loads(failing[0].read_text()), "gpu": GPU}))
@@ -564,6 +572,7 @@ def test_vmap_and_batch_1_yardsticks_give_one_sketch(small_model):
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4 * float(found[0].abs().max()))
 
 
+@pytest.mark.soak
 def test_table_of_a_made_up_gpu(benchmarks, made_up, tmp_path):
     found = table(benchmarks, made_up, tmp_path)
     assert not {figure for figure, cells in found.items() if any("not measured" in cell for cell in cells)}
@@ -596,6 +605,7 @@ def test_table_of_a_made_up_gpu(benchmarks, made_up, tmp_path):
     assert "commits abc123" in text
 
 
+@pytest.mark.soak
 def test_table_says_what_is_not_measured(benchmarks, made_up, tmp_path):
     empty = {figure.split(",")[0] for figure in table(benchmarks, {**made_up, "dry run": True}, tmp_path)}
     sections = made_up["sections"]
@@ -623,12 +633,14 @@ def test_table_says_what_is_not_measured(benchmarks, made_up, tmp_path):
     assert any("cuda not measured: some reason" in cell for cell in sketched)
 
 
+@pytest.mark.soak
 def test_dry_runs_are_not_reported(benchmarks, failing, tmp_path):
     (tmp_path / "dry.json").write_text(failing[0].read_text())
     assert benchmarks["gpu_report"].gpu_results(tmp_path) == []
     assert "## On a GPU\n\nNot measured." in benchmarks["report"].render(tmp_path)
 
 
+@pytest.mark.soak
 def test_record_of_a_made_up_gpu_puts_the_faster_backend_first(benchmarks, made_up, tmp_path):
     path = tmp_path / "made_up_record.json"
     path.write_text(json.dumps(benchmarks["gpu_report"].dispatch_record([made_up])))

@@ -84,6 +84,7 @@ class Everything:
         return fault
 
 
+@pytest.mark.soak
 def test_everything_at_once_loses_nothing_and_pays_nothing_twice(tmp_path):
     seeds = write_rows(tmp_path / "seeds.jsonl", seed_rows(4))
     plan, out, calm = Everything(), tmp_path / "run", tmp_path / "calm"

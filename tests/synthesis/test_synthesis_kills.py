@@ -60,11 +60,12 @@ def wait_for(condition) -> None:
         time.sleep(0.002)
 
 
-def test_killed_twenty_times_between_answers_nothing_is_paid_twice(whole, tmp_path, seeds):
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_many_times_between_answers_nothing_is_paid_twice(kills, whole, tmp_path, seeds):
     generator, out = random.Random(3), tmp_path / "run"
     with ChatServer(writer()) as server:
         config = settings(out, server.url, seeds, generator=PACE)
-        for number in range(20):
+        for number in range(kills):
             more = generator.randint(1, 12)
             server.hold_after(more)
             process, wanted = start(config), server.served.total() + more
