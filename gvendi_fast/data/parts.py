@@ -16,7 +16,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -149,19 +149,21 @@ def part_table(part: Part) -> Any:
     sketches = np.asarray(part.sketches, np.float32)
     _check(part, arrays, sketches)
     order = np.argsort(arrays["row"], kind="stable")
-    flat = pa.array(np.ascontiguousarray(sketches[order]).reshape(-1))
+    # Of rows that are in order, as a run's are, a slice is no copy.
+    places = slice(None) if np.array_equal(order, np.arange(len(order))) else order
+    flat = pa.array(np.ascontiguousarray(sketches[places]).reshape(-1))
     columns = {
         "id": _strings("id", part.ids, part, order),
         "group": _strings("group", part.groups, part, order),
-        "row": pa.array(arrays["row"][order]),
+        "row": pa.array(arrays["row"][places]),
         "sketch": pa.FixedSizeListArray.from_arrays(flat, sketches.shape[1]),
     }
-    rest = {name: pa.array(arrays[name][order]) for name in ("tokens", "length", "loss", "gradient_norm")}
+    rest = {name: pa.array(arrays[name][places]) for name in ("tokens", "length", "loss", "gradient_norm")}
     if part.norm_shares is not None:
-        shares = [pa.array(np.asarray(x, np.float32)[order]) for x in part.norm_shares.values()]
+        shares = [pa.array(np.asarray(x, np.float32)[places]) for x in part.norm_shares.values()]
         rest["norm_share"] = pa.StructArray.from_arrays(shares, list(part.norm_shares))
     if part.group_sketches is not None:
-        groups = np.ascontiguousarray(np.asarray(part.group_sketches, np.float32)[order])
+        groups = np.ascontiguousarray(np.asarray(part.group_sketches, np.float32)[places])
         rest["group_sketches"] = pa.FixedSizeListArray.from_arrays(groups.reshape(-1), groups.shape[1])
     return pa.table({**columns, **rest})
 
@@ -170,7 +172,7 @@ def _strings(name: str, values: Sequence[str], part: Part, order: np.ndarray) ->
     import pyarrow as pa
 
     try:
-        return pa.array([values[index] for index in order], pa.string())
+        return pa.array([values[index] for index in order.tolist()], pa.string())
     except UnicodeEncodeError as error:
         raise GvendiError(
             f"write_part: the {name} {error.object!r} of work unit {part.unit} is not Unicode text (a name of a file "
@@ -195,6 +197,7 @@ def part_file(table: Any, stamp: Stamp) -> tuple[memoryview, bytearray]:
     leaves = _leaves(table)
     blank = _value(replace(stamp, columns=(_ZEROS.decode(),) * leaves), _ZEROS)
     sink = pa.BufferOutputStream()
+    metadata: list[Any] = []
     pq.write_table(
         table.replace_schema_metadata({_KEY: blank}),
         sink,
@@ -202,11 +205,10 @@ def part_file(table: Any, stamp: Stamp) -> tuple[memoryview, bytearray]:
         use_dictionary=False,
         write_statistics=False,
         row_group_size=max(table.num_rows, 1),
+        metadata_collector=metadata,
     )
-    buffer = sink.getvalue()
-    with pq.ParquetFile(pa.BufferReader(buffer)) as file:
-        ranges = [place for _, place in _chunks(file.metadata)]
-    content = memoryview(buffer)
+    ranges = [place for _, place in _chunks(metadata[0])]
+    content = memoryview(sink.getvalue())
     start = _footer_start(content)
     # A part without rows has no row group, so no bytes of a column.
     sums = tuple(checksum(content[slice(*place)]) for place in ranges) or (checksum(b""),) * leaves
@@ -243,7 +245,7 @@ def read_stamp(path: Path) -> Stamp | None:
 
 
 def _value(stamp: Stamp, footer: bytes) -> bytes:
-    return _BEGINS + footer + b" " + json.dumps(asdict(stamp), sort_keys=True).encode()
+    return _BEGINS + footer + b" " + json.dumps(vars(stamp), sort_keys=True).encode()
 
 
 def _leaves(table: Any) -> int:
