@@ -206,7 +206,7 @@ def compare(
     if mean is None:
         mean = equal_mean(RowMean(rows.shape[1]).update(rows) for rows in drawn.values())
     else:
-        centred_spec(next((pool.spec for pool in pools.values() if pool.spec is not None), None), mean)
+        centred_spec(next((pool.spec for pool in pools.values() if pool.spec is not None), None), mean, dim)
     samples = {name: Sample.of_rows(rows, mean) for name, rows in drawn.items()}
     numbers = {name: numbers_of(sample, level) for name, sample in samples.items()}
     scores = {name: found.interval for name, found in numbers.items()}

@@ -220,7 +220,7 @@ def score_run(
         RowMean.check_savable(save_mean)
     if mean is not None:
         # Refused before the rows are read.
-        centred_spec(run.sketch_spec, mean)
+        centred_spec(run.sketch_spec, mean, run.dim)
     read = _read(run)
     reasons = Counter(kind_of_reason(item.reason) for item in run.rejected())
     rejected = reasons.total()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, even if the process is killed: bytes, and tensors with metadata.
+"""Files that are written whole or not at all, even if the process is killed.
 
 atomicwrites was considered: the names of its temporary files do not say what a killed process left behind and what a
 live one is writing, and a file that must not be overwritten needs hard links there, which some file systems lack.
@@ -16,19 +16,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 from uuid import uuid4
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import making, named
-from gvendi_fast.base.stand_ins import stand_in_at
-
-if TYPE_CHECKING:
-    import torch
 
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _FOREIGN_AGE_S = 24 * 3600
-TENSORS_VERSION = "1"
 SPECIAL = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -250,44 +245,3 @@ def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path,
         if path.is_dir() or (path.exists() and not force):
             raise GvendiError(f"'{path}' already exists; give another --out, or --force to overwrite a file")
     return paths
-
-
-def save_tensors(
-    path: str | os.PathLike, kind: str, tensors: dict[str, torch.Tensor], words: dict[str, str]
-) -> None:
-    """Write tensors and metadata (`words`) to one safetensors file; `kind` says what the file is."""
-    from safetensors.torch import save
-
-    words = {"format": kind, "version": TENSORS_VERSION, **words}
-    with atomic_write(Path(path)) as stream:
-        stream.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, words))
-
-
-def load_tensors(
-    path: str | os.PathLike, kind: str, writer: str, device: str | torch.device
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and metadata that `writer` saved.
-
-    A file that is missing, of another kind or of another version raises GvendiError; one that cannot be read, OSError.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    wanted = f"wanted a file written by {writer} ({kind} version {TENSORS_VERSION})"
-    try:
-        # safetensors calls every failure a broken file.
-        with open(path, "rb") as stream:
-            os.read(stream.fileno(), 1)
-    except FileNotFoundError:
-        raise GvendiError(f"{os.fspath(path)!r} does not exist; {wanted}") from None
-    except IsADirectoryError:
-        raise GvendiError(f"{os.fspath(path)!r} is a folder; {wanted}") from None
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            words = file.metadata() or {}
-            written = words.get("format"), words.get("version")
-            if written != (kind, TENSORS_VERSION):
-                raise GvendiError(f"{path} holds {written[0]} version {written[1]}; {wanted}")
-            return {name: file.get_tensor(name).to(device) for name in file.keys()}, words  # noqa: SIM118
-    except SafetensorError as error:
-        what = stand_in_at(path) or f"not a safetensors file ({error})"
-        raise GvendiError(f"{path} is {what}; {wanted}") from None

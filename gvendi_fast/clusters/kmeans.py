@@ -11,26 +11,31 @@ its centroids differ in their bits with the order of the rows and with the numbe
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.one_thread import OneThread, changes, reads
+from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
 from gvendi_fast.base.unit_length import Rows
 from gvendi_fast.clusters.seeds import plus_plus, row_keys
-from gvendi_fast.clusters.sums import Tally, Worst
+from gvendi_fast.clusters.sums import MAX_ROWS, UNIT, Tally, Worst
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
 from gvendi_fast.kernels import ops
 
 _KIND = "gvendi_fast.spherical_kmeans"
 _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", "converged")
+_LAYOUT = {
+    "centroids": (torch.float32, 2),
+    "sums": (torch.int64, 2),
+    "counts": (torch.int64, 1),
+    "cosines": (torch.int64, 0),
+}
 # Rows that k-means++ draws from: this many for each cluster, and at least the second number.
 SEED_ROWS, SEED_LEAST = 8, 4096
 
@@ -227,20 +232,21 @@ class SphericalKMeans(OneThread):
         """Write centroids, sums and counts to one safetensors file, whole or not at all."""
         self._check_fitted()
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        words = {"spec": json.dumps(self.spec), "settings": json.dumps(settings)}
+        words = {"spec": self.spec, "settings": settings}
         save_tensors(path, _KIND, {"centroids": self._centroids, **self._tally.tensors()}, words)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> SphericalKMeans:
-        """Read what `save` wrote, ready to go on. Another kind of file, or another version, raises GvendiError."""
-        tensors, words = load_tensors(path, _KIND, "SphericalKMeans.save", device)
-        settings = json.loads(words["settings"])
+        """Read what `save` wrote, ready to go on. Another kind of file, version or content raises GvendiError."""
+        names = ("spec", "settings")
+        tensors, words = load_tensors(path, _KIND, "SphericalKMeans.save", _LAYOUT, names, _fault)
+        settings = words["settings"]
         state = cls(**{name: settings[name] for name in _SETTINGS[:4]}, device=device)
-        state.spec, state.iterations = json.loads(words["spec"]), settings["iterations"]
-        state.converged, state._centroids = settings["converged"], tensors["centroids"]
+        state.spec, state.iterations = words["spec"], settings["iterations"]
+        state.converged, state._centroids = settings["converged"], tensors["centroids"].to(device)
         state._tally = Tally(state._centroids)
         state._tally.sums, state._tally.counts, state._tally.cosines = (
-            tensors[name] for name in ("sums", "counts", "cosines")
+            tensors[name].to(device) for name in ("sums", "counts", "cosines")
         )
         return state
 
@@ -290,3 +296,37 @@ class SphericalKMeans(OneThread):
                 f"the pool was sketched with other settings than the centroids; sketch both with one spec\n"
                 f"  centroids: {self.spec}\n  pool:      {pool.spec}"
             )
+
+
+def _fault(
+    centroids: torch.Tensor,
+    sums: torch.Tensor,
+    counts: torch.Tensor,
+    cosines: torch.Tensor,
+    spec: Any,
+    settings: Any,
+) -> str | None:
+    """What no fitted clusters have."""
+    if not isinstance(spec, dict | None):
+        return f"spec is {spec!r}"
+    if not isinstance(settings, dict) or set(settings) != set(_SETTINGS):
+        return f"settings is {settings!r}"
+    kinds = {"tolerance": (float, int), "converged": (bool,), "n_clusters": (int, type(None))}
+    for name, value in settings.items():
+        if type(value) not in kinds.get(name, (int,)):
+            return f"settings has {name} {value!r}"
+    if not len(centroids) or sums.shape != centroids.shape or counts.shape != centroids[:, 0].shape:
+        return (
+            f"centroids is {tuple(centroids.shape)}, sums {tuple(sums.shape)}, counts {tuple(counts.shape)}"
+        )
+    # Not finite is not within it either.
+    if not ((torch.linalg.vector_norm(centroids.double(), dim=1) - 1).abs() <= LENGTH).all():
+        return "a centroid is not of length 1"
+    rows = counts.double()
+    if counts.min() < 0 or rows.sum() > MAX_ROWS:
+        return f"counts are from {int(counts.min()):,} to {int(counts.max()):,}"
+    most = rows * (1 + LENGTH)
+    longest = torch.linalg.vector_norm(sums.double() * UNIT, dim=1)
+    if (longest > most).any() or abs(int(cosines)) * UNIT > most.sum():
+        return "no rows of length 1 have these sums"
+    return None

@@ -162,7 +162,7 @@ def sketch_corpus(
     sketcher = _sketcher(proxy.model, settings)
     spec = spec_of(proxy, sketcher, settings, limit)
     if mean is not None:
-        centred_spec(sketch_spec(spec), mean)
+        centred_spec(sketch_spec(spec), mean, settings.spec.dim)
     run = RunDirectory.open(out, spec, manifest.to_dict())
     manifest = manifest.recorded_as(run.manifest)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)

@@ -13,7 +13,6 @@ which is the same with every row weighted by |z_i - m|^2 in place of 1: equal wh
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,8 +25,8 @@ import torch
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.differences import differences, flat
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.one_thread import OneThread, changes, reading, reads
+from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.vendi.second_moment import SecondMoment
@@ -107,7 +106,7 @@ class RowMean(OneThread):
     @reads
     def save(self, path: str | os.PathLike) -> None:
         """Write the mean to one safetensors file, which gets its name only when it is complete."""
-        save_tensors(path, _KIND, {"sum": self._sum}, {"n": str(self.n), "spec": json.dumps(self.spec)})
+        save_tensors(path, _KIND, {"sum": self._sum}, {"n": self.n, "spec": self.spec})
 
     @staticmethod
     def check_savable(path: str | os.PathLike) -> None:
@@ -129,11 +128,11 @@ class RowMean(OneThread):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> RowMean:
-        """Read a mean written by `save`. Another kind of file, or another version, raises GvendiError."""
-        tensors, words = load_tensors(path, _KIND, "RowMean.save", "cpu")
-        mean = cls(len(tensors["sum"]), json.loads(words["spec"]))
-        mean._sum.copy_(tensors["sum"])
-        mean.n = int(words["n"])
+        """Read a mean written by `save`. Another kind of file, version or content raises GvendiError."""
+        layout = {"sum": (torch.int64, 1)}
+        tensors, words = load_tensors(path, _KIND, "RowMean.save", layout, ("n", "spec"), _fault)
+        mean = cls(len(tensors["sum"]), words["spec"])
+        mean._sum, mean.n = tensors["sum"], words["n"]
         return mean
 
     @classmethod
@@ -149,6 +148,17 @@ class RowMean(OneThread):
             raise GvendiError(
                 f"a mean of {self.n + rows:,} rows; its exact sums hold at most {MAX_ROWS:,}: take a sample of them"
             )
+
+
+def _fault(sum: torch.Tensor, n: Any, spec: Any) -> str | None:
+    """What no sum of n unit rows is."""
+    if type(n) is not int or not 0 <= n <= MAX_ROWS:
+        return f"n is {n!r}"
+    if not isinstance(spec, dict | None):
+        return f"spec is {spec!r}"
+    if torch.linalg.vector_norm(sum.double() * UNIT) > n * (1 + LENGTH):
+        return f"no {n:,} rows of length 1 have this sum"
+    return None
 
 
 def equal_mean(means: Iterable[RowMean]) -> RowMean:
@@ -211,7 +221,7 @@ def centered(rows: Rows | Iterable[Rows], mean: RowMean, spec: dict | None = Non
     spec: of the rows; GvendiError where it is not that of the mean.
     """
     check_mean(mean)
-    state, seen = VendiState(mean.dim, centred_spec(spec, mean)), 0
+    state, seen = VendiState(mean.dim, centred_spec(spec, mean, mean.dim)), 0
     for count, block in _blocks(rows, mean):
         state.update(block)
         seen += count
@@ -250,9 +260,14 @@ def check_mean(mean: object) -> None:
         raise GvendiError(f"mean is {mean!r}; wanted a RowMean: RowMean.load(path) reads a saved one")
 
 
-def centred_spec(spec: dict | None, mean: RowMean) -> dict:
-    """The spec of rows of this spec once they are centred by the mean; GvendiError where the mean has another spec."""
+def centred_spec(spec: dict | None, mean: RowMean, dim: int) -> dict:
+    """The spec of rows [n, dim] of this spec once they are centred by the mean.
+
+    GvendiError where the mean has another width or spec, or holds no rows.
+    """
     check_mean(mean)
+    if mean.n == 0:
+        raise GvendiError("the mean holds no rows (n = 0); save one of the rows of the reference")
     if spec is not None and CENTRED in spec:
         raise GvendiError(f"spec says that the rows are centred already, by the mean {spec[CENTRED]}")
     if None not in (spec, mean.spec) and plain_spec(spec) != mean.spec:
@@ -263,6 +278,10 @@ def centred_spec(spec: dict | None, mean: RowMean) -> dict:
         raise GvendiError(
             "the mean is of rows of another spec; sketch both with one spec, or save a mean of these rows\n"
             + lines
+        )
+    if mean.dim != dim:
+        raise GvendiError(
+            f"the mean has dim {mean.dim} and the pool dim {dim}; save a mean of sketches of one dim"
         )
     return {**(spec or {}), CENTRED: mean.mark}
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import POOL_BLOCK, Pool, PoolLike, as_pool
 from gvendi_fast.vendi.centered import RowMean, centre_rows, centred_spec, check_mean
 
@@ -60,11 +59,7 @@ class CenteredPool(Pool):
         pool = as_pool(pool)
         self.mean = pool_mean(pool) if mean is None else mean
         check_mean(self.mean)
-        if self.mean.dim != pool.dim:
-            raise GvendiError(
-                f"the mean has dim {self.mean.dim} and the pool dim {pool.dim}; save a mean of sketches of one dim"
-            )
-        spec = centred_spec(pool.spec, self.mean)
+        spec = centred_spec(pool.spec, self.mean, pool.dim)
         self._vector = self.mean.vector()
         kept = [
             np.flatnonzero(centre_rows(part.double(), self._vector)[1].numpy()) + first + start

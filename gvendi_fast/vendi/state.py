@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import load_tensors, save_tensors
 from gvendi_fast.base.one_thread import changes, reading, reads
+from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
 from gvendi_fast.kernels import ops
 from gvendi_fast.vendi import gains
@@ -104,15 +104,16 @@ class VendiState(SecondMoment):
     @reads
     def save(self, path: str | os.PathLike) -> None:
         """Write the state to one safetensors file, which gets its name only when it is complete."""
-        save_tensors(path, _KIND, {"matrix": self.matrix}, {"n": str(self.n), "spec": json.dumps(self.spec)})
+        save_tensors(path, _KIND, {"matrix": self.matrix}, {"n": self.n, "spec": self.spec})
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> VendiState:
-        """Read a state written by `save`. Another kind of file, or another version, raises GvendiError."""
-        tensors, words = load_tensors(path, _KIND, "VendiState.save", device)
-        state = cls(len(tensors["matrix"]), json.loads(words["spec"]), device)
+        """Read a state written by `save`. Another kind of file, version or content raises GvendiError."""
+        layout = {"matrix": (torch.float64, 2)}
+        tensors, words = load_tensors(path, _KIND, "VendiState.save", layout, ("n", "spec"), _fault)
+        state = cls(len(tensors["matrix"]), words["spec"], device)
         state.matrix.copy_(tensors["matrix"])
-        state._grown(int(words["n"]))
+        state._grown(words["n"])
         return state
 
     @overload
@@ -175,3 +176,18 @@ class VendiState(SecondMoment):
         row that is not in the state has at most 36 nats. "loo": H_1 minus H_1 without the row, -gain(remove=True).
         """
         return gains.contributions(self, rows, kind)
+
+
+def _fault(matrix: torch.Tensor, n: Any, spec: Any) -> str | None:
+    """What no second moment of n unit rows is."""
+    if type(n) is not int or n < 0:
+        return f"n is {n!r}"
+    if not isinstance(spec, dict | None):
+        return f"spec is {spec!r}"
+    if matrix.shape[0] != matrix.shape[1]:
+        return f"matrix is {tuple(matrix.shape)}"
+    off = max(abs(matrix.trace() - n), (matrix - matrix.T).abs().max()) if matrix.numel() else 0
+    # Not finite is not within it either.
+    if not off <= n * LENGTH or (matrix.diagonal() < 0).any():
+        return f"no {n:,} rows of length 1 have this second moment"
+    return None
