@@ -16,6 +16,7 @@ import torch
 from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import named
+from gvendi_fast.base.tensor_files import LENGTH
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import MatrixPool, Pool
 from gvendi_fast.vendi.growth import Growth
@@ -30,6 +31,8 @@ EXTREMES = 10
 # All pairs of more rows take too long beside the rest.
 DUPLICATE_ROWS, DUPLICATE_COSINE, DUPLICATE_BLOCK, SHOWN_FAMILIES = 20_000, 0.99, 512, 5
 BINS = 40
+# What is read of a file of clusters, and the types of each column.
+_CLUSTERS = {"id": ("string", "large_string"), "cluster": ("int64",), "cosine": ("float", "double")}
 
 
 def growth(
@@ -222,23 +225,36 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise GvendiError(f"--clusters is '{path}', which is not a file; {wanted}")
     try:
-        with named(path):
-            table = pq.read_table(path, columns=["id", "cluster", "cosine"], use_threads=False)
+        with named(path), pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            # A name that is missing or there twice has the index -1.
+            if any(schema.get_field_index(name) < 0 for name in _CLUSTERS):
+                raise GvendiError(f"--clusters: '{path}' has columns {', '.join(schema.names)}; {wanted}")
+            table = file.read(columns=list(_CLUSTERS), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         # A number is the system's; without one it is the content.
         if getattr(error, "errno", None) is not None:
             raise
         raise GvendiError(f"--clusters: '{path}' cannot be read ({error}); {wanted}") from error
-    if table.num_columns != 3:
-        raise GvendiError(f"--clusters: '{path}' has columns {', '.join(table.column_names)}; {wanted}")
+    for name, kinds in _CLUSTERS.items():
+        if str(table[name].type) not in kinds or table[name].null_count:
+            what = "nulls" if str(table[name].type) in kinds else str(table[name].type)
+            raise GvendiError(f"--clusters: '{path}' has {what} in its column {name}; {wanted}")
+    cluster, cosine = table["cluster"].to_numpy(), table["cosine"].to_numpy()
+    # Not finite is not within it either.
+    if not ((cluster >= 0) & (cluster < len(cluster)) & (np.abs(cosine) <= 1 + LENGTH)).all():
+        raise GvendiError(
+            f"--clusters: '{path}' has a cluster that is not from 0 to {len(cluster) - 1}, or a cosine that is not "
+            f"from -1 to 1; {wanted}"
+        )
     place = {name: i for i, name in enumerate(table["id"].to_pylist())}
     places = [place.get(name, -1) for name in pool.ids]
-    if -1 in places or len(place) != len(places):
+    if -1 in places or len(cluster) != len(places):
         raise GvendiError(
-            f"--clusters: the {len(place)} ids in '{path}' are not those of the run's {len(places)} rows; "
+            f"--clusters: the {len(cluster)} ids in '{path}' are not those of the run's {len(places)} rows; "
             "run 'gvendi cluster' on this run directory again"
         )
-    return table["cluster"].to_numpy()[places], table["cosine"].to_numpy()[places]
+    return cluster[places], cosine[places]
 
 
 def _histogram(values: np.ndarray) -> dict[str, list]:

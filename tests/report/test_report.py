@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from gvendi_fast.base.shown import number
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data import texts
 from gvendi_fast.data.index import Fields
-from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.pool import MatrixPool, as_pool
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
@@ -518,6 +519,35 @@ def test_what_cannot_be_used_is_refused(run, tmp_path):
     (tmp_path / "broken.parquet").write_text("x")
     with pytest.raises(GvendiError, match="cannot be read"):
         report_data(run, clusters=tmp_path / "broken.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cosine": None}, "has columns id, cluster;"),
+        ({"cosine": [math.nan] * 8}, "a cosine that is not from -1 to 1"),
+        ({"cosine": ["a"] * 8}, "has string in its column cosine"),
+        ({"cluster": [-1] * 8}, "a cluster that is not from 0 to 7"),
+        ({"cluster": [2**40] * 8}, "a cluster that is not from 0 to 7"),
+        ({"cluster": [0.5] * 8}, "has double in its column cluster"),
+        ({"cluster": [None, *range(7)]}, "has nulls in its column cluster"),
+        ({"id": [[1]] * 8}, "in its column id"),
+        ({"id": ["x"] * 8}, "the 8 ids in .* are not those"),
+    ],
+)
+def test_a_file_of_clusters_with_other_content_is_refused(tmp_path, changes, said):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pool = MatrixPool(drawn(8, 16))
+    columns = {"id": pool.ids, "cluster": [0, 1] * 4, "cosine": [0.5] * 8}
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    assert numbers.clusters(pool, tmp_path / "c.parquet", 0)[1]["sizes"] == [4, 4]
+    columns = {name: value for name, value in (columns | changes).items() if value is not None}
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    with pytest.raises(GvendiError, match=f"^--clusters: .*{said}") as caught:
+        numbers.clusters(pool, tmp_path / "c.parquet", 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_writes_both_files_and_overwrites_none(undrawn, run, gvendi, tmp_path):
