@@ -1,4 +1,4 @@
-"""Small files that lie in the place of others: pointers that were never fetched, and pages sent instead of a file."""
+"""Files that lie in the place of others: pointers that were never fetched, pages sent instead of a file, archives."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _KINDS = (
         rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|\?xml)",
         "a web page, as servers send in place of a file that asks for a login or is gone: download it again",
     ),
+    (rb"PK\x03\x04", "a zip archive: unpack it"),
+    (rb"(?s:.{257})ustar", "a tar archive: unpack it"),
 )
 _HEAD = 512
 

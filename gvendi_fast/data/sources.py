@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,14 @@ from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _PIECE = 1 << 20
+# What packed files begin with, whatever their names say -> the suffix that names them.
+_PACKED = {
+    b"\x1f\x8b": ".gz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"BZh": None,
+    b"\xfd7zXZ\0": None,
+    b"PAR1": ".parquet",
+}
 # How zstd refuses a frame whose window is larger than 2^27 bytes, before it takes memory.
 _WINDOW = "requires too much memory"
 # Rows of Parquet at a time, at most, and about how many bytes of them.
@@ -56,7 +65,7 @@ def read_lines(
     digest: updated with every byte read, if given.
     max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
     An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
-    there. Raises UnreadableFileError for UTF-16, a pointer in place of the file, a web page, and an archive that asks
+    there. Raises UnreadableFileError for UTF-16, a first line of another format, and an archive that asks
     for too much memory, and OSError, with the file's name, where the system cannot read.
     """
     if not offset:
@@ -111,11 +120,23 @@ def read_lines(
                         f"corpus: '{path}' is UTF-16; convert it to UTF-8, as iconv -f UTF-16 -t UTF-8 does"
                     )
                 # What an archive holds; the file itself has been looked at.
-                _check_itself(path, stand_in(content))
+                _check_itself(path, stand_in(content) or _no_lines(content))
             if not is_blank:
                 yield line, offset, content
             offset += size
             line += 1
+
+
+def _no_lines(first: bytes) -> str | None:
+    """What a file with this first line is in the place of JSON lines, with the remedy; None where a row may be lost."""
+    for start, suffix in _PACKED.items():
+        if first.startswith(start):
+            return f"packed: {f'name it {suffix}' if suffix else 'unpack it'}"
+    if re.match(rb"\s*\[\s*(?:\{|$)", first):
+        return "a JSON array where rows should be: write one object a line, as jq -c '.[]' does"
+    if first.strip() == b"{":
+        return "JSON over several lines, not JSON lines: write one object a line, as jq -c . does"
+    return None
 
 
 def _check_itself(path: str, what: str | None) -> None:

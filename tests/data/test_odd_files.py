@@ -288,6 +288,34 @@ def test_what_lies_in_place_of_a_file_is_said(tmp_path, name, kind):
     assert found.rows == 1
 
 
+OTHER_FORMATS = {
+    "zip": (b"PK\x03\x04\x14\0\0\0", "a zip archive: unpack it"),
+    "tar": (b"a.jsonl".ljust(257, b"\0") + b"ustar\x0000" + ROW, "a tar archive: unpack it"),
+    "array": (b"[" + ROW.strip() + b",\n" + ROW.strip() + b"]", "a JSON array .* jq -c '.\\[\\]'"),
+    "array of lines": (b"[\n" + ROW.strip() + b",\n" + ROW + b"]\n", "a JSON array"),
+    "indented": (b'{\n  "text": "a"\n}\n', "JSON over several lines"),
+    "gz": (gzip.compress(ROW), "packed: name it .gz"),
+    "zst": (ZST, "packed: name it .zst"),
+    "bz2": (bz2.compress(ROW), "packed: unpack it"),
+    "xz": (lzma.compress(ROW), "packed: unpack it"),
+    "parquet": (b"PAR1\x15\x04", "packed: name it .parquet"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+@pytest.mark.parametrize("name", ["a.jsonl", "packed.jsonl.gz"])
+def test_other_formats_under_the_name_of_json_lines_are_said(tmp_path, name, kind):
+    content, said = OTHER_FORMATS[kind]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.startswith("packed") else content)
+    with pytest.raises(
+        UnreadableFileError, match=f"^corpus: '{path}' is {said}.*, or --skip-unreadable goes on"
+    ):
+        index_corpus(path)
+    (tmp_path / "good.jsonl").write_bytes(ROW)
+    assert index_corpus(tmp_path, skip_unreadable=True).rows == 1
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
