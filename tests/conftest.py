@@ -47,13 +47,18 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def loopback(monkeypatch):
-    """No proxy before a server of this machine, and one thread for sums that are the same everywhere."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def one_thread():
+    """One thread for sums, which are the same everywhere then; a forked process lacks the others, and would wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def loopback(monkeypatch, one_thread):
+    """No proxy before a server of this machine, and one thread."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture

@@ -313,6 +313,7 @@ def test_a_model_is_free_again_after_an_interrupted_wait():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.usefixtures("one_thread")
 def test_a_process_forked_inside_a_pass_refuses_the_half_changed_model_and_sketches_others():
     model, other = build("qwen2_tied"), build("llama_untied")
     sketcher, free = GradientSketcher(model, SPEC), GradientSketcher(other, SPEC)

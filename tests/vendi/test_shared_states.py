@@ -237,6 +237,7 @@ def test_an_object_is_free_again_after_an_error(error, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.usefixtures("one_thread")
 def test_a_process_forked_inside_a_change_refuses_the_half_changed_object_and_uses_others():
     one, free = mean(), mean()
     with stopped_in(KINDS["RowMean"][1], lambda: one.update(MORE)):
