@@ -41,8 +41,10 @@ _WINDOW = "requires too much memory"
 _BATCH_ROWS, _BATCH_BYTES = 256, 1 << 23
 
 
-def _open_lines(path: str, kind: str) -> IO[bytes]:
+def _open_lines(path: str, kind: str, is_begun: bool) -> IO[bytes]:
     check_file(path)
+    if not is_begun:
+        _check_itself(path, stand_in_at(path))
     if kind == "jsonl.gz":
         return gzip.open(path, "rb")
     if kind == "jsonl.zst":
@@ -65,14 +67,10 @@ def read_lines(
     digest: updated with every byte read, if given.
     max_bytes: of one line, without its end; a longer one gives a Reason in its place, and is never held in memory.
     An archive that is damaged or ends too early gives a Reason in place of the line that could not be read, and ends
-    there. Raises UnreadableFileError for UTF-16, a first line of another format, and an archive that asks
-    for too much memory, and OSError, with the file's name, where the system cannot read.
+    there. Raises UnreadableFileError for UTF-16, a first line of another format, and an archive that asks for too much
+    memory, and OSError, with the file's name, where the system cannot read.
     """
-    if not offset:
-        check_file(path)
-        with naming(path):
-            _check_itself(path, stand_in_at(path))
-    with naming(path), _open_lines(path, kind) as stream:
+    with naming(path), _open_lines(path, kind, offset > 0) as stream:
         if offset:
             stream.seek(offset)
         readline, update = stream.readline, None if digest is None else digest.update

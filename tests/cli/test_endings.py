@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 
-import numpy as np
 import pytest
 from places import ROOT
 
@@ -17,8 +16,7 @@ from gvendi_fast.analysis import scoring
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.cli import app, ending
 from gvendi_fast.cli import score as score_command
-from gvendi_fast.data.index import Fields
-from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import read_score
 
 
@@ -39,6 +37,7 @@ def help_into_a_closed_pipe():
     try:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe", "standard output")
     except BrokenPipeError:
+        # It says nothing of what is behind it.
         raise SystemExit(1)  # noqa: B904
 
 
@@ -168,27 +167,6 @@ def data(tmp_path):
     rows = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run directory of made up sketches."""
-    n, dim = 10, 64
-    spec = {
-        "sketch": {"dim": dim, "kind": "hadamard"},
-        "coverage": {"sketched": 1, "total": 1},
-        "proxy": {"name": "none"},
-        "dtype": "float32",
-    }
-    source = {"path": "nowhere.jsonl", "kind": "jsonl", "size": 1, "rows": n, "digest": ""}
-    manifest = {"units_total": 1, "rows": n, "limit": None, "fields": vars(Fields()), "files": [source]}
-    made = RunDirectory.open(tmp_path / "run", spec, manifest)
-    ones = {name: np.ones(n) for name in ("tokens", "length", "loss", "gradient_norm")}
-    sketches = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
-    made.write_part(
-        Part(0, ids=[f"{i}" for i in range(n)], groups=[""] * n, rows=np.arange(n), sketches=sketches, **ones)
-    )
-    return made
 
 
 @pytest.fixture

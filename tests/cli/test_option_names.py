@@ -2,7 +2,6 @@
 
 import pytest
 import typer
-from test_endings import run  # noqa: F401
 
 from gvendi_fast.cli.app import app
 from gvendi_fast.cli.option_names import in_options
@@ -50,7 +49,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
-def test_the_option_is_named_as_it_is_typed(gvendi, monkeypatch, run, tmp_path, words, said):  # noqa: F811
+def test_the_option_is_named_as_it_is_typed(gvendi, monkeypatch, run, tmp_path, words, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"prompt": "1", "completion": "2"}\n')
     (tmp_path / "other").symlink_to("run")

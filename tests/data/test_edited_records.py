@@ -5,64 +5,17 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from damage import strip
+from small_runs import MANIFEST, SPEC
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import json_text
 from gvendi_fast.data.checking import check_run
 from gvendi_fast.data.pool import as_pool
-from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import read_json, read_score, score_content
 
-SPEC = {
-    "format": 2,
-    "proxy": {"name": "tiny", "revision": "sha256:0"},
-    "sketch": {"kind": "hadamard", "dim": 8, "seed": 0},
-    "dtype": "float32",
-    "mask": "completion",
-    "template": None,
-    "max_tokens": 256,
-    "exclude": [],
-    "coverage": {"sketched": 10, "total": 10},
-}
-MANIFEST = {
-    "units_total": 2,
-    "rows": 8,
-    "duplicates": 0,
-    "rows_per_unit": 4,
-    "limit": None,
-    "fields": {
-        "prompt": "prompt",
-        "completion": "completion",
-        "messages": "messages",
-        "text": "text",
-        "id": "id",
-        "by": None,
-    },
-    "files": [{"path": "a.jsonl", "kind": "jsonl", "size": 90, "rows": 8, "digest": "00"}],
-}
 BIG = 10**4000
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """{is of an earlier version: a run directory}."""
-    made = {}
-    for is_old in (False, True):
-        run = RunDirectory.open(tmp_path_factory.mktemp("run") / "run", SPEC, MANIFEST)
-        for unit in range(2):
-            draw = np.random.default_rng(unit)
-            ones = {name: np.ones(4) for name in ("tokens", "length", "loss", "gradient_norm")}
-            rows = np.arange(4) + 4 * unit
-            ids, sketches = list(map(str, rows)), draw.standard_normal((4, 8)).astype(np.float32)
-            run.write_part(Part(unit, ids, [""] * 4, rows, sketches, **ones))
-            if is_old:
-                strip(run.parts / f"part-{unit:06d}.parquet")
-        run.finish()
-        made[is_old] = run.path
-    return made
 
 
 def changed(content: dict, path: str, value: object) -> str:

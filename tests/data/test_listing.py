@@ -181,8 +181,8 @@ def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
             self.left -= 1
             return self.stream.readline(size)
 
-    def opened(path, kind, _open=sources._open_lines):
-        stream = _open(path, kind)
+    def opened(path, kind, is_begun, _open=sources._open_lines):
+        stream = _open(path, kind, is_begun)
         return Failing(stream) if path.endswith("a.jsonl") else stream
 
     monkeypatch.setattr(sources, "_open_lines", opened)

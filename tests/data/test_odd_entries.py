@@ -7,7 +7,7 @@ import socket
 import sys
 
 import pytest
-from test_edited_records import MANIFEST, SPEC, made  # noqa: F401
+from small_runs import MANIFEST, SPEC
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import names_in
@@ -37,7 +37,7 @@ def put_odd(path, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])
 @pytest.mark.parametrize("name", OF_RUN)
-def test_nobody_waits_for_an_entry_of_a_run_directory(made, tmp_path, monkeypatch, name, kind):  # noqa: F811
+def test_nobody_waits_for_an_entry_of_a_run_directory(made, tmp_path, monkeypatch, name, kind):
     shutil.copytree(made[False], tmp_path / "run")
     put_odd(tmp_path / "run" / name, kind, monkeypatch)
     wanted = f"{name}' is {kind}, not a file"
@@ -52,7 +52,7 @@ def test_nobody_waits_for_an_entry_of_a_run_directory(made, tmp_path, monkeypatc
             check_run(tmp_path / "run")
 
 
-def test_parts_that_cannot_be_listed_are_one_finding(made, tmp_path, monkeypatch):  # noqa: F811
+def test_parts_that_cannot_be_listed_are_one_finding(made, tmp_path, monkeypatch):
     shutil.copytree(made[False], tmp_path / "run")
     scandir = os.scandir
 
@@ -67,7 +67,7 @@ def test_parts_that_cannot_be_listed_are_one_finding(made, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("there", ["{}", '{"n": 8}', '{"n": 8, "units_done": 2, "units_total": 3}'])
-def test_a_score_that_lacks_what_it_is_of_is_found(made, tmp_path, there):  # noqa: F811
+def test_a_score_that_lacks_what_it_is_of_is_found(made, tmp_path, there):
     shutil.copytree(made[False], tmp_path / "run")
     (tmp_path / "run" / "score.json").write_text('{"n": 8, "units_done": 2, "units_total": 2}')
     assert check_run(tmp_path / "run").findings == []

@@ -164,6 +164,7 @@ def parquet_rows(path):
     """{number: expectation} of a Parquet file by pyarrow's own reading; None where it is not read."""
     try:
         table = pq.read_table(path, use_threads=False)
+    # Of bytes changed at random pyarrow raises errors of many kinds; whichever, there are no rows.
     except Exception:
         return None
     found = {}
@@ -173,6 +174,7 @@ def parquet_rows(path):
         except UnicodeDecodeError:
             # Bytes that are no text spoil their own row alone.
             record = None
+        # Dates beyond Python's, and whatever else these bytes may mean to it.
         except Exception:
             return None
         found[number + 1] = by_the_rules(record)
