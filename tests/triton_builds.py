@@ -14,7 +14,7 @@ from typing import Any
 
 import triton
 
-from gvendi_fast.kernels.backends.triton.hadamard import TILES, tile
+from gvendi_fast.kernels.backends.triton.hadamard import TILES, linear_tile, tile
 from gvendi_fast.kernels.backends.triton.runtime import CHUNK_ROWS
 from gvendi_fast.kernels.sketch_matrix import Table, make_table
 
@@ -75,7 +75,7 @@ def _listed() -> Iterator[Build]:
         yield from linear_sketch(K, "bf16")
     for capped in (False, True):
         yield from softmax_fold("bf16", None, capped)
-        for K in (64, _file("softmax_fold").MAX_BINS, DEFAULT_DIM):
+        for K in (64, DEFAULT_DIM, 4096):
             yield from softmax_fold("bf16", make_table(0, "vocabulary", VOCABULARY, K), capped)
     yield from softmax_fold("fp32", make_table(0, "vocabulary", VOCABULARY, DEFAULT_DIM), False)
     for K in (256, DEFAULT_DIM):
@@ -135,7 +135,7 @@ def linear_sketch(
         pointers = {"a" if label == "_a" else f"e{label}": kind and f"*{kind}", f"table{label}": table}
         types |= {name: pointer for name, pointer in pointers.items() if pointer}
         constants |= {name: None for name, pointer in pointers.items() if not pointer}
-    shape = tile(K)
+    shape = linear_tile(K)
     types |= {"spans": "*i64", "partial": "*fp32"}
     constants |= {"BLOCK_T": shape.rows, "K": K}
     name = f"linear_sketch-{dtype}-{K}-parts{parts}{'-HSa' * a_done}{'-Se' * e_done}"
@@ -164,29 +164,25 @@ def vector_sketch(dtype: str, norm: str | None) -> list[Build]:
 def softmax_fold(dtype: str, table: Table | None, capped: bool) -> list[Build]:
     """What `softmax_fold` compiles for logits of a dtype ("fp32", "bf16", "fp16") and a vocabulary."""
     own = _file("softmax_fold")
-    K, at_once, bins = own.tile_of(table, capped)
-    V = own.PLAIN_BLOCK if table is None else table.width
+    K, width, warps = own.tile_of(table)
+    V = width if table is None else table.width
     name = f"{dtype}-{'plain' if table is None else f'{V}-{K}'}{'-capped' if capped else ''}"
     types = {"x": f"*{dtype}", "stride": "i32", "labels": "*i64", "V": "i32", "parts": "i32"}
     types |= {"bases": "*fp32", "sums": "*fp32", "label_logits": "*fp32", "ratio": "fp32", "c": "fp32"}
-    fold_types = {**types, "loss": "*fp32", "T": "i32", "full": "i32", "tiles": "i32", "scale": "fp32"}
-    fold = {"K": K, "PARTS": own._power_of_parts(V)}
-    fold |= {"BLOCK_T": own.BLOCK_T, "BLOCK_B": at_once, "BLOCK_K": bins}
+    fold_types = {**types, "loss": "*fp32", "full": "i32", "tiles": "i32", "blocks": "i32", "scale": "fp32"}
+    fold = {"K": K, "PARTS": own._power_of_parts(V), "TILE": width}
     if table is None:
         fold |= {"table": None, "folded": None}
     else:
-        fold_types |= {"table": "*i16", "folded": "*fp32"}
+        fold_types |= {"table": "*i32", "folded": "*fp32"}
     sums, found = own._sums(4 if dtype == "fp32" else 2), []
     for unit, kind in ((own.ALIGNED, ""), (1, "-unaligned")):
         same = {"CAP": capped, "UNIT": unit}
-        found.append(
-            Build(
-                f"softmax_sum-{name}{kind}", own.sum_kernel, own.SUM_THREADS // own.WARP, types, same | sums
-            )
-        )
-        if table is None or unit == 1:
-            build_name = f"softmax_fold-{name}{kind if table is None else ''}"
-            found.append(Build(build_name, own.fold_kernel, bins // own.WARP, fold_types, same | fold))
+        for stem, kernel, threads, kinds, constants in (
+            ("softmax_sum", own.sum_kernel, own.SUM_THREADS, types, sums),
+            ("softmax_fold", own.fold_kernel, warps * own.WARP, fold_types, fold),
+        ):
+            found.append(Build(f"{stem}-{name}{kind}", kernel, threads // own.WARP, kinds, same | constants))
     return found
 
 

@@ -142,12 +142,11 @@ def softmax_sum_works(build: Build) -> list[Work]:
 
 
 def softmax_fold_works(build: Build) -> list[Work]:
-    K, T, bins = (build.constants[name] for name in ("K", "BLOCK_T", "BLOCK_K"))
-    blocks, at_once = math.ceil(VOCABULARY / K), build.constants["BLOCK_B"]
+    tile = build.constants["TILE"]
     # The last tile, which is masked, is behind the loop.
-    loops = [Trips(blocks // at_once, T * bins * at_once)]
+    loops = [Trips(VOCABULARY // tile, tile)]
     # Read and written.
-    return [Work(f"{VOCABULARY} logits", T * VOCABULARY * bins / K, loops, 2 * SIZES[build.types["x"]])]
+    return [Work(f"{VOCABULARY} logits", VOCABULARY, loops, 2 * SIZES[build.types["x"]])]
 
 
 def unit_rows_works(build: Build) -> list[Work]:

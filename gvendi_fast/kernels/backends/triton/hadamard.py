@@ -23,9 +23,9 @@ class Tile(NamedTuple):
 
 
 # K: tile. The fewest instructions counted (benchmarks/results/instructions.md) without spilling: rows share a
-# table's entries, and more floats a thread leave the transform fewer exchanges. At 1024 by time on an H200 among six:
-# there 2 rows and 8 warps, which hide more of memory's latency, took 0.90 times as long as the least instructions
-# (4 rows, 4 warps), over the launches of a 0.5B model.
+# table's entries, and more floats a thread leave the transform fewer exchanges. At 1024 by time on an H200, among six:
+# 2 rows and 8 warps, which hide more of memory's latency, for what folds and transforms alone; a linear layer's kernel,
+# which has two transforms to hide it behind, takes 4 warps (0.96 times as long as 8 over the layers of a 0.5B model).
 TILES = {
     64: Tile(4, 1),
     128: Tile(4, 1),
@@ -36,6 +36,7 @@ TILES = {
     4096: Tile(2, 8),
     8192: Tile(1, 8),
 }
+LINEAR_TILES = {**TILES, 1024: Tile(2, 4)}
 assert list(TILES) == [1 << bits for bits in range(MIN_DIM.bit_length() - 1, MAX_DIM.bit_length())]
 # log2 of the largest K.
 MAX_BITS = tl.constexpr(MAX_DIM.bit_length() - 1)
@@ -44,6 +45,11 @@ MAX_BITS = tl.constexpr(MAX_DIM.bit_length() - 1)
 def tile(K: int) -> Tile:
     """The tile for a sketch dimension."""
     return TILES[K]
+
+
+def linear_tile(K: int) -> Tile:
+    """The tile of `linear_sketch` for a sketch dimension."""
+    return LINEAR_TILES[K]
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from gvendi_fast.kernels.backends.triton import tables
 from gvendi_fast.kernels.backends.triton.fold_hadamard import fold_rows
-from gvendi_fast.kernels.backends.triton.hadamard import hadamard, tile
+from gvendi_fast.kernels.backends.triton.hadamard import hadamard, linear_tile
 from gvendi_fast.kernels.backends.triton.reduce_chunks import reduce_chunks
 from gvendi_fast.kernels.backends.triton.runtime import (
     Chunks,
@@ -81,7 +81,7 @@ def linear_sketch(
 
 def _launch(a, a_table, parts, chunks: Chunks, partial: torch.Tensor) -> None:
     K = partial.shape[1]
-    shape = tile(K)
+    shape = linear_tile(K)
     sides = [_side(a, a_table), *(_side(e, table) for e, table in parts)]
     sides += [(None, 0, None, 0)] * (1 + PARTS - len(sides))
     with on_device_of(a):
