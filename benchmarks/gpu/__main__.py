@@ -34,7 +34,7 @@ from pathlib import Path
 
 from benchmarks.environment import ROOT, commit, tree_digest
 from benchmarks.gpu.results import Results, read, write_whole
-from benchmarks.report.gpu import failed_checks, summary
+from benchmarks.report.gpu import OUT_OF_TIME, failed_checks, summary
 
 # This process imports no torch and touches no device, so that nothing which breaks there breaks it.
 # {section: seconds of the whole run}; a section that ends early leaves its time to those behind it.
@@ -76,7 +76,7 @@ class Run:
         """
         began, entry = time.monotonic(), self.results.section(name)
         if began >= ends:
-            entry["ended"] = "out of time"
+            entry["ended"] = OUT_OF_TIME
             self.results.save()
             return
         entry["ended"] = "cut short"
@@ -92,7 +92,7 @@ class Run:
             self._take(name, answer)
             if ended is None:
                 late = not answer["complete"]
-                entry["ended"] = "out of time" if late else "complete"
+                entry["ended"] = OUT_OF_TIME if late else "complete"
                 break
             entry["ended"] = ended
             figure = answer and answer["under way"]
@@ -158,7 +158,9 @@ class Run:
         found = read(answer)
         if found is not None and process.returncode == 0:
             return None, found, said
-        return how_it_ended(process.returncode, late, said), found, said[-STDERR_LINES:]
+        # A figure is given the section's time as well as its own.
+        ran_out = time.monotonic() >= ends
+        return how_it_ended(process.returncode, late, said, ran_out), found, said[-STDERR_LINES:]
 
     def _watch(self, process: subprocess.Popen, name: str, answer: Path, last: float) -> bool:
         """Keep what the process writes until it is gone; True if it is still there at `last`."""
@@ -179,12 +181,12 @@ def without_places(text: str) -> str:
     return re.sub(r"[^\s\"]*/site-packages/", "", text.replace(f"{ROOT}/", ""))
 
 
-def how_it_ended(code: int, late: bool, said: list[str]) -> str:
-    """Why a process of a section is gone."""
+def how_it_ended(code: int, late: bool, said: list[str], ran_out: bool) -> str:
+    """Why a process of a section is gone; `ran_out`: the section's time was over."""
     if late:
         return "did not end by itself after its time"
     if any(line.startswith("Timeout (") for line in said):
-        return "took too long, or hung"
+        return OUT_OF_TIME if ran_out else "took too long, or hung"
     if code < 0:
         return f"crashed with {signal.Signals(-code).name}"
     last = said[-1].strip() if said else "nothing on stderr"

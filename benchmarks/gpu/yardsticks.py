@@ -21,7 +21,16 @@ import torch
 
 from benchmarks.corpora.token_ids import load_samples
 from benchmarks.gpu.checks import BACKENDS
-from benchmarks.gpu.model import Step, make_sketcher, prefer, random_ids, random_model, ratios, what_fits
+from benchmarks.gpu.model import (
+    Step,
+    make_sketcher,
+    prefer,
+    random_ids,
+    random_model,
+    ratios,
+    wait_for_compilers,
+    what_fits,
+)
 from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError, Span, quantiles
 from benchmarks.shapes import TIMED_DIM
 from gvendi_fast import GradientSketcher
@@ -88,6 +97,8 @@ def compare(
     model, (sketcher, kind) = random_model(bench), best_sketcher(bench)
     with prefer(first_backend(bench), bench.device):
         ids = what_fits(bench, sketcher, random_ids(bench, batch))
+        if kind == "compiled":
+            wait_for_compilers()
         yardstick = make(model, ids)
         calls = {"sketch": lambda: sketcher(ids, ids), "yardstick": yardstick.call}
         taken = bench.take_turns(calls, 4 if batch == "64k" else 7)

@@ -12,6 +12,8 @@ from pathlib import Path
 from benchmarks.shapes import BATCHES, DENSE_SAMPLES, QWEN_05B
 
 MISSING = "not measured"
+# Why a section ended, or a figure in it, when the section's time was up: nothing was found out about the figure.
+OUT_OF_TIME = "out of time"
 HEAD = ["figure", "goal", "measured", "compared to"]
 # As gvendi_fast.kernels.backends.ORDER has them for a GPU.
 BACKENDS = ("cuda", "triton")
@@ -86,7 +88,9 @@ def readme_rows(files: list[dict]) -> Iterator[list[str]]:
     for content in files:
         sections, gpu = content["sections"], content["gpu"]
         turns = end_to_end(sections, "64k", "compiled")
-        yardstick = {"in a second process": figure(sections, "yardsticks", "64k training, eager")}
+        yardstick = {
+            "in the first seconds of a second process": figure(sections, "yardsticks", "64k training, eager")
+        }
         what = f"{QWEN_05B.name} shape, bf16, compiled, on one {gpu}"
         yield [
             f"{what}: tokens sketched a second",
@@ -432,6 +436,8 @@ def checks_of(sections: Sections, backend: str, op: str, dtype: str, machine: st
     found = [figure(sections, section, f"{backend} {op} {dtype}") for section in CHECKS]
     found = [f for f in found if f.get("machine") == machine and not f.get("absent")]
     for entry in found:
+        if entry.get("not measured") == OUT_OF_TIME:
+            continue
         if "not measured" in entry:
             return f"failed: {op} on {backend}: {entry['not measured']}"
         if entry["check"] != "passed":
