@@ -234,12 +234,12 @@ def test_what_limits_say_of_the_gpu_is_what_was_found():
         (name, entry) for section in found["sections"].values() for name, entry in section["figures"].items()
     ]
     failed = [name for name, entry in figures if entry.get("failed")]
-    assert failed == ["triton assign fp32", "triton assign fp16"]
-    assert "but for two of Triton's `assign`" in text
+    assert failed == ["triton dense_sketch fp16"]
+    assert "but for one of Triton's `dense_sketch`" in text
     for name, entry in figures:
         for case in entry.get("failed", {}).values():
-            # "just above": by a seventh at most.
-            assert all(e <= a * 8 / 7 for e, a in zip(case["errors"], case["allowed"], strict=True)), name
+            # "just above": by a sixth at most.
+            assert all(e <= a * 7 / 6 for e, a in zip(case["errors"], case["allowed"], strict=True)), name
     compiled = found["sections"]["end to end"]["figures"]["64k cuda compiled"]["tokens per second"]["sketch"]
     assert (compiled["p50"] < 200_000) == ("The goal of tokens a second is not met yet" in text)
 
