@@ -53,6 +53,7 @@ class Row:
     group: the value of the field that makes groups, or "".
     file: the path of its file.
     line: its line (JSON lines) or row (Parquet) in the file, from 1.
+    tools: JSON schemas of the tools that a conversation may call.
     """
 
     row: int
@@ -64,6 +65,7 @@ class Row:
     completion: str | None = None
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     def texts(self) -> list[tuple[str, str]]:
         """(role, text) of each of its texts; outside a conversation the role is the field's name."""

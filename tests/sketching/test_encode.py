@@ -486,3 +486,44 @@ def test_added_tokens_with_gaps_between_their_numbers_keep_them(tmp_path):
     text = "two <last> and two make four"
     (sample,) = Encoder(tokenizer).encode([Row(0, "id", "g", "f", 1, text=text)])
     assert sample.input_ids.tolist() == tokenizer(text).input_ids
+
+
+def test_a_preview_has_the_whole_row(chatml):
+    row = talk(("user", "a " * 50), ("assistant", "four"), ("user", "never answered"))
+    shown = Encoder(chatml, max_tokens=12).preview(row)
+    assert shown.text == chatml.apply_chat_template(row.messages, tokenize=False)
+    assert [shown.text[a:b] for a, b in shown.spans] == ["four<|im_end|>"]
+    assert shown.ids.tolist() == chatml(shown.text, add_special_tokens=False).input_ids
+    full = encode(chatml, row)
+    assert np.array_equal(shown.ids[: full.length], full.input_ids)
+    assert np.array_equal(shown.labels[: full.length], full.labels)
+    assert (shown.labels[full.length :] == -100).all()
+    assert len(shown.ids) > full.length
+    assert shown.notes == ()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_preview_of_a_pair_without_a_template(bos):
+    tokenizer = make_tokenizer(bos=bos)
+    shown, sample = (
+        Encoder(tokenizer).preview(pair("what?", "four")),
+        encode(tokenizer, pair("what?", "four")),
+    )
+    assert (shown.text, shown.spans) == ("what?\nfour", [(6, 10)])
+    assert np.array_equal(shown.ids, sample.input_ids)
+    assert np.array_equal(shown.labels, sample.labels)
+
+
+def test_a_preview_is_refused_where_nothing_is_supervised(chatml):
+    refused = Encoder(make_tokenizer()).preview(Row(0, "i", "", "f", 3, text="a"))
+    assert refused == Rejected("f", 3, "nothing supervised", "i")
+
+
+def test_a_template_is_given_the_tools():
+    tokenizer = make_tokenizer("{{ tools | length if tools else 'none' }}" + CHATML)
+    row = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert Encoder(tokenizer).preview(row).text.startswith("none<")
+    row.tools = [{"type": "function", "function": {"name": "add"}}] * 3
+    shown = Encoder(tokenizer).preview(row)
+    assert shown.text.startswith("3<")
+    assert [shown.text[a:b] for a, b in shown.spans] == ["b<|im_end|>", "d<|im_end|>"]

@@ -64,18 +64,20 @@ class ChatTemplate:
             {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True
         )
 
-    def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]] | Reason:
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> tuple[str, list[tuple[int, int]]] | Reason:
         """(text, supervised character ranges), or why these messages cannot be rendered.
 
         Raises GvendiError for a template whose turns cannot be separated, whatever their contents.
         """
         try:
             messages = self._prepared(messages)
-            text, turns = self._turns(messages, budget_for(messages))
+            text, turns = self._turns(messages, tools, budget_for([messages, tools]))
         except TemplateError as error:
             return _refusal(error)
         if turns is None:
-            return self._blame(messages)
+            return self._blame(messages, tools)
         return text, [span for turn in turns for span in self._spans(text, *turn)]
 
     def prompt(self, messages: list[dict[str, Any]]) -> str:
@@ -117,45 +119,52 @@ class ChatTemplate:
             return self._template.render(**self._special | values, add_generation_prompt=prompt)
 
     def _turns(
-        self, messages: list[dict[str, Any]], budget: Budget
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, budget: Budget
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """The rendered conversation and the (start, end) of each assistant's turn without its header.
 
         A turn begins where the conversation before it with the header that prompts for an answer ends, and it ends
         where the conversation up to it ends. Both must be beginnings of the whole, else there are no turns (None).
         """
-        full, turns = self._apply(messages, budget), []
+        full, turns = self._apply(messages, budget, tools=tools), []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start = self._turn_start(full, messages, index, budget)
-            upto = full if index + 1 == len(messages) else self._apply(messages[: index + 1], budget)
+            start = self._turn_start(full, messages, tools, index, budget)
+            is_last = index + 1 == len(messages)
+            upto = full if is_last else self._apply(messages[: index + 1], budget, tools=tools)
             if start is None or not full.startswith(upto) or len(upto) <= start:
                 return full, None
             turns.append((start, len(upto)))
         return full, turns
 
     def _turn_start(
-        self, full: str, messages: list[dict[str, Any]], index: int, budget: Budget
+        self,
+        full: str,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        index: int,
+        budget: Budget,
     ) -> int | None:
         if index:
-            prompted = self._apply(messages[:index], budget, prompt=True)
+            prompted = self._apply(messages[:index], budget, prompt=True, tools=tools)
             # A template that cannot prompt gives the same without the header.
-            if full.startswith(prompted) and prompted != self._apply(messages[:index], budget):
+            if full.startswith(prompted) and prompted != self._apply(messages[:index], budget, tools=tools):
                 return len(prompted)
         # Templates of reasoning models prompt with a <think> that a finished turn lacks; then, too, the header is what
         # stands before a content that is known.
-        probe = self._apply([*messages[:index], {"role": "assistant", "content": _SENTINEL}], budget)
+        known = [*messages[:index], {"role": "assistant", "content": _SENTINEL}]
+        probe = self._apply(known, budget, tools=tools)
         start = probe.find(_SENTINEL)
         return start if start >= 0 and full.startswith(probe[:start]) else None
 
-    def _blame(self, messages: list[dict[str, Any]]) -> Reason:
+    def _blame(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> Reason:
         """The row's fault if the template keeps turns of the same roles with plain contents, else the template's."""
         plain = [
             {"role": message["role"], "content": f"turn {number}"} for number, message in enumerate(messages)
         ]
         try:
-            turns = self._turns(plain, budget_for(plain))[1]
+            turns = self._turns(plain, tools, budget_for([plain, tools]))[1]
         except TemplateError as error:
             return _refusal(error)
         if turns is None:

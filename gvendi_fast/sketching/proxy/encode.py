@@ -76,6 +76,24 @@ class Sample:
         return int(np.count_nonzero(self.labels != IGNORED))
 
 
+@dataclass(slots=True, eq=False)
+class Preview:
+    """One row as it is tokenised, before anything is cut.
+
+    text: what is tokenised, the pieces of a pair joined; ids that the tokenizer itself sets before and after it are in
+        `ids` only.
+    spans: ascending character ranges of it that are supervised.
+    ids, labels: int32 [T], as in `Sample`, of the whole text.
+    notes: kinds of what the row holds and the text lacks, such as "reasoning dropped".
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    ids: np.ndarray
+    labels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class _Piece:
     """A text that is tokenised on its own, and the character ranges of it that are supervised."""
@@ -99,6 +117,7 @@ class _Draft:
     tail: list[int] = field(default_factory=list)
     tail_supervised: bool = True
     rendered: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Encoder:
@@ -165,6 +184,22 @@ class Encoder:
                 yield from self._samples(held)
                 held, size = [], 0
         yield from self._samples(held)
+
+    def preview(self, row: Row) -> Preview | Rejected:
+        """One row as it is tokenised, whatever its length; refused where `encode` refuses it for its contents."""
+        draft = self._draft(row)
+        if isinstance(draft, Reason):
+            return Rejected(row.file, row.line, str(draft), row.id)
+        ids, mask = self._joined(draft, self._tokens(draft.pieces))
+        if not mask[1:].any():
+            return Rejected(row.file, row.line, "nothing supervised", row.id)
+        labels = np.where(mask, ids, np.int32(IGNORED))
+        labels[0] = IGNORED
+        spans, start = [], 0
+        for piece in draft.pieces:
+            spans += [(start + first, start + last) for first, last in piece.spans if first < last]
+            start += len(piece.text)
+        return Preview("".join(piece.text for piece in draft.pieces), spans, ids, labels, draft.notes)
 
     def _samples(self, held: list[tuple[Row | Rejected, _Draft | Reason]]) -> Iterator[Sample | Rejected]:
         drafts = (draft for _, draft in held if isinstance(draft, _Draft))
@@ -247,13 +282,13 @@ class Encoder:
                     f"tokenizer '{self.name}' has no chat template, which the messages of {row.file}:{row.line} need; "
                     "set tokenizer.chat_template, take an instruct model or give prompt/completion rows"
                 )
-            return self._rendered("messages", self._chat.render(row.messages))
+            return self._rendered("messages", self._chat.render(row.messages, row.tools))
         if self._chat is not None:
             turns = [
                 {"role": "user", "content": row.prompt},
                 {"role": "assistant", "content": row.completion},
             ]
-            return self._rendered("pair", self._chat.render(turns))
+            return self._rendered("pair", self._chat.render(turns, row.tools))
         separated = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
         prompt = _Piece(row.prompt if separated else row.prompt + "\n", [])
         eos = self.tokenizer.eos_token_id
@@ -269,6 +304,15 @@ class Encoder:
     ) -> Sample | Rejected:
         if isinstance(draft, Reason):
             return Rejected(row.file, row.line, str(draft), row.id)
+        result = self._fit(*self._joined(draft, tokens), draft)
+        if isinstance(result, Reason):
+            return Rejected(row.file, row.line, str(result), row.id)
+        return Sample(row.row, row.id, row.group, row.file, row.line, *result)
+
+    def _joined(
+        self, draft: _Draft, tokens: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, which are supervised) of a draft, whose pieces' tokens come next."""
         ids, masks = [np.asarray(draft.lead, np.int32)], [np.zeros(len(draft.lead), bool)]
         for _ in draft.pieces:
             found, mask = next(tokens)
@@ -276,10 +320,7 @@ class Encoder:
             masks.append(mask)
         ids.append(np.asarray(draft.tail, np.int32))
         masks.append(np.full(len(draft.tail), draft.tail_supervised))
-        result = self._fit(np.concatenate(ids), np.concatenate(masks), draft)
-        if isinstance(result, Reason):
-            return Rejected(row.file, row.line, str(result), row.id)
-        return Sample(row.row, row.id, row.group, row.file, row.line, *result)
+        return np.concatenate(ids), np.concatenate(masks)
 
     def _fit(
         self, ids: np.ndarray, mask: np.ndarray, draft: _Draft
