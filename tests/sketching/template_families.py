@@ -14,11 +14,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from places import TESTS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gvendi_fast.data.rows import Row
+from tests.places import TESTS
 
 FOLDER = TESTS / "sketching" / "templates"
 # Files that may be kept here are those of models under these licences.
@@ -190,7 +190,7 @@ CASES = (
         ),
     ),
     Case(
-        "<think> in content",
+        "`<think>` in content",
         (
             _ASK,
             _said("assistant", f"<think>\n{_THOUGHTS[0]}\n</think>\n\n{_ANSWER}"),
