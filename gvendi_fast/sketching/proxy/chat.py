@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,15 @@ from jinja2.exceptions import TemplateError, TemplateRuntimeError
 from gvendi_fast.base.bounded_jinja import Budget, TooMuchError, budget_for, words_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
-from gvendi_fast.sketching.proxy.messages import REASONING, Message, Shapes, reasoning_of, supervision
+from gvendi_fast.sketching.proxy.messages import (
+    ASIDE,
+    REASONING,
+    TOOL_TALK,
+    Message,
+    Shapes,
+    reasoning_of,
+    supervision,
+)
 from gvendi_fast.sketching.proxy.tracked_jinja import Track, TrackedEnvironment, render
 
 # A template that asks for today's date would give other tokens tomorrow; this is the date Llama 3 falls back to.
@@ -124,11 +133,12 @@ class ChatTemplate:
                 spans = self._marked(text, track, messages, supervised)
             else:
                 spans = self._turns(text, track, messages, tools, supervised, budget)
+            if isinstance(spans, Reason):
+                return spans
+            notes = self._notes(text, track, messages, tools, budget) if with_notes else ()
         except TemplateError as error:
             return _refusal(error)
-        if isinstance(spans, Reason):
-            return spans
-        return Rendered(text, spans, _notes(text, messages, tools) if with_notes else ())
+        return Rendered(text, spans, notes)
 
     def prompt(self, messages: list[Message]) -> str:
         """The text that the assistant's next turn would follow. Raises jinja2's TemplateError where it is refused."""
@@ -245,7 +255,33 @@ class ChatTemplate:
                 if by_prefix is None:
                     return _LOST
                 turns[index] = by_prefix
-        return [span for index in sorted(turns) for span in self._spans(text, *turns[index])]
+        if self._ends_later:
+            turns = {index: (start, self._later_end(text, end)) for index, (start, end) in turns.items()}
+        spans = [span for index in sorted(turns) for span in self._spans(text, *turns[index])]
+        if any(message["role"] == "tool" for message in messages) and self._hears:
+            return _without_answers(text, spans)
+        return spans
+
+    @cached_property
+    def _ends_later(self) -> bool:
+        """Whether the marker that ends a turn is written with the next message, as it may be the next header."""
+        return self._around is not None and not self._around.before[1].strip()
+
+    def _later_end(self, text: str, end: int) -> int:
+        bos = self._special.get("bos_token")
+        marker = next((x for x in self._markers if x != bos and text.startswith(x, end)), "")
+        return end + len(marker)
+
+    @cached_property
+    def _hears(self) -> bool:
+        """Whether the template writes a tool's answer inside the turn of the assistant that called it."""
+        talk = self._shapes.shaped(TOOL_TALK)
+        try:
+            text, track = self._apply(talk, budget_for(talk))
+        except TemplateError:
+            return False
+        heard, (start, end) = text.find(ASIDE), track.only_turn(1) or (0, 0)
+        return start <= heard < end
 
     def _plain_header(
         self, text: str, turn: tuple[int, int], messages: list[Message], index: int
@@ -318,6 +354,37 @@ class ChatTemplate:
             return len(prompted)
         return None
 
+    def _notes(
+        self,
+        text: str,
+        track: Track,
+        messages: list[Message],
+        tools: list[Message] | None,
+        budget: Budget,
+    ) -> tuple[str, ...]:
+        """Kinds of what a conversation holds and its text lacks, in a fixed order."""
+        lost: dict[str, None] = {}
+        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        for index, message in enumerate(messages):
+            turn = track.only_turn(index)
+            # A template may move what others say; an assistant's words stand in its turn.
+            where = text[slice(*turn)] if turn and message["role"] == "assistant" else text
+            content, reasoning = _words(message), reasoning_of(message)
+            if message["role"] == "assistant" and "</think>" in content:
+                inside, content = content.split("</think>", 1)
+                reasoning = reasoning or inside.rpartition("<think>")[2]
+            if not _is_in(reasoning, where):
+                lost["reasoning of earlier turns dropped" if index < last_user else "reasoning dropped"] = (
+                    None
+                )
+            if not _is_in(content, where):
+                lost[f"{message['role']} content dropped"] = None
+            if not all(_is_in(name, where) for name in _names(message.get("tool_calls"))):
+                lost["tool calls dropped"] = None
+        if tools and self._apply(messages, budget)[0] == text:
+            lost["tools dropped"] = None
+        return tuple(lost)
+
     def _spans(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
         """Supervised ranges of one turn, which is content, end-of-turn marker and white space."""
         body = start + len(text[start:end].rstrip())
@@ -356,24 +423,21 @@ def _renamed(call: Any) -> Any:
     return {**call, "name": _CALL}
 
 
-def _notes(text: str, messages: list[Message], tools: list[Message] | None) -> tuple[str, ...]:
-    """Kinds of what a conversation holds and its text lacks, in a fixed order."""
-    lost: dict[str, None] = {}
-    last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
-    for index, message in enumerate(messages):
-        content, reasoning = _words(message), reasoning_of(message)
-        if message["role"] == "assistant" and "</think>" in content:
-            inside, content = content.split("</think>", 1)
-            reasoning = reasoning or inside.rpartition("<think>")[2]
-        if not _is_in(reasoning, text):
-            lost["reasoning of earlier turns dropped" if index < last_user else "reasoning dropped"] = None
-        if not _is_in(content, text):
-            lost[f"content of a {message['role']} message dropped"] = None
-        if not all(_is_in(name, text) for name in _names(message.get("tool_calls"))):
-            lost["tool calls dropped"] = None
-    if not all(_is_in(name, text) for name in _names(tools)):
-        lost["tools dropped"] = None
-    return tuple(lost)
+# Between these, Gemma 4 writes a tool's answer.
+_ANSWER = re.compile(r"<\|tool_response>.*?<tool_response\|>", re.DOTALL)
+
+
+def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]] | Reason:
+    """The ranges without what tools answered in them."""
+    kept = []
+    for start, end in spans:
+        for answer in _ANSWER.finditer(text, start, end):
+            kept.append((start, answer.start()))
+            start = answer.end()
+        kept.append((start, end))
+    if len(kept) == len(spans):
+        return _LOST
+    return [(start, end) for start, end in kept if start < end]
 
 
 def _words(message: Message) -> str:

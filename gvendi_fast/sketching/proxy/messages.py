@@ -27,13 +27,26 @@ _YES, _NO = (1, "1", "true", "True"), (0, "0", "false", "False")
 # Characters of a flag's value that are shown.
 _SHOWN = 40
 # Words that no template writes by itself.
-_ASKED, _ANSWER, _ASIDE, _CALLED = "asked-5c90e2", "answer-5c90e2", "aside-5c90e2", "called_5c90e2"
+_ASKED, _ANSWER, ASIDE, _CALLED = "asked-5c90e2", "answer-5c90e2", "aside-5c90e2", "called_5c90e2"
 _KEY, _VALUE = "key_5c90e2", "value-5c90e2"
 _ARGUMENTS = {_KEY: _VALUE}
 _USER, _ASSISTANT = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWER}
 # Nine letters and digits, as Mistral's templates demand.
 _ID = "abcdef012"
-_TOOL = {"role": "tool", "content": _ASIDE, "name": _CALLED, "tool_call_id": _ID}
+_TOOL = {"role": "tool", "content": ASIDE, "name": _CALLED, "tool_call_id": _ID}
+
+
+def _calls(arguments: Any) -> list[Message]:
+    return [{"id": _ID, "type": "function", "function": {"name": _CALLED, "arguments": arguments}}]
+
+
+# A tool is called and answers ASIDE.
+TOOL_TALK = [
+    _USER,
+    {"role": "assistant", "content": "", "tool_calls": _calls(_ARGUMENTS)},
+    _TOOL,
+    {**_ASSISTANT},
+]
 
 
 def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | Reason:
@@ -115,8 +128,8 @@ class Shapes:
                 call = {**_ASSISTANT, "tool_calls": _calls(_ARGUMENTS)}
                 before, asked, after = [main[0], _in_parts(call, assistant)], _TOOL, main[1:]
             else:
-                before, asked, after = [], {"role": role, "content": _ASIDE}, main
-            found = [_ASIDE in self._text([*before, _in_parts(asked, how), *after]) for how in (False, True)]
+                before, asked, after = [], {"role": role, "content": ASIDE}, main
+            found = [ASIDE in self._text([*before, _in_parts(asked, how), *after]) for how in (False, True)]
             self._others[role] = found == [False, True]
         return self._others[role]
 
@@ -137,7 +150,7 @@ class Shapes:
         return tuple(
             name
             for name in REASONING
-            if any(_ASIDE in self._text([user, {**end, name: _ASIDE}]) for end in ends)
+            if any(ASIDE in self._text([user, {**end, name: ASIDE}]) for end in ends)
         )
 
     def _called(self, calls: Any, content: str | None = "") -> str:
@@ -209,10 +222,6 @@ class Shapes:
                 )
             return read
         return arguments
-
-
-def _calls(arguments: Any) -> list[Message]:
-    return [{"id": _ID, "type": "function", "function": {"name": _CALLED, "arguments": arguments}}]
 
 
 def _in_parts(message: Message, is_wanted: bool) -> Message:
