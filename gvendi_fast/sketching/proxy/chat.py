@@ -71,7 +71,7 @@ class _Around:
 
 class ChatTemplate:
     """The chat template of one tokenizer; `mask` as in encode.py, `name` for messages to the user, `control` to tell
-    control tokens that contents spell out.
+    control tokens that contents spell out, `with_tools` for the template that a tokenizer of several has for tools.
 
     It writes what the tokenizer's own `apply_chat_template` writes, in a `TrackedEnvironment`. Threads may share it.
 
@@ -84,12 +84,19 @@ class ChatTemplate:
     what it puts into every turn by itself, such as an empty <think></think> or the name of a channel.
     """
 
-    def __init__(self, tokenizer: Any, name: str, mask: str, control: ControlTokens | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        mask: str,
+        control: ControlTokens | None = None,
+        with_tools: bool = False,
+    ) -> None:
         self.name, self.mask, self._control = name, mask, control
         from transformers.utils import chat_template_utils
 
         self._tokenizer = tokenizer
-        source = _template_of(tokenizer, name)
+        source = _template_of(tokenizer, name, with_tools)
         if "strftime_now" in source:
             source = _FIXED_DATE + source
         # transformers' own, with its filters and tags; nothing of the template is compiled in it.
@@ -487,9 +494,9 @@ def _names(calls: Any) -> Iterator[str]:
             yield name
 
 
-def _template_of(tokenizer: Any, name: str) -> str:
+def _template_of(tokenizer: Any, name: str, with_tools: bool) -> str:
     try:
-        source = tokenizer.get_chat_template()
+        source = tokenizer.get_chat_template(tools=[] if with_tools else None)
     except ValueError as error:
         raise GvendiError(f"tokenizer '{name}' has chat templates but no default one ({error})") from error
     if not isinstance(source, str) or len(source) > _LONGEST:

@@ -180,6 +180,7 @@ class Encoder:
         self.vocabulary, self._backend = vocabulary, _own_backend(tokenizer)
         self._lead, self._trail = self._habit()
         self._chat: ChatTemplate | None = None
+        self._with_tools: ChatTemplate | None = None
         self._control: ControlTokens | None = None
         if tokenizer.chat_template:
             # Here, as it needs Jinja, and who reads a corpus does not.
@@ -187,7 +188,9 @@ class Encoder:
 
             if control_tokens == "text" and not self._backend.encode_special_tokens:
                 self._control = ControlTokens(self._backend, _copy)
-            self._chat = ChatTemplate(tokenizer, self.name, mask, self._control)
+            self._chat = self._with_tools = ChatTemplate(tokenizer, self.name, mask, self._control)
+            if isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template:
+                self._with_tools = ChatTemplate(tokenizer, self.name, mask, self._control, with_tools=True)
 
     @property
     def method(self) -> str | None:
@@ -305,16 +308,17 @@ class Encoder:
     def _draft(self, row: Row, with_notes: bool = False) -> _Draft | Reason:
         if row.text is not None:
             return _Draft("text", [_whole(row.text)], self._lead, self._trail)
+        chat = self._chat if row.tools is None else self._with_tools
         if row.messages is not None:
-            if self._chat is None:
+            if chat is None:
                 return _NO_TEMPLATE
-            return self._rendered("messages", self._chat.render(row.messages, row.tools, with_notes))
-        if self._chat is not None:
+            return self._rendered("messages", chat.render(row.messages, row.tools, with_notes))
+        if chat is not None:
             turns = [
                 {"role": "user", "content": row.prompt},
                 {"role": "assistant", "content": row.completion},
             ]
-            return self._rendered("pair", self._chat.render(turns, row.tools, with_notes))
+            return self._rendered("pair", chat.render(turns, row.tools, with_notes))
         separated = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
         prompt = _Piece(row.prompt if separated else row.prompt + "\n", [])
         eos = self.tokenizer.eos_token_id
