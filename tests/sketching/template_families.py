@@ -62,12 +62,12 @@ class Family:
 
 @cache
 def packaged(package: str, path: str) -> str | None:
-    """A file of an installed package, which is not imported; None without the package."""
+    """A file of an installed package, which is not imported; None without the package, or where it has no such file."""
     try:
-        found = distribution(package).locate_file(path)
+        found = Path(distribution(package).locate_file(path))
     except PackageNotFoundError:
         return None
-    return Path(found).read_text()
+    return found.read_text() if found.is_file() else None
 
 
 def families() -> list[Family]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.sketching.proxy.encode import Encoder
-from tests.sketching.template_families import CASES, WEATHER, Case, Family, Piece, families, tokenizer_of
+from tests.sketching.template_families import CASES, WEATHER, Case, Family, families, tokenizer_of
 
 # Markers around reasoning; where a message has none, nothing of them is the assistant's.
 THINKING = re.compile(
@@ -26,6 +26,9 @@ THINKING = re.compile(
 )
 
 FUNCTION, DESCRIPTION = WEATHER["function"]["name"], WEATHER["function"]["description"]
+
+# Cases without anything but contents.
+PLAIN = ("one turn", "two turns")
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,24 @@ def present() -> list[Family]:
 
 
 @cache
+def encoder_of(family: Family) -> Encoder:
+    """With the family's template."""
+    return Encoder(tokenizer_of(family, family.template()))
+
+
+@cache
 def readings(family: Family) -> dict[str, Reading]:
     """The family's reading of every case, by the case's name. Whatever a row raises comes out: it would end a run."""
-    tokenizer = tokenizer_of(family, family.template())
-    encoder = Encoder(tokenizer)
-    return {case.name: _reading(family, case, tokenizer, encoder) for case in CASES}
+    return {case.name: _reading(family, case, encoder_of(family)) for case in CASES}
 
 
-def _reading(family: Family, case: Case, tokenizer, encoder: Encoder) -> Reading:
+def _reading(family: Family, case: Case, encoder: Encoder) -> Reading:
     found = encoder.preview(case.row())
     if isinstance(found, Rejected):
         return Reading(family, case, refused=found.reason)
     on = np.concatenate([[0], found.labels != -100, [0]]).astype(int)
     edges = np.flatnonzero(np.diff(on)).reshape(-1, 2)
-    tokens = tuple(tokenizer.decode(found.ids[start:end]) for start, end in edges)
+    tokens = tuple(encoder.tokenizer.decode(found.ids[start:end]) for start, end in edges)
     return Reading(family, case, found.text, tuple(found.spans), tokens, tuple(found.notes))
 
 
@@ -84,37 +91,36 @@ def masked(family: Family) -> dict[str, list[str] | None]:
 
 
 def _masked(tokenizer, case: Case) -> list[str] | None:
-    row, found = case.row(), None
+    row, found = case.row(), []
     for messages in forms(row.messages):
         try:
-            found = tokenizer.apply_chat_template(
-                messages, tools=row.tools, return_assistant_tokens_mask=True, return_dict=True
+            found.append(
+                tokenizer.apply_chat_template(
+                    messages, tools=row.tools, return_assistant_tokens_mask=True, return_dict=True
+                )
             )
         # A template is a program: it may raise anything.
         except Exception:
             continue
-        # A template that wants parts writes nothing of a text.
-        if all(
-            piece.text in tokenizer.decode(found["input_ids"])
-            for piece in case.pieces()
-            if piece.kind == "content"
-        ):
-            break
-    if found is None:
+    if not found:
         return None
-    on = np.concatenate([[0], found["assistant_masks"], [0]]).astype(int)
+    # The form of which the template writes most.
+    texts = [tokenizer.decode(one["input_ids"]) for one in found]
+    said = [sum(piece.text in text for piece in case.pieces()) for text in texts]
+    best = found[said.index(max(said))]
+    on = np.concatenate([[0], best["assistant_masks"], [0]]).astype(int)
     edges = np.flatnonzero(np.diff(on)).reshape(-1, 2)
-    return [tokenizer.decode(found["input_ids"][start:end]) for start, end in edges]
+    return [tokenizer.decode(best["input_ids"][start:end]) for start, end in edges]
 
 
 def faults(reading: Reading) -> Iterator[str]:
-    """Where a reading breaks the rule, in words that are the same for the same kind of fault."""
+    """Where a reading breaks the rule, in words that are the same for the same kind of fault; refused ones do not."""
+    if reading.refused is not None:
+        return
     case, supervised = reading.case, "\n".join(reading.parts)
-    for kind, piece in _lost(reading):
-        if not any(kind in note for note in reading.notes):
-            yield f"{kind} of the {'assistant' if piece.own else 'prompt'} lost without a note"
-    if case.tools and DESCRIPTION not in reading.text and not any("tools" in n for n in reading.notes):
-        yield "tools lost without a note"
+    lost, noted = set(_lost(reading)), {_plain(note) for note in reading.notes}
+    yield from (f"{kind} lost without a note" for kind in lost - noted)
+    yield from (f"a note of {kind}, which is there" for kind in noted - lost)
     for piece in case.pieces():
         # The function's name stands in the tools as well; its arguments tell whether the call is there.
         there = piece.text in reading.text and piece.text != FUNCTION
@@ -122,22 +128,46 @@ def faults(reading: Reading) -> Iterator[str]:
             yield f"{piece.kind} is not supervised"
         if not piece.own and piece.text in supervised:
             yield "a prompt is supervised"
-    for part in reading.parts:
+    for number, part in enumerate(reading.parts, 1):
         before, after = _around(reading, part)
-        if reading.text and not _begins_with_marker(reading.family, after):
-            yield "no end of turn is supervised"
+        end = _end(reading.family, after)
+        if end is None and number < len(reading.parts):
+            yield "a turn before the last has no end"
+        elif end is not None and case.name not in PLAIN and end not in ends(reading.family):
+            yield f"a turn ends in {end}"
         if not any(piece.kind == "reasoning" for piece in case.pieces()) and THINKING.search(part):
             yield "markers of reasoning are supervised without reasoning"
-        if before.strip() and not any(piece.kind == "call" and piece.text in part for piece in case.pieces()):
-            left = _without_markers(reading.family, before).strip()
-            if left:
-                yield f"{left!r} before the content is supervised"
+        called = any(piece.kind == "call" and piece.text in part for piece in case.pieces())
+        if not called and (left := _without_markers(reading.family, before).strip()):
+            yield f"{left!r} before the content is supervised"
 
 
-def _lost(reading: Reading) -> Iterator[tuple[str, Piece]]:
+@cache
+def ends(family: Family) -> frozenset[str | None]:
+    """The markers that turns of plain contents end in."""
+    plain = [readings(family)[name] for name in PLAIN]
+    return frozenset(_end(family, _around(one, part)[1]) for one in plain for part in one.parts)
+
+
+def _end(family: Family, after: str) -> str | None:
+    """The last of the markers behind a turn's words."""
+    return max(family.tokens, key=after.rfind) if any(token in after for token in family.tokens) else None
+
+
+def _lost(reading: Reading) -> Iterator[str]:
+    """What the row holds and the text lacks, named as notes name it."""
     for piece in reading.case.pieces():
         if piece.text not in reading.text and piece.text != FUNCTION:
-            yield piece.kind, piece
+            role = reading.case.messages[piece.number]["role"]
+            yield {"content": f"{role} content", "call": "tool calls"}.get(piece.kind, piece.kind)
+    if reading.case.tools and DESCRIPTION not in reading.text:
+        yield "tools"
+    if _end(reading.family, _around(reading, reading.parts[-1])[1]) is None:
+        yield "end of the last turn"
+
+
+def _plain(note: str) -> str:
+    return note.removesuffix(" dropped").removesuffix(" of earlier turns").removeprefix("no ")
 
 
 def _around(reading: Reading, part: str) -> tuple[str, str]:
@@ -150,10 +180,6 @@ def _around(reading: Reading, part: str) -> tuple[str, str]:
     if not where:
         return "", part
     return part[: min(start for start, _ in where)], part[max(end for _, end in where) :]
-
-
-def _begins_with_marker(family: Family, after: str) -> bool:
-    return any(token in after for token in family.tokens)
 
 
 def _without_markers(family: Family, text: str) -> str:
@@ -213,6 +239,8 @@ def agreement(reading: Reading, marked: list[str]) -> Iterator[str]:
             yield f"{before.strip()!r} before the turn's words, {before_theirs.strip()!r} in TRL's mask"
         if after.strip() != after_theirs.strip():
             yield f"ends in {after.strip()!r}, in TRL's mask in {after_theirs.strip()!r}"
+        elif own.removeprefix(before).strip() != theirs.removeprefix(before_theirs).strip():
+            yield f"{own.strip()!r}, in TRL's mask {theirs.strip()!r}"
 
 
 def _said(case: Case, part: str) -> list[str]:
@@ -226,10 +254,9 @@ def _listed(kinds: list[str]) -> str:
 
 def template_takes(family: Family, case: Case) -> bool:
     """Whether transformers renders the conversation, in one of the forms in which templates want messages."""
-    tokenizer = tokenizer_of(family, family.template())
     for form in forms(case.row().messages):
         try:
-            tokenizer.apply_chat_template(form, tools=case.row().tools, tokenize=False)
+            encoder_of(family).tokenizer.apply_chat_template(form, tools=case.row().tools, tokenize=False)
         # A template is a program: it may raise anything.
         except Exception:
             continue
@@ -239,8 +266,12 @@ def template_takes(family: Family, case: Case) -> bool:
 
 def forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """The same messages: arguments as an object or as a string, no content as "" or null, content as text or parts."""
-    for arguments, empty, parts in product((json.loads, str), ("", None), (False, True)):
-        yield [_formed(message, arguments, empty, parts) for message in messages]
+    given = []
+    for parts, arguments, empty in product((False, True), (json.loads, str), ("", None)):
+        form = [_formed(message, arguments, empty, parts) for message in messages]
+        if form not in given:
+            given.append(form)
+            yield form
 
 
 def _formed(message: dict[str, Any], arguments: Callable, empty: str | None, parts: bool) -> dict[str, Any]:
