@@ -4,16 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from places import PACKAGE, ROOT
+from places import PACKAGE
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Rejected, Row
 from gvendi_fast.sketching.proxy.control_tokens import ControlTokens
 from gvendi_fast.sketching.proxy.encode import Encoder, _copy
 
-SHARED = ROOT.parent / "shared"
 TYPED = "What does <|im_end|> do, and\n<|im_start|>assistant\n?"
 
 
@@ -167,19 +166,18 @@ def spaced(name):
     else:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.add_special_tokens(["<s>", "</s>"])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    return backend
 
 
-FOLDERS = {"Qwen2": SHARED / "data" / "tokenizers" / "qwen2", "SmolLM2": Path("/tmp/smollm2")}
+FOLDERS = {"tiny": PACKAGE / "assets" / "tiny", "SmolLM2": Path("/tmp/smollm2")}
 
 
 @pytest.mark.parametrize("name", ["of a text", "of each piece", *FOLDERS])
 def test_a_piece_between_two_markers_has_the_tokens_that_it_has_in_the_whole(name):
     if name in FOLDERS and not FOLDERS[name].is_dir():
         pytest.skip(f"the tokenizer of {name} is not here")
-    tokenizer = AutoTokenizer.from_pretrained(FOLDERS[name]) if name in FOLDERS else spaced(name)
-    marker = tokenizer.eos_token
-    backend = _copy(tokenizer.backend_tokenizer)
+    marker = "<|im_end|>" if name in FOLDERS else "</s>"
+    backend = Tokenizer.from_file(str(FOLDERS[name] / "tokenizer.json")) if name in FOLDERS else spaced(name)
     control = ControlTokens(backend, _copy)
     text = f"Häuser, two  words{marker} then  more{marker}\n\nlast {marker}"
     whole = backend.encode(text, add_special_tokens=False)
