@@ -19,6 +19,7 @@ from gvendi_fast.sketching.proxy.control_tokens import ControlTokens, hide, is_h
 from gvendi_fast.sketching.proxy.messages import (
     ASIDE,
     REASONING,
+    TOOL,
     TOOL_TALK,
     Message,
     Shapes,
@@ -114,9 +115,8 @@ class ChatTemplate:
         self._markers = sorted(
             {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True
         )
-        self._shapes = Shapes(
-            lambda messages, tools: self._apply(messages, budget_for(messages), tools=tools)[0]
-        )
+        self._example = [TOOL] if with_tools else None
+        self._shapes = Shapes(lambda messages: self._asked(messages)[0])
 
     @property
     def method(self) -> str:
@@ -214,6 +214,17 @@ class ChatTemplate:
                 raise TemplateRuntimeError(self._broken)
             return render(self._template, messages, budget.fresh(), **self._special | values)
 
+    def _asked(self, messages: list[Message]) -> tuple[str, Track]:
+        """What the template makes of messages that find out about it."""
+        return self._apply(messages, budget_for(messages), tools=self._example)
+
+    def _without_tools(self, messages: list[Message], budget: Budget) -> str:
+        try:
+            return self._apply(messages, budget)[0]
+        except TemplateError:
+            # One that needs them writes them.
+            return ""
+
     def _marked(
         self, text: str, track: Track, messages: list[Message], supervised: list[bool]
     ) -> list[tuple[int, int]] | Reason:
@@ -232,11 +243,11 @@ class ChatTemplate:
     @cached_property
     def _around(self) -> _Around | None:
         """What stands around plain contents; None where the loop's turns do not hold them."""
-        talk = [*_KNOWN, *_KNOWN]
-        user, assistant = self._shapes.shaped(_KNOWN)
-        talk = [dict(user), dict(assistant), dict(user), dict(assistant)]
         try:
-            text, track = self._apply(talk, budget_for(talk))
+            user, assistant = self._shapes.shaped(_KNOWN)
+            # Each is told by its identity.
+            talk = [dict(user), dict(assistant), dict(user), dict(assistant)]
+            text, track = self._asked(talk)
         except TemplateError:
             return None
         found = []
@@ -310,7 +321,7 @@ class ChatTemplate:
         """Whether the template writes a tool's answer inside the turn of the assistant that called it."""
         talk = self._shapes.shaped(TOOL_TALK)
         try:
-            text, track = self._apply(talk, budget_for(talk))
+            text, track = self._asked(talk)
         except TemplateError:
             return False
         heard, (start, end) = text.find(ASIDE), track.only_turn(1) or (0, 0)
@@ -414,7 +425,7 @@ class ChatTemplate:
                 lost[f"{message['role']} content dropped"] = None
             if not all(_is_in(name, where) for name in _names(message.get("tool_calls"))):
                 lost["tool calls dropped"] = None
-        if tools and self._apply(messages, budget)[0] == text:
+        if tools and self._without_tools(messages, budget) == text:
             lost["tools dropped"] = None
         if self._ends_later and messages[-1]["role"] == "assistant":
             lost["no end of the last turn"] = None

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from gvendi_fast.base.bounded_jinja import TooMuchError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.rows import MAX_DEPTH, Reason, nests_deeper
 
@@ -40,6 +41,15 @@ def _calls(arguments: Any) -> list[Message]:
     return [{"id": _ID, "type": "function", "function": {"name": _CALLED, "arguments": arguments}}]
 
 
+# A tool as its schema has it.
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": _CALLED,
+        "description": "",
+        "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": ""}}},
+    },
+}
 # A tool is called and answers ASIDE.
 TOOL_TALK = [
     _USER,
@@ -82,10 +92,10 @@ def reasoning_of(message: Message) -> str:
 class Shapes:
     """What one template reads of messages.
 
-    render: the template's text of (messages, tools); raises TemplateError.
+    render: the template's text of messages; raises TemplateError.
     """
 
-    def __init__(self, render: Callable[[list[Message], list[Message] | None], str]) -> None:
+    def __init__(self, render: Callable[[list[Message]], str]) -> None:
         self._render = render
         self._others: dict[str, bool] = {}
 
@@ -113,7 +123,10 @@ class Shapes:
     def _text(self, messages: list[Message]) -> str:
         """What the template writes, "" where it refuses."""
         try:
-            return self._render(messages, None)
+            return self._render(messages)
+        except TooMuchError:
+            # An endless one refuses its rows; asked again, it would take as long each time.
+            raise
         except TemplateError:
             return ""
 
