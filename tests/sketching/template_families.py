@@ -109,10 +109,11 @@ class Case:
     def pieces(self) -> Iterator[Piece]:
         """What the messages say, in the order in which templates write it."""
         for number, message in enumerate(self.messages):
-            own = message["role"] == "assistant"
+            own = message["role"] == "assistant" and message.get("train", True) and message.get("weight", 1)
             content = message["content"]
-            if message.get("reasoning_content"):
-                yield Piece(number, "reasoning", message["reasoning_content"], own)
+            for name in ("reasoning_content", "reasoning", "thinking"):
+                if name in message:
+                    yield Piece(number, "reasoning", message[name], own)
             if content.startswith("<think>"):
                 reasoning, content = content.removeprefix("<think>\n").split("\n</think>\n\n")
                 yield Piece(number, "reasoning", reasoning, own)
@@ -127,7 +128,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Piece:
-    """A text of message `number` that a template should write; `own`: the assistant's."""
+    """A text of message `number` that a template should write; `own`: to be supervised."""
 
     number: int
     kind: str
@@ -153,19 +154,23 @@ def _said(role: str, content: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-def _calling(arguments: Any, content: str = "") -> tuple[dict[str, Any], ...]:
-    # Mistral's templates want ids of nine characters.
-    call = {
-        "id": "callnr001",
-        "type": "function",
-        "function": {"name": "find_weather", "arguments": arguments},
-    }
+def _calling(arguments: Any, content: str = "", **more: Any) -> tuple[dict[str, Any], ...]:
     return (
         _said("user", "Will Quito be dry?"),
-        _said("assistant", content, tool_calls=[call]),
-        _said("tool", "Drizzle, nine degrees.", name="find_weather", tool_call_id="callnr001"),
+        _said("assistant", content, tool_calls=[_call(1, arguments)], **more),
+        _answered(1, "Drizzle, nine degrees."),
         _said("assistant", "Rather take an umbrella."),
     )
+
+
+def _call(number: int, arguments: Any) -> dict[str, Any]:
+    # Mistral's templates want ids of nine characters.
+    function = {"name": "find_weather", "arguments": arguments}
+    return {"id": f"callnr{number:03}", "type": "function", "function": function}
+
+
+def _answered(number: int, content: str) -> dict[str, Any]:
+    return _said("tool", content, name="find_weather", tool_call_id=f"callnr{number:03}")
 
 
 _ASK, _ANSWER = _said("user", "How many moons has Mars?"), "There are two of them."
@@ -196,6 +201,50 @@ CASES = (
             _said("assistant", f"<think>\n{_THOUGHTS[0]}\n</think>\n\n{_ANSWER}"),
             _AGAIN,
             _said("assistant", f"<think>\n{_THOUGHTS[1]}\n</think>\n\n{_SECOND}"),
+        ),
+    ),
+)
+# Not in the table: the rule holds for them as well.
+MORE = (
+    Case(
+        "two calls",
+        (
+            _said("user", "Will Quito and Lima be dry?"),
+            _said(
+                "assistant",
+                "",
+                tool_calls=[_call(1, {"town": "Quito-Centro"}), _call(2, {"town": "Lima-Norte"})],
+            ),
+            _answered(1, "Drizzle, nine degrees."),
+            _answered(2, "Sunshine, thirty degrees."),
+            _said("assistant", "Rather take an umbrella."),
+        ),
+        (WEATHER,),
+    ),
+    Case(
+        "reasoning before a call",
+        _calling({"town": "Quito-Centro"}, reasoning_content=_THOUGHTS[0]),
+        (WEATHER,),
+    ),
+    Case("`reasoning`", (_ASK, _said("assistant", _ANSWER, reasoning=_THOUGHTS[0]))),
+    Case("`thinking`", (_ASK, _said("assistant", _ANSWER, thinking=_THOUGHTS[0]))),
+    Case(
+        "first turn not trained",
+        (_ASK, _said("assistant", _ANSWER, train=False), _AGAIN, _said("assistant", _SECOND)),
+    ),
+    Case(
+        "last turn not trained",
+        (_ASK, _said("assistant", _ANSWER), _AGAIN, _said("assistant", _SECOND, weight=0)),
+    ),
+    Case("ends in a question", (_ASK, _said("assistant", _ANSWER), _AGAIN)),
+    Case(
+        "a system message between",
+        (
+            _ASK,
+            _said("assistant", _ANSWER),
+            _said("system", "Answer in verse only."),
+            _AGAIN,
+            _said("assistant", _SECOND),
         ),
     ),
 )

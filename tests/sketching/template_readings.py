@@ -18,7 +18,7 @@ import numpy as np
 
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.sketching.proxy.encode import Encoder
-from tests.sketching.template_families import CASES, WEATHER, Case, Family, families, tokenizer_of
+from tests.sketching.template_families import CASES, MORE, WEATHER, Case, Family, families, tokenizer_of
 
 # Markers around reasoning; where a message has none, nothing of them is the assistant's.
 THINKING = re.compile(
@@ -70,7 +70,7 @@ def encoder_of(family: Family) -> Encoder:
 @cache
 def readings(family: Family) -> dict[str, Reading]:
     """The family's reading of every case, by the case's name. Whatever a row raises comes out: it would end a run."""
-    return {case.name: _reading(family, case, encoder_of(family)) for case in CASES}
+    return {case.name: _reading(family, case, encoder_of(family)) for case in (*CASES, *MORE)}
 
 
 def _reading(family: Family, case: Case, encoder: Encoder) -> Reading:

@@ -34,7 +34,7 @@ def line_of(family: Family, old: str) -> str:
     elif family.training_template() is None:
         mask = old.rpartition(" | ")[2].removesuffix(" |")
     else:
-        mask = _mask(family, list(found.values()))
+        mask = _mask(family, [found[case.name] for case in CASES])
     return _line([family.family, *cells, mask])
 
 
