@@ -53,6 +53,7 @@ class Row:
     group: the value of the field that makes groups, or "".
     file: the path of its file.
     line: its line (JSON lines) or row (Parquet) in the file, from 1.
+    tools: JSON schemas of the tools that a conversation may call.
     """
 
     row: int
@@ -64,6 +65,7 @@ class Row:
     completion: str | None = None
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     def texts(self) -> list[tuple[str, str]]:
         """(role, text) of each of its texts; outside a conversation the role is the field's name."""
@@ -91,6 +93,7 @@ _DETAILS = [
         (r"(broken JSON|invalid UTF-8|damaged archive|chat template(?: refused the messages)?): .*", r"\1"),
         (r"too long: .*, (--[a-z-]+) is ([\d,]+)", r"too long (\1 is \2)"),
         (r"duplicate id .*", "duplicate id"),
+        (r"message \d+(: '[a-z]+' is) .*; wanted 0 or 1, .*", r"a message\1 neither 0 nor 1"),
         (r"message \d+(:? .*)", r"a message\1"),
         (r"token \d+ (of the tokenizer is beyond .*)", r"a token \1"),
         (r"(field .*) has [\d,]+ characters; .*", r"\1 is too long"),

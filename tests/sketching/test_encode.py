@@ -192,34 +192,49 @@ def test_reasoning_template_whose_prompt_is_no_beginning_of_its_turn():
 
 
 def test_template_that_rewrites_earlier_turns():
-    # Only a content with a mark in it is rewritten, so the row is at fault and the run goes on.
     rewriting = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if loop.last else "
         "m['content'].split('</think>')[-1]) + '<|im_end|>\n' }}{% endfor %}"
     )
-    turns = [("user", "a"), ("assistant", "<think>b</think>c"), ("user", "d"), ("assistant", "e")]
-    result = encode(make_tokenizer(rewriting), talk(*turns))
+    tokenizer = make_tokenizer(rewriting)
+    row = talk(("user", "a"), ("assistant", "<think>b</think>c"), ("user", "d"), ("assistant", "e"))
+    assert supervised(tokenizer, encode(tokenizer, row)) == ["c<|im_end|>", "e<|im_end|>"]
+    assert Encoder(tokenizer).preview(row).notes == ("reasoning of earlier turns dropped",)
+
+
+def test_template_that_never_appends():
+    tokenizer = make_tokenizer("{{ messages | length }}" + CHATML)
+    row = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert supervised(tokenizer, encode(tokenizer, row)) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+# Goes through its messages by their numbers, so that its loop does not tell whose turn it is.
+NUMBERED = (
+    "{% for i in range(messages | length) %}{{ '<|im_start|>' + messages[i].role + '\n' + messages[i].content + "
+    "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_template_without_a_loop_over_messages_is_told_by_its_prefixes():
+    tokenizer = make_tokenizer(NUMBERED)
+    row = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert supervised(tokenizer, encode(tokenizer, row)) == ["b<|im_end|>", "d<|im_end|>"]
+    assert Encoder(tokenizer).method == "prefix"
+    assert Encoder(make_tokenizer(CHATML)).method == "loop"
+
+
+def test_a_row_whose_turns_nothing_tells_is_refused_and_ends_no_run():
+    tokenizer = make_tokenizer("{{ messages | length }}" + NUMBERED)
+    rows = [
+        talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+        talk(("user", "a"), ("assistant", "b")),
+    ]
+    refused, fine = Encoder(tokenizer).encode(rows)
     assert (
-        result.reason
-        == "chat template rewrites an assistant's content, so its supervised part cannot be found"
+        refused.reason == "chat template rewrites an assistant's turn, so its supervised part cannot be found"
     )
-    plain = encode(make_tokenizer(rewriting), talk(*turns[2:]))
-    assert supervised(make_tokenizer(rewriting), plain) == ["e<|im_end|>"]
-
-
-def test_template_that_never_appends_is_an_error():
-    counting = "{{ messages | length }}" + CHATML
-    with pytest.raises(
-        GvendiError,
-        match=r"chat template of tokenizer .* \(user, assistant, user, assistant\).*chat_template",
-    ):
-        encode(
-            make_tokenizer(counting),
-            talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
-        )
-    # One turn is still found by what stands before its content.
-    tokenizer = make_tokenizer(counting)
-    assert supervised(tokenizer, encode(tokenizer, pair("a", "b"))) == ["b<|im_end|>"]
+    # The header of a single turn is what stands before a content that is known.
+    assert supervised(tokenizer, fine) == ["b<|im_end|>"]
 
 
 def test_template_that_refuses_a_row():
@@ -238,8 +253,13 @@ def test_template_that_asks_for_the_date_gives_the_same_tokens_every_day():
 
 
 def test_messages_need_a_template():
-    with pytest.raises(GvendiError, match=r"no chat template, which the messages of f.jsonl:1 need"):
-        encode(make_tokenizer(), talk(("user", "a"), ("assistant", "b")))
+    refused, fine = Encoder(make_tokenizer()).encode(
+        [talk(("user", "a"), ("assistant", "b")), pair("a", "b")]
+    )
+    assert refused.reason.startswith(
+        "the tokenizer has no chat template, which messages need; set tokenizer.chat_"
+    )
+    assert isinstance(fine, Sample)
 
 
 @pytest.mark.parametrize(
@@ -486,3 +506,44 @@ def test_added_tokens_with_gaps_between_their_numbers_keep_them(tmp_path):
     text = "two <last> and two make four"
     (sample,) = Encoder(tokenizer).encode([Row(0, "id", "g", "f", 1, text=text)])
     assert sample.input_ids.tolist() == tokenizer(text).input_ids
+
+
+def test_a_preview_has_the_whole_row(chatml):
+    row = talk(("user", "a " * 50), ("assistant", "four"), ("user", "never answered"))
+    shown = Encoder(chatml, max_tokens=12).preview(row)
+    assert shown.text == chatml.apply_chat_template(row.messages, tokenize=False)
+    assert [shown.text[a:b] for a, b in shown.spans] == ["four<|im_end|>"]
+    assert shown.ids.tolist() == chatml(shown.text, add_special_tokens=False).input_ids
+    full = encode(chatml, row)
+    assert np.array_equal(shown.ids[: full.length], full.input_ids)
+    assert np.array_equal(shown.labels[: full.length], full.labels)
+    assert (shown.labels[full.length :] == -100).all()
+    assert len(shown.ids) > full.length
+    assert shown.notes == ()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_preview_of_a_pair_without_a_template(bos):
+    tokenizer = make_tokenizer(bos=bos)
+    shown, sample = (
+        Encoder(tokenizer).preview(pair("what?", "four")),
+        encode(tokenizer, pair("what?", "four")),
+    )
+    assert (shown.text, shown.spans) == ("what?\nfour", [(6, 10)])
+    assert np.array_equal(shown.ids, sample.input_ids)
+    assert np.array_equal(shown.labels, sample.labels)
+
+
+def test_a_preview_is_refused_where_nothing_is_supervised(chatml):
+    refused = Encoder(make_tokenizer()).preview(Row(0, "i", "", "f", 3, text="a"))
+    assert refused == Rejected("f", 3, "nothing supervised", "i")
+
+
+def test_a_template_is_given_the_tools():
+    tokenizer = make_tokenizer("{{ tools | length if tools else 'none' }}" + CHATML)
+    row = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert Encoder(tokenizer).preview(row).text.startswith("none<")
+    row.tools = [{"type": "function", "function": {"name": "add"}}] * 3
+    shown = Encoder(tokenizer).preview(row)
+    assert shown.text.startswith("3<")
+    assert [shown.text[a:b] for a, b in shown.spans] == ["b<|im_end|>", "d<|im_end|>"]

@@ -28,22 +28,28 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason, Rejected, Row
+from gvendi_fast.sketching.proxy.control_tokens import ControlTokens
 from gvendi_fast.sketching.proxy.pieces import PIECE, Pieces, pieces_of
 
 if TYPE_CHECKING:
     import torch
 
-    from gvendi_fast.sketching.proxy.chat import ChatTemplate
+    from gvendi_fast.sketching.proxy.chat import ChatTemplate, Rendered
 
 # A label that takes no part in the loss, as torch and transformers have it.
 IGNORED = -100
 MASKS = ("completion", "released")
+CONTROL_TOKENS = ("text", "tokens")
 # Rows and characters that are tokenised at a time: an encoding takes 130 to 280 bytes a byte of text.
 _CHUNK, _CHUNK_CHARACTERS = 256, 1 << 20
 # A GPU is busy with this many tokens; from there on a longer batch gains less than its padding costs. A unit of 512
 # GSM8K rows in batches of 65,536 tokens was 29 % padding without this bound, and is 7 % with it.
 BUSY_TOKENS, MOST_PADDING = 8192, 1 / 16
 _NEEDS = {"pair": "completion needs", "messages": "the supervised turns need", "text": "text needs"}
+_NO_TEMPLATE = Reason(
+    "the tokenizer has no chat template, which messages need; set tokenizer.chat_template, take an instruct model or "
+    "give prompt/completion rows"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,17 +82,41 @@ class Sample:
         return int(np.count_nonzero(self.labels != IGNORED))
 
 
-@dataclass(slots=True)
-class _Piece:
-    """A text that is tokenised on its own, and the character ranges of it that are supervised."""
+@dataclass(slots=True, eq=False)
+class Preview:
+    """One row as it is tokenised, before anything is cut.
+
+    text: what is tokenised, the pieces of a pair joined; ids that the tokenizer itself sets before and after it are in
+        `ids` only.
+    spans: ascending character ranges of it that are supervised.
+    ids, labels: int32 [T], as in `Sample`, of the whole text.
+    notes: kinds of what the row holds and the text lacks, such as "reasoning dropped".
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    ids: np.ndarray
+    labels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A text that is tokenised on its own.
+
+    spans: the character ranges of it that are supervised.
+    hidden: the text with control tokens hidden that it spells out (see control_tokens.py), None where it has none.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    hidden: str | None = None
 
     def between(self, start: int, end: int) -> _Piece:
         """The part of it from character `start` to `end`."""
         inside = ((max(first, start) - start, min(last, end) - start) for first, last in self.spans)
-        return _Piece(self.text[start:end], [(first, last) for first, last in inside if first < last])
+        kept = [(first, last) for first, last in inside if first < last]
+        return _Piece(self.text[start:end], kept, None if self.hidden is None else self.hidden[start:end])
 
 
 @dataclass(slots=True)
@@ -99,6 +129,7 @@ class _Draft:
     tail: list[int] = field(default_factory=list)
     tail_supervised: bool = True
     rendered: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Encoder:
@@ -110,6 +141,10 @@ class Encoder:
     mask: "completion" or "released", see the module.
     vocabulary: tokens that the model's embedding has, None where not known; a row with another one is rejected (the
         tokenizer of Gemma 3 has an image token beyond the embedding of its text models).
+    control_tokens: what a control token is that a conversation's content spells out, such as <|im_end|> that a user
+        types: "text", or the "tokens" that a template's own markers are. In what the assistant says it is the token
+        either way, as markers of a tool call are meant; so it is in `text` rows and without a chat template, where
+        people give conversations that are rendered already.
 
     Threads may share an encoder, and use its tokenizer for themselves meanwhile: what they set there (truncation,
     padding, tokens added later) does not reach it.
@@ -123,6 +158,7 @@ class Encoder:
         max_tokens: int | None = None,
         mask: str = "completion",
         vocabulary: int | None = None,
+        control_tokens: str = "text",
     ) -> None:
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
@@ -132,6 +168,10 @@ class Encoder:
             )
         if mask not in MASKS:
             raise GvendiError(f"mask is {mask!r}; wanted one of {', '.join(MASKS)}")
+        if control_tokens not in CONTROL_TOKENS:
+            raise GvendiError(
+                f"control_tokens is {control_tokens!r}; wanted one of {', '.join(CONTROL_TOKENS)}"
+            )
         if max_tokens is not None and max_tokens < 2:
             raise GvendiError(
                 f"max_tokens is {max_tokens}; wanted at least 2, one to predict and one before it"
@@ -140,17 +180,25 @@ class Encoder:
         self.vocabulary, self._backend = vocabulary, _own_backend(tokenizer)
         self._lead, self._trail = self._habit()
         self._chat: ChatTemplate | None = None
+        self._with_tools: ChatTemplate | None = None
+        self._control: ControlTokens | None = None
         if tokenizer.chat_template:
             # Here, as it needs Jinja, and who reads a corpus does not.
             from gvendi_fast.sketching.proxy.chat import ChatTemplate
 
-            self._chat = ChatTemplate(tokenizer, self.name, mask)
+            if control_tokens == "text" and not self._backend.encode_special_tokens:
+                self._control = ControlTokens(self._backend, _copy)
+            self._chat = self._with_tools = ChatTemplate(tokenizer, self.name, mask, self._control)
+            if isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template:
+                self._with_tools = ChatTemplate(tokenizer, self.name, mask, self._control, with_tools=True)
+
+    @property
+    def method(self) -> str | None:
+        """How the supervised part of a conversation is found (see ChatTemplate), None without a chat template."""
+        return None if self._chat is None else self._chat.method
 
     def encode(self, rows: Iterable[Row]) -> list[Sample | Rejected]:
-        """One sample or rejection per row, in order.
-
-        Raises GvendiError for `messages` without a chat template, and for a template whose turns cannot be separated.
-        """
+        """One sample or rejection per row, in order."""
         return list(self.stream(rows))
 
     def stream(self, rows: Iterable[Row | Rejected]) -> Iterator[Sample | Rejected]:
@@ -165,6 +213,22 @@ class Encoder:
                 yield from self._samples(held)
                 held, size = [], 0
         yield from self._samples(held)
+
+    def preview(self, row: Row) -> Preview | Rejected:
+        """One row as it is tokenised, whatever its length; refused where `encode` refuses it for its contents."""
+        draft = self._draft(row, with_notes=True)
+        if isinstance(draft, Reason):
+            return Rejected(row.file, row.line, str(draft), row.id)
+        ids, mask = self._joined(draft, self._tokens(draft.pieces))
+        if not mask[1:].any():
+            return Rejected(row.file, row.line, "nothing supervised", row.id)
+        labels = np.where(mask, ids, np.int32(IGNORED))
+        labels[0] = IGNORED
+        spans, start = [], 0
+        for piece in draft.pieces:
+            spans += [(start + first, start + last) for first, last in piece.spans if first < last]
+            start += len(piece.text)
+        return Preview("".join(piece.text for piece in draft.pieces), spans, ids, labels, draft.notes)
 
     def _samples(self, held: list[tuple[Row | Rejected, _Draft | Reason]]) -> Iterator[Sample | Rejected]:
         drafts = (draft for _, draft in held if isinstance(draft, _Draft))
@@ -222,8 +286,11 @@ class Encoder:
     def _tokenize(self, pieces: list[_Piece]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not pieces:
             return
-        encodings = self._backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
-        for encoding, piece in zip(encodings, pieces, strict=True):
+        texts = [piece.text for piece in pieces if piece.hidden is None]
+        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        for piece in pieces:
+            spelt = piece.hidden is not None
+            encoding = self._control.encode(piece.text, piece.hidden) if spelt else next(encodings)
             yield np.asarray(encoding.ids, np.int32), _supervised(encoding, piece)
 
     def _habit(self) -> tuple[list[int], list[int]]:
@@ -238,22 +305,20 @@ class Encoder:
             "inside the former: set its post-processor to add tokens at the ends only"
         )
 
-    def _draft(self, row: Row) -> _Draft | Reason:
+    def _draft(self, row: Row, with_notes: bool = False) -> _Draft | Reason:
         if row.text is not None:
             return _Draft("text", [_whole(row.text)], self._lead, self._trail)
+        chat = self._chat if row.tools is None else self._with_tools
         if row.messages is not None:
-            if self._chat is None:
-                raise GvendiError(
-                    f"tokenizer '{self.name}' has no chat template, which the messages of {row.file}:{row.line} need; "
-                    "set tokenizer.chat_template, take an instruct model or give prompt/completion rows"
-                )
-            return self._rendered("messages", self._chat.render(row.messages))
-        if self._chat is not None:
+            if chat is None:
+                return _NO_TEMPLATE
+            return self._rendered("messages", chat.render(row.messages, row.tools, with_notes))
+        if chat is not None:
             turns = [
                 {"role": "user", "content": row.prompt},
                 {"role": "assistant", "content": row.completion},
             ]
-            return self._rendered("pair", self._chat.render(turns))
+            return self._rendered("pair", chat.render(turns, row.tools, with_notes))
         separated = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
         prompt = _Piece(row.prompt if separated else row.prompt + "\n", [])
         eos = self.tokenizer.eos_token_id
@@ -261,14 +326,26 @@ class Encoder:
         pieces = [prompt, _whole(row.completion)]
         return _Draft("pair", pieces, self._lead, tail, tail_supervised=self.mask != "released")
 
-    def _rendered(self, form: str, rendered: tuple[str, list[tuple[int, int]]] | Reason) -> _Draft | Reason:
-        return rendered if isinstance(rendered, Reason) else _Draft(form, [_Piece(*rendered)], rendered=True)
+    def _rendered(self, form: str, rendered: Rendered | Reason) -> _Draft | Reason:
+        if isinstance(rendered, Reason):
+            return rendered
+        piece = _Piece(rendered.text, rendered.spans, rendered.hidden)
+        return _Draft(form, [piece], rendered=True, notes=rendered.notes)
 
     def _finish(
         self, row: Row, draft: _Draft | Reason, tokens: Iterator[tuple[np.ndarray, np.ndarray]]
     ) -> Sample | Rejected:
         if isinstance(draft, Reason):
             return Rejected(row.file, row.line, str(draft), row.id)
+        result = self._fit(*self._joined(draft, tokens), draft)
+        if isinstance(result, Reason):
+            return Rejected(row.file, row.line, str(result), row.id)
+        return Sample(row.row, row.id, row.group, row.file, row.line, *result)
+
+    def _joined(
+        self, draft: _Draft, tokens: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, which are supervised) of a draft, whose pieces' tokens come next."""
         ids, masks = [np.asarray(draft.lead, np.int32)], [np.zeros(len(draft.lead), bool)]
         for _ in draft.pieces:
             found, mask = next(tokens)
@@ -276,10 +353,7 @@ class Encoder:
             masks.append(mask)
         ids.append(np.asarray(draft.tail, np.int32))
         masks.append(np.full(len(draft.tail), draft.tail_supervised))
-        result = self._fit(np.concatenate(ids), np.concatenate(masks), draft)
-        if isinstance(result, Reason):
-            return Rejected(row.file, row.line, str(result), row.id)
-        return Sample(row.row, row.id, row.group, row.file, row.line, *result)
+        return np.concatenate(ids), np.concatenate(masks)
 
     def _fit(
         self, ids: np.ndarray, mask: np.ndarray, draft: _Draft
@@ -315,9 +389,15 @@ def _own_backend(tokenizer: Any) -> Any:
 
     The shared one keeps both from call to call, so that a call in another thread would change what this one returns.
     """
+    own = _copy(tokenizer.backend_tokenizer)
+    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+    return own
+
+
+def _copy(shared: Any) -> Any:
+    """A tokenizer of the library `tokenizers` with the steps of another one, without truncation and padding."""
     from tokenizers import Tokenizer
 
-    shared = tokenizer.backend_tokenizer
     # Vocabulary and steps are shared: they take up to a gigabyte, and seconds to copy.
     own = Tokenizer(shared.model)
     for step in ("normalizer", "pre_tokenizer", "post_processor"):
@@ -330,7 +410,6 @@ def _own_backend(tokenizer: Any) -> Any:
         own = Tokenizer.from_str(shared.to_str())
         own.no_truncation()
         own.no_padding()
-    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return own
 
 
