@@ -29,7 +29,6 @@ Reader = Callable[[dict], Content | Reason]
 _LISTED, _SHOWN = 12, 40
 _TOOLS = ("tools", "functions")
 _TALKS = ("conversations", "conversation", "dialog", "dialogue")
-_LAST_WORD = re.compile(r"\S*$")
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -210,9 +209,7 @@ def _read_preference(record: dict) -> Content | Reason:
             return Reason("missing field 'prompt'")
         turns = _spoken(chosen)
         if turns is None:
-            size = next((i for i, (one, two) in enumerate(zip(chosen, other, strict=False)) if one != two), 0)
-            # A word that only begins alike belongs to the answer.
-            cut = size - len(_LAST_WORD.findall(chosen[:size])[0])
+            cut = _common(chosen, other)
             return _text_pair(chosen[:cut], chosen[cut:])
         chosen, other = turns, _spoken(other) or []
     messages = read_messages(chosen, "chosen")
@@ -236,6 +233,15 @@ def _read_preference(record: dict) -> Content | Reason:
     if not shared:
         shared = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     return _asked(messages[:shared], messages[shared:], record)
+
+
+def _common(one: str, two: str) -> int:
+    """How many characters two texts begin with together, up to a word that only begins alike."""
+    shorter = min(len(one), len(two))
+    size = next((i for i in range(shorter) if one[i] != two[i]), shorter)
+    while size and not one[size - 1].isspace():
+        size -= 1
+    return size
 
 
 def _or_none(messages: list[dict[str, Any]] | Reason) -> list[dict[str, Any]]:
@@ -447,6 +453,8 @@ def recognise(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequen
         notes += _doubts(records, fields)
     readable = sum(_has(record, found) for record in records)
     advice = "" if 2 * readable >= len(records) else _advice(records, found, seen, best)
+    if advice:
+        notes.append(f"most of the first rows cannot be read: {advice}")
     return Recognised(found, tuple(notes), advice)
 
 
