@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
-from gvendi_fast.data.rows import kind_of_reason
+from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
 from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
@@ -58,6 +57,7 @@ class Score:
     spec: what the sketches depend on.
     units: (done, total) work units.
     rejected_by_reason: {kind of reason: rejected rows}; rejected.jsonl has the whole reason of each.
+    rejected_sizes: {kind of reason that names sizes: {"from", "to" and their "unit"}}.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     unreadable: {file or folder of the corpus that was passed over: why}.
     """
@@ -83,6 +83,7 @@ class Score:
     spec: dict[str, Any]
     units: tuple[int, int | None]
     rejected_by_reason: dict[str, int]
+    rejected_sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     orders: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -222,13 +223,13 @@ def score_run(
         # Refused before the rows are read.
         centred_spec(run.sketch_spec, mean, run.dim)
     read = _read(run)
-    reasons = Counter(kind_of_reason(item.reason) for item in run.rejected())
-    rejected = reasons.total()
+    kinds = kinds_of(run.rejected())
+    rejected = sum(kind.count for kind in kinds)
     if read.own.n == 0:
-        counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+        advice = f"; {run.advice}" if run.advice else ""
         raise NoRowError(
-            f"no row of '{run.path}' could be scored, {rejected} {'was' if rejected == 1 else 'were'} rejected: "
-            f"{counts or 'none'}"
+            f"no row of {_corpus_of(run)} could be scored, {rejected:,} {'was' if rejected == 1 else 'were'} rejected: "
+            f"{listed(kinds) or 'none'}{advice}"
         )
     sample = read.sample(run, mean)
     numbers = numbers_of(sample)
@@ -257,10 +258,22 @@ def score_run(
         norm_shares=norm_shares(run),
         spec=run.spec,
         units=(run.units_done, run.units_total),
-        rejected_by_reason=dict(reasons.most_common()),
+        rejected_by_reason={kind.reason: kind.count for kind in kinds},
+        rejected_sizes={
+            kind.reason: {"from": kind.low, "to": kind.high, "unit": kind.unit} for kind in kinds if kind.unit
+        },
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
         unreadable=unreadable_of(run),
     )
+
+
+def _corpus_of(run: RunDirectory) -> str:
+    """The files that a run directory was made from, as the user named them; else the directory."""
+    files = [] if run.manifest is None else run.manifest.get("files", [])
+    if not files:
+        return f"'{run.path}'"
+    more = f" and {len(files) - 1:,} more file{'s' * (len(files) > 2)}" if len(files) > 1 else ""
+    return f"'{files[0]['path']}'{more}"
 
 
 @dataclass

@@ -16,6 +16,7 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import warn
+from gvendi_fast.data.shapes import FORMATS
 
 
 class Dtype(str, Enum):
@@ -63,6 +64,9 @@ class Mask(str, Enum):
     completion = "completion"
     released = "released"
 
+
+# What --format takes.
+RowFormat = Enum("RowFormat", [(name, name) for name in FORMATS], type=str)
 
 Data = Annotated[
     list[str],
@@ -239,6 +243,16 @@ MessagesField = Annotated[
     str, typer.Option("--messages-field", metavar="NAME", help="Name of the messages field.")
 ]
 TextField = Annotated[str, typer.Option("--text-field", metavar="NAME", help="Name of the text field.")]
+FormatOption = Annotated[
+    RowFormat,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="Shape of the rows: auto (recognised from the first ones, and said), fields (a prompt and a completion, "
+        f"messages or a text, by the names below), or {', '.join(FORMATS[2:-1])} or {FORMATS[-1]}; docs/guide.md, "
+        "Rows, says what each reads.",
+    ),
+]
 IdField = Annotated[str, typer.Option("--id-field", metavar="NAME", help="Name of the id field.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
 Order = Annotated[
@@ -273,6 +287,7 @@ class CorpusOptions:
     exclude: Exclude = None
     layers: Layers = None
     sketch_groups: SketchGroups = None
+    format: FormatOption = RowFormat.auto
     prompt_field: PromptField = "prompt"
     completion_field: CompletionField = "completion"
     messages_field: MessagesField = "messages"
@@ -313,6 +328,7 @@ class CorpusOptions:
                 text=self.text_field,
                 id=self.id_field,
                 by=self.by,
+                format=self.format.value,
             ),
             max_tokens=self.max_tokens,
             batch_tokens=self.batch_tokens,

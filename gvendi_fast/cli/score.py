@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from gvendi_fast.cli.options import (
     warn_unfinished,
 )
 from gvendi_fast.data.listing import list_files
+from gvendi_fast.data.rejections import Kind, kinds_of, listed
 from gvendi_fast.data.run_files import SCORE, score_content
 
 if TYPE_CHECKING:
@@ -168,13 +169,16 @@ def sketch(
     list_files(data, settings.skip_unreadable)
     with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
-    rejected = sum(1 for _ in run.rejected())
-    listed = f" (listed in '{run.path / 'rejected.jsonl'}')" if rejected else ""
+    kinds = kinds_of(run.rejected())
+    count = sum(kind.count for kind in kinds)
+    where = f" ({listed(kinds)}; each is in '{run.path / 'rejected.jsonl'}')" if count else ""
     with keeping(lambda _: f"the sketches are whole, in '{run.path}'"):
         put(
             f"{run.units_done} work unit{'s' * (run.units_done != 1)} in {run.path}, "
-            f"{rejected:,} row{'s' * (rejected != 1)} rejected{listed}; 'gvendi score {run.path}' scores them"
+            f"{count:,} row{'s' * (count != 1)} rejected{where}; 'gvendi score {run.path}' scores them"
         )
+        if count and run.advice:
+            warn(run.advice)
 
 
 def _progress():
@@ -194,9 +198,10 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
     )
     for sentence in result.limits:
         say(out, f"  limited by {sentence}", 4)
-    counts = [f"{reason}: {count:,}" for reason, count in result.rejected_by_reason.items()]
-    others = [f"and {len(counts) - 5:,} more reasons"] if len(counts) > 6 else counts[5:]
-    reasons = "; ".join(counts[:5] + others)
+    reasons = listed(
+        Kind(reason, count, *_size(result.rejected_sizes.get(reason)))
+        for reason, count in result.rejected_by_reason.items()
+    )
     proxy = result.spec["proxy"]["name"]
     lines = {
         "the interval": f"is for another {result.n:,} row{'s' * (result.n != 1)} of the same source",
@@ -218,6 +223,10 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         warn(f"no row has the field {by!r}, so there are no groups")
     elif by is not None:
         _print_groups(out, result, by)
+
+
+def _size(size: dict[str, Any] | None) -> tuple[Any, ...]:
+    return () if size is None else (size["from"], size["to"], size["unit"])
 
 
 def _values(result: Score, mean: Path | None) -> dict[str, str]:

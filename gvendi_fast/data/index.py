@@ -10,12 +10,14 @@ import os
 import re
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.shapes import FIRST_ROWS, Recognised, check_format, recognise
+from gvendi_fast.data.sources import ParquetSource, first_records, read_lines
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
 
@@ -50,7 +52,8 @@ def index_corpus(
 
     inputs: files, folders and globs as `find_files` takes them. A row is a line that is not empty, or a row of a
         Parquet file.
-    fields: the names of a row's fields.
+    fields: the names of a row's fields, and the shape of rows; "auto" is recognised from the first rows of the first
+        file that has one to read.
     limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
     rows_per_unit: rows of a work unit, at most; a work unit never spans files.
     max_row_bytes: of a line, or of a Parquet row in the columns in use; a longer row is rejected.
@@ -60,9 +63,10 @@ def index_corpus(
     duplicate adds 16 bytes before compression).
 
     Raises GvendiError for inputs that do not exist or are not what their suffix says, an empty corpus, and a setting
-    below 1, and OSError, with the file's name, for what the system cannot read.
+    below 1, a format that there is not, and OSError, with the file's name, for what the system cannot read.
     """
     fields = fields or Fields()
+    check_format(fields)
     for name, value in (
         ("rows_per_unit", rows_per_unit),
         ("limit", limit),
@@ -73,6 +77,7 @@ def index_corpus(
     files: list[SourceFile] = []
     units: list[Unit] = []
     rows = duplicates = 0
+    recognised: Recognised | None = None
     listing = list_files(inputs, skip_unreadable)
     unreadable = list(listing.unreadable)
     with _SeenIds() as seen:
@@ -81,6 +86,12 @@ def index_corpus(
                 break
             try:
                 with naming(path):
+                    if recognised is None:
+                        # No row beyond the limit has a say.
+                        count = FIRST_ROWS if limit is None else min(FIRST_ROWS, limit - rows)
+                        kind = kind_of(path) or ""
+                        first, seen_names = first_records(path, kind, fields, count, max_row_bytes)
+                        recognised = recognise(first, fields, seen_names) if first else None
                     index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes)
                     index.scan(fields, None if limit is None else limit - rows)
             except UNREADABLE as error:
@@ -103,17 +114,19 @@ def index_corpus(
         raise GvendiError(
             f"corpus: the {len(files)} file(s) given hold no rows; the first one is '{files[0].path}'"
         )
+    recognised = recognised or Recognised(replace(fields, format="auto"))
     return Manifest(
         tuple(files),
         tuple(units),
-        fields,
+        recognised.fields,
         rows,
         duplicates,
         rows_per_unit,
         limit,
         max_row_bytes,
         tuple(unreadable),
-        listing.notes,
+        (*listing.notes, *recognised.notes),
+        recognised.advice,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
-from gvendi_fast.data.rows import lone_surrogate
+from gvendi_fast.data.records import lone_surrogate
 from gvendi_fast.data.run_files import lost_spec
 
 SUFFIXES = {

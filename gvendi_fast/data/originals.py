@@ -24,8 +24,10 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled
+from gvendi_fast.data.records import text_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import ParquetSource, read_lines
 
 # Places that an error lists.
@@ -105,8 +107,9 @@ def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -
     files = run.manifest["files"]
     # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
     cut = index == len(files) - 1 and run.manifest.get("limit") == run.manifest.get("rows")
-    read = _parquet_rows if files[index]["kind"] == "parquet" else _lines
-    return read(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
+    if files[index]["kind"] == "parquet":
+        return _parquet_rows(path, files[index], here, Fields(**run.manifest.get("fields", {})))
+    return _lines(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
 
 
 def verify_corpus(
@@ -128,7 +131,8 @@ def number_of(original: Original, name: str) -> float:
     value = field_of(original.record(), name)
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value <= 0:
-        shown = "is missing" if value is None else f"is {json.dumps(value, ensure_ascii=False)[:60]}"
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        shown = "is missing" if value is None else f"is {text[:60]}"
         raise GvendiError(
             f"{original.file}:{original.line}: field '{name}' {shown}; wanted a finite number above 0 in every row"
         )
@@ -210,12 +214,17 @@ def _lines(
 
 
 def _parquet_rows(
-    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
+    path: str, source: Mapping[str, Any], here: dict[int, int], fields: Fields
 ) -> Iterator[Original]:
     import pyarrow
     import pyarrow.parquet
 
     numbers, status = sorted(here), _status(path)
+    texts = {
+        *columns_of(fields),
+        fields.id,
+        *([] if fields.by is None else (fields.by, fields.by.split(".")[0])),
+    }
     group_rows, at_once = _check_parquet(path, source)
     with pyarrow.parquet.ParquetFile(path) as file:
         first = 0
@@ -226,13 +235,27 @@ def _parquet_rows(
                     for index in range(batch.num_rows):
                         if number + index in here:
                             where = f"{path}:{number + index + 1}"
-                            raw = _as_json(_parquet_record(batch.slice(index, 1), where), where)
+                            record = _parquet_record(batch.slice(index, 1), where)
+                            record |= {name: _as_read(record[name]) for name in texts & record.keys()}
+                            raw = _as_json(record, where)
                             yield Original(here[number + index], path, number + index + 1, raw)
                     number += batch.num_rows
             first += count
     # It was read twice: for its fingerprint, and for its rows.
     if _status(path) != status:
         _check_parquet(path, source)
+
+
+def _as_read(value: Any) -> Any:
+    """A value with the texts and the UUIDs that its bytes were read as."""
+    if isinstance(value, bytes):
+        text = text_of(value, "")
+        if not isinstance(text, Reason):
+            return text
+        return str(uuid.UUID(bytes=value)) if len(value) == 16 else value
+    if isinstance(value, dict):
+        return {name: _as_read(item) for name, item in value.items()}
+    return [_as_read(item) for item in value] if isinstance(value, list) else value
 
 
 def _parquet_record(row: Any, where: str) -> dict[str, Any]:

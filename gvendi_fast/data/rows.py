@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+import decimal
 import json
+import math
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gvendi_fast.data.records import (
+    MAX_DEPTH,
+    Fields,
+    Reason,
+    Unread,
+    decode_line,
+    field_of,
+    kind_of_value,
+    lone_surrogate,
+    nests_deeper,
+    problem_in,
+    surrogate_in,
+    text_of,
+)
+from gvendi_fast.data.shapes import reader_of
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_NAME",
+    "MAX_ROW_BYTES",
+    "Fields",
+    "Reason",
+    "Rejected",
+    "Row",
+    "decode_line",
+    "field_of",
+    "kind_of_reason",
+    "lone_surrogate",
+    "nests_deeper",
+    "parse_row",
+    "record_group",
+    "record_id",
+    "row_reader",
+]
+
 # Bytes of a row, where nothing else is asked for: a longer one is refused before it is held in memory.
 MAX_ROW_BYTES = 1 << 23
-# Levels of objects and lists in a row. Python's own limit depends on its version and on who calls.
-MAX_DEPTH = 64
 # Characters of an id and of a group's name, which are stored with every sketch.
 MAX_NAME = 1 << 16
-# Digits of an integer: Python's limit, which older versions lack and an environment variable can lift.
-_MAX_DIGITS = 4300
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_STRING = re.compile(rb'"[^"]*"?')
-_BRACKETS = b"[]{}"
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Names of the fields a row is read from.
-
-    A row is a prompt with its completion, else messages, else a text: the first form that is complete wins, and a
-    field that is null counts as absent.
-
-    prompt, completion: of a pair.
-    messages: of a conversation.
-    text: of a plain text.
-    id: of the row's id; a row may lack it.
-    by: of the row's group; it may be a dotted path such as "meta.task" (a field of exactly that name goes first).
-    """
-
-    prompt: str = "prompt"
-    completion: str = "completion"
-    messages: str = "messages"
-    text: str = "text"
-    id: str = "id"
-    by: str | None = None
+# The first integer that a float may stand for together with others.
+_EXACT = 1 << 53
 
 
 @dataclass(slots=True)
@@ -94,6 +104,7 @@ _DETAILS = [
         (r"too long: .*, (--[a-z-]+) is ([\d,]+)", r"too long (\1 is \2)"),
         (r"duplicate id .*", "duplicate id"),
         (r"message \d+(: '[a-z]+' is) .*; wanted 0 or 1, .*", r"a message\1 neither 0 nor 1"),
+        (r"message \d+: unknown role .*", "a message of unknown role"),
         (r"message \d+(:? .*)", r"a message\1"),
         (r"token \d+ (of the tokenizer is beyond .*)", r"a token \1"),
         (r"(field .*) has [\d,]+ characters; .*", r"\1 is too long"),
@@ -110,108 +121,50 @@ def kind_of_reason(reason: str) -> str:
     return reason
 
 
-class Reason(str):
-    """Why something cannot be used; a type of its own, so that it is never mistaken for data."""
-
-    __slots__ = ()
-
-
-def decode_line(raw: bytes) -> dict | Reason:
-    """The JSON object of one line, or why there is none. Strict UTF-8: nothing is replaced or guessed.
-
-    As Python has it, the last of equal keys counts, and NaN and Infinity are numbers.
-    """
-    # Most lines are decoded by the scanner alone; whatever it does not take as it is goes the long way from the start.
-    if len(raw) <= _MAX_DIGITS and _opens_few(raw):
-        try:
-            text = raw.decode()
-            record, end = _scan(text, 0)
-        except (StopIteration, ValueError):
-            return _decode_slowly(raw)
-        if end == len(text) and type(record) is dict:
-            return record
-    return _decode_slowly(raw)
-
-
-def _decode_slowly(raw: bytes) -> dict | Reason:
-    if nests_deeper(raw, MAX_DEPTH):
-        return Reason(f"broken JSON: nested too deeply, more than {MAX_DEPTH} levels")
-    try:
-        text = raw.decode("utf-8")
-        if text.startswith("\ufeff"):
-            return Reason("broken JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1")
-        record = _DECODER.decode(text)
-    except UnicodeDecodeError as error:
-        return Reason(f"invalid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}")
-    except json.JSONDecodeError as error:
-        # Columns count from a line's beginning, and a carriage return begins none.
-        if error.msg == "Extra data" and b"\r" in raw:
-            return Reason(
-                "broken JSON: several rows on one line; end lines with newlines, not carriage returns"
-            )
-        return Reason(f"broken JSON: {error.msg} at column {error.colno}")
-    except _TooManyDigitsError:
-        return Reason("broken JSON: an integer has too many digits")
-    if not isinstance(record, dict):
-        return Reason(f"broken JSON: an object is wanted, not {_kind(record)}")
-    return record
-
-
-class _TooManyDigitsError(Exception):
-    """Of an integer."""
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise _TooManyDigitsError
-    return int(digits)
-
-
-_DECODER = json.JSONDecoder(parse_int=_integer)
-# For lines that are too short for an integer of too many digits.
-_scan = json.JSONDecoder().scan_once
-
-
-def _opens_few(raw: bytes) -> bool:
-    """Whether at most MAX_DEPTH objects and lists can open in a line."""
-    # One object and no list is what most lines are, and a search costs a fifth of a count.
-    return (b"[" not in raw and raw.rfind(b"{") <= 0) or raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH
-
-
-def nests_deeper(raw: bytes, depth: int) -> bool:
-    """Whether JSON nests objects and lists more than `depth` levels; told from its brackets, without recursion."""
-    if raw.count(b"[") + raw.count(b"{") <= depth:
-        return False
-    # Brackets inside strings do not count; without escapes a string ends at the next quote.
-    bare = _STRING.sub(b"", raw.replace(b"\\\\", b"").replace(b'\\"', b""))
-    level = 0
-    for byte in bare.translate(None, _NO_BRACKETS):
-        level += 1 if byte in b"[{" else -1
-        if level > depth:
-            return True
-    return False
-
-
-def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """The value at a dotted path such as "meta.score" (a field of exactly that name goes first), else None."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for step in name.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    return value
-
-
 def record_id(record: dict, fields: Fields) -> str | Reason | None:
-    """The row's own id, None when it has none, or why it cannot be used."""
+    """The row's own id, None when it has none, or why it cannot be used.
+
+    A string, a whole number (also a float, as pandas writes them beside a null), or a UUID (also its 16 bytes).
+    """
     value = record.get(fields.id)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return Reason(f"field '{fields.id}' is not a string or an integer ({_kind(value)})")
-    if lone_surrogate(value):
-        return Reason(f"invalid Unicode: lone surrogate in field '{fields.id}'")
-    return _name(str(value), fields.id)
+    if type(value) is str and value.isascii() and len(value) <= MAX_NAME:
+        return value
+    if isinstance(value, str):
+        return surrogate_in(fields.id) if lone_surrogate(value) else _name(value, fields.id)
+    return _plain_id(value, fields.id)
+
+
+def _plain_id(value: Any, field: str) -> str | Reason | None:
+    if isinstance(value, Unread):
+        return value.reason
+    if isinstance(value, bytes):
+        # No UUID of the standard's variants is ASCII.
+        if len(value) == 16 and not value.isascii():
+            return str(uuid.UUID(bytes=value))
+        text = text_of(value, field)
+        return text if isinstance(text, Reason) else _name(text, field)
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        if abs(value) >= _EXACT:
+            return Reason(f"field '{field}' is a float from 2^53 on, which may have lost its last digits")
+        return str(int(value))
+    if isinstance(value, decimal.Decimal):
+        # As many digits as Arrow has, so that an exponent does not write out more.
+        is_whole = value.is_finite() and value.adjusted() < 80 and value == value.to_integral_value()
+        return str(int(value)) if is_whole else _no_id(value, field)
+    # NumPy's integers, too.
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return _no_id(value, field)
+    return _name(str(int(value)), field)
+
+
+def _no_id(value: Any, field: str) -> Reason:
+    return Reason(f"field '{field}' is not a string or an integer ({kind_of_value(value)})")
 
 
 def record_group(record: dict, by: str | None) -> str | Reason:
@@ -221,8 +174,13 @@ def record_group(record: dict, by: str | None) -> str | Reason:
     value = field_of(record, by)
     if value is None:
         return ""
-    if lone_surrogate(value):
-        return Reason(f"invalid Unicode: lone surrogate in field '{by}'")
+    if isinstance(value, bytes):
+        # Bytes that are no text have made a group of their own, by the name that Python gives them.
+        text = text_of(value, by)
+        value = value if isinstance(text, Reason) else text
+    problem = problem_in(value, by)
+    if problem is not None:
+        return problem
     return _name(
         value
         if isinstance(value, str)
@@ -237,95 +195,28 @@ def _name(value: str, field: str) -> str | Reason:
     return value
 
 
+def row_reader(fields: Fields) -> Callable[[dict | Reason, int, str, int], Row | Rejected]:
+    """What makes (record, row, file, line) a row or its rejection with a short reason; made once for all rows.
+
+    Raises GvendiError as `shapes.check_format` does.
+    """
+    content_of, by = reader_of(fields), fields.by
+
+    def read(record: dict | Reason, row: int, file: str, line: int) -> Row | Rejected:
+        if type(record) is Reason:
+            return Rejected(file, line, str(record))
+        own = record_id(record, fields)
+        if type(own) is Reason:
+            return Rejected(file, line, str(own))
+        group = "" if by is None else record_group(record, by)
+        content = group if type(group) is Reason else content_of(record)
+        if type(content) is Reason:
+            return Rejected(file, line, str(content), own)
+        return Row(row, f"{file}:{line}" if own is None else own, group, file, line, *content)
+
+    return read
+
+
 def parse_row(record: dict | Reason, fields: Fields, row: int, file: str, line: int) -> Row | Rejected:
     """The row of one record, or its rejection with a short reason."""
-    if isinstance(record, Reason):
-        return Rejected(file, line, str(record))
-    own = record_id(record, fields)
-    if isinstance(own, Reason):
-        return Rejected(file, line, str(own))
-    group = "" if fields.by is None else record_group(record, fields.by)
-    content = group if isinstance(group, Reason) else _content(record, fields)
-    if isinstance(content, Reason):
-        return Rejected(file, line, str(content), own)
-    return Row(row, f"{file}:{line}" if own is None else own, str(group), file, line, *content)
-
-
-def _content(record: dict, fields: Fields) -> tuple[Any, ...] | Reason:
-    """Prompt, completion, messages and text, up to the last one that is set."""
-    prompt, completion = record.get(fields.prompt), record.get(fields.completion)
-    messages, text = record.get(fields.messages), record.get(fields.text)
-    if prompt is not None and completion is not None:
-        problem = _text_problem(prompt, fields.prompt) or _text_problem(completion, fields.completion)
-        problem = problem or (None if completion.strip() else Reason("empty completion"))
-        return problem or (prompt, completion)
-    if messages is not None:
-        cleaned = _clean_messages(messages, fields.messages)
-        return cleaned if isinstance(cleaned, Reason) else (None, None, cleaned)
-    if text is not None:
-        problem = _text_problem(text, fields.text)
-        problem = problem or (None if text.strip() else Reason(f"empty {fields.text}"))
-        return problem or (None, None, None, text)
-    if prompt is not None:
-        return Reason(f"missing field '{fields.completion}'")
-    if completion is not None:
-        return Reason(f"missing field '{fields.prompt}'")
-    return Reason(
-        f"missing fields: none of '{fields.prompt}' with '{fields.completion}', '{fields.messages}', '{fields.text}'"
-    )
-
-
-def _clean_messages(messages: Any, field: str) -> list[dict[str, Any]] | Reason:
-    if not isinstance(messages, list):
-        return Reason(f"field '{field}' is not a list ({_kind(messages)})")
-    cleaned = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            return Reason(f"message {number} is not an object ({_kind(message)})")
-        # Parquet gives every struct all fields, and templates ask only whether a field is there.
-        message = {key: value for key, value in message.items() if value is not None}
-        if "tool_calls" in message:
-            message.setdefault("content", "")
-        for key in ("role", "content"):
-            if key not in message:
-                return Reason(f"message {number} has no '{key}'")
-            if not isinstance(message[key], str):
-                return Reason(f"message {number}: '{key}' is not a string ({_kind(message[key])})")
-        cleaned.append(message)
-    if lone_surrogate(cleaned):
-        return Reason(f"invalid Unicode: lone surrogate in field '{field}'")
-    assistant = [message for message in cleaned if message["role"] == "assistant"]
-    if not assistant:
-        return Reason("nothing supervised")
-    if not any(message["content"].strip() or "tool_calls" in message for message in assistant):
-        return Reason("empty completion")
-    return cleaned
-
-
-def _text_problem(value: Any, field: str) -> Reason | None:
-    if type(value) is str and value.isascii():
-        return None
-    if not isinstance(value, str):
-        return Reason(f"field '{field}' is not a string ({_kind(value)})")
-    if lone_surrogate(value):
-        return Reason(f"invalid Unicode: lone surrogate in field '{field}'")
-    return None
-
-
-def lone_surrogate(value: Any) -> bool:
-    """JSON escapes can spell half a character, which no tokenizer and no file can take."""
-    if isinstance(value, str):
-        return not value.isascii() and _SURROGATE.search(value) is not None
-    if isinstance(value, dict):
-        for key, item in value.items():
-            # Most keys and values are ASCII, for which no call is made.
-            if not (type(item) is str and item.isascii()) and lone_surrogate(item):
-                return True
-            if not (type(key) is str and key.isascii()) and lone_surrogate(key):
-                return True
-        return False
-    return isinstance(value, (list, tuple)) and any(map(lone_surrogate, value))
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+    return row_reader(fields)(record, row, file, line)

@@ -71,6 +71,8 @@ class RunDirectory:
 
     def __init__(self, path: Path, spec: dict[str, Any], manifest: dict[str, Any] | None) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
+        # Of the command that read the corpus, where most of its first rows cannot be read; recorded nowhere.
+        self.advice = ""
         self.parts = path / "parts"
         # Of what is recorded: a view of the directory may show another spec.
         self._spec_digest = digest_of(spec)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
-from gvendi_fast.data.rows import Fields, lone_surrogate
+from gvendi_fast.data.records import Fields, lone_surrogate
 
 SCORE = "score.json"
 # {file of a run directory: what mends it}.

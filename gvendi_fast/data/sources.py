@@ -14,7 +14,7 @@ import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError
@@ -22,7 +22,9 @@ from gvendi_fast.base.os_errors import naming
 from gvendi_fast.base.stand_ins import stand_in, stand_in_at
 from gvendi_fast.data.arrow_values import is_plain, plain
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
-from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason
+from gvendi_fast.data.records import Unread
+from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason, decode_line
+from gvendi_fast.data.shapes import FIRST_ROWS, all_columns, columns_of
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -215,7 +217,8 @@ class ParquetSource:
                 f"again, or {SKIP}"
             ) from error
         self.group_rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
-        wanted = [fields.prompt, fields.completion, fields.messages, fields.text, fields.id]
+        self.present, self._schema = present, schema
+        wanted = [*columns_of(fields), fields.id]
         if fields.by is not None:
             wanted.append(fields.by if fields.by in present else fields.by.split(".")[0])
         self.columns = [name for name in dict.fromkeys(wanted) if name in present]
@@ -234,6 +237,14 @@ class ParquetSource:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def usable(self, names: Iterable[str]) -> list[str]:
+        """Those that are columns, one each, and nest no deeper than rows may."""
+        return [
+            name
+            for name in names
+            if self.present.count(name) == 1 and _depth(self._schema.field(name).type) <= MAX_DEPTH
+        ]
 
     def groups_end(self, rows: int) -> int:
         """Byte offset after the row groups that hold the first `rows` rows."""
@@ -307,8 +318,8 @@ class ParquetSource:
     ) -> Iterator[tuple[int, dict | Reason]]:
         """(1-based row number, record) from row `start` (0-based) on; opens at the row group that holds it.
 
-        A cell that is not UTF-8 or that Python has no value for, and a row that is too long, give a Reason in place of
-        the row. Raises GvendiError where the file is damaged.
+        A cell that is not UTF-8 or that Python has no value for gives an Unread in its place, and a row that is too
+        long a Reason in place of the row. Raises GvendiError where the file is damaged.
         """
         import pyarrow
 
@@ -316,7 +327,7 @@ class ParquetSource:
         while group < len(self.group_rows) and first + self.group_rows[group] <= start:
             first += self.group_rows[group]
             group += 1
-        names = self.columns if columns is None else [name for name in columns if name in self.columns]
+        names = self.columns if columns is None else self.usable(columns)
         groups = list(range(group, len(self.group_rows)))
         at_once = self.batch_rows(groups, names)
         batches = self._file.iter_batches(at_once, groups, names, use_threads=False)
@@ -355,6 +366,23 @@ class ParquetSource:
         return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, most))))
 
 
+def first_records(
+    path: str, kind: str, fields: Fields, count: int = FIRST_ROWS, max_bytes: int = MAX_ROW_BYTES
+) -> tuple[list[dict], list[str]]:
+    """The readable ones of a file's first `count` records with the fields that tell shapes, and names of others.
+
+    Raises as `read_lines` and `ParquetSource` do.
+    """
+    if kind == "parquet":
+        with ParquetSource(path, fields, max_bytes) as source:
+            names = source.usable(all_columns(fields))
+            records = (record for _, record in islice(source.rows(columns=names), count))
+            return [record for record in records if not isinstance(record, Reason)], source.present
+    lines = (raw for _, _, raw in islice(read_lines(path, kind, max_bytes=max_bytes), count))
+    records = (decode_line(raw) for raw in lines if not isinstance(raw, Reason))
+    return [record for record in records if not isinstance(record, Reason)], []
+
+
 def _records(batch: Any, max_bytes: int, as_it_is: bool) -> Iterable[dict | Reason]:
     import pyarrow
 
@@ -378,11 +406,13 @@ def _record(row: Any, max_bytes: int) -> dict | Reason:
         try:
             record.update(plain(row.select([name])).to_pylist()[0])
         except UnicodeDecodeError as error:
-            return Reason(
-                f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+            record[name] = Unread(
+                Reason(f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}")
             )
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:
-            return Reason(f"field '{name}' ({column.type}) has a value beyond Python's: {_first_line(error)}")
+            record[name] = Unread(
+                Reason(f"field '{name}' ({column.type}) has a value beyond Python's: {_first_line(error)}")
+            )
     return record
 
 

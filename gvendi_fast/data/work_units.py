@@ -13,7 +13,7 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.listing import Unreadable
-from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, parse_row
+from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, row_reader
 from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
 
@@ -72,14 +72,15 @@ class Manifest:
 
     files: in input order.
     units: the work units, in input order.
-    fields: the names of a row's fields.
+    fields: the names of a row's fields, with the format that was recognised ("auto": the shape "fields").
     rows: of all files.
     duplicates: rows that repeat an earlier id.
     rows_per_unit: rows of a work unit, at most.
     limit: how many rows were taken at most, None for all.
     max_row_bytes: longer rows are rejected.
     unreadable: files and folders that were passed over.
-    notes: sentences on what else was passed over; no part of the corpus.
+    notes: sentences on what else was passed over, and on how rows are read; no part of the corpus.
+    advice: where most of the first rows cannot be read, a sentence on their fields and what would read them.
     """
 
     files: tuple[SourceFile, ...]
@@ -92,6 +93,7 @@ class Manifest:
     max_row_bytes: int = MAX_ROW_BYTES
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    advice: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
@@ -108,7 +110,11 @@ class Manifest:
             "duplicates": self.duplicates,
             "rows_per_unit": self.rows_per_unit,
             "limit": self.limit,
-            "fields": asdict(self.fields),
+            "fields": {
+                name: value
+                for name, value in asdict(self.fields).items()
+                if (name, value) != ("format", "auto")
+            },
             "files": [
                 {name: value for name, value in asdict(source).items() if name != "here"}
                 for source in self.files
@@ -137,6 +143,7 @@ class UnitReader:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
+        self._parse = row_reader(manifest.fields)
         self._file = -1
         self._line = 0
         self._unit_end = 0
@@ -172,6 +179,7 @@ class UnitReader:
         iterator is used after a later `read` or `close` has taken its file.
         """
         manifest, path = self.manifest, self.manifest.files[unit.file].path
+        parse = self._parse
         self._owner.setdefault("thread", threading.get_ident())
         self._check_owner()
         self._go_to(unit)
@@ -190,7 +198,7 @@ class UnitReader:
             if row == last:
                 self._check(unit, digest)
             record = decode_line(payload) if type(payload) is bytes else payload
-            parsed = parse_row(record, manifest.fields, row, path, line)
+            parsed = parse(record, row, path, line)
             if row in repeats and parsed.id is not None:
                 file, first = repeats[row]
                 reason = f"duplicate id '{parsed.id}' (first at {manifest.files[file].path}:{first})"

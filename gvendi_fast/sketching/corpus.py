@@ -28,6 +28,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
@@ -67,7 +68,8 @@ class Settings:
     auto_dim: choose the dimension in place of `spec.dim`: that of the run directory if there is one, else the smallest
         power of two from 512 to 8192 at which the bias of all rows is predicted below 5 %, from up to 512 of them,
         spread over the corpus and sketched at 8192 (`choose_dim.choose_dim`). It depends on corpus, proxy and settings.
-    fields: names of the row's fields.
+    fields: names of the row's fields, and the shape of the rows: `Fields(format="alpaca")`, or "auto", which recognises
+        it from the first rows.
     max_tokens: longest sequence (None: the longest that the proxy reads, at most 4096).
     batch_tokens: padded tokens of one batch (None: 2048 on a CPU, what fits into the free memory of a GPU).
     mask: "completion", or "released" for the masking of the released G-Vendi code.
@@ -170,6 +172,7 @@ def sketch_corpus(
     if mean is not None:
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
     run = RunDirectory.open(out, spec, manifest.to_dict())
+    run.advice = manifest.advice
     manifest = manifest.recorded_as(run.manifest)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
@@ -544,7 +547,9 @@ def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory, done: 
     first = [
         f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(sorted(done)), range(3), strict=False)
     ]
+    kinds = listed(kinds_of(run.rejected(sorted(done))))
+    advice = f"\n{run.advice}" if run.advice else ""
     raise TooManyRejectedError(
         f"{rejected} rows are rejected and --max-rejected allows {allowed}; mend the rows, or allow "
-        "more. The first:\n" + "\n".join(first)
+        f"more. By kind: {kinds}{advice}\nThe first:\n" + "\n".join(first)
     )

@@ -16,6 +16,7 @@ from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.listing import find_files, kind_of, short_names
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.pool import as_pool
+from gvendi_fast.data.records import readable
 from gvendi_fast.data.rows import Fields, Reason, decode_line, record_id
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import ParquetSource, read_lines
@@ -157,7 +158,7 @@ def open_pool(
     size = len(pool) if config.pool.limit is None else min(len(pool), config.pool.limit)
     ordinals = pool.numbers("row").tolist()[:size]
     found = {
-        row.ordinal: (row.record(), row.file, row.line)
+        row.ordinal: (readable(row.record()), row.file, row.line)
         for row in original_rows(run, ordinals, config.pool.corpus)
     }
     paths = sorted({file for _, file, _ in found.values()})
@@ -175,7 +176,7 @@ def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:
     if is_run_directory(data):
         run = RunDirectory.load(data[0])
         ordinals = as_pool(run).numbers("row").tolist()[:most]
-        yield from [row.record() for row in original_rows(run, ordinals, config.pool.corpus)]
+        yield from [readable(row.record()) for row in original_rows(run, ordinals, config.pool.corpus)]
         return
     left = min(most, config.pool.limit or most)
     for path in find_files(data):
@@ -191,7 +192,11 @@ def _records(path: str) -> Iterator[dict[str, Any] | Reason]:
     kind = kind_of(path)
     if kind == "parquet":
         with ParquetSource(path, Fields()) as parquet:
-            yield from (record for _, record in parquet.rows())
+            yield from (_whole(record) for _, record in parquet.rows())
         return
     for _, _, raw in read_lines(path, kind):
-        yield raw if isinstance(raw, Reason) else decode_line(raw)
+        yield _whole(raw if isinstance(raw, Reason) else decode_line(raw))
+
+
+def _whole(record: dict[str, Any] | Reason) -> dict[str, Any] | Reason:
+    return record if isinstance(record, Reason) else readable(record)

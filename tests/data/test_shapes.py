@@ -1,0 +1,392 @@
+"""Shapes of rows: each is recognised, read as its trainer reads it, recorded and settable; others are refused."""
+
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from places import ROOT
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
+from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.shapes import FORMATS, SHAPES, recognise
+from gvendi_fast.data.texts import row_texts
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def answer(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def earlier(text):
+    return answer(text, train=False)
+
+
+def write(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path, **fields):
+    manifest = index_corpus(path, Fields(**fields))
+    with UnitReader(manifest) as reader:
+        return manifest, [row for unit in manifest.units for row in reader.read(unit)]
+
+
+def content(row):
+    """What a row holds: a reason, messages, (prompt, completion) or a text."""
+    if isinstance(row, Rejected):
+        return row.reason
+    if row.messages is not None:
+        return row.messages
+    return row.text if row.text is not None else (row.prompt, row.completion)
+
+
+SHARED = [user("Q"), answer("first"), user("more")]
+# {case: (format, row, what is read)}.
+CASES = {
+    "pair": ("auto", {"prompt": "Q", "completion": "A"}, ("Q", "A")),
+    "messages": ("auto", {"messages": [user("Q"), answer("A")]}, [user("Q"), answer("A")]),
+    "messages as JSON": (
+        "auto",
+        {"messages": json.dumps([user("Q"), answer("A")])},
+        [user("Q"), answer("A")],
+    ),
+    "text": ("auto", {"text": "T"}, "T"),
+    "TRL": (
+        "auto",
+        {"prompt": SHARED, "completion": [answer("A")]},
+        [user("Q"), earlier("first"), user("more"), answer("A")],
+    ),
+    "TRL, text prompt": ("auto", {"prompt": "Q", "completion": [answer("A")]}, [user("Q"), answer("A")]),
+    "TRL, text completion": (
+        "auto",
+        {"prompt": SHARED, "completion": "A"},
+        [user("Q"), earlier("first"), user("more"), answer("A")],
+    ),
+    "ShareGPT": (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        [user("Q"), answer("A")],
+    ),
+    "ShareGPT, system": (
+        "sharegpt",
+        {"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        [system("S"), user("Q"), answer("A")],
+    ),
+    "ShareGPT, two systems": (
+        "sharegpt",
+        {"system": "S", "conversations": [system("own"), user("Q"), answer("A")]},
+        [system("own"), user("Q"), answer("A")],
+    ),
+    "conversations with roles": (
+        "sharegpt",
+        {"conversations": [user("Q"), answer("A")]},
+        [user("Q"), answer("A")],
+    ),
+    "conversation": ("sharegpt", {"conversation": [user("Q"), answer("A")]}, [user("Q"), answer("A")]),
+    "dialog": ("sharegpt", {"dialog": [user("Q"), answer("A")]}, [user("Q"), answer("A")]),
+    "conversations as JSON": (
+        "sharegpt",
+        {"conversations": json.dumps([{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}])},
+        [user("Q"), answer("A")],
+    ),
+    "columns of datasets": (
+        "sharegpt",
+        {"conversations": {"from": ["human", "gpt"], "value": ["Q", "A"]}},
+        [user("Q"), answer("A")],
+    ),
+    "Alpaca": ("alpaca", {"instruction": "Do", "input": "this", "output": "A"}, ("Do\nthis", "A")),
+    "Alpaca, no input": ("alpaca", {"instruction": "Do", "input": "", "output": "A"}, ("Do", "A")),
+    "Alpaca, null input": ("alpaca", {"instruction": "Do", "input": None, "output": "A"}, ("Do", "A")),
+    "Alpaca, input alone": ("alpaca", {"instruction": "", "input": "this", "output": "A"}, ("this", "A")),
+    "Alpaca, system and history": (
+        "alpaca",
+        {"instruction": "Do", "output": "A", "system": "S", "history": [["q", "a"]]},
+        [system("S"), user("q"), answer("a"), user("Do"), answer("A")],
+    ),
+    "Alpaca, empty history": (
+        "alpaca",
+        {"instruction": "Do", "output": "A", "system": "", "history": []},
+        ("Do", "A"),
+    ),
+    "Dolly": ("dolly", {"instruction": "Do", "context": "this", "response": "A"}, ("Do\nthis", "A")),
+    "instruction and response": ("dolly", {"instruction": "Do", "response": "A"}, ("Do", "A")),
+    "OpenOrca": (
+        "openorca",
+        {"system_prompt": "S", "question": "Q", "response": "A"},
+        [system("S"), user("Q"), answer("A")],
+    ),
+    "OpenOrca, no system": ("openorca", {"system_prompt": "", "question": "Q", "response": "A"}, ("Q", "A")),
+    "question and response": ("question-response", {"question": "Q", "response": "A"}, ("Q", "A")),
+    "question and answer": ("question-answer", {"question": "Q", "answer": "A"}, ("Q", "A")),
+    "problem and solution": (
+        "problem-solution",
+        {"problem": "Q", "solution": "A", "answer": "4"},
+        ("Q", "A"),
+    ),
+    "query and response": ("query-response", {"query": "Q", "response": "A", "type": "x"}, ("Q", "A")),
+    "prompt and response": ("prompt-response", {"prompt": "Q", "response": "A"}, ("Q", "A")),
+    "input and output": ("input-output", {"input": "Q", "output": "A"}, ("Q", "A")),
+    "preference": ("preference", {"prompt": "Q", "chosen": "A", "rejected": "B"}, ("Q", "A")),
+    "preference, messages": (
+        "preference",
+        {"prompt": SHARED, "chosen": [answer("A")], "rejected": [answer("B")]},
+        [user("Q"), earlier("first"), user("more"), answer("A")],
+    ),
+    "preference, whole conversations": (
+        "preference",
+        {"chosen": [*SHARED, answer("A")], "rejected": [*SHARED, answer("B")]},
+        [user("Q"), earlier("first"), user("more"), answer("A")],
+    ),
+    "preference, prompt repeated": (
+        "preference",
+        {"prompt": "Q", "chosen": [user("Q"), answer("A")], "rejected": [user("Q"), answer("B")]},
+        [user("Q"), answer("A")],
+    ),
+    "preference, text prompt": (
+        "preference",
+        {"prompt": "Q", "chosen": [answer("A")], "rejected": [answer("B")]},
+        [user("Q"), answer("A")],
+    ),
+    "preference, list prompt and texts": (
+        "preference",
+        {"prompt": [user("Q")], "chosen": "A", "rejected": "B"},
+        [user("Q"), answer("A")],
+    ),
+    "preference, texts of turns": (
+        "preference",
+        {
+            "chosen": "\n\nHuman: Q\n\nAssistant: first\n\nHuman: more\n\nAssistant: A",
+            "rejected": "\n\nHuman: Q\n\nAssistant: first\n\nHuman: more\n\nAssistant: B",
+        },
+        [user("Q"), earlier("first"), user("more"), answer("A")],
+    ),
+    "preference, texts": (
+        "preference",
+        {"chosen": "Two and two is 45.", "rejected": "Two and two is 44."},
+        ("Two and two is ", "45."),
+    ),
+    "KTO": ("kto", {"prompt": "Q", "completion": "A", "label": True}, ("Q", "A")),
+    "KTO, messages": (
+        "kto",
+        {"prompt": [user("Q")], "completion": [answer("A")], "label": True},
+        [user("Q"), answer("A")],
+    ),
+    "KTO, undesired": (
+        "kto",
+        {"prompt": "Q", "completion": "A", "label": False},
+        "an undesired completion (label is false)",
+    ),
+    "content": ("content", {"content": "T", "url": "x"}, "T"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_of_each_shape(tmp_path, case, suffix):
+    shape, row, wanted = CASES[case]
+    path = write(tmp_path / f"a{suffix}", [row] * 3)
+    # KTO's rows are pairs unless it is asked for.
+    for asked in ("auto", shape) if shape != "kto" else (shape,):
+        manifest, rows = read(path, format=asked)
+        assert [content(item) for item in rows] == [wanted] * 3
+        assert manifest.fields.format == shape
+        said = [note for note in manifest.notes if note.startswith("rows are read as")]
+        assert len(said) == (shape != "auto")
+        assert all(("--format says otherwise" in note) == (asked == "auto") for note in said)
+        assert manifest.advice == ""
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_row_of_another_shape_is_refused_by_name(tmp_path, suffix):
+    rows = [{"question": f"{i}?", "answer": "A"} for i in range(4)]
+    rows += [{"instruction": "Do", "output": "A"}, {"question": "alone"}, {"nothing": "at all"}]
+    _, found = read(write(tmp_path / f"a{suffix}", rows))
+    assert [content(row) for row in found[:4]] == [(f"{i}?", "A") for i in range(4)]
+    # Of Parquet only the columns of the shape are read.
+    other = "; the row is of format alpaca" if suffix == ".jsonl" else ""
+    assert [content(row) for row in found[4:]] == [
+        f"missing fields 'question', 'answer'{other}",
+        "missing field 'answer'",
+        "missing fields 'question', 'answer'",
+    ]
+
+
+def test_the_three_forms_mix_as_ever_and_need_no_record(tmp_path):
+    rows = [
+        {"prompt": "Q", "completion": "A", "question": "no", "answer": "no"},
+        {"messages": [user("Q"), answer("A")], "conversations": [user("no"), answer("no")]},
+        {"text": "T", "instruction": "no", "output": "no"},
+    ]
+    manifest, found = read(write(tmp_path / "a.jsonl", rows))
+    assert [content(row) for row in found] == [("Q", "A"), [user("Q"), answer("A")], "T"]
+    assert manifest.fields == Fields()
+    assert "format" not in manifest.to_dict()["fields"]
+    assert index_corpus(tmp_path / "a.jsonl", Fields(format="fields")).to_dict() == manifest.to_dict()
+    assert manifest.notes == ()
+
+
+def test_names_of_fields_count_more_than_shapes(tmp_path):
+    rows = [{"question": "Q", "answer": "A", "short": "B"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert content(read(path, prompt="question", completion="short")[1][0]) == ("Q", "B")
+    _, (row,) = read(path, completion="answer")
+    assert content(row) == "missing field 'prompt'"
+    with pytest.raises(
+        GvendiError, match="--format alpaca names the fields of a row, and so does --prompt-field q"
+    ):
+        index_corpus(path, Fields(format="alpaca", prompt="q"))
+    with pytest.raises(GvendiError, match="format is 'nosuch'; wanted one of auto, fields, sharegpt"):
+        index_corpus(path, Fields(format="nosuch"))
+
+
+def test_the_most_frequent_shape_of_the_first_rows_counts():
+    alpaca, asked = {"instruction": "Do", "output": "A"}, {"question": "Q", "answer": "A"}
+    assert recognise([alpaca, asked, asked], Fields()).fields.format == "question-answer"
+    # Of two that as many have, the first of the list.
+    assert recognise([asked, alpaca], Fields()).fields.format == "alpaca"
+    assert recognise([asked, {"text": "T"}], Fields()).fields.format == "auto"
+    # Fields whose values are of another type do not make a shape.
+    assert recognise([{"question": "Q", "answer": 3}], Fields()).fields.format == "auto"
+    assert recognise([], Fields()).advice == ""
+
+
+def test_what_is_read_otherwise_than_one_may_think_is_said():
+    (note,) = recognise([{"instruction": "Do", "output": "A", "text": "Do A"}] * 3, Fields()).notes
+    assert note.startswith("rows are read as texts, all of it supervised, from the field text;")
+    assert note.endswith("--format alpaca reads those")
+    (note,) = recognise(
+        [{"prompt": "Q", "completion": "A", "label": i > 1} for i in range(3)], Fields()
+    ).notes
+    assert "--format kto leaves out the false" in note
+    for rows in ([{"prompt": "Q", "completion": "A", "label": 1}], [{"text": "T", "question": "Q"}]):
+        assert recognise(rows, Fields()).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "seen", "remedy"),
+    [
+        (
+            {"instrucion": "Do", "out": "A"},
+            {},
+            "'instrucion', 'out'",
+            "--prompt-field instrucion --completion-field out",
+        ),
+        (
+            {"Question": "Q", "Answer": "A"},
+            {},
+            "'Question', 'Answer'",
+            "--prompt-field Question --completion-field Answer",
+        ),
+        (
+            {"chat": [user("Q")], "n": 1},
+            {},
+            "'chat', 'n'",
+            "--messages-field chat would read them as messages",
+        ),
+        ({"body": "T", "n": 1}, {}, "'body', 'n'", "--text-field body would read them as texts"),
+        ({"a": "x", "b": "y"}, {}, "'a', 'b'", "name those to read with --prompt-field"),
+        (
+            {"question": "Q", "answer": "A"},
+            {"prompt": "q"},
+            "'question', 'answer'",
+            "--format question-answer reads them, without --prompt-field",
+        ),
+        (
+            {"question": "Q", "answer": "A"},
+            {"format": "alpaca"},
+            "'question', 'answer'",
+            "--format question-answer reads them",
+        ),
+        ({"text": "T"}, {"format": "alpaca"}, "'text'", "--format fields reads them"),
+        ({"a\x1b": "x", "n": 1}, {}, "'a\\x1b', 'n'", "--text-field 'a\\x1b' would"),
+        ({}, {}, "rows have no fields", "name those to read"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_would_read_a_refused_corpus_is_said(tmp_path, row, fields, seen, remedy, suffix):
+    if suffix == ".parquet" and not row:
+        pytest.skip("a table without columns has no rows")
+    manifest, rows = read(write(tmp_path / f"a{suffix}", [row] * 3), **fields)
+    assert all(isinstance(item, Rejected) for item in rows)
+    assert seen in manifest.advice
+    if suffix == ".jsonl" or "--format" in remedy:
+        assert remedy in manifest.advice
+    assert manifest.notes[-1] == f"most of the first rows cannot be read: {manifest.advice}"
+
+
+def test_the_limit_bounds_the_rows_that_are_asked(tmp_path):
+    rows = [{"question": "Q", "answer": "A"}, *[{"text": "T"}] * 5]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert index_corpus(path, limit=1).fields.format == "question-answer"
+    assert index_corpus(path).fields.format == "auto"
+
+
+def test_the_first_file_with_a_row_to_read_decides(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{broken\n")
+    write(tmp_path / "b.jsonl", [{"question": "Q", "answer": "A"}])
+    write(tmp_path / "c.parquet", [{"question": "R", "answer": "A", "text": "no"}])
+    manifest, rows = read(tmp_path)
+    assert manifest.fields.format == "question-answer"
+    assert [content(row) for row in rows[1:]] == [("Q", "A"), ("R", "A")]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_run_directory_reads_its_rows_back_alike(tmp_path, suffix):
+    rows = [
+        {"conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": "A"}]}
+        for i in range(2)
+    ]
+    path = write(tmp_path / f"a{suffix}", rows)
+    manifest = index_corpus(path)
+    assert manifest.to_dict()["fields"]["format"] == "sharegpt"
+    run = RunDirectory.open(tmp_path / "run", {"format": 1}, manifest.to_dict())
+    assert row_texts(run, [0, 1]) == {0: "0?\nA", 1: "1?\nA"}
+    # The same corpus with the format asked for is the same; read otherwise it is another.
+    RunDirectory.open(
+        tmp_path / "run", {"format": 1}, index_corpus(path, Fields(format="sharegpt")).to_dict()
+    )
+    with pytest.raises(GvendiError, match=r"another corpus(.|\n)*format"):
+        RunDirectory.open(
+            tmp_path / "run", {"format": 1}, index_corpus(path, Fields(format="alpaca")).to_dict()
+        )
+
+
+def test_binary_columns_are_read_back_as_the_texts_they_are(tmp_path):
+    table = pa.table(
+        {
+            "question": pa.array(["é?".encode()]),
+            "answer": ["A"],
+            "id": pa.array([bytes(range(200, 216))], pa.binary(16)),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    manifest, (row,) = read(tmp_path / "a.parquet")
+    assert content(row) == ("é?", "A")
+    assert row.id == "c8c9cacb-cccd-cecf-d0d1-d2d3d4d5d6d7"
+    run = RunDirectory.open(tmp_path / "run", {"format": 1}, manifest.to_dict())
+    assert row_texts(run, [0]) == {0: "é?\nA"}
+
+
+def test_the_table_of_shapes_in_the_guide_is_whole():
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    named = [line.split("|")[1].strip(" `") for line in guide.splitlines() if line.startswith("| `")]
+    assert [name for name in named if name in FORMATS] == ["fields", *SHAPES]
+
+
+def test_every_shape_has_a_case():
+    assert {shape for shape, _, _ in CASES.values()} == {"auto", *SHAPES}
+    assert replace(Fields(), format="auto") == Fields()
