@@ -16,18 +16,10 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
+from gvendi_fast.data.kinds import WANTED, kind_of
 from gvendi_fast.data.rows import lone_surrogate
 from gvendi_fast.data.run_files import lost_spec
 
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl.gz",
-    ".ndjson.gz": "jsonl.gz",
-    ".jsonl.zst": "jsonl.zst",
-    ".ndjson.zst": "jsonl.zst",
-    ".parquet": "parquet",
-}
 _SPECIAL = {**SPECIAL, stat.S_IFDIR: "a folder"}
 # What a folder of this package's own holds, and how it is called. Their files are results, not data.
 _RESULTS = {
@@ -74,12 +66,6 @@ class Listing:
     files: tuple[str, ...]
     unreadable: tuple[Unreadable, ...]
     notes: tuple[str, ...]
-
-
-def kind_of(path: str) -> str | None:
-    """ "jsonl", "jsonl.gz", "jsonl.zst" or "parquet" by the file's suffix, None for any other suffix."""
-    name = os.path.basename(path).lower()
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
@@ -179,9 +165,7 @@ class _Finder:
         if os.path.isdir(item):
             paths = sorted(self._walk(item, is_named=True))
             if not paths and not self.unreadable:
-                raise GvendiError(
-                    f"corpus: the folder '{item}' holds no file with a suffix of {', '.join(SUFFIXES)}"
-                )
+                raise GvendiError(f"corpus: the folder '{item}' holds no file with a suffix of {WANTED}")
             return paths
         try:
             os.lstat(item)
@@ -196,7 +180,7 @@ class _Finder:
             return []
         else:
             if kind_of(item) is None:
-                raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {', '.join(SUFFIXES)}")
+                raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {WANTED}")
             return [item] if self._is_file(item) else []
         if not glob.has_magic(item):
             raise GvendiError(f"corpus: '{item}' does not exist")
@@ -214,9 +198,7 @@ class _Finder:
             elif kind_of(path) is not None and self._is_file(path):
                 paths.append(path)
         if not paths and not self.unreadable:
-            raise GvendiError(
-                f"corpus: the glob '{pattern}' matches no file with a suffix of {', '.join(SUFFIXES)}"
-            )
+            raise GvendiError(f"corpus: the glob '{pattern}' matches no file with a suffix of {WANTED}")
         return sorted(dict.fromkeys(paths))
 
     def _matches(self, pattern: str) -> Iterator[str]:

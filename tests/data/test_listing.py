@@ -160,7 +160,7 @@ def test_a_file_that_vanishes_or_fails_after_the_listing(folder, monkeypatch):
 
 
 def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
-    from gvendi_fast.data import sources
+    from gvendi_fast.data import unpacking
 
     for path in (folder / "a.jsonl", folder / "sub" / "b.jsonl"):
         path.write_bytes(b'{"text": "t", "id": "x"}\n' * 2)
@@ -169,10 +169,7 @@ def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
         def __init__(self, stream):
             self.stream, self.left = stream, 1
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def close(self):
             self.stream.close()
 
         def readline(self, size):
@@ -181,11 +178,12 @@ def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
             self.left -= 1
             return self.stream.readline(size)
 
-    def opened(path, kind, is_begun, _open=sources._open_lines):
-        stream = _open(path, kind, is_begun)
-        return Failing(stream) if path.endswith("a.jsonl") else stream
+    class Opened(unpacking.Text):
+        def __init__(self, path, *rest):
+            super().__init__(path, *rest)
+            self.stream = Failing(self.stream) if path.endswith("a.jsonl") else self.stream
 
-    monkeypatch.setattr(sources, "_open_lines", opened)
+    monkeypatch.setattr(unpacking, "Text", Opened)
     with pytest.raises(OSError, match="Input/output error") as caught:
         index_corpus(folder)
     assert caught.value.filename == str(folder / "a.jsonl")
