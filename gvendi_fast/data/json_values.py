@@ -20,8 +20,9 @@ _PIECE = 1 << 17
 _BETWEEN = re.compile(rb"(?:[\s,]|\xef\xbb\xbf)*")
 _BARE = re.compile(rb'[^\s,\[\]{}"]+')
 _BRACKET = re.compile(rb'["{}\[\]]')
-# A newline cannot stand inside a string: there a string that lacks its quote ends.
-_IN_STRING = re.compile(rb'["\\\n]')
+# A newline cannot stand inside a string: there a string that lacks its quote ends. So many escapes at once bound what
+# the search remembers.
+_INSIDE = re.compile(rb'[^"\\\n]*(?:\\.[^"\\\n]*){0,500}', re.DOTALL)
 _CLOSES = {ord("}"): ord("{"), ord("]"): ord("[")}
 _QUOTE, _OPEN = ord('"'), b"{["
 
@@ -162,10 +163,13 @@ class _Values:
         start = place = self._at
         opened, in_string, dropped, is_broken = bytearray(inside), False, 0, False
         while True:
-            found = (_IN_STRING if in_string else _BRACKET).search(self._data, place)
-            # An escape may be cut.
-            if found is None or (self._data[found.start()] == ord("\\") and found.end() == len(self._data)):
+            if in_string:
+                place = _INSIDE.match(self._data, place).end()  # type: ignore[union-attr]
+            else:
+                found = _BRACKET.search(self._data, place)
                 place = len(self._data) if found is None else found.start()
+            # An escape may be cut.
+            if place + (self._data[place : place + 1] == b"\\") >= len(self._data):
                 if inside or place - start > self._max_bytes:
                     # Too long, or not wanted: it is not kept.
                     dropped += place - start
@@ -175,10 +179,11 @@ class _Values:
                 if not self._more():
                     return self._unfinished(start, dropped)
                 continue
-            byte, place = self._data[found.start()], found.end()
+            byte = self._data[place]
+            place += 1
             if in_string:
                 if byte == ord("\\"):
-                    place += 1
+                    place -= 1
                     continue
                 in_string = False
                 is_broken = byte == ord("\n")
