@@ -6,6 +6,7 @@ validated whole before anything of it is used. They are not mapped: a mapped fil
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from gvendi_fast.data.unpacking import check_itself
 
 _PIECE = 1 << 20
 _FILE, _OLD = b"ARROW1", b"FEA1"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 # More rows than a file has: it is one group, whose bytes are one checksum.
 _ALL = 1 << 62
 
@@ -41,6 +43,10 @@ class ArrowSource:
                 f"corpus: '{path}' is of the first version of Feather; write it again with pyarrow.feather, or {SKIP}"
             )
         self._is_file = begin == _FILE
+        # A stream may end without its mark, and one that is cut between two batches does.
+        self.remarks = (
+            [] if self._is_file or _has_end(path) else ["has no mark of its end: rows may be missing"]
+        )
         self.group_rows = [_ALL]
         self._schema = next(self._read(None))
         self.columns = wanted_columns(path, self._schema, fields)
@@ -127,6 +133,8 @@ class ArrowSource:
             with naming(self.path), pyarrow.OSFile(self.path, "rb") as file:
                 open_ = pyarrow.ipc.open_file if self._is_file else pyarrow.ipc.open_stream
                 reader = open_(file, options=options)
+                # Names that are no UTF-8 are damage.
+                list(reader.schema.names)
                 yield reader.schema
                 batches = (
                     map(reader.get_batch, range(reader.num_record_batches)) if self._is_file else iter(reader)
@@ -142,6 +150,13 @@ class ArrowSource:
             check_itself(self.path, stand_in_at(self.path))
             where = f"after row {number:,}: " if number else ""
             raise unreadable(self.path, "Arrow", where + first_line(error)) from error
+
+
+def _has_end(path: str) -> bool:
+    with naming(path), open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - len(_END)))
+        return stream.read() == _END
 
 
 def _records(batch: Any, max_bytes: int) -> Iterable[dict | Reason]:

@@ -93,7 +93,8 @@ def index_corpus(
                 continue
             files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
             units.extend(index.units)
-            notes += [f"corpus: '{path}' {remark}" for remark in index.remarks]
+            remarks = index.remarks if index.rows else [*index.remarks, "holds no rows"]
+            notes += [f"corpus: '{path}' {remark}" for remark in remarks]
             if index.damage is not None:
                 damaged.append(Unreadable(path, str(index.damage)))
             rows += index.rows
@@ -188,6 +189,7 @@ class _FileIndex:
     def _scan_table(self, fields: Fields, limit: int | None) -> None:
         with open_table(self.path, self.kind, fields, self._max_bytes) as source:
             total = source.check(limit)
+            self.remarks += source.remarks
             self._footer, self._groups = source.fingerprint(total, self.digest)
             self._group_rows = source.group_rows
             if fields.id not in source.columns:

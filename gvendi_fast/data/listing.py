@@ -79,10 +79,10 @@ def list_files(
     """The files of a corpus, in the order of `inputs`.
 
     An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path; links
-    to folders are not followed) or a glob (`**` goes into folders; its matches sorted; a folder it matches is taken as
-    a folder). A file that is named twice, reached through two links, or, where the system ignores case, spelled twice,
-    is read once, where it comes first. Run directories and those of synthesis runs inside a folder or a glob are passed
-    over.
+    to folders are followed, each folder is read once) or a glob (`**` goes into folders; its matches sorted; a folder
+    it matches is taken as a folder). A file that is named twice, reached through two links, or, where the system
+    ignores case, spelled twice, is read once, where it comes first. Run directories and those of synthesis runs inside
+    a folder or a glob are passed over.
 
     skip_unreadable: pass over what cannot be read, and list it.
     Raises GvendiError for a path that does not exist, a glob or folder without a file, an unknown suffix, and,
@@ -179,7 +179,8 @@ class _Finder:
             self._refuse(error, item)
             return []
         else:
-            if kind_of(item) is None:
+            # A link to nothing is said as such.
+            if kind_of(item) is None and os.path.exists(item):
                 raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {WANTED}")
             return [item] if self._is_file(item) else []
         if not glob.has_magic(item):
@@ -241,9 +242,17 @@ class _Finder:
         return [entry.name for entry in self._entries(folder or os.curdir) if hidden or entry.name[0] != "."]
 
     def _walk(self, folder: str, is_named: bool = False) -> Iterator[str]:
-        waiting = [folder]
-        while waiting:
-            here = waiting.pop()
+        # Links are followed last, so that a folder is known by its own path where it has one here.
+        waiting, links, seen = [folder], list[str](), set[str]()
+        while waiting or links:
+            here = waiting.pop() if waiting else links.pop(0)
+            whole = os.path.realpath(here)
+            if whole in seen:
+                continue
+            if here != folder and os.path.commonpath([whole, os.path.realpath(folder)]) == whole:
+                self.note("is a link to a folder that holds this one, and is not followed", here)
+                continue
+            seen.add(whole)
             entries = self._entries(here)
             if any(entry.name == "parts" for entry in entries) and (lost := lost_spec(here)) is not None:
                 if is_named and here == folder:
@@ -261,11 +270,12 @@ class _Finder:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 elif os.path.isdir(entry.path):
-                    self.note(
-                        "is a link to a folder, which is not followed: name that folder too", entry.path
-                    )
-                elif kind_of(entry.name) is not None and self._is_file(entry.path):
-                    yield entry.path
+                    links.append(entry.path)
+                elif kind_of(entry.name) is not None:
+                    if self._is_file(entry.path):
+                        yield entry.path
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    self.note("is a link to what does not exist", entry.path)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:

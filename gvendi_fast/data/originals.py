@@ -23,7 +23,7 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled
-from gvendi_fast.data.kinds import is_table
+from gvendi_fast.data.kinds import format_of, is_table, kind_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.sources import open_table, read_lines
@@ -124,8 +124,13 @@ def verify_corpus(
 
 
 def number_of(original: Original, name: str) -> float:
-    """The finite number above 0 at the dotted path `name`; where there is none, GvendiError names file and line."""
+    """The finite number above 0 at the dotted path `name`; where there is none, GvendiError names file and line.
+
+    A cell of CSV counts that is a number as text, as all of its cells are texts.
+    """
     value = field_of(original.record(), name)
+    if isinstance(value, str) and format_of(kind_of(original.file) or "") in ("csv", "tsv"):
+        value = _as_number(value)
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value <= 0:
         shown = "is missing" if value is None else f"is {json.dumps(value, ensure_ascii=False)[:60]}"
@@ -133,6 +138,13 @@ def number_of(original: Original, name: str) -> float:
             f"{original.file}:{original.line}: field '{name}' {shown}; wanted a finite number above 0 in every row"
         )
     return float(value)
+
+
+def _as_number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:

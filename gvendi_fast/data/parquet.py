@@ -55,7 +55,7 @@ class ParquetSource:
         import pyarrow
         import pyarrow.parquet
 
-        self.path, self._max_bytes = path, max_bytes
+        self.path, self._max_bytes, self.remarks = path, max_bytes, list[str]()
         check_file(path)
         try:
             with naming(path):

@@ -16,11 +16,13 @@ class Table(Protocol):
     path: how the table is called.
     columns: those that a row's fields are read from, where the table has them.
     group_rows: how many rows lie in each of its groups, whose bytes have a checksum each.
+    remarks: sentences on what is odd about the file, which go on "corpus: 'path' ...".
     """
 
     path: str
     columns: list[str]
     group_rows: list[int]
+    remarks: list[str]
 
     def __enter__(self) -> Table: ...
 

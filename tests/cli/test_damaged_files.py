@@ -1,4 +1,4 @@
-"""Of a file that ends before it should the rows before that are scored, and every summary says that some are missing."""
+"""Of a file that ends too early the rows before that are scored, and every summary says that some are missing."""
 
 import gzip
 import json
