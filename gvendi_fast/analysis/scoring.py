@@ -60,6 +60,7 @@ class Score:
     rejected_sizes: {kind of reason that names sizes: {"from", "to" and their "unit"}}.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     unreadable: {file or folder of the corpus that was passed over: why}.
+    damaged: {file of the corpus of which only the rows before a damage are scored: what is wrong with it}.
     """
 
     gvendi: float
@@ -86,6 +87,7 @@ class Score:
     rejected_sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     orders: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
@@ -264,6 +266,7 @@ def score_run(
         },
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
         unreadable=unreadable_of(run),
+        damaged=damaged_of(run),
     )
 
 
@@ -322,6 +325,11 @@ def _check_orders(orders: Sequence[float]) -> None:
 def unreadable_of(run: RunDirectory) -> dict[str, str]:
     """{file or folder: why} of what was passed over because it could not be read."""
     return {item["path"]: item["reason"] for item in (run.manifest or {}).get("unreadable", [])}
+
+
+def damaged_of(run: RunDirectory) -> dict[str, str]:
+    """{file of the corpus that ends before it should: what is wrong with it}."""
+    return {item["path"]: item["reason"] for item in (run.manifest or {}).get("damaged", [])}
 
 
 def check_by(run: RunDirectory, by: str | None) -> None:

@@ -188,8 +188,9 @@ SkipUnreadable = Annotated[
     bool,
     typer.Option(
         "--skip-unreadable",
-        help="Go on without files and folders of the corpus that cannot be read, and list them at the end. (Default: "
-        "the first one ends the run.)",
+        "--skip-damaged",
+        help="Go on without files and folders of the corpus that cannot be read, or are damaged, and list them at the "
+        "end. (Default: the first one ends the run. Archives that are cut short give their rows in any case.)",
     ),
 ]
 MaskOption = Annotated[

@@ -163,12 +163,15 @@ def sketch(
     corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
+    from gvendi_fast.analysis.scoring import damaged_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     settings, data = corpus.settings(), [home(item) for item in data]
     list_files(data, settings.skip_unreadable)
     with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
+    for path, why in damaged_of(run).items():
+        warn(f"'{path}' is not whole: {why}")
     kinds = kinds_of(run.rejected())
     count = sum(kind.count for kind in kinds)
     where = f" ({listed(kinds)}; each is in '{run.path / 'rejected.jsonl'}')" if count else ""
@@ -196,6 +199,8 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         f"G-Vendi {result.gvendi:.2f}  95 % interval {result.low:.2f} to {result.high:.2f}  n = {result.n:,}  "
         f"K = {result.dim:,}",
     )
+    for sentence in _missing(result):
+        say(out, f"  {sentence}", 4)
     for sentence in result.limits:
         say(out, f"  limited by {sentence}", 4)
     reasons = listed(
@@ -227,6 +232,18 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
 
 def _size(size: dict[str, Any] | None) -> tuple[Any, ...]:
     return () if size is None else (size["from"], size["to"], size["unit"])
+
+
+def _missing(result: Score) -> list[str]:
+    """Sentences on what of the corpus is not in the number, though it was named."""
+    sentences = [f"not whole: '{path}' is a {why}" for path, why in list(result.damaged.items())[:3]]
+    if len(result.damaged) > 3:
+        sentences.append(f"not whole: {len(result.damaged) - 3:,} more files")
+    if result.unreadable:
+        first = next(iter(result.unreadable))
+        more = f" and {len(result.unreadable) - 1:,} more" if len(result.unreadable) > 1 else ""
+        sentences.append(f"not read: '{first}'{more}, passed over as --skip-unreadable asks")
+    return sentences
 
 
 def _values(result: Score, mean: Path | None) -> dict[str, str]:

@@ -14,11 +14,13 @@ from dataclasses import replace
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
-from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files
+from gvendi_fast.data.kinds import is_table, kind_of
+from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_files
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
 from gvendi_fast.data.shapes import FIRST_ROWS, Recognised, check_format, recognise
-from gvendi_fast.data.sources import ParquetSource, first_records, read_lines
+from gvendi_fast.data.sources import first_records, open_table, read_lines
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
+from gvendi_fast.data.unpacking import Damage
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
 
 __all__ = [
@@ -50,13 +52,13 @@ def index_corpus(
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
-    inputs: files, folders and globs as `find_files` takes them. A row is a line that is not empty, or a row of a
-        Parquet file.
+    inputs: files, folders and globs as `find_files` takes them. A row is a line that is not empty, an item of a JSON
+        array, a record of CSV, or a row of a table.
     fields: the names of a row's fields, and the shape of rows; "auto" is recognised from the first rows of the first
         file that has one to read.
     limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
     rows_per_unit: rows of a work unit, at most; a work unit never spans files.
-    max_row_bytes: of a line, or of a Parquet row in the columns in use; a longer row is rejected.
+    max_row_bytes: of a row as text, or in the columns in use of a table; a longer row is rejected.
     skip_unreadable: pass over files and folders that cannot be read, and list them in `Manifest.unreadable`.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
@@ -79,7 +81,7 @@ def index_corpus(
     rows = duplicates = 0
     recognised: Recognised | None = None
     listing = list_files(inputs, skip_unreadable)
-    unreadable = list(listing.unreadable)
+    unreadable, damaged, notes = list(listing.unreadable), list[Unreadable](), list(listing.notes)
     with _SeenIds() as seen:
         for path in listing.files:
             if limit is not None and rows == limit:
@@ -93,7 +95,9 @@ def index_corpus(
                         first, seen_names = first_records(path, kind, fields, count, max_row_bytes)
                         recognised = recognise(first, fields, seen_names) if first else None
                     index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes)
-                    index.scan(fields, None if limit is None else limit - rows)
+                    index.scan(
+                        recognised.fields if recognised else fields, None if limit is None else limit - rows
+                    )
             except UNREADABLE as error:
                 if not skip_unreadable:
                     raise
@@ -102,6 +106,10 @@ def index_corpus(
                 continue
             files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
             units.extend(index.units)
+            remarks = index.remarks if index.rows else [*index.remarks, "holds no rows"]
+            notes += [f"corpus: '{path}' {remark}" for remark in remarks]
+            if index.damage is not None:
+                damaged.append(Unreadable(path, str(index.damage)))
             rows += index.rows
             duplicates += index.duplicates
     if not files:
@@ -125,8 +133,9 @@ def index_corpus(
         limit,
         max_row_bytes,
         tuple(unreadable),
-        (*listing.notes, *recognised.notes),
+        (*notes, *recognised.notes),
         recognised.advice,
+        tuple(damaged),
     )
 
 
@@ -148,6 +157,9 @@ class _FileIndex:
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0
         self.units: list[Unit] = []
+        # What is odd about the file, and why it ended too early.
+        self.remarks: list[str] = []
+        self.damage: Damage | None = None
         self._first_row, self._first_unit, self._per_unit, self._seen = (
             first_row,
             first_unit,
@@ -164,8 +176,8 @@ class _FileIndex:
         self._group_rows: list[int] = []
 
     def scan(self, fields: Fields, limit: int | None) -> None:
-        if self.kind == "parquet":
-            self._scan_parquet(fields, limit)
+        if is_table(self.kind):
+            self._scan_table(fields, limit)
         else:
             self._scan_lines(fields, limit)
         if self._open is not None:
@@ -175,22 +187,24 @@ class _FileIndex:
         # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
         plain = f'"{fields.id}"'.encode() if fields.id.isidentifier() else b""
         for line, offset, raw in read_lines(
-            self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes
+            self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes, remarks=self.remarks
         ):
             own = None
             if type(raw) is bytes and (plain in raw or _ESCAPED(raw)):
                 record = decode_line(raw)
                 own = None if isinstance(record, Reason) else record_id(record, fields)
+            elif type(raw) is Damage:
+                self.damage = raw
             self._lines = line_digest(self._lines, line, raw)
             self._take(line, offset, own)
             # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
                 return
 
-    def _scan_parquet(self, fields: Fields, limit: int | None) -> None:
-        with ParquetSource(self.path, fields, self._max_bytes) as source:
-            total = sum(source.group_rows)
-            total = total if limit is None else min(total, limit)
+    def _scan_table(self, fields: Fields, limit: int | None) -> None:
+        with open_table(self.path, self.kind, fields, self._max_bytes) as source:
+            total = source.check(limit)
+            self.remarks += source.remarks
             self._footer, self._groups = source.fingerprint(total, self.digest)
             self._group_rows = source.group_rows
             if fields.id not in source.columns:
@@ -219,7 +233,7 @@ class _FileIndex:
         ordinal, first_row = self._first_unit + len(self.units), self._first_row + self.rows - rows
         repeats = pack_duplicates(self._repeats)
         digest = shown(self._lines)
-        if self.kind == "parquet":
+        if is_table(self.kind):
             groups = groups_of(self._group_rows, self._open[0] - 1, rows)
             digest = groups_digest(self._footer, [self._groups[group] for group in groups])
         self.units.append(Unit(ordinal, self.file, first_row, rows, *self._open, repeats, digest))

@@ -100,7 +100,8 @@ class Rejected:
 _DETAILS = [
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
-        (r"(broken JSON|invalid UTF-8|damaged archive|chat template(?: refused the messages)?): .*", r"\1"),
+        (r"(broken (?:JSON|CSV|Arrow)|invalid UTF-8|damaged (?:archive|file)): .*", r"\1"),
+        (r"(chat template(?: refused the messages)?): .*", r"\1"),
         (r"too long: .*, (--[a-z-]+) is ([\d,]+)", r"too long (\1 is \2)"),
         (r"duplicate id .*", "duplicate id"),
         (r"message \d+(: '[a-z]+' is) .*; wanted 0 or 1, .*", r"a message\1 neither 0 nor 1"),
@@ -203,7 +204,8 @@ def row_reader(fields: Fields) -> Callable[[dict | Reason, int, str, int], Row |
     content_of, by = reader_of(fields), fields.by
 
     def read(record: dict | Reason, row: int, file: str, line: int) -> Row | Rejected:
-        if type(record) is Reason:
+        # A record, nearly always, whose own type is the fastest test.
+        if type(record) is not dict and isinstance(record, Reason):
             return Rejected(file, line, str(record))
         own = record_id(record, fields)
         if type(own) is Reason:

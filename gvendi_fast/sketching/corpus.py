@@ -159,7 +159,11 @@ def sketch_corpus(
         settings.max_row_bytes,
         settings.skip_unreadable,
     )
-    for note in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
+    for note in (
+        *manifest.notes,
+        *(f"passed over '{item.path}': {item.reason}" for item in manifest.unreadable),
+        *(f"'{item.path}' is not whole: {item.reason}" for item in manifest.damaged),
+    ):
         progress.note(note)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     limit = _longest(proxy, settings.max_tokens)
