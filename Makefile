@@ -6,7 +6,12 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find c
 
 .PHONY: demo test soak lint docs bench report sanitize clean
 
-demo: $(VENV)/.installed
+# The index that the CPU build of PyTorch comes from. 'make demo PYTORCH=' takes what pip finds by itself, and another
+# URL the build that is there, such as PYTORCH=https://download.pytorch.org/whl/rocm6.4.
+PYTORCH ?= https://download.pytorch.org/whl/cpu
+
+demo: $(VENV)/.scores
+	@echo "== two corpora of 400 rows are written, then scored (some seconds each)"
 	$(BIN)/python -m benchmarks.corpora.made_up demo --rows 400
 	@echo "A varied corpus:"
 	$(BIN)/gvendi score demo/varied.jsonl --proxy tiny --by family
@@ -50,15 +55,46 @@ sanitize:
 	cmake --build build/sanitize
 	build/sanitize/sanitize
 
-$(VENV)/.installed: $(SOURCES)
+# What scoring needs, for `make demo`; every step says first what it fetches, and pip shows how far it is.
+$(VENV)/.scores: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python 3.10 or newer is needed; name one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	@echo "== 1 of 3: a virtual environment in $(VENV) (10 to 30 s)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --upgrade pip
+	@echo "== 2 of 3: PyTorch, about 200 MB to fetch for a CPU, 3 GB for an NVIDIA GPU (minutes, by the network and disk)"
+	$(if $(HAS_TORCH),@echo "there is one already",$(INSTALL_TORCH))
+	@echo "== 3 of 3: the package: about 150 MB to fetch, then its kernels are compiled (one to three minutes)"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+HAS_TORCH = $(shell $(BIN)/python -c 'import torch' 2>/dev/null && echo yes)
+# PyPI's PyTorch for Linux is the one for CUDA, so without an NVIDIA driver the CPU build's index is asked too; where it
+# does not answer, as behind a mirror, pip's own indexes are all there is.
+define INSTALL_TORCH
+@index="$(PYTORCH)"; \
+if [ "$(origin PYTORCH)" = file ]; then \
+	if [ "$$(uname -s)" != Linux ] || [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null; then \
+		index=; \
+	elif ! $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=10)' \
+			"$$index/torch/" 2>/dev/null; then \
+		echo "$$index does not answer: PyTorch comes from where pip is set to look"; index=; \
+	fi; \
+fi; \
+set -x; $(BIN)/python -m pip install --constraint constraints.txt $${index:+--extra-index-url "$$index"} torch
+endef
+
+# What tests, lint and docs need on top. The extras are installed by name: --editable '.[dev,docs]' would compile the
+# kernels again.
+$(VENV)/.installed: $(VENV)/.scores
+	@echo "== for tests, lint and docs: about 400 MB to fetch, most of it Triton and Playwright (minutes)"
+	$(BIN)/python -c 'import re; from importlib.metadata import requires; \
+		found = [re.fullmatch(r"(.*?) *; *extra == .(dev|docs).", one) for one in requires("gvendi-fast")]; \
+		print(*[one[1] for one in found if one], sep="\n")' > $(VENV)/extras.txt
+	$(BIN)/python -m pip install --constraint constraints.txt --requirement $(VENV)/extras.txt
 # PyTorch for CUDA brings the Triton that fits it; next to its CPU build, tests use this one.
 	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet triton==3.6.0
+		$(BIN)/python -m pip install triton==3.6.0
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import hangs
 import pytest
 import torch
 
@@ -17,11 +18,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_configure() -> None:
-    """Let interpreted kernels loop over `range` of a run-time argument.
+def pytest_configure(config) -> None:
+    """Limits of processor time; and interpreted kernels may loop over `range` of a run-time argument.
 
     Triton's interpreter makes an int of a 1-element array, which NumPy refuses from 2.4 on.
     """
+    config.pluginmanager.register(hangs.Plugin(), "hangs")
     if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
         return
     from triton.runtime import interpreter

@@ -107,6 +107,97 @@ def test_commits_that_contributing_names_are_in_the_history():
         assert titles[commit].startswith(title.removesuffix("...").strip(" ,;:")), commit
 
 
+# Stands for the Python of the virtual environment: notes what pip is to install, and answers for an index.
+PYTHON = """#!/bin/sh
+case "$*" in
+*import\\ torch*) exit 1 ;;
+*urlopen*) exit $ANSWERS ;;
+*requires*) echo "pytest>=8" ;;
+*-m\\ pip\\ install*) echo "$*" >> "$NOTES" ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make with a stand-in for Python; returns what pip was asked for and what was said."""
+    if shutil.which("make") is None or sys.platform != "linux":
+        pytest.skip("needs make, on Linux")
+    for folder in ("venv/bin", "tools"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "venv/bin/python").write_text(PYTHON)
+    (tmp_path / "venv/bin/python").chmod(0o755)
+
+    def run(target: str, *words: str, answers: bool = True, driver: bool = False) -> tuple[list[str], str]:
+        notes, driver_tool = tmp_path / "notes", tmp_path / "tools/nvidia-smi"
+        notes.write_text("")
+        (tmp_path / "venv/.scores").unlink(missing_ok=True)
+        if driver:
+            driver_tool.touch(mode=0o755)
+        done = subprocess.run(
+            [
+                "make",
+                f"{tmp_path}/venv/{target}",
+                f"VENV={tmp_path}/venv",
+                f"PYTHON={tmp_path}/venv/bin/python",
+                *words,
+            ],
+            cwd=ROOT,
+            env={
+                "PATH": f"{tmp_path}/tools:/usr/bin:/bin",
+                "NOTES": str(notes),
+                "ANSWERS": str(int(not answers)),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return notes.read_text().splitlines(), done.stdout
+
+    return run
+
+
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def test_the_demo_installs_the_package_alone_and_says_each_step(make):
+    asked, said = make(".scores")
+    assert [words.split()[-1] for words in asked] == ["pip", "torch", "."]
+    steps = [line for line in said.splitlines() if line.startswith("== ")]
+    assert [step[:9] for step in steps] == [f"== {n} of 3" for n in (1, 2, 3)]
+    # How much and how long.
+    assert all(re.search(r"MB.*minutes", step) for step in steps[1:])
+    assert re.search(r"^demo: \$\(VENV\)/\.scores$", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_tests_add_the_extras_without_another_build_of_the_package(make):
+    asked, _ = make(".installed")
+    assert [("--editable" in words, "--requirement" in words) for words in asked][1:4] == [
+        (False, False),
+        (True, False),
+        (False, True),
+    ]
+    assert sum("--editable" in words for words in asked) == 1
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="there is an NVIDIA driver here")
+def test_the_cpu_build_of_pytorch_comes_where_there_is_no_driver_and_its_index_answers(make):
+    def index(*words: str, **machine: bool) -> tuple[str | None, str]:
+        asked, said = make(".scores", *words, **machine)
+        found = re.search(r"--extra-index-url (\S+)", asked[1])
+        return found and found[1], said
+
+    assert index()[0] == CPU_INDEX
+    # Behind a mirror: what pip is set to.
+    found, said = index(answers=False)
+    assert found is None
+    assert f"{CPU_INDEX} does not answer" in said
+    assert index("PYTORCH=")[0] is None
+    # What is asked for by name is taken, wherever it runs.
+    assert index("PYTORCH=https://a.b/rocm", answers=False)[0] == "https://a.b/rocm"
+    assert index(driver=True)[0] is None
+
+
 @pytest.mark.parametrize("words", [["--help"], ["score", "--help"], ["--version"]], ids=" ".join)
 def test_the_command_starts_without_the_heavy_libraries(words):
     code = (

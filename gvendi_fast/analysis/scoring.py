@@ -333,7 +333,7 @@ def damaged_of(run: RunDirectory) -> dict[str, str]:
 
 
 def check_by(run: RunDirectory, by: str | None) -> None:
-    """GvendiError unless the run directory was sketched with this --by (None always passes)."""
+    """GvendiError unless the run directory was sketched with this --by and a row has it (None always passes)."""
     recorded = (run.manifest or {}).get("fields", {}).get("by")
     if by is not None and by != recorded:
         raise GvendiError(
@@ -342,6 +342,13 @@ def check_by(run: RunDirectory, by: str | None) -> None:
             if recorded
             else f"'{run.path}' was sketched without --by, so it holds no groups; sketch the corpus with --by {by} "
             "into another --out"
+        )
+    # Of a run that goes on, later rows may have it.
+    is_whole = by is not None and run.missing() is None
+    if is_whole and run.done() and not any(any(part.groups) for part in run.iterate(["group"])):
+        raise GvendiError(
+            f"by is {by!r}, which no row of '{run.path}' has; leave it out, or sketch the corpus with a field that its "
+            "rows have into another --out"
         )
 
 

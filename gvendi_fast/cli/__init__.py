@@ -13,6 +13,9 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point of the command; Ctrl-C while it is being imported ends it in one line too."""
     try:
+        from gvendi_fast.base.threads import wait_briefly
+
+        wait_briefly(os.environ)
         from gvendi_fast.cli.app import main as run
 
         run()

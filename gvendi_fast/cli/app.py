@@ -25,6 +25,7 @@ from gvendi_fast.cli.report import report
 from gvendi_fast.cli.score import score, sketch
 from gvendi_fast.cli.select import select
 from gvendi_fast.cli.synthesize import synthesize
+from gvendi_fast.cli.threads import with_threads
 from gvendi_fast.cli.weights import weights
 
 app = typer.Typer(
@@ -38,7 +39,8 @@ app = typer.Typer(
 )
 
 for _command in (score, sketch, info, select, cluster, compare, measures, weights, report, check, synthesize):
-    app.command()(at_home(_command))
+    _made = at_home(_command)
+    app.command()(_made if _command in (info, check) else with_threads(_made))
 
 
 def _show_version(wanted: bool) -> None:

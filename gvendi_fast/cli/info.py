@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def describe() -> dict[str, str]:
     lines = {"gvendi-fast": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     lines |= {name: installed.get(name, "not installed") for name in PACKAGES}
     lines["device"] = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu (torch sees no GPU)"
-    lines["threads"] = f"{torch.get_num_threads()}"
+    lines["threads"] = _threads()
     lines["--dtype auto"] = f"{str(dtype).removeprefix('torch.')} ({reason})"
     attention, why = resolve_attention(None, device, dtype)
     lines["--attention auto"] = f"{attention} ({why})"
@@ -51,6 +52,18 @@ def describe() -> dict[str, str]:
     if requested():
         lines["backend requested"] = str(requested())
     return lines
+
+
+def _threads() -> str:
+    """How many a run would take now, why, and how they wait."""
+    import torch
+
+    from gvendi_fast.base.threads import WAITING, choose
+    from gvendi_fast.cli.threads import LOAD
+
+    chosen = choose(None, os.environ, LOAD.cores())
+    wait = ", ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
+    return f"{chosen.count or torch.get_num_threads()} ({chosen.why}); {wait or 'they wait as OpenMP does'}"
 
 
 def _compiles(device: torch.device) -> str:

@@ -224,9 +224,7 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         lines["time"] = f"{result.seconds:,.1f} s, {result.tokens_per_second:,.0f} tokens/s"
     for name, value in lines.items():
         say(out, f"  {name:<16}{value}", 18)
-    if by is not None and set(result.by) == {""}:
-        warn(f"no row has the field {by!r}, so there are no groups")
-    elif by is not None:
+    if by is not None:
         _print_groups(out, result, by)
 
 

@@ -236,6 +236,8 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
     from gvendi_fast.data.rows import record_group
 
     stored = per is not None and per == run.manifest["fields"]["by"]
+    if stored and not any(pool.groups):
+        raise _no_row_has(per)
     if quality is None and (per is None or stored):
         return (pool.groups if stored else None), None
     ordinals = pool.numbers("row").tolist()
@@ -246,11 +248,15 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
         if quality is not None:
             scores[original.ordinal] = number_of(original, quality)
     if per is not None and not stored and not any(groups.values()):
-        raise GvendiError(f"--per {per}: no row has this field; name a field of the rows")
+        raise _no_row_has(per)
     return (
         pool.groups if stored else [groups[i] for i in ordinals] if groups else None,
         [scores[i] for i in ordinals] if quality is not None else None,
     )
+
+
+def _no_row_has(per: str) -> GvendiError:
+    return GvendiError(f"--per is {per!r}, which no row has; name a field of the rows")
 
 
 def _write_sidecar(stream: IO[bytes], chosen) -> None:

@@ -57,9 +57,10 @@ def report_data(
     run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
     say = say or (lambda step: None)
     recorded = ((run.manifest or {}).get("fields") or {}).get("by")
-    field = recorded if by is None else by
     say("reading the run")
     pool = as_pool(run)
+    # A field that no row has makes no groups; asked for by name, it is an error below.
+    field = by or (recorded if any(pool.groups) else None)
     too_many = field is not None and len(set(pool.groups)) > MAX_GROUPS
     say("scoring")
     score = score_run(run, by=None if too_many and by is None else field, seed=seed)

@@ -28,6 +28,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
@@ -165,6 +166,7 @@ def sketch_corpus(
         *(f"'{item.path}' is not whole: {item.reason}" for item in manifest.damaged),
     ):
         progress.note(note)
+    check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     limit = _longest(proxy, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary, settings.control_tokens)

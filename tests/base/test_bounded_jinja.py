@@ -4,6 +4,7 @@ import threading
 import tracemalloc
 
 import pytest
+from hangs import HANG_S
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from template_attacks import BROKEN, ENDLESS, RAISING
@@ -125,7 +126,7 @@ def test_threads_count_for_themselves():
 
     def wait():
         inside.set()
-        assert go.wait(20)
+        assert go.wait(HANG_S)
         return "waited"
 
     def other():
@@ -133,7 +134,7 @@ def test_threads_count_for_themselves():
 
     thread = threading.Thread(target=other)
     thread.start()
-    assert inside.wait(20)
+    assert inside.wait(HANG_S)
     with pytest.raises(TooMuchError):
         render("{% for a in range(20) %}{% endfor %}", budget=Budget(10, 100))
     go.set()

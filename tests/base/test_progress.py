@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hangs import HANG_S
 
 from gvendi_fast.base.progress import Lines, Silent, progress_for
 
@@ -58,5 +59,5 @@ def test_threads_that_report_together_lose_no_row():
     lines.start(4000, 0)
     with ThreadPoolExecutor(4) as pool:
         for result in [pool.submit(lines.advance, 1, 2, 1) for _ in range(4000)]:
-            result.result(60)
+            result.result(HANG_S)
     assert (lines.counts.rows, lines.counts.tokens, lines.counts.rejected) == (4000, 8000, 4000)

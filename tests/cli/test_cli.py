@@ -239,7 +239,7 @@ def test_few_rows_have_a_wide_interval_and_reasons_stand_beside_the_count(gvendi
     path = tmp_path / "d.jsonl"
     rows = [{"prompt": f"{i} + {i}?", "completion": f"{2 * i}"} for i in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
-    code, out, err = gvendi("score", path, "--proxy", "tiny", "--dim", 64, "--by", "source")
+    code, out, err = gvendi("score", path, "--proxy", "tiny", "--dim", 64)
     assert code == 0, err
     low, high = map(
         float,
@@ -248,7 +248,6 @@ def test_few_rows_have_a_wide_interval_and_reasons_stand_beside_the_count(gvendi
     assert 1 <= low < 2 < high <= 6
     assert "report no numbers made with it" in out
     assert re.search(r"rejected rows +1 \(.+: 1\)", out)
-    assert "no row has the field 'source'" in err
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(gvendi, data, tmp_path):

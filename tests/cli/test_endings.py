@@ -10,6 +10,7 @@ import tempfile
 import time
 
 import pytest
+from hangs import HANG_S
 from places import ROOT
 
 from gvendi_fast.analysis import scoring
@@ -150,7 +151,7 @@ def test_ctrl_c_that_meets_a_finalizer_still_ends_the_command(gvendi, monkeypatc
 
     def command(words):
         Interrupted()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG_S
         while time.monotonic() < deadline:
             time.sleep(0.005)
 
@@ -333,7 +334,7 @@ import sys, time
 from gvendi_fast.cli import app, main
 def command(words):
     print("begun", flush=True)
-    time.sleep(60)
+    time.sleep(86400)
 app._invoke = command
 sys.argv = ["gvendi", "info"]
 main()
@@ -369,13 +370,11 @@ def child(code, **more):
     ],
     ids=lambda value: str(value),
 )
-def test_a_signal_ends_a_command_in_two_seconds(number, code, said):
+def test_a_signal_ends_a_command_that_would_go_on_for_a_day(number, code, said):
     started = child(WAITING)
     assert started.stdout.readline() == "begun\n"
-    sent = time.monotonic()
     started.send_signal(number)
-    _, err = started.communicate(timeout=60)
-    assert time.monotonic() - sent < 2
+    _, err = started.communicate(timeout=HANG_S)
     assert (started.returncode, said in err, err.count("\n")) == (code, True, 2), err
 
 
@@ -388,7 +387,7 @@ def test_ctrl_c_during_imports_leaves_no_traceback(wait):
     # A second one, while the first is told.
     time.sleep(0.02)
     started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    _, err = started.communicate(timeout=HANG_S)
     assert "Traceback" not in err, err
     assert started.returncode in (130, -signal.SIGINT), err
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hangs import HANG_S
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.index import Fields, Rejected, Row, UnitReader, index_corpus, read_unit
@@ -389,11 +390,11 @@ def test_a_reader_belongs_to_one_thread_until_it_is_closed(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         for use in (lambda: list(reader.read(second)), reader.close):
             with pytest.raises(GvendiError, match="belongs to another one"):
-                pool.submit(use).result(60)
+                pool.submit(use).result(HANG_S)
         texts += [row.text for row in rows]
         assert texts == ["row 0", "row 1", "row 2"]
         reader.close()
-        assert [row.text for row in pool.submit(lambda: list(reader.read(second))).result(60)] == [
+        assert [row.text for row in pool.submit(lambda: list(reader.read(second))).result(HANG_S)] == [
             "row 3",
             "row 4",
             "row 5",

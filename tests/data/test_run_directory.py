@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hangs import HANG_S
 
 from gvendi_fast.base import files
 from gvendi_fast.base.errors import GvendiError
@@ -369,7 +370,7 @@ def test_killed_between_any_two_calls(tmp_path):
     """A run killed at every one of its calls in turn leaves only whole files, and its successor ends the same."""
     code = "import sys, pathlib, test_run_directory; test_run_directory.kill_everywhere(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=HANG_S)
 
     def contents(path: Path) -> dict[str, bytes]:
         return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
@@ -414,7 +415,7 @@ def test_threads_share_a_run_directory(tmp_path):
         for found in pool.map(read, range(8)):
             assert found == [(unit, contents[unit]["sketches"][:, 0].tolist()) for unit, _ in found]
         for result in writes:
-            result.result(60)
+            result.result(HANG_S)
     assert shared.finish() == alone.finish() == 12
     for path in sorted(alone.path.rglob("*.*")):
         assert (shared.path / path.relative_to(alone.path)).read_bytes() == path.read_bytes(), path

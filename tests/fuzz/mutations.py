@@ -61,7 +61,7 @@ TEXTS = (
     "{{7*7}}",
     "ß",
 )
-# A case that takes longer is a fault: a file of a few kilobytes is read.
+# Of processor time; a case that takes longer is a fault: a file of a few kilobytes is read.
 SLOW_S = 5.0
 # More than any case needs, and less than the machine has.
 MEMORY_BYTES = 6 << 30
@@ -174,7 +174,7 @@ class Tally:
     def take(self, number: int, case: Callable[[], str]) -> None:
         """Run one case: it returns how it was accepted, or raises GvendiError (refused), or `WrongResultError`."""
         self.count += 1
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             end = case()
         except GvendiError:
@@ -194,8 +194,8 @@ class Tally:
             place = f"{ours[-1].filename.rpartition('gvendi_fast/')[2]}:{ours[-1].name}"
             self.wrong.append(f"{number}: {end} in {place}: {error!s:.160}")
         self.ends[end] += 1
-        if time.perf_counter() - began > SLOW_S:
-            self.wrong.append(f"{number}: took {time.perf_counter() - began:.1f} s")
+        if time.process_time() - began > SLOW_S:
+            self.wrong.append(f"{number}: took {time.process_time() - began:.1f} s")
 
     def __str__(self) -> str:
         ends = ", ".join(f"{end} {count:,}" for end, count in self.ends.most_common())

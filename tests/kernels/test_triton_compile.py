@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -44,30 +45,26 @@ if tuple(map(int, TRITON.split(".")[:2])) >= (3, 7):
     }
 
 
-def compile_all(capability: int) -> dict[str, dict[str, int]]:
-    """{"name sm_80": registers, stack, local and shared bytes of a thread or block} of every build for one target."""
+def usage_of(name: str, capability: int) -> dict[str, int]:
+    """Registers, and stack, local and shared bytes, of a thread or block of a build for one target."""
     from triton_ahead import compile_build, tool
     from triton_builds import builds
 
-    found, cubins = {}, {}
+    kernel = compile_build(builds()[name], capability)
     with tempfile.TemporaryDirectory() as folder:
-        for build in builds().values():
-            kernel = compile_build(build, capability)
-            key = f"{build.name} sm_{capability}"
-            cubins[key] = Path(folder) / f"{len(cubins)}.cubin"
-            cubins[key].write_bytes(kernel.asm["cubin"])
-            found[key] = {"shared": kernel.metadata.shared}
-        for key, cubin in cubins.items():
-            usage = subprocess.run(
-                [tool("cuobjdump"), "-res-usage", cubin], capture_output=True, text=True, check=True
-            )
-            match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout + usage.stderr)
-            found[key] |= dict(zip(("registers", "stack", "local"), map(int, match.groups()), strict=True))
-    return found
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        said = subprocess.run(
+            [tool("cuobjdump"), "-res-usage", cubin], capture_output=True, text=True, check=True
+        )
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said.stdout + said.stderr)
+    found = dict(zip(("registers", "stack", "local"), map(int, match.groups()), strict=True))
+    return found | {"shared": kernel.metadata.shared}
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all(int(sys.argv[1]))))
+    for line in sys.stdin:
+        print(json.dumps(usage_of(line.strip(), int(sys.argv[1]))), flush=True)
     sys.exit()
 
 pytest.importorskip("triton", reason="needs Triton's compiler: pip install triton")
@@ -75,33 +72,68 @@ pytest.importorskip("triton", reason="needs Triton's compiler: pip install trito
 from triton_builds import builds  # noqa: E402
 
 
+class Compiler:
+    """A process that compiles for one target what it was told of, in that order, while the tests before wait.
+
+    errors: where it writes what nobody reads unless it fails; a pipe would fill.
+    """
+
+    def __init__(self, capability: int, names: Sequence[str], errors: Path) -> None:
+        env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        env["PYTHONPATH"] = os.pathsep.join(sys.path)
+        self._errors = errors
+        with errors.open("w") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(capability)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                env=env,
+            )
+        self._process.stdin.write("".join(f"{name}\n" for name in names))
+        self._process.stdin.close()
+        self._waiting, self._found = list(names), {}
+
+    def usage(self, name: str) -> dict[str, int]:
+        while name not in self._found:
+            line = self._process.stdout.readline()
+            if not line:
+                pytest.fail(f"the compiler ended at {self._waiting[0]}:\n{self._errors.read_text()}")
+            self._found[self._waiting.pop(0)] = json.loads(line)
+        return self._found[name]
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+
+
 @pytest.fixture(scope="module")
-def usage() -> dict[str, dict[str, int]]:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    # One process for each target, side by side.
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(capability)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        for capability in CAPABILITIES
-    ]
-    found: dict[str, dict[str, int]] = {}
-    for process in running:
-        out, error = process.communicate()
-        assert process.returncode == 0, error
-        found |= json.loads(out)
-    return found
+def compilers(request, tmp_path_factory) -> Iterator[dict[int, Compiler]]:
+    """{capability: its compiler}, side by side, each with the builds of the tests that are run.
+
+    A test waits for its own build: all of them in the fixture took minutes that counted as the first test's.
+    """
+    asked: dict[int, list[str]] = {}
+    for item in request.session.items:
+        if item.path == request.path and hasattr(item, "callspec"):
+            asked.setdefault(item.callspec.params["capability"], []).append(item.callspec.params["name"])
+    folder = tmp_path_factory.mktemp("compilers")
+    started = {
+        capability: Compiler(capability, names, folder / str(capability))
+        for capability, names in asked.items()
+    }
+    yield started
+    for compiler in started.values():
+        compiler.stop()
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+# The targets of a kernel one after the other, as the processes come to it.
 @pytest.mark.parametrize("name", list(builds()))
-def test_no_register_is_spilled(usage, name, capability):
-    found = usage[f"{name} sm_{capability}"]
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_no_register_is_spilled(compilers, name, capability):
+    found = compilers[capability].usage(name)
     # Spilled registers live on a thread's stack.
     assert found["stack"] <= STACK_BYTES.get(name, 0)
     assert found["local"] == 0

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hangs import HANG_S
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -489,10 +490,10 @@ def test_threads_share_an_encoder_while_another_one_uses_its_tokenizer():
         disturbed = pool.submit(disturb)
         try:
             for result in [pool.submit(encoder.encode, rows) for _ in range(4)]:
-                assert [sample.input_ids.tolist() for sample in result.result(60)] == wanted
+                assert [sample.input_ids.tolist() for sample in result.result(HANG_S)] == wanted
         finally:
             done.set()
-        disturbed.result(60)
+        disturbed.result(HANG_S)
 
 
 def test_added_tokens_with_gaps_between_their_numbers_keep_them(tmp_path):

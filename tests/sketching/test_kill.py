@@ -10,7 +10,6 @@ import random
 import time
 from pathlib import Path
 
-import pytest
 from children import children
 
 KILLS = 20
@@ -46,7 +45,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.mark.timeout(400)
 def test_killed_and_resumed_run_gives_the_same_bytes_and_score(tmp_path):
     from gvendi_fast.analysis.scoring import score_run
     from gvendi_fast.data.run_directory import RunDirectory

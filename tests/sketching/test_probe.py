@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from hangs import HANG_S
 from small_models import CONFIGS, SPEC, autograd_sketch, build, pad, samples
 
 from gvendi_fast.base.errors import GvendiError
@@ -67,20 +68,20 @@ def test_a_compiler_at_work_in_one_thread_is_none_in_another(graphs, monkeypatch
 
     def stop(graph, _inputs, **_):
         inside.set()
-        assert go.wait(20)
+        assert go.wait(HANG_S)
         return graph.forward
 
     monkeypatch.setattr(graphs, "backend", stop)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(compiled.sketch, *batch)
-        assert inside.wait(20)
+        assert inside.wait(HANG_S)
         try:
             with pytest.raises(GvendiError, match="cannot be run while another thread sketches"):
                 model(batch[0])
             assert torch.equal(eager.sketch(*batch).z, wanted[1])
         finally:
             go.set()
-        assert relative(found.result(60).z, wanted[0]) <= SAME
+        assert relative(found.result(HANG_S).z, wanted[0]) <= SAME
 
 
 @pytest.mark.parametrize("graphs", ["aot_eager"], indirect=True)

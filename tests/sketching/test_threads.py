@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hangs import HANG_S
 from small_models import GATED, SPEC, build, pad, samples, state_of
 
 import gvendi_fast.sketching.gradients.sketcher as sketcher_module
@@ -25,7 +26,7 @@ from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 BATCH = pad(samples())
 OTHER = SketchSpec(dim=128, seed=9)
-WAIT_S = 20.0
+WAIT_S = HANG_S
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tests.soak.attempt import (
     growing,
     in_child,
 )
-from tests.soak.commands import Ended
+from tests.soak.commands import LIMIT_S, Ended
 from tests.soak.os_faults import ERRORS, Plan, install
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -458,7 +458,7 @@ def start(attempt: Attempt) -> None:
     except subprocess.TimeoutExpired:
         process.send_signal(number)
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LIMIT_S)
         hung = False
     except subprocess.TimeoutExpired:
         process.kill()

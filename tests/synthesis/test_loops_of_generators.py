@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hangs import HANG_S
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.synthesis.generators.request_store import RequestStore
@@ -39,5 +40,5 @@ def test_another_threads_loop_is_refused_while_the_first_is_open(tmp_path):
         assert asyncio.run(both()).text == "four"
         assert store.counts() == {"ok": 1}
         # That loop is closed now.
-        assert pool.submit(lambda: asyncio.run(generator.generate(other))).result(60).text == "four"
+        assert pool.submit(lambda: asyncio.run(generator.generate(other))).result(HANG_S).text == "four"
         assert store.counts() == {"ok": 2}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer, Fault
 from children import children, grow
+from hangs import wait_for
 from problem_families import seed_rows, writer
 from synthesis_runs import FILES, contents, paid, run, settings, write_rows
 
@@ -50,14 +51,7 @@ def kill(process, server: ChatServer) -> None:
     process.kill()
     process.join()
     server.let_go()
-    wait_for(lambda: server.under_way == 0)
-
-
-def wait_for(condition) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.002)
+    wait_for(lambda: server.under_way == 0, "the requests under way")
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
@@ -74,7 +68,7 @@ def test_killed_many_times_between_answers_nothing_is_paid_twice(kills, whole, t
                 assert process.exitcode is None, f"the run ended before kill {number}"
                 return server.served.total() == wanted and server.under_way == AT_ONCE
 
-            wait_for(held)
+            wait_for(held, "the gate of the server")
             # The last answers are committed; blocks may be sketched and written.
             time.sleep(0.1 + generator.uniform(0, 0.2))
             kill(process, server)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from chat_server import TRUNCATED, ChatServer, Fault
+from hangs import HANG_S
 from problem_families import FAMILIES, family_of, seed_rows, writer
 from synthesis_runs import FILES, contents, lines, paid, run, settings, write_rows
 
@@ -202,7 +203,7 @@ def test_what_the_sketching_process_refuses_is_told(tmp_path):
     assert not child.alive
     # It may have ended before anybody asks.
     with SketchProcess(ProxyConfig(name=str(tmp_path / "none")), 128, 2048) as process:
-        process._child._process.wait(60)
+        process._child._process.wait(HANG_S)
         with pytest.raises(GvendiError, match="none"):
             process.sketch([{"prompt": "a" * 1000, "completion": "b"}])
 

@@ -129,12 +129,12 @@ def test_boxed_answer(solution, answer):
 
 
 def test_deep_and_many_boxes_take_no_time():
-    begun = time.monotonic()
+    begun = time.process_time()
     assert isinstance(boxed_answer("\\boxed{" * 20_000 + "}" * 20_000), Reason)
     assert isinstance(boxed_answer("\\boxed{" * 20_000), Reason)
     assert boxed_answer("\\boxed{1}" * 20_000) == "1"
     assert isinstance(sections("<problem>" * 20_000, ("problem",)), Reason)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_reasoning_before_the_answer_is_passed_over():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hangs import HANG_S
 
 from gvendi_fast.base import one_thread
 from gvendi_fast.base.errors import GvendiError
@@ -20,7 +21,7 @@ from gvendi_fast.vendi import RowMean, VendiState, between_source, diagnose, jac
 state_module = importlib.import_module("gvendi_fast.vendi.state")
 centered_module = importlib.import_module("gvendi_fast.vendi.centered")
 kmeans_module = importlib.import_module("gvendi_fast.clusters.kmeans")
-WAIT_S = 20
+WAIT_S = HANG_S
 K = 64
 ROWS = torch.randn(60, K, generator=torch.Generator().manual_seed(0))
 MORE = torch.randn(7, K, generator=torch.Generator().manual_seed(1))

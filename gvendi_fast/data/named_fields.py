@@ -1,0 +1,92 @@
+"""Fields that the user named and no row has are told of before the corpus is sketched, not hours later."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printable import printable
+from gvendi_fast.data.rows import Fields, Rejected, Row, decode_line
+from gvendi_fast.data.work_units import Manifest, UnitReader, _open_records
+
+# Rows whose fields are listed, and names that an error lists.
+FIRST_ROWS, MOST_NAMES = 64, 20
+# {field of `Fields`: whether a row was read with it}. A prompt that is a list of messages is a conversation.
+_USED: dict[str, Callable[[Row], bool]] = {
+    "prompt": lambda row: row.prompt is not None or row.messages is not None,
+    "completion": lambda row: row.completion is not None or row.messages is not None,
+    "messages": lambda row: row.messages is not None,
+    "text": lambda row: row.text is not None,
+    "id": lambda row: row.id != f"{row.file}:{row.line}",
+    "by": lambda row: row.group != "",
+}
+
+
+def check_named_fields(manifest: Manifest) -> None:
+    """GvendiError for a field that was named, `by` or one other than the default, and that no readable row has.
+
+    Reads up to the first row that has it, which is one row as a rule. A corpus without a readable row is not judged.
+    """
+    usual = Fields()
+    names = {name: getattr(manifest.fields, name) for name in _USED}
+    missing = [name for name, field in names.items() if field != getattr(usual, name)]
+    is_readable = False
+    for row in _rows(manifest) if missing else ():
+        is_readable = True
+        missing = [name for name in missing if not _USED[name](row)]
+        if not missing:
+            return
+    if missing and is_readable:
+        name = missing[0]
+        argument = name if name == "by" else f"{name}_field"
+        # Another form of the row may have come before.
+        what = "which no row has" if name in ("by", "id") else "and no row was read from it"
+        raise GvendiError(f"{argument} is {names[name]!r}, {what}; {_advice(manifest, names[name])}")
+
+
+def _rows(manifest: Manifest) -> Iterator[Row]:
+    with UnitReader(manifest) as reader:
+        for unit in manifest.units:
+            for row in reader.read(unit):
+                if not isinstance(row, Rejected):
+                    yield row
+
+
+def _advice(manifest: Manifest, field: str) -> str:
+    """What the first rows have instead."""
+    seen = list(dict.fromkeys(name for record in _records(manifest) for name in _names(record)))
+    if not seen:
+        return "name a field of the rows"
+    near = difflib.get_close_matches(field, seen, 1)
+    more = f" and {len(seen) - MOST_NAMES} more" if len(seen) > MOST_NAMES else ""
+    meant = f"; did you mean '{printable(near[0])}'?" if near else ""
+    return f"the first rows have {printable(', '.join(seen[:MOST_NAMES]))}{more}{meant}"
+
+
+def _records(manifest: Manifest) -> list[Any]:
+    source, unit = manifest.files[0], manifest.units[0]
+    if source.kind == "parquet":
+        import pyarrow.parquet as pq
+
+        # A file of columns has them all in its first row.
+        return [{one.name: _struct(one.type) for one in pq.read_schema(source.here or source.path)}]
+    found = []
+    for _, _, payload in islice(_open_records(source, unit, manifest), FIRST_ROWS):
+        found.append(decode_line(payload) if type(payload) is bytes else payload)
+    return found
+
+
+def _struct(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return {one.name: None for one in kind} if pa.types.is_struct(kind) else None
+
+
+def _names(record: Any) -> Iterator[str]:
+    """The fields of a row, and those of its objects as dotted paths."""
+    for name, value in record.items() if isinstance(record, dict) else ():
+        yield name
+        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else ()
