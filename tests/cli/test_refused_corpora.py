@@ -38,17 +38,14 @@ def test_a_sketch_of_refused_rows_and_a_limit_on_them_say_so_too(gvendi, tmp_pat
         "3 rows rejected (missing fields: none of 'prompt' with 'completion', 'messages', 'text': 3; each is in '"
         in out
     )
-    assert (
-        "rows have the fields 'question', 'answer', 'text'; --text-field question would read them as texts"
-        in err
-    )
+    assert "rows have the fields 'question', 'answer'; --text-field question would read them as texts" in err
     code, out, err = gvendi("score", path, *SMALL, "--max-rejected", "1")
     assert code == 1
     assert (
         "error: 3 rows are rejected and --max-rejected allows 1; mend the rows, or allow more. By kind: missing"
         in err
     )
-    assert "  rows have the fields 'question', 'answer', 'text';" in err
+    assert "  rows have the fields 'question', 'answer';" in err
 
 
 def test_rejections_are_grouped_with_the_range_of_their_sizes(gvendi, tmp_path):
