@@ -10,6 +10,7 @@ from gvendi_fast.data.records import (
     Unread,
     decode_value,
     kind_of_value,
+    lone_surrogate,
     problem_in,
     text_of,
     without_nulls,
@@ -56,7 +57,8 @@ def read_messages(value: Any, field: str) -> list[dict[str, Any]] | Reason:
         # Nearly every message: nothing is to be changed.
         if type(message) is dict and len(message) == 2:
             role, content = message.get("role"), message.get("content")
-            if type(role) is str and role in CANONICAL and type(content) is str and content.isascii():
+            is_plain = type(role) is str and role in CANONICAL and type(content) is str
+            if is_plain and (content.isascii() or not lone_surrogate(content)):
                 messages.append(message)
                 continue
         read = _message(message, number, field)

@@ -224,10 +224,21 @@ def surrogate_in(field: str) -> Reason:
 
 def problem_in(value: Any, field: str) -> Reason | None:
     """Why a value cannot be used somewhere in its depth: half a character, or what could not be read."""
-    unread = next(unread_in(value), None)
-    if unread is not None:
-        return unread.reason
-    return surrogate_in(field) if lone_surrogate(value) else None
+    if isinstance(value, Unread):
+        return value.reason
+    if isinstance(value, str):
+        return surrogate_in(field) if lone_surrogate(value) else None
+    if isinstance(value, dict):
+        for key, item in value.items():
+            # Most keys and values are ASCII, for which no call is made.
+            if type(item) is str and item.isascii() and type(key) is str and key.isascii():
+                continue
+            problem = problem_in(key, field) or problem_in(item, field)
+            if problem is not None:
+                return problem
+    elif isinstance(value, list | tuple):
+        return next(filter(None, (problem_in(item, field) for item in value)), None)
+    return None
 
 
 def unread_in(value: Any) -> Iterator[Unread]:

@@ -18,7 +18,7 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.messages import read_messages, read_tools, supervised_problem
-from gvendi_fast.data.records import Fields, Reason, kind_of_value, text_of
+from gvendi_fast.data.records import Fields, Reason, kind_of_value, lone_surrogate, text_of
 
 # Rows by which a shape is recognised.
 FIRST_ROWS = 64
@@ -295,9 +295,11 @@ def _fields_reader(fields: Fields) -> Reader:
     def read(record: dict) -> Content | Reason:
         prompt, completion = record.get(prompt_name), record.get(completion_name)
         if prompt is not None and completion is not None:
-            # Nearly every pair: nothing is to be looked at.
-            if type(prompt) is str and type(completion) is str and prompt.isascii() and completion.isascii():
-                return (prompt, completion) if completion.strip() else Reason("empty completion")
+            # Nearly every pair: nothing is to be changed.
+            if type(prompt) is str and type(completion) is str:
+                fine = completion.isascii() or not lone_surrogate(completion)
+                if fine and (prompt.isascii() or not lone_surrogate(prompt)):
+                    return (prompt, completion) if completion.strip() else Reason("empty completion")
             if isinstance(prompt, list) or isinstance(completion, list):
                 return _prompted(prompt, completion, names, record)
             completion = text_of(completion, completion_name)
@@ -309,6 +311,8 @@ def _fields_reader(fields: Fields) -> Reader:
         if messages is not None:
             return _conversation(read_messages(messages, messages_name), record)
         if text is not None:
+            if type(text) is str and text.isascii() and text.strip():
+                return None, None, None, text
             return _text(text, text_name)
         if prompt is not None:
             return Reason(f"missing field '{completion_name}'")
@@ -451,8 +455,8 @@ def recognise(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequen
         notes.append(describe(found) + ("" if asked != "auto" else "; --format says otherwise"))
     else:
         notes += _doubts(records, fields)
-    readable = sum(_has(record, found) for record in records)
-    advice = "" if 2 * readable >= len(records) else _advice(records, found, seen, best)
+    others = [record for record in records if not _has(record, found)]
+    advice = _advice(others, found, seen, best) if 2 * len(others) > len(records) else ""
     if advice:
         notes.append(f"most of the first rows cannot be read: {advice}")
     return Recognised(found, tuple(notes), advice)

@@ -86,13 +86,63 @@ def texts_in(value):
             yield from texts_in(part)
 
 
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
+KNOWN = ("system", "user", "assistant", "tool", "developer")
+
+
+def as_text(value):
+    """A text, also as bytes of UTF-8; None for anything else."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return value if type(value) is str and not lone(value) else None
+
+
+def turns_of(value):
+    """[(role, content, whether something of it is supervised)] of messages, None where they are none."""
+    if type(value) is str:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if type(value) is not list or any(map(lone, texts_in(value))):
+        return None
+    found = []
+    for message in value:
+        if type(message) is not dict:
+            return None
+        role, content = message.get("role"), message.get("content")
+        role = message.get("from") if role is None else role
+        content = message.get("value") if content is None else content
+        calls = message.get("tool_calls")
+        calls = [] if calls is None or (type(calls) is str and not calls.strip()) else calls
+        if type(calls) is not list or type(role) is not str:
+            return None
+        role = role.strip().lower()
+        role = ROLES.get(role, role)
+        if content is None and calls:
+            content = ""
+        if type(content) is list and all(type(part) is str for part in content):
+            content = "".join(content)
+        if role not in KNOWN or type(content) is not str:
+            return None
+        found.append((role, content, role == "assistant" and bool(calls or content.strip())))
+    return found
+
+
 def by_the_rules(record):
     """(id, group, texts) of a record as docs and docstrings of `Fields` say, None where it is no row."""
     if not isinstance(record, dict):
         return None
     own, group = record.get("id"), record.get("family")
+    own = as_text(own) if isinstance(own, bytes) else own
+    if type(own) is float:
+        own = None if own != own else int(own) if own.is_integer() and abs(own) < 2**53 else False
     if own is not None and (type(own) not in (str, int) or (type(own) is str and lone(own))):
         return None
+    group = as_text(group) or group if isinstance(group, bytes) else group
     if any(map(lone, texts_in(group))):
         return None
     if group is None:
@@ -101,37 +151,36 @@ def by_the_rules(record):
         group = json.dumps(group, ensure_ascii=False, sort_keys=True, default=str)
     prompt, completion, messages, text = map(record.get, ("prompt", "completion", "messages", "text"))
     if prompt is not None and completion is not None:
-        found = [("prompt", prompt), ("completion", completion)]
-        supervised = [completion]
-    elif messages is not None:
-        if type(messages) is not list or any(map(lone, texts_in(messages))):
-            return None
-        found, supervised = [], []
-        for message in messages:
-            if type(message) is not dict:
+        if list in (type(prompt), type(completion)):
+            asked, told = (
+                turns_of([{"role": role, "content": value}] if type(value) is not list else value)
+                for role, value in (("user", prompt), ("assistant", completion))
+            )
+            if asked is None or told is None or not any(own for _, _, own in told):
                 return None
-            content = message.get("content")
-            if content is None and message.get("tool_calls") is not None:
-                content = ""
-            found.append((message.get("role"), content))
-            if message.get("role") == "assistant":
-                calls = message.get("tool_calls") is not None
-                supervised.append("call" if calls else content)
+            found = [(role, said) for role, said, _ in asked + told]
+        else:
+            found = [("prompt", as_text(prompt)), ("completion", as_text(completion))]
+            if None in (found[0][1], found[1][1]) or not found[1][1].strip():
+                return None
+    elif messages is not None:
+        told = turns_of(messages)
+        if told is None or not any(own for _, _, own in told):
+            return None
+        found = [(role, said) for role, said, _ in told]
     elif text is not None:
-        found, supervised = [("text", text)], [text]
+        found = [("text", as_text(text))]
+        if found[0][1] is None or not found[0][1].strip():
+            return None
     else:
-        return None
-    if any(type(role) is not str or type(said) is not str or lone(said) for role, said in found):
-        return None
-    if not any(said.strip() for said in supervised):
         return None
     return (None if own is None else str(own)), group, found
 
 
 def parsed(line):
-    """The same of a line; None for one that is no JSON."""
+    """The same of a line; None for one that is no JSON. Bytes that are no UTF-8 are halves of characters here."""
     try:
-        return by_the_rules(json.loads(line.decode("utf-8")))
+        return by_the_rules(json.loads(line.decode("utf-8", "surrogateescape")))
     except (ValueError, RecursionError):
         return None
 
@@ -169,14 +218,16 @@ def parquet_rows(path):
         return None
     found = {}
     for number in range(len(table)):
-        try:
-            (record,) = table.slice(number, 1).to_pylist()
-        except UnicodeDecodeError:
-            # Bytes that are no text spoil their own row alone.
-            record = None
-        # Dates beyond Python's, and whatever else these bytes may mean to it.
-        except Exception:
-            return None
+        record = {}
+        for name in table.column_names:
+            try:
+                record |= table.select([name]).slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                # Bytes that are no text spoil their own field alone.
+                record[name] = "\ud800"
+            # Dates beyond Python's, and whatever else these bytes may mean to it.
+            except Exception:
+                return None
         found[number + 1] = by_the_rules(record)
     return found
 
