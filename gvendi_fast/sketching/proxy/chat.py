@@ -16,14 +16,14 @@ from gvendi_fast.base.bounded_jinja import Budget, TooMuchError, budget_for, wor
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 from gvendi_fast.sketching.proxy.control_tokens import ControlTokens, hide, is_hidden
+from gvendi_fast.sketching.proxy.left_out import left_out
 from gvendi_fast.sketching.proxy.messages import (
     ASIDE,
-    REASONING,
     TOOL,
     TOOL_TALK,
     Message,
     Shapes,
-    reasoning_of,
+    replaced,
     supervision,
 )
 from gvendi_fast.sketching.proxy.tracked_jinja import Track, TrackedEnvironment, render
@@ -44,7 +44,12 @@ _SHOWN = 120
 _SENTINEL = "content-3f1b77"
 _CALL = "call_3f1b77"
 _KNOWN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
-_LOST = Reason("chat template rewrites an assistant's turn, so its supervised part cannot be found")
+_LOST = Reason(
+    "chat template leaves out or rewrites an assistant's turn, so its supervised part cannot be found"
+)
+# Between these, Gemma 4 writes a tool's answer into the turn of the assistant that called it.
+_ANSWER_BEGINS, _ANSWER_ENDS = "<|tool_response>", "<tool_response|>"
+_ANSWER = re.compile(f"{re.escape(_ANSWER_BEGINS)}.*?{re.escape(_ANSWER_ENDS)}", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -111,6 +116,7 @@ class ChatTemplate:
             # Rows that need no template can be read.
             self._broken = f"it cannot be compiled ({words_of(error)[:_SHOWN]})"
         self._marks = environment.marks
+        self._knows_answers = _ANSWER_BEGINS in source and _ANSWER_ENDS in source
         self._special = dict(tokenizer.special_tokens_map)
         self._markers = sorted(
             {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True
@@ -284,8 +290,11 @@ class ChatTemplate:
             else:
                 turns[index] = turn[0] + header, turn[1]
         if others:
-            probe = [_replaced(message) if supervised[i] else message for i, message in enumerate(messages)]
-            known, of_probe = self._apply(probe, budget, tools=tools)
+            probe = [
+                replaced(message, _SENTINEL, _CALL) if supervised[i] else message
+                for i, message in enumerate(messages)
+            ]
+            known, of_probe = self._probed(probe, budget, tools)
             for index in others:
                 turn = self._turn(text, track, index, len(messages))
                 asked = self._turn(known, of_probe, index, len(messages))
@@ -295,7 +304,11 @@ class ChatTemplate:
                 if found is not None:
                     turns[index] = turn[0] + found, turn[1]
                     continue
-                by_prefix = self._by_prefix(text, messages, tools, index, budget)
+                try:
+                    by_prefix = self._by_prefix(text, messages, tools, index, budget)
+                except TemplateError:
+                    # It takes the whole conversation and no beginning of it.
+                    by_prefix = None
                 if by_prefix is None:
                     return _LOST
                 turns[index] = by_prefix
@@ -303,8 +316,17 @@ class ChatTemplate:
             turns = {index: (start, self._later_end(text, end)) for index, (start, end) in turns.items()}
         spans = [span for index in sorted(turns) for span in self._spans(text, *turns[index])]
         if any(message["role"] == "tool" for message in messages) and self._hears:
-            return _without_answers(text, spans)
+            return _without_answers(text, spans) if self._knows_answers else _LOST
         return spans
+
+    def _probed(
+        self, messages: list[Message], budget: Budget, tools: list[Message] | None
+    ) -> tuple[str, Track]:
+        """What the template writes of other words, nothing where it refuses them."""
+        try:
+            return self._apply(messages, budget, tools=tools)
+        except TemplateError:
+            return "", Track(messages)
 
     @cached_property
     def _ends_later(self) -> bool:
@@ -385,8 +407,8 @@ class ChatTemplate:
         index: int,
         budget: Budget,
     ) -> int | None:
-        known = [*messages[:index], _replaced(messages[index])]
-        probe = self._apply(known, budget, tools=tools)[0]
+        known = [*messages[:index], replaced(messages[index], _SENTINEL, _CALL)]
+        probe = self._probed(known, budget, tools)[0]
         start = probe.find(_SENTINEL)
         if start >= 0 and text.startswith(probe[:start]):
             return start
@@ -407,29 +429,12 @@ class ChatTemplate:
         budget: Budget,
     ) -> tuple[str, ...]:
         """Kinds of what a conversation holds and its text lacks, in a fixed order."""
-        lost: dict[str, None] = {}
-        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
-        for index, message in enumerate(messages):
-            turn = track.only_turn(index)
-            # A template may move what others say; an assistant's words stand in its turn.
-            where = text[slice(*turn)] if turn and message["role"] == "assistant" else text
-            content, reasoning = _words(message), reasoning_of(message)
-            if message["role"] == "assistant" and "</think>" in content:
-                inside, content = content.split("</think>", 1)
-                reasoning = reasoning or inside.rpartition("<think>")[2]
-            if not _is_in(reasoning, where):
-                lost["reasoning of earlier turns dropped" if index < last_user else "reasoning dropped"] = (
-                    None
-                )
-            if not _is_in(content, where):
-                lost[f"{message['role']} content dropped"] = None
-            if not all(_is_in(name, where) for name in _names(message.get("tool_calls"))):
-                lost["tool calls dropped"] = None
+        found = left_out(text, messages, [track.only_turn(index) for index in range(len(messages))])
         if tools and self._without_tools(messages, budget) == text:
-            lost["tools dropped"] = None
+            found.append("tools dropped")
         if self._ends_later and messages[-1]["role"] == "assistant":
-            lost["no end of the last turn"] = None
-        return tuple(lost)
+            found.append("no end of the last turn")
+        return tuple(found)
 
     def _spans(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
         """Supervised ranges of one turn, which is content, end-of-turn marker and white space."""
@@ -447,33 +452,7 @@ def _in_common(one: str, other: str) -> int:
     )
 
 
-def _replaced(message: Message) -> Message:
-    """An assistant's message with known words in place of its own; it has a content in any case."""
-    made = dict(message)
-    for name in REASONING:
-        if isinstance(message.get(name), str) and message[name].strip():
-            made[name] = _SENTINEL
-    if message["content"] or not reasoning_of(message).strip():
-        is_text = not isinstance(message["content"], list)
-        made["content"] = _SENTINEL if is_text else [{"type": "text", "text": _SENTINEL}]
-    if isinstance(message.get("tool_calls"), list):
-        made["tool_calls"] = [_renamed(call) for call in message["tool_calls"]]
-    return made
-
-
-def _renamed(call: Any) -> Any:
-    if not isinstance(call, dict):
-        return call
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": {**call["function"], "name": _CALL}}
-    return {**call, "name": _CALL}
-
-
-# Between these, Gemma 4 writes a tool's answer.
-_ANSWER = re.compile(r"<\|tool_response>.*?<tool_response\|>", re.DOTALL)
-
-
-def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]] | Reason:
+def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The ranges without what tools answered in them."""
     kept = []
     for start, end in spans:
@@ -481,28 +460,7 @@ def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int,
             kept.append((start, answer.start()))
             start = answer.end()
         kept.append((start, end))
-    if len(kept) == len(spans):
-        return _LOST
     return [(start, end) for start, end in kept if start < end]
-
-
-def _words(message: Message) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
-
-
-def _is_in(words: str, text: str) -> bool:
-    """Whether a text holds the words, as they are or as a JSON string has them."""
-    words = words.strip()
-    return words in text or any(json.dumps(words, ensure_ascii=how)[1:-1] in text for how in (False, True))
-
-
-def _names(calls: Any) -> Iterator[str]:
-    for call in calls if isinstance(calls, list) else ():
-        inner = call.get("function", call) if isinstance(call, dict) else None
-        name = inner.get("name") if isinstance(inner, dict) else None
-        if isinstance(name, str):
-            yield name
 
 
 def _template_of(tokenizer: Any, name: str, with_tools: bool) -> str:

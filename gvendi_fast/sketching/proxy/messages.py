@@ -89,6 +89,31 @@ def reasoning_of(message: Message) -> str:
     return next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
 
 
+def replaced(message: Message, words: str, call: str) -> Message:
+    """An assistant's message with `words` in place of each of its texts, and `call` for the tools that it calls.
+
+    It has a content where it has no reasoning, be it tool calls alone.
+    """
+    made = dict(message)
+    for name in REASONING:
+        if isinstance(message.get(name), str) and message[name].strip():
+            made[name] = words
+    if message["content"] or not reasoning_of(message).strip():
+        is_text = not isinstance(message["content"], list)
+        made["content"] = words if is_text else [{"type": "text", "text": words}]
+    if isinstance(message.get("tool_calls"), list):
+        made["tool_calls"] = [_renamed(one, call) for one in message["tool_calls"]]
+    return made
+
+
+def _renamed(call: Any, name: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": {**call["function"], "name": name}}
+    return {**call, "name": name}
+
+
 class Shapes:
     """What one template reads of messages.
 
