@@ -176,7 +176,7 @@ class ChatTemplate:
             hidden = self._hidden(talk)
             if isinstance(hidden, Reason):
                 return hidden
-            notes = self._notes(talk) if with_notes else ()
+            notes = self._notes(talk, supervised[-1]) if with_notes else ()
         except TemplateError as error:
             return _refusal(error)
         if with_notes and hidden is not None:
@@ -196,7 +196,10 @@ class ChatTemplate:
 
     def prompt(self, messages: list[Message]) -> str:
         """The text that the assistant's next turn would follow. Raises jinja2's TemplateError where it is refused."""
-        return self.text(messages, prompt=True)
+        shaped = self._shaped(messages)
+        if isinstance(shaped, Reason):
+            raise TemplateRuntimeError(shaped)
+        return self._apply(shaped, budget_for(shaped), prompt=True)[0]
 
     def text(
         self,
@@ -386,13 +389,13 @@ class ChatTemplate:
         is_prompt = talk.text.startswith(prompted) and prompted != self._probed(before, talk)[0]
         return len(prompted) if is_prompt else None
 
-    def _notes(self, talk: _Talk) -> tuple[str, ...]:
+    def _notes(self, talk: _Talk, is_last_supervised: bool) -> tuple[str, ...]:
         """Kinds of what a conversation holds and its text lacks, in a fixed order."""
         turns = [talk.track.only_turn(index) for index in range(len(talk.messages))]
         found = left_out(talk.text, talk.messages, turns)
         if talk.tools and self._probed_without_tools(talk) == talk.text:
             found.append("tools dropped")
-        if self._ends_later and talk.messages[-1]["role"] == "assistant":
+        if self._ends_later and is_last_supervised:
             found.append("no end of the last turn")
         return tuple(found)
 
