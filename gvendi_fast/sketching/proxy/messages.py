@@ -60,7 +60,7 @@ TOOL_TALK = [
 
 
 def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | Reason:
-    """(the messages without flags, whether each is supervised), or why the flags cannot be followed.
+    """(the messages without flags and empty lists of calls, whether each is supervised), or why a flag is none.
 
     Every assistant's message is supervised unless one of its flags says no; no other message is.
     """
@@ -79,6 +79,9 @@ def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | R
                     )
                 is_on = value in _YES
             message = {key: value for key, value in message.items() if key not in FLAGS}
+        # Templates ask only whether they are there.
+        if message.get("tool_calls") == []:
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
         plain.append(message)
         supervised.append(is_on)
     return plain, supervised
