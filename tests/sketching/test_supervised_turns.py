@@ -36,6 +36,11 @@ MARKED = (
 )
 # The end of a turn is the next header, and the last turn has none.
 OPEN = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+# By number, so that no loop tells the turns.
+NUMBERED = (
+    "{% for i in range(messages | length) %}<|im_start|>{{ messages[i].role }}\n{{ messages[i].content }}"
+)
+NUMBERED += "<|im_end|>\n{% endfor %}"
 # As Phi-3 ends: one more marker behind the last turn.
 FOOTED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -124,9 +129,24 @@ def test_what_is_dropped_is_said(tiny):
         "tool calls dropped",
         "tools dropped",
     )
+    first = CHATML.replace(
+        "{{ m.content }}", "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0] | tojson }}{% endif %}"
+    )
+    twice = talk(USER, said("assistant", "", tool_calls=calls * 2))
+    assert Encoder(with_template(tiny, first)).preview(twice).notes == ("tool calls dropped",)
     mute = CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' or m.role == 'assistant' }}")
     heard = talk(said("system", "Be brief."), USER, ANSWER)
     assert Encoder(with_template(tiny, mute)).preview(heard).notes == ("system content dropped",)
+
+
+def test_no_content_is_taken_for_the_words_that_are_put_in_place_of_the_assistants(tiny):
+    words = "content-3f1b77 call_3f1b77 content-3f1b77x"
+    for source in (THINKING, NUMBERED):
+        row = talk(said("user", words), said("assistant", f"<think>hm</think>{words}"), AGAIN, MORE)
+        called, more = supervised(with_template(tiny, source), row)
+        assert called.endswith(words + "<|im_end|>")
+        assert called.count("content-3f1b77") == 2
+        assert more == "One more.<|im_end|>"
 
 
 def test_an_end_that_is_the_next_header():
@@ -137,6 +157,7 @@ def test_an_end_that_is_the_next_header():
     assert supervised(tokenizer, row) == ["Half of four.<|user|>", "One more."]
     assert Encoder(tokenizer).preview(row).notes == ("no end of the last turn",)
     assert Encoder(tokenizer).preview(talk(USER, ANSWER, AGAIN)).notes == ()
+    assert Encoder(tokenizer).preview(talk(USER, ANSWER, AGAIN, {**MORE, "weight": 0})).notes == ()
 
 
 def test_a_footer_belongs_to_the_last_turn(tiny):

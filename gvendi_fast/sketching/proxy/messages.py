@@ -60,7 +60,7 @@ TOOL_TALK = [
 
 
 def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | Reason:
-    """(the messages without flags, whether each is supervised), or why the flags cannot be followed.
+    """(the messages without flags and empty lists of calls, whether each is supervised), or why a flag is none.
 
     Every assistant's message is supervised unless one of its flags says no; no other message is.
     """
@@ -79,6 +79,9 @@ def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | R
                     )
                 is_on = value in _YES
             message = {key: value for key, value in message.items() if key not in FLAGS}
+        # Templates ask only whether they are there.
+        if message.get("tool_calls") == []:
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
         plain.append(message)
         supervised.append(is_on)
     return plain, supervised
@@ -87,6 +90,31 @@ def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | R
 def reasoning_of(message: Message) -> str:
     """A message's reasoning under whatever name, "" where it has none."""
     return next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
+
+
+def replaced(message: Message, words: str, call: str) -> Message:
+    """An assistant's message with `words` in place of each of its texts, and `call` for the tools that it calls.
+
+    It has a content where it has no reasoning, be it tool calls alone.
+    """
+    made = dict(message)
+    for name in REASONING:
+        if isinstance(message.get(name), str) and message[name].strip():
+            made[name] = words
+    if message["content"] or not reasoning_of(message).strip():
+        is_text = not isinstance(message["content"], list)
+        made["content"] = words if is_text else [{"type": "text", "text": words}]
+    if isinstance(message.get("tool_calls"), list):
+        made["tool_calls"] = [_renamed(one, call) for one in message["tool_calls"]]
+    return made
+
+
+def _renamed(call: Any, name: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": {**call["function"], "name": name}}
+    return {**call, "name": name}
 
 
 class Shapes:
