@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.index import Manifest, Rejected, Row, Unit, UnitReader
-from gvendi_fast.data.rows import kind_of_reason
+from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
 from gvendi_fast.data.sources import ParquetSource
+from gvendi_fast.data.work_units import Manifest, Unit, UnitReader
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Preview
 from gvendi_fast.sketching.silent_faults import NOTABLE, Fault, Looked, Looks, faults
 

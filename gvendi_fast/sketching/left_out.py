@@ -87,10 +87,19 @@ def _content(role: str, content: Any) -> Iterator[Held]:
 
 def _spelled(kind: str, whose: str, text: str, is_answer: bool) -> Iterator[Held]:
     if text.strip():
-        ways = (text, *(json.dumps(text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)))
-        # Some templates print an object as Python does.
-        ways = (*ways, repr(text)[1:-1]) if kind in (CALLS, TOOLS) else ways[:1]
+        ways = [text]
+        if kind in (CALLS, TOOLS):
+            # An object may be written as JSON or as Python has it, and JSON that is a string already as one more.
+            ways += [_json(text, is_ascii) for is_ascii in (False, True)]
+            ways += [
+                repr(text)[1:-1],
+                *(_json(way, is_ascii) for way in ways[1:] for is_ascii in (False, True)),
+            ]
         yield Held(kind, whose, tuple(dict.fromkeys(map(squeezed, ways))), is_answer)
+
+
+def _json(text: str, is_ascii: bool) -> str:
+    return json.dumps(text, ensure_ascii=is_ascii)[1:-1]
 
 
 def _strings(value: Any) -> Iterator[str]:

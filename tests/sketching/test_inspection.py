@@ -238,7 +238,7 @@ def test_reasoning_inside_the_content_is_missed(tmp_path):
     cuts = LINE.replace("m['content']", "m['content'].split('</think>')[-1]")
     rows = chats()
     for n, row in enumerate(rows):
-        row["messages"][1]["content"] = f"<think>I count to {n}.</think>{row['messages'][1]['content']}"
+        row["messages"][1]["content"] = f"<think>{words(n + 999)}</think>{row['messages'][1]['content']}"
         row["messages"] += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": words(n)}]
     template = "{% for m in messages %}" + cuts + "{% endfor %}" + ASKS
     (fault,) = looked(tmp_path, rows, encoder(template)).faults
@@ -261,7 +261,9 @@ def test_a_template_may_trim_indent_reorder_and_write_arguments_as_it_likes(tmp_
             rows = with_message(chats(), "system", "  Sailor {n}. ")
             for row in rows:
                 row["messages"][-1]["tool_calls"] = call(name="count", arguments=arguments)
-            assert looked(tmp_path, rows, encoder(template)).faults == (), (arguments, template)
+            # The same call in all rows is a text that they share, and no text that is lost.
+            kinds = [fault.kind for fault in looked(tmp_path, rows, encoder(template)).faults]
+            assert kinds == ["shared text"], (arguments, template)
 
 
 @pytest.mark.parametrize("proxy", ["qwen2", "tiny", "stories260K", "no template"])
@@ -280,7 +282,7 @@ def test_no_warning_fires_on_real_data(shared, name, proxy):
     assert found.summary().endswith("; nothing to warn of")
 
 
-@pytest.mark.parametrize("path", ["/tmp/smollm2", "/tmp/models/gemma3"])
+@pytest.mark.parametrize("path", ["/tmp/smollm2", pytest.param("/tmp/models/gemma3", marks=pytest.mark.soak)])
 def test_no_warning_fires_on_real_data_with_real_models(shared, path):
     if not Path(path).is_dir():
         pytest.skip(f"needs the model in {path}")
