@@ -192,34 +192,49 @@ def test_reasoning_template_whose_prompt_is_no_beginning_of_its_turn():
 
 
 def test_template_that_rewrites_earlier_turns():
-    # Only a content with a mark in it is rewritten, so the row is at fault and the run goes on.
     rewriting = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if loop.last else "
         "m['content'].split('</think>')[-1]) + '<|im_end|>\n' }}{% endfor %}"
     )
-    turns = [("user", "a"), ("assistant", "<think>b</think>c"), ("user", "d"), ("assistant", "e")]
-    result = encode(make_tokenizer(rewriting), talk(*turns))
+    tokenizer = make_tokenizer(rewriting)
+    row = talk(("user", "a"), ("assistant", "<think>b</think>c"), ("user", "d"), ("assistant", "e"))
+    assert supervised(tokenizer, encode(tokenizer, row)) == ["c<|im_end|>", "e<|im_end|>"]
+    assert Encoder(tokenizer).preview(row).notes == ("reasoning of earlier turns dropped",)
+
+
+def test_template_that_never_appends():
+    tokenizer = make_tokenizer("{{ messages | length }}" + CHATML)
+    row = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert supervised(tokenizer, encode(tokenizer, row)) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+# Goes through its messages by their numbers, so that its loop does not tell whose turn it is.
+NUMBERED = (
+    "{% for i in range(messages | length) %}{{ '<|im_start|>' + messages[i].role + '\n' + messages[i].content + "
+    "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_template_without_a_loop_over_messages_is_told_by_its_prefixes():
+    tokenizer = make_tokenizer(NUMBERED)
+    row = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert supervised(tokenizer, encode(tokenizer, row)) == ["b<|im_end|>", "d<|im_end|>"]
+    assert Encoder(tokenizer).method == "prefix"
+    assert Encoder(make_tokenizer(CHATML)).method == "loop"
+
+
+def test_a_row_whose_turns_nothing_tells_is_refused_and_ends_no_run():
+    tokenizer = make_tokenizer("{{ messages | length }}" + NUMBERED)
+    rows = [
+        talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+        talk(("user", "a"), ("assistant", "b")),
+    ]
+    refused, fine = Encoder(tokenizer).encode(rows)
     assert (
-        result.reason
-        == "chat template rewrites an assistant's content, so its supervised part cannot be found"
+        refused.reason == "chat template rewrites an assistant's turn, so its supervised part cannot be found"
     )
-    plain = encode(make_tokenizer(rewriting), talk(*turns[2:]))
-    assert supervised(make_tokenizer(rewriting), plain) == ["e<|im_end|>"]
-
-
-def test_template_that_never_appends_is_an_error():
-    counting = "{{ messages | length }}" + CHATML
-    with pytest.raises(
-        GvendiError,
-        match=r"chat template of tokenizer .* \(user, assistant, user, assistant\).*chat_template",
-    ):
-        encode(
-            make_tokenizer(counting),
-            talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
-        )
-    # One turn is still found by what stands before its content.
-    tokenizer = make_tokenizer(counting)
-    assert supervised(tokenizer, encode(tokenizer, pair("a", "b"))) == ["b<|im_end|>"]
+    # The header of a single turn is what stands before a content that is known.
+    assert supervised(tokenizer, fine) == ["b<|im_end|>"]
 
 
 def test_template_that_refuses_a_row():
@@ -238,8 +253,13 @@ def test_template_that_asks_for_the_date_gives_the_same_tokens_every_day():
 
 
 def test_messages_need_a_template():
-    with pytest.raises(GvendiError, match=r"no chat template, which the messages of f.jsonl:1 need"):
-        encode(make_tokenizer(), talk(("user", "a"), ("assistant", "b")))
+    refused, fine = Encoder(make_tokenizer()).encode(
+        [talk(("user", "a"), ("assistant", "b")), pair("a", "b")]
+    )
+    assert refused.reason.startswith(
+        "the tokenizer has no chat template, which messages need; set tokenizer.chat_"
+    )
+    assert isinstance(fine, Sample)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from gvendi_fast.sketching.proxy.pieces import PIECE, Pieces, pieces_of
 if TYPE_CHECKING:
     import torch
 
-    from gvendi_fast.sketching.proxy.chat import ChatTemplate
+    from gvendi_fast.sketching.proxy.chat import ChatTemplate, Rendered
 
 # A label that takes no part in the loss, as torch and transformers have it.
 IGNORED = -100
@@ -44,6 +44,10 @@ _CHUNK, _CHUNK_CHARACTERS = 256, 1 << 20
 # GSM8K rows in batches of 65,536 tokens was 29 % padding without this bound, and is 7 % with it.
 BUSY_TOKENS, MOST_PADDING = 8192, 1 / 16
 _NEEDS = {"pair": "completion needs", "messages": "the supervised turns need", "text": "text needs"}
+_NO_TEMPLATE = Reason(
+    "the tokenizer has no chat template, which messages need; set tokenizer.chat_template, take an instruct model or "
+    "give prompt/completion rows"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,11 +169,13 @@ class Encoder:
 
             self._chat = ChatTemplate(tokenizer, self.name, mask)
 
-    def encode(self, rows: Iterable[Row]) -> list[Sample | Rejected]:
-        """One sample or rejection per row, in order.
+    @property
+    def method(self) -> str | None:
+        """How the supervised part of a conversation is found (see ChatTemplate), None without a chat template."""
+        return None if self._chat is None else self._chat.method
 
-        Raises GvendiError for `messages` without a chat template, and for a template whose turns cannot be separated.
-        """
+    def encode(self, rows: Iterable[Row]) -> list[Sample | Rejected]:
+        """One sample or rejection per row, in order."""
         return list(self.stream(rows))
 
     def stream(self, rows: Iterable[Row | Rejected]) -> Iterator[Sample | Rejected]:
@@ -187,7 +193,7 @@ class Encoder:
 
     def preview(self, row: Row) -> Preview | Rejected:
         """One row as it is tokenised, whatever its length; refused where `encode` refuses it for its contents."""
-        draft = self._draft(row)
+        draft = self._draft(row, with_notes=True)
         if isinstance(draft, Reason):
             return Rejected(row.file, row.line, str(draft), row.id)
         ids, mask = self._joined(draft, self._tokens(draft.pieces))
@@ -273,22 +279,19 @@ class Encoder:
             "inside the former: set its post-processor to add tokens at the ends only"
         )
 
-    def _draft(self, row: Row) -> _Draft | Reason:
+    def _draft(self, row: Row, with_notes: bool = False) -> _Draft | Reason:
         if row.text is not None:
             return _Draft("text", [_whole(row.text)], self._lead, self._trail)
         if row.messages is not None:
             if self._chat is None:
-                raise GvendiError(
-                    f"tokenizer '{self.name}' has no chat template, which the messages of {row.file}:{row.line} need; "
-                    "set tokenizer.chat_template, take an instruct model or give prompt/completion rows"
-                )
-            return self._rendered("messages", self._chat.render(row.messages, row.tools))
+                return _NO_TEMPLATE
+            return self._rendered("messages", self._chat.render(row.messages, row.tools, with_notes))
         if self._chat is not None:
             turns = [
                 {"role": "user", "content": row.prompt},
                 {"role": "assistant", "content": row.completion},
             ]
-            return self._rendered("pair", self._chat.render(turns, row.tools))
+            return self._rendered("pair", self._chat.render(turns, row.tools, with_notes))
         separated = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
         prompt = _Piece(row.prompt if separated else row.prompt + "\n", [])
         eos = self.tokenizer.eos_token_id
@@ -296,8 +299,11 @@ class Encoder:
         pieces = [prompt, _whole(row.completion)]
         return _Draft("pair", pieces, self._lead, tail, tail_supervised=self.mask != "released")
 
-    def _rendered(self, form: str, rendered: tuple[str, list[tuple[int, int]]] | Reason) -> _Draft | Reason:
-        return rendered if isinstance(rendered, Reason) else _Draft(form, [_Piece(*rendered)], rendered=True)
+    def _rendered(self, form: str, rendered: Rendered | Reason) -> _Draft | Reason:
+        if isinstance(rendered, Reason):
+            return rendered
+        piece = _Piece(rendered.text, rendered.spans)
+        return _Draft(form, [piece], rendered=True, notes=rendered.notes)
 
     def _finish(
         self, row: Row, draft: _Draft | Reason, tokens: Iterator[tuple[np.ndarray, np.ndarray]]
