@@ -70,10 +70,16 @@ class Looked:
     preview: Preview
     is_cut: bool = False
     refused: str | None = None
-    missing: list[Held] = field(default_factory=list)
+    # (kind of text, whose it is) of what the row holds and its text lacks.
+    missing: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.missing = left_out(self.row, self.preview.text)
+        self.missing = {(held.kind, held.whose) for held in left_out(self.row, self.preview.text)}
+        # The encoder knows which turn a text should stand in, and so misses what stands elsewhere by chance.
+        for note in self.preview.notes:
+            kind, whose = _noted(note)
+            if kind == CONTENT or all(known != kind for known, _ in self.missing):
+                self.missing.add((kind, whose))
 
     @property
     def place(self) -> str:
@@ -174,26 +180,29 @@ _LOST = {
 }
 
 
+def _noted(note: str) -> tuple[str, str]:
+    """(kind of text, whose it is) of a note of `Preview`."""
+    if note.startswith("reasoning"):
+        return REASONING, "of earlier turns" if "earlier" in note else "of the last turn"
+    if note.startswith("tool calls"):
+        return CALLS, "assistant"
+    if note.startswith("tools"):
+        return TOOLS, "tools"
+    return CONTENT, note.removesuffix(" content dropped")
+
+
 def _dropped(looks: Looks) -> Iterator[Fault]:
     """What the rows hold and the template passes over."""
     for kind, (name, what, remedy) in _LOST.items():
-        rows = [row for row in looks.rows if any(held.kind == kind for held in row.missing)]
+        rows = [row for row in looks.rows if any(known == kind for known, _ in row.missing)]
         if not rows:
             continue
-        whose = Counter(
-            name for row in rows for name in {held.whose for held in row.missing if held.kind == kind}
-        )
-        names = ", ".join(f"'{printable(name[:_SHOWN])}'" for name, _ in whose.most_common(3))
-        yield looks.fault(name, rows, what.format(whose=names, place=rows[0].place), remedy)
-    said = {name for name, *_ in _LOST.values()}
-    notes = dict.fromkeys(note for row in looks.rows for note in row.preview.notes)
-    for note in (note for note in notes if note not in said):
-        rows = [row for row in looks.rows if note in row.preview.notes]
+        whose = Counter(whose for row in rows for known, whose in row.missing if known == kind)
+        ordered = sorted(whose, key=lambda name: (-whose[name], name))
+        names = ", ".join(printable(name[:_SHOWN]) for name in ordered[:3])
+        # Names of roles are the rows' own, and may hold braces.
         yield looks.fault(
-            note,
-            rows,
-            f"have what the chat template leaves out: {printable(note)} ({rows[0].place} is the first)",
-            "take a proxy whose template renders it",
+            name, rows, what.replace("{place}", rows[0].place).replace("{whose}", names), remedy
         )
 
 

@@ -122,7 +122,7 @@ CASES = {
         with_message(chats(), "system", "Count in the manner of {n} sailors."),
         encoder(TWO_ROLES),
         40,
-        "'system'; rows.jsonl:1 is the first",
+        "(system; rows.jsonl:1 is the first",
         encoder(CHATML),
     ),
     "same tokens": lambda: (
@@ -136,7 +136,7 @@ CASES = {
         chats(reasoning_content="I count {w} and find {n}."),
         encoder(CHATML),
         40,
-        "'reasoning_content'",
+        "reasoning_content",
         encoder(REASONS),
     ),
     "tool calls dropped": lambda: (
@@ -243,7 +243,7 @@ def test_reasoning_inside_the_content_is_missed(tmp_path):
     template = "{% for m in messages %}" + cuts + "{% endfor %}" + ASKS
     (fault,) = looked(tmp_path, rows, encoder(template)).faults
     assert (fault.kind, fault.count) == ("reasoning dropped", 40)
-    assert "'<think>'" in str(fault)
+    assert "(<think>; rows.jsonl:1 is the first)" in str(fault)
     assert looked(tmp_path, rows).faults == ()
 
 
