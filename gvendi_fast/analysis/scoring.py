@@ -24,6 +24,7 @@ from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rows import kind_of_reason
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
+from gvendi_fast.data.run_files import read_warnings
 from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec
@@ -60,6 +61,7 @@ class Score:
     rejected_by_reason: {kind of reason: rejected rows}; rejected.jsonl has the whole reason of each.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     unreadable: {file or folder of the corpus that was passed over: why}.
+    warnings: what a look at some rows of the corpus warns of, each with its `text`; empty where nothing.
     """
 
     gvendi: float
@@ -85,6 +87,7 @@ class Score:
     rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
@@ -260,6 +263,7 @@ def score_run(
         rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
         unreadable=unreadable_of(run),
+        warnings=read_warnings(run.path),
     )
 
 

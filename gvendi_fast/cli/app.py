@@ -18,6 +18,7 @@ from gvendi_fast.cli.check import check
 from gvendi_fast.cli.cluster import cluster
 from gvendi_fast.cli.compare import compare
 from gvendi_fast.cli.info import info
+from gvendi_fast.cli.inspect import inspect
 from gvendi_fast.cli.measures import measures
 from gvendi_fast.cli.option_names import as_typed
 from gvendi_fast.cli.options import at_home
@@ -37,7 +38,20 @@ app = typer.Typer(
     epilog=ending.EXIT_CODES,
 )
 
-for _command in (score, sketch, info, select, cluster, compare, measures, weights, report, check, synthesize):
+for _command in (
+    score,
+    sketch,
+    inspect,
+    info,
+    select,
+    cluster,
+    compare,
+    measures,
+    weights,
+    report,
+    check,
+    synthesize,
+):
     app.command()(at_home(_command))
 
 

@@ -35,6 +35,10 @@ _END, _PARTS = 240, 9
 FORMS = {"pair": "prompt and completion", "messages": "messages", "text": "text"}
 
 
+class InspectionWarning(UserWarning):
+    """What a run warns of before it starts; `warnings.simplefilter("error", InspectionWarning)` makes it an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Least, median and most of some numbers."""
