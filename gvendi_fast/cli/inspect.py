@@ -12,6 +12,8 @@ from gvendi_fast.base.printable import printable
 from gvendi_fast.base.printing import console, note, put, put_json
 from gvendi_fast.cli.options import (
     CompletionField,
+    ControlTokens,
+    ControlTokensOption,
     Data,
     IdField,
     Json,
@@ -49,6 +51,7 @@ def inspect(
     show: Annotated[int, typer.Option("--show", metavar="N", help="How many of them to print.")] = 5,
     max_tokens: MaxTokens = None,
     mask: MaskOption = Mask.completion,
+    control_tokens: ControlTokensOption = ControlTokens.text,
     limit: Limit = None,
     prompt_field: PromptField = "prompt",
     completion_field: CompletionField = "completion",
@@ -83,7 +86,8 @@ def inspect(
     # A wrong path is reported before a tokenizer is fetched.
     list_files(paths, skip_unreadable)
     of = load_tokenizer(home(proxy))
-    encoder = Encoder(of.tokenizer, longest(of.name, of.positions, max_tokens), mask.value, of.vocabulary)
+    bound = longest(of.name, of.positions, max_tokens)
+    encoder = Encoder(of.tokenizer, bound, mask.value, of.vocabulary, control_tokens.value)
     names = {
         "prompt": prompt_field,
         "completion": completion_field,

@@ -50,6 +50,13 @@ class Sketch(str, Enum):
     rademacher = "rademacher"
 
 
+class ControlTokens(str, Enum):
+    """What control tokens are that a content spells out."""
+
+    text = "text"
+    tokens = "tokens"
+
+
 class Mask(str, Enum):
     """Which tokens are supervised."""
 
@@ -195,6 +202,15 @@ MaskOption = Annotated[
         help="Which tokens are supervised; 'released' chooses them as the released G-Vendi code does.",
     ),
 ]
+ControlTokensOption = Annotated[
+    ControlTokens,
+    typer.Option(
+        "--control-tokens",
+        help="What a control token of the tokenizer is when a user, system or tool message spells it out, as in a "
+        "question about <|im_end|>. text: the letters it is written with. tokens: the control token itself, as if the "
+        "chat template had written it. The assistant's own words and plain texts may hold control tokens either way.",
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
@@ -260,6 +276,7 @@ class CorpusOptions:
     max_rejected: MaxRejected = None
     unit_rows: UnitRows = 512
     mask: MaskOption = Mask.completion
+    control_tokens: ControlTokensOption = ControlTokens.text
     exclude: Exclude = None
     layers: Layers = None
     sketch_groups: SketchGroups = None
@@ -309,6 +326,7 @@ class CorpusOptions:
             batch_tokens=self.batch_tokens,
             compile=self.compile.value,
             mask=self.mask.value,
+            control_tokens=self.control_tokens.value,
             limit=self.limit,
             unit_rows=self.unit_rows,
             max_rejected=parse_max_rejected(self.max_rejected),

@@ -8,6 +8,7 @@ several, to be large enough to keep it busy, and the sketches of a resumed run a
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import warnings
@@ -42,7 +43,9 @@ from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
 # Changes whenever the same settings would give other sketches than before. 2: norms and heads of bfloat16 proxies.
-FORMAT = 2
+# 3: what is supervised of a conversation under templates that rewrite turns or add text to each of them, and control
+# tokens that a content spells out.
+FORMAT = 3
 DEFAULT_MAX_TOKENS = 4096
 # Of a trial's samples, by which the pass is compiled for every length.
 TRIAL_TOKENS = 64
@@ -83,6 +86,8 @@ class Settings:
     max_row_bytes: longest row, in bytes of its JSON line, or of the columns in use of Parquet; a longer one is rejected
         before it is held in memory.
     skip_unreadable: pass over files and folders that cannot be read; the run directory lists them.
+    control_tokens: "text", or "tokens", what control tokens are that a conversation's content spells out, see
+        `encode.Encoder`.
     strict: end with an error, before any row is sketched, where the look at the first rows gives a warning.
     """
 
@@ -102,6 +107,7 @@ class Settings:
     auto_dim: bool = False
     max_row_bytes: int = MAX_ROW_BYTES
     skip_unreadable: bool = False
+    control_tokens: str = "text"
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -160,7 +166,7 @@ def sketch_corpus(
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     positions = getattr(proxy.model.config, "max_position_embeddings", None)
     limit = longest(proxy.name, positions, settings.max_tokens)
-    encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary)
+    encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary, settings.control_tokens)
     found = _look(manifest, encoder, settings.strict, progress)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
@@ -334,8 +340,15 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
     """
     local = proxy.revision.startswith("sha256:")
     template = getattr(proxy.tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = json.dumps(template, sort_keys=True)
     # Only where asked for, so that directories of earlier versions go on.
     chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
+    if settings.control_tokens != "text":
+        chosen["control_tokens"] = settings.control_tokens
+    # Most templates go through their messages in a loop that tells whose turn it is.
+    if template and (turns := Encoder(proxy.tokenizer).method) != "loop":
+        chosen["turns"] = turns
     if settings.groups is not None:
         chosen["groups"] = {
             "by": settings.groups if isinstance(settings.groups, str) else dict(settings.groups),

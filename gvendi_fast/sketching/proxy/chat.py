@@ -15,6 +15,7 @@ from jinja2.exceptions import TemplateError, TemplateRuntimeError
 from gvendi_fast.base.bounded_jinja import Budget, TooMuchError, budget_for, words_of
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
+from gvendi_fast.sketching.proxy.control_tokens import ControlTokens, hide, is_hidden
 from gvendi_fast.sketching.proxy.messages import (
     ASIDE,
     REASONING,
@@ -47,10 +48,16 @@ _LOST = Reason("chat template rewrites an assistant's turn, so its supervised pa
 
 @dataclass(slots=True)
 class Rendered:
-    """A conversation's text, the character ranges of it that are supervised, and kinds of what it lacks."""
+    """A conversation as text.
+
+    text, spans: the text, and the character ranges of it that are supervised.
+    hidden: the text as in control_tokens.py, None where no content spells out a control token.
+    notes: kinds of what the conversation holds and the text lacks.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    hidden: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -63,7 +70,8 @@ class _Around:
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer; `mask` as in encode.py, `name` for messages to the user.
+    """The chat template of one tokenizer; `mask` as in encode.py, `name` for messages to the user, `control` to tell
+    control tokens that contents spell out, `with_tools` for the template that a tokenizer of several has for tools.
 
     It writes what the tokenizer's own `apply_chat_template` writes, in a `TrackedEnvironment`. Threads may share it.
 
@@ -76,12 +84,19 @@ class ChatTemplate:
     what it puts into every turn by itself, such as an empty <think></think> or the name of a channel.
     """
 
-    def __init__(self, tokenizer: Any, name: str, mask: str) -> None:
-        self.name, self.mask = name, mask
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        mask: str,
+        control: ControlTokens | None = None,
+        with_tools: bool = False,
+    ) -> None:
+        self.name, self.mask, self._control = name, mask, control
         from transformers.utils import chat_template_utils
 
         self._tokenizer = tokenizer
-        source = _template_of(tokenizer, name)
+        source = _template_of(tokenizer, name, with_tools)
         if "strftime_now" in source:
             source = _FIXED_DATE + source
         # transformers' own, with its filters and tags; nothing of the template is compiled in it.
@@ -135,10 +150,28 @@ class ChatTemplate:
                 spans = self._turns(text, track, messages, tools, supervised, budget)
             if isinstance(spans, Reason):
                 return spans
+            hidden = self._hidden(text, messages, tools, budget)
+            if isinstance(hidden, Reason):
+                return hidden
             notes = self._notes(text, track, messages, tools, budget) if with_notes else ()
         except TemplateError as error:
             return _refusal(error)
-        return Rendered(text, spans, notes)
+        if with_notes and hidden is not None:
+            notes += ("control tokens in a content read as text",)
+        return Rendered(text, spans, hidden, notes)
+
+    def _hidden(
+        self, text: str, messages: list[Message], tools: list[Message] | None, budget: Budget
+    ) -> str | Reason | None:
+        """The text with the control tokens hidden that contents spell out, None where none does."""
+        found = None if self._control is None else hide(self._control, messages, tools)
+        if found is None:
+            return None
+        changed, changed_tools, mark = found
+        hidden = self._apply(changed, budget, tools=changed_tools)[0]
+        if not is_hidden(text, hidden, mark):
+            return Reason("chat template changes a content that spells out a control token")
+        return hidden if mark in hidden else None
 
     def prompt(self, messages: list[Message]) -> str:
         """The text that the assistant's next turn would follow. Raises jinja2's TemplateError where it is refused."""
@@ -383,6 +416,8 @@ class ChatTemplate:
                 lost["tool calls dropped"] = None
         if tools and self._apply(messages, budget)[0] == text:
             lost["tools dropped"] = None
+        if self._ends_later and messages[-1]["role"] == "assistant":
+            lost["no end of the last turn"] = None
         return tuple(lost)
 
     def _spans(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -459,9 +494,9 @@ def _names(calls: Any) -> Iterator[str]:
             yield name
 
 
-def _template_of(tokenizer: Any, name: str) -> str:
+def _template_of(tokenizer: Any, name: str, with_tools: bool) -> str:
     try:
-        source = tokenizer.get_chat_template()
+        source = tokenizer.get_chat_template(tools=[] if with_tools else None)
     except ValueError as error:
         raise GvendiError(f"tokenizer '{name}' has chat templates but no default one ({error})") from error
     if not isinstance(source, str) or len(source) > _LONGEST:

@@ -28,6 +28,7 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason, Rejected, Row
+from gvendi_fast.sketching.proxy.control_tokens import ControlTokens
 from gvendi_fast.sketching.proxy.pieces import PIECE, Pieces, pieces_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # A label that takes no part in the loss, as torch and transformers have it.
 IGNORED = -100
 MASKS = ("completion", "released")
+CONTROL_TOKENS = ("text", "tokens")
 # Rows and characters that are tokenised at a time: an encoding takes 130 to 280 bytes a byte of text.
 _CHUNK, _CHUNK_CHARACTERS = 256, 1 << 20
 # A GPU is busy with this many tokens; from there on a longer batch gains less than its padding costs. A unit of 512
@@ -100,15 +102,21 @@ class Preview:
 
 @dataclass(slots=True)
 class _Piece:
-    """A text that is tokenised on its own, and the character ranges of it that are supervised."""
+    """A text that is tokenised on its own.
+
+    spans: the character ranges of it that are supervised.
+    hidden: the text with control tokens hidden that it spells out (see control_tokens.py), None where it has none.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    hidden: str | None = None
 
     def between(self, start: int, end: int) -> _Piece:
         """The part of it from character `start` to `end`."""
         inside = ((max(first, start) - start, min(last, end) - start) for first, last in self.spans)
-        return _Piece(self.text[start:end], [(first, last) for first, last in inside if first < last])
+        kept = [(first, last) for first, last in inside if first < last]
+        return _Piece(self.text[start:end], kept, None if self.hidden is None else self.hidden[start:end])
 
 
 @dataclass(slots=True)
@@ -133,6 +141,10 @@ class Encoder:
     mask: "completion" or "released", see the module.
     vocabulary: tokens that the model's embedding has, None where not known; a row with another one is rejected (the
         tokenizer of Gemma 3 has an image token beyond the embedding of its text models).
+    control_tokens: what a control token is that a conversation's content spells out, such as <|im_end|> that a user
+        types: "text", or the "tokens" that a template's own markers are. In what the assistant says it is the token
+        either way, as markers of a tool call are meant; so it is in `text` rows and without a chat template, where
+        people give conversations that are rendered already.
 
     Threads may share an encoder, and use its tokenizer for themselves meanwhile: what they set there (truncation,
     padding, tokens added later) does not reach it.
@@ -146,6 +158,7 @@ class Encoder:
         max_tokens: int | None = None,
         mask: str = "completion",
         vocabulary: int | None = None,
+        control_tokens: str = "text",
     ) -> None:
         self.name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
@@ -155,6 +168,10 @@ class Encoder:
             )
         if mask not in MASKS:
             raise GvendiError(f"mask is {mask!r}; wanted one of {', '.join(MASKS)}")
+        if control_tokens not in CONTROL_TOKENS:
+            raise GvendiError(
+                f"control_tokens is {control_tokens!r}; wanted one of {', '.join(CONTROL_TOKENS)}"
+            )
         if max_tokens is not None and max_tokens < 2:
             raise GvendiError(
                 f"max_tokens is {max_tokens}; wanted at least 2, one to predict and one before it"
@@ -163,11 +180,17 @@ class Encoder:
         self.vocabulary, self._backend = vocabulary, _own_backend(tokenizer)
         self._lead, self._trail = self._habit()
         self._chat: ChatTemplate | None = None
+        self._with_tools: ChatTemplate | None = None
+        self._control: ControlTokens | None = None
         if tokenizer.chat_template:
             # Here, as it needs Jinja, and who reads a corpus does not.
             from gvendi_fast.sketching.proxy.chat import ChatTemplate
 
-            self._chat = ChatTemplate(tokenizer, self.name, mask)
+            if control_tokens == "text" and not self._backend.encode_special_tokens:
+                self._control = ControlTokens(self._backend, _copy)
+            self._chat = self._with_tools = ChatTemplate(tokenizer, self.name, mask, self._control)
+            if isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template:
+                self._with_tools = ChatTemplate(tokenizer, self.name, mask, self._control, with_tools=True)
 
     @property
     def method(self) -> str | None:
@@ -263,8 +286,11 @@ class Encoder:
     def _tokenize(self, pieces: list[_Piece]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not pieces:
             return
-        encodings = self._backend.encode_batch([piece.text for piece in pieces], add_special_tokens=False)
-        for encoding, piece in zip(encodings, pieces, strict=True):
+        texts = [piece.text for piece in pieces if piece.hidden is None]
+        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        for piece in pieces:
+            spelt = piece.hidden is not None
+            encoding = self._control.encode(piece.text, piece.hidden) if spelt else next(encodings)
             yield np.asarray(encoding.ids, np.int32), _supervised(encoding, piece)
 
     def _habit(self) -> tuple[list[int], list[int]]:
@@ -282,16 +308,17 @@ class Encoder:
     def _draft(self, row: Row, with_notes: bool = False) -> _Draft | Reason:
         if row.text is not None:
             return _Draft("text", [_whole(row.text)], self._lead, self._trail)
+        chat = self._chat if row.tools is None else self._with_tools
         if row.messages is not None:
-            if self._chat is None:
+            if chat is None:
                 return _NO_TEMPLATE
-            return self._rendered("messages", self._chat.render(row.messages, row.tools, with_notes))
-        if self._chat is not None:
+            return self._rendered("messages", chat.render(row.messages, row.tools, with_notes))
+        if chat is not None:
             turns = [
                 {"role": "user", "content": row.prompt},
                 {"role": "assistant", "content": row.completion},
             ]
-            return self._rendered("pair", self._chat.render(turns, row.tools, with_notes))
+            return self._rendered("pair", chat.render(turns, row.tools, with_notes))
         separated = not row.prompt or row.prompt[-1].isspace() or row.completion[0].isspace()
         prompt = _Piece(row.prompt if separated else row.prompt + "\n", [])
         eos = self.tokenizer.eos_token_id
@@ -302,7 +329,7 @@ class Encoder:
     def _rendered(self, form: str, rendered: Rendered | Reason) -> _Draft | Reason:
         if isinstance(rendered, Reason):
             return rendered
-        piece = _Piece(rendered.text, rendered.spans)
+        piece = _Piece(rendered.text, rendered.spans, rendered.hidden)
         return _Draft(form, [piece], rendered=True, notes=rendered.notes)
 
     def _finish(
@@ -362,9 +389,15 @@ def _own_backend(tokenizer: Any) -> Any:
 
     The shared one keeps both from call to call, so that a call in another thread would change what this one returns.
     """
+    own = _copy(tokenizer.backend_tokenizer)
+    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+    return own
+
+
+def _copy(shared: Any) -> Any:
+    """A tokenizer of the library `tokenizers` with the steps of another one, without truncation and padding."""
     from tokenizers import Tokenizer
 
-    shared = tokenizer.backend_tokenizer
     # Vocabulary and steps are shared: they take up to a gigabyte, and seconds to copy.
     own = Tokenizer(shared.model)
     for step in ("normalizer", "pre_tokenizer", "post_processor"):
@@ -377,7 +410,6 @@ def _own_backend(tokenizer: Any) -> Any:
         own = Tokenizer.from_str(shared.to_str())
         own.no_truncation()
         own.no_padding()
-    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return own
 
 
