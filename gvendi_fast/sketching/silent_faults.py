@@ -35,6 +35,8 @@ _COMPARED = 512
 # Characters of a text that are told of others, so that no short one is found by chance.
 _TELLING = 16
 _SHOWN = 60
+# The encoder's word for a template that ends a turn with the one that follows it.
+NO_END = "no end of the last turn"
 _EMPTY_ELEMENT = re.compile(r"<([^<>/\s]+)>\s*</\1>")
 
 
@@ -71,14 +73,14 @@ class Looked:
     is_cut: bool = False
     refused: str | None = None
     # (kind of text, whose it is) of what the row holds and its text lacks.
-    missing: set[tuple[str, str]] = field(default_factory=set)
+    missing: set[tuple[str | None, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.missing = {(held.kind, held.whose) for held in left_out(self.row, self.preview.text)}
         # The encoder knows which turn a text should stand in, and so misses what stands elsewhere by chance.
         for note in self.preview.notes:
             kind, whose = _noted(note)
-            if kind == CONTENT or all(known != kind for known, _ in self.missing):
+            if kind in (CONTENT, None) or all(known != kind for known, _ in self.missing):
                 self.missing.add((kind, whose))
 
     @property
@@ -180,15 +182,16 @@ _LOST = {
 }
 
 
-def _noted(note: str) -> tuple[str, str]:
-    """(kind of text, whose it is) of a note of `Preview`."""
+def _noted(note: str) -> tuple[str | None, str]:
+    """(kind of text, whose it is) of a note of `Preview`; (None, the note) where it is of no text of the row."""
     if note.startswith("reasoning"):
         return REASONING, "of earlier turns" if "earlier" in note else "of the last turn"
     if note.startswith("tool calls"):
         return CALLS, "assistant"
     if note.startswith("tools"):
         return TOOLS, "tools"
-    return CONTENT, note.removesuffix(" content dropped")
+    role = note.removesuffix(" content dropped")
+    return (None, note) if role == note else (CONTENT, role)
 
 
 def _dropped(looks: Looks) -> Iterator[Fault]:
@@ -203,6 +206,14 @@ def _dropped(looks: Looks) -> Iterator[Fault]:
         # Names of roles are the rows' own, and may hold braces.
         yield looks.fault(
             name, rows, what.replace("{place}", rows[0].place).replace("{whose}", names), remedy
+        )
+    for note in sorted({note for row in looks.rows for kind, note in row.missing if kind is None} - {NO_END}):
+        rows = [row for row in looks.rows if (None, note) in row.missing]
+        yield looks.fault(
+            note,
+            rows,
+            f"are rendered with a loss: {printable(note)} ({rows[0].place} is the first)",
+            "look at them with 'gvendi inspect', and take a proxy whose template renders them whole",
         )
 
 
@@ -383,6 +394,8 @@ def _no_end(looks: Looks) -> Iterator[Fault]:
 
 
 def _has_end(row: Looked, looks: Looks) -> bool:
+    if NO_END in row.preview.notes:
+        return False
     if int(row.supervised[-1]) in looks.special:
         return True
     # A marker that is no token of its own is still learnt.

@@ -417,3 +417,19 @@ def test_a_tokenizer_is_loaded_as_with_its_model_and_needs_no_weights(name, tmp_
         load_tokenizer(tmp_path)
     with pytest.raises(GvendiError, match="revisions belong to hub names"):
         load_tokenizer(tmp_path, revision="main")
+
+
+def test_a_note_of_the_encoder_without_a_check_of_its_own_is_told(tmp_path, monkeypatch):
+    of = encoder()
+    preview = of.preview
+
+    def noted(row):
+        found = preview(row)
+        found.notes = ("pictures dropped",) if row.line % 2 else ()
+        return found
+
+    monkeypatch.setattr(of, "preview", noted)
+    (fault,) = looked(tmp_path, pairs(), of).faults
+    assert str(fault).startswith(
+        "20 of 40 rows are rendered with a loss: pictures dropped (rows.jsonl:1 is the first)"
+    )
