@@ -311,7 +311,8 @@ def _shared_text(looks: Looks) -> Iterator[Fault]:
         is_added = _is_added(having, text, where)
         part = len(shared) * len(holders) / total
         if is_added:
-            is_told = len(shared) >= ADDED
+            # Behind the answers it is an end-of-turn marker that is no token of its own.
+            is_told = len(shared) >= ADDED and where == "begin"
         else:
             is_told = len(shared) >= SHARED and (part >= SHARED_PART or _EMPTY_ELEMENT.search(text))
         if is_told:
@@ -338,7 +339,7 @@ def _quoted(text: str) -> str:
 def _without_end(ids: tuple[int, ...], looks: Looks) -> tuple[int, ...]:
     """The tokens of an answer before its end-of-turn tokens, which all answers share and a trainer wants."""
     end = len(ids)
-    while end and ids[end - 1] in looks.special:
+    while end and (ids[end - 1] in looks.special or looks.encoder.tokenizer.decode(ids[end - 1]).isspace()):
         end -= 1
     return ids[:end]
 
