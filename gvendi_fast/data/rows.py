@@ -93,6 +93,7 @@ _DETAILS = [
         (r"(broken JSON|invalid UTF-8|damaged archive|chat template(?: refused the messages)?): .*", r"\1"),
         (r"too long: .*, (--[a-z-]+) is ([\d,]+)", r"too long (\1 is \2)"),
         (r"duplicate id .*", "duplicate id"),
+        (r"message \d+(: '[a-z]+' is) .*; wanted 0 or 1, .*", r"a message\1 neither 0 nor 1"),
         (r"message \d+(:? .*)", r"a message\1"),
         (r"token \d+ (of the tokenizer is beyond .*)", r"a token \1"),
         (r"(field .*) has [\d,]+ characters; .*", r"\1 is too long"),

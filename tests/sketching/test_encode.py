@@ -231,7 +231,8 @@ def test_a_row_whose_turns_nothing_tells_is_refused_and_ends_no_run():
     ]
     refused, fine = Encoder(tokenizer).encode(rows)
     assert (
-        refused.reason == "chat template rewrites an assistant's turn, so its supervised part cannot be found"
+        refused.reason
+        == "chat template leaves out or rewrites an assistant's turn, so its supervised part cannot be found"
     )
     # The header of a single turn is what stands before a content that is known.
     assert supervised(tokenizer, fine) == ["b<|im_end|>"]

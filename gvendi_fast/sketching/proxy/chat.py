@@ -16,13 +16,14 @@ from gvendi_fast.base.bounded_jinja import Budget, TooMuchError, budget_for, wor
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Reason
 from gvendi_fast.sketching.proxy.control_tokens import ControlTokens, hide, is_hidden
+from gvendi_fast.sketching.proxy.left_out import left_out
 from gvendi_fast.sketching.proxy.messages import (
     ASIDE,
-    REASONING,
+    TOOL,
     TOOL_TALK,
     Message,
     Shapes,
-    reasoning_of,
+    replaced,
     supervision,
 )
 from gvendi_fast.sketching.proxy.tracked_jinja import Track, TrackedEnvironment, render
@@ -40,10 +41,15 @@ _LONGEST = 1 << 20
 # Characters of what one raises that are shown.
 _SHOWN = 120
 # Replaces an assistant's words to find out what a template writes before them; no template writes this by itself.
-_SENTINEL = "content-3f1b77"
+_WORDS = "content-3f1b77"
 _CALL = "call_3f1b77"
-_KNOWN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
-_LOST = Reason("chat template rewrites an assistant's turn, so its supervised part cannot be found")
+_KNOWN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _WORDS}]
+_LOST = Reason(
+    "chat template leaves out or rewrites an assistant's turn, so its supervised part cannot be found"
+)
+# Between these, Gemma 4 writes a tool's answer into the turn of the assistant that called it.
+_ANSWER_BEGINS, _ANSWER_ENDS = "<|tool_response>", "<tool_response|>"
+_ANSWER = re.compile(f"{re.escape(_ANSWER_BEGINS)}.*?{re.escape(_ANSWER_ENDS)}", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -59,6 +65,26 @@ class Rendered:
     spans: list[tuple[int, int]]
     hidden: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """One conversation as a template is given it, its rendering, and what that told."""
+
+    messages: list[Message]
+    tools: list[Message] | None
+    budget: Budget
+    text: str
+    track: Track
+
+    def turn(self, index: int) -> tuple[int, int] | None:
+        """(start, end) of what the loop wrote with a message; the last one has what follows the loop, too."""
+        turn = self.track.only_turn(index)
+        return (turn[0], len(self.text)) if turn and index + 1 == len(self.messages) else turn
+
+    def words(self, index: int) -> str:
+        """What the loop wrote with a message."""
+        return self.text[slice(*(self.turn(index) or (0, 0)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +136,13 @@ class ChatTemplate:
             # Rows that need no template can be read.
             self._broken = f"it cannot be compiled ({words_of(error)[:_SHOWN]})"
         self._marks = environment.marks
+        self._knows_answers = _ANSWER_BEGINS in source and _ANSWER_ENDS in source
         self._special = dict(tokenizer.special_tokens_map)
         self._markers = sorted(
             {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True
         )
-        self._shapes = Shapes(
-            lambda messages, tools: self._apply(messages, budget_for(messages), tools=tools)[0]
-        )
+        self._example = [TOOL] if with_tools else None
+        self._shapes = Shapes(lambda messages: self._asked(messages)[0])
 
     @property
     def method(self) -> str:
@@ -143,39 +169,37 @@ class ChatTemplate:
             if isinstance(messages, Reason):
                 return messages
             budget = budget_for([messages, tools])
-            text, track = self._apply(messages, budget, tools=tools)
-            if self._marks:
-                spans = self._marked(text, track, messages, supervised)
-            else:
-                spans = self._turns(text, track, messages, tools, supervised, budget)
+            talk = _Talk(messages, tools, budget, *self._apply(messages, budget, tools=tools))
+            spans = self._marked(talk, supervised) if self._marks else self._turns(talk, supervised)
             if isinstance(spans, Reason):
                 return spans
-            hidden = self._hidden(text, messages, tools, budget)
+            hidden = self._hidden(talk)
             if isinstance(hidden, Reason):
                 return hidden
-            notes = self._notes(text, track, messages, tools, budget) if with_notes else ()
+            notes = self._notes(talk, supervised[-1]) if with_notes else ()
         except TemplateError as error:
             return _refusal(error)
         if with_notes and hidden is not None:
             notes += ("control tokens in a content read as text",)
-        return Rendered(text, spans, hidden, notes)
+        return Rendered(talk.text, spans, hidden, notes)
 
-    def _hidden(
-        self, text: str, messages: list[Message], tools: list[Message] | None, budget: Budget
-    ) -> str | Reason | None:
+    def _hidden(self, talk: _Talk) -> str | Reason | None:
         """The text with the control tokens hidden that contents spell out, None where none does."""
-        found = None if self._control is None else hide(self._control, messages, tools)
+        found = None if self._control is None else hide(self._control, talk.messages, talk.tools)
         if found is None:
             return None
-        changed, changed_tools, mark = found
-        hidden = self._apply(changed, budget, tools=changed_tools)[0]
-        if not is_hidden(text, hidden, mark):
+        messages, tools, mark = found
+        hidden = self._apply(messages, talk.budget, tools=tools)[0]
+        if not is_hidden(talk.text, hidden, mark):
             return Reason("chat template changes a content that spells out a control token")
         return hidden if mark in hidden else None
 
     def prompt(self, messages: list[Message]) -> str:
         """The text that the assistant's next turn would follow. Raises jinja2's TemplateError where it is refused."""
-        return self.text(messages, prompt=True)
+        shaped = self._shaped(messages)
+        if isinstance(shaped, Reason):
+            raise TemplateRuntimeError(shaped)
+        return self._apply(shaped, budget_for(shaped), prompt=True)[0]
 
     def text(
         self,
@@ -214,86 +238,81 @@ class ChatTemplate:
                 raise TemplateRuntimeError(self._broken)
             return render(self._template, messages, budget.fresh(), **self._special | values)
 
-    def _marked(
-        self, text: str, track: Track, messages: list[Message], supervised: list[bool]
-    ) -> list[tuple[int, int]] | Reason:
+    def _asked(self, messages: list[Message]) -> tuple[str, Track]:
+        """What the template makes of messages that find out about it."""
+        return self._apply(messages, budget_for(messages), tools=self._example)
+
+    def _marked(self, talk: _Talk, supervised: list[bool]) -> list[tuple[int, int]] | Reason:
         """What the template's own marks enclose, without the messages that are not to be learnt."""
+        is_own = (message["role"] == "assistant" for message in talk.messages)
         left_out = {
-            i for i, message in enumerate(messages) if message["role"] == "assistant" and not supervised[i]
+            i for i, (own, is_on) in enumerate(zip(is_own, supervised, strict=True)) if own and not is_on
         }
         spans = []
-        for index, start, end in track.generated:
+        for index, start, end in talk.track.generated:
             if index is None and left_out:
                 return _LOST
             if index not in left_out:
-                spans += self._spans(text, start, end) if self.mask == "released" else [(start, end)]
+                spans += self._spans(talk.text, start, end) if self.mask == "released" else [(start, end)]
         return spans
 
     @cached_property
     def _around(self) -> _Around | None:
         """What stands around plain contents; None where the loop's turns do not hold them."""
-        talk = [*_KNOWN, *_KNOWN]
-        user, assistant = self._shapes.shaped(_KNOWN)
-        talk = [dict(user), dict(assistant), dict(user), dict(assistant)]
         try:
-            text, track = self._apply(talk, budget_for(talk))
+            user, assistant = self._shapes.shaped(_KNOWN)
+            # Each is told by its identity.
+            messages = [dict(user), dict(assistant), dict(user), dict(assistant)]
+            talk = _Talk(messages, None, budget_for(messages), *self._asked(messages))
         except TemplateError:
             return None
-        found = []
-        for index in (1, 3):
-            turn = self._turn(text, track, index, len(talk))
-            parts = text[slice(*turn)].split(_SENTINEL) if turn else []
-            if len(parts) != 2:
-                return None
-            found.append((parts[0], parts[1]))
-        return _Around(*found)
+        found = [tuple(talk.words(index).split(_WORDS)) for index in (1, 3)]
+        return _Around(*found) if all(len(parts) == 2 for parts in found) else None
 
-    def _turn(self, text: str, track: Track, index: int, count: int) -> tuple[int, int] | None:
-        """(start, end) of what the loop wrote with a message; the last one has what follows the loop, too."""
-        turn = track.only_turn(index)
-        return (turn[0], len(text)) if turn and index + 1 == count else turn
-
-    def _turns(
-        self,
-        text: str,
-        track: Track,
-        messages: list[Message],
-        tools: list[Message] | None,
-        supervised: list[bool],
-        budget: Budget,
-    ) -> list[tuple[int, int]] | Reason:
+    def _turns(self, talk: _Talk, supervised: list[bool]) -> list[tuple[int, int]] | Reason:
         """The supervised ranges of each supervised turn."""
-        turns: dict[int, tuple[int, int]] = {}
-        others = []
+        turns: dict[int, tuple[int, int] | None] = {}
         for index in (index for index, is_on in enumerate(supervised) if is_on):
-            turn = self._turn(text, track, index, len(messages))
-            header = self._plain_header(text, turn, messages, index) if turn else None
-            if header is None:
-                others.append(index)
-            else:
-                turns[index] = turn[0] + header, turn[1]
-        if others:
-            probe = [_replaced(message) if supervised[i] else message for i, message in enumerate(messages)]
-            known, of_probe = self._apply(probe, budget, tools=tools)
-            for index in others:
-                turn = self._turn(text, track, index, len(messages))
-                asked = self._turn(known, of_probe, index, len(messages))
-                found = (
-                    self._asked_header(text[slice(*turn)], known[slice(*asked)]) if turn and asked else None
-                )
-                if found is not None:
-                    turns[index] = turn[0] + found, turn[1]
-                    continue
-                by_prefix = self._by_prefix(text, messages, tools, index, budget)
-                if by_prefix is None:
-                    return _LOST
-                turns[index] = by_prefix
+            turn = talk.turn(index)
+            header = self._plain_header(talk, index) if turn else None
+            turns[index] = None if header is None else (turn[0] + header, turn[1])
+        if unknown := [index for index, turn in turns.items() if turn is None]:
+            # Words that the conversation lacks.
+            words, call = (_absent(one, talk.text) for one in (_WORDS, _CALL))
+            turns |= self._by_other_words(talk, unknown, words, call)
+        if None in turns.values():
+            return _LOST
         if self._ends_later:
-            turns = {index: (start, self._later_end(text, end)) for index, (start, end) in turns.items()}
-        spans = [span for index in sorted(turns) for span in self._spans(text, *turns[index])]
-        if any(message["role"] == "tool" for message in messages) and self._hears:
-            return _without_answers(text, spans)
+            turns = {index: (start, self._later_end(talk.text, end)) for index, (start, end) in turns.items()}
+        spans = [span for index in sorted(turns) for span in self._spans(talk.text, *turns[index])]
+        if any(message["role"] == "tool" for message in talk.messages) and self._hears:
+            return _without_answers(talk.text, spans) if self._knows_answers else _LOST
         return spans
+
+    def _by_other_words(
+        self, talk: _Talk, unknown: list[int], words: str, call: str
+    ) -> dict[int, tuple[int, int] | None]:
+        """(start, end) of turns without their headers, told by the same conversation with other words in them."""
+        others = list(talk.messages)
+        for index in unknown:
+            others[index] = replaced(others[index], words, call)
+        probe = _Talk(others, talk.tools, talk.budget, *self._probed(others, talk))
+        found: dict[int, tuple[int, int] | None] = {}
+        for index in unknown:
+            turn, header = talk.turn(index), None
+            if turn and probe.turn(index):
+                header = self._header(talk.words(index), probe.words(index), words, call)
+            found[index] = (
+                (turn[0] + header, turn[1]) if header is not None else self._by_prefix(talk, index, words)
+            )
+        return found
+
+    def _probed(self, messages: list[Message], talk: _Talk) -> tuple[str, Track]:
+        """What the template writes of other messages, nothing where it refuses them."""
+        try:
+            return self._apply(messages, talk.budget, tools=talk.tools)
+        except TemplateError:
+            return "", Track(messages)
 
     @cached_property
     def _ends_later(self) -> bool:
@@ -308,117 +327,84 @@ class ChatTemplate:
     @cached_property
     def _hears(self) -> bool:
         """Whether the template writes a tool's answer inside the turn of the assistant that called it."""
-        talk = self._shapes.shaped(TOOL_TALK)
         try:
-            text, track = self._apply(talk, budget_for(talk))
+            text, track = self._asked(self._shapes.shaped(TOOL_TALK))
         except TemplateError:
             return False
         heard, (start, end) = text.find(ASIDE), track.only_turn(1) or (0, 0)
         return start <= heard < end
 
-    def _plain_header(
-        self, text: str, turn: tuple[int, int], messages: list[Message], index: int
-    ) -> int | None:
+    def _plain_header(self, talk: _Talk, index: int) -> int | None:
         """The length of a turn's header where the turn is what every plain content is written as, None elsewhere."""
-        message, around = messages[index], self._around
+        message, around = talk.messages[index], self._around
         if around is None or message.keys() != _PLAIN or not isinstance(message["content"], str):
             return None
         # Reasoning inside a content may be written anew.
         if "</think>" in message["content"]:
             return None
-        before, after = around.last if index + 1 == len(messages) else around.before
-        start, end = turn
-        content, length = message["content"], end - start - len(before) - len(after)
-        if not text.startswith(before, start) or not text.endswith(after, start, end):
+        before, after = around.last if index + 1 == len(talk.messages) else around.before
+        turn, content = talk.words(index), message["content"]
+        if not turn.startswith(before) or not turn.endswith(after):
             return None
-        for own in (content, content.strip()):
-            if len(own) == length and text.startswith(own, start + len(before)):
-                return len(before)
-        return None
+        own = turn[len(before) : len(turn) - len(after)]
+        return len(before) if own in (content, content.strip()) else None
 
-    def _asked_header(self, turn: str, known: str) -> int | None:
+    def _header(self, turn: str, known: str, words: str, call: str) -> int | None:
         """The length of a turn's header, told by the same turn with other words in it.
 
-        Where a tool call comes first, or the content beside it is left out, the header is what the turn has in common
-        with that of a plain content: that a tool is called is the assistant's own.
+        Where a tool call comes first, or the words are left out, the header is what the turn has in common with that of
+        a plain content: that a tool is called is the assistant's own.
         """
-        place, call = known.find(_SENTINEL), known.find(_CALL)
-        if place >= 0 and (call < 0 or place < call):
+        place, first_call = known.find(words), known.find(call)
+        if place >= 0 and (first_call < 0 or place < first_call):
             return _in_common(turn, known[:place])
-        if self._around is None or call < 0:
-            return None
-        return max(_in_common(turn, header) for header, _ in (self._around.before, self._around.last))
+        headers = [] if self._around is None else [self._around.before[0], self._around.last[0]]
+        if first_call < 0:
+            headers = [header for header in headers if turn.startswith(header)]
+        return max((_in_common(turn, header) for header in headers), default=None)
 
-    def _by_prefix(
-        self,
-        text: str,
-        messages: list[Message],
-        tools: list[Message] | None,
-        index: int,
-        budget: Budget,
-    ) -> tuple[int, int] | None:
+    def _by_prefix(self, talk: _Talk, index: int, words: str) -> tuple[int, int] | None:
         """(start, end) of a turn without its header; None where no beginning of the whole tells them."""
-        upto = text
-        if index + 1 < len(messages):
-            upto = self._apply(messages[: index + 1], budget, tools=tools)[0]
-            if not text.startswith(upto):
+        upto = talk.text
+        if index + 1 < len(talk.messages):
+            upto = self._probed(talk.messages[: index + 1], talk)[0]
+            if not upto or not talk.text.startswith(upto):
                 return None
-        start = self._start_by_prefix(text, messages, tools, index, budget)
+        start = self._start_by_prefix(talk, index, words)
         return None if start is None or len(upto) <= start else (start, len(upto))
 
-    def _start_by_prefix(
-        self,
-        text: str,
-        messages: list[Message],
-        tools: list[Message] | None,
-        index: int,
-        budget: Budget,
-    ) -> int | None:
-        known = [*messages[:index], _replaced(messages[index])]
-        probe = self._apply(known, budget, tools=tools)[0]
-        start = probe.find(_SENTINEL)
-        if start >= 0 and text.startswith(probe[:start]):
+    def _start_by_prefix(self, talk: _Talk, index: int, words: str) -> int | None:
+        before = talk.messages[:index]
+        probe = self._probed([*before, replaced(talk.messages[index], words, _CALL)], talk)[0]
+        start = probe.find(words)
+        if start >= 0 and talk.text.startswith(probe[:start]):
             return start
         if not index:
             return None
-        prompted = self._apply(messages[:index], budget, prompt=True, tools=tools)[0]
+        try:
+            prompted = self._apply(before, talk.budget, prompt=True, tools=talk.tools)[0]
+        except TemplateError:
+            return None
         # A template that cannot prompt gives the same without the header.
-        if text.startswith(prompted) and prompted != self._apply(messages[:index], budget, tools=tools)[0]:
-            return len(prompted)
-        return None
+        is_prompt = talk.text.startswith(prompted) and prompted != self._probed(before, talk)[0]
+        return len(prompted) if is_prompt else None
 
-    def _notes(
-        self,
-        text: str,
-        track: Track,
-        messages: list[Message],
-        tools: list[Message] | None,
-        budget: Budget,
-    ) -> tuple[str, ...]:
+    def _notes(self, talk: _Talk, is_last_supervised: bool) -> tuple[str, ...]:
         """Kinds of what a conversation holds and its text lacks, in a fixed order."""
-        lost: dict[str, None] = {}
-        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
-        for index, message in enumerate(messages):
-            turn = track.only_turn(index)
-            # A template may move what others say; an assistant's words stand in its turn.
-            where = text[slice(*turn)] if turn and message["role"] == "assistant" else text
-            content, reasoning = _words(message), reasoning_of(message)
-            if message["role"] == "assistant" and "</think>" in content:
-                inside, content = content.split("</think>", 1)
-                reasoning = reasoning or inside.rpartition("<think>")[2]
-            if not _is_in(reasoning, where):
-                lost["reasoning of earlier turns dropped" if index < last_user else "reasoning dropped"] = (
-                    None
-                )
-            if not _is_in(content, where):
-                lost[f"{message['role']} content dropped"] = None
-            if not all(_is_in(name, where) for name in _names(message.get("tool_calls"))):
-                lost["tool calls dropped"] = None
-        if tools and self._apply(messages, budget)[0] == text:
-            lost["tools dropped"] = None
-        if self._ends_later and messages[-1]["role"] == "assistant":
-            lost["no end of the last turn"] = None
-        return tuple(lost)
+        turns = [talk.track.only_turn(index) for index in range(len(talk.messages))]
+        found = left_out(talk.text, talk.messages, turns)
+        if talk.tools and self._probed_without_tools(talk) == talk.text:
+            found.append("tools dropped")
+        if self._ends_later and is_last_supervised:
+            found.append("no end of the last turn")
+        return tuple(found)
+
+    def _probed_without_tools(self, talk: _Talk) -> str:
+        """What the template writes without tools, nothing where it needs them."""
+        try:
+            return self._apply(talk.messages, talk.budget)[0]
+        except TemplateError:
+            return ""
 
     def _spans(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
         """Supervised ranges of one turn, which is content, end-of-turn marker and white space."""
@@ -429,6 +415,13 @@ class ChatTemplate:
         return [(start, body - marker), (body, end)]
 
 
+def _absent(word: str, text: str) -> str:
+    """A word that a text lacks, beginning with the one given."""
+    while word in text:
+        word += "x"
+    return word
+
+
 def _in_common(one: str, other: str) -> int:
     """The length of the longest beginning that two texts share."""
     return next(
@@ -436,33 +429,7 @@ def _in_common(one: str, other: str) -> int:
     )
 
 
-def _replaced(message: Message) -> Message:
-    """An assistant's message with known words in place of its own; it has a content in any case."""
-    made = dict(message)
-    for name in REASONING:
-        if isinstance(message.get(name), str) and message[name].strip():
-            made[name] = _SENTINEL
-    if message["content"] or not reasoning_of(message).strip():
-        is_text = not isinstance(message["content"], list)
-        made["content"] = _SENTINEL if is_text else [{"type": "text", "text": _SENTINEL}]
-    if isinstance(message.get("tool_calls"), list):
-        made["tool_calls"] = [_renamed(call) for call in message["tool_calls"]]
-    return made
-
-
-def _renamed(call: Any) -> Any:
-    if not isinstance(call, dict):
-        return call
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": {**call["function"], "name": _CALL}}
-    return {**call, "name": _CALL}
-
-
-# Between these, Gemma 4 writes a tool's answer.
-_ANSWER = re.compile(r"<\|tool_response>.*?<tool_response\|>", re.DOTALL)
-
-
-def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]] | Reason:
+def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The ranges without what tools answered in them."""
     kept = []
     for start, end in spans:
@@ -470,28 +437,7 @@ def _without_answers(text: str, spans: list[tuple[int, int]]) -> list[tuple[int,
             kept.append((start, answer.start()))
             start = answer.end()
         kept.append((start, end))
-    if len(kept) == len(spans):
-        return _LOST
     return [(start, end) for start, end in kept if start < end]
-
-
-def _words(message: Message) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
-
-
-def _is_in(words: str, text: str) -> bool:
-    """Whether a text holds the words, as they are or as a JSON string has them."""
-    words = words.strip()
-    return words in text or any(json.dumps(words, ensure_ascii=how)[1:-1] in text for how in (False, True))
-
-
-def _names(calls: Any) -> Iterator[str]:
-    for call in calls if isinstance(calls, list) else ():
-        inner = call.get("function", call) if isinstance(call, dict) else None
-        name = inner.get("name") if isinstance(inner, dict) else None
-        if isinstance(name, str):
-            yield name
 
 
 def _template_of(tokenizer: Any, name: str, with_tools: bool) -> str:

@@ -3,15 +3,17 @@
 How a row becomes one sequence:
 
 - a prompt/completion pair, tokenizer with a chat template: a user turn and an assistant turn, rendered by it;
-- `messages`: the conversation, rendered by the chat template; every assistant turn is supervised, no other;
+- `messages`: the conversation, rendered by the chat template; every assistant turn is supervised that is not to be left
+  out (`messages.supervision`), no other;
 - a pair without a template: the tokenizer's own leading tokens (BOS), the prompt, the completion, EOS if the
   tokenizer has one. The two are tokenised on their own, with a newline behind the prompt unless it ends, or the
   completion begins, with white space;
 - `text`: as the tokenizer encodes it, with the special tokens that are its own habit; all of it supervised.
 
-A rendered conversation is tokenised once, without adding special tokens (the template writes its own BOS). A token is
-supervised if it holds a character of an assistant's turn: its content and its end-of-turn marker, neither the header
-before nor the white space after. `mask="released"` follows the published G-Vendi code instead: content and the white
+A rendered conversation is tokenised once, without adding special tokens (the template writes its own BOS), and what
+others than the assistant say holds no control tokens (`control_tokens`). A token is supervised if it holds a character
+of an assistant's turn as `chat.ChatTemplate` tells it: its words and its end-of-turn marker, neither the header before
+nor the white space after; or of what a template's own marks enclose. `mask="released"` follows the published G-Vendi code instead: content and the white
 space after the marker, not the marker.
 """
 

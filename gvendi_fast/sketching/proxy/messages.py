@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from gvendi_fast.base.bounded_jinja import TooMuchError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.rows import MAX_DEPTH, Reason, nests_deeper
 
@@ -40,6 +41,15 @@ def _calls(arguments: Any) -> list[Message]:
     return [{"id": _ID, "type": "function", "function": {"name": _CALLED, "arguments": arguments}}]
 
 
+# A tool as its schema has it.
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": _CALLED,
+        "description": "",
+        "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": ""}}},
+    },
+}
 # A tool is called and answers ASIDE.
 TOOL_TALK = [
     _USER,
@@ -50,7 +60,7 @@ TOOL_TALK = [
 
 
 def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | Reason:
-    """(the messages without flags, whether each is supervised), or why the flags cannot be followed.
+    """(the messages without flags and empty lists of calls, whether each is supervised), or why a flag is none.
 
     Every assistant's message is supervised unless one of its flags says no; no other message is.
     """
@@ -69,6 +79,9 @@ def supervision(messages: list[Message]) -> tuple[list[Message], list[bool]] | R
                     )
                 is_on = value in _YES
             message = {key: value for key, value in message.items() if key not in FLAGS}
+        # Templates ask only whether they are there.
+        if message.get("tool_calls") == []:
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
         plain.append(message)
         supervised.append(is_on)
     return plain, supervised
@@ -79,13 +92,38 @@ def reasoning_of(message: Message) -> str:
     return next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
 
 
+def replaced(message: Message, words: str, call: str) -> Message:
+    """An assistant's message with `words` in place of each of its texts, and `call` for the tools that it calls.
+
+    It has a content where it has no reasoning, be it tool calls alone.
+    """
+    made = dict(message)
+    for name in REASONING:
+        if isinstance(message.get(name), str) and message[name].strip():
+            made[name] = words
+    if message["content"] or not reasoning_of(message).strip():
+        is_text = not isinstance(message["content"], list)
+        made["content"] = words if is_text else [{"type": "text", "text": words}]
+    if isinstance(message.get("tool_calls"), list):
+        made["tool_calls"] = [_renamed(one, call) for one in message["tool_calls"]]
+    return made
+
+
+def _renamed(call: Any, name: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": {**call["function"], "name": name}}
+    return {**call, "name": name}
+
+
 class Shapes:
     """What one template reads of messages.
 
-    render: the template's text of (messages, tools); raises TemplateError.
+    render: the template's text of messages; raises TemplateError.
     """
 
-    def __init__(self, render: Callable[[list[Message], list[Message] | None], str]) -> None:
+    def __init__(self, render: Callable[[list[Message]], str]) -> None:
         self._render = render
         self._others: dict[str, bool] = {}
 
@@ -113,7 +151,10 @@ class Shapes:
     def _text(self, messages: list[Message]) -> str:
         """What the template writes, "" where it refuses."""
         try:
-            return self._render(messages, None)
+            return self._render(messages)
+        except TooMuchError:
+            # An endless one refuses its rows; asked again, it would take as long each time.
+            raise
         except TemplateError:
             return ""
 
