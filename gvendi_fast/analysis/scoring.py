@@ -23,6 +23,7 @@ from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
+from gvendi_fast.data.run_files import read_warnings
 from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec
@@ -61,6 +62,7 @@ class Score:
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     unreadable: {file or folder of the corpus that was passed over: why}.
     damaged: {file of the corpus of which only the rows before a damage are scored: what is wrong with it}.
+    warnings: what a look at some rows of the corpus warns of, each with its `text`; empty where nothing.
     """
 
     gvendi: float
@@ -88,6 +90,7 @@ class Score:
     orders: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `gvendi score --json` prints."""
@@ -267,6 +270,7 @@ def score_run(
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
         unreadable=unreadable_of(run),
         damaged=damaged_of(run),
+        warnings=read_warnings(run.path),
     )
 
 

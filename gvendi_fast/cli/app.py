@@ -18,6 +18,7 @@ from gvendi_fast.cli.check import check
 from gvendi_fast.cli.cluster import cluster
 from gvendi_fast.cli.compare import compare
 from gvendi_fast.cli.info import info
+from gvendi_fast.cli.inspect import inspect
 from gvendi_fast.cli.measures import measures
 from gvendi_fast.cli.option_names import as_typed
 from gvendi_fast.cli.options import at_home
@@ -38,9 +39,22 @@ app = typer.Typer(
     epilog=ending.EXIT_CODES,
 )
 
-for _command in (score, sketch, info, select, cluster, compare, measures, weights, report, check, synthesize):
+for _command in (
+    score,
+    sketch,
+    inspect,
+    info,
+    select,
+    cluster,
+    compare,
+    measures,
+    weights,
+    report,
+    check,
+    synthesize,
+):
     _made = at_home(_command)
-    app.command()(_made if _command in (info, check) else with_threads(_made))
+    app.command()(_made if _command in (inspect, info, check) else with_threads(_made))
 
 
 def _show_version(wanted: bool) -> None:

@@ -193,6 +193,13 @@ SkipUnreadable = Annotated[
         "end. (Default: the first one ends the run. Archives that are cut short give their rows in any case.)",
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="End with an error, before the work, where the look at 64 rows gives a warning ('gvendi inspect').",
+    ),
+]
 MaskOption = Annotated[
     Mask,
     typer.Option(
@@ -296,6 +303,7 @@ class CorpusOptions:
     id_field: IdField = "id"
     max_row_bytes: MaxRowBytes = 1 << 23
     skip_unreadable: SkipUnreadable = False
+    strict: Strict = False
 
     def only(self, *names: str, command: str) -> None:
         """GvendiError if an option other than `names` was given, because the `command` does not use it."""
@@ -344,6 +352,7 @@ class CorpusOptions:
             groups=self.sketch_groups,
             max_row_bytes=self.max_row_bytes,
             skip_unreadable=self.skip_unreadable,
+            strict=self.strict,
         )
 
 

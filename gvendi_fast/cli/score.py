@@ -102,6 +102,8 @@ def score(
             run, by=corpus.by, orders=orders, mean=reference, save_mean=save_mean, seed=corpus.seed
         )
         _show(result, corpus.by, mean, as_json)
+        for found in result.warnings:
+            warn(found["text"])
         for path, why in result.unreadable.items():
             warn(f"passed over '{path}': {why}")
         return

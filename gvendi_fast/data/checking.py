@@ -15,7 +15,15 @@ from gvendi_fast.base.files import exists, names_in, stale
 from gvendi_fast.data.originals import verify_corpus
 from gvendi_fast.data.parts import DamagedPartError
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.run_files import REMEDIES, SCORE, check_manifest, read_json, read_score
+from gvendi_fast.data.run_files import (
+    REMEDIES,
+    SCORE,
+    WARNINGS,
+    check_manifest,
+    read_json,
+    read_score,
+    read_warnings,
+)
 
 DAMAGED, FOREIGN, UNREADABLE, LEFT, CHANGED = "damaged", "foreign", "unreadable", "left over", "changed"
 MISSING = {
@@ -95,6 +103,8 @@ def check_run(
     is_whole = not seen.findings and run.missing() is None
     if is_whole:
         _check_rejected(run, seen)
+    with seen.noting(root / WARNINGS):
+        read_warnings(root)
     _check_score(run, seen, is_whole)
     noted = {item.path for item in seen.findings}
     for folder in (root, run.parts):

@@ -1,4 +1,4 @@
-"""spec.json, units.json and score.json of a run directory: read strictly, as someone may have edited them."""
+"""The JSON files of a run directory, such as spec.json: read strictly, as someone may have edited them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import exists
+from gvendi_fast.base.files import atomic_write, exists
 from gvendi_fast.data.records import Fields, lone_surrogate
 
-SCORE = "score.json"
+SCORE, WARNINGS = "score.json", "warnings.json"
 # {file of a run directory: what mends it}.
 REMEDIES = {
     "spec.json": "restore it, or sketch the corpus again into another --out",
     "units.json": "restore it, or move it away and run the command that made it again",
+    WARNINGS: "remove it, or run the command that made it again, which writes it anew",
     SCORE: "run the 'gvendi score' command with this --out again, which writes it anew",
 }
 _SCORE_FORMAT = 1
@@ -66,11 +67,36 @@ def read_score(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if "format" not in content and "digest" not in content:
         return content
+    return _verified(path, content)
+
+
+def write_warnings(folder: Path, warnings: Sequence[Mapping[str, Any]]) -> None:
+    """Record the warnings of the look at a corpus, JSON-able objects with a `text`, in its run directory."""
+    with atomic_write(folder / WARNINGS) as stream:
+        stream.write(json.dumps(score_content({"warnings": list(warnings)}), indent=1).encode() + b"\n")
+
+
+def read_warnings(folder: Path) -> list[dict[str, Any]]:
+    """The warnings that a run directory records; one of an earlier version records none.
+
+    Raises GvendiError where they are not what was written.
+    """
+    path = folder / WARNINGS
+    if not exists(path):
+        return []
+    found = _verified(path, read_json(path)).get("warnings")
+    if not isinstance(found, list) or not all(isinstance(w, dict) and _is_text(w.get("text")) for w in found):
+        raise _damaged(path, "its warnings are no list of objects with a text")
+    return found
+
+
+def _verified(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What was given to `score_content`."""
     digest = content.pop("digest", None)
     if digest != digest_of(content):
         raise _damaged(path, "its digest does not agree")
     if content.pop("format") != _SCORE_FORMAT:
-        raise GvendiError(f"'{path}' is of another version of gvendi-fast; {REMEDIES[SCORE]}")
+        raise GvendiError(f"'{path}' is of another version of gvendi-fast; {REMEDIES[path.name]}")
     return content
 
 

@@ -32,11 +32,13 @@ from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
+from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, look
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.vendi.centered import RowMean, centred_spec
@@ -89,6 +91,7 @@ class Settings:
     skip_unreadable: pass over files and folders that cannot be read; the run directory lists them.
     control_tokens: "text", or "tokens", what control tokens are that a conversation's content spells out, see
         `encode.Encoder`.
+    strict: end with an error, before any row is sketched, where the look at the first rows gives a warning.
     """
 
     spec: SketchSpec = field(default_factory=SketchSpec)
@@ -108,6 +111,7 @@ class Settings:
     max_row_bytes: int = MAX_ROW_BYTES
     skip_unreadable: bool = False
     control_tokens: str = "text"
+    strict: bool = False
 
     def __post_init__(self) -> None:
         check_preset(self.layers)
@@ -168,8 +172,10 @@ def sketch_corpus(
         progress.note(note)
     check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    limit = _longest(proxy, settings.max_tokens)
+    positions = getattr(proxy.model.config, "max_position_embeddings", None)
+    limit = longest(proxy.name, positions, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary, settings.control_tokens)
+    found = _look(manifest, encoder, settings.strict, progress)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
         settings = replace(settings, spec=replace(settings.spec, dim=dim))
@@ -179,6 +185,7 @@ def sketch_corpus(
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
     run = RunDirectory.open(out, spec, manifest.to_dict())
     run.advice = manifest.advice
+    write_warnings(run.path, [fault.to_dict() for fault in found.faults])
     manifest = manifest.recorded_as(run.manifest)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
@@ -212,6 +219,22 @@ def sketch_corpus(
         progress.close()
     run.finish()
     return run
+
+
+def _look(manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress) -> Inspection:
+    """Say what a look at a few rows shows. Raises GvendiError for a warning where `strict` asks for it."""
+    found = look(manifest, encoder)
+    progress.note(found.summary())
+    for fault in found.faults:
+        # Without a registry, which would pass over the same words of the next corpus.
+        warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, __file__, 0)
+    if strict and found.faults:
+        count = len(found.faults)
+        raise GvendiError(
+            f"strict is set, and the look at {found.looked_at:,} rows gives the warning{'s' * (count > 1)} above "
+            f"({count}): mend the rows, or leave it out"
+        )
+    return found
 
 
 def _usable(run: RunDirectory, manifest: Manifest, progress: Progress) -> set[int]:
@@ -532,14 +555,15 @@ def _together(
             yield UnitsTogether(units)
 
 
-def _longest(proxy: Proxy, asked: int | None) -> int:
-    positions = getattr(proxy.model.config, "max_position_embeddings", None)
+def longest(proxy: str, positions: int | None, asked: int | None) -> int:
+    """Tokens of the longest sequence of a run: what was asked for, else what the proxy reads, at most 4096.
+
+    Raises GvendiError where more is asked for than the proxy reads.
+    """
     if asked is None:
         return min(positions or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
     if positions and asked > positions:
-        raise GvendiError(
-            f"max_tokens is {asked}, but the proxy {proxy.name!r} reads at most {positions} tokens"
-        )
+        raise GvendiError(f"max_tokens is {asked}, but the proxy {proxy!r} reads at most {positions} tokens")
     return asked
 
 

@@ -28,8 +28,8 @@ TEMPLATE = ("chat_template.*",)
 REMEDY = "use `--proxy tiny` (built in, needs no network) or give the path of a local model folder"
 
 
-def hub_snapshot(name: str, revision: str | None, code: bool) -> tuple[Path, str]:
-    """Download, or find in the cache, what a causal LM needs; returns its folder and commit hash."""
+def hub_snapshot(name: str, revision: str | None, code: bool, with_weights: bool = True) -> tuple[Path, str]:
+    """Download, or find in the cache, what a causal LM needs, or its tokenizer; returns its folder and commit hash."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     # HTTPError is re-exported there by every release: requests' own below 1.0, httpx's since.
@@ -42,7 +42,13 @@ def hub_snapshot(name: str, revision: str | None, code: bool) -> tuple[Path, str
         RevisionNotFoundError,
     )
 
-    wanted = ["*.json", "*.jinja", *TOKENIZER, *SAFETENSORS, *(["*.py"] if code else [])]
+    wanted = [
+        "*.json",
+        "*.jinja",
+        *TOKENIZER,
+        *(SAFETENSORS if with_weights else ()),
+        *(["*.py"] if code else []),
+    ]
     offline, why = constants.HF_HUB_OFFLINE, "HF_HUB_OFFLINE is set"
     try:
         if not offline:
@@ -66,7 +72,7 @@ def hub_snapshot(name: str, revision: str | None, code: bool) -> tuple[Path, str
             )
 
         folder = fetch(wanted)
-        if not any(folder.glob("model*.safetensors")):
+        if with_weights and not any(folder.glob("model*.safetensors")):
             folder = fetch([*wanted, *PICKLED])
     except GatedRepoError as error:
         raise GvendiError(

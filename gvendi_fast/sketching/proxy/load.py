@@ -86,6 +86,53 @@ class Proxy:
         return self.revision if self.revision.startswith("sha256:") else f"{self.name}@{self.revision}"
 
 
+@dataclass(frozen=True, eq=False)
+class ProxyTokenizer:
+    """What tokenises for a proxy, without its weights.
+
+    tokenizer: a fast tokenizer.
+    name: what `load_tokenizer` was given.
+    vocabulary: tokens that the model's embedding has, None where its config does not say.
+    positions: the longest sequence of the model, None for no limit.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
+    name: str
+    vocabulary: int | None
+    positions: int | None
+
+
+def load_tokenizer(
+    name: str | os.PathLike = DEFAULT_PROXY, *, revision: str | None = None, trust_remote_code: bool = False
+) -> ProxyTokenizer:
+    """The tokenizer of a proxy and what its config says of sequences; weights are neither fetched nor read.
+
+    Arguments and errors are those of `load_proxy`; a folder needs no weights.
+    """
+    text = os.fspath(name)
+    folder = _local_folder(text)
+    if folder is None:
+        folder, _ = hub_snapshot(text, revision, trust_remote_code, with_weights=False)
+    elif revision is not None:
+        raise _revision_of_a_folder(text, revision)
+    _check_folder(folder, text, with_weights=False)
+    _check_content(folder, text, with_weights=False)
+    with _loading, _quiet_transformers():
+        config = _load_config(folder, text, trust_remote_code)
+        tokenizer = _load_tokenizer(folder, text, trust_remote_code)
+    positions = getattr(config, "max_position_embeddings", None)
+    # A model that also sees has its numbers of text one level down.
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    return ProxyTokenizer(tokenizer, text, vocabulary, positions)
+
+
+def _revision_of_a_folder(name: str, revision: str) -> GvendiError:
+    return GvendiError(
+        f"revision={revision!r} was given with the local proxy {name!r}; revisions belong to hub "
+        "names: leave it out (the digest of the files is the revision)"
+    )
+
+
 def load_proxy(
     name: str | os.PathLike = DEFAULT_PROXY,
     *,
@@ -118,10 +165,7 @@ def load_proxy(
         _check_folder(folder, text)
     else:
         if revision is not None:
-            raise GvendiError(
-                f"revision={revision!r} was given with the local proxy {text!r}; revisions belong to hub "
-                "names: leave it out (the digest of the files is the revision)"
-            )
+            raise _revision_of_a_folder(text, revision)
         _check_folder(local, text)
         folder, version = local, folder_digest(local)
     _check_content(folder, text)
@@ -241,13 +285,15 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _check_folder(folder: Path, name: str) -> None:
+def _check_folder(folder: Path, name: str, with_weights: bool = True) -> None:
     present = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     wanted = {
         "config.json": ("config.json",),
         "weights (model.safetensors or pytorch_model.bin)": ("model*.safetensors", "pytorch_model*.bin"),
         "a tokenizer (tokenizer.json)": VOCABULARY,
     }
+    if not with_weights:
+        wanted = {what: patterns for what, patterns in wanted.items() if not what.startswith("weights")}
     missing = [
         what for what, patterns in wanted.items() if not any(_matches(file, patterns) for file in present)
     ]
@@ -263,7 +309,7 @@ def _check_folder(folder: Path, name: str) -> None:
         )
 
 
-def _check_content(folder: Path, name: str) -> None:
+def _check_content(folder: Path, name: str, with_weights: bool = True) -> None:
     """What transformers would pass over, or word as something else.
 
     That is a pointer in place of a file (a template would be taken as it is), odd quantization, and weights that are
@@ -293,7 +339,7 @@ def _check_content(folder: Path, name: str) -> None:
                 "`--proxy tiny`"
             )
     where: dict[str, str] = {}
-    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    shards = sorted(folder.glob("model-*-of-*.safetensors")) if with_weights else []
     for shard in shards if not (folder / "model.safetensors").exists() else ():
         for tensor in _tensors_of(shard):
             if tensor in where:

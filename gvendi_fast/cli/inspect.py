@@ -1,0 +1,199 @@
+"""`gvendi inspect`: how rows are read, what of them is supervised, and what would be lost in silence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gvendi_fast.base.printable import printable
+from gvendi_fast.base.printing import console, note, put, put_json
+from gvendi_fast.cli.options import (
+    CompletionField,
+    ControlTokens,
+    ControlTokensOption,
+    Data,
+    IdField,
+    Json,
+    Limit,
+    Mask,
+    MaskOption,
+    MaxRowBytes,
+    MaxTokens,
+    MessagesField,
+    PromptField,
+    ProxyName,
+    SkipUnreadable,
+    TextField,
+    home,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from gvendi_fast.sketching.inspection import Example, Inspection, Part, Range
+
+EXIT_WARNINGS = 1
+# Where a stream has no colours, what is supervised stands between these; the second pair is for ASCII.
+MARKS, PLAIN_MARKS = ("⟦", "⟧"), ("[[", "]]")
+SUPERVISED = "bold green"
+
+
+def inspect(
+    data: Data,
+    proxy: ProxyName = "Qwen/Qwen2.5-0.5B-Instruct",
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", help="How many rows to look at, spread over the corpus.")
+    ] = 64,
+    show: Annotated[int, typer.Option("--show", metavar="N", help="How many of them to print.")] = 5,
+    max_tokens: MaxTokens = None,
+    mask: MaskOption = Mask.completion,
+    control_tokens: ControlTokensOption = ControlTokens.text,
+    limit: Limit = None,
+    prompt_field: PromptField = "prompt",
+    completion_field: CompletionField = "completion",
+    messages_field: MessagesField = "messages",
+    text_field: TextField = "text",
+    id_field: IdField = "id",
+    max_row_bytes: MaxRowBytes = 1 << 23,
+    skip_unreadable: SkipUnreadable = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there is a warning.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at rows before a run: how they are read, and which of their tokens are supervised.
+
+    Prints a few rows as the proxy's tokenizer gets them, what is supervised in
+    colour (without colours: in brackets), lengths and shares, and a warning for
+    what a run would get wrong without an error: content that the chat template
+    drops, rows with the same tokens, a text that all answers share, answers
+    without an end, two BOS tokens, prompts that are cut, tokens outside the
+    embedding. The model's weights are not loaded. 'score' and 'sketch' begin
+    with the same look.
+
+    Example: gvendi inspect data.jsonl --proxy tiny
+    """
+    from gvendi_fast.data.index import Fields, index_corpus
+    from gvendi_fast.data.listing import list_files
+    from gvendi_fast.sketching.corpus import longest
+    from gvendi_fast.sketching.inspection import THOROUGH, look
+    from gvendi_fast.sketching.proxy.encode import Encoder
+    from gvendi_fast.sketching.proxy.load import load_tokenizer
+
+    paths = [home(item) for item in data]
+    # A wrong path is reported before a tokenizer is fetched.
+    list_files(paths, skip_unreadable)
+    of = load_tokenizer(home(proxy))
+    bound = longest(of.name, of.positions, max_tokens)
+    encoder = Encoder(of.tokenizer, bound, mask.value, of.vocabulary, control_tokens.value)
+    names = {
+        "prompt": prompt_field,
+        "completion": completion_field,
+        "messages": messages_field,
+        "text": text_field,
+        "id": id_field,
+    }
+    manifest = index_corpus(
+        paths,
+        Fields(**names),
+        limit=limit,
+        max_row_bytes=max_row_bytes,
+        skip_unreadable=skip_unreadable,
+    )
+    for said in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
+        note(said)
+    found = look(manifest, encoder, rows, show, THOROUGH)
+    if as_json:
+        put_json(found.to_dict())
+    else:
+        _print(console(), found, [file.path for file in manifest.files])
+    if strict and found.faults:
+        raise typer.Exit(EXIT_WARNINGS)
+
+
+def _print(out: Console, found: Inspection, files: Sequence[str]) -> None:
+    from gvendi_fast.cli.tables import headline, say
+
+    more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
+    headline(
+        out,
+        f"{found.looked_at:,} of {found.rows:,} rows  looked at, from '{os.path.basename(files[0])}'{more}",
+    )
+    for name, value in _lines(found).items():
+        say(out, f"  {name:<12}{value}", 14)
+    for example in found.examples:
+        put("", out.file)
+        _print_row(out, example)
+    put("", out.file)
+    for fault in found.faults:
+        say(out, f"warning: {fault}", 2)
+    if not found.faults:
+        say(out, "nothing to warn of")
+
+
+def _lines(found: Inspection) -> dict[str, str]:
+    from gvendi_fast.sketching.inspection import FORMS
+
+    forms = [f"{FORMS[form]} ({count:,})" for form, count in found.forms.items()]
+    rendered = "rendered by the tokenizer's chat template" if found.has_template else "no chat template"
+    lines = {"rows are": f"{', '.join(forms) or 'none that can be read'}; {rendered}"}
+    if found.refused:
+        refused = sum(found.refused.values())
+        kinds = "; ".join(f"{reason}: {count:,}" for reason, count in found.refused.items())
+        lines["refused"] = f"{refused:,} ({kinds})"
+    if found.passed_over:
+        lines["not shown"] = f"{found.passed_over:,} rows that are too long for a look"
+    if found.tokens is None or found.supervised is None or found.share is None:
+        return lines
+    bound = "no limit" if found.max_tokens is None else f"--max-tokens is {found.max_tokens:,}"
+    cut = f"prompts that are cut: {found.cut:,}" if found.cut else "no prompt is cut"
+    fits = f"rows that do not fit: {found.too_long:,}" if found.too_long else "every row fits"
+    lines["tokens"] = f"{_range(found.tokens)} a row; {bound}: {cut}, {fits}"
+    share = found.share
+    lines["supervised"] = (
+        f"{_range(found.supervised)} a row; {100 * (found.share_of_all or 0):.1f} % of all tokens, of a row "
+        f"{100 * share.least:.0f} to {100 * share.most:.0f} %, median {100 * share.median:.0f} %"
+    )
+    return lines
+
+
+def _range(of: Range) -> str:
+    return f"{of.least:,.0f} to {of.most:,.0f}, median {of.median:,.0f}"
+
+
+def _print_row(out: Console, row: Example) -> None:
+    from rich.text import Text
+
+    place = printable(f"{os.path.basename(row.file)}:{row.line}")
+    put(
+        f"{place}: {row.tokens:,} tokens, {row.supervised:,} supervised, the last of them is {row.last}",
+        out.file,
+    )
+    line = Text("")
+    for number, part in enumerate(row.parts):
+        if row.skipped and number == row.after:
+            line.append(f" … {row.skipped:,} parts … ")
+        _append(line, part, _marks(out))
+    for piece in line.split("\n"):
+        out.print(Text("  ") + piece, soft_wrap=True)
+
+
+def _append(line: Text, part: Part, marks: tuple[str, str] | None) -> None:
+    text, tail = printable(part.text, "\n\t"), printable(part.tail, "\n\t")
+    if part.skipped:
+        text += f" … {part.skipped:,} characters … {tail}"
+    if not part.is_supervised:
+        line.append(text)
+    elif marks is None:
+        line.append(text, style=SUPERVISED)
+    else:
+        line.append(f"{marks[0]}{text}{marks[1]}")
+
+
+def _marks(out: Console) -> tuple[str, str] | None:
+    """What stands around the supervised part; None where colour tells it."""
+    if out.is_terminal and out.color_system is not None and not out.no_color:
+        return None
+    return MARKS if out.encoding.lower().startswith("utf") else PLAIN_MARKS
