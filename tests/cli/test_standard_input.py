@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.cli.app import app
+from gvendi_fast.data.index import index_corpus
 
 ROWS = b"".join(b'{"prompt": "%d?", "completion": "%d is it"}\n' % (n, n * n) for n in range(12))
 TINY = ["--proxy", "tiny", "--dim", "64", "--unit-rows", "5"]
@@ -57,10 +58,8 @@ def test_what_cannot_be_read_is_named_as_standard_input(tmp_path, monkeypatch):
         run("score", "-", *TINY, rows=b"<!doctype html>")
     with pytest.raises(GvendiError, match=r"hold no rows; the first one is '-'$"):
         run("score", "-", *TINY, rows=b"")
+    monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(GvendiError, match=r"'-' \(standard input\) is closed; pipe rows into the command"):
-        monkeypatch.setattr("sys.stdin", None)
-        from gvendi_fast.data.index import index_corpus
-
         index_corpus("-")
 
 
