@@ -115,7 +115,7 @@ def score(
 ) -> Score:
     """Sketch a corpus and score it.
 
-    data: files, folders or globs of JSON lines or Parquet.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
     out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
         error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.

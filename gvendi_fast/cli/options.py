@@ -72,7 +72,8 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
-        help="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet: files, folders or globs. "
+        help="Files, folders or globs: JSON lines or JSON (.jsonl, .json), CSV (.csv, .tsv), each also packed (.gz, "
+        ".zst), Parquet or Arrow (.parquet, .arrow, .feather); - for standard input (JSON lines). "
         "A row has a prompt and a completion, or messages, or a text.",
     ),
 ]

@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
-from gvendi_fast.data.kinds import is_table, kind_of
+from gvendi_fast.data.kinds import STANDARD_INPUT, is_table, kind_of
 from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_files
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
 from gvendi_fast.data.shapes import FIRST_ROWS, Recognised, check_format, recognise
 from gvendi_fast.data.sources import first_records, open_table, read_lines
+from gvendi_fast.data.standard_input import kind_of_input, named, spooled
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
 from gvendi_fast.data.unpacking import Damage
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
@@ -52,8 +53,8 @@ def index_corpus(
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
-    inputs: files, folders and globs as `find_files` takes them. A row is a line that is not empty, an item of a JSON
-        array, a record of CSV, or a row of a table.
+    inputs: files, folders, globs and "-" as `list_files` takes them. A row is a line that is not empty, an item of a
+        JSON array, a record of CSV, or a row of a table.
     fields: the names of a row's fields, and the shape of rows; "auto" is recognised from the first rows of the first
         file that has one to read.
     limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
@@ -86,25 +87,35 @@ def index_corpus(
         for path in listing.files:
             if limit is not None and rows == limit:
                 break
+            here, kind = path, kind_of(path) or ""
+            if path == STANDARD_INPUT:
+                here = spooled()
+                kind = kind_of_input(here)
             try:
                 with naming(path):
                     if recognised is None:
                         # No row beyond the limit has a say.
                         count = FIRST_ROWS if limit is None else min(FIRST_ROWS, limit - rows)
-                        kind = kind_of(path) or ""
-                        first, seen_names = first_records(path, kind, fields, count, max_row_bytes)
+                        first, seen_names = first_records(here, kind, fields, count, max_row_bytes)
                         recognised = recognise(first, fields, seen_names) if first else None
-                    index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes)
+                    index = _FileIndex(
+                        here, kind, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes
+                    )
                     index.scan(
                         recognised.fields if recognised else fields, None if limit is None else limit - rows
                     )
             except UNREADABLE as error:
+                if here != path:
+                    named(error, here)
                 if not skip_unreadable:
                     raise
                 unreadable.append(Unreadable.of(error, path))
                 seen.forget(len(files))
                 continue
-            files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
+            digest = index.digest.hexdigest()
+            files.append(
+                SourceFile(path, kind, index.size, index.rows, digest, None if here == path else here)
+            )
             units.extend(index.units)
             remarks = index.remarks if index.rows else [*index.remarks, "holds no rows"]
             notes += [f"corpus: '{path}' {remark}" for remark in remarks]
@@ -145,6 +156,7 @@ class _FileIndex:
     def __init__(
         self,
         path: str,
+        kind: str,
         file: int,
         first_row: int,
         first_unit: int,
@@ -152,7 +164,7 @@ class _FileIndex:
         seen: _SeenIds,
         max_bytes: int,
     ) -> None:
-        self.path, self.file, self.kind = path, file, kind_of(path) or ""
+        self.path, self.file, self.kind = path, file, kind
         self.size = os.path.getsize(path)
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
-from gvendi_fast.data.kinds import WANTED, kind_of
+from gvendi_fast.data.kinds import STANDARD_INPUT, WANTED, kind_of
 from gvendi_fast.data.records import lone_surrogate
 from gvendi_fast.data.run_files import lost_spec
 
@@ -69,8 +69,11 @@ class Listing:
 
 
 def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
-    """The files of a corpus, in the order of `inputs`, as `list_files` finds them."""
-    return list(list_files(inputs).files)
+    """The files of a corpus, in the order of `inputs`, as `list_files` finds them; GvendiError for standard input."""
+    files = list(list_files(inputs).files)
+    if STANDARD_INPUT in files:
+        raise GvendiError("corpus: '-' (standard input) is not read here; name files, folders or globs")
+    return files
 
 
 def list_files(
@@ -78,11 +81,11 @@ def list_files(
 ) -> Listing:
     """The files of a corpus, in the order of `inputs`.
 
-    An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path; links
-    to folders are followed, each folder is read once) or a glob (`**` goes into folders; its matches sorted; a folder
-    it matches is taken as a folder). A file that is named twice, reached through two links, or, where the system
-    ignores case, spelled twice, is read once, where it comes first. Run directories and those of synthesis runs inside
-    a folder or a glob are passed over.
+    An input is "-" for standard input (a file of that name is "./-"), a file, a folder (every file below it with a
+    known suffix, hidden ones left out, sorted by path; links to folders are followed, each folder is read once) or a
+    glob (`**` goes into folders; its matches sorted; a folder it matches is taken as a folder). A file that is named
+    twice, reached through two links, or, where the system ignores case, spelled twice, is read once, where it comes
+    first. Run directories and those of synthesis runs inside a folder or a glob are passed over.
 
     skip_unreadable: pass over what cannot be read, and list it.
     Raises GvendiError for a path that does not exist, a glob or folder without a file, an unknown suffix, and,
@@ -97,7 +100,8 @@ def list_files(
     spelled: dict[str, list[str]] = {}
     for item in map(os.fspath, given):
         for path in finder.expand(item):
-            first = paths.setdefault(_known(os.path.realpath(path), spelled), path)
+            known = path if path == STANDARD_INPUT else _known(os.path.realpath(path), spelled)
+            first = paths.setdefault(known, path)
             if os.path.abspath(first) != os.path.abspath(path):
                 finder.note("is read once, though links lead to it", first)
     for path in paths.values():
@@ -162,6 +166,8 @@ class _Finder:
             yield f"corpus: '{paths[0]}' {why}{more}"
 
     def expand(self, item: str) -> list[str]:
+        if item == STANDARD_INPUT:
+            return [item]
         if os.path.isdir(item):
             paths = sorted(self._walk(item, is_named=True))
             if not paths and not self.unreadable:

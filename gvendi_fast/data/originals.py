@@ -23,12 +23,13 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled
-from gvendi_fast.data.kinds import format_of, is_table, kind_of
+from gvendi_fast.data.kinds import STANDARD_INPUT, format_of, is_table, kind_of
 from gvendi_fast.data.records import text_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import open_table, read_lines
+from gvendi_fast.data.standard_input import place_in
 
 # Places that an error lists.
 MOST_TRIED = 4
@@ -154,7 +155,9 @@ def _as_number(cell: str) -> float | str:
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
     recorded = Path(source["path"])
     tried = [recorded]
-    if corpus is not None:
+    if source["path"] == STANDARD_INPUT:
+        tried = [place_in(run.path, source["kind"])]
+    elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
         tried = [Path(corpus, *parts[i:]) for i in range(1 if recorded.is_absolute() else 0, len(parts))]

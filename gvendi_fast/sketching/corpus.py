@@ -28,11 +28,13 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
+from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
@@ -144,7 +146,7 @@ def sketch_corpus(
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
-    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input.
     proxy: the model whose gradients are sketched.
     out: the run directory.
     settings: how the corpus is sketched.
@@ -187,6 +189,9 @@ def sketch_corpus(
     run.advice = manifest.advice
     write_warnings(run.path, [fault.to_dict() for fault in found.faults])
     manifest = manifest.recorded_as(run.manifest)
+    for source in manifest.files:
+        if source.path == STANDARD_INPUT:
+            keep_in(run.path, source.kind, source.here or source.path)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
     todo = [unit for unit in manifest.units if unit.ordinal not in done]
