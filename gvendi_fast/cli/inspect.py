@@ -15,6 +15,7 @@ from gvendi_fast.cli.options import (
     ControlTokens,
     ControlTokensOption,
     Data,
+    FormatOption,
     IdField,
     Json,
     Limit,
@@ -25,6 +26,7 @@ from gvendi_fast.cli.options import (
     MessagesField,
     PromptField,
     ProxyName,
+    RowFormat,
     SkipUnreadable,
     TextField,
     home,
@@ -53,6 +55,7 @@ def inspect(
     mask: MaskOption = Mask.completion,
     control_tokens: ControlTokensOption = ControlTokens.text,
     limit: Limit = None,
+    format: FormatOption = RowFormat.auto,
     prompt_field: PromptField = "prompt",
     completion_field: CompletionField = "completion",
     messages_field: MessagesField = "messages",
@@ -77,6 +80,7 @@ def inspect(
     """
     from gvendi_fast.data.index import Fields, index_corpus
     from gvendi_fast.data.listing import list_files
+    from gvendi_fast.data.named_fields import check_named_fields
     from gvendi_fast.sketching.corpus import longest
     from gvendi_fast.sketching.inspection import THOROUGH, look
     from gvendi_fast.sketching.proxy.encode import Encoder
@@ -94,6 +98,7 @@ def inspect(
         "messages": messages_field,
         "text": text_field,
         "id": id_field,
+        "format": format.value,
     }
     manifest = index_corpus(
         paths,
@@ -102,8 +107,9 @@ def inspect(
         max_row_bytes=max_row_bytes,
         skip_unreadable=skip_unreadable,
     )
-    for said in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
+    for said in manifest.remarks():
         note(said)
+    check_named_fields(manifest)
     found = look(manifest, encoder, rows, show, THOROUGH)
     if as_json:
         put_json(found.to_dict())

@@ -166,11 +166,7 @@ def sketch_corpus(
         settings.max_row_bytes,
         settings.skip_unreadable,
     )
-    for note in (
-        *manifest.notes,
-        *(f"passed over '{item.path}': {item.reason}" for item in manifest.unreadable),
-        *(f"'{item.path}' is not whole: {item.reason}" for item in manifest.damaged),
-    ):
+    for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))

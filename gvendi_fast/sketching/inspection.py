@@ -17,7 +17,7 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
-from gvendi_fast.data.sources import ParquetSource
+from gvendi_fast.data.sources import can_start_at, open_table
 from gvendi_fast.data.work_units import Manifest, Unit, UnitReader
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Preview
 from gvendi_fast.sketching.silent_faults import NOTABLE, Fault, Looked, Looks, faults
@@ -230,7 +230,7 @@ def _row_bytes(manifest: Manifest, unit: Unit) -> float:
 
 def _near(manifest: Manifest, units: Sequence[Unit]) -> list[Unit]:
     """The work units, those that take long to reach replaced by ones of the same file that do not."""
-    streamed = {unit.file for unit in units if manifest.files[unit.file].kind not in ("jsonl", "parquet")}
+    streamed = {unit.file for unit in units if not can_start_at(manifest.files[unit.file].kind)}
     of_file: dict[int, list[Unit]] = {}
     for unit in manifest.units:
         of_file.setdefault(unit.file, []).append(unit)
@@ -250,7 +250,7 @@ def _near(manifest: Manifest, units: Sequence[Unit]) -> list[Unit]:
 def _near_in_group(manifest: Manifest, unit: Unit, others: Sequence[Unit]) -> Unit:
     """A work unit among the first rows of the row group that holds `unit`: a row group is read from its beginning."""
     file = manifest.files[unit.file]
-    with ParquetSource(file.here or file.path, manifest.fields, manifest.max_row_bytes) as source:
+    with open_table(file.here or file.path, file.kind, manifest.fields, manifest.max_row_bytes) as source:
         sizes = source.group_rows
     first = 0
     for size in sizes:
