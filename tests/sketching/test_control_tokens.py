@@ -189,3 +189,21 @@ def test_a_piece_between_two_markers_has_the_tokens_that_it_has_in_the_whole(nam
         found = control.encode(text, f"{text[:place]}\U000f0000{text[place + 1 :]}")
         assert found.ids.tolist() == whole.ids
         assert [tuple(pair) for pair in found.offsets.tolist()] == whole.offsets
+
+
+def test_many_control_tokens_and_many_of_their_beginnings():
+    backend = spaced("of a text")
+    backend.add_special_tokens([*(f"<|reserved_{n}|>" for n in range(300)), "<|", "<" + "a" * 3000])
+    control = ControlTokens(backend, _copy)
+    assert control.hidden("<|reserved_299|> <|reserved_300|> </s> <aaa", "#") == (
+        "#|reserved_299|> #|reserved_300|> #/s> <aaa"
+    )
+    assert control.hidden("<" + "a" * 3001, "#") == "#" + "a" * 3001
+    assert control.in_any([{"a": ["x", {"<s>": 1}]}])
+    assert not control.in_any([{"a": ["<", "s>", 3, None]}])
+    assert control.hidden("<|reserved_" * 20_000, "#") == "#|reserved_" * 20_000
+
+
+def test_a_tokenizer_without_control_tokens():
+    backend = Tokenizer(models.BPE({"a": 0}, []))
+    assert not ControlTokens(backend, _copy).in_any(["a <s>", ""])

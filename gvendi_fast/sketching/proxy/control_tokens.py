@@ -40,12 +40,10 @@ class ControlTokens:
 
     def __init__(self, backend: Any, copy: Callable[[Any], Any]) -> None:
         added = backend.get_added_tokens_decoder()
-        words = sorted(
-            (one.content for one in added.values() if one.special and one.content), key=len, reverse=True
-        )
+        words = sorted({one.content for one in added.values() if one.special and one.content})
         self.ids = np.array(sorted(number for number, one in added.items() if one.special), np.int32)
         self._beginnings = sorted({word[:_BEGINNING] for word in words})
-        self._word = re.compile("|".join(map(re.escape, words)))
+        self._word = re.compile(_any_of(words) if words else "(?!)")
         self._backend, self._copy = backend, copy
 
     def in_any(self, values: Iterable[Any]) -> bool:
@@ -70,13 +68,13 @@ class ControlTokens:
         encoding = self._backend.encode(hidden, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
         offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
-        differ = [place for place, (one, other) in enumerate(zip(text, hidden, strict=True)) if one != other]
+        differ = np.flatnonzero(_letters(text) != _letters(hidden))
         own = np.flatnonzero(np.isin(ids, self.ids))
         made, ranges = [], []
         for before, after in zip([-1, *own], [*own, len(ids)], strict=True):
             start = int(offsets[before, 1]) if before >= 0 else 0
             end = int(offsets[after, 0]) if after < len(ids) else len(text)
-            if any(start <= place < end for place in differ):
+            if np.searchsorted(differ, start) < np.searchsorted(differ, end):
                 without = self._inner if start else self._plain
                 plain = without.encode(text[start:end], add_special_tokens=False)
                 made.append(np.asarray(plain.ids, np.int32))
@@ -119,20 +117,37 @@ def hide(
     others = [message for message in messages if message["role"] != "assistant"]
     if not control.in_any([*others, tools]):
         return None
-    used = {one for text in _texts([messages, tools]) for one in text if one >= _FREE[0]}
+    texts = list(_texts([messages, tools]))
     # A row that used all of them would be refused, as the marks could not be told from its own.
-    mark = next((one for one in _FREE if one not in used), _FREE[0])
+    mark = next((one for one in _FREE if not any(one in text for text in texts)), _FREE[0])
     changed = [one if one["role"] == "assistant" else control.hidden(one, mark) for one in messages]
     return changed, control.hidden(tools, mark), mark
 
 
 def is_hidden(text: str, hidden: str, mark: str) -> bool:
     """Whether `hidden` is the text with some of its characters replaced by the mark, which the text lacks."""
-    return (
-        len(text) == len(hidden)
-        and mark not in text
-        and all(one == other or other == mark for one, other in zip(text, hidden, strict=True))
+    if len(text) != len(hidden) or mark in text:
+        return False
+    letters, others = _letters(text), _letters(hidden)
+    return bool(((letters == others) | (others == ord(mark))).all())
+
+
+def _letters(text: str) -> np.ndarray:
+    """The code points of a text, int32."""
+    return np.frombuffer(text.encode("utf-32-le"), "<i4")
+
+
+def _any_of(words: list[str]) -> str:
+    """A regular expression of the longest of some words, in ascending order, that tries no beginning twice."""
+    length = next(
+        (i for i, (a, b) in enumerate(zip(words[0], words[-1], strict=False)) if a != b), len(words[0])
     )
+    following: dict[str, list[str]] = {}
+    for word in words:
+        following.setdefault(word[length : length + 1], []).append(word[length:])
+    ends = following.pop("", None) is not None
+    inner = "|".join(map(_any_of, following.values()))
+    return re.escape(words[0][:length]) + (f"(?:{inner})" + "?" * ends if inner else "")
 
 
 def _texts(value: Any) -> Iterator[str]:
