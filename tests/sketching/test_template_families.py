@@ -27,11 +27,14 @@ TRAINED = [param for param in BY_NAME if param.values[0].training_template() is 
 
 # (family, fault): what of the template, not of the package, breaks the rule.
 _ENDS = "the template ends a call in a marker of its own"
+_NEXT = "a turn ends where the next header begins, whosever that is"
 _GOES_ON = "the tool's answer stands inside the turn, which goes on behind it"
 DEVIATIONS = {
     ("gpt-oss", "a turn ends in <|call|>"): _ENDS,
-    ("GLM-4.5", "a turn ends in <|observation|>"): _ENDS,
-    ("GLM-4.6", "a turn ends in <|observation|>"): _ENDS,
+    ("GLM-4.5", "a turn ends in <|observation|>"): _NEXT,
+    ("GLM-4.5", "a turn ends in <|system|>"): _NEXT,
+    ("GLM-4.6", "a turn ends in <|observation|>"): _NEXT,
+    ("GLM-4.6", "a turn ends in <|system|>"): _NEXT,
     ("DeepSeek-R1-Distill", "a turn ends in <｜tool▁call▁end｜>"): "a single call is left without an end",
     ("DeepSeek-R1-0528", "a turn ends in <｜tool▁call▁end｜>"): "a single call is left without an end",
     ("Apertus", "a turn ends in <|tools_suffix|>"): _GOES_ON,
