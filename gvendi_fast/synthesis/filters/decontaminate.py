@@ -17,7 +17,8 @@ import numpy as np
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.listing import find_files, kind_of, short_names
 from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.shapes import recognise
+from gvendi_fast.data.sources import ParquetSource, first_records, read_lines
 from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 _BASE = 0x9E3779B97F4A7C15
@@ -169,7 +170,9 @@ def read_questions(
 
 
 def _rows(path: str, fields: Fields) -> Iterator[Row | Rejected]:
-    kind = kind_of(path)
+    kind = kind_of(path) or ""
+    first, seen = first_records(path, kind, fields)
+    fields = recognise(first, fields, seen).fields
     if kind == "parquet":
         with ParquetSource(path, fields) as parquet:
             for number, record in parquet.rows():
