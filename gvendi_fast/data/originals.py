@@ -271,11 +271,29 @@ def _table_record(row: Any, where: str) -> dict[str, Any]:
     except (ValueError, OverflowError, pyarrow.ArrowException):
         # A time that Python has no value for is none that was read; it can be written as its text.
         try:
-            return spelled(row).to_pylist()[0]
+            return spelled(_as_bytes(row)).to_pylist()[0]
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:
             raise GvendiError(
                 f"{where}: a column has a value beyond Python's ({error}); clean that column"
             ) from error
+
+
+def _as_bytes(row: Any) -> Any:
+    """The row with bytes for texts that are no UTF-8, which are none that were read either."""
+    import pyarrow
+    import pyarrow.types as of
+
+    columns = []
+    for column in row.columns:
+        kind = column.type
+        is_text = of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind)
+        try:
+            if is_text:
+                column.to_pylist()
+        except UnicodeDecodeError:
+            column = column.cast("large_binary")
+        columns.append(column)
+    return pyarrow.RecordBatch.from_arrays(columns, names=row.schema.names)
 
 
 def _check_table(path: str, source: Mapping[str, Any]) -> None:

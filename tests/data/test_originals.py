@@ -85,6 +85,18 @@ def test_a_column_that_is_not_read_does_not_end_a_selection(tmp_path):
     assert found["time"] == "00:00:00.000000001"
 
 
+def test_a_text_that_is_no_utf8_in_a_column_that_is_not_read_does_not_end_a_selection(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    other = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a\xff"], pa.binary()).buffers())
+    columns = {"text": ["a"], "other": other, "far": pa.array([9_000_000_000_000], pa.timestamp("s"))}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (row,) = original_rows(run_of(tmp_path, tmp_path / "a.parquet"), [0])
+    # Written as other bytes are.
+    assert row.record() == {"text": "a", "other": "Yf8=", "far": row.record()["far"]}
+
+
 def test_a_corpus_cut_by_a_limit_may_grow_no_byte_but_is_read(files, tmp_path):
     run = run_of(tmp_path, files / "a.jsonl", limit=2)
     assert [row.raw for row in original_rows(run, [0, 1])] == [LINES[0], LINES[1] + b" "]

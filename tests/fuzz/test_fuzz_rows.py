@@ -213,13 +213,14 @@ def parquet_rows(path):
     """{number: expectation} of a Parquet file by pyarrow's own reading; None where it is not read."""
     try:
         table = pq.read_table(path, use_threads=False)
+        names = table.column_names
     # Of bytes changed at random pyarrow raises errors of many kinds; whichever, there are no rows.
     except Exception:
         return None
     found = {}
     for number in range(len(table)):
         record = {}
-        for name in table.column_names:
+        for name in names:
             try:
                 record |= table.select([name]).slice(number, 1).to_pylist()[0]
             except UnicodeDecodeError:

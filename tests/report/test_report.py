@@ -193,7 +193,7 @@ def test_the_numbers_of_a_report_are_those_of_the_score(gvendi, run, written):
     code, out, error = gvendi("score", run.path, "--json", "--by", "meta.kind")
     assert code == 0, error
     score, report = json.loads(out), json.loads(written[1].read_text())
-    elsewhere = {"by", "seconds", "tokens_per_second", "rejected_by_reason", "orders"}
+    elsewhere = {"by", "seconds", "tokens_per_second", "rejected_by_reason", "rejected_sizes", "orders"}
     assert {name: report["score"].pop(name, None) for name in set(score) - elsewhere} == {
         name: score[name] for name in set(score) - elsewhere
     }

@@ -37,6 +37,13 @@ def tests(tmp_path):
     return write(tmp_path / "test.jsonl", rows)
 
 
+def test_tests_of_other_shapes_are_read_as_such(tmp_path):
+    rows = [{"question": QUESTION, "answer": "72"}, {"question": "What is 2 + 2?", "answer": "4"}]
+    guard = Decontaminator(write(tmp_path / "test.jsonl", rows))
+    assert (guard.rows, guard.rejected) == (2, [])
+    assert guard.match(QUESTION).line == 1
+
+
 def test_words_are_letters_and_digits_of_the_normal_form():
     assert words("The “Ｆｕｌｌ” width, naïve_x: $x^2+3$\n") == [
         "the",

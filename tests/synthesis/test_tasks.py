@@ -378,6 +378,14 @@ def test_rows_that_cannot_be_shown_have_a_reason():
         task.ask([])
 
 
+def test_text_fields_of_other_shapes():
+    assert text_fields({"instruction": "Add", "input": "2 and 2", "output": "4"}) == ("Add\n2 and 2", "4")
+    assert text_fields(
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    ) == ("Q", "A")
+    assert text_fields({"question": "alone"}).startswith("missing fields: none of 'prompt'")
+
+
 def test_text_fields_of_a_conversation_are_its_last_question_and_answer():
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
     assert text_fields({"messages": [{"role": role, "content": text} for role, text in turns]}) == ("c", "d")

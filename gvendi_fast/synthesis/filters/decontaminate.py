@@ -18,7 +18,8 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.kinds import kind_of
 from gvendi_fast.data.listing import find_files, short_names
 from gvendi_fast.data.rows import Fields, Rejected, Row, parse_row
-from gvendi_fast.data.sources import records_of_file
+from gvendi_fast.data.shapes import recognise
+from gvendi_fast.data.sources import first_records, records_of_file
 from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 _BASE = 0x9E3779B97F4A7C15
@@ -170,7 +171,10 @@ def read_questions(
 
 
 def _rows(path: str, fields: Fields) -> Iterator[Row | Rejected]:
-    for line, record in records_of_file(path, kind_of(path), fields):
+    kind = kind_of(path) or ""
+    first, seen = first_records(path, kind, fields)
+    fields = recognise(first, fields, seen).fields
+    for line, record in records_of_file(path, kind, fields):
         yield parse_row(record, fields, 0, path, line)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Fields, Reason, Rejected, parse_row
+from gvendi_fast.data.shapes import recognise
 from gvendi_fast.synthesis.checks.verifiers import AnswerChecker, RowVerifier
 from gvendi_fast.synthesis.tasks.prompts import Ask, Template
 from gvendi_fast.synthesis.tasks.words import normal_form
@@ -82,7 +83,8 @@ class Task(Protocol):
 
 def text_fields(row: Mapping[str, Any]) -> tuple[str, str] | Reason:
     """(prompt, completion) of a row, the fields that are sketched; of a conversation its last question and answer."""
-    parsed = parse_row(dict(row), Fields(), 0, "row", 1)
+    record = dict(row)
+    parsed = parse_row(record, recognise([record], Fields()).fields, 0, "row", 1)
     if isinstance(parsed, Rejected):
         return Reason(parsed.reason)
     if parsed.prompt is not None:
