@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gvendi_fast.data.json_scanner import REFUSED, scan
+
 # Bytes of a row, where nothing else is asked for: a longer one is refused before it is held in memory.
 MAX_ROW_BYTES = 1 << 23
 # Levels of objects and lists in a row. Python's own limit depends on its version and on who calls.
@@ -122,11 +124,10 @@ def decode_line(raw: bytes) -> dict | Reason:
     # Most lines are decoded by the scanner alone; whatever it does not take as it is goes the long way from the start.
     if len(raw) <= _MAX_DIGITS and _opens_few(raw):
         try:
-            text = raw.decode()
-            record, end = _scan(text, 0)
-        except (StopIteration, ValueError):
+            record = scan(raw)
+        except REFUSED:
             return _decode_slowly(raw)
-        if end == len(text) and type(record) is dict:
+        if type(record) is dict:
             return record
     return _decode_slowly(raw)
 
@@ -166,8 +167,6 @@ def _integer(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)
-# For lines that are too short for an integer of too many digits.
-_scan = json.JSONDecoder().scan_once
 
 
 def _opens_few(raw: bytes) -> bool:
