@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
+from zlib import crc32
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
@@ -182,7 +183,8 @@ class _FileIndex:
         # Line and offset of the first row of the unit that is open, and the rows with which it ends.
         self._open: tuple[int, int] | None = None
         self._until = 0
-        self._repeats: list[tuple[int, int, int]] = []
+        # Of the rows of this work unit that have an id: row of the file, id, line.
+        self._ids: list[tuple[int, str, int]] = []
         self._lines = self._footer = 0
         self._groups: list[int] = []
         self._group_rows: list[int] = []
@@ -197,18 +199,25 @@ class _FileIndex:
 
     def _scan_lines(self, fields: Fields, limit: int | None) -> None:
         # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
-        plain = f'"{fields.id}"'.encode() if fields.id.isidentifier() else b""
+        is_plain = re.compile(f'"{fields.id}"'.encode() if fields.id.isidentifier() else b"").search
         for line, offset, raw in read_lines(
             self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes, remarks=self.remarks
         ):
             own = None
-            if type(raw) is bytes and (plain in raw or _ESCAPED(raw)):
-                record = decode_line(raw)
-                own = None if isinstance(record, Reason) else record_id(record, fields)
-            elif type(raw) is Damage:
-                self.damage = raw
-            self._lines = line_digest(self._lines, line, raw)
-            self._take(line, offset, own)
+            if type(raw) is bytes:
+                # As `line_digest`, without its call.
+                self._lines = crc32(raw, self._lines ^ line)
+                if is_plain(raw) or _ESCAPED(raw):
+                    record = decode_line(raw)
+                    own = None if isinstance(record, Reason) else record_id(record, fields)
+            else:
+                self._lines = line_digest(self._lines, line, raw)
+                self.damage = raw if type(raw) is Damage else self.damage
+            # As `_take`, without its call.
+            if self.rows < self._until - 1 and self._open is not None and own is None:
+                self.rows += 1
+            else:
+                self._take(line, offset, own)
             # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
                 return
@@ -232,10 +241,8 @@ class _FileIndex:
         if self._open is None:
             self._open = line, offset
             self._until = self.rows + self._per_unit
-        if own is not None and not isinstance(own, Reason):
-            first = self._seen.first(own, self.file, line)
-            if first is not None:
-                self._repeats.append((self.rows % self._per_unit, *first))
+        if own is not None and type(own) is not Reason:
+            self._ids.append((self.rows, own, line))
         self.rows += 1
         if self.rows == self._until:
             self._close_unit()
@@ -243,14 +250,16 @@ class _FileIndex:
     def _close_unit(self) -> None:
         rows = (self.rows - 1) % self._per_unit + 1
         ordinal, first_row = self._first_unit + len(self.units), self._first_row + self.rows - rows
-        repeats = pack_duplicates(self._repeats)
+        begin = self.rows - rows
+        found = self._seen.repeats(self.file, [(row - begin, own, at) for row, own, at in self._ids])
+        repeats = pack_duplicates(found)
         digest = shown(self._lines)
         if is_table(self.kind):
             groups = groups_of(self._group_rows, self._open[0] - 1, rows)
             digest = groups_digest(self._footer, [self._groups[group] for group in groups])
         self.units.append(Unit(ordinal, self.file, first_row, rows, *self._open, repeats, digest))
-        self.duplicates += len(self._repeats)
-        self._open, self._repeats, self._lines = None, [], 0
+        self.duplicates += len(found)
+        self._open, self._ids, self._lines = None, [], 0
 
 
 class _SeenIds:
@@ -269,18 +278,29 @@ class _SeenIds:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def first(self, own: str, file: int, line: int) -> tuple[int, int] | None:
-        """(file, line) of the earlier row with this id, None when this one is the first."""
-        key = hashlib.blake2b(own.encode(), digest_size=16).digest()
+    def repeats(self, file: int, ids: list[tuple[int, str, int]]) -> list[tuple[int, int, int]]:
+        """(row, file and line of the first row with this id) of each of these (row, id, line) that is not the first."""
+        keys = [hashlib.blake2b(own.encode(), digest_size=16).digest() for _, own, _ in ids]
+        before = self._db.total_changes
         try:
-            if self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", (key, file, line)).rowcount:
-                return None
+            # At once, as a statement for each row takes three times as long.
+            self._db.executemany(
+                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?)",
+                ((key, file, line) for key, (_, _, line) in zip(keys, ids, strict=True)),
+            )
         except sqlite3.OperationalError as error:
             raise GvendiError(
                 f"corpus: the table of ids seen cannot be written to the temporary folder ({error}); it needs about 40 "
                 "bytes per row: set SQLITE_TMPDIR to a folder with enough space"
             ) from error
-        return self._db.execute("SELECT file, line FROM seen WHERE id = ?", (key,)).fetchone()
+        if self._db.total_changes - before == len(ids):
+            return []
+        found = []
+        for key, (row, _, line) in zip(keys, ids, strict=True):
+            first = self._db.execute("SELECT file, line FROM seen WHERE id = ?", (key,)).fetchone()
+            if first != (file, line):
+                found.append((row, *first))
+        return found
 
     def forget(self, file: int) -> None:
         """Drop the ids of a file that turned out to be unreadable, so that none of its rows counts as the first."""

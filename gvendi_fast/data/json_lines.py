@@ -19,13 +19,19 @@ def json_lines(
         text.skip(offset)
     stream = text.stream
     readline, update = stream.readline, None if digest is None else digest.update
-    # Space for a line's end, so that a line which fills what is read is too long; the first may have a mark, too.
-    most = max_bytes + 2 + (len(BOM) if line == 1 else 0)
+    # Space for a line's end and a mark, so that a line which fills what is read is too long.
+    most = max_bytes + 2 + len(BOM)
     while True:
         raw = readline(most)
         size = len(raw)
         if update is not None:
             update(raw)
+        if size <= max_bytes and raw[:1] == b"{" and raw[-2:] == b"}\n":
+            # Nearly every line.
+            yield line, offset, raw[:-1]
+            offset += size
+            line += 1
+            continue
         content = raw.rstrip(b"\r\n")
         if size > max_bytes or len(content) == size or content.startswith(BOM):
             # Few lines: one that may be too long, the last one, and one with a mark.
@@ -53,8 +59,6 @@ def json_lines(
             yield line, offset, content
         offset += size
         line += 1
-        if line == 2:
-            most = max_bytes + 2
     if text.damage is not None:
         yield line, offset, text.damage
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gvendi_fast.data.json_scanner import REFUSED, scan
+
 # Levels of objects and lists in a row. Python's own limit depends on its version and on who calls.
 MAX_DEPTH = 64
 # Digits of an integer: Python's limit, which older versions lack and an environment variable can lift.
@@ -76,11 +78,10 @@ def decode_line(raw: bytes) -> dict | Reason:
     # Most lines are decoded by the scanner alone; whatever it does not take as it is goes the long way from the start.
     if len(raw) <= _MAX_DIGITS and _opens_few(raw):
         try:
-            text = raw.decode()
-            record, end = _scan(text, 0)
-        except (StopIteration, ValueError):
+            record = scan(raw)
+        except REFUSED:
             return _decode_slowly(raw)
-        if end == len(text) and type(record) is dict:
+        if type(record) is dict:
             return record
     return _decode_slowly(raw)
 
@@ -144,8 +145,6 @@ def _integer(digits: str) -> int | Unread:
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)
-# For lines that are too short for an integer of too many digits.
-_scan = json.JSONDecoder().scan_once
 
 
 def _opens_few(raw: bytes) -> bool:

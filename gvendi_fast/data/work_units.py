@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
@@ -194,7 +195,7 @@ class UnitReader:
         self._owner.setdefault("thread", threading.get_ident())
         self._check_owner()
         self._go_to(unit)
-        turn = self._turn
+        turn, records = self._turn, self._records
         repeats = _unpack_duplicates(unit.duplicates)
         digest, last = 0, unit.rows - 1 if unit.digest else -1
         of_lines = last >= 0 and self._groups is None
@@ -203,12 +204,24 @@ class UnitReader:
                 raise RuntimeError(
                     "this iterator's file has been taken over by a later read of the same UnitReader"
                 )
-            line, payload = self._next(unit.line if row == 0 else 0)
-            if of_lines:
-                digest = line_digest(digest, line, payload)
+            found = next(records, None)
+            while row == 0 and found is not None and found[0] < unit.line:
+                found = next(records, None)
+            if found is None:
+                raise GvendiError(
+                    f"corpus: '{path}' has fewer rows than when it was indexed; run again on the unchanged file"
+                )
+            line, _, payload = found
+            self._line = line
+            if type(payload) is bytes:
+                # As `line_digest`, without its call.
+                digest = crc32(payload, digest ^ line)
+                record = decode_line(payload)
+            else:
+                digest = line_digest(digest, line, payload) if of_lines else 0
+                record = payload
             if row == last:
                 self._check(unit, digest)
-            record = decode_line(payload) if type(payload) is bytes else payload
             parsed = parse(record, row, path, line)
             if row in repeats and parsed.id is not None:
                 file, first = repeats[row]
@@ -231,16 +244,6 @@ class UnitReader:
                 f"{unit.line} on (work unit {unit.ordinal}, {unit.rows} row{'s' * (unit.rows != 1)}) are others; run "
                 "again on the unchanged file"
             )
-
-    def _next(self, at_least: int) -> tuple[int, bytes | dict | Reason]:
-        for line, _, payload in self._records:
-            self._line = line
-            if line >= at_least:
-                return line, payload
-        path = self.manifest.files[self._file].path
-        raise GvendiError(
-            f"corpus: '{path}' has fewer rows than when it was indexed; run again on the unchanged file"
-        )
 
     def _go_to(self, unit: Unit) -> None:
         source = self.manifest.files[unit.file]

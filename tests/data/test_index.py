@@ -164,6 +164,8 @@ def test_index_memory_does_not_grow_with_rows(tmp_path, repeats, bytes_a_row):
         assert manifest.duplicates == rows - rows // repeats
         return size
 
+    # The first one fills caches, and loads what reads such a file.
+    peak(8_000)
     # What stays is one object a unit, and a few bytes for a duplicate.
     assert peak(24_000) - peak(8_000) < 16_000 * bytes_a_row
 
