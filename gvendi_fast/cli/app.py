@@ -28,14 +28,27 @@ from gvendi_fast.cli.select import select
 from gvendi_fast.cli.synthesize import synthesize
 from gvendi_fast.cli.threads import with_threads
 from gvendi_fast.cli.weights import weights
+from gvendi_fast.cli.wording import Command, Group, complete
+
+HELP = """Measure how diverse language-model training data is: G-Vendi, from sketches of per-sample gradients.
+
+To begin: gvendi score data.jsonl --proxy tiny
+
+proxy: the model under which the loss gradient of each row is taken.
+sketch: a row's gradient, projected at random to K numbers (--dim).
+run directory: the sketches of a corpus, which 'sketch' or 'score --out' makes
+and all other commands read; the same command again goes on where it stopped.
+G-Vendi: how many directions n rows use, from 1 to the smaller of n and K. It
+grows with n: compare data at the same n, proxy and K.
+"""
 
 app = typer.Typer(
     name="gvendi",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Measure how diverse language-model training data is: G-Vendi, from sketches of per-sample gradients.",
+    help=HELP,
     epilog=ending.EXIT_CODES,
 )
 
@@ -54,7 +67,7 @@ for _command in (
     synthesize,
 ):
     _made = at_home(_command)
-    app.command()(_made if _command in (inspect, info, check) else with_threads(_made))
+    app.command(cls=Command)(_made if _command in (inspect, info, check) else with_threads(_made))
 
 
 def _show_version(wanted: bool) -> None:
@@ -103,6 +116,8 @@ def _invoke(words: Sequence[str]) -> int | None:
             "Python runs without docstrings (-OO, or PYTHONOPTIMIZE=2), which transformers and --help are made of; "
             "use -O, or unset the variable"
         )
+    if complete(app):
+        return None
     _refuse_empty(words)
     # Not app(): its own ending prints what was typed as it is, and turns Ctrl-C into a code without a word.
     command = typer.main.get_command(app)

@@ -25,14 +25,17 @@ def cluster(
         typer.Option(
             "--out",
             metavar="FILE.parquet",
-            help="The cluster of each row: id, cluster, cosine, second_cluster, second_cosine. The centroids are "
-            "written beside it, under the same name with .safetensors.",
+            help="Where the cluster of each row is written: id, cluster, cosine, second_cluster, second_cosine. The "
+            "centroids are written beside it, under the same name with .safetensors.",
         ),
     ],
     clusters: Annotated[
         int | None,
         typer.Option(
-            "--clusters", metavar="C", min=1, help="Number of clusters. (Default: 1 % of the rows.)"
+            "--clusters",
+            metavar="C",
+            min=1,
+            help="Number of clusters. (Default: 1 % of the rows, at least one.)",
         ),
     ] = None,
     seed: Annotated[
@@ -42,7 +45,10 @@ def cluster(
         ),
     ] = 0,
     max_iterations: Annotated[
-        int, typer.Option("--max-iterations", metavar="N", min=1, help="Most updates of the centroids.")
+        int,
+        typer.Option(
+            "--max-iterations", metavar="N", min=1, help="Stop after so many updates of the centroids."
+        ),
     ] = 50,
     tolerance: Annotated[
         float,
@@ -50,7 +56,7 @@ def cluster(
             "--tolerance",
             metavar="T",
             min=0.0,
-            help="Stop when an update raises the mean cosine by no more than this.",
+            help="Stop before that when an update raises the mean cosine of rows and centroids by no more than this.",
         ),
     ] = 1e-5,
     center: Annotated[
@@ -61,7 +67,10 @@ def cluster(
             "no cluster and not in the file. (The paper clusters rows as they are.)",
         ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite --out and the file beside it; without it they are an error."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Group rows whose gradients point the same way: spherical k-means of a run's sketches.

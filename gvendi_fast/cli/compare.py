@@ -31,7 +31,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="DIR",
-            help="Two or more run directories, made with the same --proxy and the same sketch options.",
+            help="Two or more run directories, with the same options of 'What is computed' in 'gvendi sketch --help'.",
         ),
     ],
     n: Annotated[
@@ -39,7 +39,7 @@ def compare(
         typer.Option(
             "--n",
             metavar="N",
-            help="Rows to compare of each set. (Default: all of the smallest set, at most 50,000.)",
+            help="Rows to compare of each set, drawn by id. (Default: as many as the smallest has, at most 50,000.)",
         ),
     ] = None,
     pairs: Annotated[
@@ -48,7 +48,8 @@ def compare(
             "--pairs",
             metavar="P",
             min=0,
-            help="Nearest pairs to show for each two sets. (Default: 10, and 3 where there are more than two sets.)",
+            help="Nearest pairs of rows to show for each two sets; 0 shows none and reads no corpus. (Default: 10, and "
+            "3 where there are more than two sets.)",
         ),
     ] = None,
     threshold: Annotated[
@@ -58,7 +59,7 @@ def compare(
             metavar="C",
             min=-1.0,
             max=1.0,
-            help="Cosine from which two rows count as near duplicates.",
+            help="Cosine of two rows' sketches, up to 1, from which they count as near duplicates.",
         ),
     ] = 0.95,
     corpus: Annotated[
@@ -79,8 +80,8 @@ def compare(
         typer.Option(
             "--mean",
             metavar="FILE",
-            help="The mean that centred values leave out, as 'gvendi score --save-mean' wrote it. (Default: that of "
-            "the rows compared, each set weighing the same.)",
+            help="A file that 'gvendi score --save-mean FILE' wrote: the mean that centred values leave out. (Default: "
+            "that of the rows compared, each set weighing the same.)",
         ),
     ] = None,
     as_json: Json = False,

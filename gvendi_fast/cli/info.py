@@ -7,7 +7,8 @@ import platform
 from typing import TYPE_CHECKING
 
 from gvendi_fast.base._version import __version__
-from gvendi_fast.base.printing import put
+from gvendi_fast.base.printing import put, put_json
+from gvendi_fast.cli.options import Json
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +16,16 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "pyarrow", "triton")
 
 
-def info() -> None:
-    """Show backends, instruction set, number formats and versions, and why anything is missing."""
-    for name, value in describe().items():
+def info(as_json: Json = False) -> None:
+    """Show backends, instruction set, number formats and versions, and why anything is missing.
+
+    A report of a fault begins with what this prints.
+    """
+    found = describe()
+    if as_json:
+        put_json(found)
+        return
+    for name, value in found.items():
         put(f"{name:<24}{value}")
 
 

@@ -44,7 +44,7 @@ def measures(
             "--embedding",
             metavar="MODEL",
             help="Sentence-transformers model, by hub name or folder: adds the Vendi score of text embeddings. "
-            "Needs 'gvendi-fast\\[embeddings]'.",
+            "Needs pip install 'gvendi-fast\\[embeddings]'.",
         ),
     ] = None,
     corpus: Annotated[

@@ -16,6 +16,7 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import warn
+from gvendi_fast.cli.wording import values
 from gvendi_fast.data.shapes import FORMATS
 
 
@@ -73,8 +74,9 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA...",
         help="Files, folders or globs: JSON lines or JSON (.jsonl, .json), CSV (.csv, .tsv), each also packed (.gz, "
-        ".zst), Parquet or Arrow (.parquet, .arrow, .feather); - for standard input (JSON lines). "
-        "A row has a prompt and a completion, or messages, or a text.",
+        ".zst), Parquet or Arrow (.parquet, .arrow, .feather); - for standard input (JSON lines). A row has a prompt "
+        "and a completion, or messages, or a text, or another shape (--format; docs/guide.md). 'score' also takes a "
+        "run directory.",
     ),
 ]
 RunDir = Annotated[
@@ -82,15 +84,21 @@ RunDir = Annotated[
 ]
 Corpus = Annotated[
     Path | None,
-    typer.Option("--corpus", metavar="DIR", help="Folder that holds the corpus now, if it has moved."),
+    typer.Option(
+        "--corpus",
+        metavar="DIR",
+        help="Folder that holds the corpus' files now, if they have moved since they were sketched.",
+    ),
 ]
 ProxyName = Annotated[
     str,
     typer.Option(
         "--proxy",
         metavar="P",
-        help="The model whose gradients are sketched: a hub name, a local folder, or 'tiny', the small model inside "
-        "the package, for trying things out: it ranks data otherwise than real models (docs/results.md, Proxies).",
+        autocompletion=values("tiny"),
+        help="The model whose gradients are sketched: a name on the Hugging Face hub (fetched once), a local folder, "
+        "or 'tiny', the small model inside the package, for trying things out: it ranks data otherwise than real "
+        "models (docs/results.md, Proxies).",
     ),
 ]
 Dim = Annotated[
@@ -98,24 +106,33 @@ Dim = Annotated[
     typer.Option(
         "--dim",
         metavar="K|auto",
-        help="Sketch dimension from 64 to 8192: a power of two, or a multiple of 64 for rademacher. auto: that of "
-        "--out if it holds sketches, else the smallest from 512 on predicted to lower G-Vendi by less than 5 %, "
-        "judged by up to 512 rows.",
+        autocompletion=values("auto", "512", "1024", "2048", "4096"),
+        help="K, the numbers of a sketch, from 64 to 8192: a power of two, or a multiple of 64 for rademacher. More "
+        "lower G-Vendi less, and take 4 K bytes a row. auto: that of --out if it holds sketches, else the smallest "
+        "from 512 on predicted to lower G-Vendi by less than 5 %, judged by up to 512 rows.",
     ),
 ]
 SketchKind = Annotated[
     Sketch,
     typer.Option(
-        "--sketch", help="Kind of sketch; rademacher is dense, slower, and there to verify hadamard."
+        "--sketch",
+        help="Kind of random projection; rademacher is dense, slower, and there to verify hadamard.",
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", metavar="S", help="Seed of the sketch and of draws from groups.")
+    int,
+    typer.Option(
+        "--seed",
+        metavar="S",
+        help="Seed of the random projection and of draws from groups. Only sketches of one seed can be compared.",
+    ),
 ]
 DtypeOption = Annotated[
     Dtype,
     typer.Option(
-        "--dtype", help="Weights of the proxy; auto: bfloat16 where the hardware has it, else float32."
+        "--dtype",
+        help="Number format of the proxy's weights; auto: bfloat16 where the hardware has it ('gvendi info' says), "
+        "else float32.",
     ),
 ]
 AttentionOption = Annotated[
@@ -138,8 +155,8 @@ MaxTokens = Annotated[
     typer.Option(
         "--max-tokens",
         metavar="N",
-        help="Longest sequence, in tokens. A longer prompt is cut on the left; a completion that does not fit is "
-        "rejected. (Default: the longest that the proxy reads, at most 4096.)",
+        help="Longest row, in the proxy's tokens. A longer prompt is cut on the left; a row whose completion does not "
+        "fit is rejected. (Default: the longest that the proxy reads, at most 4096.)",
     ),
 ]
 BatchTokens = Annotated[
@@ -147,7 +164,8 @@ BatchTokens = Annotated[
     typer.Option(
         "--batch-tokens",
         metavar="N",
-        help="Tokens of one batch, padding included. (Default: 2048 on a CPU, what fits in a GPU's free memory.)",
+        help="Tokens that go through the proxy at once, padding included: fewer take less memory. (Default: 2048 on a "
+        "CPU, what fits in a GPU's free memory.)",
     ),
 ]
 By = Annotated[
@@ -155,16 +173,23 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="FIELD",
-        help="Compare groups of rows by the value of this field; a dotted path such as meta.task works.",
+        help="Also score the groups of rows that have the same value in this field, all at the same number of rows; a "
+        "dotted path such as meta.task works. Of a run directory: the --by that it was sketched with.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Read the first N rows only.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", help="Read the first N rows only, in the order of the files. (Default: all.)"
+    ),
+]
 MaxRejected = Annotated[
     str | None,
     typer.Option(
         "--max-rejected",
         metavar="N|P%",
-        help="Stop with an error when more rows than this (25), or a larger share (2%), are rejected.",
+        help="Stop with an error when more rows than this (25), or a larger share of all (2%), cannot be used. "
+        "(Default: never; they are counted and listed in rejected.jsonl.)",
     ),
 ]
 UnitRows = Annotated[
@@ -172,7 +197,7 @@ UnitRows = Annotated[
     typer.Option(
         "--unit-rows",
         metavar="N",
-        help="Rows of a work unit, which is computed, stored and resumed as a whole.",
+        help="Rows that are computed, stored and resumed as a whole: an interrupted run loses those of one at most.",
     ),
 ]
 MaxRowBytes = Annotated[
@@ -191,7 +216,8 @@ SkipUnreadable = Annotated[
         "--skip-unreadable",
         "--skip-damaged",
         help="Go on without files and folders of the corpus that cannot be read, or are damaged, and list them at the "
-        "end. (Default: the first one ends the run. Archives that are cut short give their rows in any case.)",
+        "end. (Default: the first one ends the run, before a row is sketched. Archives that are cut short give their "
+        "rows in any case.)",
     ),
 ]
 Strict = Annotated[
@@ -205,7 +231,8 @@ MaskOption = Annotated[
     Mask,
     typer.Option(
         "--mask",
-        help="Which tokens are supervised; 'released' chooses them as the released G-Vendi code does.",
+        help="Which tokens' loss counts. completion: those of the completion, of the assistant's messages, or of the "
+        "whole text; released: those that the code released with the paper takes.",
     ),
 ]
 ControlTokensOption = Annotated[
@@ -222,7 +249,8 @@ Exclude = Annotated[
     typer.Option(
         "--exclude",
         metavar="PATTERN",
-        help="Leave out parameters whose name matches this shell pattern; may be repeated.",
+        help="Leave out the proxy's parameters whose name matches this shell pattern, such as '*.mlp.*'; may be "
+        "repeated.",
     ),
 ]
 Layers = Annotated[
@@ -230,28 +258,50 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="PRESET",
+        autocompletion=values(
+            *("all", "no-embedding", "no-head", "no-embedding-or-head", "no-norm", "attention", "mlp"),
+            *("first-half", "last-half"),
+        ),
         help="Which kinds of layers are sketched: all (the default), no-embedding, no-head, no-embedding-or-head, "
-        "no-norm, attention, mlp, first-half or last-half (of the blocks). Of a run directory: only if it was "
-        "sketched so or with --sketch-groups.",
+        "no-norm, attention, mlp, first-half or last-half (of the blocks). A run directory has what it was sketched "
+        "with: others can be chosen later only from --sketch-groups.",
     ),
 ]
 SketchGroups = Annotated[
     str | None,
     typer.Option(
         "--sketch-groups",
-        metavar="BY",
+        metavar="KINDS",
+        autocompletion=values("embedding", "kind", "kind-and-half"),
         help="Also keep the sketches of groups of layers, so that --layers can be chosen afterwards: embedding (with "
-        "the head, and the rest), kind, or kind-and-half (every choice). Takes K numbers more a row and group.",
+        "the head, and the rest), kind, or kind-and-half (every choice). Takes 4 K bytes more a row and group.",
     ),
 ]
-PromptField = Annotated[str, typer.Option("--prompt-field", metavar="NAME", help="Name of the prompt field.")]
+PromptField = Annotated[
+    str,
+    typer.Option(
+        "--prompt-field", metavar="NAME", help="Field of a row with the prompt, read with the completion."
+    ),
+]
 CompletionField = Annotated[
-    str, typer.Option("--completion-field", metavar="NAME", help="Name of the completion field.")
+    str, typer.Option("--completion-field", metavar="NAME", help="Field of a row with the completion.")
 ]
 MessagesField = Annotated[
-    str, typer.Option("--messages-field", metavar="NAME", help="Name of the messages field.")
+    str,
+    typer.Option(
+        "--messages-field",
+        metavar="NAME",
+        help="Field with a conversation, read where a row has no such pair.",
+    ),
 ]
-TextField = Annotated[str, typer.Option("--text-field", metavar="NAME", help="Name of the text field.")]
+TextField = Annotated[
+    str,
+    typer.Option(
+        "--text-field",
+        metavar="NAME",
+        help="Field with a text, read where a row has neither pair nor conversation.",
+    ),
+]
 FormatOption = Annotated[
     RowFormat,
     typer.Option(
@@ -262,14 +312,22 @@ FormatOption = Annotated[
         "Rows, says what each reads.",
     ),
 ]
-IdField = Annotated[str, typer.Option("--id-field", metavar="NAME", help="Name of the id field.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
+IdField = Annotated[
+    str,
+    typer.Option(
+        "--id-field",
+        metavar="NAME",
+        help="Field with a row's id; of rows with the same id the first counts. Rows without one are called FILE:LINE.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, in place of text.")]
 Order = Annotated[
     list[float] | None,
     typer.Option(
         "--order",
         metavar="Q",
-        help="Also compute G-Vendi of this order, such as 2 or inf; may be repeated. (Order 1 is always computed.)",
+        help="Also compute G-Vendi of this Rényi order, above 0: 2 counts the large directions more, inf the largest "
+        "alone; may be repeated. (Order 1 is always computed.)",
     ),
 ]
 

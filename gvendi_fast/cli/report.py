@@ -33,8 +33,8 @@ def report(
         typer.Option(
             "--clusters",
             metavar="C|FILE",
-            help="How many clusters, or the .parquet that 'gvendi cluster' wrote. (Default: 1 % of the rows, at most "
-            "256.)",
+            help="How many clusters of rows with like gradients to show, or the .parquet that 'gvendi cluster' wrote. "
+            "(Default: 1 % of the rows, at most 256.)",
         ),
     ] = None,
     out: Annotated[
@@ -42,17 +42,25 @@ def report(
         typer.Option(
             "--out",
             metavar="FILE.html",
-            help="The page; its numbers are written beside it, with .json. (Default: report.html here; of a synthesis, "
-            "DIR/report.html, written anew.)",
+            help="The page; its numbers are written beside it, with .json. (Default: report.html in the working "
+            "directory; of a synthesis, DIR/report.html, written anew.)",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of all draws of rows.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", metavar="S", help="Seed of all draws of rows; the same seed gives the same page."
+        ),
+    ] = 0,
     title: Annotated[
         str | None,
         typer.Option("--title", metavar="TEXT", help="Heading of the page. (Default: the run's name.)"),
     ] = None,
     corpus: Corpus = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite --out and the file beside it; without it they are an error."),
+    ] = False,
 ) -> None:
     """Show a run as one HTML page: its score, groups, clusters, odd and repeated rows.
 

@@ -45,7 +45,8 @@ def score(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Keep the sketches in this run directory; the same command again resumes. (Default: keep none.)",
+            help="Keep the sketches and score.json in this run directory, made if need be. The same command again goes "
+            "on where it stopped, or scores what is there; other settings are refused. (Default: keep nothing.)",
         ),
     ] = None,
     order: Order = None,
@@ -54,8 +55,8 @@ def score(
         typer.Option(
             "--mean",
             metavar="FILE",
-            help="The mean that the centred value leaves out, as --save-mean wrote it: one for all corpora that are "
-            "compared. (Default: this corpus' own.)",
+            help="A file that --save-mean wrote: the mean that the 'centred' value leaves out, one for all corpora "
+            "that are compared. (Default: this corpus' own.)",
         ),
     ] = None,
     save_mean: Annotated[
@@ -63,7 +64,8 @@ def score(
         typer.Option(
             "--save-mean",
             metavar="FILE",
-            help="Write this corpus' mean, the reference of later scores and of 'gvendi select --center'.",
+            help="Write the mean of this corpus' sketches, for --mean of other scores and 'gvendi select --center'; a "
+            "mean that is there is replaced.",
         ),
     ] = None,
     as_json: Json = False,
@@ -71,7 +73,10 @@ def score(
     """Score a corpus, or a run directory that 'gvendi sketch' made.
 
     Prints G-Vendi with the 95 % interval of what another n rows of the same
-    source would score, then what limits it: the most it can be, K, n, the proxy.
+    source would score, then what limits it: the most it can be, K (--dim), n
+    (the rows), the proxy. Without --out nothing is kept.
+
+    Example: gvendi score data.jsonl --out runs/mine --by source
 
     unlimited K: what exact gradients of these rows would score.
     by rows: G-Vendi of a quarter and half of the rows, and a forecast for twice
@@ -160,11 +165,24 @@ def _show(result: Score, by: str | None, mean: Path | None, as_json: bool) -> No
 def sketch(
     data: Data,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The run directory; the same command again resumes.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The run directory, made if need be. The same command again goes on where it stopped; other settings "
+            "are refused.",
+        ),
     ],
     corpus: CorpusOptions,
 ) -> None:
-    """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
+    """Sketch a corpus into a run directory, which all other commands read.
+
+    It holds, as Parquet, each row's id, sketch, loss and gradient norm, and in
+    rejected.jsonl the rows that cannot be used, with the reason. 'gvendi score
+    DIR' then scores it, 'report', 'select', 'compare' and 'cluster' go on.
+
+    Example: gvendi sketch data.jsonl --out runs/mine --by source
+    """
     from gvendi_fast.analysis.scoring import damaged_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 

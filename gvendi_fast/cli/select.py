@@ -22,6 +22,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | 
     "GIB": 2**30,
     "TIB": 2**40,
 }
+# Numbers of each row that a run directory holds.
+_KNOWN = ("loss", "gradient_norm", "tokens", "length")
 
 
 class ObjectiveName(str, Enum):
@@ -44,32 +46,41 @@ class Method(str, Enum):
 
 def select(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' made: the pool.")
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A run directory that 'gvendi sketch' or 'score --out' made: its rows are the pool to choose from.",
+        ),
     ],
-    size: Annotated[int, typer.Option("--size", metavar="N", help="How many rows to choose.")],
+    size: Annotated[
+        int,
+        typer.Option("--size", metavar="N", help="How many rows to choose, at most as many as the pool has."),
+    ],
     out: Annotated[
         Path,
         typer.Option(
             "--out",
             metavar="FILE.jsonl",
-            help="Where the chosen rows are written; FILE.parquet beside it has an id, rank and gain for each.",
+            help="Where the chosen rows are written; FILE.parquet beside it says of each its id, rank and gain.",
         ),
     ],
     objective: Annotated[
         ObjectiveName,
         typer.Option(
             "--objective",
-            help="vendi: the entropy of the set; logdet: a determinant, which favours rare directions more; facility: "
-            "every row of the pool has a chosen row near it; quality: mean of --quality times G-Vendi.",
+            help="What is to be as large as possible. vendi: G-Vendi of the chosen rows; logdet: a determinant, which "
+            "favours rare directions more; facility: the cosine of each row of the pool to the nearest chosen one; "
+            "quality: the mean of --quality times G-Vendi.",
         ),
     ] = ObjectiveName.vendi,
     method: Annotated[
         Method,
         typer.Option(
             "--method",
-            help="lazy: exact greedy; stochastic: each pick from a random sample; two-round: greedy in subsets of the "
-            "pool, then among their picks, for a pool far larger than --memory; relaxed: weights for all rows, then "
-            "whole rows, for millions of rows, with a bound on what any choice can reach.",
+            help="How. lazy: row by row, each time the one that adds most; stochastic: each time the best of a random "
+            "sample; two-round: in parts of the pool, then among their picks, for a pool far larger than --memory; "
+            "relaxed: weights for all rows, then whole rows, for millions of rows, with a bound on what any choice can "
+            "reach.",
         ),
     ] = Method.lazy,
     include: Annotated[
@@ -77,7 +88,7 @@ def select(
         typer.Option(
             "--include",
             metavar="DIR2",
-            help="A run directory whose rows count as chosen already: choose rows that add to them.",
+            help="A run directory, sketched alike, whose rows count as chosen already: choose rows that add to them.",
         ),
     ] = None,
     per: Annotated[
@@ -85,7 +96,7 @@ def select(
         typer.Option(
             "--per",
             metavar="FIELD",
-            help="Choose equally many rows for every value of this field (meta.task).",
+            help="Choose equally many rows for every value of this field; a dotted path such as meta.task works.",
         ),
     ] = None,
     quality: Annotated[
@@ -93,7 +104,9 @@ def select(
         typer.Option(
             "--quality",
             metavar="FIELD",
-            help="Field with a number above 0 in every row; selects --objective quality.",
+            help="A field with a number above 0 in every row, larger for better; or, where the rows have no such "
+            "field, what the run directory knows of each: loss (its sum, nats), gradient_norm, tokens (supervised) or "
+            "length (all tokens). Makes the objective quality.",
         ),
     ] = None,
     center: Annotated[
@@ -119,11 +132,16 @@ def select(
     memory: Annotated[
         str,
         typer.Option(
-            "--memory", metavar="BYTES", help="Memory for the rows and the work, such as 512MB or 4GiB."
+            "--memory",
+            metavar="BYTES",
+            help="Memory for the sketches and the work, such as 512MB or 4GiB.",
         ),
     ] = "4GiB",
     corpus: Corpus = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite --out and the file beside it.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite --out and the file beside it; without it they are an error."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Choose the most diverse rows of a corpus that has been sketched.
@@ -131,9 +149,20 @@ def select(
     FILE.jsonl gets the chosen rows of the corpus in the order of picking:
     JSON lines byte for byte as in the corpus, rows of Parquet files as JSON.
     With lazy and without --per, its first m lines are the choice of m rows.
-    FILE.parquet has for each row its id, rank (from 1), gain (rise of the
-    objective by this pick), surprisal (nats; how unlike the others it is)
-    and cluster (empty here).
+    FILE.parquet has for each row its id, rank (from 1), gain, surprisal (nats;
+    how unlike the others it is) and cluster (empty here).
+
+    gain is what the pick added, in the order of picking; the command prints
+    what it is, and the column's metadata say so too:
+    vendi: nats of -tr(A ln A), A the sum of z z' over the chosen unit sketches
+    z. That / n + ln n is the entropy of n rows, whose exp is G-Vendi.
+    quality: nats of ln(mean quality) + entropy; the first is its value.
+    logdet: nats of the logarithm of the determinant.
+    facility: a mean cosine.
+    relaxed, which picks no row before another: nats of entropy that the choice
+    would lose without the row.
+
+    Example: gvendi select runs/mine --size 1000 --per source --out best.jsonl
 
     The score of random subsets of the same size, under the same --per and
     --include, is printed beside that of the choice. Diversity is a means:
@@ -238,21 +267,31 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
     stored = per is not None and per == run.manifest["fields"]["by"]
     if stored and not any(pool.groups):
         raise _no_row_has(per)
-    if quality is None and (per is None or stored):
-        return (pool.groups if stored else None), None
     ordinals = pool.numbers("row").tolist()
+    known = _is_known(run, ordinals, quality, corpus)
     groups, scores = {}, {}
-    for original in original_rows(run, ordinals, corpus):
+    is_read = (per is not None and not stored) or (quality is not None and not known)
+    for original in original_rows(run, ordinals, corpus) if is_read else ():
         if per is not None and not stored:
             groups[original.ordinal] = str(record_group(original.record(), per))
-        if quality is not None:
+        if quality is not None and not known:
             scores[original.ordinal] = number_of(original, quality)
     if per is not None and not stored and not any(groups.values()):
         raise _no_row_has(per)
-    return (
-        pool.groups if stored else [groups[i] for i in ordinals] if groups else None,
-        [scores[i] for i in ordinals] if quality is not None else None,
-    )
+    labels = pool.groups if stored else [groups[i] for i in ordinals] if groups else None
+    if known:
+        return labels, pool.numbers(quality)
+    return labels, [scores[i] for i in ordinals] if quality is not None else None
+
+
+def _is_known(run, ordinals: list[int], quality: str | None, corpus: Path | None) -> bool:
+    """Whether a quality is one of the run's own numbers: no field of the rows, by the first of them, has its name."""
+    from gvendi_fast.data.originals import original_rows
+    from gvendi_fast.data.rows import field_of
+
+    if quality not in _KNOWN:
+        return False
+    return all(field_of(one.record(), quality) is None for one in original_rows(run, ordinals[:1], corpus))
 
 
 def _no_row_has(per: str) -> GvendiError:
@@ -272,6 +311,15 @@ def _write_sidecar(stream: IO[bytes], chosen) -> None:
             "surprisal": pa.array(chosen.surprisal, pa.float64()),
             "cluster": pa.array([None] * n if chosen.cluster is None else chosen.cluster, pa.int64()),
         }
+    )
+    told = {"gain": chosen.gain_is, "surprisal": "how unlike the other chosen rows it is, in nats"}
+    table = table.cast(
+        pa.schema(
+            [
+                one.with_metadata({"description": told[one.name]}) if one.name in told else one
+                for one in table.schema
+            ]
+        )
     )
     pq.write_table(table, stream)
 
@@ -320,6 +368,7 @@ def _print_summary(summary: dict) -> None:
         put(f"  these scores include {summary['n'] - summary['size']:,} rows given by --include")
     if centred:
         put(f"  {_centred_by(summary['details']['center'], name)}")
+    put(f"  gain of a row: {summary['gain_is']}")
     put(f"  id, rank, gain, surprisal and cluster of each: {summary['sidecar']}")
 
 

@@ -27,14 +27,16 @@ def synthesize(
     config: Annotated[
         str | None,
         typer.Argument(
-            metavar="CONFIG.yaml", help="The configuration; not with --resume.", show_default=False
+            metavar="CONFIG.yaml",
+            help="The configuration, such as the one above; not with --resume.",
+            show_default=False,
         ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="Settings that replace those of the file, such as stop.target=5000.",
+            help="Settings that replace those of the file, such as stop.target=5000; --keys lists them.",
             show_default=False,
         ),
     ] = None,
@@ -43,7 +45,8 @@ def synthesize(
         typer.Option(
             "--preview",
             metavar="N",
-            help="Send N prompts, print them with the answers and candidates, and write nothing.",
+            help="Send N prompts to the model, at its price, print them with the answers and candidates, and write "
+            "nothing.",
         ),
     ] = None,
     resume: Annotated[
@@ -54,7 +57,10 @@ def synthesize(
     ] = None,
     keys: Annotated[
         bool,
-        typer.Option("--keys", help="Print every key of a configuration, its default and what it means."),
+        typer.Option(
+            "--keys",
+            help="Print every key of a configuration, its default and what it means, and do nothing else.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -67,6 +73,8 @@ def synthesize(
     (arXiv 2505.20161) or raises the entropy (accept.rule=gain). With
     filter.paraphrase=N the model is also asked whether a candidate says one of
     the N most similar test questions in other words.
+
+    It needs more packages: pip install "gvendi-fast\\[synthesis]".
 
     A configuration:
 

@@ -20,7 +20,10 @@ MOST_SOURCES = 256
 
 def weights(
     run: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A run directory that was sketched with --by FIELD.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A run directory that was sketched with --by FIELD, at most 256 values."
+        ),
     ],
     by: Annotated[
         str,
@@ -31,15 +34,23 @@ def weights(
         ),
     ],
     floor: Annotated[
-        float, typer.Option("--floor", metavar="W", help="Smallest weight that a source may have.")
+        float,
+        typer.Option(
+            "--floor", metavar="W", help="Smallest weight that a source may have, from 0 to 1 / sources."
+        ),
     ] = 0.0,
     cap: Annotated[
-        float, typer.Option("--cap", metavar="W", help="Largest weight that a source may have.")
+        float,
+        typer.Option(
+            "--cap", metavar="W", help="Largest weight that a source may have, from 1 / sources to 1."
+        ),
     ] = 1.0,
     tolerance: Annotated[
         float,
         typer.Option(
-            "--tolerance", metavar="NATS", help="Stop when the entropy is this close to its optimum, in nats."
+            "--tolerance",
+            metavar="NATS",
+            help="Stop when the entropy is this close to its optimum; 0.001 nats are 0.1 % of G-Vendi.",
         ),
     ] = 1e-3,
     as_json: Json = False,
@@ -50,7 +61,9 @@ def weights(
     optimum; the bound says what no weights exceed. A weight is a share of
     training samples, whatever the number of rows: the table says how often a
     source's rows would repeat in a mixture of as many rows as the directory
-    holds.
+    holds. It prints, and writes no file.
+
+    Example: gvendi weights runs/mine --by source --cap 0.5
     """
     from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
     from gvendi_fast.analysis.scoring import check_by

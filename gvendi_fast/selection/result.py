@@ -9,6 +9,14 @@ import numpy as np
 
 from gvendi_fast.selection.set_score import RandomBaseline
 
+_GAINS = {
+    "vendi": "rise of -tr(A ln A) by this pick, in nats, A the sum of z z' over the chosen unit sketches z",
+    "logdet": "rise of ln det(I + A / eps) by this pick, in nats, A the sum of z z' over the chosen unit sketches z",
+    "facility": "rise by this pick of the mean cosine of the pool's rows to the nearest chosen one",
+    "quality": "rise of ln(mean quality) + entropy by this pick, in nats; the first is its value",
+}
+_LOST = "what the entropy of the choice would lose without this row, in nats"
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -46,6 +54,12 @@ class Selection:
     details: dict[str, Any] = field(default_factory=dict)
     centered: float | None = None
 
+    @property
+    def gain_is(self) -> str:
+        """What `gain` is, and its unit, in one clause."""
+        what = _LOST if self.method == "relaxed" else _GAINS[self.objective]
+        return what + (", of centred rows" if self.centered is not None else "")
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -59,6 +73,7 @@ class Selection:
             "size": len(self),
             "objective": self.objective,
             "method": self.method,
+            "gain_is": self.gain_is,
             "value": self.value,
             "gvendi": self.gvendi,
             "centered": self.centered,

@@ -613,7 +613,12 @@ def test_all_keys_are_listed_with_their_defaults(gvendi):
             above = shown.partition(line)[0].rpartition("\n\n")[2]
             assert line in shown
             assert re.fullmatch(r"  # [^\[]{10,}\[[^\]]+\]", " ".join(above.split("\n  # ")))
-    for line in ("accept.round: 0.1", "stop.target: (needed)", "tau: 2", "generator.retries: 6"):
+    for line in (
+        "accept.round: 0.1",
+        "stop.target: (needed)",
+        "task.settings.tau: 2",
+        "generator.retries: 6",
+    ):
         assert f"\n  {line}\n" in shown
 
 

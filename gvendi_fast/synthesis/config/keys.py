@@ -21,12 +21,38 @@ def describe_keys() -> str:
     for name in Config.model_fields:
         if (kind := inner(Config, name)) is not None:
             parts.append(_section(kind, name))
-    for task in (MathTask, NliTask, GenericTask):
-        lines = [f"task.settings of {task.name}", *_docstring(task)]
-        for parameter in inspect.signature(task).parameters.values():
-            lines.append(f"  {parameter.name}: {shown(parameter.default)}")
-        parts.append("\n".join(lines))
+    parts += [_task(task) for task in (MathTask, NliTask, GenericTask)]
     return "\n\n".join(parts)
+
+
+def _task(task: type) -> str:
+    """The settings of a task, as those of a section, by the words of its docstring."""
+    about, told = task_words(task)
+    lines = [f"task.settings of {task.name}", f"  # {about}"]
+    for parameter in inspect.signature(task).parameters.values():
+        words = textwrap.wrap(
+            _sentence(told[parameter.name]), _WIDTH, initial_indent="  # ", subsequent_indent="  # "
+        )
+        lines += ["", *words, f"  task.settings.{parameter.name}: {shown(parameter.default)}"]
+    return "\n".join(lines)
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def task_words(task: type) -> tuple[str, dict[str, str]]:
+    """The first line of a task's docstring, and {setting: what it says of it}, from lines as "shots: rows of ..."."""
+    about, _, rest = inspect.getdoc(task).partition("\n\n")
+    told: dict[str, str] = {}
+    for line in rest.splitlines():
+        name, _, words = line.partition(": ")
+        if line.startswith(" "):
+            # The last setting goes on.
+            told[next(reversed(told))] += f" {line.strip()}"
+        else:
+            told[name] = words
+    return about, told
 
 
 def _section(kind: type[Section], path: str) -> str:

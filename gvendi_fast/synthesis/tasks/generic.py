@@ -29,10 +29,17 @@ _PARTS = ("prompt", "completion")
 class GenericTask:
     """Rows in the sections <prompt> and <completion>, accepted by the user's check or, without one, as they are.
 
-    shots: rows in a prompt. template: the prompt's file, in place of this package's; it is given shots (each with
-    prompt, completion, meta). verifier: "module:function" (see RowVerifier), run in a process of its own with a time
-    limit. verifier_folder: where the module lies, if Python does not find it. longest: characters of an answer.
-    checks: further settings of RowVerifier.
+    shots: rows of the pool that a prompt shows.
+    template: a Jinja file with the prompt, which is given shots (each with prompt, completion, meta); null takes this
+        package's.
+    verifier: a function of yours, "module:function", that takes a row (a dict with prompt, completion, meta) and
+        returns True, False or the reason why it is refused; null accepts every row.
+    temperature: sampling temperature.
+    top_p: share of the probability that rows are sampled from, up to 1.
+    longest: characters of the model's text, at most; a longer one is refused.
+    checks: limits of the verifier, which runs in a process of its own: {limit_s: 5.0, memory_mb: 2048}, in seconds of
+        one row and megabytes of memory; what goes beyond refuses the row. null takes these.
+    verifier_folder: the folder with the verifier's module, if Python does not find it.
     """
 
     name = "generic"

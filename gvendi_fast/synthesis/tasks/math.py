@@ -35,10 +35,19 @@ from gvendi_fast.synthesis.tasks.task import (
 class MathTask:
     """Problems with one final answer, decided by vote.
 
-    shots: rows in a prompt. problems: most candidates of one answer. solutions: N follow-up requests per problem.
-    tau: votes that the winning answer needs. Temperatures and top_p: of problems and of solutions.
-    problem_template, solution_template: files in place of this package's. longest: characters of an answer.
-    checks: further settings of AnswerChecker.
+    shots: rows of the pool that a prompt shows.
+    problems: problems that are taken from one answer, at most.
+    solutions: requests that solve each problem.
+    tau: solutions that must agree on the final answer.
+    temperature: sampling temperature of problems.
+    top_p: share of the probability that problems are sampled from, up to 1.
+    solution_temperature: sampling temperature of solutions.
+    solution_top_p: share of the probability that solutions are sampled from, up to 1.
+    problem_template: a Jinja file with the prompt for problems; null takes this package's.
+    solution_template: a Jinja file with the prompt for solutions; null takes this package's.
+    longest: characters of the model's text, at most; a longer one is refused.
+    checks: limits of comparing two answers: {limit_s: 5.0, memory_mb: 2048, longest: 1000}, in seconds, megabytes of
+        memory and characters of an answer; what goes beyond is no agreement. null takes these.
     """
 
     name = "math"

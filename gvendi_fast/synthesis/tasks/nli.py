@@ -33,10 +33,18 @@ _LABEL = re.compile("|".join(LABELS), re.IGNORECASE)
 class NliTask:
     """Pairs of premise and hypothesis with a label.
 
-    shots: rows in a prompt; a row has premise, hypothesis and label as fields of its own or in `meta`.
-    labels: N follow-up requests that label the pair again without seeing its label; all must agree (0 asks none).
-    pair_template, label_template, row_template: files in place of this package's; the row template makes the accepted
-    row's prompt and completion and should make them look like the pool's. longest: characters of an answer.
+    shots: rows of the pool that a prompt shows; a row has premise, hypothesis and label as fields of its own or in
+        `meta`.
+    labels: requests that label the pair again without seeing its label; all must agree; 0 asks none.
+    temperature: sampling temperature of pairs.
+    top_p: share of the probability that pairs are sampled from, up to 1.
+    label_temperature: sampling temperature of labels.
+    label_top_p: share of the probability that labels are sampled from, up to 1.
+    pair_template: a Jinja file with the prompt for pairs; null takes this package's.
+    label_template: a Jinja file with the prompt for labels; null takes this package's.
+    row_template: a Jinja file that makes the accepted row's prompt and completion, which should look like the pool's;
+        null takes this package's.
+    longest: characters of the model's text, at most; a longer one is refused.
     """
 
     name = "nli"
