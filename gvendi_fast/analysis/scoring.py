@@ -61,6 +61,7 @@ class Score:
     rejected_by_reason: {kind of reason: rejected rows}; rejected.jsonl has the whole reason of each.
     orders: G-Vendi of the other orders requested, by their names ("2", "inf").
     unreadable: {file or folder of the corpus that was passed over: why}.
+    damaged: {file of the corpus of which only the rows before a damage are scored: what is wrong with it}.
     warnings: what a look at some rows of the corpus warns of, each with its `text`; empty where nothing.
     """
 
@@ -87,6 +88,7 @@ class Score:
     rejected_by_reason: dict[str, int]
     orders: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def score(
 ) -> Score:
     """Sketch a corpus and score it.
 
-    data: files, folders or globs of JSON lines or Parquet.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
     out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
         error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.
@@ -263,6 +265,7 @@ def score_run(
         rejected_by_reason=dict(reasons.most_common()),
         orders={f"{q:g}": sample.state.gvendi(q) for q in orders},
         unreadable=unreadable_of(run),
+        damaged=damaged_of(run),
         warnings=read_warnings(run.path),
     )
 
@@ -313,6 +316,11 @@ def _check_orders(orders: Sequence[float]) -> None:
 def unreadable_of(run: RunDirectory) -> dict[str, str]:
     """{file or folder: why} of what was passed over because it could not be read."""
     return {item["path"]: item["reason"] for item in (run.manifest or {}).get("unreadable", [])}
+
+
+def damaged_of(run: RunDirectory) -> dict[str, str]:
+    """{file of the corpus that ends before it should: what is wrong with it}."""
+    return {item["path"]: item["reason"] for item in (run.manifest or {}).get("damaged", [])}
 
 
 def check_by(run: RunDirectory, by: str | None) -> None:

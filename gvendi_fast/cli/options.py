@@ -68,7 +68,8 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
-        help="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet: files, folders or globs. "
+        help="Files, folders or globs: JSON lines or JSON (.jsonl, .json), CSV (.csv, .tsv), each also packed (.gz, "
+        ".zst), Parquet or Arrow (.parquet, .arrow, .feather); - for standard input (JSON lines). "
         "A row has a prompt and a completion, or messages, or a text.",
     ),
 ]
@@ -184,8 +185,9 @@ SkipUnreadable = Annotated[
     bool,
     typer.Option(
         "--skip-unreadable",
-        help="Go on without files and folders of the corpus that cannot be read, and list them at the end. (Default: "
-        "the first one ends the run.)",
+        "--skip-damaged",
+        help="Go on without files and folders of the corpus that cannot be read, or are damaged, and list them at the "
+        "end. (Default: the first one ends the run. Archives that are cut short give their rows in any case.)",
     ),
 ]
 Strict = Annotated[

@@ -164,12 +164,15 @@ def sketch(
     corpus: CorpusOptions,
 ) -> None:
     """Sketch a corpus into a run directory: Parquet parts with ids, sketches, losses and gradient norms."""
+    from gvendi_fast.analysis.scoring import damaged_of
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     settings, data = corpus.settings(), [home(item) for item in data]
     list_files(data, settings.skip_unreadable)
     with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
+    for path, why in damaged_of(run).items():
+        warn(f"'{path}' is not whole: {why}")
     rejected = sum(1 for _ in run.rejected())
     listed = f" (listed in '{run.path / 'rejected.jsonl'}')" if rejected else ""
     with keeping(lambda _: f"the sketches are whole, in '{run.path}'"):
@@ -194,6 +197,8 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         f"G-Vendi {result.gvendi:.2f}  95 % interval {result.low:.2f} to {result.high:.2f}  n = {result.n:,}  "
         f"K = {result.dim:,}",
     )
+    for sentence in _missing(result):
+        say(out, f"  {sentence}", 4)
     for sentence in result.limits:
         say(out, f"  limited by {sentence}", 4)
     counts = [f"{reason}: {count:,}" for reason, count in result.rejected_by_reason.items()]
@@ -220,6 +225,18 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         warn(f"no row has the field {by!r}, so there are no groups")
     elif by is not None:
         _print_groups(out, result, by)
+
+
+def _missing(result: Score) -> list[str]:
+    """Sentences on what of the corpus is not in the number, though it was named."""
+    sentences = [f"not whole: '{path}' is a {why}" for path, why in list(result.damaged.items())[:3]]
+    if len(result.damaged) > 3:
+        sentences.append(f"not whole: {len(result.damaged) - 3:,} more files")
+    if result.unreadable:
+        first = next(iter(result.unreadable))
+        more = f" and {len(result.unreadable) - 1:,} more" if len(result.unreadable) > 1 else ""
+        sentences.append(f"not read: '{first}'{more}, passed over as --skip-unreadable asks")
+    return sentences
 
 
 def _values(result: Score, mean: Path | None) -> dict[str, str]:

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
-from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files
+from gvendi_fast.data.kinds import STANDARD_INPUT, is_table, kind_of
+from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_files
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.sources import open_table, read_lines
+from gvendi_fast.data.standard_input import kind_of_input, named, spooled
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
+from gvendi_fast.data.unpacking import Damage
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
 
 __all__ = [
@@ -48,12 +51,12 @@ def index_corpus(
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
-    inputs: files, folders and globs as `find_files` takes them. A row is a line that is not empty, or a row of a
-        Parquet file.
+    inputs: files, folders, globs and "-" as `list_files` takes them. A row is a line that is not empty, an item of a
+        JSON array, a record of CSV, or a row of a table.
     fields: the names of a row's fields.
     limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
     rows_per_unit: rows of a work unit, at most; a work unit never spans files.
-    max_row_bytes: of a line, or of a Parquet row in the columns in use; a longer row is rejected.
+    max_row_bytes: of a row as text, or in the columns in use of a table; a longer row is rejected.
     skip_unreadable: pass over files and folders that cannot be read, and list them in `Manifest.unreadable`.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
@@ -74,23 +77,38 @@ def index_corpus(
     units: list[Unit] = []
     rows = duplicates = 0
     listing = list_files(inputs, skip_unreadable)
-    unreadable = list(listing.unreadable)
+    unreadable, damaged, notes = list(listing.unreadable), list[Unreadable](), list(listing.notes)
     with _SeenIds() as seen:
         for path in listing.files:
             if limit is not None and rows == limit:
                 break
+            here, kind = path, kind_of(path) or ""
+            if path == STANDARD_INPUT:
+                here = spooled()
+                kind = kind_of_input(here)
             try:
                 with naming(path):
-                    index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes)
+                    index = _FileIndex(
+                        here, kind, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes
+                    )
                     index.scan(fields, None if limit is None else limit - rows)
             except UNREADABLE as error:
+                if here != path:
+                    named(error, here)
                 if not skip_unreadable:
                     raise
                 unreadable.append(Unreadable.of(error, path))
                 seen.forget(len(files))
                 continue
-            files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
+            digest = index.digest.hexdigest()
+            files.append(
+                SourceFile(path, kind, index.size, index.rows, digest, None if here == path else here)
+            )
             units.extend(index.units)
+            remarks = index.remarks if index.rows else [*index.remarks, "holds no rows"]
+            notes += [f"corpus: '{path}' {remark}" for remark in remarks]
+            if index.damage is not None:
+                damaged.append(Unreadable(path, str(index.damage)))
             rows += index.rows
             duplicates += index.duplicates
     if not files:
@@ -113,7 +131,8 @@ def index_corpus(
         limit,
         max_row_bytes,
         tuple(unreadable),
-        listing.notes,
+        tuple(notes),
+        tuple(damaged),
     )
 
 
@@ -123,6 +142,7 @@ class _FileIndex:
     def __init__(
         self,
         path: str,
+        kind: str,
         file: int,
         first_row: int,
         first_unit: int,
@@ -130,11 +150,14 @@ class _FileIndex:
         seen: _SeenIds,
         max_bytes: int,
     ) -> None:
-        self.path, self.file, self.kind = path, file, kind_of(path) or ""
+        self.path, self.file, self.kind = path, file, kind
         self.size = os.path.getsize(path)
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0
         self.units: list[Unit] = []
+        # What is odd about the file, and why it ended too early.
+        self.remarks: list[str] = []
+        self.damage: Damage | None = None
         self._first_row, self._first_unit, self._per_unit, self._seen = (
             first_row,
             first_unit,
@@ -151,8 +174,8 @@ class _FileIndex:
         self._group_rows: list[int] = []
 
     def scan(self, fields: Fields, limit: int | None) -> None:
-        if self.kind == "parquet":
-            self._scan_parquet(fields, limit)
+        if is_table(self.kind):
+            self._scan_table(fields, limit)
         else:
             self._scan_lines(fields, limit)
         if self._open is not None:
@@ -162,22 +185,24 @@ class _FileIndex:
         # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
         plain = f'"{fields.id}"'.encode() if fields.id.isidentifier() else b""
         for line, offset, raw in read_lines(
-            self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes
+            self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes, remarks=self.remarks
         ):
             own = None
             if type(raw) is bytes and (plain in raw or _ESCAPED(raw)):
                 record = decode_line(raw)
                 own = None if isinstance(record, Reason) else record_id(record, fields)
+            elif type(raw) is Damage:
+                self.damage = raw
             self._lines = line_digest(self._lines, line, raw)
             self._take(line, offset, own)
             # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
                 return
 
-    def _scan_parquet(self, fields: Fields, limit: int | None) -> None:
-        with ParquetSource(self.path, fields, self._max_bytes) as source:
-            total = sum(source.group_rows)
-            total = total if limit is None else min(total, limit)
+    def _scan_table(self, fields: Fields, limit: int | None) -> None:
+        with open_table(self.path, self.kind, fields, self._max_bytes) as source:
+            total = source.check(limit)
+            self.remarks += source.remarks
             self._footer, self._groups = source.fingerprint(total, self.digest)
             self._group_rows = source.group_rows
             if fields.id not in source.columns:
@@ -206,7 +231,7 @@ class _FileIndex:
         ordinal, first_row = self._first_unit + len(self.units), self._first_row + self.rows - rows
         repeats = pack_duplicates(self._repeats)
         digest = shown(self._lines)
-        if self.kind == "parquet":
+        if is_table(self.kind):
             groups = groups_of(self._group_rows, self._open[0] - 1, rows)
             digest = groups_digest(self._footer, [self._groups[group] for group in groups])
         self.units.append(Unit(ordinal, self.file, first_row, rows, *self._open, repeats, digest))

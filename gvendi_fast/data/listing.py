@@ -16,18 +16,10 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
+from gvendi_fast.data.kinds import STANDARD_INPUT, WANTED, kind_of
 from gvendi_fast.data.rows import lone_surrogate
 from gvendi_fast.data.run_files import lost_spec
 
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl.gz",
-    ".ndjson.gz": "jsonl.gz",
-    ".jsonl.zst": "jsonl.zst",
-    ".ndjson.zst": "jsonl.zst",
-    ".parquet": "parquet",
-}
 _SPECIAL = {**SPECIAL, stat.S_IFDIR: "a folder"}
 # What a folder of this package's own holds, and how it is called. Their files are results, not data.
 _RESULTS = {
@@ -76,15 +68,12 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def kind_of(path: str) -> str | None:
-    """ "jsonl", "jsonl.gz", "jsonl.zst" or "parquet" by the file's suffix, None for any other suffix."""
-    name = os.path.basename(path).lower()
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
-
-
 def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
-    """The files of a corpus, in the order of `inputs`, as `list_files` finds them."""
-    return list(list_files(inputs).files)
+    """The files of a corpus, in the order of `inputs`, as `list_files` finds them; GvendiError for standard input."""
+    files = list(list_files(inputs).files)
+    if STANDARD_INPUT in files:
+        raise GvendiError("corpus: '-' (standard input) is not read here; name files, folders or globs")
+    return files
 
 
 def list_files(
@@ -92,11 +81,11 @@ def list_files(
 ) -> Listing:
     """The files of a corpus, in the order of `inputs`.
 
-    An input is a file, a folder (every file below it with a known suffix, hidden ones left out, sorted by path; links
-    to folders are not followed) or a glob (`**` goes into folders; its matches sorted; a folder it matches is taken as
-    a folder). A file that is named twice, reached through two links, or, where the system ignores case, spelled twice,
-    is read once, where it comes first. Run directories and those of synthesis runs inside a folder or a glob are passed
-    over.
+    An input is "-" for standard input (a file of that name is "./-"), a file, a folder (every file below it with a
+    known suffix, hidden ones left out, sorted by path; links to folders are followed, each folder is read once) or a
+    glob (`**` goes into folders; its matches sorted; a folder it matches is taken as a folder). A file that is named
+    twice, reached through two links, or, where the system ignores case, spelled twice, is read once, where it comes
+    first. Run directories and those of synthesis runs inside a folder or a glob are passed over.
 
     skip_unreadable: pass over what cannot be read, and list it.
     Raises GvendiError for a path that does not exist, a glob or folder without a file, an unknown suffix, and,
@@ -111,7 +100,8 @@ def list_files(
     spelled: dict[str, list[str]] = {}
     for item in map(os.fspath, given):
         for path in finder.expand(item):
-            first = paths.setdefault(_known(os.path.realpath(path), spelled), path)
+            known = path if path == STANDARD_INPUT else _known(os.path.realpath(path), spelled)
+            first = paths.setdefault(known, path)
             if os.path.abspath(first) != os.path.abspath(path):
                 finder.note("is read once, though links lead to it", first)
     for path in paths.values():
@@ -176,12 +166,12 @@ class _Finder:
             yield f"corpus: '{paths[0]}' {why}{more}"
 
     def expand(self, item: str) -> list[str]:
+        if item == STANDARD_INPUT:
+            return [item]
         if os.path.isdir(item):
             paths = sorted(self._walk(item, is_named=True))
             if not paths and not self.unreadable:
-                raise GvendiError(
-                    f"corpus: the folder '{item}' holds no file with a suffix of {', '.join(SUFFIXES)}"
-                )
+                raise GvendiError(f"corpus: the folder '{item}' holds no file with a suffix of {WANTED}")
             return paths
         try:
             os.lstat(item)
@@ -195,8 +185,9 @@ class _Finder:
             self._refuse(error, item)
             return []
         else:
-            if kind_of(item) is None:
-                raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {', '.join(SUFFIXES)}")
+            # A link to nothing is said as such.
+            if kind_of(item) is None and os.path.exists(item):
+                raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {WANTED}")
             return [item] if self._is_file(item) else []
         if not glob.has_magic(item):
             raise GvendiError(f"corpus: '{item}' does not exist")
@@ -214,9 +205,7 @@ class _Finder:
             elif kind_of(path) is not None and self._is_file(path):
                 paths.append(path)
         if not paths and not self.unreadable:
-            raise GvendiError(
-                f"corpus: the glob '{pattern}' matches no file with a suffix of {', '.join(SUFFIXES)}"
-            )
+            raise GvendiError(f"corpus: the glob '{pattern}' matches no file with a suffix of {WANTED}")
         return sorted(dict.fromkeys(paths))
 
     def _matches(self, pattern: str) -> Iterator[str]:
@@ -259,9 +248,17 @@ class _Finder:
         return [entry.name for entry in self._entries(folder or os.curdir) if hidden or entry.name[0] != "."]
 
     def _walk(self, folder: str, is_named: bool = False) -> Iterator[str]:
-        waiting = [folder]
-        while waiting:
-            here = waiting.pop()
+        # Links are followed last, so that a folder is known by its own path where it has one here.
+        waiting, links, seen = [folder], list[str](), set[str]()
+        while waiting or links:
+            here = waiting.pop() if waiting else links.pop(0)
+            whole = os.path.realpath(here)
+            if whole in seen:
+                continue
+            if here != folder and os.path.commonpath([whole, os.path.realpath(folder)]) == whole:
+                self.note("is a link to a folder that holds this one, and is not followed", here)
+                continue
+            seen.add(whole)
             entries = self._entries(here)
             if any(entry.name == "parts" for entry in entries) and (lost := lost_spec(here)) is not None:
                 if is_named and here == folder:
@@ -279,11 +276,12 @@ class _Finder:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 elif os.path.isdir(entry.path):
-                    self.note(
-                        "is a link to a folder, which is not followed: name that folder too", entry.path
-                    )
-                elif kind_of(entry.name) is not None and self._is_file(entry.path):
-                    yield entry.path
+                    links.append(entry.path)
+                elif kind_of(entry.name) is not None:
+                    if self._is_file(entry.path):
+                        yield entry.path
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    self.note("is a link to what does not exist", entry.path)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:

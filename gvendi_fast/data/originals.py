@@ -16,7 +16,6 @@ import os
 import stat
 import unicodedata
 import uuid
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,11 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled
+from gvendi_fast.data.kinds import STANDARD_INPUT, format_of, is_table, kind_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.sources import open_table, read_lines
+from gvendi_fast.data.standard_input import place_in
 
 # Places that an error lists.
 MOST_TRIED = 4
@@ -38,8 +39,8 @@ class Original:
 
     ordinal: its number in the corpus, from 0.
     file: the path of its file.
-    line: its line, or row of a Parquet file, from 1.
-    raw: the exact bytes of a JSON line without the line's end; a Parquet row is written as JSON on one line.
+    line: its line, or row where rows are no lines, from 1.
+    raw: the exact bytes of a JSON line without the line's end; any other row as JSON on one line.
     """
 
     ordinal: int
@@ -105,7 +106,7 @@ def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -
     files = run.manifest["files"]
     # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
     cut = index == len(files) - 1 and run.manifest.get("limit") == run.manifest.get("rows")
-    read = _parquet_rows if files[index]["kind"] == "parquet" else _lines
+    read = _table_rows if is_table(files[index]["kind"]) else _lines
     return read(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
 
 
@@ -124,8 +125,13 @@ def verify_corpus(
 
 
 def number_of(original: Original, name: str) -> float:
-    """The finite number above 0 at the dotted path `name`; where there is none, GvendiError names file and line."""
+    """The finite number above 0 at the dotted path `name`; where there is none, GvendiError names file and line.
+
+    A cell of CSV counts that is a number as text, as all of its cells are texts.
+    """
     value = field_of(original.record(), name)
+    if isinstance(value, str) and format_of(kind_of(original.file) or "") in ("csv", "tsv"):
+        value = _as_number(value)
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value <= 0:
         shown = "is missing" if value is None else f"is {json.dumps(value, ensure_ascii=False)[:60]}"
@@ -135,10 +141,19 @@ def number_of(original: Original, name: str) -> float:
     return float(value)
 
 
+def _as_number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
     recorded = Path(source["path"])
     tried = [recorded]
-    if corpus is not None:
+    if source["path"] == STANDARD_INPUT:
+        tried = [place_in(run.path, source["kind"])]
+    elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
         tried = [Path(corpus, *parts[i:]) for i in range(1 if recorded.is_absolute() else 0, len(parts))]
@@ -201,7 +216,9 @@ def _lines(
         if rows in here:
             if isinstance(raw, Reason):
                 raise GvendiError(f"{path}:{line}: {raw}")
-            yield Original(here[rows], path, line, raw)
+            yield Original(
+                here[rows], path, line, raw if b"\n" not in raw else _on_one_line(raw, f"{path}:{line}")
+            )
         rows += 1
         if cut and rows == source["rows"]:
             break
@@ -209,33 +226,21 @@ def _lines(
         raise _changed(path, "other content")
 
 
-def _parquet_rows(
+def _table_rows(
     path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
 ) -> Iterator[Original]:
-    import pyarrow
-    import pyarrow.parquet
-
-    numbers, status = sorted(here), _status(path)
-    group_rows, at_once = _check_parquet(path, source)
-    with pyarrow.parquet.ParquetFile(path) as file:
-        first = 0
-        for group, count in enumerate(group_rows):
-            if bisect_left(numbers, first) < bisect_left(numbers, first + count):
-                number = first
-                for batch in file.iter_batches(at_once[group], [group], use_threads=False):
-                    for index in range(batch.num_rows):
-                        if number + index in here:
-                            where = f"{path}:{number + index + 1}"
-                            raw = _as_json(_parquet_record(batch.slice(index, 1), where), where)
-                            yield Original(here[number + index], path, number + index + 1, raw)
-                    number += batch.num_rows
-            first += count
+    status = _status(path)
+    _check_table(path, source)
+    with open_table(path, source["kind"], Fields()) as table:
+        for number, row in table.picked(sorted(here)):
+            where = f"{path}:{number + 1}"
+            yield Original(here[number], path, number + 1, _as_json(_table_record(row, where), where))
     # It was read twice: for its fingerprint, and for its rows.
     if _status(path) != status:
-        _check_parquet(path, source)
+        _check_table(path, source)
 
 
-def _parquet_record(row: Any, where: str) -> dict[str, Any]:
+def _table_record(row: Any, where: str) -> dict[str, Any]:
     import pyarrow
 
     try:
@@ -250,15 +255,20 @@ def _parquet_record(row: Any, where: str) -> dict[str, Any]:
             ) from error
 
 
-def _check_parquet(path: str, source: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Of each row group of a file that is as it was sketched: its rows, and how many to read at once."""
+def _check_table(path: str, source: Mapping[str, Any]) -> None:
+    """Raises GvendiError unless a file is as it was when it was sketched."""
     digest = hashlib.blake2b(digest_size=16)
-    with ParquetSource(path, Fields()) as parquet:
-        parquet.fingerprint(source["rows"], digest)
-        if digest.hexdigest() != source["digest"]:
-            raise _changed(path, "other content")
-        rows = parquet.group_rows
-        return rows, [parquet.batch_rows([group]) for group in range(len(rows))]
+    with open_table(path, source["kind"], Fields()) as table:
+        table.fingerprint(source["rows"], digest)
+    if digest.hexdigest() != source["digest"]:
+        raise _changed(path, "other content")
+
+
+def _on_one_line(raw: bytes, where: str) -> bytes:
+    record = decode_line(raw)
+    if isinstance(record, Reason):
+        raise GvendiError(f"{where}: {record}")
+    return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _as_json(record: dict[str, Any], where: str) -> bytes:

@@ -90,7 +90,8 @@ class Rejected:
 _DETAILS = [
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
-        (r"(broken JSON|invalid UTF-8|damaged archive|chat template(?: refused the messages)?): .*", r"\1"),
+        (r"(broken (?:JSON|CSV|Arrow)|invalid UTF-8|damaged (?:archive|file)): .*", r"\1"),
+        (r"(chat template(?: refused the messages)?): .*", r"\1"),
         (r"too long: .*, (--[a-z-]+) is ([\d,]+)", r"too long (\1 is \2)"),
         (r"duplicate id .*", "duplicate id"),
         (r"message \d+(: '[a-z]+' is) .*; wanted 0 or 1, .*", r"a message\1 neither 0 nor 1"),

@@ -538,7 +538,7 @@ def _without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
     """What decides which rows a corpus has: not what its files are called, nor how an error is worded."""
     lists = {
         name: [{key: item[key] for key in item if key not in ("path", "reason")} for item in manifest[name]]
-        for name in ("files", "unreadable")
+        for name in ("files", "unreadable", "damaged")
         if name in manifest
     }
     return {**manifest, **lists}

@@ -1,7 +1,8 @@
 """What the rows of a work unit were read from, as a checksum that the index takes and every later reading checks.
 
-JSON lines: CRC-32 over the numbers and contents of the work unit's lines, decompressed, without the ends of lines.
-Parquet: CRC-32 over those of the row groups that hold its rows and of the footer, as the file has them.
+Text: CRC-32 over the numbers and contents of the work unit's lines, decompressed, without the ends of lines, or of its
+rows, where they are no lines.
+Tables: CRC-32 over those of the row groups that hold its rows and of the footer, as the file has them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import accumulate
 from zlib import crc32
 
 from gvendi_fast.data.rows import Fields
-from gvendi_fast.data.sources import ParquetSource
+from gvendi_fast.data.sources import open_table
 
 
 def line_digest(so_far: int, line: int, payload: bytes | str) -> int:
@@ -31,7 +32,7 @@ def shown(digest: int) -> str:
 
 
 def groups_digest(footer: int, groups: Sequence[int]) -> str:
-    """`Unit.digest` of a Parquet file's rows by the checksums of its footer and of the row groups that hold them."""
+    """`Unit.digest` of a table's rows by the checksums of its footer and of the row groups that hold them."""
     return shown(crc32(struct.pack(f"<{1 + len(groups)}I", footer, *groups)))
 
 
@@ -42,13 +43,13 @@ def groups_of(group_rows: Sequence[int], first: int, rows: int) -> range:
 
 
 class GroupSums:
-    """Checksums of a Parquet file's row groups, each read once as long as the system says that the file is the same.
+    """Checksums of a table's row groups, each read once as long as the system says that the file is the same.
 
     The time of a file's last change of status cannot be set back, as that of its content can.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, kind: str) -> None:
+        self.path, self.kind = path, kind
         self._status: tuple[int, ...] = ()
         self._footer = 0
         self._rows: list[int] = []
@@ -59,13 +60,13 @@ class GroupSums:
         found = os.stat(self.path)
         status = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if status != self._status:
-            with ParquetSource(self.path, Fields()) as source:
+            with open_table(self.path, self.kind, Fields()) as source:
                 self._rows, self._footer = source.group_rows, source.footer_sum()
             self._status, self._sums = status, {}
         wanted = groups_of(self._rows, first, rows)
         missing = [group for group in wanted if group not in self._sums and group < len(self._rows)]
         if missing:
-            with ParquetSource(self.path, Fields()) as source:
+            with open_table(self.path, self.kind, Fields()) as source:
                 # Rows are read in order, so that the row groups before these are done with.
                 self._sums = {group: self._sums[group] for group in wanted if group in self._sums}
                 self._sums |= {group: source.group_sum(group) for group in missing}

@@ -12,9 +12,10 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.listing import Unreadable
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, parse_row
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.sources import can_start_at, open_table, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
 
 # Row within its work unit, then file and line of the row that had the id first.
@@ -26,11 +27,11 @@ class SourceFile:
     """One file of a corpus.
 
     path: as given.
-    kind: as `sources` names it, such as "jsonl.gz".
+    kind: as `kinds` names it, such as "jsonl.gz".
     size: bytes on disk.
     rows: how many are used.
-    digest: BLAKE2b (16 bytes, hex) of the bytes that were read: the decompressed lines of JSON lines, the footer and
-        the row groups in use of Parquet. Bytes beyond a `limit` do not count.
+    digest: BLAKE2b (16 bytes, hex) of the bytes that were read: the decompressed lines of JSON lines, the rows of other
+        texts, the footer and the row groups in use of Parquet (bytes beyond a `limit` do not count), all of Arrow.
     """
 
     path: str
@@ -50,7 +51,7 @@ class Unit:
     file: index in `Manifest.files`.
     first_row: ordinal in the corpus of its first row.
     rows: how many it has.
-    line: line, or row of a Parquet file, of its first row.
+    line: line, or row where rows are no lines, of its first row.
     offset: byte in the file where its first row begins; used for plain JSON lines only.
     duplicates: which of its rows repeat an earlier id, packed; empty if none does.
     digest: of what its rows were read from (see unit_digests.py); "" if it is not known, and then not checked.
@@ -79,6 +80,7 @@ class Manifest:
     limit: how many rows were taken at most, None for all.
     max_row_bytes: longer rows are rejected.
     unreadable: files and folders that were passed over.
+    damaged: files that end before they should, and why; their rows before that are in use.
     notes: sentences on what else was passed over; no part of the corpus.
     """
 
@@ -92,6 +94,7 @@ class Manifest:
     max_row_bytes: int = MAX_ROW_BYTES
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    damaged: tuple[Unreadable, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
@@ -101,6 +104,8 @@ class Manifest:
             unusual["max_row_bytes"] = self.max_row_bytes
         if self.unreadable:
             unusual["unreadable"] = [asdict(item) for item in self.unreadable]
+        if self.damaged:
+            unusual["damaged"] = [asdict(item) for item in self.damaged]
         return {
             **unusual,
             "units_total": len(self.units),
@@ -227,15 +232,15 @@ class UnitReader:
         source = self.manifest.files[unit.file]
         ahead = self._file == unit.file and self._line < unit.line
         # Other kinds can be opened at the work unit, unless the reader is already there.
-        streamed = source.kind in ("jsonl.gz", "jsonl.zst")
-        if ahead and (streamed or self._unit_end == unit.first_row):
+        if ahead and (not can_start_at(source.kind) or self._unit_end == unit.first_row):
             self._turn += 1
         else:
             self._close()
             _check_unchanged(source)
             self._file = unit.file
             self._records = _open_records(source, unit, self.manifest)
-            self._groups = GroupSums(source.here or source.path) if source.kind == "parquet" else None
+            path = source.here or source.path
+            self._groups = GroupSums(path, source.kind) if is_table(source.kind) else None
         self._unit_end = unit.first_row + unit.rows
 
 
@@ -246,15 +251,17 @@ def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
 
 
 def _open_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:
-    if source.kind == "parquet":
-        return _parquet_records(source, unit, manifest)
-    start = (unit.offset, unit.line) if source.kind == "jsonl" else (0, 1)
+    if is_table(source.kind):
+        return _table_records(source, unit, manifest)
+    start = (unit.offset, unit.line) if can_start_at(source.kind) else (0, 1)
     return read_lines(source.here or source.path, source.kind, *start, max_bytes=manifest.max_row_bytes)
 
 
-def _parquet_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:
-    with ParquetSource(source.here or source.path, manifest.fields, manifest.max_row_bytes) as parquet:
-        for number, record in parquet.rows(unit.line - 1):
+def _table_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:
+    with open_table(
+        source.here or source.path, source.kind, manifest.fields, manifest.max_row_bytes
+    ) as table:
+        for number, record in table.rows(unit.line - 1):
             yield number, 0, record
 
 

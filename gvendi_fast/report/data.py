@@ -126,6 +126,7 @@ def _score(score: Score, pool: Pool) -> dict[str, Any]:
         "spec",
         "unreadable",
         "warnings",
+        "damaged",
     )
     # The settings of a run just made are in another order than those read from its file.
     values["spec"] = json.loads(json.dumps(score.spec, sort_keys=True))

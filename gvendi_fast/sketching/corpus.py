@@ -28,9 +28,11 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
+from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
@@ -141,7 +143,7 @@ def sketch_corpus(
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
-    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input.
     proxy: the model whose gradients are sketched.
     out: the run directory.
     settings: how the corpus is sketched.
@@ -161,7 +163,10 @@ def sketch_corpus(
         settings.max_row_bytes,
         settings.skip_unreadable,
     )
-    for note in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
+    for note in (
+        *manifest.notes,
+        *(f"passed over '{item.path}': {item.reason}" for item in manifest.unreadable),
+    ):
         progress.note(note)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
     positions = getattr(proxy.model.config, "max_position_embeddings", None)
@@ -178,6 +183,9 @@ def sketch_corpus(
     run = RunDirectory.open(out, spec, manifest.to_dict())
     write_warnings(run.path, [fault.to_dict() for fault in found.faults])
     manifest = manifest.recorded_as(run.manifest)
+    for source in manifest.files:
+        if source.path == STANDARD_INPUT:
+            keep_in(run.path, source.kind, source.here or source.path)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
     todo = [unit for unit in manifest.units if unit.ordinal not in done]

@@ -46,7 +46,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(gvendi, data):
         ),
         *("unlimited_k", "centered", "diagnosis", "growth", "limits", "norm_shares"),
         *("rejected", "by", "coverage", "spec", "orders"),
-        *("rejected_by_reason", "units_done", "units_total", "unreadable", "warnings"),
+        *("rejected_by_reason", "units_done", "units_total", "unreadable", "damaged", "warnings"),
     }
     assert result["n"] == 20
     assert result["dim"] == 256

@@ -192,7 +192,7 @@ def test_a_reader_passes_an_archive_once(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "a.jsonl.gz", [pair(number) for number in range(100)])
     manifest = index_corpus(path, rows_per_unit=10)
     opened = []
-    monkeypatch.setattr(gzip, "open", lambda *a, _open=gzip.open: opened.append(a) or _open(*a))
+    monkeypatch.setattr(gzip, "GzipFile", lambda _open=gzip.GzipFile, **of: opened.append(of) or _open(**of))
     with UnitReader(manifest) as reader:
         for unit in manifest.units[::3]:
             # Not every iterator is read to its end.

@@ -160,7 +160,7 @@ def test_a_file_that_vanishes_or_fails_after_the_listing(folder, monkeypatch):
 
 
 def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
-    from gvendi_fast.data import sources
+    from gvendi_fast.data import unpacking
 
     for path in (folder / "a.jsonl", folder / "sub" / "b.jsonl"):
         path.write_bytes(b'{"text": "t", "id": "x"}\n' * 2)
@@ -169,10 +169,7 @@ def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
         def __init__(self, stream):
             self.stream, self.left = stream, 1
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def close(self):
             self.stream.close()
 
         def readline(self, size):
@@ -181,11 +178,12 @@ def test_ids_of_a_file_that_fails_half_way_do_not_count(folder, monkeypatch):
             self.left -= 1
             return self.stream.readline(size)
 
-    def opened(path, kind, is_begun, _open=sources._open_lines):
-        stream = _open(path, kind, is_begun)
-        return Failing(stream) if path.endswith("a.jsonl") else stream
+    class Opened(unpacking.Text):
+        def __init__(self, path, *rest):
+            super().__init__(path, *rest)
+            self.stream = Failing(self.stream) if path.endswith("a.jsonl") else self.stream
 
-    monkeypatch.setattr(sources, "_open_lines", opened)
+    monkeypatch.setattr(unpacking, "Text", Opened)
     with pytest.raises(OSError, match="Input/output error") as caught:
         index_corpus(folder)
     assert caught.value.filename == str(folder / "a.jsonl")
@@ -240,10 +238,43 @@ def test_links_in_circles_end_and_files_are_read_once(folder):
     (folder / "sub" / "again.jsonl").symlink_to(folder / "a.jsonl")
     listing = list_files(folder)
     assert names(listing, folder) == ["a.jsonl", "sub/b.jsonl"]
-    assert sum("is a link to a folder, which is not followed" in note for note in listing.notes) == 1
     assert any("read once" in note for note in listing.notes)
     # Three links to the top would be 3^40 paths to whoever follows them.
     assert names(list_files(str(folder / "**" / "*.jsonl")), folder) == ["a.jsonl", "sub/b.jsonl"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    data, other = tmp_path / "data", tmp_path / "other"
+    for path in (data / "sub", other / "deep"):
+        path.mkdir(parents=True)
+        (path / "a.jsonl").write_bytes(b'{"text": "t"}\n')
+    # The folder comes behind its link by name, and counts under its own path.
+    (data / "link").symlink_to("sub")
+    (data / "outside").symlink_to(other)
+    (data / "outside again").symlink_to(other)
+    (other / "back").symlink_to(data)
+    (other / "up").symlink_to(tmp_path)
+    listing = list_files(data)
+    assert names(listing, data) == ["outside/deep/a.jsonl", "sub/a.jsonl"]
+    (note,) = listing.notes
+    assert (
+        note == f"corpus: '{data}/outside/up' is a link to a folder that holds this one, and is not followed"
+    )
+    assert index_corpus(data).rows == 2
+    # A run directory behind a link is no data either.
+    make_run(tmp_path / "run")
+    (data / "results").symlink_to(tmp_path / "run")
+    assert names(list_files(data), data) == names(listing, data)
+
+
+def test_links_to_nothing_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "t"}\n')
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    listing = list_files(tmp_path)
+    assert names(listing, tmp_path) == ["a.jsonl"]
+    assert listing.notes == (f"corpus: '{tmp_path}/gone' is a link to what does not exist",)
+    with pytest.raises(UnreadableFileError, match=r"is a link to '.*nowhere', which does not exist; remove"):
+        list_files(tmp_path / "gone")
 
 
 def test_names_that_differ_in_case_alone(tmp_path):

@@ -15,9 +15,10 @@ from functools import lru_cache
 import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.listing import find_files, kind_of, short_names
-from gvendi_fast.data.rows import Fields, Reason, Rejected, Row, decode_line, parse_row
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.kinds import kind_of
+from gvendi_fast.data.listing import find_files, short_names
+from gvendi_fast.data.rows import Fields, Rejected, Row, parse_row
+from gvendi_fast.data.sources import records_of_file
 from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 _BASE = 0x9E3779B97F4A7C15
@@ -169,14 +170,7 @@ def read_questions(
 
 
 def _rows(path: str, fields: Fields) -> Iterator[Row | Rejected]:
-    kind = kind_of(path)
-    if kind == "parquet":
-        with ParquetSource(path, fields) as parquet:
-            for number, record in parquet.rows():
-                yield parse_row(record, fields, 0, path, number)
-        return
-    for line, _, raw in read_lines(path, kind):
-        record = raw if isinstance(raw, Reason) else decode_line(raw)
+    for line, record in records_of_file(path, kind_of(path), fields):
         yield parse_row(record, fields, 0, path, line)
 
 

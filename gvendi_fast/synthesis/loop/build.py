@@ -13,12 +13,13 @@ import torch
 from gvendi_fast.base.differences import differences
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
-from gvendi_fast.data.listing import find_files, kind_of, short_names
+from gvendi_fast.data.kinds import kind_of
+from gvendi_fast.data.listing import find_files, short_names
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.pool import as_pool
-from gvendi_fast.data.rows import Fields, Reason, decode_line, record_id
+from gvendi_fast.data.rows import Fields, Reason, record_id
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.sources import ParquetSource, read_lines
+from gvendi_fast.data.sources import records_of_file
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus, spec_of
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.load import Proxy
@@ -179,19 +180,9 @@ def read_records(config: Config, most: int) -> Iterator[dict[str, Any]]:
         return
     left = min(most, config.pool.limit or most)
     for path in find_files(data):
-        for record in _records(path):
+        for _, record in records_of_file(path, kind_of(path), Fields()):
             if left == 0:
                 return
             if not isinstance(record, Reason):
                 left -= 1
                 yield record
-
-
-def _records(path: str) -> Iterator[dict[str, Any] | Reason]:
-    kind = kind_of(path)
-    if kind == "parquet":
-        with ParquetSource(path, Fields()) as parquet:
-            yield from (record for _, record in parquet.rows())
-        return
-    for _, _, raw in read_lines(path, kind):
-        yield raw if isinstance(raw, Reason) else decode_line(raw)

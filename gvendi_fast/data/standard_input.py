@@ -1,0 +1,74 @@
+"""Standard input as a file of the corpus: rows are read twice, so that it is kept in a file, once a process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import IO
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import atomic_write, exists
+from gvendi_fast.base.temporary import new_folder
+from gvendi_fast.data.kinds import STANDARD_INPUT
+
+# How messages call it.
+SHOWN = "'-' (standard input)"
+_PIECE = 1 << 20
+# What it begins with -> its kind, if it is no plain JSON lines.
+_KINDS = {b"\x1f\x8b": "jsonl.gz", b"\x28\xb5\x2f\xfd": "jsonl.zst", b"PAR1": "parquet", b"ARROW1": "arrow"}
+# Where standard input was kept, and which one: a program may have another one later.
+_kept: list[tuple[IO[bytes], str]] = []
+
+
+def spooled() -> str:
+    """The file that holds all of standard input, which ends with the process.
+
+    Raises GvendiError where there is none, or a terminal.
+    """
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None or sys.stdin.isatty():
+        what = "closed" if stream is None else "a terminal"
+        raise GvendiError(
+            f"corpus: {SHOWN} is {what}; pipe rows into the command, as in: cat FILE | gvendi score -"
+        )
+    for known, path in _kept:
+        if known is stream:
+            return path
+    folder = new_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "standard-input"
+    with path.open("wb") as file:
+        shutil.copyfileobj(stream, file, _PIECE)
+    _kept.append((stream, str(path)))
+    return str(path)
+
+
+def kind_of_input(path: str) -> str:
+    """The kind of what standard input held, by what it begins with: JSON lines, unless it says otherwise."""
+    with open(path, "rb") as stream:
+        head = stream.read(8)
+    return next((kind for begin, kind in _KINDS.items() if head.startswith(begin)), "jsonl")
+
+
+def place_in(run: str | os.PathLike, kind: str) -> Path:
+    """Where a run directory keeps the rows that came from standard input."""
+    return Path(run) / f"standard-input.{kind}"
+
+
+def keep_in(run: str | os.PathLike, kind: str, here: str) -> None:
+    """Keep standard input, which lies `here`, with the run directory that was made from it, unless it is there."""
+    place = place_in(run, kind)
+    if not exists(place):
+        with open(here, "rb") as file, atomic_write(place) as kept:
+            shutil.copyfileobj(file, kept, _PIECE)
+
+
+def named(error: Exception, path: str) -> None:
+    """Let an error speak of standard input in place of the file that holds it."""
+    error.args = tuple(
+        arg.replace(f"'{path}'", SHOWN).replace(path, STANDARD_INPUT) if isinstance(arg, str) else arg
+        for arg in error.args
+    )
