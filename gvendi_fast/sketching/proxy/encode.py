@@ -13,8 +13,8 @@ How a row becomes one sequence:
 A rendered conversation is tokenised once, without adding special tokens (the template writes its own BOS), and what
 others than the assistant say holds no control tokens (`control_tokens`). A token is supervised if it holds a character
 of an assistant's turn as `chat.ChatTemplate` tells it: its words and its end-of-turn marker, neither the header before
-nor the white space after; or of what a template's own marks enclose. `mask="released"` follows the published G-Vendi code instead: content and the white
-space after the marker, not the marker.
+nor the white space after; or of what a template's own marks enclose. `mask="released"` follows the published G-Vendi
+code instead: content and the white space after the marker, not the marker.
 """
 
 from __future__ import annotations
