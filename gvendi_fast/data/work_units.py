@@ -128,10 +128,8 @@ class Manifest:
         }
 
     def remarks(self) -> list[str]:
-        """Sentences on what of the corpus is not read, and on how the rest is."""
-        passed_over = [f"passed over '{item.path}': {item.reason}" for item in self.unreadable]
-        cut = [f"'{item.path}' is not whole: {item.reason}" for item in self.damaged]
-        return [*self.notes, *passed_over, *cut]
+        """Sentences on what of the corpus is passed over, and on how the rest is read."""
+        return [*self.notes, *(f"passed over '{item.path}': {item.reason}" for item in self.unreadable)]
 
     def recorded_as(self, recorded: Mapping[str, Any]) -> Manifest:
         """The same corpus under the paths of an equal manifest's dict; the files are read from where they are."""

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.printable import printable
+from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
 from gvendi_fast.data.sources import can_start_at, open_table
 from gvendi_fast.data.work_units import Manifest, Unit, UnitReader
@@ -179,12 +181,27 @@ def look(
         too_long=sum((row.refused or "").startswith("too long") for row in looked),
         refused=dict(reasons.most_common()),
         examples=tuple(_example(row, looks) for row in _evenly(looked, shown)),
-        faults=(*faults(looks), *_refused(refused, count)),
+        faults=(*_damaged(manifest), *faults(looks), *_refused(refused, count)),
     )
 
 
+def _damaged(manifest: Manifest) -> Iterator[Fault]:
+    """Files of which only the rows before a damage are there."""
+    if manifest.damaged:
+        first = manifest.damaged[0]
+        yield Fault(
+            "damaged files",
+            len(manifest.damaged),
+            len(manifest.files),
+            f"are not whole: '{printable(first.path)}' is a {printable(first.reason)}",
+            "fetch them again, or know that what follows the damage is not in the number",
+            "files",
+        )
+
+
 def _refused(refused: Sequence[Rejected], count: int) -> Iterator[Fault]:
-    """Rows that are refused as they are read; others are told by what is wrong with them."""
+    """Rows that are refused as they are read; others, and the ends of damaged files, are told elsewhere."""
+    refused = [item for item in refused if not item.reason.startswith("damaged ")]
     if refused and len(refused) >= NOTABLE * count:
         kinds = Counter(kind_of_reason(item.reason) for item in refused).most_common()
         said = "; ".join(f"{kind} ({number})" for kind, number in kinds[:3])
@@ -230,7 +247,10 @@ def _row_bytes(manifest: Manifest, unit: Unit) -> float:
 
 def _near(manifest: Manifest, units: Sequence[Unit]) -> list[Unit]:
     """The work units, those that take long to reach replaced by ones of the same file that do not."""
-    streamed = {unit.file for unit in units if not can_start_at(manifest.files[unit.file].kind)}
+    kinds = [file.kind for file in manifest.files]
+    streamed = {
+        unit.file for unit in units if not (can_start_at(kinds[unit.file]) or is_table(kinds[unit.file]))
+    }
     of_file: dict[int, list[Unit]] = {}
     for unit in manifest.units:
         of_file.setdefault(unit.file, []).append(unit)
@@ -239,9 +259,12 @@ def _near(manifest: Manifest, units: Sequence[Unit]) -> list[Unit]:
         near = unit
         if unit.file in streamed:
             reach = _ARCHIVE_BYTES // len(streamed)
-            some = [other for other in of_file[unit.file] if other.offset <= reach]
+            size = _row_bytes(manifest, unit)
+            some = [other for other in of_file[unit.file] if max(other.offset, other.line * size) <= reach]
+            # The first one is always near.
+            some = some or of_file[unit.file][:1]
             near = unit if unit in some else some[place % len(some)]
-        elif manifest.files[unit.file].kind == "parquet":
+        elif is_table(kinds[unit.file]):
             near = _near_in_group(manifest, unit, of_file[unit.file])
         found[near.ordinal] = near
     return [found[ordinal] for ordinal in sorted(found)]
@@ -250,8 +273,8 @@ def _near(manifest: Manifest, units: Sequence[Unit]) -> list[Unit]:
 def _near_in_group(manifest: Manifest, unit: Unit, others: Sequence[Unit]) -> Unit:
     """A work unit among the first rows of the row group that holds `unit`: a row group is read from its beginning."""
     file = manifest.files[unit.file]
-    with open_table(file.here or file.path, file.kind, manifest.fields, manifest.max_row_bytes) as source:
-        sizes = source.group_rows
+    with open_table(file.here or file.path, file.kind, manifest.fields, manifest.max_row_bytes) as table:
+        sizes = table.group_rows
     first = 0
     for size in sizes:
         if unit.line - 1 < first + size:

@@ -42,12 +42,13 @@ _EMPTY_ELEMENT = re.compile(r"<([^<>/\s]+)>\s*</\1>")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with some of the rows that were looked at.
+    """What is wrong with some of the rows that were looked at, or of the files.
 
     kind: its name, the same in every version.
-    count, of: rows that have it, and rows that were looked at.
-    what: what is wrong with the rows, after "12 of 64 rows".
+    count, of: rows that have it, and rows that were looked at; or files, and all files.
+    what: what is wrong with them, after "12 of 64 rows".
     remedy: what mends it.
+    unit: "rows" or "files".
     """
 
     kind: str
@@ -55,9 +56,10 @@ class Fault:
     of: int
     what: str
     remedy: str
+    unit: str = "rows"
 
     def __str__(self) -> str:
-        return f"{self.count:,} of {self.of:,} rows {self.what}; {self.remedy}"
+        return f"{self.count:,} of {self.of:,} {self.unit} {self.what}; {self.remedy}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `text` is the whole sentence."""

@@ -433,3 +433,42 @@ def test_a_note_of_the_encoder_without_a_check_of_its_own_is_told(tmp_path, monk
     assert str(fault).startswith(
         "20 of 40 rows are rendered with a loss: pictures dropped (rows.jsonl:1 is the first)"
     )
+
+
+def test_a_truncated_archive_is_told_though_the_look_does_not_reach_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "_ARCHIVE_BYTES", 10_000)
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in pairs(3000)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole)
+    (tmp_path / "b.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    found = look(
+        index_corpus([tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"], rows_per_unit=20), encoder()
+    )
+    (fault,) = (fault for fault in found.faults if fault.kind != "copies")
+    assert (fault.kind, fault.count, fault.of) == ("damaged files", 1, 2)
+    assert "b.jsonl.gz' is a damaged archive: it ends too early" in str(fault)
+    assert look(index_corpus(tmp_path / "a.jsonl.gz", rows_per_unit=20), encoder()).faults == ()
+    assert found.refused == {}
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "csv.gz", "arrow"])
+def test_every_kind_of_file_is_looked_at_near_where_it_can_be_read(tmp_path, monkeypatch, kind):
+    import pyarrow
+    import pyarrow.feather
+
+    monkeypatch.setattr(inspection, "_ARCHIVE_BYTES", 60_000)
+    monkeypatch.setattr(inspection, "_GROUP_ROWS", 500)
+    rows, path = pairs(3000), tmp_path / f"rows.{kind}"
+    table = pyarrow.Table.from_pylist(rows)
+    if kind == "arrow":
+        pyarrow.feather.write_feather(table, path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        text = "prompt,completion\n" + "".join(f'"{r["prompt"]}","{r["completion"]}"\n' for r in rows)
+        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    manifest = index_corpus(path, rows_per_unit=20)
+    assert manifest.rows == 3000
+    found = look(manifest, encoder())
+    assert (found.looked_at, found.refused, found.faults) == (64, {}, ())
+    lines = [example.line for example in look(manifest, encoder(), shown=64).examples]
+    assert 100 < max(lines) < 2000
