@@ -35,6 +35,8 @@ DEVIATIONS = {
     ("GLM-4.5", "a turn ends in <|system|>"): _NEXT,
     ("GLM-4.6", "a turn ends in <|observation|>"): _NEXT,
     ("GLM-4.6", "a turn ends in <|system|>"): _NEXT,
+    ("GLM-4.7-Flash", "a turn ends in <|observation|>"): _NEXT,
+    ("GLM-4.7-Flash", "a turn ends in <|system|>"): _NEXT,
     ("DeepSeek-R1-Distill", "a turn ends in <｜tool▁call▁end｜>"): "a single call is left without an end",
     ("DeepSeek-R1-0528", "a turn ends in <｜tool▁call▁end｜>"): "a single call is left without an end",
     ("Apertus", "a turn ends in <|tools_suffix|>"): _GOES_ON,
