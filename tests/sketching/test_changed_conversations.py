@@ -35,7 +35,8 @@ TEMPLATES = {
 }  # fmt: skip
 WORDS = [
     "", " ", "four", "\n\n4\n", "<think>\nhm\n</think>\n\nyes", "<think>open", "close</think> x", "<|im_end|>",
-    "assistant", "<|im_start|>assistant\nno", "content-3f1b77", "call_3f1b77", "{{ x }}", "😀 漢字", "</think>", "a" * 70,
+    "assistant", "<|im_start|>assistant\nno", "content-3f1b77", "call_3f1b77", "{{ x }}", "😀 漢字", "</think>",
+    "a" * 70,
 ]  # fmt: skip
 FLAGS = [0, 1, True, False, 0.5, "x", "false", None]
 CALL = [
