@@ -265,18 +265,28 @@ def template_takes(family: Family, case: Case) -> bool:
 
 
 def forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The same messages: arguments as an object or as a string, no content as "" or null, content as text or parts."""
+    """The same messages in other shapes.
+
+    Content as text or parts, arguments as an object or a string, no content as "" or null, reasoning as it is named or
+    as `thinking`.
+    """
     given = []
-    for parts, arguments, empty in product((False, True), (json.loads, str), ("", None)):
-        form = [_formed(message, arguments, empty, parts) for message in messages]
+    for parts, arguments, empty, thinking in product(
+        (False, True), (json.loads, str), ("", None), (False, True)
+    ):
+        form = [_formed(message, parts, arguments, empty, thinking) for message in messages]
         if form not in given:
             given.append(form)
             yield form
 
 
-def _formed(message: dict[str, Any], arguments: Callable, empty: str | None, parts: bool) -> dict[str, Any]:
+def _formed(
+    message: dict[str, Any], parts: bool, arguments: Callable, empty: str | None, thinking: bool
+) -> dict[str, Any]:
     content = message["content"] or empty
     message = {**message, "content": [{"type": "text", "text": content or ""}] if parts else content}
+    if thinking and "reasoning_content" in message:
+        message["thinking"] = message.pop("reasoning_content")
     if "tool_calls" in message:
         message["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": arguments(_text(call))}}

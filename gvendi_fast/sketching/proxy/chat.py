@@ -357,11 +357,20 @@ class ChatTemplate:
         """
         place, first_call = known.find(words), known.find(call)
         if place >= 0 and (first_call < 0 or place < first_call):
-            return _in_common(turn, known[:place])
+            shared = _in_common(turn, known[:place])
+            return shared if shared == place else self._before_marker(turn, shared)
         headers = [] if self._around is None else [self._around.before[0], self._around.last[0]]
         if first_call < 0:
             headers = [header for header in headers if turn.startswith(header)]
         return max((_in_common(turn, header) for header in headers), default=None)
+
+    def _before_marker(self, turn: str, end: int) -> int:
+        """`end`, or where the marker begins that it cuts: <think> and </think> share their first letter."""
+        inside = (
+            turn.find(marker, max(0, end - len(marker) + 1), end + len(marker) - 1)
+            for marker in self._markers
+        )
+        return min((start for start in inside if start >= 0), default=end)
 
     def _by_prefix(self, talk: _Talk, index: int, words: str) -> tuple[int, int] | None:
         """(start, end) of a turn without its header; None where no beginning of the whole tells them."""
