@@ -13,6 +13,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.shapes import FORMATS, SHAPES, recognise
+from gvendi_fast.data.sources import ParquetSource
 from gvendi_fast.data.texts import row_texts
 
 
@@ -187,6 +188,21 @@ def test_the_first_file_with_a_row_to_read_decides(tmp_path):
     manifest, rows = read(tmp_path)
     assert manifest.fields.format == "question-answer"
     assert [content(row) for row in rows[1:]] == [("Q", "A"), ("R", "A")]
+
+
+def test_of_parquet_the_columns_of_the_shape_are_read_and_no_other(tmp_path):
+    rows = [{"instruction": "Do", "output": "A", "text": "no", "tools": "no", "id": "x", "more": {"by": 1}}]
+    path = write(tmp_path / "a.parquet", rows)
+    for shape, columns in (
+        ("alpaca", ["instruction", "output", "id", "more"]),
+        ("fields", ["text", "tools", "id", "more"]),
+    ):
+        with ParquetSource(str(path), Fields(by="more.by", format=shape)) as source:
+            assert source.columns == columns
+    # So a column that is too long to be held is no matter where nobody reads it.
+    write(path, [{**rows[0], "text": "t" * 5000}])
+    with UnitReader(index_corpus(path, Fields(format="alpaca"), max_row_bytes=1000)) as reader:
+        assert [content(row) for row in reader.read(reader.manifest.units[0])] == [("Do", "A")]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
