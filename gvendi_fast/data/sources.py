@@ -24,7 +24,7 @@ from gvendi_fast.data.arrow_values import is_plain, plain
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
 from gvendi_fast.data.records import Unread
 from gvendi_fast.data.rows import MAX_DEPTH, MAX_ROW_BYTES, Fields, Reason, decode_line
-from gvendi_fast.data.shapes import FIRST_ROWS, all_columns, columns_of
+from gvendi_fast.data.shapes import FIRST_ROWS, all_columns, columns_of, outline
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -41,6 +41,8 @@ _PACKED = {
 _WINDOW = "requires too much memory"
 # Rows of Parquet at a time, at most, and about how many bytes of them.
 _BATCH_ROWS, _BATCH_BYTES = 256, 1 << 23
+# Bytes of the lines by which a shape is recognised, at most, and one line.
+_FIRST_BYTES = 1 << 22
 
 
 def _open_lines(path: str, kind: str, is_begun: bool) -> IO[bytes]:
@@ -369,7 +371,7 @@ class ParquetSource:
 def first_records(
     path: str, kind: str, fields: Fields, count: int = FIRST_ROWS, max_bytes: int = MAX_ROW_BYTES
 ) -> tuple[list[dict], list[str]]:
-    """The readable ones of a file's first `count` records with the fields that tell shapes, and names of others.
+    """Outlines of the readable ones of a file's first `count` records, and names of columns.
 
     Raises as `read_lines` and `ParquetSource` do.
     """
@@ -377,10 +379,23 @@ def first_records(
         with ParquetSource(path, fields, max_bytes) as source:
             names = source.usable(all_columns(fields))
             records = (record for _, record in islice(source.rows(columns=names), count))
-            return [record for record in records if not isinstance(record, Reason)], source.present
-    lines = (raw for _, _, raw in islice(read_lines(path, kind, max_bytes=max_bytes), count))
-    records = (decode_line(raw) for raw in lines if not isinstance(raw, Reason))
-    return [record for record in records if not isinstance(record, Reason)], []
+            return _outlines(records, fields), source.present
+    return _outlines(map(decode_line, _first_lines(path, kind, count, max_bytes)), fields), []
+
+
+def _first_lines(path: str, kind: str, count: int, max_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for _, _, raw in islice(read_lines(path, kind, max_bytes=max_bytes), count):
+        if not isinstance(raw, Reason):
+            yield raw
+            size += len(raw)
+        if size > _FIRST_BYTES:
+            return
+
+
+def _outlines(records: Iterable[dict | Reason], fields: Fields) -> list[dict]:
+    """One record is held at a time: a row may take 300 times its bytes."""
+    return [outline(record, fields) for record in records if not isinstance(record, Reason)]
 
 
 def _records(batch: Any, max_bytes: int, as_it_is: bool) -> Iterable[dict | Reason]:

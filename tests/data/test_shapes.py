@@ -251,3 +251,25 @@ def test_the_table_of_shapes_in_the_guide_is_whole():
 def test_every_shape_has_a_case():
     assert {shape for shape, _, _ in CASES.values()} == {"auto", *SHAPES}
     assert replace(Fields(), format="auto") == Fields()
+
+
+def test_rows_by_which_a_shape_is_recognised_are_not_held(tmp_path):
+    import tracemalloc
+
+    row = {
+        "question": "Q",
+        "answer": "A",
+        "more": {"x": ["t" * 10_000] * 30},
+        **{f"f{i}": i for i in range(3000)},
+    }
+
+    def peak(rows):
+        path = write(tmp_path / f"{rows}.jsonl", [row] * rows)
+        tracemalloc.start()
+        manifest = index_corpus(path)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert manifest.fields.format == "question-answer"
+        return size
+
+    assert peak(12) < 1.3 * peak(2)
