@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
@@ -418,6 +419,19 @@ def all_columns(fields: Fields) -> tuple[str, ...]:
     """The fields by which shapes are told apart."""
     names = (*columns_of(fields), *(name for shape in SHAPES.values() for name in shape.reads))
     return tuple(dict.fromkeys(names))
+
+
+def outline(record: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """What `recognise` asks of a record: a few names of its fields and the kinds of their values, however large."""
+    wanted, few = set(all_columns(fields)), dict(islice(record.items(), FIRST_ROWS))
+    few |= {name: record[name] for name in wanted & record.keys()}
+    return {name: _outline(value) for name, value in few.items()}
+
+
+def _outline(value: Any) -> Any:
+    if isinstance(value, str | bytes):
+        return value.lstrip()[:1]
+    return type(value)() if isinstance(value, list | dict) else value
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ with one more package only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.kinds import format_of, is_table
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line
-from gvendi_fast.data.shapes import FIRST_ROWS, all_columns
+from gvendi_fast.data.shapes import FIRST_ROWS, all_columns, outline
 
 if TYPE_CHECKING:
     from gvendi_fast.data.tables import Table
 
+# Bytes of the lines by which a shape is recognised, at most, and one line.
+_FIRST_BYTES = 1 << 22
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
@@ -47,17 +49,30 @@ def records_of_file(path: str, kind: str, fields: Fields) -> Iterator[tuple[int,
 def first_records(
     path: str, kind: str, fields: Fields, count: int = FIRST_ROWS, max_bytes: int = MAX_ROW_BYTES
 ) -> tuple[list[dict], list[str]]:
-    """The readable ones of a file's first `count` records with the fields that tell shapes, and names of others.
+    """Outlines of the readable ones of a file's first `count` records, and names of columns.
 
     Raises as `read_lines` and `open_table` do.
     """
     if is_table(kind):
         with open_table(path, kind, fields, max_bytes) as source:
             records = (record for _, record in islice(source.rows(columns=all_columns(fields)), count))
-            return [record for record in records if not isinstance(record, Reason)], source.present
-    lines = (raw for _, _, raw in islice(read_lines(path, kind, max_bytes=max_bytes), count))
-    records = (decode_line(raw) for raw in lines if not isinstance(raw, Reason))
-    return [record for record in records if not isinstance(record, Reason)], []
+            return _outlines(records, fields), source.present
+    return _outlines(map(decode_line, _first_lines(path, kind, count, max_bytes)), fields), []
+
+
+def _first_lines(path: str, kind: str, count: int, max_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for _, _, raw in islice(read_lines(path, kind, max_bytes=max_bytes), count):
+        if not isinstance(raw, Reason):
+            yield raw
+            size += len(raw)
+        if size > _FIRST_BYTES:
+            return
+
+
+def _outlines(records: Iterable[dict | Reason], fields: Fields) -> list[dict]:
+    """One record is held at a time: a row may take 300 times its bytes."""
+    return [outline(record, fields) for record in records if not isinstance(record, Reason)]
 
 
 def can_start_at(kind: str) -> bool:

@@ -13,6 +13,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.shapes import FORMATS, SHAPES, recognise
+from gvendi_fast.data.sources import ParquetSource
 from gvendi_fast.data.texts import row_texts
 
 
@@ -189,6 +190,21 @@ def test_the_first_file_with_a_row_to_read_decides(tmp_path):
     assert [content(row) for row in rows[1:]] == [("Q", "A"), ("R", "A")]
 
 
+def test_of_parquet_the_columns_of_the_shape_are_read_and_no_other(tmp_path):
+    rows = [{"instruction": "Do", "output": "A", "text": "no", "tools": "no", "id": "x", "more": {"by": 1}}]
+    path = write(tmp_path / "a.parquet", rows)
+    for shape, columns in (
+        ("alpaca", ["instruction", "output", "id", "more"]),
+        ("fields", ["text", "tools", "id", "more"]),
+    ):
+        with ParquetSource(str(path), Fields(by="more.by", format=shape)) as source:
+            assert source.columns == columns
+    # So a column that is too long to be held is no matter where nobody reads it.
+    write(path, [{**rows[0], "text": "t" * 5000}])
+    with UnitReader(index_corpus(path, Fields(format="alpaca"), max_row_bytes=1000)) as reader:
+        assert [content(row) for row in reader.read(reader.manifest.units[0])] == [("Do", "A")]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_run_directory_reads_its_rows_back_alike(tmp_path, suffix):
     rows = [
@@ -235,3 +251,25 @@ def test_the_table_of_shapes_in_the_guide_is_whole():
 def test_every_shape_has_a_case():
     assert {shape for shape, _, _ in CASES.values()} == {"auto", *SHAPES}
     assert replace(Fields(), format="auto") == Fields()
+
+
+def test_rows_by_which_a_shape_is_recognised_are_not_held(tmp_path):
+    import tracemalloc
+
+    row = {
+        "question": "Q",
+        "answer": "A",
+        "more": {"x": ["t" * 10_000] * 30},
+        **{f"f{i}": i for i in range(3000)},
+    }
+
+    def peak(rows):
+        path = write(tmp_path / f"{rows}.jsonl", [row] * rows)
+        tracemalloc.start()
+        manifest = index_corpus(path)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert manifest.fields.format == "question-answer"
+        return size
+
+    assert peak(12) < 1.3 * peak(2)
