@@ -16,7 +16,7 @@ from gvendi_fast.base.stand_ins import stand_in_at
 from gvendi_fast.data.arrow_rows import BATCH_BYTES, BATCH_ROWS, first_line, records
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason
-from gvendi_fast.data.tables import unreadable, usable, wanted_columns
+from gvendi_fast.data.tables import unreadable, usable_columns, wanted_columns
 from gvendi_fast.data.unpacking import check_itself
 
 _PIECE = 1 << 20
@@ -58,6 +58,10 @@ class ArrowSource:
     def __exit__(self, *_: object) -> None:
         """Nothing stays open between two calls."""
 
+    def usable(self, names: Iterable[str]) -> list[str]:
+        """Those that are columns, one each, and nest no deeper than rows may."""
+        return usable_columns(self._schema, names)
+
     def check(self, limit: int | None) -> int:
         """How many rows there are, up to `limit`; UnreadableFileError where the columns in use of them are damaged."""
         rows = 0
@@ -71,7 +75,7 @@ class ArrowSource:
         self, start: int = 0, columns: Iterable[str] | None = None
     ) -> Iterator[tuple[int, dict | Reason]]:
         """(1-based row number, record) from row `start` (0-based) on, as `ParquetSource.rows`."""
-        names = self.columns if columns is None else usable(self._schema, columns)
+        names = self.columns if columns is None else self.usable(columns)
         number = 0
         for batch in self._batches(names or None):
             at_once = max(1, min(BATCH_ROWS, batch.num_rows * BATCH_BYTES // max(1, batch.nbytes)))

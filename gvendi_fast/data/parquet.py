@@ -14,7 +14,7 @@ from gvendi_fast.base.stand_ins import stand_in_at
 from gvendi_fast.data.arrow_rows import BATCH_BYTES, BATCH_ROWS, first_line, records
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason
-from gvendi_fast.data.tables import unreadable, usable, wanted_columns
+from gvendi_fast.data.tables import unreadable, usable_columns, wanted_columns
 from gvendi_fast.data.unpacking import check_itself
 
 _PIECE = 1 << 20
@@ -62,7 +62,7 @@ class ParquetSource:
                 self._file = pyarrow.parquet.ParquetFile(path)
                 _check_row_groups(path, self._file)
             meta, schema = self._file.metadata, self._file.schema_arrow
-            self.present, self._schema = list(schema.names), schema
+            self.present = list(schema.names)
         except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
             # An error number is the system's; without one the content is not Parquet, or encrypted.
             if getattr(error, "errno", None) is not None:
@@ -145,6 +145,10 @@ class ParquetSource:
         stream.seek(end - int.from_bytes(stream.read(4), "little"))
         return stream.read()
 
+    def usable(self, names: Iterable[str]) -> list[str]:
+        """Those that are columns, one each, and nest no deeper than rows may."""
+        return usable_columns(self._file.schema_arrow, names)
+
     def check(self, limit: int | None) -> int:
         """Read the columns in use of the first `limit` rows, so that damage is found before the work is begun.
 
@@ -164,14 +168,14 @@ class ParquetSource:
     ) -> Iterator[tuple[int, dict | Reason]]:
         """(1-based row number, record) from row `start` (0-based) on; opens at the row group that holds it.
 
-        A cell that is not UTF-8 or that Python has no value for gives an Unread in its place, and a row that is too
-        long a Reason in place of the row. Raises UnreadableFileError where the file is damaged.
+        A cell that is not UTF-8 or that Python has no value for, and a row that is too long, give a Reason in place of
+        the row. Raises UnreadableFileError where the file is damaged.
         """
         first, group = 0, 0
         while group < len(self.group_rows) and first + self.group_rows[group] <= start:
             first += self.group_rows[group]
             group += 1
-        names = self.columns if columns is None else usable(self._schema, columns)
+        names = self.columns if columns is None else self.usable(columns)
         number = first
         for batch in self._batches(list(range(group, len(self.group_rows))), names, first):
             skip = min(max(start - number, 0), batch.num_rows)

@@ -15,7 +15,7 @@ class Table(Protocol):
     """Rows that can be read from any of them on, for one thread at a time: what an index and a work unit need.
 
     path: how the table is called.
-    present: the names of its columns.
+    present: names of all columns.
     columns: those that a row's fields are read from, where the table has them.
     group_rows: how many rows lie in each of its groups, whose bytes have a checksum each.
     remarks: sentences on what is odd about the file, which go on "corpus: 'path' ...".
@@ -31,10 +31,13 @@ class Table(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    def usable(self, names: Iterable[str]) -> list[str]:
+        """Those that are columns, one each, and nest no deeper than rows may."""
+
     def rows(
         self, start: int = 0, columns: Iterable[str] | None = None
     ) -> Iterator[tuple[int, dict | Reason]]:
-        """(1-based row number, record) from row `start` (0-based) on."""
+        """(1-based row number, record) from row `start` (0-based) on; columns: None for `columns`, else any."""
 
     def picked(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """(number, batch of one row with all columns) of the rows with these ascending numbers, from 0."""
@@ -74,11 +77,13 @@ def wanted_columns(path: str, schema: Any, fields: Fields) -> list[str]:
     return columns
 
 
-def usable(schema: Any, names: Iterable[str]) -> list[str]:
-    """Those that are columns of an Arrow schema, one each, and nest no deeper than rows may."""
+def usable_columns(schema: Any, names: Iterable[str]) -> list[str]:
+    """`Table.usable` of an Arrow schema."""
     present = list(schema.names)
     return [
-        name for name in names if present.count(name) == 1 and depth(schema.field(name).type) <= MAX_DEPTH
+        name
+        for name in dict.fromkeys(names)
+        if present.count(name) == 1 and depth(schema.field(name).type) <= MAX_DEPTH
     ]
 
 

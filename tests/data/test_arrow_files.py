@@ -4,6 +4,7 @@ import random
 
 import pyarrow as pa
 import pyarrow.feather
+import pyarrow.parquet
 import pytest
 
 from gvendi_fast.base.errors import GvendiError
@@ -11,6 +12,7 @@ from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.listing import UnreadableFileError
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.sources import open_table
 
 TABLE = pa.table(
     {
@@ -144,3 +146,16 @@ def test_no_byte_of_a_file_ends_the_process(tmp_path):
                     assert sum(len(list(reader.read(unit))) for unit in manifest.units) == manifest.rows
             except GvendiError:
                 continue
+
+
+def test_other_columns_can_be_asked_for(tmp_path):
+    path = tmp_path / "a.arrow"
+    write(path)
+    pa.parquet.write_table(TABLE, tmp_path / "a.parquet")
+    for name, kind in (("a.arrow", "arrow"), ("a.parquet", "parquet")):
+        with open_table(str(tmp_path / name), kind, Fields()) as table:
+            assert table.present == ["text", "id", "meta", "unread"]
+            assert table.columns == ["id", "text"] or table.columns == ["text", "id"]
+            assert table.usable(["meta", "nothing", "unread", "meta"]) == ["meta", "unread"]
+            (number, record) = next(table.rows(3, ["meta", "nothing"]))
+            assert (number, record) == (4, {"meta": {"task": "t0"}})
