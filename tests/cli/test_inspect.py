@@ -262,3 +262,50 @@ def test_the_look_is_quick_beside_reading(gvendi, tmp_path):
     assert time.process_time() - began < 1.5
     assert (found.passed_over, found.looked_at) == (16, 56)
     assert os.path.getsize(tmp_path / "data.jsonl") > 1 << 24
+
+
+def test_the_sample_in_the_guide_is_what_the_command_prints(gvendi, tmp_path, monkeypatch):
+    from pages_of_docs import ROOT, blocks
+    from test_docs import write_corpora
+
+    (section,) = re.findall(
+        r"### Look before you score\n(.*?)\n## ", (ROOT / "docs" / "guide.md").read_text(), re.S
+    )
+    command, sample = blocks(section)
+    write_corpora(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert command.text.startswith("gvendi inspect ")
+    assert gvendi(*command.text.split()[1:]) == (0, sample.text, "")
+
+
+def test_the_guide_lists_every_warning():
+    from pages_of_docs import ROOT
+
+    (section,) = re.findall(
+        r"### Look before you score\n(.*?)\n## ", (ROOT / "docs" / "guide.md").read_text(), re.S
+    )
+    listed = {
+        kind
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for kind in re.findall(r"`([a-zA-Z ]+)`", line.split("|")[1])
+    }
+    rooms = ROOT / "gvendi_fast" / "sketching"
+    texts = [(rooms / name).read_text() for name in ("silent_faults.py", "inspection.py")]
+    known = {kind for text in texts for kind in re.findall(r'(?:fault|Fault)\(\s*"([a-zA-Z ]+)"', text)}
+    known |= set(re.findall(r'(?:CONTENT|REASONING|CALLS|TOOLS): \(\s*"([a-z ]+)"', texts[0]))
+    assert listed == known
+    assert len(known) == 19
+
+
+def test_the_report_says_what_the_look_warned_of(gvendi, alike, tmp_path):
+    from gvendi_fast.report.data import report_data
+    from gvendi_fast.report.page import render
+
+    run = tmp_path / "run"
+    gvendi("sketch", alike, "--proxy", "tiny", "--dim", 64, "--out", run)
+    page = render(report_data(run))
+    assert "<h2>What a look at some rows warned of</h2>" in page
+    assert "<li>40 of 40 rows have the same supervised tokens, &#39;It is so.&lt;|im_end|&gt;&#39;" in page
+    (run / WARNINGS).unlink()
+    assert "What a look at some rows warned of" not in render(report_data(run))
