@@ -41,7 +41,8 @@ def with_threads(command: Callable) -> Callable:
             command(**given)
             return
         chosen = choose(threads, os.environ, LOAD.cores())
-        if chosen.said:
+        # A list of settings computes nothing.
+        if chosen.said and not given.get("keys"):
             note(chosen.said)
         load = Load()
         with using(chosen.count, os.environ):

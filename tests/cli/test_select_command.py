@@ -250,3 +250,61 @@ def test_means_that_cannot_be_used(gvendi, corpus, tmp_path, monkeypatch, args, 
     assert message in err
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
+
+
+GAINS = {
+    "vendi": "rise of -tr(A ln A) by this pick, in nats",
+    "logdet": "rise of ln det(I + A / eps) by this pick, in nats",
+    "facility": "rise by this pick of the mean cosine",
+}
+
+
+@pytest.mark.parametrize("objective", GAINS)
+def test_a_gain_says_what_it_is_and_in_which_unit(gvendi, corpus, tmp_path, objective):
+    import pyarrow.parquet as pq
+
+    words = (
+        "select",
+        corpus[0] / "run",
+        "--size",
+        4,
+        "--out",
+        tmp_path / "a.jsonl",
+        "--objective",
+        objective,
+    )
+    code, text, err = gvendi(*words)
+    assert code == 0, err
+    assert f"  gain of a row: {GAINS[objective]}" in text
+    about = pq.read_schema(tmp_path / "a.parquet").field("gain").metadata[b"description"].decode()
+    assert f"  gain of a row: {about}\n" in text
+    _, text, _ = gvendi(*words, "--force", "--json")
+    assert json.loads(text)["gain_is"] == about
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "tokens", "length"])
+def test_quality_may_be_what_the_run_knows_of_each_row(gvendi, corpus, tmp_path, name):
+    from gvendi_fast.selection import select
+
+    out = tmp_path / "a.jsonl"
+    code, text, err = gvendi(
+        "select", corpus[0] / "run", "--size", 4, "--out", out, "--quality", name, "--json"
+    )
+    assert code == 0, err
+    pool = as_pool(corpus[0] / "run")
+    wanted = select(pool, 4, "quality", quality=pool.numbers(name))
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == wanted.ids
+    assert json.loads(text)["objective"] == "quality"
+
+
+def test_a_field_of_the_rows_goes_before_a_number_of_the_run(gvendi, tmp_path):
+    rows = [
+        {"id": f"r{i}", "prompt": f"{i}?", "completion": f"{i}.", "loss": 1 + 99 * (i == 5)} for i in range(8)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Settings(spec=SketchSpec(dim=64))
+    sketch_corpus(tmp_path / "data.jsonl", tmp_path / "run", load_proxy("tiny", dtype="float32"), settings)
+    out = tmp_path / "a.jsonl"
+    code, _, err = gvendi("select", tmp_path / "run", "--size", 2, "--out", out, "--quality", "loss")
+    assert code == 0, err
+    assert json.loads(out.read_text().splitlines()[0])["id"] == "r5"

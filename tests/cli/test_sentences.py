@@ -822,8 +822,42 @@ def a_mean_of_its_own_takes_more_from_a_set_than_its_difference(world: World) ->
     assert centered(torch.cat([one, other]), both).value == pytest.approx(1)
 
 
+def gains_are_what_they_are_called(world: World) -> None:
+    from gvendi_fast import select
+
+    rows = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    rows, quality = torch.nn.functional.normalize(rows, dim=1), np.linspace(1, 5, 40)
+
+    def entropy(of: torch.Tensor) -> float:
+        return math.log(gvendi(of))
+
+    found = select(rows, 6)
+    values = torch.linalg.eigvalsh(rows[found.rows].double().T @ rows[found.rows].double()).clamp(min=1e-300)
+    assert found.gain.sum() == pytest.approx(-float((values * values.log()).sum()), abs=1e-5)
+    # Less its 6 ln 6, the same for any 6 rows, that is 6 times the entropy.
+    assert found.gain.sum() / 6 + math.log(6) == pytest.approx(entropy(rows[found.rows]), abs=1e-6)
+    assert found.surprisal.mean() == pytest.approx(entropy(rows[found.rows]), abs=1e-6)
+    found = select(rows, 6, "quality", quality=quality)
+    value = math.log(quality[found.rows].mean()) + entropy(rows[found.rows])
+    assert found.gain.sum() == pytest.approx(value, abs=1e-5)
+    found = select(rows, 6, "facility")
+    nearest = (rows @ rows[found.rows].T).max(dim=1).values
+    assert found.gain.sum() == pytest.approx(float(nearest.mean()), abs=1e-5)
+    found = select(rows, 6, "logdet")
+    assert found.gain.sum() == pytest.approx(found.value, abs=1e-5)
+    found = select(rows, 6, method="relaxed")
+    chosen = rows[found.rows]
+    lost = [entropy(chosen) - entropy(torch.cat([chosen[:i], chosen[i + 1 :]])) for i in range(6)]
+    assert found.gain == pytest.approx(lost, abs=1e-5)
+
+
 # Printed whatever the data are: (file, words in the source, what must hold for them to be true).
 EXPLANATIONS: list[tuple[str, str, Callable[[World], None]]] = [
+    ("cli/app.py", "how many directions n rows use, from 1 to the smaller of n and K. It grows with n", growth_is_of_n),
+    ("cli/select.py", "how unlike the other chosen rows it is, in nats", gains_are_what_they_are_called),
+    ("selection/result.py", "rise by this pick of the mean cosine of the pool's", gains_are_what_they_are_called),
+    ("selection/result.py", "rise of ln(mean quality) + entropy by this pick", gains_are_what_they_are_called),
+    ("selection/result.py", "what the entropy of the choice would lose", gains_are_what_they_are_called),
     (_REPORT, "for what all rows have in common goes with it; and sets compare only by one and the same mean",
      a_mean_of_its_own_takes_more_from_a_set_than_its_difference),
     (_REPORT, "nats; its exponential is G-Vendi", entropy_is_the_mean_surprisal),
@@ -861,6 +895,8 @@ NO_STATEMENTS: list[tuple[str, str]] = [
     (_GROWN, "Unlimited K"),
     ("cli/measures.py", "2-gram entropy"),
     ("cli/select.py", "id, rank, gain, surprisal and cluster of each: {}"),
+    ("cli/wording.py", "at most {}"),
+    ("selection/result.py", ", of centred rows"),
     ("cli/weights.py", "G-Vendi (all rows)"),
     ("report/data.py", "surprisal of every row"),
     ("report/data.py", "map and near-duplicates"),
