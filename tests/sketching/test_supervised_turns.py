@@ -2,17 +2,20 @@
 
 import copy
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from places import PACKAGE
+from places import PACKAGE, ROOT
 from transformers import AutoTokenizer
 
 from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
 from gvendi_fast.sketching.proxy import chat
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample
 
+SHARED = ROOT.parent / "shared"
 # Written for this test, in the manners of templates in use.
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -345,3 +348,51 @@ def test_threads_share_what_is_known_of_a_template(tiny):
     with ThreadPoolExecutor(4) as pool:
         for found in [pool.submit(encoder.encode, rows) for _ in range(8)]:
             assert [sample.labels.tolist() for sample in found.result(60)] == wanted
+
+
+LLAMA3 = (
+    "{% for m in messages %}{{ (bos_token or '') if loop.first }}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def template_of(name):
+    """A template that only appends; those of models are read from their folders."""
+    if name in ("ChatML", "Llama 3"):
+        return CHATML if name == "ChatML" else LLAMA3
+    qwen, smollm = SHARED / "data" / "tokenizers" / "qwen2" / "tokenizer_config.json", Path("/tmp/smollm2")
+    path = qwen if name == "Qwen2" else smollm / "chat_template.jinja"
+    if not path.is_file():
+        pytest.skip(f"the template of {name} is not here")
+    return json.loads(path.read_text())["chat_template"] if name == "Qwen2" else path.read_text()
+
+
+@pytest.mark.parametrize("name", ["ChatML", "Llama 3", "Qwen2", "SmolLM2"])
+def test_a_template_that_appends_has_the_turns_that_its_prefixes_tell(name, tiny):
+    tokenizer, draw = with_template(tiny, template_of(name)), random.Random(name)
+    encoder = Encoder(tokenizer)
+    contents = [
+        "four",
+        " four \n",
+        "\n\nfour",
+        "a" * 40,
+        "漢字 🎉",
+        "<think>x</think>y",
+        "assistant",
+        "{{ y }}",
+    ]
+
+    def written(messages, prompt=False):
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+
+    for _ in range(40):
+        roles = ["system"] * draw.randint(0, 1) + ["user", "assistant"] * draw.randint(1, 4)
+        messages = [said(role, draw.choice(contents)) for role in roles + ["user"] * draw.randint(0, 1)]
+        found, wanted = encoder.preview(talk(*messages)), []
+        assert found.text == written(messages)
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                start = len(written(messages[:index], prompt=True))
+                wanted.append((start, len(written(messages[: index + 1]).rstrip())))
+        assert found.spans == wanted
