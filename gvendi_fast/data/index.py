@@ -9,11 +9,12 @@ import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, kind_of, list_files
+from gvendi_fast.data.pieces import Piece, Step
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
 from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
@@ -45,6 +46,7 @@ def index_corpus(
     limit: int | None = None,
     max_row_bytes: int = MAX_ROW_BYTES,
     skip_unreadable: bool = False,
+    plan: Callable[[Sequence[str]], Sequence[Step]] | None = None,
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
@@ -55,6 +57,7 @@ def index_corpus(
     rows_per_unit: rows of a work unit, at most; a work unit never spans files.
     max_row_bytes: of a line, or of a Parquet row in the columns in use; a longer row is rejected.
     skip_unreadable: pass over files and folders that cannot be read, and list them in `Manifest.unreadable`.
+    plan: which pieces of the files found are read, in order, in place of every file whole (`growth.py`).
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
     duplicate adds 16 bytes before compression).
@@ -72,24 +75,37 @@ def index_corpus(
             raise GvendiError(f"{name} is {value}; wanted at least 1")
     files: list[SourceFile] = []
     units: list[Unit] = []
+    pieces: list[Piece] = []
     rows = duplicates = 0
     listing = list_files(inputs, skip_unreadable)
     unreadable = list(listing.unreadable)
     with _SeenIds() as seen:
-        for path in listing.files:
-            if limit is not None and rows == limit:
+        for step in map(Step, listing.files) if plan is None else plan(listing.files):
+            path, rest = step.path, None if limit is None else limit - rows
+            if step.file is None and rest == 0:
                 break
+            if step.is_rest and (rest == 0 or not files[step.file].cut):
+                continue
+            number = len(files) if step.file is None else step.file
             try:
                 with naming(path):
-                    index = _FileIndex(path, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes)
-                    index.scan(fields, None if limit is None else limit - rows)
+                    index = _FileIndex(path, number, rows, len(units), rows_per_unit, seen, max_row_bytes)
+                    index.scan(fields, rest if step.rows is None else step.rows, step.first, plan is not None)
             except UNREADABLE as error:
-                if not skip_unreadable:
+                if not skip_unreadable or step.file is not None:
                     raise
                 unreadable.append(Unreadable.of(error, path))
-                seen.forget(len(files))
+                seen.forget(number)
                 continue
-            files.append(SourceFile(path, index.kind, index.size, index.rows, index.digest.hexdigest()))
+            whole = step.first + index.rows, index.digest.hexdigest()
+            name = step.recorded_as or path
+            files[number:] = [
+                SourceFile(
+                    name, index.kind, index.size, *whole, None if name == path else path, index.is_cut
+                ),
+                *files[number + 1 :],
+            ]
+            pieces.append(Piece(number, step.first, index.rows))
             units.extend(index.units)
             rows += index.rows
             duplicates += index.duplicates
@@ -114,6 +130,7 @@ def index_corpus(
         max_row_bytes,
         tuple(unreadable),
         listing.notes,
+        pieces=tuple(pieces),
     )
 
 
@@ -134,6 +151,8 @@ class _FileIndex:
         self.size = os.path.getsize(path)
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0
+        # Whether there are rows behind those that were asked for.
+        self.is_cut = False
         self.units: list[Unit] = []
         self._first_row, self._first_unit, self._per_unit, self._seen = (
             first_row,
@@ -150,20 +169,29 @@ class _FileIndex:
         self._groups: list[int] = []
         self._group_rows: list[int] = []
 
-    def scan(self, fields: Fields, limit: int | None) -> None:
+    def scan(self, fields: Fields, limit: int | None, first: int = 0, looks_on: bool = False) -> None:
+        """Up to `limit` rows from row `first` (from 0) on; `looks_on` tells whether there are more."""
         if self.kind == "parquet":
-            self._scan_parquet(fields, limit)
+            self._scan_parquet(fields, limit, first)
         else:
-            self._scan_lines(fields, limit)
+            self._scan_lines(fields, limit, first, looks_on)
         if self._open is not None:
             self._close_unit()
 
-    def _scan_lines(self, fields: Fields, limit: int | None) -> None:
+    def _scan_lines(self, fields: Fields, limit: int | None, first: int, looks_on: bool) -> None:
+        before = self.digest.copy()
         # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
         plain = f'"{fields.id}"'.encode() if fields.id.isidentifier() else b""
         for line, offset, raw in read_lines(
             self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes
         ):
+            if first:
+                first -= 1
+                before = before if first else self.digest.copy()
+                continue
+            if self.rows == limit:
+                self.is_cut, self.digest = True, before
+                return
             own = None
             if type(raw) is bytes and (plain in raw or _ESCAPED(raw)):
                 record = decode_line(raw)
@@ -172,21 +200,26 @@ class _FileIndex:
             self._take(line, offset, own)
             # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
-                return
+                if not looks_on:
+                    return
+                before = self.digest.copy()
 
-    def _scan_parquet(self, fields: Fields, limit: int | None) -> None:
+    def _scan_parquet(self, fields: Fields, limit: int | None, first: int) -> None:
         with ParquetSource(self.path, fields, self._max_bytes) as source:
-            total = sum(source.group_rows)
-            total = total if limit is None else min(total, limit)
+            whole = sum(source.group_rows)
+            total = whole if limit is None else min(whole, first + limit)
+            self.is_cut = total < whole
             self._footer, self._groups = source.fingerprint(total, self.digest)
             self._group_rows = source.group_rows
             if fields.id not in source.columns:
-                for number in range(1, total + 1):
+                for number in range(first + 1, total + 1):
                     self._take(number, 0, None)
                 return
             for number, record in source.rows(columns=[fields.id]):
                 if number > total:
                     return
+                if number <= first:
+                    continue
                 self._take(number, 0, None if isinstance(record, Reason) else record_id(record, fields))
 
     def _take(self, line: int, offset: int, own: str | Reason | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.listing import Unreadable
+from gvendi_fast.data.pieces import Piece
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, parse_row
 from gvendi_fast.data.sources import ParquetSource, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
@@ -40,6 +41,8 @@ class SourceFile:
     digest: str
     # Where it is read from, if its recorded name is another: ids and rejected rows have the recorded one.
     here: str | None = None
+    # Whether it was read, and fingerprinted, up to the last row in use only.
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Manifest:
     max_row_bytes: longer rows are rejected.
     unreadable: files and folders that were passed over.
     notes: sentences on what else was passed over; no part of the corpus.
+    pieces: its rows in order, as runs of rows of its files.
+    earlier: of a corpus that has grown, what it was before, oldest first: {"corpus": digest of units.json then,
+        "units": how many of its work units are still the same}.
+    grown: rows that it had before, and how many of those were sketched and are computed again; None where it did not
+        grow just now.
     """
 
     files: tuple[SourceFile, ...]
@@ -92,6 +100,9 @@ class Manifest:
     max_row_bytes: int = MAX_ROW_BYTES
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    pieces: tuple[Piece, ...] = ()
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    grown: tuple[int, int] | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
@@ -101,6 +112,10 @@ class Manifest:
             unusual["max_row_bytes"] = self.max_row_bytes
         if self.unreadable:
             unusual["unreadable"] = [asdict(item) for item in self.unreadable]
+        if self.pieces and [piece.file for piece in self.pieces] != [*range(len(self.files))]:
+            unusual["pieces"] = [[piece.file, piece.first, piece.rows] for piece in self.pieces]
+        if self.earlier:
+            unusual["earlier"] = list(self.earlier)
         return {
             **unusual,
             "units_total": len(self.units),
@@ -110,7 +125,12 @@ class Manifest:
             "limit": self.limit,
             "fields": asdict(self.fields),
             "files": [
-                {name: value for name, value in asdict(source).items() if name != "here"}
+                {
+                    name: value
+                    for name, value in asdict(source).items()
+                    # Where a corpus has not grown, its limit tells what is cut.
+                    if name != "here" and (name != "cut" or (value and self.earlier))
+                }
                 for source in self.files
             ],
         }

@@ -26,7 +26,8 @@ from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
-from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
+from gvendi_fast.data.growth import growth_note, index_for
+from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
@@ -69,7 +70,7 @@ class Settings:
     batch_tokens: padded tokens of one batch (None: 2048 on a CPU, what fits into the free memory of a GPU).
     mask: "completion", or "released" for the masking of the released G-Vendi code.
     limit: read the first `limit` rows only (None: all).
-    unit_rows: rows of a work unit, at most.
+    unit_rows: rows of a work unit, at most; a run directory goes on with those that it was begun with.
     rows_together: work units share batches until they have this many rows (None: 8192 on a GPU, and one work unit at
         a time on a CPU).
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
@@ -137,13 +138,15 @@ def sketch_corpus(
     settings: how the corpus is sketched.
     progress: where the run reports.
     mean: one that the rows are to be centred by later; of other settings it is refused before any row is sketched.
-    Rows that cannot be scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a
-    corpus or a directory that cannot be used, for other settings than the directory's, for a corpus that changes under
-    the run, and when more than `max_rejected` rows are rejected (what was done is kept). Every part of an earlier run
-    is read first; those that are damaged or belong elsewhere are named and computed again.
+    Rows that cannot be scored are recorded with file, line and reason and the run goes on. Of a corpus that has grown
+    since (a higher limit, lines behind those of a file, more files) what is done stays: see `data.growth`. Raises
+    GvendiError for a corpus or a directory that cannot be used, for other settings than the directory's, for a corpus
+    that changes under the run, and when more than `max_rejected` rows are rejected (what was done is kept). Every part
+    of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
-    manifest = index_corpus(
+    manifest = index_for(
+        out,
         data,
         settings.fields,
         settings.unit_rows,
@@ -167,6 +170,8 @@ def sketch_corpus(
     manifest = manifest.recorded_as(run.manifest)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
+    if (note := growth_note(manifest, done)) is not None:
+        progress.note(note)
     todo = [unit for unit in manifest.units if unit.ordinal not in done]
     rejected = sum(1 for _ in run.rejected(sorted(done)))
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
