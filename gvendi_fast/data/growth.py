@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.files import exists
-from gvendi_fast.data.index import index_corpus
 from gvendi_fast.data.listing import UNREADABLE, short_names
 from gvendi_fast.data.parts import DamagedPartError, read_stamp
 from gvendi_fast.data.pieces import Piece, Step, pieces_of
-from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import RunDirectory, same_corpus
 from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
 from gvendi_fast.data.work_units import Manifest
@@ -33,33 +31,29 @@ _CONTENT = ("kind", "size", "rows", "digest")
 
 
 def index_for(
-    out: str | os.PathLike,
-    inputs: str | os.PathLike | Sequence[str | os.PathLike],
-    fields: Fields,
-    rows_per_unit: int,
-    limit: int | None,
-    max_row_bytes: int,
-    skip_unreadable: bool,
+    out: str | os.PathLike, index: Callable[..., Manifest], rows_per_unit: int, limit: int | None
 ) -> Manifest:
-    """The corpus as `index_corpus` reads it, cut as the run directory `out` has it recorded, if it has.
+    """The corpus that `index` reads, cut as the run directory `out` has it recorded, if it has.
 
+    index: `index_corpus` with all arguments but `rows_per_unit`, `limit` and `plan`.
     Where the corpus is the recorded one with rows behind (a higher `limit`, lines appended to its files, more files),
     the result has the recorded files in their recorded order and under their recorded names, then the new ones, and
     `RunDirectory.open` takes it. Any other corpus is indexed as it is, which `open` refuses. Raises as `index_corpus`.
     """
     run = _recorded(out)
-    known = None if run is None else run.manifest
-    if known is None:
-        return index_corpus(inputs, fields, rows_per_unit, limit, max_row_bytes, skip_unreadable)
-    per_unit = known["rows_per_unit"]
-    rest = (fields, per_unit, limit, max_row_bytes, skip_unreadable)
+    if run is None:
+        return index(rows_per_unit=rows_per_unit, limit=limit)
+    known, per_unit = run.manifest, run.manifest["rows_per_unit"]
+
+    def read(plan: _Plan | None = None) -> Manifest:
+        return index(rows_per_unit=per_unit, limit=limit, plan=plan)
+
     found = None
     if "earlier" not in known:
-        found = index_corpus(inputs, *rest)
+        found = read()
         if same_corpus(known, found.to_dict()):
             return _noted(found, out, per_unit, rows_per_unit)
-    grown = _grown(run, known, inputs, limit, rest)
-    return _noted(grown or found or index_corpus(inputs, *rest), out, per_unit, rows_per_unit)
+    return _noted(_grown(run, read, limit) or found or read(), out, per_unit, rows_per_unit)
 
 
 def growth_note(manifest: Manifest, done: set[int]) -> str | None:
@@ -95,19 +89,14 @@ def _noted(manifest: Manifest, out: str | os.PathLike, recorded: int, asked: int
     return replace(manifest, notes=(*manifest.notes, note))
 
 
-def _grown(
-    run: RunDirectory,
-    known: Mapping[str, Any],
-    inputs: str | os.PathLike | Sequence[str | os.PathLike],
-    limit: int | None,
-    rest: tuple[Any, ...],
-) -> Manifest | None:
+def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | None) -> Manifest | None:
     """The corpus as the recorded one with rows behind, or as it is; None where it is neither."""
+    known = run.manifest
     if limit is not None and limit < known["rows"]:
         return None
     plan = _Plan(known)
     try:
-        found = index_corpus(inputs, *rest, plan=plan)
+        found = read(plan)
     except UNREADABLE:
         # Indexed as it is, it says so or passes the file over.
         return None
@@ -118,7 +107,7 @@ def _grown(
     if not plan.is_matched or not _is_longer(known, found):
         return None
     kept = _same_units(known, found)
-    if not _is_proven(run, known, found, kept):
+    if not _is_proven(run, found, kept):
         return None
     before = {"corpus": digest_of(known), "units": kept}
     ranges = unit_ranges(known)
@@ -209,11 +198,11 @@ def _same_units(known: Mapping[str, Any], found: Manifest) -> int:
     return known["units_total"] - is_refilled
 
 
-def _is_proven(run: RunDirectory, known: Mapping[str, Any], found: Manifest, kept: int) -> bool:
+def _is_proven(run: RunDirectory, found: Manifest, kept: int) -> bool:
     """Whether no row of the finished work units before `kept` has changed."""
     changed = {
         number
-        for number, entry in enumerate(known["files"])
+        for number, entry in enumerate(run.manifest["files"])
         if any(getattr(found.files[number], name) != entry[name] for name in _CONTENT)
     }
     own = others = 0

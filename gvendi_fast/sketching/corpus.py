@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.growth import growth_note, index_for
-from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader
+from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
@@ -145,15 +146,14 @@ def sketch_corpus(
     of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
-    manifest = index_for(
-        out,
+    index = partial(
+        index_corpus,
         data,
         settings.fields,
-        settings.unit_rows,
-        settings.limit,
-        settings.max_row_bytes,
-        settings.skip_unreadable,
+        max_row_bytes=settings.max_row_bytes,
+        skip_unreadable=settings.skip_unreadable,
     )
+    manifest = index_for(out, index, settings.unit_rows, settings.limit)
     for note in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
         progress.note(note)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
