@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
+from gvendi_fast.data.in_memory import Corpus
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rows import kind_of_reason
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
@@ -96,7 +97,7 @@ class Score:
 
 
 def score(
-    data: str | os.PathLike | Sequence[str | os.PathLike],
+    data: Corpus,
     *,
     proxy: str | Proxy = "Qwen/Qwen2.5-0.5B-Instruct",
     out: str | os.PathLike | None = None,
@@ -109,7 +110,7 @@ def score(
 ) -> Score:
     """Sketch a corpus and score it.
 
-    data: files, folders or globs of JSON lines or Parquet.
+    data: files, folders or globs of JSON lines or Parquet; or rows, as `gvendi_fast.sketch` takes them.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
     out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
         error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.
@@ -124,9 +125,8 @@ def score(
         RowMean.check_savable(save_mean)
     proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
     settings = settings or Settings()
-    if by is not None and settings.fields.by != by:
-        fields = type(settings.fields)(**{**vars(settings.fields), "by": by})
-        settings = type(settings)(**{**vars(settings), "fields": fields})
+    if by is not None:
+        settings = replace(settings, fields=replace(settings.fields, by=by))
     rest = (proxy, settings, orders, mean, save_mean, progress)
     if out is not None:
         return _sketch_and_score(data, out, *rest)
@@ -174,7 +174,7 @@ def _kept(run: Path, error: BaseException) -> str | None:
 
 
 def _sketch_and_score(
-    data: str | os.PathLike | Sequence[str | os.PathLike],
+    data: Corpus,
     out: str | os.PathLike,
     proxy: Proxy,
     settings: Settings,

@@ -27,6 +27,7 @@ from gvendi_fast.data.arrow_values import plain, spelled
 from gvendi_fast.data.pieces import is_cut, pieces_of, placed
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_files import SPOOL, SPOOLED
 from gvendi_fast.data.sources import ParquetSource, read_lines
 
 # Places that an error lists.
@@ -136,7 +137,9 @@ def number_of(original: Original, name: str) -> float:
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
     recorded = Path(source["path"])
     tried = [recorded]
-    if corpus is not None:
+    if source["path"] == SPOOLED:
+        tried = [run.path / SPOOL]
+    elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
         tried = [Path(corpus, *parts[i:]) for i in range(1 if recorded.is_absolute() else 0, len(parts))]

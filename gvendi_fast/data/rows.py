@@ -107,6 +107,10 @@ def kind_of_reason(reason: str) -> str:
     return reason
 
 
+# How a row of a program, written as JSON, holds a value that JSON has not, and one that is no row (json_rows.py).
+NOT_JSON, REFUSED = "not JSON", "refused: "
+
+
 class Reason(str):
     """Why something cannot be used; a type of its own, so that it is never mistaken for data."""
 
@@ -150,6 +154,8 @@ def _decode_slowly(raw: bytes) -> dict | Reason:
     except _TooManyDigitsError:
         return Reason("broken JSON: an integer has too many digits")
     if not isinstance(record, dict):
+        if isinstance(record, str) and record.startswith(REFUSED):
+            return Reason(record.removeprefix(REFUSED))
         return Reason(f"broken JSON: an object is wanted, not {_kind(record)}")
     return record
 
@@ -325,4 +331,6 @@ def lone_surrogate(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, dict) and list(value) == [NOT_JSON]:
+        return str(value[NOT_JSON])
     return "null" if value is None else type(value).__name__

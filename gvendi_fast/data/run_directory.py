@@ -56,7 +56,15 @@ from gvendi_fast.data.parts import (
     read_stamp,
 )
 from gvendi_fast.data.rows import Rejected
-from gvendi_fast.data.run_files import SCORE, check_manifest, digest_of, lost_spec, read_json, unit_ranges
+from gvendi_fast.data.run_files import (
+    SCORE,
+    SPOOL,
+    check_manifest,
+    digest_of,
+    lost_spec,
+    read_json,
+    unit_ranges,
+)
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
@@ -110,7 +118,7 @@ class RunDirectory:
                 raise GvendiError(
                     "manifest has no integer 'units_total'; wanted Manifest.to_dict() of the corpus"
                 )
-        _check_free(root)
+        check_free(root)
         names_in(root)
         make_folder(root / "parts")
         flush_folder(root)
@@ -523,14 +531,15 @@ def is_any_done(path: Path) -> bool:
     return bool(RunDirectory(path, {}, None).done())
 
 
-def _check_free(root: Path) -> None:
+def check_free(root: Path) -> None:
+    """Raises GvendiError unless a run directory is, or can be made, at this path."""
     there = exists(root)
     if there and not root.is_dir():
         raise GvendiError(f"'{root}' is a file, but a run needs a folder: give another --out")
     if not there or exists(root / "spec.json"):
         return
     # A run that is killed before its first file is complete leaves only an empty folder and temporary files.
-    others = [item.name for item in root.iterdir() if item.name != "parts" and not is_passing(item.name)]
+    others = [name for name in os.listdir(root) if name not in ("parts", SPOOL) and not is_passing(name)]
     if exists(root / "parts"):
         others += [f"parts/{name}" for name in os.listdir(root / "parts") if not is_passing(name)]
     if others and (lost := lost_spec(root)) is not None:

@@ -19,6 +19,8 @@ from gvendi_fast.data.pieces import pieces_of
 from gvendi_fast.data.rows import Fields, lone_surrogate
 
 SCORE = "score.json"
+# The file that holds the rows of a program, and the name under which its rows are recorded.
+SPOOL, SPOOLED = "rows.jsonl", "rows"
 # {file of a run directory: what mends it}.
 REMEDIES = {
     "spec.json": "restore it, or sketch the corpus again into another --out",

@@ -28,6 +28,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.growth import growth_note, index_for
+from gvendi_fast.data.in_memory import Corpus, index_of
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
@@ -124,7 +125,7 @@ class TooManyRejectedError(GvendiError):
 
 
 def sketch_corpus(
-    data: str | os.PathLike | Sequence[str | os.PathLike],
+    data: Corpus,
     out: str | os.PathLike,
     proxy: Proxy,
     settings: Settings | None = None,
@@ -133,7 +134,7 @@ def sketch_corpus(
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
-    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet.
+    data: files, folders or globs of JSON lines (.jsonl, also .gz and .zst) and Parquet; or rows (`data.in_memory`).
     proxy: the model whose gradients are sketched.
     out: the run directory.
     settings: how the corpus is sketched.
@@ -146,12 +147,16 @@ def sketch_corpus(
     of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
-    index = partial(
-        index_corpus,
+    index = index_of(
         data,
+        out,
+        partial(
+            index_corpus,
+            max_row_bytes=settings.max_row_bytes,
+            skip_unreadable=settings.skip_unreadable,
+        ),
         settings.fields,
-        max_row_bytes=settings.max_row_bytes,
-        skip_unreadable=settings.skip_unreadable,
+        settings.limit,
     )
     manifest = index_for(out, index, settings.unit_rows, settings.limit)
     for note in (*manifest.notes, *(f"passed over '{x.path}': {x.reason}" for x in manifest.unreadable)):
