@@ -19,6 +19,7 @@ _EXPORTS = {
     "load_proxy": "gvendi_fast.sketching.proxy.load",
     "score": "gvendi_fast.analysis.scoring",
     "select": "gvendi_fast.selection",
+    "sketch": "gvendi_fast.sketching.sketch",
     "use_backend": "gvendi_fast.kernels.backends",
 }
 __all__ = ["__version__", *_EXPORTS]
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gvendi_fast.selection import select as select
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher as GradientSketcher
     from gvendi_fast.sketching.proxy.load import load_proxy as load_proxy
+    from gvendi_fast.sketching.sketch import sketch as sketch
     from gvendi_fast.vendi import VendiState as VendiState
     from gvendi_fast.vendi import gvendi as gvendi
     from gvendi_fast.vendi import jackknife as jackknife

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
+from gvendi_fast.data.in_memory import Corpus
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
@@ -102,7 +103,7 @@ class Score:
 
 
 def score(
-    data: str | os.PathLike | Sequence[str | os.PathLike],
+    data: Corpus,
     *,
     proxy: str | Proxy = "Qwen/Qwen2.5-0.5B-Instruct",
     out: str | os.PathLike | None = None,
@@ -115,7 +116,8 @@ def score(
 ) -> Score:
     """Sketch a corpus and score it.
 
-    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input; or rows, as
+        `gvendi_fast.sketch` takes them.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
     out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
         error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.
@@ -130,9 +132,8 @@ def score(
         RowMean.check_savable(save_mean)
     proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
     settings = settings or Settings()
-    if by is not None and settings.fields.by != by:
-        fields = type(settings.fields)(**{**vars(settings.fields), "by": by})
-        settings = type(settings)(**{**vars(settings), "fields": fields})
+    if by is not None:
+        settings = replace(settings, fields=replace(settings.fields, by=by))
     rest = (proxy, settings, orders, mean, save_mean, progress)
     if out is not None:
         return _sketch_and_score(data, out, *rest)
@@ -180,7 +181,7 @@ def _kept(run: Path, error: BaseException) -> str | None:
 
 
 def _sketch_and_score(
-    data: str | os.PathLike | Sequence[str | os.PathLike],
+    data: Corpus,
     out: str | os.PathLike,
     proxy: Proxy,
     settings: Settings,

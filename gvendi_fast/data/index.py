@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
@@ -17,6 +17,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.kinds import STANDARD_INPUT, is_table, kind_of
 from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_files
+from gvendi_fast.data.pieces import Piece, Step
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
 from gvendi_fast.data.shapes import FIRST_ROWS, Recognised, check_format, recognise
 from gvendi_fast.data.sources import first_records, open_table, read_lines
@@ -51,6 +52,7 @@ def index_corpus(
     limit: int | None = None,
     max_row_bytes: int = MAX_ROW_BYTES,
     skip_unreadable: bool = False,
+    plan: Callable[[Sequence[str]], Sequence[Step]] | None = None,
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
@@ -62,6 +64,7 @@ def index_corpus(
     rows_per_unit: rows of a work unit, at most; a work unit never spans files.
     max_row_bytes: of a row as text, or in the columns in use of a table; a longer row is rejected.
     skip_unreadable: pass over files and folders that cannot be read, and list them in `Manifest.unreadable`.
+    plan: which pieces of the files found are read, in order, in place of every file whole (`growth.py`).
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
     duplicate adds 16 bytes before compression).
@@ -80,14 +83,19 @@ def index_corpus(
             raise GvendiError(f"{name} is {value}; wanted at least 1")
     files: list[SourceFile] = []
     units: list[Unit] = []
+    pieces: list[Piece] = []
     rows = duplicates = 0
     recognised: Recognised | None = None
     listing = list_files(inputs, skip_unreadable)
     unreadable, damaged, notes = list(listing.unreadable), list[Unreadable](), list(listing.notes)
     with _SeenIds() as seen:
-        for path in listing.files:
-            if limit is not None and rows == limit:
+        for step in map(Step, listing.files) if plan is None else plan(listing.files):
+            path, rest = step.path, None if limit is None else limit - rows
+            if step.file is None and rest == 0:
                 break
+            if step.is_rest and (rest == 0 or not files[step.file].cut):
+                continue
+            number = len(files) if step.file is None else step.file
             here, kind = path, kind_of(path) or ""
             if path == STANDARD_INPUT:
                 here = spooled()
@@ -96,27 +104,38 @@ def index_corpus(
                 with naming(path):
                     if recognised is None:
                         # No row beyond the limit has a say.
-                        count = FIRST_ROWS if limit is None else min(FIRST_ROWS, limit - rows)
+                        count = FIRST_ROWS if rest is None else min(FIRST_ROWS, rest)
                         first, seen_names = first_records(here, kind, fields, count, max_row_bytes)
                         recognised = recognise(first, fields, seen_names) if first else None
                     index = _FileIndex(
-                        here, kind, len(files), rows, len(units), rows_per_unit, seen, max_row_bytes
+                        here, kind, number, rows, len(units), rows_per_unit, seen, max_row_bytes
                     )
                     index.scan(
-                        recognised.fields if recognised else fields, None if limit is None else limit - rows
+                        recognised.fields if recognised else fields,
+                        rest if step.rows is None else step.rows,
+                        step.first,
+                        plan is not None,
                     )
             except UNREADABLE as error:
                 if here != path:
                     named(error, here)
-                if not skip_unreadable:
+                if not skip_unreadable or step.file is not None:
                     raise
                 unreadable.append(Unreadable.of(error, path))
-                seen.forget(len(files))
+                seen.forget(number)
                 continue
-            digest = index.digest.hexdigest()
-            files.append(
-                SourceFile(path, kind, index.size, index.rows, digest, None if here == path else here)
+            name = step.recorded_as or path
+            source = SourceFile(
+                name,
+                kind,
+                index.size,
+                step.first + index.rows,
+                index.digest.hexdigest(),
+                None if name == here else here,
+                index.is_cut,
             )
+            files[number:] = [source, *files[number + 1 :]]
+            pieces.append(Piece(number, step.first, index.rows))
             units.extend(index.units)
             remarks = index.remarks if index.rows else [*index.remarks, "holds no rows"]
             notes += [f"corpus: '{path}' {remark}" for remark in remarks]
@@ -148,6 +167,7 @@ def index_corpus(
         (*notes, *recognised.notes),
         recognised.advice,
         tuple(damaged),
+        tuple(pieces),
     )
 
 
@@ -169,6 +189,8 @@ class _FileIndex:
         self.size = os.path.getsize(path)
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0
+        # Whether there are rows behind those that were asked for.
+        self.is_cut = False
         self.units: list[Unit] = []
         # What is odd about the file, and why it ended too early.
         self.remarks: list[str] = []
@@ -189,20 +211,29 @@ class _FileIndex:
         self._groups: list[int] = []
         self._group_rows: list[int] = []
 
-    def scan(self, fields: Fields, limit: int | None) -> None:
+    def scan(self, fields: Fields, limit: int | None, first: int = 0, looks_on: bool = False) -> None:
+        """Up to `limit` rows from row `first` (from 0) on; `looks_on` tells whether there are more."""
         if is_table(self.kind):
-            self._scan_table(fields, limit)
+            self._scan_table(fields, limit, first, looks_on)
         else:
-            self._scan_lines(fields, limit)
+            self._scan_lines(fields, limit, first, looks_on)
         if self._open is not None:
             self._close_unit()
 
-    def _scan_lines(self, fields: Fields, limit: int | None) -> None:
+    def _scan_lines(self, fields: Fields, limit: int | None, first: int, looks_on: bool) -> None:
+        before = self.digest.copy()
         # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
         is_plain = re.compile(f'"{fields.id}"'.encode() if fields.id.isidentifier() else b"").search
         for line, offset, raw in read_lines(
             self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes, remarks=self.remarks
         ):
+            if first:
+                first -= 1
+                before = before if first else self.digest.copy()
+                continue
+            if self.rows == limit:
+                self.is_cut, self.digest = True, before
+                return
             own = None
             if type(raw) is bytes:
                 # As `line_digest`, without its call.
@@ -220,21 +251,28 @@ class _FileIndex:
                 self._take(line, offset, own)
             # Stops before the next line is read, whose bytes would enter the fingerprint.
             if self.rows == limit:
-                return
+                if not looks_on:
+                    return
+                before = self.digest.copy()
 
-    def _scan_table(self, fields: Fields, limit: int | None) -> None:
+    def _scan_table(self, fields: Fields, limit: int | None, first: int, looks_on: bool) -> None:
         with open_table(self.path, self.kind, fields, self._max_bytes) as source:
-            total = source.check(limit)
+            wanted = None if limit is None else first + limit
+            found = source.check(None if wanted is None else wanted + looks_on)
+            total = found if wanted is None else min(found, wanted)
+            self.is_cut = found > total
             self.remarks += source.remarks
             self._footer, self._groups = source.fingerprint(total, self.digest)
             self._group_rows = source.group_rows
             if fields.id not in source.columns:
-                for number in range(1, total + 1):
+                for number in range(first + 1, total + 1):
                     self._take(number, 0, None)
                 return
             for number, record in source.rows(columns=[fields.id]):
                 if number > total:
                     return
+                if number <= first:
+                    continue
                 self._take(number, 0, None if isinstance(record, Reason) else record_id(record, fields))
 
     def _take(self, line: int, offset: int, own: str | Reason | None) -> None:

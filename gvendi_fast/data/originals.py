@@ -24,9 +24,11 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled
 from gvendi_fast.data.kinds import STANDARD_INPUT, format_of, is_table, kind_of
+from gvendi_fast.data.pieces import is_cut, pieces_of, placed
 from gvendi_fast.data.records import text_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_files import SPOOL, SPOOLED
 from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import open_table, read_lines
 from gvendi_fast.data.standard_input import place_in
@@ -70,19 +72,17 @@ def original_rows(
     size is noticed at once, changed content only at the end of the file: use no row before the iterator is exhausted.
     """
     paths = locate_corpus(run, corpus)
-    wanted, place, first = sorted(set(ordinals)), 0, 0
+    wanted, place = sorted(set(ordinals)), 0
     total = run.manifest["rows"]
     if wanted and not 0 <= wanted[0] <= wanted[-1] < total:
         raise GvendiError(f"ordinals holds {wanted[0]} to {wanted[-1]}; the corpus has rows 0 to {total - 1}")
-    files = run.manifest["files"]
-    for index, source in enumerate(files):
+    for piece, first in placed(pieces_of(run.manifest)):
         here: dict[int, int] = {}
-        while place < len(wanted) and wanted[place] < first + source["rows"]:
-            here[wanted[place] - first] = wanted[place]
+        while place < len(wanted) and wanted[place] < first + piece.rows:
+            here[piece.first + wanted[place] - first] = wanted[place]
             place += 1
         if here:
-            yield from _originals(paths[index], run, index, here)
-        first += source["rows"]
+            yield from _originals(paths[piece.file], run, piece.file, here)
 
 
 def locate_corpus(run: RunDirectory, corpus: str | os.PathLike | None = None) -> list[str]:
@@ -106,8 +106,7 @@ def _recorded_files(run: RunDirectory) -> list[dict[str, Any]]:
 def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -> Iterator[Original]:
     """The rows {number in the file: in the corpus} of file `index`, which lies at `path`."""
     files = run.manifest["files"]
-    # A corpus cut by --limit was read, and fingerprinted, up to its last row only.
-    cut = index == len(files) - 1 and run.manifest.get("limit") == run.manifest.get("rows")
+    cut = is_cut(run.manifest, index)
     if is_table(files[index]["kind"]):
         return _table_rows(path, files[index], here, Fields(**run.manifest.get("fields", {})))
     return _lines(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
@@ -157,6 +156,8 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
     tried = [recorded]
     if source["path"] == STANDARD_INPUT:
         tried = [place_in(run.path, source["kind"])]
+    elif source["path"] == SPOOLED:
+        tried = [run.path / SPOOL]
     elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts

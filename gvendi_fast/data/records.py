@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gvendi_fast.data.json_scanner import REFUSED, scan
+from gvendi_fast.data import json_scanner
+from gvendi_fast.data.json_scanner import scan
 
 # Levels of objects and lists in a row. Python's own limit depends on its version and on who calls.
 MAX_DEPTH = 64
@@ -51,6 +52,10 @@ class Fields:
     format: str = "auto"
 
 
+# How a row of a program, written as JSON, holds a value that JSON has not, and one that is no row (json_rows.py).
+NOT_JSON, REFUSED = "not JSON", "refused: "
+
+
 class Reason(str):
     """Why something cannot be used; a type of its own, so that it is never mistaken for data."""
 
@@ -79,7 +84,7 @@ def decode_line(raw: bytes) -> dict | Reason:
     if len(raw) <= _MAX_DIGITS and _opens_few(raw):
         try:
             record = scan(raw)
-        except REFUSED:
+        except json_scanner.REFUSED:
             return _decode_slowly(raw)
         if type(record) is dict:
             return record
@@ -90,6 +95,8 @@ def _decode_slowly(raw: bytes) -> dict | Reason:
     record = _decoded(raw)
     if isinstance(record, dict | Reason):
         return record
+    if isinstance(record, str) and record.startswith(REFUSED):
+        return Reason(record.removeprefix(REFUSED))
     return Reason(f"broken JSON: an object is wanted, not {kind_of_value(record)}")
 
 
@@ -282,4 +289,6 @@ def without_nulls(value: Any) -> Any:
 
 def kind_of_value(value: Any) -> str:
     """The type of a value, as reasons name it."""
+    if isinstance(value, dict) and list(value) == [NOT_JSON]:
+        return str(value[NOT_JSON])
     return "null" if value is None else type(value).__name__

@@ -56,7 +56,15 @@ from gvendi_fast.data.parts import (
     read_stamp,
 )
 from gvendi_fast.data.rows import Rejected
-from gvendi_fast.data.run_files import check_manifest, digest_of, lost_spec, read_json, unit_ranges
+from gvendi_fast.data.run_files import (
+    SCORE,
+    SPOOL,
+    check_manifest,
+    digest_of,
+    lost_spec,
+    read_json,
+    unit_ranges,
+)
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
@@ -77,6 +85,8 @@ class RunDirectory:
         # Of what is recorded: a view of the directory may show another spec.
         self._spec_digest = digest_of(spec)
         self._corpus_digest = "" if manifest is None else digest_of(manifest)
+        # {what the corpus was before it has grown: how many of its work units are still the same}.
+        self._earlier = {item["corpus"]: item["units"] for item in (manifest or {}).get("earlier", ())}
         self._says = {other: f"{name} says" for other, name in RECORDS.items()}
         self._ranges = None if manifest is None else unit_ranges(manifest)
         sketch = spec.get("sketch")
@@ -93,6 +103,8 @@ class RunDirectory:
         Several processes may open one directory at once; the first one's spec counts. Temporary files of killed
         processes are removed as `files.remove_stale` says. A corpus of the same files by content is the same under
         other paths: the recorded ones stay, and `manifest` of the result has them.
+        A corpus that has grown, as `growth.index_for` has proved, replaces the recorded one; the score of before, and
+        the part of the last work unit, if that was filled up, are removed first.
         Raises GvendiError, with a list of every difference, if another spec or corpus is recorded, and for a folder
         with other things in it, a spec that JSON cannot hold, and a spec.json that is not that of the parts.
         """
@@ -108,7 +120,7 @@ class RunDirectory:
                 raise GvendiError(
                     "manifest has no integer 'units_total'; wanted Manifest.to_dict() of the corpus"
                 )
-        _check_free(root)
+        check_free(root)
         names_in(root)
         make_folder(root / "parts")
         flush_folder(root)
@@ -121,10 +133,13 @@ class RunDirectory:
         units = root / "units.json"
         if manifest is not None:
             known = check_manifest(units, _agree(units, manifest))
-            if _without_paths(known) != _without_paths(manifest):
+            if _follows(known, manifest):
+                _grow(root, known, manifest)
+                known = check_manifest(units, read_json(units))
+            if not same_corpus(known, manifest):
                 raise GvendiError(
                     f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
-                    "give another --out, or restore the recorded corpus"
+                    "give another --out, or restore the recorded corpus, to which rows and files may be added"
                 )
             manifest = known
         elif exists(units):
@@ -268,7 +283,8 @@ class RunDirectory:
         )
         for other, recorded in digests.items():
             found = Counter(getattr(stamp, other) for stamp in stamps if stamp is not None)
-            if found and recorded not in found:
+            own = {recorded, *(self._earlier if other == "corpus" else ())}
+            if found and own.isdisjoint(found):
                 digests[other] = found.most_common(1)[0][0]
                 says[other] = "most parts were"
                 strange.append(RECORDS[other])
@@ -407,10 +423,18 @@ class RunDirectory:
             raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}", "unit")
         if stamp.spec != self._spec_digest:
             raise DamagedPartError(path, f"it was made with other settings than {self._says['spec']}", "spec")
-        if stamp.corpus != self._corpus_digest:
+        if not self._is_of_corpus(stamp):
             raise DamagedPartError(
                 path, f"it was made from another corpus than {self._says['corpus']}", "corpus"
             )
+
+    def _is_of_corpus(self, stamp: Stamp) -> bool:
+        """Whether a part is of the corpus as it is, or of what it was when the work unit was the same."""
+        return stamp.corpus == self._corpus_digest or stamp.unit < self._earlier.get(stamp.corpus, 0)
+
+    def is_own(self, unit: int, stamp: Stamp) -> bool:
+        """Whether a stamp is that of this work unit of this run."""
+        return stamp.unit == unit and stamp.spec == self._spec_digest and self._is_of_corpus(stamp)
 
     def _check_first_stamp(self) -> None:
         """An edited spec.json or units.json is noticed before anything of it is used."""
@@ -423,7 +447,7 @@ class RunDirectory:
             if stamp is not None and stamp.unit == unit:
                 if stamp.spec != self._spec_digest:
                     raise self._edited("spec.json", unit)
-                if stamp.corpus != self._corpus_digest:
+                if not self._is_of_corpus(stamp):
                     raise self._edited("units.json", unit)
 
     def _edited(self, name: str, unit: int) -> GvendiError:
@@ -509,14 +533,15 @@ def is_any_done(path: Path) -> bool:
     return bool(RunDirectory(path, {}, None).done())
 
 
-def _check_free(root: Path) -> None:
+def check_free(root: Path) -> None:
+    """Raises GvendiError unless a run directory is, or can be made, at this path."""
     there = exists(root)
     if there and not root.is_dir():
         raise GvendiError(f"'{root}' is a file, but a run needs a folder: give another --out")
     if not there or exists(root / "spec.json"):
         return
     # A run that is killed before its first file is complete leaves only an empty folder and temporary files.
-    others = [item.name for item in root.iterdir() if item.name != "parts" and not is_passing(item.name)]
+    others = [name for name in os.listdir(root) if name not in ("parts", SPOOL) and not is_passing(name)]
     if exists(root / "parts"):
         others += [f"parts/{name}" for name in os.listdir(root / "parts") if not is_passing(name)]
     if others and (lost := lost_spec(root)) is not None:
@@ -532,8 +557,37 @@ def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write `content` unless the file exists; return what the file holds now."""
     if not exists(path):
         with atomic_write(path, exclusive=True) as stream:
-            stream.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+            stream.write(_json(content))
     return read_json(path)
+
+
+def _follows(known: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether this corpus is what the recorded one has grown to."""
+    earlier = manifest.get("earlier")
+    return bool(earlier) and earlier[-1]["corpus"] == digest_of(known)
+
+
+def _grow(root: Path, known: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Replace units.json; what counts for the smaller corpus alone goes first, so that a kill leaves parts to make."""
+    for name in (SCORE, "rejected.jsonl"):
+        (root / name).unlink(missing_ok=True)
+    old = RunDirectory(root, {}, known)
+    for unit in range(manifest["earlier"][-1]["units"], known["units_total"]):
+        old.part_path(unit).unlink(missing_ok=True)
+        old._rejected_path(unit).unlink(missing_ok=True)
+    for folder in (root, old.parts):
+        flush_folder(folder)
+    with atomic_write(root / "units.json") as stream:
+        stream.write(_json(manifest))
+
+
+def same_corpus(known: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether two records are of one corpus, whatever its files are called."""
+    return _without_paths(known) == _without_paths(manifest)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def _without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -576,6 +630,10 @@ def _shown(value: Any) -> str:
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """A line for each changed, new or missing file, then one for each setting that differs."""
+    # How it has grown is no difference in itself.
+    old, new = (
+        {name: side[name] for name in side if name not in ("earlier", "pieces")} for side in (old, new)
+    )
     was, now = ({item["path"]: item for item in side.get("files", [])} for side in (old, new))
     lines = [f"  file '{path}' is missing now" for path in was if path not in now]
     lines += [f"  file '{path}' is new" for path in now if path not in was]

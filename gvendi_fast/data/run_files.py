@@ -15,9 +15,12 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, exists
+from gvendi_fast.data.pieces import pieces_of
 from gvendi_fast.data.records import Fields, lone_surrogate
 
 SCORE, WARNINGS = "score.json", "warnings.json"
+# The file that holds the rows of a program, and the name under which its rows are recorded.
+SPOOL, SPOOLED = "rows.jsonl", "rows"
 # {file of a run directory: what mends it}.
 REMEDIES = {
     "spec.json": "restore it, or sketch the corpus again into another --out",
@@ -126,11 +129,43 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             absent = name not in entry and name != "path"
             good = absent or (is_count(value) if kind is int else _is_text(value))
             _check(path, f"files[{number}].{name}", value, good, "a count" if kind is int else "a string")
+    _check_growth(path, manifest)
     ranges = unit_ranges(manifest)
     units, rows = manifest["units_total"], manifest.get("rows")
     if ranges is not None and (ranges.units, ranges.rows) != (units, rows):
         raise _damaged(path, f"its files do not add up to its {units} work units and {rows} rows")
     return manifest
+
+
+def _check_growth(path: Path, manifest: Mapping[str, Any]) -> None:
+    """What only the units.json of a corpus that has grown has."""
+    files = manifest.get("files", [])
+    for number, entry in enumerate(files):
+        cut = entry.get("cut", False)
+        _check(path, f"files[{number}].cut", cut, isinstance(cut, bool), "true or false")
+    earlier = manifest.get("earlier", [])
+    good = isinstance(earlier, list) and all(
+        isinstance(item, dict)
+        and set(item) == {"corpus", "units"}
+        and isinstance(item["corpus"], str)
+        and is_count(item["units"])
+        for item in earlier
+    )
+    _check(path, "earlier", earlier, good, "a list of objects with corpus and units")
+    if "pieces" not in manifest:
+        return
+    pieces = manifest["pieces"]
+    good = isinstance(pieces, list) and all(
+        isinstance(piece, list) and len(piece) == 3 and all(map(is_count, piece)) and piece[0] < len(files)
+        for piece in pieces
+    )
+    _check(path, "pieces", pieces, good, "a list of [file, first row, rows]")
+    read = [0] * len(files)
+    for file, first, rows in pieces:
+        _check(path, "pieces", pieces, first == read[file], "the rows of a file one piece behind the other")
+        read[file] += rows
+    good = read == [entry.get("rows") for entry in files]
+    _check(path, "pieces", pieces, good, "all rows of the files")
 
 
 def lost_spec(folder: str | os.PathLike) -> GvendiError | None:
@@ -157,19 +192,19 @@ def _is_text(value: Any) -> bool:
 
 
 class UnitRanges:
-    """The rows of each work unit of a recorded corpus, from the rows of its files; `units` and `rows` of all."""
+    """The rows of each work unit of a recorded corpus, from the rows of its pieces; `units` and `rows` of all."""
 
-    def __init__(self, rows_of_files: Sequence[int], per_unit: int) -> None:
+    def __init__(self, rows_of_pieces: Sequence[int], per_unit: int) -> None:
         self._per_unit = per_unit
-        self._rows = [0, *accumulate(rows_of_files)]
-        self._units = [0, *accumulate(-(-rows // per_unit) for rows in rows_of_files)]
+        self._rows = [0, *accumulate(rows_of_pieces)]
+        self._units = [0, *accumulate(-(-rows // per_unit) for rows in rows_of_pieces)]
         self.units, self.rows = self._units[-1], self._rows[-1]
 
     def of(self, unit: int) -> tuple[int, int]:
         """(first row, rows) of a work unit of the corpus."""
-        file = bisect_right(self._units, unit) - 1
-        first = self._rows[file] + (unit - self._units[file]) * self._per_unit
-        return first, min(self._per_unit, self._rows[file + 1] - first)
+        piece = bisect_right(self._units, unit) - 1
+        first = self._rows[piece] + (unit - self._units[piece]) * self._per_unit
+        return first, min(self._per_unit, self._rows[piece + 1] - first)
 
 
 def unit_ranges(manifest: Mapping[str, Any]) -> UnitRanges | None:
@@ -177,7 +212,7 @@ def unit_ranges(manifest: Mapping[str, Any]) -> UnitRanges | None:
     per_unit, files = manifest.get("rows_per_unit"), manifest.get("files", [])
     if not per_unit or not files or any("rows" not in entry for entry in files):
         return None
-    return UnitRanges([entry["rows"] for entry in files], per_unit)
+    return UnitRanges([piece.rows for piece in pieces_of(manifest)], per_unit)
 
 
 def _check(path: Path, name: str, value: Any, good: bool, wanted: str) -> None:

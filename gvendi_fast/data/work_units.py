@@ -15,6 +15,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.listing import Unreadable
+from gvendi_fast.data.pieces import Piece
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, row_reader
 from gvendi_fast.data.sources import can_start_at, open_table, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
@@ -42,6 +43,8 @@ class SourceFile:
     digest: str
     # Where it is read from, if its recorded name is another: ids and rejected rows have the recorded one.
     here: str | None = None
+    # Whether it was read, and fingerprinted, up to the last row in use only.
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ class Manifest:
     notes: sentences on what else was passed over, and on how rows are read; no part of the corpus.
     advice: where most of the first rows cannot be read, a sentence on their fields and what would read them.
     damaged: files that end before they should, and why; their rows before that are in use.
+    pieces: its rows in order, as runs of rows of its files.
+    earlier: of a corpus that has grown, what it was before, oldest first: {"corpus": digest of units.json then,
+        "units": how many of its work units are still the same}.
+    grown: rows that it had before, and how many of those were sketched and are computed again; None where it did not
+        grow just now.
     """
 
     files: tuple[SourceFile, ...]
@@ -98,6 +106,9 @@ class Manifest:
     notes: tuple[str, ...] = field(default=(), compare=False)
     advice: str = field(default="", compare=False)
     damaged: tuple[Unreadable, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    grown: tuple[int, int] | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
@@ -109,6 +120,10 @@ class Manifest:
             unusual["unreadable"] = [asdict(item) for item in self.unreadable]
         if self.damaged:
             unusual["damaged"] = [asdict(item) for item in self.damaged]
+        if self.pieces and [piece.file for piece in self.pieces] != [*range(len(self.files))]:
+            unusual["pieces"] = [[piece.file, piece.first, piece.rows] for piece in self.pieces]
+        if self.earlier:
+            unusual["earlier"] = list(self.earlier)
         return {
             **unusual,
             "units_total": len(self.units),
@@ -122,7 +137,12 @@ class Manifest:
                 if (name, value) != ("format", "auto")
             },
             "files": [
-                {name: value for name, value in asdict(source).items() if name != "here"}
+                {
+                    name: value
+                    for name, value in asdict(source).items()
+                    # Where a corpus has not grown, its limit tells what is cut.
+                    if name != "here" and (name != "cut" or (value and self.earlier))
+                }
                 for source in self.files
             ],
         }

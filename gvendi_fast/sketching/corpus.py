@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
+from gvendi_fast.data.growth import growth_note, index_for
+from gvendi_fast.data.in_memory import Corpus, index_of
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.named_fields import check_named_fields
@@ -79,7 +82,7 @@ class Settings:
     batch_tokens: padded tokens of one batch (None: 2048 on a CPU, what fits into the free memory of a GPU).
     mask: "completion", or "released" for the masking of the released G-Vendi code.
     limit: read the first `limit` rows only (None: all).
-    unit_rows: rows of a work unit, at most.
+    unit_rows: rows of a work unit, at most; a run directory goes on with those that it was begun with.
     rows_together: work units share batches until they have this many rows (None: 8192 on a GPU, and one work unit at
         a time on a CPU).
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
@@ -137,7 +140,7 @@ class TooManyRejectedError(GvendiError):
 
 
 def sketch_corpus(
-    data: str | os.PathLike | Sequence[str | os.PathLike],
+    data: Corpus,
     out: str | os.PathLike,
     proxy: Proxy,
     settings: Settings | None = None,
@@ -146,26 +149,32 @@ def sketch_corpus(
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
-    data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input; or
+        rows (`data.in_memory`).
     proxy: the model whose gradients are sketched.
     out: the run directory.
     settings: how the corpus is sketched.
     progress: where the run reports.
     mean: one that the rows are to be centred by later; of other settings it is refused before any row is sketched.
-    Rows that cannot be scored are recorded with file, line and reason and the run goes on. Raises GvendiError for a
-    corpus or a directory that cannot be used, for other settings than the directory's, for a corpus that changes under
-    the run, and when more than `max_rejected` rows are rejected (what was done is kept). Every part of an earlier run
-    is read first; those that are damaged or belong elsewhere are named and computed again.
+    Rows that cannot be scored are recorded with file, line and reason and the run goes on. Of a corpus that has grown
+    since (a higher limit, lines behind those of a file, more files) what is done stays: see `data.growth`. Raises
+    GvendiError for a corpus or a directory that cannot be used, for other settings than the directory's, for a corpus
+    that changes under the run, and when more than `max_rejected` rows are rejected (what was done is kept). Every part
+    of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
-    manifest = index_corpus(
+    index = index_of(
         data,
+        out,
+        partial(
+            index_corpus,
+            max_row_bytes=settings.max_row_bytes,
+            skip_unreadable=settings.skip_unreadable,
+        ),
         settings.fields,
-        settings.unit_rows,
         settings.limit,
-        settings.max_row_bytes,
-        settings.skip_unreadable,
     )
+    manifest = index_for(out, index, settings.unit_rows, settings.limit)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
@@ -190,6 +199,8 @@ def sketch_corpus(
             keep_in(run.path, source.kind, source.here or source.path)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
+    if (note := growth_note(manifest, done)) is not None:
+        progress.note(note)
     todo = [unit for unit in manifest.units if unit.ordinal not in done]
     rejected = sum(1 for _ in run.rejected(sorted(done)))
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))

@@ -1,0 +1,221 @@
+"""A corpus that has grown since it was sketched: the work units that are done stay, and what is new is put behind them.
+
+Its rows keep their numbers, so what is new comes last, whatever the order of the listing: first the rest of the file
+that was read last, then what was appended to other files, then new files. A last work unit that was not full is cut
+anew with the rows behind it, and computed again; so the work units are those of one run over the whole corpus, if that
+reads the files in this order and only the last one was appended to.
+
+Rows that are sketched must not have changed. A file that was read whole and has the recorded fingerprint has not; of
+any other one each finished work unit's part says what it was made from, and that must be what the index has read now.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gvendi_fast.base.files import exists
+from gvendi_fast.data.listing import UNREADABLE, short_names
+from gvendi_fast.data.parts import DamagedPartError, read_stamp
+from gvendi_fast.data.pieces import Piece, Step, pieces_of
+from gvendi_fast.data.run_directory import RunDirectory, same_corpus
+from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
+from gvendi_fast.data.work_units import Manifest
+
+# What units.json says of a file beside what it is called.
+_CONTENT = ("kind", "size", "rows", "digest")
+
+
+def index_for(
+    out: str | os.PathLike, index: Callable[..., Manifest], rows_per_unit: int, limit: int | None
+) -> Manifest:
+    """The corpus that `index` reads, cut as the run directory `out` has it recorded, if it has.
+
+    index: `index_corpus` with all arguments but `rows_per_unit`, `limit` and `plan`.
+    Where the corpus is the recorded one with rows behind (a higher `limit`, lines appended to its files, more files),
+    the result has the recorded files in their recorded order and under their recorded names, then the new ones, and
+    `RunDirectory.open` takes it. Any other corpus is indexed as it is, which `open` refuses. Raises as `index_corpus`.
+    """
+    run = _recorded(out)
+    if run is None:
+        return index(rows_per_unit=rows_per_unit, limit=limit)
+    known, per_unit = run.manifest, run.manifest["rows_per_unit"]
+
+    def read(plan: _Plan | None = None) -> Manifest:
+        return index(rows_per_unit=per_unit, limit=limit, plan=plan)
+
+    found = None
+    if "earlier" not in known:
+        found = read()
+        if same_corpus(known, found.to_dict()):
+            return _noted(found, out, per_unit, rows_per_unit)
+    return _noted(_grown(run, read, limit) or found or read(), out, per_unit, rows_per_unit)
+
+
+def growth_note(manifest: Manifest, done: set[int]) -> str | None:
+    """A sentence on what a run keeps of the corpus before it has grown; None where it did not grow just now."""
+    if manifest.grown is None:
+        return None
+    before, again = manifest.grown
+    kept = sum(unit.rows for unit in manifest.units if unit.ordinal in done)
+    more = f", {again:,} of them again, as the last work unit was not full" if again else ""
+    return (
+        f"the corpus has grown from {before:,} to {manifest.rows:,} rows: {kept:,} of an earlier run kept, "
+        f"{manifest.rows - kept:,} to sketch{more}"
+    )
+
+
+def _recorded(out: str | os.PathLike) -> RunDirectory | None:
+    """The run directory, if it is one and names a corpus as `Manifest.to_dict` does."""
+    root, units = Path(out), Path(out) / "units.json"
+    if not exists(root / "spec.json") or not exists(units):
+        return None
+    known = check_manifest(units, read_json(units))
+    names = {"path", *_CONTENT}
+    is_whole = known.get("files") and {"rows", "rows_per_unit"} <= set(known)
+    if not is_whole or not all(names <= set(entry) for entry in known["files"]):
+        return None
+    return RunDirectory(root, read_json(root / "spec.json"), known)
+
+
+def _noted(manifest: Manifest, out: str | os.PathLike, recorded: int, asked: int) -> Manifest:
+    if recorded == asked:
+        return manifest
+    note = f"work units have {recorded:,} rows, as '{os.fspath(out)}' was begun with (unit_rows is {asked:,})"
+    return replace(manifest, notes=(*manifest.notes, note))
+
+
+def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | None) -> Manifest | None:
+    """The corpus as the recorded one with rows behind, or as it is; None where it is neither."""
+    known = run.manifest
+    if limit is not None and limit < known["rows"]:
+        return None
+    plan = _Plan(known)
+    try:
+        found = read(plan)
+    except UNREADABLE:
+        # Indexed as it is, it says so or passes the file over.
+        return None
+    earlier = known.get("earlier", [])
+    found = replace(found, earlier=tuple(earlier))
+    if earlier and same_corpus(known, found.to_dict()):
+        return found
+    if not plan.is_matched or not _is_longer(known, found):
+        return None
+    kept = _same_units(known, found)
+    if not _is_proven(run, found, kept):
+        return None
+    before = {"corpus": digest_of(known), "units": kept}
+    ranges = unit_ranges(known)
+    again = sum(ranges.of(unit)[1] for unit in run.done() if unit >= kept)
+    return replace(found, earlier=(*earlier, before), grown=(known["rows"], again))
+
+
+class _Plan:
+    """What is read of the files found: the recorded pieces, what is behind them, and new files.
+
+    is_matched: whether all recorded files are there, in their recorded order.
+    """
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self._known, self.is_matched = known, False
+
+    def __call__(self, found: Sequence[str]) -> list[Step]:
+        recorded = [entry["path"] for entry in self._known["files"]]
+        places = _matched(recorded, found)
+        # New files between the old ones have put an order into units.json that no listing has.
+        self.is_matched = None not in places and ("earlier" in self._known or places == sorted(places))
+        if not self.is_matched:
+            return [Step(path) for path in found]
+        here = [found[place] for place in places]
+
+        def step(file: int, **numbers: Any) -> Step:
+            return Step(here[file], file, recorded[file], **numbers)
+
+        pieces = pieces_of(self._known)
+        last, ends = pieces[-1], [0] * len(recorded)
+        for piece in pieces:
+            ends[piece.file] = piece.first + piece.rows
+        return [
+            *(step(piece.file, first=piece.first, rows=piece.rows) for piece in pieces[:-1]),
+            step(last.file, first=last.first),
+            *(step(file, first=end, is_rest=True) for file, end in enumerate(ends) if file != last.file),
+            *(Step(path) for place, path in enumerate(found) if place not in places),
+        ]
+
+
+def _matched(recorded: Sequence[str], found: Sequence[str]) -> list[int | None]:
+    """For each recorded path the place of its file among those found, None where it is not there.
+
+    By its path, else by where it lies below the folder of all files, as the corpus may have been moved; where no path
+    is known any more, by its place.
+    """
+    places: list[int | None] = [None] * len(recorded)
+    namings: list[Callable[[Sequence[str]], list[str]]] = [
+        list,
+        lambda paths: [os.path.realpath(path) for path in paths],
+        short_names,
+    ]
+    for naming in namings:
+        lost = [number for number, place in enumerate(places) if place is None]
+        free = [place for place in range(len(found)) if place not in places]
+        there = dict(zip(naming([found[place] for place in free]), free, strict=True))
+        for number, name in zip(lost, naming([recorded[number] for number in lost]), strict=True):
+            places[number] = there.get(name)
+    if all(place is None for place in places) and len(recorded) <= len(found):
+        return [*range(len(recorded))]
+    return places
+
+
+def _is_longer(known: Mapping[str, Any], found: Manifest) -> bool:
+    """Whether the recorded pieces are there, the last one perhaps with more rows, and settings are the same."""
+    pieces, last = pieces_of(known), len(known["files"])
+    now = found.pieces[: len(pieces)]
+    is_more = found.rows > known["rows"] or len(found.files) > last or found.limit != known.get("limit")
+    return (
+        is_more
+        and len(now) == len(pieces)
+        and list(now[:-1]) == pieces[:-1]
+        and (now[-1].file, now[-1].first) == (pieces[-1].file, pieces[-1].first)
+        and now[-1].rows >= pieces[-1].rows
+        and found.to_dict()["fields"] == known.get("fields")
+        and found.to_dict().get("max_row_bytes") == known.get("max_row_bytes")
+        and all(
+            source.kind == entry["kind"] for source, entry in zip(found.files, known["files"], strict=False)
+        )
+    )
+
+
+def _same_units(known: Mapping[str, Any], found: Manifest) -> int:
+    """How many of the recorded work units, from the first on, have the same rows: all, or all but the last."""
+    pieces = pieces_of(known)
+    last = Piece(pieces[-1].file, pieces[-1].first, found.pieces[len(pieces) - 1].rows)
+    is_refilled = last != pieces[-1] and pieces[-1].rows % known["rows_per_unit"] != 0
+    return known["units_total"] - is_refilled
+
+
+def _is_proven(run: RunDirectory, found: Manifest, kept: int) -> bool:
+    """Whether no row of the finished work units before `kept` has changed."""
+    changed = {
+        number
+        for number, entry in enumerate(run.manifest["files"])
+        if any(getattr(found.files[number], name) != entry[name] for name in _CONTENT)
+    }
+    own = others = 0
+    for unit in run.done():
+        # A part that is damaged is computed again in any case.
+        with suppress(DamagedPartError):
+            stamp = read_stamp(run.part_path(unit))
+            if stamp is not None and not run.is_own(unit, stamp):
+                others += 1
+                continue
+            own += 1
+            now = found.units[unit]
+            if unit < kept and now.file in changed and (stamp is None or stamp.input != now.digest):
+                return False
+    # If all parts are of another corpus than the recorded one, units.json is not theirs.
+    return own > 0 or others == 0
