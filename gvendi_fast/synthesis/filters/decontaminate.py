@@ -19,6 +19,7 @@ from gvendi_fast.data.kinds import kind_of
 from gvendi_fast.data.listing import find_files, short_names
 from gvendi_fast.data.rows import Fields, Rejected, Row, parse_row
 from gvendi_fast.data.sources import records_of_file
+from gvendi_fast.data.unpacking import Damage
 from gvendi_fast.synthesis.tasks.words import normal_form, words
 
 _BASE = 0x9E3779B97F4A7C15
@@ -171,6 +172,9 @@ def read_questions(
 
 def _rows(path: str, fields: Fields) -> Iterator[Row | Rejected]:
     for line, record in records_of_file(path, kind_of(path), fields):
+        if isinstance(record, Damage):
+            # Whatever it held behind this would count as clean.
+            raise GvendiError(f"tests: '{path}' is a {record}; fetch or write it again")
         yield parse_row(record, fields, 0, path, line)
 
 
