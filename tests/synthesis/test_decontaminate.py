@@ -1,5 +1,6 @@
 """n-grams shared with test files, and duplicates."""
 
+import gzip
 import json
 
 import pytest
@@ -144,6 +145,18 @@ def test_bad_settings_are_refused_by_name(tests, tmp_path):
         Decontaminator(tmp_path / "absent.jsonl")
     with pytest.raises(GvendiError, match="no readable row"):
         Decontaminator(write(tmp_path / "empty.jsonl", []))
+
+
+def test_a_test_file_that_is_cut_is_refused(tmp_path):
+    rows = "".join(json.dumps({"text": f"question {i} of the test"}) + "\n" for i in range(200)).encode()
+    path = tmp_path / "test.jsonl.gz"
+    path.write_bytes(gzip.compress(rows)[:-50])
+    with pytest.raises(
+        GvendiError, match=f"^tests: '{path}' is a damaged archive: it ends too early, at byte "
+    ):
+        Decontaminator(path)
+    path.write_bytes(gzip.compress(rows))
+    assert Decontaminator(path).rows == 200
 
 
 def test_matches_are_those_of_a_set_of_word_tuples(shared):
