@@ -98,6 +98,7 @@ class Inspection:
     refused: {kind of reason: rows}.
     examples: some of the rows.
     faults: what is wrong, with its remedy.
+    notes: of the manifest, on how the rows are read.
     """
 
     rows: int
@@ -115,6 +116,7 @@ class Inspection:
     refused: dict[str, int]
     examples: tuple[Example, ...]
     faults: tuple[Fault, ...]
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line."""
@@ -182,6 +184,7 @@ def look(
         refused=dict(reasons.most_common()),
         examples=tuple(_example(row, looks) for row in _evenly(looked, shown)),
         faults=(*_damaged(manifest), *faults(looks), *_refused(refused, count)),
+        notes=manifest.notes,
     )
 
 

@@ -44,7 +44,7 @@ def test_summaries_say_that_rows_are_missing(tmp_path, data):
     assert manifest["rows"] == kept["n"] + kept["rejected"]
     # The same again goes on, and says it again.
     again = run("sketch", data, "--out", out, "--skip-unreadable")
-    assert again.stderr.count("warning: ") == 2
+    assert again.stderr.count(" is not whole: ") == 2
     assert all(f"{name}' is not whole: damaged" in again.stderr for name in ("a.jsonl.gz", "b.json"))
     assert (
         json.loads(CliRunner().invoke(app, ["score", str(out), "--json"]).stdout)["damaged"]

@@ -48,9 +48,9 @@ def encoder(template: str | None = CHATML, **more) -> Encoder:
     return Encoder(tokenizer, **{"max_tokens": 2048, "vocabulary": 2048, **more})
 
 
-def looked(folder: Path, rows: list[dict], of: Encoder | None = None, **more) -> Inspection:
+def looked(folder: Path, given: list[dict], of: Encoder | None = None, **more) -> Inspection:
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
     return look(index_corpus(path), of or encoder(), **more)
 
 
@@ -472,3 +472,52 @@ def test_every_kind_of_file_is_looked_at_near_where_it_can_be_read(tmp_path, mon
     assert (found.looked_at, found.refused, found.faults) == (64, {}, ())
     lines = [example.line for example in look(manifest, encoder(), shown=64).examples]
     assert 100 < max(lines) < 2000
+
+
+def test_odd_rows_are_looked_at_or_refused_and_every_one_is_counted(tmp_path):
+    """Values of every kind where tools, calls, arguments and reasoning are expected."""
+    odd = [
+        None,
+        0,
+        2.5,
+        True,
+        "",
+        "x",
+        "{",
+        "[1",
+        '{"a": "\\ud800"}',
+        [],
+        {},
+        [[]],
+        [None],
+        {"name": 3},
+        ["x"] * 3,
+    ]
+    odd += [
+        {"function": "f"},
+        [{"function": {"name": "f", "arguments": [{"deep": ["y", None]}]}}],
+        {"role": "user"},
+    ]
+    rows = []
+    for n, value in enumerate(odd):
+        (user, answer), other = chats(1)[0]["messages"], odd[(7 * n + 3) % len(odd)]
+        rows += [
+            {"messages": [user, {**answer, "tool_calls": value, "reasoning": other}], "tools": other},
+            {"messages": [user, {**answer, "tool_calls": [value, {"function": value}]}]},
+            {
+                "messages": [
+                    user,
+                    {**answer, "tool_calls": [{"function": {"name": other, "arguments": value}}]},
+                ]
+            },
+            {"messages": [{**user, "content": value}, answer], "tools": [value, {"function": other}]},
+            {"messages": [user, {**answer, "role": value, "weight": other, "train": value}]},
+            {"prompt": value, "completion": other},
+        ]
+    for template in (CHATML, CALLS, REASONS):
+        found = looked(tmp_path, rows, encoder(template), rows=len(rows))
+        assert found.looked_at == len(rows) == sum(found.forms.values()) + sum(found.refused.values())
+        assert json.loads(json.dumps(found.to_dict()))["looked_at"] == len(rows)
+        # Arguments as a string are read where the template wants an object.
+        is_read = "invalid Unicode: lone surrogate in the rendered conversation" in found.refused
+        assert is_read == (template == CALLS)

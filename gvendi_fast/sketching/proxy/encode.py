@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import Reason, Rejected, Row
+from gvendi_fast.data.rows import Reason, Rejected, Row, lone_surrogate
 from gvendi_fast.sketching.proxy.control_tokens import ControlTokens
 from gvendi_fast.sketching.proxy.pieces import PIECE, Pieces, pieces_of
 
@@ -331,6 +331,9 @@ class Encoder:
     def _rendered(self, form: str, rendered: Rendered | Reason) -> _Draft | Reason:
         if isinstance(rendered, Reason):
             return rendered
+        # Arguments of a call that are a JSON string may spell one, which is read where a template wants an object.
+        if lone_surrogate(rendered.text):
+            return Reason("invalid Unicode: lone surrogate in the rendered conversation")
         piece = _Piece(rendered.text, rendered.spans, rendered.hidden)
         return _Draft(form, [piece], rendered=True, notes=rendered.notes)
 
