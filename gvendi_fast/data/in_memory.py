@@ -18,7 +18,7 @@ from typing import IO, Any, TypeAlias
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, exists, make_folder
 from gvendi_fast.data.json_rows import row_line
-from gvendi_fast.data.listing import kind_of
+from gvendi_fast.data.kinds import STANDARD_INPUT, kind_of
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import check_free
 from gvendi_fast.data.run_files import SPOOL, SPOOLED, read_json
@@ -83,7 +83,7 @@ def is_paths(data: Corpus) -> bool:
 def _is_path(text: str) -> bool:
     if len(text) > _LONGEST_PATH or "\n" in text or "\0" in text:
         return False
-    if os.path.lexists(text):
+    if text == STANDARD_INPUT or os.path.lexists(text):
         return True
     if kind_of(text) is not None and len(text.split()) <= 1:
         return True

@@ -86,7 +86,7 @@ def test_only_the_first_row_is_read_where_it_has_the_field(tmp_path, monkeypatch
     from gvendi_fast.data import work_units
 
     manifest, read = index_corpus(write(tmp_path, ROWS, "jsonl"), Fields(by="meta.kind")), []
-    plain = work_units.parse_row
-    monkeypatch.setattr(work_units, "parse_row", lambda *given: read.append(1) or plain(*given))
+    plain = work_units.decode_line
+    monkeypatch.setattr(work_units, "decode_line", lambda raw: read.append(1) or plain(raw))
     check_named_fields(manifest)
     assert len(read) == 1

@@ -11,9 +11,9 @@ from row_shapes import CASES, answer, user
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
+from gvendi_fast.data.parquet import ParquetSource
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.shapes import FORMATS, SHAPES, recognise
-from gvendi_fast.data.sources import ParquetSource
 from gvendi_fast.data.texts import row_texts
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.rows import lone_surrogate
+from gvendi_fast.data.records import lone_surrogate
 
 OK = "ok"
 FAILED = "failed"
