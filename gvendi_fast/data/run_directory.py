@@ -2,6 +2,7 @@
 
     spec.json                    what the sketches depend on; a command with another spec is refused
     units.json                   the corpus they come from: files with fingerprints, number of work units
+    warnings.json                what the look at some rows warned of before the run
     parts/rejected-000012.jsonl  the rows of work unit 12 that could not be scored; always written before its part
     parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm,
                                  norm_share by kind of layer, and, if asked for, group_sketches

@@ -296,16 +296,3 @@ def test_the_guide_lists_every_warning():
     known |= set(re.findall(r'(?:CONTENT|REASONING|CALLS|TOOLS): \(\s*"([a-z ]+)"', texts[0]))
     assert listed == known
     assert len(known) == 19
-
-
-def test_the_report_says_what_the_look_warned_of(gvendi, alike, tmp_path):
-    from gvendi_fast.report.data import report_data
-    from gvendi_fast.report.page import render
-
-    run = tmp_path / "run"
-    gvendi("sketch", alike, "--proxy", "tiny", "--dim", 64, "--out", run)
-    page = render(report_data(run))
-    assert "<h2>What a look at some rows warned of</h2>" in page
-    assert "<li>40 of 40 rows have the same supervised tokens, &#39;It is so.&lt;|im_end|&gt;&#39;" in page
-    (run / WARNINGS).unlink()
-    assert "What a look at some rows warned of" not in render(report_data(run))

@@ -23,6 +23,7 @@ from gvendi_fast.data.index import Fields
 from gvendi_fast.data.pool import MatrixPool, as_pool
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.report import figures, numbers, page
 from gvendi_fast.report.data import _spectral, rejected_reasons, report_data
@@ -605,3 +606,15 @@ def test_figures_of_two_threads_are_those_of_one():
     finally:
         sys.setswitchinterval(before)
     assert dict(matplotlib.rcParams) == settings
+
+
+def test_what_the_look_at_rows_warned_of_is_on_the_page(tmp_path, undrawn):
+    run = made_run(tmp_path / "run", np.eye(8, 64, dtype=np.float32))
+    heading = "<h2>What a look at some rows warned of</h2>"
+    assert heading not in render(report_data(run))
+    write_warnings(
+        run.path, [{"kind": "copies", "text": "8 of 8 rows are '<|im_end|>'; take \u202e them out"}]
+    )
+    said = render(report_data(run))
+    assert heading in said
+    assert "<li>8 of 8 rows are &#39;&lt;|im_end|&gt;&#39;; take \\u202e them out.</li>" in said
