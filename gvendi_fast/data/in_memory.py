@@ -47,19 +47,24 @@ def index_of(
         return lambda **settings: index(data, fields, **settings)
     path = spool((row_line(row, fields.text, fields.messages) for row in rows_of(data)), out, limit)
 
+    def named(text: str) -> str:
+        return text.replace(f"'{path}'", SPOOLED).replace(os.fspath(path), SPOOLED)
+
     def indexed(**settings: Any) -> Manifest:
-        found = index(path, fields, **settings)
+        try:
+            found = index(path, fields, **settings)
+        except GvendiError as error:
+            error.args = tuple(named(arg) if isinstance(arg, str) else arg for arg in error.args)
+            raise
         (source,) = found.files
-        return replace(found, files=(replace(source, path=SPOOLED, here=os.fspath(path)),))
+        notes = tuple(map(named, found.notes))
+        return replace(found, files=(replace(source, path=SPOOLED, here=os.fspath(path)),), notes=notes)
 
     return indexed
 
 
 def is_paths(data: Corpus) -> bool:
-    """Whether these are paths: one string, or strings of which one of the first is that of something that is there.
-
-    Raises GvendiError for words that may be misspelt paths as well as texts.
-    """
+    """Whether these are paths: one string, or strings of which one of the first is a path, or all are single words."""
     if isinstance(data, str | os.PathLike):
         return True
     if not isinstance(data, list | tuple | set | frozenset):
@@ -69,25 +74,21 @@ def is_paths(data: Corpus) -> bool:
         return True
     if not all(isinstance(item, str) for item in first):
         return False
-    if any(map(_is_path, first)):
-        return True
-    # No row of training data is one word, or hardly any.
-    if all(len(item.split()) <= 1 and item.isascii() for item in first):
-        raise GvendiError(
-            f"data holds strings of one word, such as {first[0][:60]!r}, which name no file; wanted paths that exist, "
-            f'or texts: for words give dicts, such as {{"text": {first[0][:20]!r}}}'
-        )
-    return False
+    # No row of training data is one word, or hardly any: it is a path, misspelt perhaps, or what stands for one.
+    return any(map(_is_path, first)) or all(len(item.split()) <= 1 and item.isascii() for item in first)
 
 
 def _is_path(text: str) -> bool:
     if len(text) > _LONGEST_PATH or "\n" in text or "\0" in text:
         return False
-    if text == STANDARD_INPUT or os.path.lexists(text):
-        return True
-    if kind_of(text) is not None and len(text.split()) <= 1:
-        return True
-    return glob.has_magic(text) and os.sep in text and bool(glob.glob(text))
+    # A text may end in the name of a file, and have a question mark.
+    is_word = len(text.split()) <= 1
+    return (
+        text == STANDARD_INPUT
+        or os.path.lexists(text)
+        or (is_word and kind_of(text) is not None)
+        or (glob.has_magic(text) and (is_word or os.sep in text) and bool(glob.glob(text)))
+    )
 
 
 def rows_of(data: Any) -> Iterator[Any]:

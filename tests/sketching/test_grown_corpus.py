@@ -208,7 +208,7 @@ def test_a_grown_corpus_is_sketched_as_one_run_over_it(proxy, tmp_path, grow):
     if grow is grow_between:
         again = Notes()
         sketch_corpus(after, run, proxy, SETTINGS, again)
-        assert again.notes == []
+        assert not any("grown" in note or "work units" in note for note in again.notes)
 
 
 @pytest.fixture(scope="module")

@@ -314,7 +314,7 @@ NO_ROWS = {
     "bytes": (b"text", "data is a bytes; wanted paths, or rows"),
     "a number": (3, "data is an int, which cannot be iterated over"),
     "none": (None, "data is a NoneType, which cannot be iterated over"),
-    "words": (["dataa", "more"], "strings of one word, such as 'dataa', which name no file"),
+    "words": (["dataa", "more"], "'dataa' does not exist"),
     "no file": ("no such text", "'no such text' does not exist"),
     "a path that is not there": (["here.jsonl", "a text of words"], "'here.jsonl' does not exist"),
     "columns twice": (pa.table([[1], [2]], names=["a", "a"]), "data has two columns 'a'"),
@@ -329,8 +329,13 @@ def test_what_holds_no_rows_is_refused(name, proxy, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_texts_are_told_from_paths(tmp_path):
+def test_texts_are_told_from_paths(tmp_path, monkeypatch):
     (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert is_paths(["*"])
+    assert is_paths(["-"])
+    assert is_paths(["a*/"])
+    assert is_paths(["a fold*/"])
     assert is_paths([str(tmp_path / "a folder")])
     assert is_paths(["x.jsonl", "y.parquet"])
     assert is_paths([Path("anything")])
