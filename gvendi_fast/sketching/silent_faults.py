@@ -17,8 +17,17 @@ import numpy as np
 
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.rows import Row
-from gvendi_fast.sketching.left_out import CALLS, CONTENT, REASONING, TOOLS, Held, held_by, left_out, squeezed
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Preview
+from gvendi_fast.sketching.row_texts import (
+    CALLS,
+    CONTENT,
+    REASONING,
+    TOOLS,
+    Held,
+    held_by,
+    left_out,
+    squeezed,
+)
 
 # From this share of the rows on, a fault that one row may well have is told.
 NOTABLE = 0.05

@@ -1,4 +1,8 @@
-"""What a row holds and its rendered text lacks: a chat template may pass over a role or a field without a word."""
+"""The texts of a row, in every spelling that a template may give them, and which of them a rendered text lacks.
+
+The notes of the encoder (proxy/left_out.py) say the same by turns, while it renders, and of conversations alone; this
+looks at the row as it was given, with its pairs, the strings inside of tool calls and the names of its tools.
+"""
 
 from __future__ import annotations
 
