@@ -166,8 +166,9 @@ def covariance_works(build: Build) -> list[Work]:
 
 
 def assign_works(build: Build) -> list[Work]:
-    n, c, k = (build.constants[name] for name in ("BLOCK_N", "BLOCK_C", "BLOCK_K"))
-    loops = [Trips(1024 // c, inner=[Trips(TIMED_DIM // k, n * c * k)])]
+    n, c, k, chain = (build.constants[name] for name in ("BLOCK_N", "BLOCK_C", "BLOCK_K", "CHAIN_K"))
+    chains = Trips(TIMED_DIM // chain, inner=[Trips(chain // k, n * c * k)])
+    loops = [Trips(1024 // c, inner=[chains])]
     return [Work(f"1024 x {TIMED_DIM}", n * 1024 * TIMED_DIM, loops, unit="multiply-add")]
 
 
