@@ -22,6 +22,7 @@ from gvendi_fast.base.files import exists
 from gvendi_fast.data.listing import UNREADABLE, short_names
 from gvendi_fast.data.parts import DamagedPartError, read_stamp
 from gvendi_fast.data.pieces import Piece, Step, pieces_of
+from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import RunDirectory, same_corpus
 from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
 from gvendi_fast.data.work_units import Manifest
@@ -31,22 +32,28 @@ _CONTENT = ("kind", "size", "rows", "digest")
 
 
 def index_for(
-    out: str | os.PathLike, index: Callable[..., Manifest], rows_per_unit: int, limit: int | None
+    out: str | os.PathLike,
+    index: Callable[..., Manifest],
+    fields: Fields,
+    rows_per_unit: int,
+    limit: int | None,
 ) -> Manifest:
     """The corpus that `index` reads, cut as the run directory `out` has it recorded, if it has.
 
-    index: `index_corpus` with all arguments but `rows_per_unit`, `limit` and `plan`.
+    index: `index_corpus` with all arguments but `fields`, `rows_per_unit`, `limit` and `plan`.
+    fields: as the user gave them; where the shape of rows is to be recognised, rows behind do not change it.
     Where the corpus is the recorded one with rows behind (a higher `limit`, lines appended to its files, more files),
     the result has the recorded files in their recorded order and under their recorded names, then the new ones, and
     `RunDirectory.open` takes it. Any other corpus is indexed as it is, which `open` refuses. Raises as `index_corpus`.
     """
     run = _recorded(out)
     if run is None:
-        return index(rows_per_unit=rows_per_unit, limit=limit)
+        return index(fields=fields, rows_per_unit=rows_per_unit, limit=limit)
     known, per_unit = run.manifest, run.manifest["rows_per_unit"]
 
     def read(plan: _Plan | None = None) -> Manifest:
-        return index(rows_per_unit=per_unit, limit=limit, plan=plan)
+        asked = fields if plan is None else _as_recorded(fields, known)
+        return index(fields=asked, rows_per_unit=per_unit, limit=limit, plan=plan)
 
     found = None
     if "earlier" not in known:
@@ -67,6 +74,14 @@ def growth_note(manifest: Manifest, done: set[int]) -> str | None:
         f"the corpus has grown from {before:,} to {manifest.rows:,} rows: {kept:,} of an earlier run kept, "
         f"{manifest.rows - kept:,} to sketch{more}"
     )
+
+
+def _as_recorded(fields: Fields, known: Mapping[str, Any]) -> Fields:
+    """The fields with the shape that the recorded rows were recognised to have, where none is asked for."""
+    if fields.format != "auto":
+        return fields
+    recorded = known.get("fields", {}).get("format", "auto")
+    return replace(fields, format="fields" if recorded == "auto" else recorded)
 
 
 def _recorded(out: str | os.PathLike) -> RunDirectory | None:
@@ -176,6 +191,8 @@ def _is_longer(known: Mapping[str, Any], found: Manifest) -> bool:
     pieces, last = pieces_of(known), len(known["files"])
     now = found.pieces[: len(pieces)]
     is_more = found.rows > known["rows"] or len(found.files) > last or found.limit != known.get("limit")
+    # Lines behind the limit change the size of a file alone.
+    is_more = is_more or [source.digest for source in found.files] == [e["digest"] for e in known["files"]]
     return (
         is_more
         and len(now) == len(pieces)

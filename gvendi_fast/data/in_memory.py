@@ -11,6 +11,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -44,7 +45,7 @@ def index_of(
     was made from others: with rows behind those of before they are a corpus that has grown (`growth.py`).
     """
     if is_paths(data):
-        return lambda **settings: index(data, fields, **settings)
+        return partial(index, data)
     path = spool((row_line(row, fields.text, fields.messages) for row in rows_of(data)), out, limit)
 
     def named(text: str) -> str:
@@ -52,7 +53,7 @@ def index_of(
 
     def indexed(**settings: Any) -> Manifest:
         try:
-            found = index(path, fields, **settings)
+            found = index(path, **settings)
         except GvendiError as error:
             error.args = tuple(named(arg) if isinstance(arg, str) else arg for arg in error.args)
             raise

@@ -87,7 +87,7 @@ def index_corpus(
     rows = duplicates = 0
     recognised: Recognised | None = None
     listing = list_files(inputs, skip_unreadable)
-    unreadable, damaged, notes = list(listing.unreadable), list[Unreadable](), list(listing.notes)
+    unreadable, damaged, notes = list(listing.unreadable), dict[str, Unreadable](), list(listing.notes)
     with _SeenIds() as seen:
         for step in map(Step, listing.files) if plan is None else plan(listing.files):
             path, rest = step.path, None if limit is None else limit - rows
@@ -138,9 +138,12 @@ def index_corpus(
             pieces.append(Piece(number, step.first, index.rows))
             units.extend(index.units)
             remarks = index.remarks if index.rows else [*index.remarks, "holds no rows"]
-            notes += [f"corpus: '{path}' {remark}" for remark in remarks]
+            # A file of several pieces is read several times.
+            notes += dict.fromkeys(
+                note for remark in remarks if (note := f"corpus: '{path}' {remark}") not in notes
+            )
             if index.damage is not None:
-                damaged.append(Unreadable(path, str(index.damage)))
+                damaged[path] = Unreadable(path, str(index.damage))
             rows += index.rows
             duplicates += index.duplicates
     if not files:
@@ -166,7 +169,7 @@ def index_corpus(
         tuple(unreadable),
         (*notes, *recognised.notes),
         recognised.advice,
-        tuple(damaged),
+        tuple(damaged.values()),
         tuple(pieces),
     )
 

@@ -635,7 +635,10 @@ def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     old, new = (
         {name: side[name] for name in side if name not in ("earlier", "pieces")} for side in (old, new)
     )
-    was, now = ({item["path"]: item for item in side.get("files", [])} for side in (old, new))
+    was, now = (
+        {item["path"]: {key: item[key] for key in item if key != "cut"} for item in side.get("files", [])}
+        for side in (old, new)
+    )
     lines = [f"  file '{path}' is missing now" for path in was if path not in now]
     lines += [f"  file '{path}' is new" for path in now if path not in was]
     for path in was:

@@ -59,9 +59,12 @@ def place_in(run: str | os.PathLike, kind: str) -> Path:
 
 
 def keep_in(run: str | os.PathLike, kind: str, here: str) -> None:
-    """Keep standard input, which lies `here`, with the run directory that was made from it, unless it is there."""
+    """Keep standard input, which lies `here`, with the run directory that was made from it, unless it is there.
+
+    Of a run that has grown it is longer than what is there.
+    """
     place = place_in(run, kind)
-    if not exists(place):
+    if not exists(place) or place.stat().st_size != os.path.getsize(here):
         with open(here, "rb") as file, atomic_write(place) as kept:
             shutil.copyfileobj(file, kept, _PIECE)
 

@@ -174,7 +174,7 @@ def sketch_corpus(
         settings.fields,
         settings.limit,
     )
-    manifest = index_for(out, index, settings.unit_rows, settings.limit)
+    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)

@@ -53,6 +53,15 @@ def test_a_run_from_standard_input_resumes_and_gives_its_rows_back(tmp_path, mon
         run("select", out, "--size", "3", "--out", tmp_path / "more.jsonl")
 
 
+def test_more_rows_on_standard_input_extend_its_run(tmp_path):
+    out, more = tmp_path / "run", ROWS + b'{"prompt": "and?", "completion": "so"}\n'
+    run("sketch", "-", "--out", out, *TINY)
+    said = run("sketch", "-", "--out", out, *TINY, rows=more).stderr
+    assert "the corpus has grown from 12 to 13 rows: 10 of an earlier run kept, 3 to sketch" in said
+    assert (out / "standard-input.jsonl").read_bytes() == more
+    assert "nothing is wrong" in run("check", out, "--corpus", tmp_path).stdout
+
+
 def test_what_cannot_be_read_is_named_as_standard_input(tmp_path, monkeypatch):
     with pytest.raises(GvendiError, match=r"^corpus: '-' \(standard input\) is a web page"):
         run("score", "-", *TINY, rows=b"<!doctype html>")

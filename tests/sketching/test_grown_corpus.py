@@ -418,6 +418,38 @@ def test_a_corpus_that_was_moved_grows_and_keeps_its_names(here, proxy, tmp_path
     assert len(list(original_rows(RunDirectory.load(run), [14], corpus=moved.parent))) == 1
 
 
+def shapes_of_rows(count: int, *names: str) -> list[dict]:
+    return [{name: f"{i} {name}" for name in names} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "first", [("instruction", "output"), ("prompt", "completion")], ids=lambda names: names[0]
+)
+def test_rows_of_another_shape_behind_do_not_change_that_of_the_first(proxy, tmp_path, first):
+    """Most of the first 64 rows are of the other shape in the end, and so refused."""
+    other = ("question", "answer")
+    data, run = write(tmp_path / "data.jsonl", shapes_of_rows(4, *first)), tmp_path / "run"
+    sketch_corpus(data, run, proxy, SETTINGS)
+    write(data, shapes_of_rows(4, *first) + shapes_of_rows(9, *other))
+    grown = sketch_corpus(data, run, proxy, SETTINGS)
+    assert (len(sketched(run)), sum(1 for _ in grown.rejected())) == (4, 9)
+    is_whole(run)
+
+
+def test_a_damaged_archive_stays_one_entry_of_a_grown_run(proxy, tmp_path):
+    files = [write(tmp_path / "a.jsonl.gz", rows(0, 24)), write(tmp_path / "b.jsonl", rows(40, 3))]
+    whole = files[0].read_bytes()
+    run = tmp_path / "run"
+    files[0].write_bytes(whole[: len(whole) // 3])
+    first = sketch_corpus(files, run, proxy, SETTINGS)
+    assert len(first.manifest["damaged"]) == 1
+    before = first.manifest["files"][0]["rows"]
+    sketch_corpus([*files, write(tmp_path / "c.jsonl", rows(50, 2))], run, proxy, SETTINGS)
+    assert len(RunDirectory.load(run).manifest["damaged"]) == 1
+    assert RunDirectory.load(run).manifest["files"][0]["rows"] == before
+    is_whole(run)
+
+
 def test_a_damaged_part_of_a_grown_run_is_computed_again(middle, proxy, tmp_path):
     files, run, _ = middle
     before = parts_of(run)
