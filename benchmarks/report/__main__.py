@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.environment import ROOT
 from benchmarks.report.checks import before_after_sections, reading_entries, reading_table
+from benchmarks.report.corpora import reading_lines, thread_lines
 from benchmarks.report.coverage import coverage_sections, forecast_row
 from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
@@ -178,6 +179,8 @@ def render(results: Path = RESULTS) -> str:
         speed_table(cpu),
         copy_table(cpu),
         *reading_sections(cpu, load(results / "before_after.json")),
+        *reading_lines(load(results / "reading.json"), table),
+        *thread_lines(load(results / "threads.json"), table),
         "## Faithfulness",
         "Compared to exact gradients: 8 seeds, "
         f"{found.get('samples', MISSING)} samples of math, logic and inference text under a trained "
