@@ -17,7 +17,7 @@ def reading_lines(found: dict, table: Table) -> Iterator[str]:
     machine = found["machine"]
     yield (
         "Reading rows, both passes of it (fingerprints and ids; then rows), beside a bare loop of `json.loads` over "
-        f"the same lines in the same process; the goal is at least 60 % of the loop's rate. Decoder: {found['decoder']}. "
+        f"the same lines in the same process; the goal is 60 % of its rate. Decoder: {found['decoder']}. "
         f"Peak memory: {peaks}. Processor time on {machine['cpu']}, commit {machine['commit']}, {machine['date']}."
     )
     rows = []
