@@ -88,6 +88,29 @@ def test_rows_inside_an_object_are_read_and_said(tmp_path, name, indent):
     )
 
 
+UNREAD = {
+    "digits": b"9" * 5000,
+    "half a character": b'"\\ud83d"',
+    "no UTF-8": b'"\xff\xfe"',
+    "levels": b"[" * 70 + b"]" * 70,
+    "no finite number": b"[NaN, 1e999, 1.10]",
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_a_row_over_several_lines_comes_back_as_it_is_written(tmp_path, kind):
+    path = tmp_path / "a.json"
+    content = json.dumps([{"text": "a", "more": "HERE", "list": [1, {"x": []}]}, {"text": "b"}], indent=2)
+    path.write_bytes(content.encode().replace(b'"HERE"', UNREAD[kind]).replace(b"\n", b"\r\n"))
+    manifest, rows = rows_of(path)
+    assert said(rows) == ["a", "b"]
+    run = RunDirectory.open(tmp_path / "run", {"sketch": {"dim": 4}}, manifest.to_dict())
+    first, second = original_rows(run, [0, 1])
+    assert first.raw == b'{"text": "a", "more": ' + UNREAD[kind] + b', "list": [1, {"x": []}]}'
+    assert second.raw == b'{"text": "b"}'
+    assert first.record()["text"] == "a"
+
+
 A, B = '{"text": "a"}', '{"text": "b"}'
 SHORT = "damaged file: its JSON array has no end, the file ends at byte "
 DAMAGES = {
