@@ -23,12 +23,12 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled, undecoded
-from gvendi_fast.data.kinds import STANDARD_INPUT, format_of, is_table, kind_of
+from gvendi_fast.data.kinds import format_of, is_table, kind_of
 from gvendi_fast.data.pieces import is_cut, pieces_of, placed
 from gvendi_fast.data.records import text_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.run_files import SPOOL, SPOOLED
+from gvendi_fast.data.run_files import SPOOLED
 from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import open_table, read_lines
 from gvendi_fast.data.standard_input import place_in
@@ -107,7 +107,8 @@ def _recorded_files(run: RunDirectory) -> list[dict[str, Any]]:
 def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -> Iterator[Original]:
     """The rows {number in the file: in the corpus} of file `index`, which lies at `path`."""
     files = run.manifest["files"]
-    cut = is_cut(run.manifest, index)
+    # Behind a program's rows are those of a later call, where that has failed.
+    cut = is_cut(run.manifest, index) or files[index]["path"] == SPOOLED
     if is_table(files[index]["kind"]):
         return _table_rows(path, files[index], here, Fields(**run.manifest.get("fields", {})))
     return _lines(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
@@ -155,10 +156,8 @@ def _as_number(cell: str) -> float | str:
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
     recorded = Path(source["path"])
     tried = [recorded]
-    if source["path"] == STANDARD_INPUT:
-        tried = [place_in(run.path, source["kind"])]
-    elif source["path"] == SPOOLED:
-        tried = [run.path / SPOOL]
+    if (kept := place_in(run.path, source["path"], source["kind"])) is not None:
+        tried = [kept]
     elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
@@ -180,7 +179,8 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
             "name the folder that holds it now with --corpus DIR"
         )
     size = path.stat().st_size
-    if size != source["size"]:
+    # A program's rows may have others behind, see `_originals`.
+    if size < source["size"] or (size > source["size"] and source["path"] != SPOOLED):
         raise _changed(path, f"{source['size']} -> {size} bytes")
     return str(path)
 
