@@ -25,6 +25,11 @@ def spelled(batch: Any) -> Any:
     return _moved(batch, _text)
 
 
+def undecoded(batch: Any) -> Any:
+    """A record batch with bytes in place of texts: those that are no UTF-8 can be had, too."""
+    return _moved(batch, _bytes)
+
+
 def _moved(batch: Any, leaf: Callable[[Any], Any]) -> Any:
     import pyarrow
 
@@ -72,6 +77,14 @@ def _text(kind: Any) -> Any:
     import pyarrow.types as of
 
     return pyarrow.string() if of.is_temporal(kind) and not of.is_interval(kind) else kind
+
+
+def _bytes(kind: Any) -> Any:
+    import pyarrow
+    import pyarrow.types as of
+
+    is_text = of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind)
+    return pyarrow.large_binary() if is_text else kind
 
 
 def _type(kind: Any, leaf: Callable[[Any], Any]) -> Any:

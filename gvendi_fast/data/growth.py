@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.files import exists
+from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.listing import UNREADABLE, short_names
 from gvendi_fast.data.parts import DamagedPartError, read_stamp
 from gvendi_fast.data.pieces import Piece, Step, pieces_of
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import RunDirectory, same_corpus
-from gvendi_fast.data.run_files import check_manifest, digest_of, read_json, unit_ranges
+from gvendi_fast.data.run_files import SPOOLED, check_manifest, digest_of, read_json, unit_ranges
 from gvendi_fast.data.work_units import Manifest
 
 # What units.json says of a file beside what it is called.
@@ -144,6 +145,11 @@ class _Plan:
         places = _matched(recorded, found)
         # New files between the old ones have put an order into units.json that no listing has.
         self.is_matched = None not in places and ("earlier" in self._known or places == sorted(places))
+        # Standard input is kept under its own name alone: in a file's place its rows would be lost with it.
+        self.is_matched = self.is_matched and not any(
+            found[place] == STANDARD_INPUT and path not in (STANDARD_INPUT, SPOOLED)
+            for path, place in zip(recorded, places, strict=True)
+        )
         if not self.is_matched:
             return [Step(path) for path in found]
         here = [found[place] for place in places]

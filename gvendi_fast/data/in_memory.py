@@ -22,7 +22,7 @@ from gvendi_fast.data.json_rows import row_line
 from gvendi_fast.data.kinds import STANDARD_INPUT, kind_of
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import check_free
-from gvendi_fast.data.run_files import SPOOL, SPOOLED, read_json
+from gvendi_fast.data.run_files import SPOOL, SPOOLED, check_manifest, read_json
 from gvendi_fast.data.work_units import Manifest
 
 Paths: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike]
@@ -186,23 +186,24 @@ def _arrow_row(row: Any) -> Any:
 def spool(lines: Iterator[bytes], out: str | os.PathLike, limit: int | None = None) -> Path:
     """Write rows, each a line of JSON, to the run directory `out`, up to `limit` of them, and return the file.
 
-    Rows of before must be the first ones, unless the limit was higher then, which leaves the file as it is.
+    Rows that the directory records must be the first ones, unless the limit was higher then, which leaves the file as
+    it is. What else a call that failed has left in the file counts for nothing.
     """
     root = Path(out)
     if not os.fspath(out):
         raise GvendiError("the path of the run directory is empty; give a folder ('.' for the current one)")
     check_free(root)
     path = root / SPOOL
-    _check_made_from_rows(root)
+    recorded = _recorded_bytes(root)
     first = next(lines, None)
     if first is None:
         raise GvendiError(f"data holds no rows; {_WANTED}")
     make_folder(root)
     try:
         with atomic_write(path) as stream:
-            known = open(path, "rb") if exists(path) else None  # noqa: SIM115
+            known = open(path, "rb") if recorded and exists(path) else None  # noqa: SIM115
             try:
-                _write(chain([first], lines), stream, known, limit, root)
+                _write(chain([first], lines), stream, known, recorded, limit, root)
             finally:
                 if known is not None:
                     known.close()
@@ -216,21 +217,26 @@ class _ShorterError(Exception):
 
 
 def _write(
-    lines: Iterator[bytes], stream: IO[bytes], known: IO[bytes] | None, limit: int | None, root: Path
+    lines: Iterator[bytes],
+    stream: IO[bytes],
+    known: IO[bytes] | None,
+    recorded: int,
+    limit: int | None,
+    root: Path,
 ) -> None:
+    """known: the rows of before, in its first `recorded` bytes."""
     count = 0
     for count, line in enumerate(islice(lines, limit), 1):
-        if known is not None:
+        if recorded > 0 and known is not None:
             before = known.readline()
-            if not before:
-                known = known.close()
-            elif before != line:
+            recorded -= len(before)
+            if before and before != line:
                 raise GvendiError(
                     f"run directory '{root}' was made from other rows: row {count:,} is another one now; give another "
                     "out, or the same rows, to which others may be appended"
                 )
         stream.write(line)
-    if known is not None and known.readline():
+    if recorded > 0 and known is not None and known.readline():
         if count == limit:
             raise _ShorterError
         raise GvendiError(
@@ -239,14 +245,18 @@ def _write(
         )
 
 
-def _check_made_from_rows(root: Path) -> None:
+def _recorded_bytes(root: Path) -> int:
+    """How many bytes of rows a run directory records; 0 where it records no corpus yet."""
     units = root / "units.json"
-    files = read_json(units).get("files") if exists(units) else None
-    if isinstance(files, list) and files and isinstance(files[0], dict) and files[0].get("path") != SPOOLED:
+    files = check_manifest(units, read_json(units)).get("files") if exists(units) else None
+    if not files:
+        return 0
+    if files[0]["path"] != SPOOLED:
         raise GvendiError(
-            f"run directory '{root}' was made from files, such as '{files[0].get('path')}', not from rows; give "
+            f"run directory '{root}' was made from files, such as '{files[0]['path']}', not from rows; give "
             "another out, or those files"
         )
+    return files[0].get("size", 0)
 
 
 def _is_of(data: Any, package: str) -> bool:

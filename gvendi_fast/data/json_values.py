@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gvendi_fast.data.json_lines import too_long
@@ -17,6 +18,8 @@ from gvendi_fast.data.rows import Reason
 from gvendi_fast.data.unpacking import BOM, Text, lost
 
 _PIECE = 1 << 17
+# Bytes in which an object that may be a row ends.
+_LOOKED_AT = 1 << 21
 _BETWEEN = re.compile(rb"(?:[\s,]|\xef\xbb\xbf)*")
 _BARE = re.compile(rb'[^\s,\[\]{}"]+')
 _BRACKET = re.compile(rb'["{}\[\]]')
@@ -30,6 +33,8 @@ _ARRAY = re.compile(rb"\s*\[\s*(?:\{|\]|$)")
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 # Of an object that holds the rows in one of its lists: the members before it, which are no objects with such a list.
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples")
+# However many digits an integer has.
+_DECODER = json.JSONDecoder(parse_int=len)
 _WRAPPER = re.compile(
     rb"\s*\{\s*(?:" + _STRING + rb"\s*:\s*(?:" + _STRING + rb"|[^\s,\[\]{}\"]+)\s*,\s*){0,50}"
     rb'"(' + "|".join(WRAPPERS).encode() + rb')"\s*:\s*\[\s*\{',
@@ -37,43 +42,76 @@ _WRAPPER = re.compile(
 )
 
 
-def is_values(head: bytes, is_json: bool) -> bool:
-    """Whether a text that begins so is no JSON lines. is_json: it is named so (.json), and may be any JSON."""
-    head = head.removeprefix(BOM)
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How JSON that is no JSON lines holds its rows.
+
+    list: the name of the list in an object that holds them, or "".
+    begin: bytes before the first row of that list.
+    """
+
+    list: str = ""
+    begin: int = 0
+
+
+def layout_of(text: Text, kind: str, is_json: bool) -> Layout | None:
+    """The layout of a text; None for JSON lines. is_json: it is named so (.json), and may be any JSON."""
+    head = text.head.removeprefix(BOM)
     first, ended, _ = head.lstrip().partition(b"\n")
-    if _ARRAY.match(first) or first.rstrip() == b"{":
-        return True
-    if not is_json or not first.startswith((b"{", b"[")):
-        return False
-    # On one line an object that holds the rows looks like a row.
-    return _WRAPPER.match(head) is not None or bool(ended and not _is_whole(first))
+    is_values = _ARRAY.match(first) is not None or first.rstrip() == b"{"
+    if not is_values and not (is_json and first.startswith((b"{", b"["))):
+        return None
+    found = _WRAPPER.match(head)
+    # An object that holds the rows looks like a row that begins with a list, of which there would be others.
+    if found is not None and not _is_followed(text.path, kind):
+        return Layout(found[1].decode(), found.end() - 1)
+    return Layout() if is_values or not _is_one(first, bool(ended)) else None
 
 
-def _is_whole(first: bytes) -> bool:
+def _is_followed(path: str, kind: str) -> bool:
+    """Whether the first object of a text has another one behind it; one that is longer than nearly any row has not."""
+    with Text(path, kind) as text:
+        return _Values(text, _LOOKED_AT, at_most=_LOOKED_AT).is_followed()
+
+
+def _is_one(line: bytes, is_whole: bool) -> bool:
+    """Whether a line holds one value alone, as far as it is known."""
     try:
-        json.loads(first)
+        value = line.decode(errors="replace")
+        _, end = _DECODER.raw_decode(value)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return not is_whole
+    return not value[end:].strip()
 
 
-def json_values(text: Text, digest: Any, max_bytes: int) -> Iterator[tuple[int, int, bytes | Reason]]:
+def json_values(
+    text: Text, layout: Layout, digest: Any, max_bytes: int
+) -> Iterator[tuple[int, int, bytes | Reason]]:
     """(number of the row from 1, 0, row) of every row. digest: updated with the rows, if given."""
-    for number, value in enumerate(_Values(text, max_bytes), 1):
+    for number, value in enumerate(_Values(text, max_bytes, layout), 1):
         if digest is not None:
             digest.update(value if type(value) is bytes else value.encode())
         yield number, 0, value
 
 
 class _Values:
-    """The rows of a text, each its bytes or why it is none."""
+    """The rows of a text, each its bytes or why it is none; of its first `at_most` bytes, if given."""
 
-    def __init__(self, text: Text, max_bytes: int) -> None:
-        self._text, self._max_bytes = text, max_bytes
+    def __init__(
+        self, text: Text, max_bytes: int, layout: Layout | None = None, at_most: int | None = None
+    ) -> None:
+        self._text, self._max_bytes, self._layout, self._at_most = (
+            text,
+            max_bytes,
+            layout or Layout(),
+            at_most,
+        )
         # What is read and not yet given: its first byte is number `_first` of the text.
         self._data = bytearray()
         self._at = self._first = 0
         self._is_inside = False
+        # Of the last value: where in the text it begins, whether it is broken, and whether it ends in a string.
+        self._begin, self._is_broken, self._in_string = 0, False, False
         # White space before a row that begins its line, which tells where the next one does.
         self._indent: bytes | None = None
 
@@ -96,18 +134,25 @@ class _Values:
         if self._text.damage is not None:
             yield self._text.damage
         elif self._is_inside:
-            yield lost("file", f"its JSON array has no end, the file ends at byte {self._end():,}")
+            yield lost("file", self._unended())
+
+    def is_followed(self) -> bool:
+        """Whether the text begins with an object that has another one behind it."""
+        return self._is_at_object() and bool(self._value()) and not self._is_broken and self._is_at_object()
+
+    def _is_at_object(self) -> bool:
+        return self._between() and self._data[self._at] == ord("{")
 
     def _enter(self) -> bool:
         """Go to the list that holds the rows, where an object does."""
-        found = _WRAPPER.match(self._text.head.removeprefix(BOM))
-        if found is None:
+        if not self._layout.list:
             return False
-        name = found[1].decode()
-        self._text.remarks.append(f"holds its rows in the list '{name}'; what is beside it is not read")
+        self._text.remarks.append(
+            f"holds its rows in the list '{self._layout.list}'; what is beside it is not read"
+        )
         self._text.stream.read(len(self._text.head) - len(self._text.head.removeprefix(BOM)))
         # All but the bracket of the first row.
-        self._first += len(self._text.stream.read(found.end() - 1))
+        self._first += len(self._text.stream.read(self._layout.begin))
         self._is_inside = True
         return True
 
@@ -115,6 +160,8 @@ class _Values:
         return self._first + len(self._data)
 
     def _more(self) -> bool:
+        if self._at_most is not None and self._end() >= self._at_most:
+            return False
         piece = self._text.stream.read(_PIECE)
         self._data += piece
         return bool(piece)
@@ -146,6 +193,11 @@ class _Values:
                 self._indent = line
                 return bool(self._data)
 
+    def _unended(self) -> str:
+        if self._in_string and self._data.rstrip(b"} \t\r\n").endswith(b"]"):
+            return f"its row at byte {self._begin:,} has a quote too many or too few, so that its end is not known"
+        return f"its JSON array has no end, the file ends at byte {self._end():,}"
+
     def _bare(self) -> bytes | Reason:
         """A number, a word or a stray bracket: no row."""
         start = self._at
@@ -162,6 +214,7 @@ class _Values:
         """The object, list or string that begins here; None where the text ends first. inside: brackets open before."""
         start = place = self._at
         opened, in_string, dropped, is_broken = bytearray(inside), False, 0, False
+        self._begin = self._first + start
         while True:
             if in_string:
                 place = _INSIDE.match(self._data, place).end()  # type: ignore[union-attr]
@@ -177,6 +230,7 @@ class _Values:
                     self._drop(place)
                     start = place = 0
                 if not self._more():
+                    self._in_string = in_string
                     return self._unfinished(start, dropped)
                 continue
             byte = self._data[place]
@@ -201,6 +255,7 @@ class _Values:
         self._at = place
         size = dropped + place - start
         value = too_long(size, self._max_bytes) if size > self._max_bytes else bytes(self._data[start:place])
+        self._is_broken = is_broken
         if is_broken:
             self._recover()
         return value

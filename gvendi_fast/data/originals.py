@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.arrow_values import plain, spelled
-from gvendi_fast.data.kinds import STANDARD_INPUT, format_of, is_table, kind_of
+from gvendi_fast.data.arrow_values import plain, spelled, undecoded
+from gvendi_fast.data.kinds import format_of, is_table, kind_of
 from gvendi_fast.data.pieces import is_cut, pieces_of, placed
 from gvendi_fast.data.records import text_of
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, decode_line, field_of
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.run_files import SPOOL, SPOOLED
+from gvendi_fast.data.run_files import SPOOLED
 from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import open_table, read_lines
 from gvendi_fast.data.standard_input import place_in
@@ -44,7 +44,8 @@ class Original:
     ordinal: its number in the corpus, from 0.
     file: the path of its file.
     line: its line, or row where rows are no lines, from 1.
-    raw: the exact bytes of a JSON line without the line's end; any other row as JSON on one line.
+    raw: the exact bytes of a JSON line without the line's end; JSON over several lines with these joined; any other row
+        as JSON on one line, in which a float that is no finite number is null.
     """
 
     ordinal: int
@@ -106,7 +107,8 @@ def _recorded_files(run: RunDirectory) -> list[dict[str, Any]]:
 def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -> Iterator[Original]:
     """The rows {number in the file: in the corpus} of file `index`, which lies at `path`."""
     files = run.manifest["files"]
-    cut = is_cut(run.manifest, index)
+    # Behind a program's rows are those of a later call, where that has failed.
+    cut = is_cut(run.manifest, index) or files[index]["path"] == SPOOLED
     if is_table(files[index]["kind"]):
         return _table_rows(path, files[index], here, Fields(**run.manifest.get("fields", {})))
     return _lines(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
@@ -154,10 +156,8 @@ def _as_number(cell: str) -> float | str:
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
     recorded = Path(source["path"])
     tried = [recorded]
-    if source["path"] == STANDARD_INPUT:
-        tried = [place_in(run.path, source["kind"])]
-    elif source["path"] == SPOOLED:
-        tried = [run.path / SPOOL]
+    if (kept := place_in(run.path, source["path"], source["kind"])) is not None:
+        tried = [kept]
     elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
@@ -179,7 +179,8 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
             "name the folder that holds it now with --corpus DIR"
         )
     size = path.stat().st_size
-    if size != source["size"]:
+    # A program's rows may have others behind, see `_originals`.
+    if size < source["size"] or (size > source["size"] and source["path"] != SPOOLED):
         raise _changed(path, f"{source['size']} -> {size} bytes")
     return str(path)
 
@@ -272,29 +273,41 @@ def _table_record(row: Any, where: str) -> dict[str, Any]:
     except (ValueError, OverflowError, pyarrow.ArrowException):
         # A time that Python has no value for is none that was read; it can be written as its text.
         try:
-            return spelled(_as_bytes(row)).to_pylist()[0]
+            row, spoiled = _as_bytes(row)
+            record = spelled(row).to_pylist()[0]
+            return record | {name: _decoded(record[name]) for name in spoiled}
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:
             raise GvendiError(
                 f"{where}: a column has a value beyond Python's ({error}); clean that column"
             ) from error
 
 
-def _as_bytes(row: Any) -> Any:
-    """The row with bytes for texts that are no UTF-8, which are none that were read either."""
+def _as_bytes(row: Any) -> tuple[Any, list[str]]:
+    """The row with bytes for the texts of columns where one is no UTF-8, which is none that was read either; which."""
     import pyarrow
-    import pyarrow.types as of
 
-    columns = []
-    for column in row.columns:
-        kind = column.type
-        is_text = of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind)
+    columns, spoiled = [], []
+    for name, column, as_bytes in zip(row.schema.names, row.columns, undecoded(row).columns, strict=True):
         try:
-            if is_text:
-                column.to_pylist()
+            column.to_pylist()
         except UnicodeDecodeError:
-            column = column.cast("large_binary")
+            column = as_bytes
+            spoiled.append(name)
+        except (ValueError, OverflowError, pyarrow.ArrowException):
+            # A time, which is spelled later.
+            pass
         columns.append(column)
-    return pyarrow.RecordBatch.from_arrays(columns, names=row.schema.names)
+    return pyarrow.RecordBatch.from_arrays(columns, names=row.schema.names), spoiled
+
+
+def _decoded(value: Any) -> Any:
+    """A value with texts for its bytes that are texts."""
+    if isinstance(value, bytes):
+        text = text_of(value, "")
+        return value if isinstance(text, Reason) else text
+    if isinstance(value, dict):
+        return {name: _decoded(item) for name, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_table(path: str, source: Mapping[str, Any]) -> None:
@@ -307,10 +320,13 @@ def _check_table(path: str, source: Mapping[str, Any]) -> None:
 
 
 def _on_one_line(raw: bytes, where: str) -> bytes:
+    """JSON over several lines on one: every value stays as it is written, also one that could not be read."""
     record = decode_line(raw)
     if isinstance(record, Reason):
         raise GvendiError(f"{where}: {record}")
-    return json.dumps(record, ensure_ascii=False).encode()
+    # A line ends between two values, never in a string.
+    lines = [line.strip() for line in raw.split(b"\n")]
+    return b"".join(line + b" " if line.endswith((b",", b":")) else line for line in lines)
 
 
 def _as_json(record: dict[str, Any], where: str) -> bytes:
@@ -323,9 +339,13 @@ def _as_json(record: dict[str, Any], where: str) -> bytes:
             return base64.b64encode(value).decode("ascii")
         raise GvendiError(f"{where}: a {type(value).__name__} cannot be written as JSON; convert that column")
 
-    try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False, default=other).encode()
-    except ValueError as error:
-        raise GvendiError(
-            f"{where}: the row cannot be written as JSON ({error}); clean that column"
-        ) from error
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=other).encode()
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for floats that JSON has not, as in rows of a program (json_rows.py)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

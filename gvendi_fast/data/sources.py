@@ -102,14 +102,14 @@ def read_lines(
     """
     from gvendi_fast.data.csv_rows import csv_rows
     from gvendi_fast.data.json_lines import json_lines
-    from gvendi_fast.data.json_values import is_values, json_values
+    from gvendi_fast.data.json_values import json_values, layout_of
     from gvendi_fast.data.unpacking import Text
 
     form = format_of(kind)
     with naming(path), Text(path, kind, remarks) as text:
         if form in _DELIMITERS:
             yield from csv_rows(text, _DELIMITERS[form], digest, max_bytes)
-        elif is_values(text.head, form == "json"):
-            yield from json_values(text, digest, max_bytes)
+        elif (layout := layout_of(text, kind, form == "json")) is not None:
+            yield from json_values(text, layout, digest, max_bytes)
         else:
             yield from json_lines(text, offset, line, digest, max_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import filecmp
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, exists
 from gvendi_fast.base.temporary import new_folder
 from gvendi_fast.data.kinds import STANDARD_INPUT
+from gvendi_fast.data.run_files import SPOOL, SPOOLED
 
 # How messages call it.
 SHOWN = "'-' (standard input)"
@@ -53,20 +55,23 @@ def kind_of_input(path: str) -> str:
     return next((kind for begin, kind in _KINDS.items() if head.startswith(begin)), "jsonl")
 
 
-def place_in(run: str | os.PathLike, kind: str) -> Path:
-    """Where a run directory keeps the rows that came from standard input."""
-    return Path(run) / f"standard-input.{kind}"
+def place_in(run: str | os.PathLike, path: str, kind: str) -> Path | None:
+    """Where a run directory keeps the rows that came from no file: standard input's, and a program's; else None."""
+    if path == SPOOLED:
+        return Path(run) / SPOOL
+    return Path(run) / f"standard-input.{kind}" if path == STANDARD_INPUT else None
 
 
-def keep_in(run: str | os.PathLike, kind: str, here: str) -> None:
-    """Keep standard input, which lies `here`, with the run directory that was made from it, unless it is there.
+def keep_in(run: str | os.PathLike, path: str, kind: str, here: str) -> None:
+    """Keep rows that came from no file, and lie `here`, with the run directory made from them, unless they are there.
 
-    Of a run that has grown it is longer than what is there.
+    path: their recorded name. What is kept of a corpus before it has grown is replaced.
     """
-    place = place_in(run, kind)
-    if not exists(place) or place.stat().st_size != os.path.getsize(here):
-        with open(here, "rb") as file, atomic_write(place) as kept:
-            shutil.copyfileobj(file, kept, _PIECE)
+    place = place_in(run, path, kind)
+    if place is None or (exists(place) and filecmp.cmp(here, place, shallow=False)):
+        return
+    with open(here, "rb") as file, atomic_write(place) as kept:
+        shutil.copyfileobj(file, kept, _PIECE)
 
 
 def named(error: Exception, path: str) -> None:

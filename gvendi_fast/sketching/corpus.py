@@ -31,7 +31,6 @@ from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.growth import growth_note, index_for
 from gvendi_fast.data.in_memory import Corpus, index_of
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
-from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed
 from gvendi_fast.data.rows import MAX_ROW_BYTES
@@ -195,8 +194,7 @@ def sketch_corpus(
     write_warnings(run.path, [fault.to_dict() for fault in found.faults])
     manifest = manifest.recorded_as(run.manifest)
     for source in manifest.files:
-        if source.path == STANDARD_INPUT:
-            keep_in(run.path, source.kind, source.here or source.path)
+        keep_in(run.path, source.path, source.kind, source.here or source.path)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
     done = _usable(run, manifest, progress)
     if (note := growth_note(manifest, done)) is not None:

@@ -62,6 +62,41 @@ def test_more_rows_on_standard_input_extend_its_run(tmp_path):
     assert "nothing is wrong" in run("check", out, "--corpus", tmp_path).stdout
 
 
+def first(rows: int) -> bytes:
+    return b"".join(ROWS.splitlines(keepends=True)[:rows])
+
+
+def test_standard_input_that_has_grown_is_kept_whole(tmp_path):
+    out, kept, chosen = tmp_path / "run", tmp_path / "run" / "standard-input.jsonl", tmp_path / "chosen.jsonl"
+    run("sketch", "-", "--out", out, *TINY, rows=first(6))
+    assert "from 6 to 9 rows" in run("sketch", "-", "--out", out, *TINY, rows=first(9)).stderr
+    assert kept.read_bytes() == first(9)
+    assert "nothing is wrong" in run("check", out, "--corpus", ".").stdout
+    # As a kill before it was kept leaves it, or a hand; the same rows mend it.
+    kept.write_bytes(first(6))
+    run("sketch", "-", "--out", out, *TINY, rows=first(9))
+    assert kept.read_bytes() == first(9)
+    # A file with more rows is kept as well, as the record says where standard input's rows are.
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(ROWS)
+    run("sketch", path, "--out", out, *TINY)
+    path.unlink()
+    run("select", out, "--size", "12", "--out", chosen)
+    assert set(chosen.read_bytes().splitlines()) == set(ROWS.splitlines())
+
+
+def test_standard_input_does_not_grow_a_run_of_files(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(first(6))
+    run("sketch", path, "--out", tmp_path / "run", *TINY)
+    with pytest.raises(GvendiError, match="was made from another corpus"):
+        run("sketch", "-", "--out", tmp_path / "run", *TINY)
+    assert (
+        "nothing is left to do" in run("sketch", "-", "--out", tmp_path / "run", *TINY, rows=first(6)).stderr
+    )
+    assert "nothing is wrong" in run("check", tmp_path / "run", "--corpus", ".").stdout
+
+
 def test_what_cannot_be_read_is_named_as_standard_input(tmp_path, monkeypatch):
     with pytest.raises(GvendiError, match=r"^corpus: '-' \(standard input\) is a web page"):
         run("score", "-", *TINY, rows=b"<!doctype html>")

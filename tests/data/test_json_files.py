@@ -31,6 +31,8 @@ FORMS = {
     "indented rows": "\n".join(INDENTED),
     "rows behind each other": "\n".join(INDENTED).replace("\n}\n{", "\n}{"),
     "two arrays": json.dumps(RECORDS[:2]) + "\n" + json.dumps(RECORDS[2:]),
+    "rows on one line": "".join(LINES),
+    "some on one line": LINES[0] + LINES[1] + "\n" + LINES[2] + LINES[3],
     "mark": "\ufeff" + json.dumps(RECORDS, indent=1),
 }
 
@@ -86,6 +88,64 @@ def test_rows_inside_an_object_are_read_and_said(tmp_path, name, indent):
     assert manifest.notes == (
         f"corpus: '{path}' holds its rows in the list '{name}'; what is beside it is not read",
     )
+
+
+OWN = [{"id": f"i{i}", "items": [{"text": "inner"}, {"text": "too"}], "text": f"t{i}"} for i in range(3)]
+
+
+@pytest.mark.parametrize("form", ["lines", "mark", "indented", "one line", "commas", "long", "array"])
+def test_a_list_in_each_of_several_rows_does_not_hold_the_rows(tmp_path, form):
+    path = tmp_path / "a.json"
+    own = OWN if form != "long" else [{**row, "items": row["items"] * 20_000} for row in OWN]
+    dumped = [json.dumps(row, indent=1 if form == "indented" else None) for row in own]
+    between = {"one line": "", "commas": ",\n"}.get(form, "\n")
+    text = json.dumps(own) if form == "array" else between.join(dumped) + "\n"
+    path.write_text("\ufeff" * (form == "mark") + text)
+    manifest, rows = rows_of(path)
+    assert said(rows) == ["t0", "t1", "t2"]
+    assert manifest.notes == ()
+
+
+def test_an_object_that_holds_the_rows_does_so_whatever_is_broken_in_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"data": [\n{"text": "a},\n{"text": "b"},\n{"text": "c"}\n]}\n{')
+    _, rows = rows_of(path)
+    assert said(rows)[1:3] == ["b", "c"]
+    assert said(rows)[0].startswith("broken JSON")
+
+
+def test_an_array_on_one_line_with_a_quote_too_many_is_not_said_to_have_no_end(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, {"text": "x " y"}, {"text": "b"}]')
+    _, rows = rows_of(path)
+    assert said(rows) == [
+        "a",
+        "damaged file: its row at byte 16 has a quote too many or too few, so that its end is not known; "
+        "how many rows are lost is not known",
+    ]
+
+
+UNREAD = {
+    "digits": b"9" * 5000,
+    "half a character": b'"\\ud83d"',
+    "no UTF-8": b'"\xff\xfe"',
+    "levels": b"[" * 70 + b"]" * 70,
+    "no finite number": b"[NaN, 1e999, 1.10]",
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_a_row_over_several_lines_comes_back_as_it_is_written(tmp_path, kind):
+    path = tmp_path / "a.json"
+    content = json.dumps([{"text": "a", "more": "HERE", "list": [1, {"x": []}]}, {"text": "b"}], indent=2)
+    path.write_bytes(content.encode().replace(b'"HERE"', UNREAD[kind]).replace(b"\n", b"\r\n"))
+    manifest, rows = rows_of(path)
+    assert said(rows) == ["a", "b"]
+    run = RunDirectory.open(tmp_path / "run", {"sketch": {"dim": 4}}, manifest.to_dict())
+    first, second = original_rows(run, [0, 1])
+    assert first.raw == b'{"text": "a", "more": ' + UNREAD[kind] + b', "list": [1, {"x": []}]}'
+    assert second.raw == b'{"text": "b"}'
+    assert first.record()["text"] == "a"
 
 
 A, B = '{"text": "a"}', '{"text": "b"}'

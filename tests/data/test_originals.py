@@ -90,11 +90,38 @@ def test_a_text_that_is_no_utf8_in_a_column_that_is_not_read_does_not_end_a_sele
     import pyarrow.parquet as pq
 
     other = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a\xff"], pa.binary()).buffers())
-    columns = {"text": ["a"], "other": other, "far": pa.array([9_000_000_000_000], pa.timestamp("s"))}
+    pair = pa.StructArray.from_arrays([other, pa.array(["\u00fc"])], ["bad", "good"])
+    columns = {
+        "text": ["a"],
+        "other": other,
+        "nested": pair,
+        "list": pa.ListArray.from_arrays([0, 1], pair),
+        "far": pa.array([9_000_000_000_000], pa.timestamp("s")),
+    }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     (row,) = original_rows(run_of(tmp_path, tmp_path / "a.parquet"), [0])
     # Written as other bytes are.
-    assert row.record() == {"text": "a", "other": "Yf8=", "far": row.record()["far"]}
+    found = {"bad": "Yf8=", "good": "\u00fc"}
+    wanted = {"text": "a", "other": "Yf8=", "nested": found, "list": [found]}
+    assert row.record() == {**wanted, "far": row.record()["far"]}
+
+
+def test_numbers_that_json_has_not_are_null_in_a_row_of_a_table(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    nan = float("nan")
+    columns = {
+        "text": ["a"],
+        "score": [nan],
+        "half": pa.array([nan], pa.float16()),
+        "more": [{"x": [nan, 1.5]}],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (row,) = original_rows(run_of(tmp_path, tmp_path / "a.parquet"), [0])
+    assert row.raw == b'{"text": "a", "score": null, "half": null, "more": {"x": [null, 1.5]}}'
+    with pytest.raises(GvendiError, match="field 'score' is missing; wanted a finite number"):
+        number_of(row, "score")
 
 
 def test_a_corpus_cut_by_a_limit_may_grow_no_byte_but_is_read(files, tmp_path):

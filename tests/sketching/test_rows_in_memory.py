@@ -190,6 +190,36 @@ def test_other_rows_are_refused_and_those_of_before_stay(proxy, tmp_path):
     assert not (tmp_path / "files" / "rows.jsonl").exists()
 
 
+def test_rows_of_a_call_that_failed_count_for_nothing(proxy, tmp_path):
+    run, more = tmp_path / "run", [*ROWS, {"text": "and one more"}, {"text": "and another"}]
+    with pytest.raises(GvendiError, match="by"):
+        gvendi_fast.sketch(ROWS, out=run, proxy=proxy, by="kind", settings=SETTINGS)
+    mended = [{**row, "kind": "a"} for row in ROWS]
+    gvendi_fast.sketch(mended, out=run, proxy=proxy, by="kind", settings=SETTINGS)
+    other = replace(SETTINGS, spec=SketchSpec(dim=128))
+    with pytest.raises(GvendiError, match="with other settings"):
+        gvendi_fast.sketch([*mended, *more], out=run, proxy=proxy, by="kind", settings=other)
+    # What is recorded is there, and may be gone on with as it is, or with yet other rows behind.
+    assert check_run(run, with_corpus=True).findings == []
+    kept = [row.record() for row in original_rows(RunDirectory.load(run), range(6))]
+    assert kept == mended
+    gvendi_fast.sketch(mended, out=run, proxy=proxy, by="kind", settings=SETTINGS)
+    grown = gvendi_fast.sketch([*mended, *more[::-1]], out=run, proxy=proxy, by="kind", settings=SETTINGS)
+    assert [row.record() for row in original_rows(grown, range(6, 14))] == more[::-1]
+    assert check_run(run, with_corpus=True).findings == []
+
+
+def test_a_file_that_goes_on_behind_the_rows_of_a_program_is_kept(proxy, tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data.jsonl"
+    gvendi_fast.sketch(ROWS, out=run, proxy=proxy, settings=SETTINGS)
+    data.write_bytes(b"".join(map(row_line, [*ROWS, {"text": "and one more"}])))
+    gvendi_fast.sketch(data, out=run, proxy=proxy, settings=SETTINGS)
+    data.unlink()
+    assert check_run(run, with_corpus=True).findings == []
+    (last,) = original_rows(RunDirectory.load(run), [6])
+    assert last.record() == {"text": "and one more"}
+
+
 def test_a_limit_ends_a_generator_without_end_and_may_be_raised(proxy, tmp_path):
     def endless():
         return ({"text": f"a text of number {i}"} for i in count())
@@ -352,6 +382,9 @@ def test_a_generator_that_fails_leaves_the_run_as_it_was(tmp_path):
 
     path = spool(map(row_line, ROWS), tmp_path / "run")
     before = path.read_bytes()
+    # Of no record yet, they may be others.
+    assert spool(map(row_line, ROWS[1:]), tmp_path / "run") == path
+    assert spool(map(row_line, ROWS), tmp_path / "run").read_bytes() == before
     with pytest.raises(RuntimeError, match="the source is gone"):
         spool(map(row_line, fails()), tmp_path / "run")
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["rows.jsonl"]
