@@ -143,12 +143,20 @@ def _lines(found: Inspection) -> dict[str, str]:
     from gvendi_fast.sketching.inspection import FORMS
 
     forms = [f"{FORMS[form]} ({count:,})" for form, count in found.forms.items()]
-    rendered = "rendered by the tokenizer's chat template" if found.has_template else "no chat template"
-    lines = {"rows are": f"{', '.join(forms) or 'none that can be read'}; {rendered}"}
+    rendered = ["rendered by the tokenizer's chat template" if found.has_template else "no chat template"]
+    # No template is applied to a text.
+    rendered = rendered if set(found.forms) - {"text"} else []
+    rendered += ["texts are taken as they are"] if "text" in found.forms else []
+    lines = {"rows are": "; ".join([", ".join(forms) or "none that can be read", *rendered])}
     if found.refused:
         refused = sum(found.refused.values())
         kinds = "; ".join(f"{reason}: {count:,}" for reason, count in found.refused.items())
         lines["refused"] = f"{refused:,} ({kinds})"
+    if found.spelt:
+        lines["spelt out"] = (
+            f"{found.spelt:,} rows have control tokens in a content, which are read as text; '--control-tokens tokens' "
+            "reads them as tokens"
+        )
     if found.passed_over:
         lines["not shown"] = f"{found.passed_over:,} rows that are too long for a look"
     if found.tokens is None or found.supervised is None or found.share is None:

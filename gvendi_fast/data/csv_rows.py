@@ -34,13 +34,15 @@ class _Lines:
         # Number and content of the lines of this record.
         self.record: list[tuple[int, bytes | Reason]] = []
         self._size = 0
+        # Why this record cannot be used, although it can be read to its end.
+        self.problem: Reason | None = None
 
     def __iter__(self) -> _Lines:
         return self
 
     def begin(self) -> None:
         """Forget the record that was read."""
-        self.record, self._size = [], 0
+        self.record, self._size, self.problem = [], 0, None
 
     def read_again(self) -> None:
         """Have all lines of the record but the first one come again."""
@@ -57,8 +59,11 @@ class _Lines:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            why = f"invalid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-            raise _BadLineError(Reason(why)) from None
+            place = self._size - len(raw) + error.start + 1
+            why = f"invalid UTF-8: byte 0x{raw[error.start]:02x} at position {place}"
+            self.problem = self.problem or Reason(why)
+            # No such byte is a quote or a newline: the record ends where it would, and its other lines are no rows.
+            return raw.decode(errors="surrogateescape")
 
     def _line(self) -> tuple[int, bytes | Reason]:
         most = self._max_bytes + 2
@@ -118,7 +123,7 @@ def _records(text: Text, delimiter: str, max_bytes: int) -> Iterator[tuple[int, 
         if cells is None:
             break
         if cells:
-            yield lines.record[0][0], cells
+            yield lines.record[0][0], lines.problem or cells
     if text.damage is not None:
         yield lines.line + 1, text.damage
 

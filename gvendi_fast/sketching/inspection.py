@@ -22,7 +22,7 @@ from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
 from gvendi_fast.data.sources import can_start_at, open_table
 from gvendi_fast.data.work_units import Manifest, Unit, UnitReader
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Preview
-from gvendi_fast.sketching.silent_faults import NOTABLE, Fault, Looked, Looks, faults
+from gvendi_fast.sketching.silent_faults import NOTABLE, SPELT, Fault, Looked, Looks, faults
 
 ROWS, SHOWN = 64, 5
 # Work units that are opened; bytes of each that are read for its rows; rows of a row group, and bytes of the archives,
@@ -99,6 +99,7 @@ class Inspection:
     examples: some of the rows.
     faults: what is wrong, with its remedy.
     notes: of the manifest, on how the rows are read.
+    spelt: rows with control tokens that a content spells out, and that are read as text.
     """
 
     rows: int
@@ -117,6 +118,7 @@ class Inspection:
     examples: tuple[Example, ...]
     faults: tuple[Fault, ...]
     notes: tuple[str, ...] = ()
+    spelt: int = 0
 
     def summary(self) -> str:
         """One line."""
@@ -185,6 +187,7 @@ def look(
         examples=tuple(_example(row, looks) for row in _evenly(looked, shown)),
         faults=(*_damaged(manifest), *faults(looks), *_refused(refused, count)),
         notes=manifest.notes,
+        spelt=sum(SPELT in row.preview.notes for row in looked),
     )
 
 

@@ -46,6 +46,32 @@ _TELLING = 16
 _SHOWN = 60
 # The encoder's word for a template that ends a turn with the one that follows it.
 NO_END = "no end of the last turn"
+# Its word for what --control-tokens text asks for, which is no fault.
+SPELT = "control tokens in a content read as text"
+# How people write a conversation as one text: what stands before the question, and before the answer after it. Words
+# begin a line, as in prose they may be anywhere; control tokens of other tokenizers count as well.
+_WRITTEN = tuple(
+    (marks, re.compile(asks, re.MULTILINE), re.compile(answers, re.MULTILINE))
+    for marks, asks, answers in (
+        (
+            "'### Instruction:' and '### Response:'",
+            r"^#+ ?Instructions?:",
+            r"^#+ ?(?:Response|Output|Answer):",
+        ),
+        (
+            "'### Human:' and '### Assistant:'",
+            r"^#+ ?(?:Human|User|Question):",
+            r"#+ ?(?:Assistant|Response|Answer):",
+        ),
+        ("'[INST]' and '[/INST]'", r"\[INST\]", r"\[/INST\]"),
+        ("'User:' and 'Assistant:'", r"^(?:User|Human|USER|HUMAN): ", r"\b(?:Assistant|ASSISTANT|AI):"),
+        ("'Question:' and 'Answer:'", r"\A\s*(?:Question|Q): ", r"^(?:Answer|A):"),
+        ("'<|im_start|>user'", r"<\|im_start\|>user", r"<\|im_start\|>assistant"),
+        ("'<|user|>' and '<|assistant|>'", r"<\|user\|>", r"<\|assistant\|>"),
+        ("'<start_of_turn>user'", r"<start_of_turn>user", r"<start_of_turn>model"),
+        ("'<|start_header_id|>user'", r"<\|start_header_id\|>user", r"<\|start_header_id\|>assistant"),
+    )
+)
 _EMPTY_ELEMENT = re.compile(r"<([^<>/\s]+)>\s*</\1>")
 
 
@@ -104,6 +130,12 @@ class Looked:
         """The ids that the loss is summed over."""
         return self.preview.ids[self.preview.labels != IGNORED]
 
+    def turn(self, number: int) -> np.ndarray:
+        """The supervised ids of one stretch of the text, of the first (0) or the last (-1) turn."""
+        places = np.flatnonzero(self.preview.labels != IGNORED)
+        turns = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+        return self.preview.ids[turns[number]]
+
     @property
     def answer(self) -> str:
         """The characters that are supervised."""
@@ -133,6 +165,12 @@ class Looks:
         )
         # One of each content: copies are a fault of their own, and no other.
         self.different = list({row.content(): row for row in self.rows}.values())
+        # Texts that hold control tokens, with the first of them.
+        self.spelling = [
+            (row, next(token for token in self.control if token in row.row.text))
+            for row in self.rows
+            if row.row.text is not None and any(token in row.row.text for token in self.control)
+        ]
 
     def decoded(self, ids: Sequence[int]) -> str:
         """Some tokens as a short text."""
@@ -218,13 +256,14 @@ def _dropped(looks: Looks) -> Iterator[Fault]:
         yield looks.fault(
             name, rows, what.replace("{place}", rows[0].place).replace("{whose}", names), remedy
         )
-    for note in sorted({note for row in looks.rows for kind, note in row.missing if kind is None} - {NO_END}):
+    notes = {note for row in looks.rows for kind, note in row.missing if kind is None}
+    for note in sorted(notes - {NO_END, SPELT}):
         rows = [row for row in looks.rows if (None, note) in row.missing]
         yield looks.fault(
             note,
             rows,
             f"are rendered with a loss: {printable(note)} ({rows[0].place} is the first)",
-            "look at them with 'gvendi inspect', and take a proxy whose template renders them whole",
+            "look at the rendered rows, and take a proxy whose template renders them whole",
         )
 
 
@@ -270,22 +309,40 @@ def _is_supervised(held: Held, row: Looked) -> bool:
 
 def _control_tokens(looks: Looks) -> Iterator[Fault]:
     """Conversations that were written as one text: all of it is supervised, the prompts too."""
-    rows = [
-        (row, token)
-        for row in looks.rows
-        if row.row.text is not None
-        for token in looks.control
-        if token in row.row.text
-    ]
-    found = list({id(row): row for row, _ in rows}.values())
-    if looks.is_notable(len(found)):
+    rows = looks.spelling
+    if looks.is_notable(len(rows)):
         yield looks.fault(
             "conversations as text",
-            found,
+            [row for row, _ in rows],
             f"are texts with control tokens of the tokenizer such as {printable(rows[0][1])}: a whole conversation, "
             "all of which is supervised, prompts too",
             "give the conversation as messages, of which the assistant's turns alone are supervised",
         )
+
+
+def _prompts_in_texts(looks: Looks) -> Iterator[Fault]:
+    marks, rows = _marked(looks)
+    if rows:
+        yield looks.fault(
+            "prompts in texts",
+            rows,
+            f"are texts that hold a prompt and its answer, marked as by {marks} ({rows[0].place} is the first): the "
+            "prompt is supervised as a part of the text",
+            "give the two as fields (prompt and completion) or as messages, of which the answers alone are "
+            "supervised, or score the whole texts knowingly",
+        )
+
+
+def _marked(looks: Looks) -> tuple[str, list[Looked]]:
+    """The marks of a question and its answer that nearly all texts are written with, and which are."""
+    spelling = {id(row) for row, _ in looks.spelling}
+    texts = [row for row in looks.rows if row.row.text is not None and id(row) not in spelling]
+    for marks, asks, answers in _WRITTEN if len(texts) >= LEAST else ():
+        found = [(row, asks.search(row.row.text)) for row in texts]
+        rows = [row for row, first in found if first and answers.search(row.row.text, first.end())]
+        if len(rows) >= NEARLY_ALL * len(texts):
+            return marks, rows
+    return "", []
 
 
 def _same_supervised(looks: Looks) -> Iterator[Fault]:
@@ -305,13 +362,16 @@ def _same_supervised(looks: Looks) -> Iterator[Fault]:
 
 def _shared_text(looks: Looks) -> Iterator[Fault]:
     """One text that nearly all answers begin or end with: one direction that all sketches have in common."""
-    rows = looks.different
+    # The marks of a conversation that is written as a text are told as such.
+    told = {id(row) for row in (*(row for row, _ in looks.spelling), *_marked(looks)[1])}
+    rows = [row for row in looks.different if id(row) not in told]
     sequences = [tuple(row.supervised.tolist()) for row in rows]
     if len(rows) < LEAST or _most(sequences) >= NEARLY_ALL * len(rows):
         return
-    bare = [_without_end(sequence, looks) for sequence in sequences]
     total = sum(map(len, sequences))
-    for where, taken in (("begin", bare), ("end", [sequence[::-1] for sequence in bare])):
+    # One turn at a time: what follows the end of an empty turn is another one's.
+    for where, turn, step in (("begin", 0, 1), ("end", -1, -1)):
+        taken = [_without_end(tuple(row.turn(turn).tolist()), looks)[::step] for row in rows]
         shared, holders = _shared_beginning([sequence[:_COMPARED] for sequence in taken], NEARLY_ALL)
         if not shared:
             continue
@@ -319,7 +379,7 @@ def _shared_text(looks: Looks) -> Iterator[Fault]:
             shared if where == "begin" else shared[::-1], clean_up_tokenization_spaces=False
         )
         having = [rows[i] for i in holders]
-        is_added = _is_added(having, text, where)
+        is_added = _is_added(having, text, where, looks)
         part = len(shared) * len(holders) / total
         if is_added:
             # Behind the answers it is an end-of-turn marker that is no token of its own.
@@ -335,7 +395,7 @@ def _shared_text(looks: Looks) -> Iterator[Fault]:
                 f"{100 * part:.0f} % of all supervised tokens: one direction that all these sketches share",
                 "take a template that does not write it into the answers"
                 if is_added
-                else "take it out of the completions, or score with it knowingly",
+                else "take it out of the rows, or score with it knowingly",
             )
 
 
@@ -370,17 +430,22 @@ def _shared_beginning(
     return best, [i for i, ids in enumerate(sequences) if ids[: len(best)] == best]
 
 
-def _is_added(rows: Sequence[Looked], text: str, where: str) -> bool:
-    """Whether a text at an end of the answers is none of the rows' own, nor made of it."""
-    mark = squeezed(text)
+def _is_added(rows: Sequence[Looked], text: str, where: str, looks: Looks) -> bool:
+    """Whether a text at an end of the answers is none of the rows' own, nor made of it; no template writes a text."""
+    # Half a character, where that is what the tokens share.
+    mark = squeezed(text).strip("\ufffd")
     own = 0
     for row in rows:
         texts = [spelling for held in held_by(row.row) if held.is_answer for spelling in held.spellings]
-        is_end = any(
-            part.startswith(mark) if where == "begin" else part.endswith(mark)
-            for part in (*texts, _answers(row.row))
-        )
-        own += is_end or any(part in mark for part in texts if len(part) >= _TELLING // 4)
+        parts = (*texts, _answers(row.row))
+        if where == "begin":
+            # The first token of all is never supervised.
+            first = squeezed(looks.encoder.tokenizer.decode(row.preview.ids[0])) + mark
+            is_end = any(part.startswith((mark, first)) for part in parts)
+        else:
+            is_end = any(part.endswith(mark) for part in parts)
+        is_made = any(part in mark for part in texts if len(part) >= _TELLING // 4)
+        own += row.row.text is not None or is_end or is_made
     return bool(mark) and own < len(rows) / 2
 
 
@@ -510,6 +575,7 @@ _CHECKS: tuple[Callable[[Looks], Iterator[Fault]], ...] = (
     _outside_the_embedding,
     _supervised_elsewhere,
     _control_tokens,
+    _prompts_in_texts,
     _same_supervised,
     _shared_text,
     _no_end,

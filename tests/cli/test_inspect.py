@@ -214,6 +214,34 @@ def test_colour_tells_what_is_supervised_or_brackets_do(tmp_path, monkeypatch, n
         ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": f"a text of {n} words"} for n in range(9)], "text (9); texts are taken as they are"),
+        (pairs(9), "prompt and completion (9); rendered by the tokenizer's chat template"),
+        (
+            [{"text": "a text"}, *pairs(2)],
+            "prompt and completion (2), text (1); rendered by the tokenizer's chat template; texts are taken as they "
+            "are",
+        ),
+        ([{"prompt": "p"}], "none that can be read"),
+    ],
+    ids=["text", "pairs", "both", "none"],
+)
+def test_a_template_is_named_where_one_is_applied(gvendi, tmp_path, rows, said):
+    out = gvendi("inspect", write(tmp_path / "data.jsonl", rows), "--proxy", "tiny", "--show", 0)[1]
+    assert f"  rows are    {said}\n" in out.replace("\n              ", " ")
+
+
+def test_control_tokens_that_a_user_types_are_counted_and_no_warning(gvendi, tmp_path):
+    data = write(tmp_path / "data.jsonl", pairs(prompt="What is <|im_end|>, {w}?"))
+    out = gvendi("inspect", data, "--proxy", "tiny", "--show", 0)[1]
+    assert "spelt out   40 rows have control tokens in a content, which are read as text" in out
+    assert out.endswith("nothing to warn of\n")
+    out = gvendi("inspect", data, "--proxy", "tiny", "--show", 0, "--control-tokens", "tokens")[1]
+    assert "spelt out" not in out
+
+
 def test_a_stream_of_ascii_has_brackets_of_ascii(gvendi, healthy, monkeypatch):
     from gvendi_fast.base.printing import console
     from gvendi_fast.cli.inspect import _print_row
@@ -295,4 +323,4 @@ def test_the_guide_lists_every_warning():
     known = {kind for text in texts for kind in re.findall(r'(?:fault|Fault)\(\s*"([a-zA-Z ]+)"', text)}
     known |= set(re.findall(r'(?:CONTENT|REASONING|CALLS|TOOLS): \(\s*"([a-z ]+)"', texts[0]))
     assert listed == known
-    assert len(known) == 19
+    assert len(known) == 20

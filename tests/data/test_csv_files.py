@@ -63,6 +63,16 @@ BROKEN = {
     "a quote too early": ('text,n\n"a"b,1\nb,2\n', ["broken CSV: ',' expected after '\"'", "b"]),
     "no quote, another row": ('text,n\n"a,1\n"b",2\nc,3\n', ["broken CSV: ',' expected after '\"'", "b", "c"]),
     "not UTF-8": ("text\na\n\udcff\nc\n", ["a", "invalid UTF-8: byte 0xff at position 1", "c"]),
+    "not UTF-8, lines after it": (
+        'text,n\na,1\n"b\udcff\nb, b\nb\udcfe",2\nc,3\n',
+        ["a", "invalid UTF-8: byte 0xff at position 3", "c"],
+    ),
+    "not UTF-8, lines before it": (
+        'text,n\na,1\n"b\nb\udcff",2\nc,3\n', ["a", "invalid UTF-8: byte 0xff at position 5", "c"]
+    ),
+    "not UTF-8 and no quote at the end": (
+        'text,n\n"a\udcff,1\nb,2\nc,3\n', ["broken CSV: unexpected end of data", "b", "c"]
+    ),
     "long": ("text\na\n" + "b" * 300 + "\nc\n", ["a", "too long: 301 bytes, --max-row-bytes is 200", "c"]),
     "blank lines": ("text\n\na\n\n\nb", ["a", "b"]),
     "a quote inside": ('text\n5" pipe\nb\n', ['5" pipe', "b"]),

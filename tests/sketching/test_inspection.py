@@ -157,6 +157,13 @@ CASES = {
         "<|im_start|>",
         [{"text": words(n)} for n in range(40)],
     ),
+    "prompts in texts": lambda: (
+        [{"text": f"Below.\n\n### Instruction:\n{words(n)}\n\n### Response:\n{n}"} for n in range(40)],
+        encoder(),
+        40,
+        "'### Instruction:' and '### Response:'",
+        [{"text": f"{words(n)}\n\nThe Response: {n}"} for n in range(40)],
+    ),
     "refused rows": lambda: (
         [{"question": "?"} if n % 4 == 0 else row for n, row in enumerate(pairs())],
         encoder(),
@@ -297,6 +304,65 @@ def test_a_prompt_among_the_supervised_tokens_is_told(tmp_path, monkeypatch):
     # An answer that repeats the question is no fault.
     repeats = [{**row, "completion": f"{row['prompt']} {row['completion']}"} for row in rows]
     assert "prompt supervised" not in {fault.kind for fault in looked(tmp_path, repeats, of).faults}
+
+
+@pytest.mark.parametrize("template", [CHATML, None], ids=["template", "no template"])
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("### Instruction:\n{w}\n\n### Response:\nIt is {n}.", ["prompts in texts"]),
+        ("### Human: {w} ### Assistant: It is {n}.", ["prompts in texts"]),
+        ("<s>[INST] {w} [/INST] {n}</s>", ["prompts in texts"]),
+        ("User: {w}\nAssistant: {n}", ["prompts in texts"]),
+        ("Be brief. \nUSER: {w} ASSISTANT: {n}", ["prompts in texts"]),
+        ("Q: {w}\nA: {n}", ["prompts in texts"]),
+        ("<start_of_turn>user\n{w}<end_of_turn>\n<start_of_turn>model\n{n}", ["prompts in texts"]),
+        ("def f(x):\n    return x + {n}", ["shared text"]),
+        # Each word begins with the same byte, which is half a character.
+        ("你好，你好，你好{c}", ["shared text"]),
+        ("{w} and the User: said {n}", []),
+        ("{w} is the Answer: of {n}, then [INST] {w}", []),
+    ],
+)
+def test_the_words_of_a_text_are_its_own_and_no_template_is_blamed(tmp_path, text, kinds, template):
+    rows = [{"text": text.format(w=words(n), n=n, c=chr(0x4E00 + n))} for n in range(40)]
+    found = looked(tmp_path, rows, encoder(template)).faults
+    assert [fault.kind for fault in found] == kinds
+    assert "template" not in "".join(map(str, found))
+
+
+def test_the_first_token_of_all_is_no_sign_of_a_template(tmp_path):
+    """It is never supervised, so that what all answers share begins in the midst of their words."""
+    rows = pairs(prompt="", completion="### It is now so that {n} {w}")
+    (fault,) = looked(tmp_path, rows, encoder(None)).faults
+    assert "of the rows' own" in str(fault)
+    # Half a character at the end of what they share, behind a prompt.
+    rows = [{**row, "completion": f"你好，你好，你好{chr(0x4E00 + n)}"} for n, row in enumerate(pairs())]
+    (fault,) = looked(tmp_path, rows).faults
+    assert "of the rows' own" in str(fault)
+
+
+def test_an_empty_turn_is_not_joined_with_the_next(tmp_path):
+    """As of calls that a template leaves out: the end of its turn stands before the words of the other one."""
+    rows = chats()
+    for n, row in enumerate(rows):
+        ask, _ = row["messages"]
+        silent = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": call(name="count_fruit", arguments={"of": n}),
+        }
+        told = {"role": "tool", "content": f"{n}"}
+        row["messages"] = [ask, silent, told, {"role": "assistant", "content": f"It is {n} of {words(n)}."}]
+    assert [fault.kind for fault in looked(tmp_path, rows).faults] == ["tool calls dropped"]
+
+
+def test_marks_are_looked_for_in_time(tmp_path):
+    """A mark that comes again and again, without the one that would end the search."""
+    rows = [{"text": "User: a\n" * 6000 + f"{n}"} for n in range(8)]
+    began = time.process_time()
+    assert looked(tmp_path, rows).looked_at == 8
+    assert time.process_time() - began < 3
 
 
 def test_few_rows_and_rare_faults_are_no_warning(tmp_path):
