@@ -31,6 +31,7 @@ from gvendi_fast.cli.options import (
     TextField,
     home,
 )
+from gvendi_fast.data.hub_names import hub_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,7 +134,7 @@ def _print(out: Console, found: Inspection, files: Sequence[str]) -> None:
     more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
     headline(
         out,
-        f"{found.looked_at:,} of {found.rows:,} rows  looked at, from '{os.path.basename(files[0])}'{more}",
+        f"{found.looked_at:,} of {found.rows:,} rows  looked at, from '{_short(files[0])}'{more}",
     )
     for name, value in _lines(found).items():
         say(out, f"  {name:<12}{value}", 14)
@@ -180,7 +181,7 @@ def _range(of: Range) -> str:
 def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
-    place = printable(f"{os.path.basename(row.file)}:{row.line}")
+    place = printable(f"{_short(row.file)}:{row.line}")
     put(
         f"{place}: {row.tokens:,} tokens, {row.supervised:,} supervised, the last of them is {row.last}",
         out.file,
@@ -192,6 +193,12 @@ def _print_row(out: Console, row: Example) -> None:
         _append(line, part, _marks(out))
     for piece in line.split("\n"):
         out.print(Text("  ") + piece, soft_wrap=True)
+
+
+def _short(path: str) -> str:
+    """A file's own name; a data set of the hub without its commit."""
+    name = hub_name(path)
+    return os.path.basename(path) if name is None or not name.is_recorded else name.unpinned
 
 
 def _append(line: Text, part: Part, marks: tuple[str, str] | None) -> None:
