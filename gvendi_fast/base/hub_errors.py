@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gvendi_fast.base.os_errors import sentence
 
+_LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
+
 
 def refused(what: str, error: BaseException, remedy: str, revision: str | None = None) -> str:
     """Why the hub does not give `what`, with which the sentence begins, and what to do; `remedy` is another way.
@@ -21,19 +23,33 @@ def refused(what: str, error: BaseException, remedy: str, revision: str | None =
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, told):
         cause = cause.__cause__
-    log_in = "log in with `hf auth login` (or set HF_TOKEN)"
     if isinstance(cause, GatedRepoError):
-        return f"{what} is gated on the Hugging Face hub: accept its terms there and {log_in}, or {remedy}"
+        return gated(what, remedy)
     if isinstance(cause, RevisionNotFoundError):
-        return f"{what} has no revision {revision!r} on the Hugging Face hub"
+        return without_revision(what, revision)
     if isinstance(cause, RepositoryNotFoundError):
-        return (
-            f"{what} is unknown to the Hugging Face hub, or private to another account: check the spelling, {log_in}, "
-            f"or {remedy}"
-        )
+        return unknown(what, remedy)
     if isinstance(cause, OfflineModeIsEnabled):
         return f"{what} cannot be asked for, as HF_HUB_OFFLINE is set: unset it, or {remedy}"
     return f"{what} could not be downloaded from the Hugging Face hub ({first_line(error)}): try again, or {remedy}"
+
+
+def gated(what: str, remedy: str) -> str:
+    """The sentence on what its owner gives to those who accept terms."""
+    return f"{what} is gated on the Hugging Face hub: accept its terms there and {_LOG_IN}, or {remedy}"
+
+
+def without_revision(what: str, revision: str | None) -> str:
+    """The sentence on a branch, tag or commit that there is not."""
+    return f"{what} has no revision {revision!r} on the Hugging Face hub"
+
+
+def unknown(what: str, remedy: str) -> str:
+    """The sentence on what the hub does not have, or does not show."""
+    return (
+        f"{what} is unknown to the Hugging Face hub, or private to another account: check the spelling, {_LOG_IN}, or "
+        f"{remedy}"
+    )
 
 
 def first_line(error: BaseException) -> str:

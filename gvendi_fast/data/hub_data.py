@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.files import atomic_write, exists, make_folder
-from gvendi_fast.base.hub_errors import first_line, refused
+from gvendi_fast.base.hub_errors import first_line, gated, refused, unknown, without_revision
 from gvendi_fast.base.os_errors import named
 from gvendi_fast.base.progress import LINE_EVERY, Progress, Silent
 from gvendi_fast.base.temporary import is_of_this_process, new_folder
@@ -284,6 +284,8 @@ def _refusals(name: HubName) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and error.filename and not is_remote:
             raise
         what = f"corpus: {name}"
+        if type(error).__name__ == "DatasetNotFoundError":
+            raise GvendiError(_not_found(what, str(error), name.revision)) from error
         if isinstance(error, RuntimeError) and "scripts are no longer supported" in str(error):
             raise GvendiError(
                 f"{what} is made by a script, which is not run; its rows may be in '{name.repo}@refs/convert/parquet'"
@@ -293,6 +295,13 @@ def _refusals(name: HubName) -> Iterator[None]:
         raise GvendiError(
             f"{what} cannot be read by the package datasets ({first_line(error)}); {_FILES}"
         ) from error
+
+
+def _not_found(what: str, words: str, revision: str) -> str:
+    """What a DatasetNotFoundError means, which has dropped the hub's own error and has its words alone."""
+    if "gated" in words:
+        return gated(what, _FILES)
+    return without_revision(what, revision) if words.startswith("Revision") else unknown(what, _FILES)
 
 
 # Packages of which an error is one of the connection.

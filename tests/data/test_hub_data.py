@@ -172,9 +172,13 @@ def test_refusals_of_the_hub_are_one_sentence_with_the_remedy(hub, monkeypatch):
     from huggingface_hub import constants
 
     def gated():
-        error = DatasetNotFoundError("gated")
-        error.__cause__ = hub_error("GatedRepoError")
-        return error
+        return DatasetNotFoundError("Dataset 'one/set' is a gated dataset on the Hub.")
+
+    def gone():
+        return DatasetNotFoundError(f"Revision '{OLD}' doesn't exist for dataset 'one/set' on the Hub.")
+
+    def private():
+        return hub_error("RepositoryNotFoundError")
 
     def slow():
         return TimeoutError("slow")
@@ -187,6 +191,8 @@ def test_refusals_of_the_hub_are_one_sentence_with_the_remedy(hub, monkeypatch):
 
     cases = {
         gated: r"^corpus: one/set:default:train@a+ is gated on the Hugging Face hub: accept .*HF_TOKEN",
+        gone: r"^corpus: one/set:default:train@a+ has no revision 'a+' on the Hugging Face hub$",
+        private: r"^corpus: one/set:default:train@a+ is unknown to the Hugging Face hub, or private .*HF_TOKEN",
         slow: r"could not be downloaded from the Hugging Face hub \(TimeoutError: slow\): try again",
         script: r"is made by a script, .* in 'one/set@refs/convert/parquet'$",
         other: r"cannot be read by the package datasets \(ValueError: a cast\); download",
