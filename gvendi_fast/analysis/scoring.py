@@ -116,8 +116,8 @@ def score(
 ) -> Score:
     """Sketch a corpus and score it.
 
-    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input; or rows, as
-        `gvendi_fast.sketch` takes them.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input, data sets of
+        the Hugging Face hub; or rows, as `gvendi_fast.sketch` takes them.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
     out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
         error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.

@@ -11,6 +11,8 @@ from pathlib import Path
 from gvendi_fast.base.files import host_name, is_dead
 
 _KEPT = "kept"
+# Folders that this process has made.
+_made: set[Path] = set()
 
 
 def new_folder() -> Path:
@@ -19,7 +21,14 @@ def new_folder() -> Path:
     Its owner removes it in the end, or calls `keep`.
     """
     remove_dead()
-    return Path(tempfile.mkdtemp(prefix=f"gvendi-{host_name()}-{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"gvendi-{host_name()}-{os.getpid()}-"))
+    _made.add(folder)
+    return folder
+
+
+def is_of_this_process(path: Path) -> bool:
+    """Whether a folder is, or lies in, one that `new_folder` made for this process."""
+    return not _made.isdisjoint([path, *path.parents])
 
 
 def keep(folder: Path) -> None:

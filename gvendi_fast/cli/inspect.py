@@ -31,6 +31,7 @@ from gvendi_fast.cli.options import (
     TextField,
     home,
 )
+from gvendi_fast.data.hub_names import hub_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from gvendi_fast.sketching.inspection import Example, Inspection, Part, Range
 
 EXIT_WARNINGS = 1
+# Of a data set of the hub no more rows are fetched for a look, unless it is to look at more.
+HUB_ROWS = 2000
 # Where a stream has no colours, what is supervised stands between these; the second pair is for ASCII.
 MARKS, PLAIN_MARKS = ("⟦", "⟧"), ("[[", "]]")
 SUPERVISED = "bold green"
@@ -73,11 +76,14 @@ def inspect(
     what a run would get wrong without an error: content that the chat template
     drops, rows with the same tokens, a text that all answers share, answers
     without an end, two BOS tokens, prompts that are cut, tokens outside the
-    embedding. The model's weights are not loaded. 'score' and 'sketch' begin
+    embedding. The model's weights are not loaded. Of a data set of the Hugging
+    Face hub the first 2,000 rows are fetched. 'score' and 'sketch' begin
     with the same look.
 
     Example: gvendi inspect data.jsonl --proxy tiny
     """
+    from gvendi_fast.base.progress import progress_for
+    from gvendi_fast.data.hub_data import HubRows
     from gvendi_fast.data.index import Fields, index_corpus
     from gvendi_fast.data.listing import list_files
     from gvendi_fast.data.named_fields import check_named_fields
@@ -87,8 +93,10 @@ def inspect(
     from gvendi_fast.sketching.proxy.load import load_tokenizer
 
     paths = [home(item) for item in data]
-    # A wrong path is reported before a tokenizer is fetched.
-    list_files(paths, skip_unreadable)
+    # A wrong path, or name on the hub, is reported before a tokenizer is fetched.
+    hub = HubRows(progress=progress_for(), most=max(HUB_ROWS, rows))
+    for name in list_files(paths, skip_unreadable, with_hub=True).hub:
+        hub.recorded(name)
     of = load_tokenizer(home(proxy))
     bound = longest(of.name, of.positions, max_tokens)
     encoder = Encoder(of.tokenizer, bound, mask.value, of.vocabulary, control_tokens.value)
@@ -106,6 +114,7 @@ def inspect(
         limit=limit,
         max_row_bytes=max_row_bytes,
         skip_unreadable=skip_unreadable,
+        hub=hub,
     )
     for said in manifest.remarks():
         note(said)
@@ -125,7 +134,7 @@ def _print(out: Console, found: Inspection, files: Sequence[str]) -> None:
     more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
     headline(
         out,
-        f"{found.looked_at:,} of {found.rows:,} rows  looked at, from '{os.path.basename(files[0])}'{more}",
+        f"{found.looked_at:,} of {found.rows:,} rows  looked at, from '{_short(files[0])}'{more}",
     )
     for name, value in _lines(found).items():
         say(out, f"  {name:<12}{value}", 14)
@@ -180,7 +189,7 @@ def _range(of: Range) -> str:
 def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
-    place = printable(f"{os.path.basename(row.file)}:{row.line}")
+    place = printable(f"{_short(row.file)}:{row.line}")
     put(
         f"{place}: {row.tokens:,} tokens, {row.supervised:,} supervised, the last of them is {row.last}",
         out.file,
@@ -192,6 +201,12 @@ def _print_row(out: Console, row: Example) -> None:
         _append(line, part, _marks(out))
     for piece in line.split("\n"):
         out.print(Text("  ") + piece, soft_wrap=True)
+
+
+def _short(path: str) -> str:
+    """A file's own name; a data set of the hub without its commit."""
+    name = hub_name(path)
+    return os.path.basename(path) if name is None or not name.is_recorded else name.unpinned
 
 
 def _append(line: Text, part: Part, marks: tuple[str, str] | None) -> None:

@@ -74,9 +74,10 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA...",
         help="Files, folders or globs: JSON lines or JSON (.jsonl, .json), CSV (.csv, .tsv), each also packed (.gz, "
-        ".zst), Parquet or Arrow (.parquet, .arrow, .feather); - for standard input (JSON lines). A row has a prompt "
-        "and a completion, or messages, or a text, or another shape (--format; docs/guide.md). 'score' also takes a "
-        "run directory.",
+        ".zst), Parquet or Arrow (.parquet, .arrow, .feather); - for standard input (JSON lines); or a data set of "
+        "the Hugging Face hub, owner/name:configuration:split@revision (the last three may be left out). A row has a "
+        "prompt and a completion, or messages, or a text, or another shape (--format; docs/guide.md). 'score' also "
+        "takes a run directory.",
     ),
 ]
 RunDir = Annotated[

@@ -113,8 +113,7 @@ def score(
             warn(f"passed over '{path}': {why}")
         return
     settings = corpus.settings()
-    # A wrong path is reported before a proxy is fetched.
-    list_files(data, settings.skip_unreadable)
+    _check_data(data, settings.skip_unreadable, out)
     # Without --out the folder lasts until its score is printed.
     with ExitStack() as around:
         if out is None:
@@ -187,7 +186,7 @@ def sketch(
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     settings, data = corpus.settings(), [home(item) for item in data]
-    list_files(data, settings.skip_unreadable)
+    _check_data(data, settings.skip_unreadable, out)
     with _keeping_units(out, "sketch"):
         run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
     for path, why in damaged_of(run).items():
@@ -202,6 +201,13 @@ def sketch(
         )
         if count and run.advice:
             warn(run.advice)
+
+
+def _check_data(data: list[str], skip_unreadable: bool, out: Path | None) -> None:
+    """A wrong path, or name on the hub, is reported before a proxy is fetched."""
+    from gvendi_fast.data.hub_data import check_names
+
+    check_names(list_files(data, skip_unreadable, with_hub=True).hub, out)
 
 
 def _progress():

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from gvendi_fast.base.errors import GvendiError
@@ -25,6 +26,9 @@ from gvendi_fast.data.standard_input import kind_of_input, named, spooled
 from gvendi_fast.data.unit_digests import groups_digest, groups_of, line_digest, shown
 from gvendi_fast.data.unpacking import Damage
 from gvendi_fast.data.work_units import Manifest, SourceFile, Unit, UnitReader, pack_duplicates, read_unit
+
+if TYPE_CHECKING:
+    from gvendi_fast.data.hub_data import HubRows
 
 __all__ = [
     "Fields",
@@ -53,11 +57,12 @@ def index_corpus(
     max_row_bytes: int = MAX_ROW_BYTES,
     skip_unreadable: bool = False,
     plan: Callable[[Sequence[str]], Sequence[Step]] | None = None,
+    hub: HubRows | None = None,
 ) -> Manifest:
     """Read the corpus once and cut it into work units.
 
-    inputs: files, folders, globs and "-" as `list_files` takes them. A row is a line that is not empty, an item of a
-        JSON array, a record of CSV, or a row of a table.
+    inputs: files, folders, globs, "-" and data sets of the hub as `list_files` takes them. A row is a line that is not
+        empty, an item of a JSON array, a record of CSV, or a row of a table.
     fields: the names of a row's fields, and the shape of rows; "auto" is recognised from the first rows of the first
         file that has one to read.
     limit: read the first `limit` rows only, over all files in order, whether they can be read or not.
@@ -65,6 +70,7 @@ def index_corpus(
     max_row_bytes: of a row as text, or in the columns in use of a table; a longer row is rejected.
     skip_unreadable: pass over files and folders that cannot be read, and list them in `Manifest.unreadable`.
     plan: which pieces of the files found are read, in order, in place of every file whole (`growth.py`).
+    hub: where rows of the hub are kept; None: in a temporary folder.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
     duplicate adds 16 bytes before compression).
@@ -86,10 +92,17 @@ def index_corpus(
     pieces: list[Piece] = []
     rows = duplicates = 0
     recognised: Recognised | None = None
-    listing = list_files(inputs, skip_unreadable)
+    listing = list_files(inputs, skip_unreadable, with_hub=True)
+    if listing.hub and hub is None:
+        from gvendi_fast.data.hub_data import HubRows
+
+        hub = HubRows()
+    recorded = {name: hub.recorded(name) for name in listing.hub} if hub is not None else {}
+    found = list(dict.fromkeys(recorded.get(path, path) for path in listing.files))
+    fetched = set(recorded.values())
     unreadable, damaged, notes = list(listing.unreadable), dict[str, Unreadable](), list(listing.notes)
     with _SeenIds() as seen:
-        for step in map(Step, listing.files) if plan is None else plan(listing.files):
+        for step in map(Step, found) if plan is None else plan(found):
             path, rest = step.path, None if limit is None else limit - rows
             if step.file is None and rest == 0:
                 break
@@ -100,6 +113,9 @@ def index_corpus(
             if path == STANDARD_INPUT:
                 here = spooled()
                 kind = kind_of_input(here)
+            elif path in fetched:
+                last = rest if step.rows is None else step.rows
+                here, kind = hub.file(path, None if last is None else step.first + last), "jsonl"
             try:
                 with naming(path):
                     if recognised is None:
@@ -118,7 +134,7 @@ def index_corpus(
                     )
             except UNREADABLE as error:
                 if here != path:
-                    named(error, here)
+                    named(error, here, path)
                 if not skip_unreadable or step.file is not None:
                     raise
                 unreadable.append(Unreadable.of(error, path))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
+from gvendi_fast.data.hub_names import check_installed, hub_name
 from gvendi_fast.data.kinds import STANDARD_INPUT, WANTED, kind_of
 from gvendi_fast.data.records import lone_surrogate
 from gvendi_fast.data.run_files import lost_spec
@@ -61,11 +62,15 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a corpus, in order, what could not be read, and a sentence for what else was passed over."""
+    """The files of a corpus, in order, what could not be read, and a sentence for what else was passed over.
+
+    hub: those of `files` that are names of data sets on the hub.
+    """
 
     files: tuple[str, ...]
     unreadable: tuple[Unreadable, ...]
     notes: tuple[str, ...]
+    hub: tuple[str, ...] = ()
 
 
 def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
@@ -77,7 +82,9 @@ def find_files(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
 
 
 def list_files(
-    inputs: str | os.PathLike | Sequence[str | os.PathLike], skip_unreadable: bool = False
+    inputs: str | os.PathLike | Sequence[str | os.PathLike],
+    skip_unreadable: bool = False,
+    with_hub: bool = False,
 ) -> Listing:
     """The files of a corpus, in the order of `inputs`.
 
@@ -88,6 +95,8 @@ def list_files(
     first. Run directories and those of synthesis runs inside a folder or a glob are passed over.
 
     skip_unreadable: pass over what cannot be read, and list it.
+    with_hub: what does not exist and is spelled as a data set of the Hugging Face hub (`hub_names`) is taken for one;
+        nothing is looked up. GvendiError where the package that reads the hub is missing.
     Raises GvendiError for a path that does not exist, a glob or folder without a file, an unknown suffix, and,
     unless `skip_unreadable`, UnreadableFileError for a FIFO, socket, device or link to nothing with a known suffix, and
     OSError for what cannot be listed.
@@ -95,19 +104,25 @@ def list_files(
     given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     if not given:
         raise GvendiError("corpus: no input was given; name a file, a folder or a glob")
-    finder = _Finder(skip_unreadable)
+    finder = _Finder(skip_unreadable, with_hub)
     paths: dict[str, str] = {}
     spelled: dict[str, list[str]] = {}
     for item in map(os.fspath, given):
         for path in finder.expand(item):
-            known = path if path == STANDARD_INPUT else _known(os.path.realpath(path), spelled)
+            known = (
+                path
+                if path == STANDARD_INPUT or path in finder.hub
+                else _known(os.path.realpath(path), spelled)
+            )
             first = paths.setdefault(known, path)
             if os.path.abspath(first) != os.path.abspath(path):
                 finder.note("is read once, though links lead to it", first)
     for path in paths.values():
         if lone_surrogate(path):
             raise GvendiError(f"corpus: the file name {path!r} is not UTF-8; rename the file")
-    return Listing(tuple(paths.values()), tuple(finder.unreadable), tuple(finder.sentences()))
+    return Listing(
+        tuple(paths.values()), tuple(finder.unreadable), tuple(finder.sentences()), tuple(finder.hub)
+    )
 
 
 def _known(path: str, spelled: dict[str, list[str]]) -> str:
@@ -150,8 +165,9 @@ def check_file(path: str) -> None:
 class _Finder:
     """Expands inputs to files, and keeps what was passed over."""
 
-    def __init__(self, skip_unreadable: bool) -> None:
-        self._skip = skip_unreadable
+    def __init__(self, skip_unreadable: bool, with_hub: bool = False) -> None:
+        self._skip, self._with_hub = skip_unreadable, with_hub
+        self.hub: list[str] = []
         self.unreadable: list[Unreadable] = []
         self._notes: dict[str, list[str]] = {}
 
@@ -168,6 +184,12 @@ class _Finder:
     def expand(self, item: str) -> list[str]:
         if item == STANDARD_INPUT:
             return [item]
+        if self._with_hub and hub_name(item) is not None:
+            if not os.path.lexists(item):
+                check_installed(item)
+                self.hub.append(item)
+                return [item]
+            self.note("is read from here, not from the Hugging Face hub", item)
         if os.path.isdir(item):
             paths = sorted(self._walk(item, is_named=True))
             if not paths and not self.unreadable:

@@ -23,6 +23,7 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.arrow_values import plain, spelled, undecoded
+from gvendi_fast.data.hub_names import hub_name
 from gvendi_fast.data.kinds import format_of, is_table, kind_of
 from gvendi_fast.data.pieces import is_cut, pieces_of, placed
 from gvendi_fast.data.records import text_of
@@ -155,9 +156,11 @@ def _as_number(cell: str) -> float | str:
 
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
     recorded = Path(source["path"])
-    tried = [recorded]
+    tried, hub = [recorded], hub_name(source["path"])
     if (kept := place_in(run.path, source["path"], source["kind"])) is not None:
         tried = [kept]
+    elif hub is not None and hub.is_recorded:
+        tried = [hub.place_in(run.path)]
     elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
@@ -179,8 +182,10 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
             "name the folder that holds it now with --corpus DIR"
         )
     size = path.stat().st_size
-    # A program's rows may have others behind, see `_originals`.
-    if size < source["size"] or (size > source["size"] and source["path"] != SPOOLED):
+    # A program's rows may have others behind, see `_originals`; and rows of the hub are fetched behind those of the run
+    # before it is recorded that it has them.
+    is_behind = source["path"] == SPOOLED or (hub is not None and path == hub.place_in(run.path))
+    if size < source["size"] or (size > source["size"] and not is_behind):
         raise _changed(path, f"{source['size']} -> {size} bytes")
     return str(path)
 

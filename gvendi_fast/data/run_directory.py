@@ -44,6 +44,7 @@ from gvendi_fast.base.files import (
     remove_stale,
 )
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.data.hub_names import is_kept_file
 from gvendi_fast.data.parts import (
     COLUMNS,
     OPTIONAL,
@@ -542,7 +543,11 @@ def check_free(root: Path) -> None:
     if not there or exists(root / "spec.json"):
         return
     # A run that is killed before its first file is complete leaves only an empty folder and temporary files.
-    others = [name for name in os.listdir(root) if name not in ("parts", SPOOL) and not is_passing(name)]
+    others = [
+        name
+        for name in os.listdir(root)
+        if name not in ("parts", SPOOL) and not is_passing(name) and not is_kept_file(name)
+    ]
     if exists(root / "parts"):
         others += [f"parts/{name}" for name in os.listdir(root / "parts") if not is_passing(name)]
     if others and (lost := lost_spec(root)) is not None:

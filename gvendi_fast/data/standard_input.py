@@ -74,9 +74,10 @@ def keep_in(run: str | os.PathLike, path: str, kind: str, here: str) -> None:
         shutil.copyfileobj(file, kept, _PIECE)
 
 
-def named(error: Exception, path: str) -> None:
-    """Let an error speak of standard input in place of the file that holds it."""
+def named(error: Exception, path: str, name: str = STANDARD_INPUT) -> None:
+    """Let an error speak of standard input, or of another `name`, in place of the file that holds it."""
+    shown = SHOWN if name == STANDARD_INPUT else f"'{name}'"
     error.args = tuple(
-        arg.replace(f"'{path}'", SHOWN).replace(path, STANDARD_INPUT) if isinstance(arg, str) else arg
+        arg.replace(f"'{path}'", shown).replace(path, name) if isinstance(arg, str) else arg
         for arg in error.args
     )

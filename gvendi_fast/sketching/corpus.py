@@ -29,6 +29,7 @@ from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.growth import growth_note, index_for
+from gvendi_fast.data.hub_data import HubRows
 from gvendi_fast.data.in_memory import Corpus, index_of
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.data.named_fields import check_named_fields
@@ -148,8 +149,8 @@ def sketch_corpus(
 ) -> RunDirectory:
     """Sketch every row of a corpus into the run directory `out`, going on where an earlier run stopped.
 
-    data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input; or
-        rows (`data.in_memory`).
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input,
+        a data set of the Hugging Face hub (`data.hub_names`); or rows (`data.in_memory`).
     proxy: the model whose gradients are sketched.
     out: the run directory.
     settings: how the corpus is sketched.
@@ -169,6 +170,7 @@ def sketch_corpus(
             index_corpus,
             max_row_bytes=settings.max_row_bytes,
             skip_unreadable=settings.skip_unreadable,
+            hub=HubRows(out, progress),
         ),
         settings.fields,
         settings.limit,

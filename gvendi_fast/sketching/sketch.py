@@ -24,7 +24,8 @@ def sketch(
     """Sketch every row into the run directory `out`, and go on where an earlier call stopped.
 
     data: what is sketched, either of
-        - paths: a file, folder or glob of JSON lines or Parquet, or several of them;
+        - paths: a file, folder or glob of JSON lines or Parquet, or a data set of the Hugging Face hub,
+          "owner/name:configuration:split", or several of them;
         - rows: dicts with the fields of a row of a file, or texts, in a list, a generator or anything else that gives
           them one after the other; a pandas or polars DataFrame, a pyarrow Table, RecordBatchReader or Dataset; a
           Dataset or IterableDataset of the package datasets; a dict of columns.

@@ -58,7 +58,7 @@ def test_a_configuration_that_cannot_be_read_is_named_once(gvendi, tmp_path, nam
 
 def test_words_of_systems_errors_inside_others_have_no_numbers(tmp_path):
     """Where an error of the system is told within another message, it is the sentence too."""
-    from gvendi_fast.sketching.proxy.hub import first_line
+    from gvendi_fast.base.hub_errors import first_line
     from gvendi_fast.synthesis.run import _warned
 
     full = OSError(errno.ENOSPC, "No space left", "/cache/x")

@@ -144,8 +144,8 @@ def _is_refused_to_nobody(root: Path, closed: str) -> bool:
 def test_a_file_that_vanishes_or_fails_after_the_listing(folder, monkeypatch):
     from gvendi_fast.data import index
 
-    def listed(inputs, skip, _list=index.list_files):
-        found = _list(inputs, skip)
+    def listed(inputs, skip, _list=index.list_files, **settings):
+        found = _list(inputs, skip, **settings)
         (folder / "a.jsonl").unlink()
         return found
 

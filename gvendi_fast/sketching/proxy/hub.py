@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.os_errors import sentence
+from gvendi_fast.base.hub_errors import refused
 
 SAFETENSORS = ("model*.safetensors", "*.safetensors.index.json")
 PICKLED = ("pytorch_model*.bin", "pytorch_model*.bin.index.json")
@@ -34,7 +34,6 @@ def hub_snapshot(name: str, revision: str | None, code: bool, with_weights: bool
 
     # HTTPError is re-exported there by every release: requests' own below 1.0, httpx's since.
     from huggingface_hub.errors import (
-        GatedRepoError,
         HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
@@ -74,20 +73,6 @@ def hub_snapshot(name: str, revision: str | None, code: bool, with_weights: bool
         folder = fetch(wanted)
         if with_weights and not any(folder.glob("model*.safetensors")):
             folder = fetch([*wanted, *PICKLED])
-    except GatedRepoError as error:
-        raise GvendiError(
-            f"The proxy {name!r} is gated on the Hugging Face hub: accept its terms there and log in with "
-            f"`hf auth login`, or {REMEDY}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise GvendiError(
-            f"The proxy {name!r} has no revision {revision!r} on the Hugging Face hub"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise GvendiError(
-            f"The proxy {name!r} is unknown to the Hugging Face hub, or private to another account: "
-            f"check the spelling, log in with `hf auth login`, or {REMEDY}"
-        ) from error
     except HFValidationError as error:
         raise GvendiError(
             f"The proxy {name!r} is neither a folder nor a possible hub name: {REMEDY}"
@@ -97,16 +82,7 @@ def hub_snapshot(name: str, revision: str | None, code: bool, with_weights: bool
             f"The proxy {name!r} is not (wholly) in the local cache and {why}: {REMEDY}"
         ) from error
     except (OSError, HTTPError) as error:
-        raise GvendiError(
-            f"The proxy {name!r} could not be downloaded ({first_line(error)}): try again, or {REMEDY}"
-        ) from error
+        raise GvendiError(refused(f"The proxy {name!r}", error, REMEDY, revision)) from error
     if offline and not constants.HF_HUB_OFFLINE:
         warnings.warn(f"{why}; using {name!r} as cached at commit {folder.name}", stacklevel=3)
     return folder, folder.name
-
-
-def first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None:
-        return sentence(error)
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0]}"
