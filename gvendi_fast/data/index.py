@@ -9,14 +9,16 @@ import hashlib
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.kinds import STANDARD_INPUT, is_table, kind_of
+from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_files
 from gvendi_fast.data.pieces import Piece, Step
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, record_id
@@ -45,8 +47,10 @@ __all__ = [
 
 ROWS_PER_UNIT = 4096
 _SQLITE_CACHE_KIB = 65536
-# A character of a key by its number. An expression finds two bytes in a line in a third of the time that `in` takes.
-_ESCAPED = re.compile(rb"\\u").search
+# Of ids that are held in memory: bytes of all, and of one beside its text.
+_IDS_BYTES, _ENTRY_BYTES = 1 << 26, 150
+# A place is a file's number and, in these bits, a line's.
+_LINE_BITS = 40
 
 
 def index_corpus(
@@ -72,8 +76,8 @@ def index_corpus(
     plan: which pieces of the files found are read, in order, in place of every file whole (`growth.py`).
     hub: where rows of the hub are kept; None: in a temporary folder.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
-    are kept on disk as 16-byte digests, so memory does not grow with the rows (a work unit is one small object; a
-    duplicate adds 16 bytes before compression).
+    take 64 MiB of memory at most, then they are kept on disk as 16-byte digests, so memory does not grow with the rows
+    (a work unit is one small object; a duplicate adds 16 bytes before compression).
 
     Raises GvendiError for inputs that do not exist or are not what their suffix says, an empty corpus, and a setting
     below 1, a format that there is not, and OSError, with the file's name, for what the system cannot read.
@@ -241,11 +245,20 @@ class _FileIndex:
 
     def _scan_lines(self, fields: Fields, limit: int | None, first: int, looks_on: bool) -> None:
         before = self.digest.copy()
-        # Most lines without an id need no parsing: its key is absent unless spelled plainly or with \u escapes.
-        is_plain = re.compile(f'"{fields.id}"'.encode() if fields.id.isidentifier() else b"").search
+        is_plain, is_escaped = _key_finders(fields.id)
+        # Bytes enter the fingerprint as they are read, so that rows up to the limit come by themselves at its end.
+        together = 0 if first else sys.maxsize if limit is None else max(0, limit - 1)
         for line, offset, raw in read_lines(
-            self.path, self.kind, digest=self.digest, max_bytes=self._max_bytes, remarks=self.remarks
+            self.path,
+            self.kind,
+            digest=self.digest,
+            max_bytes=self._max_bytes,
+            remarks=self.remarks,
+            together=together,
         ):
+            if type(raw) is Lines:
+                self._take_lines(raw, fields, is_plain, is_escaped)
+                continue
             if first:
                 first -= 1
                 before = before if first else self.digest.copy()
@@ -257,7 +270,7 @@ class _FileIndex:
             if type(raw) is bytes:
                 # As `line_digest`, without its call.
                 self._lines = crc32(raw, self._lines ^ line)
-                if is_plain(raw) or _ESCAPED(raw):
+                if is_plain(raw) or is_escaped(raw):
                     record = decode_line(raw)
                     own = None if isinstance(record, Reason) else record_id(record, fields)
             else:
@@ -273,6 +286,31 @@ class _FileIndex:
                 if not looks_on:
                     return
                 before = self.digest.copy()
+
+    def _take_lines(
+        self,
+        lines: Lines,
+        fields: Fields,
+        is_plain: Callable[[bytes], Any],
+        is_escaped: Callable[[bytes], Any],
+    ) -> None:
+        start, key = 0, fields.id
+        while start < len(lines):
+            part = lines.part(start, start + (self._until - self.rows if self._open else self._per_unit))
+            start += len(part)
+            if self._open is None:
+                self._open = part.line, part.offset
+                self._until = self.rows + self._per_unit
+            self._lines = part.digest(self._lines)
+            if is_plain(part.raw) or is_escaped(part.raw):
+                for number, record in enumerate(part.records()):
+                    if type(record) is dict and key in record:
+                        own = record_id(record, fields)
+                        if own is not None and type(own) is not Reason:
+                            self._ids.append((self.rows + number, own, part.line + number))
+            self.rows += len(part)
+            if self.rows == self._until:
+                self._close_unit()
 
     def _scan_table(self, fields: Fields, limit: int | None, first: int, looks_on: bool) -> None:
         with open_table(self.path, self.kind, fields, self._max_bytes) as source:
@@ -319,46 +357,85 @@ class _FileIndex:
         self._open, self._ids, self._lines = None, [], 0
 
 
+def _key_finders(key: str) -> tuple[Callable[[bytes], Any], Callable[[bytes], Any]]:
+    """Two searches of which one finds something in every line with this key: plainly spelled, or with \\u escapes.
+
+    They are expressions, which find a few bytes in less time than `in`.
+    """
+    # What an ASCII name is made of has numbers from 0x30 to 0x7a.
+    escaped = rb"\\u00[3-7]" if key.isascii() else rb"\\u"
+    return re.compile(f'"{key}"'.encode() if key.isidentifier() else b"").search, re.compile(escaped).search
+
+
 class _SeenIds:
-    """Where each id occurred first, in a private temporary database that the system removes with the process."""
+    """Where each id occurred first: in memory up to `_IDS_BYTES`, then in a private temporary database that the system
+    removes with the process.
+    """
+
+    def __init__(self) -> None:
+        # {id: its file and line, as one number}, and at most how many bytes that takes.
+        self._first: dict[str, int] = {}
+        self._bytes = 0
+        self._db: sqlite3.Connection | None = None
 
     def __enter__(self) -> _SeenIds:
-        # An empty name makes SQLite use a temporary file that is unlinked at once.
-        self._db = sqlite3.connect("", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=OFF")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.execute(f"PRAGMA cache_size=-{_SQLITE_CACHE_KIB}")
-        self._db.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, file INT, line INT) WITHOUT ROWID")
-        self._db.execute("BEGIN")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
 
     def repeats(self, file: int, ids: list[tuple[int, str, int]]) -> list[tuple[int, int, int]]:
         """(row, file and line of the first row with this id) of each of these (row, id, line) that is not the first."""
-        keys = [hashlib.blake2b(own.encode(), digest_size=16).digest() for _, own, _ in ids]
+        names = [own for _, own, _ in ids]
+        places = [(file << _LINE_BITS) + line for _, _, line in ids]
+        if self._db is None:
+            firsts = list(map(self._first.setdefault, names, places))
+            self._bytes += sum(map(sys.getsizeof, names)) + _ENTRY_BYTES * len(names)
+            if self._bytes > _IDS_BYTES:
+                self._db = _open_database()
+                self._firsts_on_disk(list(self._first), list(self._first.values()))
+                self._first = {}
+        else:
+            firsts = self._firsts_on_disk(names, places)
+        if firsts == places:
+            return []
+        return [
+            (row, first >> _LINE_BITS, first & (1 << _LINE_BITS) - 1)
+            for (row, _, _), place, first in zip(ids, places, firsts, strict=True)
+            if place != first
+        ]
+
+    def _firsts_on_disk(self, names: list[str], places: list[int]) -> list[int]:
+        """Where each of these ids occurred first, if they occur at these places."""
+        assert self._db is not None
+        keys = [hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names]
         before = self._db.total_changes
         try:
             # At once, as a statement for each row takes three times as long.
-            self._db.executemany(
-                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?)",
-                ((key, file, line) for key, (_, _, line) in zip(keys, ids, strict=True)),
-            )
+            self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", zip(keys, places, strict=True))
         except sqlite3.OperationalError as error:
             raise GvendiError(
                 f"corpus: the table of ids seen cannot be written to the temporary folder ({error}); it needs about 40 "
                 "bytes per row: set SQLITE_TMPDIR to a folder with enough space"
             ) from error
-        if self._db.total_changes - before == len(ids):
-            return []
-        found = []
-        for key, (row, _, line) in zip(keys, ids, strict=True):
-            first = self._db.execute("SELECT file, line FROM seen WHERE id = ?", (key,)).fetchone()
-            if first != (file, line):
-                found.append((row, *first))
-        return found
+        if self._db.total_changes - before == len(keys):
+            return places
+        return [self._db.execute("SELECT place FROM seen WHERE id = ?", (key,)).fetchone()[0] for key in keys]
 
     def forget(self, file: int) -> None:
         """Drop the ids of a file that turned out to be unreadable, so that none of its rows counts as the first."""
-        self._db.execute("DELETE FROM seen WHERE file = ?", (file,))
+        self._first = {name: place for name, place in self._first.items() if place >> _LINE_BITS != file}
+        if self._db is not None:
+            self._db.execute("DELETE FROM seen WHERE place >> ? = ?", (_LINE_BITS, file))
+
+
+def _open_database() -> sqlite3.Connection:
+    # An empty name makes SQLite use a temporary file that is unlinked at once.
+    found = sqlite3.connect("", isolation_level=None)
+    found.execute("PRAGMA journal_mode=OFF")
+    found.execute("PRAGMA synchronous=OFF")
+    found.execute(f"PRAGMA cache_size=-{_SQLITE_CACHE_KIB}")
+    found.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, place INT) WITHOUT ROWID")
+    found.execute("BEGIN")
+    return found

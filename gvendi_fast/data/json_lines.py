@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
+from gvendi_fast.data.lines import Lines, lines_ahead
 from gvendi_fast.data.rows import Reason, decode_line
 from gvendi_fast.data.unpacking import BOM, Text
 
@@ -12,8 +13,8 @@ _PIECE = 1 << 20
 
 
 def json_lines(
-    text: Text, offset: int, line: int, digest: Any, max_bytes: int
-) -> Iterator[tuple[int, int, bytes | Reason]]:
+    text: Text, offset: int, line: int, digest: Any, max_bytes: int, together: int = 0
+) -> Iterator[tuple[int, int, bytes | Reason | Lines]]:
     """(line number, byte offset, line) of every line that is not empty, as `sources.read_lines` gives them."""
     if offset:
         text.skip(offset)
@@ -21,7 +22,19 @@ def json_lines(
     readline, update = stream.readline, None if digest is None else digest.update
     # Space for a line's end and a mark, so that a line which fills what is read is too long.
     most = max_bytes + 2 + len(BOM)
+    # Lines before the one come together, and bytes before the other one by one.
+    first_alone, alone_until = line + together, offset
     while True:
+        if line < first_alone and offset >= alone_until:
+            lines, size = lines_ahead(stream, line, offset, first_alone - line, max_bytes)
+            if lines is not None:
+                if update is not None:
+                    update(lines.raw)
+                yield line, offset, lines
+                offset += size
+                line += len(lines)
+                continue
+            alone_until = offset + size
         raw = readline(most)
         size = len(raw)
         if update is not None:

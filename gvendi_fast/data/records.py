@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from gvendi_fast.data.json_scanner import scan
 MAX_DEPTH = 64
 # Digits of an integer: Python's limit, which older versions lack and an environment variable can lift.
 _MAX_DIGITS = 4300
+# Bytes of a line that cannot hold a longer one.
+MAX_SCANNED = _MAX_DIGITS
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # How "surrogateescape" writes bytes that are no UTF-8.
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
@@ -81,7 +83,7 @@ def decode_line(raw: bytes) -> dict | Reason:
     As Python has it, the last of equal keys counts, and NaN and Infinity are numbers.
     """
     # Most lines are decoded by the scanner alone; whatever it does not take as it is goes the long way from the start.
-    if len(raw) <= _MAX_DIGITS and _opens_few(raw):
+    if len(raw) <= MAX_SCANNED and _opens_few(raw):
         try:
             record = scan(raw)
         except json_scanner.REFUSED:
@@ -89,6 +91,19 @@ def decode_line(raw: bytes) -> dict | Reason:
         if type(record) is dict:
             return record
     return _decode_slowly(raw)
+
+
+def decode_lines(lines: Sequence[bytes], are_simple: Sequence[bool]) -> Iterator[dict | Reason]:
+    """`decode_line` of each; are_simple: whether it has at most MAX_SCANNED bytes and opens at most MAX_DEPTH times."""
+    refused = json_scanner.REFUSED
+    for raw, is_simple in zip(lines, are_simple, strict=True):
+        record = None
+        if is_simple:
+            try:
+                record = scan(raw)
+            except refused:
+                record = None
+        yield record if type(record) is dict else _decode_slowly(raw)
 
 
 def _decode_slowly(raw: bytes) -> dict | Reason:

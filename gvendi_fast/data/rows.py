@@ -201,13 +201,13 @@ def row_reader(fields: Fields) -> Callable[[dict | Reason, int, str, int], Row |
 
     Raises GvendiError as `shapes.check_format` does.
     """
-    content_of, by = reader_of(fields), fields.by
+    content_of, by, key = reader_of(fields), fields.by, fields.id
 
     def read(record: dict | Reason, row: int, file: str, line: int) -> Row | Rejected:
         # A record, nearly always, whose own type is the fastest test.
         if type(record) is not dict and isinstance(record, Reason):
             return Rejected(file, line, str(record))
-        own = record_id(record, fields)
+        own = record_id(record, fields) if key in record else None
         if type(own) is Reason:
             return Rejected(file, line, str(own))
         group = "" if by is None else record_group(record, by)

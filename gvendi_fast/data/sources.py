@@ -88,13 +88,15 @@ def read_lines(
     digest: Any = None,
     max_bytes: int = MAX_ROW_BYTES,
     remarks: list[str] | None = None,
-) -> Iterator[tuple[int, int, bytes | Reason]]:
+    together: int = 0,
+) -> Iterator[tuple[int, int, Any]]:
     """(number, byte offset, row as JSON) of every row of a text that is not empty.
 
     The number is that of the row's line, or, where JSON has no row a line, of the row, from 1.
     offset, line: where to begin in JSON lines, if not at the beginning: line `line` begins at this byte.
     digest: updated with every byte of JSON lines that is read, with the rows of other texts, if given.
     max_bytes: of one row, without a line's end; a longer one gives a Reason in its place, and is never held in memory.
+    together: how many rows of JSON lines, from where it begins, may come as `Lines` in place of one row.
     remarks: gets sentences on what is odd about the file ("corpus: 'path' ..."), if given.
     A file that is damaged or ends too early gives every row before that, then a `Damage`, and ends there. Raises
     UnreadableFileError for what is no text of this kind and an archive that asks for too much memory, and OSError, with
@@ -112,4 +114,4 @@ def read_lines(
         elif (layout := layout_of(text, kind, form == "json")) is not None:
             yield from json_values(text, layout, digest, max_bytes)
         else:
-            yield from json_lines(text, offset, line, digest, max_bytes)
+            yield from json_lines(text, offset, line, digest, max_bytes, together)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from zlib import crc32
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.kinds import is_table
+from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.listing import Unreadable
 from gvendi_fast.data.pieces import Piece
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Reason, Rejected, Row, decode_line, row_reader
 from gvendi_fast.data.sources import can_start_at, open_table, read_lines
 from gvendi_fast.data.unit_digests import GroupSums, line_digest, shown
 
+_TAKEN_OVER = "this iterator's file has been taken over by a later read of the same UnitReader"
 # Row within its work unit, then file and line of the row that had the id first.
 _DUPLICATE = struct.Struct("<IIQ")
 
@@ -182,7 +184,9 @@ class UnitReader:
         self._owner: dict[str, int] = {}
         self._groups: GroupSums | None = None
         # (line or row of the file, byte offset, content)
-        self._records: Iterator[tuple[int, int, bytes | dict | Reason]] = iter(())
+        self._records: Iterator[tuple[int, int, bytes | dict | Reason | Lines]] = iter(())
+        # The next one, if it is what is left of lines that came together.
+        self._rest: tuple[int, int, Lines] | None = None
 
     def __enter__(self) -> UnitReader:
         return self
@@ -199,6 +203,7 @@ class UnitReader:
     def _close(self) -> None:
         getattr(self._records, "close", lambda: None)()
         self._file, self._line, self._records, self._groups = -1, 0, iter(()), None
+        self._rest = None
         self._turn += 1
 
     def read(self, unit: Unit) -> Iterator[Row | Rejected]:
@@ -213,39 +218,66 @@ class UnitReader:
         self._owner.setdefault("thread", threading.get_ident())
         self._check_owner()
         self._go_to(unit)
-        turn, records = self._turn, self._records
+        turn, row = self._turn, 0
         repeats = _unpack_duplicates(unit.duplicates)
-        digest, last = 0, unit.rows - 1 if unit.digest else -1
-        of_lines = last >= 0 and self._groups is None
-        for row in range(unit.rows):
+        for line, records in self._runs(unit):
+            for record in records:
+                if turn != self._turn:
+                    raise RuntimeError(_TAKEN_OVER)
+                parsed = parse(record, row, path, line)
+                if row in repeats and parsed.id is not None:
+                    file, first = repeats[row]
+                    reason = f"duplicate id '{parsed.id}' (first at {manifest.files[file].path}:{first})"
+                    parsed = Rejected(path, line, reason, parsed.id)
+                yield parsed
+                row += 1
+                line += 1
+
+    def _runs(self, unit: Unit) -> Iterator[tuple[int, Iterable[dict | Reason]]]:
+        """(line of the first, records) of consecutive rows; the last ones come if all are what was indexed."""
+        turn, row, digest = self._turn, 0, 0
+        of_lines = unit.digest and self._groups is None
+        while row < unit.rows:
             if turn != self._turn:
-                raise RuntimeError(
-                    "this iterator's file has been taken over by a later read of the same UnitReader"
-                )
-            found = next(records, None)
-            while row == 0 and found is not None and found[0] < unit.line:
-                found = next(records, None)
+                raise RuntimeError(_TAKEN_OVER)
+            found = self._next(unit.rows - row, 0 if row else unit.line)
             if found is None:
+                path = self.manifest.files[unit.file].path
                 raise GvendiError(
                     f"corpus: '{path}' has fewer rows than when it was indexed; run again on the unchanged file"
                 )
-            line, _, payload = found
-            self._line = line
+            line, payload = found
+            count, records = 1, (payload,)
+            if type(payload) is Lines:
+                digest, count, records = payload.digest(digest), len(payload), payload.records()
+            elif of_lines:
+                digest = line_digest(digest, line, payload)
             if type(payload) is bytes:
-                # As `line_digest`, without its call.
-                digest = crc32(payload, digest ^ line)
-                record = decode_line(payload)
-            else:
-                digest = line_digest(digest, line, payload) if of_lines else 0
-                record = payload
-            if row == last:
+                records = (decode_line(payload),)
+            self._line = line + count - 1
+            row += count
+            if row == unit.rows and unit.digest:
                 self._check(unit, digest)
-            parsed = parse(record, row, path, line)
-            if row in repeats and parsed.id is not None:
-                file, first = repeats[row]
-                reason = f"duplicate id '{parsed.id}' (first at {manifest.files[file].path}:{first})"
-                parsed = Rejected(path, line, reason, parsed.id)
-            yield parsed
+            yield line, records
+
+    def _next(self, most: int, line: int) -> tuple[int, bytes | dict | Reason | Lines] | None:
+        """The next row from `line` on with its line, or at most `most` rows that come together."""
+        while True:
+            found, self._rest = self._rest or next(self._records, None), None
+            if found is None:
+                return None
+            first, _, payload = found
+            if type(payload) is not Lines:
+                if first >= line:
+                    return first, payload
+                continue
+            start = max(0, line - first)
+            end = start + most
+            if end < len(payload):
+                rest = payload.part(end, len(payload))
+                self._rest = rest.line, rest.offset, rest
+            if start < len(payload):
+                return first + start, payload.part(start, end)
 
     def _check_owner(self) -> None:
         if self._owner.get("thread", threading.get_ident()) != threading.get_ident():
@@ -273,7 +305,7 @@ class UnitReader:
             self._close()
             _check_unchanged(source)
             self._file = unit.file
-            self._records = _open_records(source, unit, self.manifest)
+            self._records = _open_records(source, unit, self.manifest, sys.maxsize)
             path = source.here or source.path
             self._groups = GroupSums(path, source.kind) if is_table(source.kind) else None
         self._unit_end = unit.first_row + unit.rows
@@ -285,11 +317,19 @@ def read_unit(manifest: Manifest, unit: Unit) -> Iterator[Row | Rejected]:
         yield from reader.read(unit)
 
 
-def _open_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:
+def _open_records(
+    source: SourceFile, unit: Unit, manifest: Manifest, together: int = 0
+) -> Iterator[tuple[int, int, Any]]:
     if is_table(source.kind):
         return _table_records(source, unit, manifest)
     start = (unit.offset, unit.line) if can_start_at(source.kind) else (0, 1)
-    return read_lines(source.here or source.path, source.kind, *start, max_bytes=manifest.max_row_bytes)
+    return read_lines(
+        source.here or source.path,
+        source.kind,
+        *start,
+        max_bytes=manifest.max_row_bytes,
+        together=together,
+    )
 
 
 def _table_records(source: SourceFile, unit: Unit, manifest: Manifest) -> Iterator[tuple[int, int, Any]]:

@@ -83,10 +83,10 @@ def test_many_names_are_cut_and_made_printable(tmp_path):
 
 
 def test_only_the_first_row_is_read_where_it_has_the_field(tmp_path, monkeypatch):
-    from gvendi_fast.data import work_units
+    from gvendi_fast.data import records
 
     manifest, read = index_corpus(write(tmp_path, ROWS, "jsonl"), Fields(by="meta.kind")), []
-    plain = work_units.decode_line
-    monkeypatch.setattr(work_units, "decode_line", lambda raw: read.append(1) or plain(raw))
+    plain = records.scan
+    monkeypatch.setattr(records, "scan", lambda raw: read.append(1) or plain(raw))
     check_named_fields(manifest)
     assert len(read) == 1
