@@ -19,7 +19,7 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.messages import read_messages, read_tools, supervised_problem
-from gvendi_fast.data.records import Fields, Reason, kind_of_value, lone_surrogate, text_of
+from gvendi_fast.data.records import Fields, Reason, decode_value, kind_of_value, lone_surrogate, text_of
 
 # Rows by which a shape is recognised.
 FIRST_ROWS = 64
@@ -30,6 +30,8 @@ Reader = Callable[[dict], Content | Reason]
 _LISTED, _SHOWN = 12, 40
 _TOOLS = ("tools", "functions")
 _TALKS = ("conversations", "conversation", "dialog", "dialogue")
+# How a text begins that spells out a list of messages, as JSON or as Python shows it.
+_SPELLED = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -182,6 +184,22 @@ def _prompted(prompt: Any, completion: Any, names: tuple[str, str], record: dict
     return _asked(*parts, record)
 
 
+def _spelled_out(value: Any, field: str) -> Any:
+    """The list of messages that a text spells out as JSON, as tables without lists hold them; else the value itself."""
+    begin = _SPELLED.match(value) if isinstance(value, str) else None
+    if begin is None:
+        return value
+    if begin[1] == "'":
+        return Reason(f"field '{field}' is a list as Python shows it, not JSON; write it with json.dumps")
+    messages = decode_value(value, field)
+    is_list = isinstance(messages, list) and all(map(_is_message, messages))
+    return messages if is_list else value
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
 def _asked(prompt: list[dict[str, Any]], answer: list[dict[str, Any]], record: dict) -> Content | Reason:
     """A conversation of which only the turns of the answer are supervised."""
     problem = supervised_problem(answer)
@@ -197,6 +215,13 @@ def _read_preference(record: dict) -> Content | Reason:
     prompt, chosen, other = record.get("prompt"), record.get("chosen"), record.get("rejected")
     if chosen is None:
         return _missing(record, "chosen")
+    prompt = _spelled_out(prompt, "prompt")
+    answers = _spelled_out(chosen, "chosen"), _spelled_out(other, "rejected")
+    # One alone may be what is to be learnt.
+    if all(isinstance(answer, list | Reason) for answer in answers):
+        chosen, other = answers
+    if isinstance(prompt, Reason) or isinstance(chosen, Reason):
+        return prompt if isinstance(prompt, Reason) else chosen
     if _is_text(chosen):
         chosen = text_of(chosen, "chosen")
         if isinstance(chosen, Reason):
@@ -298,10 +323,18 @@ def _fields_reader(fields: Fields) -> Reader:
         if prompt is not None and completion is not None:
             # Nearly every pair: nothing is to be changed.
             if type(prompt) is str and type(completion) is str:
-                fine = completion.isascii() or not lone_surrogate(completion)
+                fine = prompt[:1] != "[" and (completion.isascii() or not lone_surrogate(completion))
                 if fine and (prompt.isascii() or not lone_surrogate(prompt)):
                     return (prompt, completion) if completion.strip() else Reason("empty completion")
+            prompt = _spelled_out(prompt, prompt_name)
+            if isinstance(prompt, Reason):
+                return prompt
             if isinstance(prompt, list) or isinstance(completion, list):
+                # Behind a prompt that is a text, a completion that spells messages out may be what is to be learnt.
+                if isinstance(prompt, list):
+                    completion = _spelled_out(completion, completion_name)
+                if isinstance(completion, Reason):
+                    return completion
                 return _prompted(prompt, completion, names, record)
             completion = text_of(completion, completion_name)
             prompt = text_of(prompt, prompt_name)

@@ -1,5 +1,6 @@
 """Shapes of rows: each is recognised, read as its trainer reads it, recorded and settable; others are refused."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -40,6 +41,18 @@ def content(row):
     return row.text if row.text is not None else (row.prompt, row.completion)
 
 
+SPELLED = ("prompt", "completion", "chosen", "rejected")
+
+
+def _is_talk(value):
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def write_csv(path, row):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([row.keys(), row.values()])
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_of_each_shape(tmp_path, case, suffix):
@@ -54,6 +67,53 @@ def test_a_row_of_each_shape(tmp_path, case, suffix):
         assert len(said) == (shape != "auto")
         assert all(("--format says otherwise" in note) == (asked == "auto") for note in said)
         assert manifest.advice == ""
+
+
+@pytest.mark.parametrize(
+    # Behind a prompt that is a text, a completion may be JSON that is to be learnt.
+    "case",
+    [
+        name
+        for name, (_, row, _) in CASES.items()
+        if any(_is_talk(row.get(field)) for field in SPELLED) and name != "TRL, text prompt"
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_lists_of_messages_spelled_out_as_json_are_read_as_lists(tmp_path, case, suffix):
+    shape, row, wanted = CASES[case]
+    spelled = {name: json.dumps(value) if _is_talk(value) else value for name, value in row.items()}
+    if suffix == ".csv" and not all(isinstance(value, str) for value in spelled.values()):
+        pytest.skip("CSV has texts alone")
+    path = tmp_path / f"a{suffix}"
+    write_csv(path, spelled) if suffix == ".csv" else write(path, [spelled])
+    _, (found,) = read(path, format=shape)
+    assert content(found) == wanted
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"prompt": "As JSON:", "completion": '[{"role": "user"}]'}, ("As JSON:", '[{"role": "user"}]')),
+        ({"prompt": '[{"role": "user", ', "completion": "b"}, ('[{"role": "user", ', "b")),
+        ({"prompt": '[{"value": 3}]', "completion": "b"}, ('[{"value": 3}]', "b")),
+        ({"prompt": "a", "chosen": '[{"role": 1}]', "rejected": "c"}, ("a", '[{"role": 1}]')),
+    ],
+)
+def test_texts_that_look_like_messages_stay_texts(tmp_path, row, wanted):
+    _, (found,) = read(write(tmp_path / "a.jsonl", [row]))
+    assert content(found) == wanted
+
+
+@pytest.mark.parametrize("name", ["prompt", "chosen"])
+def test_a_list_of_messages_as_python_shows_it_is_refused_by_name(tmp_path, name):
+    shown = str([user("a")])
+    row = {"prompt": shown, "completion": "b"}
+    if name == "chosen":
+        row = {"prompt": "a", "chosen": shown, "rejected": shown}
+    _, (found,) = read(write(tmp_path / "a.jsonl", [row]))
+    assert (
+        content(found) == f"field '{name}' is a list as Python shows it, not JSON; write it with json.dumps"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

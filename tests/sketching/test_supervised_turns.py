@@ -219,6 +219,47 @@ def test_markers_inside_a_macro_are_no_places(tiny):
     ]
 
 
+_HEADER = "<|im_start|>{{ m.role }}\n"
+_ENCLOSED = _HEADER + "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+# A first message of the assistant is written by the loop itself; what collects the text of any other one.
+COLLECTED = {
+    "macro": "{% macro other(m) %}" + _ENCLOSED + "{% endmacro %}LOOP{{ other(m) }}END",
+    "set": "LOOP{% set other %}" + _ENCLOSED + "{% endset %}{{ other }}END",
+    "filter": "LOOP{% filter trim %}" + _ENCLOSED + "{% endfilter %}{{ '\n' }}END",
+    "call": "{% macro as_is() %}{{ caller() }}{% endmacro %}LOOP{% call as_is() %}" + _ENCLOSED + "{% endcall %}END",
+    "late": "LOOP" + _ENCLOSED.replace("{% gen", "{% set other %}{% gen").replace(
+        "eration %}\n", "eration %}{% endset %}>{{ other }}\n"
+    ) + "END",
+    "recursive": "{% for m in messages recursive %}{% if m.role == 'assistant' %}" + _ENCLOSED
+    + "{% else %}" + _HEADER + "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COLLECTED)
+def test_marks_in_a_text_that_is_collected_first_are_no_places(tiny, kind):
+    loop = "{% for m in messages %}{% if m.role == 'assistant' and loop.index0 == 1 %}" + _ENCLOSED
+    loop += "{% elif m.role == 'assistant' %}"
+    end = "{% else %}" + _HEADER + "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    tokenizer = with_template(tiny, COLLECTED[kind].replace("LOOP", loop).replace("END", end))
+    assert Encoder(tokenizer).method == ("prefix" if kind == "recursive" else "markers")
+    found = supervised(tokenizer, talk(USER, ANSWER, AGAIN, MORE))
+    assert found == ["Half of four.<|im_end|>", "One more.<|im_end|>"]
+    # What is marked at its place counts as it is marked.
+    if kind != "recursive":
+        marked = "<|im_end|>{% endgeneration %}"
+        less = with_template(tiny, tokenizer.chat_template.replace(marked, "{% endgeneration %}<|im_end|>"))
+        assert supervised(less, talk(USER, ANSWER)) == ["Half of four."]
+
+
+def test_a_mark_in_a_mark_counts_once(tiny):
+    inner = (
+        "{% generation %}{{ m.content }}{% generation %} too{% endgeneration %}<|im_end|>{% endgeneration %}"
+    )
+    source = "{% for m in messages %}" + _HEADER + "{% if m.role == 'assistant' %}" + inner
+    source += "{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+    assert supervised(with_template(tiny, source), talk(USER, ANSWER)) == ["Half of four. too<|im_end|>"]
+
+
 SKIPPING = (
     "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
     + CHATML.removeprefix("{% for m in messages %}")

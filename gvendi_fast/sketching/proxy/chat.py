@@ -102,7 +102,8 @@ class ChatTemplate:
     It writes what the tokenizer's own `apply_chat_template` writes, in a `TrackedEnvironment`. Threads may share it.
 
     method: how the supervised part of a conversation is found.
-        "markers": what the template's `{% generation %}` blocks enclose, to the character.
+        "markers": what the template's `{% generation %}` blocks enclose, to the character; as follows in a single row
+            that has one in a text which is collected first, where it is not known what it encloses.
         "loop": what the turn of the template's own loop with an assistant's message writes, without its header.
         "prefix": from where the conversation before it ends to where the conversation up to it ends; both must be
             beginnings of the whole. Also used for a single row in which a loop does not tell a turn.
@@ -170,7 +171,8 @@ class ChatTemplate:
                 return messages
             budget = budget_for([messages, tools])
             talk = _Talk(messages, tools, budget, *self._apply(messages, budget, tools=tools))
-            spans = self._marked(talk, supervised) if self._marks else self._turns(talk, supervised)
+            is_marked = self._marks and talk.track.is_placed(talk.text)
+            spans = self._marked(talk, supervised) if is_marked else self._turns(talk, supervised)
             if isinstance(spans, Reason):
                 return spans
             hidden = self._hidden(talk)

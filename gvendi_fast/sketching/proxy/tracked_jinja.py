@@ -3,13 +3,14 @@
 A chat template goes through its messages in a loop and writes as it goes. What a turn of that loop writes is the
 message's, so that one rendering tells the turns apart, also where earlier turns are written otherwise than the last.
 What `{% generation %}` encloses is counted in the same way. Inside a macro or a block whose text is collected first, it
-is not known where the text will stand: loops in there are left alone.
+is not known where the text will stand: loops in there are left alone, and of a mark it is looked up whether its words
+stand where it was met.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -30,13 +31,15 @@ class Track:
 
     turns: (message, start, end) of what was written in a loop's turn with that message; several where several loops, or
         loops in loops, wrote with it.
-    generated: (message or None, start, end) of what `{% generation %}` encloses.
+    generated: (message or None, start, end) of what `{% generation %}` encloses, the outer one where one is in another.
     """
 
     def __init__(self, messages: Sequence[Any]) -> None:
         self.turns: list[tuple[int, int, int]] = []
         self.generated: list[tuple[int | None, int, int]] = []
         self.position = 0
+        self._words: list[str] = []
+        self._inside = 0
         self._index = {id(message): index for index, message in enumerate(messages)}
         self._open: dict[int, tuple[int, int]] = {}
 
@@ -54,11 +57,23 @@ class Track:
             if start < self.position:
                 self.turns.append((index, start, self.position))
 
-    def generation(self, length: int) -> None:
-        """So many characters, which are written next, are marked."""
+    def generation(self, caller: Callable[[], str]) -> str:
+        """What a mark encloses, which is written next as far as is known."""
+        self._inside += 1
+        words = caller()
+        self._inside -= 1
         index = next((index for index, _ in reversed(self._open.values())), None)
-        if length:
-            self.generated.append((index, self.position, self.position + length))
+        if words and not self._inside:
+            self.generated.append((index, self.position, self.position + len(words)))
+            self._words.append(words)
+        return words
+
+    def is_placed(self, text: str) -> bool:
+        """Whether what marks enclose stands where they were met, as it does not behind what is collected first."""
+        return all(
+            text[start:end] == words
+            for (_, start, end), words in zip(self.generated, self._words, strict=True)
+        )
 
     def only_turn(self, index: int) -> tuple[int, int] | None:
         """(start, end) of what was written with a message, None where it is nothing or lies apart."""
@@ -99,10 +114,8 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("enclosed"), [], [], inside, lineno=line)
 
     def enclosed(self, caller: Macro) -> str:
-        """What stands inside; where it will stand is known, as nothing is written meanwhile."""
-        text = caller()
-        _tracked().generation(len(text))
-        return text
+        """What stands inside."""
+        return _tracked().generation(caller)
 
 
 class TrackedEnvironment(BoundedEnvironment):
@@ -139,8 +152,11 @@ class _Tracker(NodeTransformer):
         self.marks, self._loops = False, 0
 
     def visit_For(self, node: nodes.For) -> nodes.For | list[nodes.Node]:  # noqa: N802
+        if node.recursive:
+            # Its text is collected, as that of a macro.
+            return node
         self.generic_visit(node)
-        if not isinstance(node.target, nodes.Name) or node.recursive:
+        if not isinstance(node.target, nodes.Name):
             return node
         self._loops += 1
         loop = nodes.Const(self._loops, lineno=node.lineno)
