@@ -22,7 +22,7 @@ from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.in_memory import Corpus
 from gvendi_fast.data.pool import BlockPool
-from gvendi_fast.data.rejections import kinds_of, listed
+from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
 from gvendi_fast.data.run_files import read_warnings
 from gvendi_fast.sketching.corpus import Settings, TooManyRejectedError, sketch_corpus
@@ -232,7 +232,8 @@ def score_run(
     kinds = kinds_of(run.rejected())
     rejected = sum(kind.count for kind in kinds)
     if read.own.n == 0:
-        advice = f"; {run.advice}" if run.advice else ""
+        mend = run.advice or remedies(kinds)
+        advice = f"; {mend}" if mend else ""
         raise NoRowError(
             f"no row of {_corpus_of(run)} could be scored, {rejected:,} {'was' if rejected == 1 else 'were'} rejected: "
             f"{listed(kinds) or 'none'}{advice}"

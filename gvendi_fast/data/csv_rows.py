@@ -12,6 +12,7 @@ from typing import Any
 
 from gvendi_fast.data.json_lines import too_long
 from gvendi_fast.data.listing import SKIP, UnreadableFileError
+from gvendi_fast.data.remedies import AS_UTF_8
 from gvendi_fast.data.rows import Reason
 from gvendi_fast.data.unpacking import BOM, Text
 
@@ -130,8 +131,9 @@ def _records(text: Text, delimiter: str, max_bytes: int) -> Iterator[tuple[int, 
 
 def _header(path: str, cells: list[str] | Reason) -> list[str]:
     if isinstance(cells, Reason):
+        mend = AS_UTF_8 if cells.startswith("invalid UTF-8") else "mend it"
         raise UnreadableFileError(
-            f"corpus: '{path}' has no header that can be read ({cells}); mend it, or {SKIP}"
+            f"corpus: '{path}' has no header that can be read ({cells}); {mend}, or {SKIP}"
         )
     for name in cells:
         if name and cells.count(name) > 1:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gvendi_fast.data.remedies import remedies_of
 from gvendi_fast.data.rows import Rejected, kind_of_reason
 
-# Kinds that a sentence lists.
-MOST_KINDS = 40
+# Kinds that a sentence lists, and of which it says the remedies.
+MOST_KINDS, MENDED = 40, 3
 _SIZE = re.compile(r"(?:too long: |field .* has )\D*?([\d,]+) (tokens|bytes|characters)\b.*", re.DOTALL)
 
 
@@ -57,3 +58,8 @@ def listed(kinds: Iterable[Kind]) -> str:
     said = [str(kind) for kind in kinds]
     more = [f"and {len(said) - MOST_KINDS:,} more kinds"] if len(said) > MOST_KINDS else []
     return "; ".join(said[:MOST_KINDS] + more)
+
+
+def remedies(kinds: Iterable[Kind]) -> str:
+    """What mends the rows of the most frequent kinds."""
+    return remedies_of(kind.reason for kind in list(kinds)[:MENDED])

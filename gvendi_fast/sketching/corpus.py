@@ -33,7 +33,7 @@ from gvendi_fast.data.hub_data import HubRows
 from gvendi_fast.data.in_memory import Corpus, index_of
 from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader, index_corpus
 from gvendi_fast.data.named_fields import check_named_fields
-from gvendi_fast.data.rejections import kinds_of, listed
+from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
@@ -589,9 +589,9 @@ def _check_rejects(rejected: int, allowed: int | None, run: RunDirectory, done: 
     first = [
         f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(sorted(done)), range(3), strict=False)
     ]
-    kinds = listed(kinds_of(run.rejected(sorted(done))))
-    advice = f"\n{run.advice}" if run.advice else ""
+    kinds = kinds_of(run.rejected(sorted(done)))
+    advice = f"\n{run.advice or remedies(kinds)}"
     raise TooManyRejectedError(
         f"{rejected} rows are rejected and --max-rejected allows {allowed}; mend the rows, or allow "
-        f"more. By kind: {kinds}{advice}\nThe first:\n" + "\n".join(first)
+        f"more. By kind: {listed(kinds)}{advice}\nThe first:\n" + "\n".join(first)
     )

@@ -6,6 +6,7 @@ characters tokenised, whatever the size of rows and files.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.kinds import is_table
+from gvendi_fast.data.remedies import remedies_of
 from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
 from gvendi_fast.data.sources import can_start_at, open_table
 from gvendi_fast.data.work_units import Manifest, Unit, UnitReader
@@ -34,6 +36,8 @@ _UNPACKED = 4
 QUICK, THOROUGH = 1 << 19, 1 << 22
 # Characters of a part that is shown, at each of its ends, and how many parts of a row.
 _END, _PARTS = 240, 9
+# Kinds of reasons that a warning lists, and characters of a reason.
+_KINDS, _REASON = 3, 160
 FORMS = {"pair": "prompt and completion", "messages": "messages", "text": "text"}
 
 
@@ -209,16 +213,28 @@ def _refused(refused: Sequence[Rejected], count: int) -> Iterator[Fault]:
     """Rows that are refused as they are read; others, and the ends of damaged files, are told elsewhere."""
     refused = [item for item in refused if not item.reason.startswith("damaged ")]
     if refused and len(refused) >= NOTABLE * count:
+        first: dict[str, Rejected] = {}
+        for item in refused:
+            first.setdefault(kind_of_reason(item.reason), item)
         kinds = Counter(kind_of_reason(item.reason) for item in refused).most_common()
-        said = "; ".join(f"{kind} ({number})" for kind, number in kinds[:3])
-        more = f"; and {len(kinds) - 3} more reasons" if len(kinds) > 3 else ""
+        said = "; ".join(f"{kind} ({number}; {_where(first[kind], kind)})" for kind, number in kinds[:_KINDS])
+        more = f"; and {len(kinds) - _KINDS} more reasons" if len(kinds) > _KINDS else ""
         yield Fault(
             "refused rows",
             len(refused),
             count,
             f"are refused: {said}{more}",
-            "mend the rows, or name the fields that hold them (--prompt-field and others)",
+            remedies_of(kind for kind, _ in kinds[:_KINDS]),
         )
+
+
+def _where(item: Rejected, kind: str) -> str:
+    """Where the first row of a kind is, and what the kind leaves out of its reason."""
+    place = printable(f"{os.path.basename(item.file)}:{item.line}")
+    if item.reason == kind:
+        return f"{place} is the first"
+    reason = item.reason if len(item.reason) <= _REASON else f"{item.reason[:_REASON]}…"
+    return f"{place}: {printable(reason)}"
 
 
 def _sample(manifest: Manifest, count: int) -> Iterator[Row | Rejected]:

@@ -108,7 +108,8 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
     with pytest.raises(UnreadableFileError, match="has 2 columns 'text'; keep one, or --skip-unreadable"):
         index_corpus(path)
     path.write_bytes(b"t\xff\na\n")
-    with pytest.raises(UnreadableFileError, match=r"has no header that can be read \(invalid UTF-8"):
+    said = r"has no header that can be read \(invalid UTF-8.*iconv -f cp1252 -t utf-8"
+    with pytest.raises(UnreadableFileError, match=said):
         index_corpus(path)
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
     assert index_corpus(tmp_path, skip_unreadable=True).rows == 1

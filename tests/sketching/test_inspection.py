@@ -451,6 +451,21 @@ def test_what_is_shown_keeps_every_boundary(tmp_path):
     assert "assistant 29" in example.parts[-2].text
 
 
+def test_refused_rows_have_their_own_words_and_remedies(tmp_path):
+    rows = chats(8)
+    for n, row in enumerate(rows):
+        row["messages"][0]["role"] = f"narrator{n}"
+    (fault,) = looked(tmp_path, [*rows, *({**row, "tools": 3} for row in chats(2))]).faults
+    assert "a message of unknown role (8; rows.jsonl:1: message 1: unknown role 'narrator0'; wanted" in str(
+        fault
+    )
+    assert "field 'tools' is not a list of objects (int) (2; rows.jsonl:9 is the first)" in str(fault)
+    assert (
+        fault.remedy
+        == "name the roles system, user, assistant and tool; mend this field, or name another one"
+    )
+
+
 def test_rows_in_are_rows_looked_at_and_refused(tmp_path):
     rows = [*pairs(10), {"prompt": "p"}, {"completion": "c"}, {"text": ""}, {"messages": []}]
     found = looked(tmp_path, rows)
