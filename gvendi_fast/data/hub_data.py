@@ -73,6 +73,8 @@ class HubRows:
         most: int | None = None,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
+        # Path("") would be the current folder.
+        self._is_nowhere = folder is not None and not os.fspath(folder)
         self._progress, self._most = progress or Silent(), most
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
@@ -138,7 +140,7 @@ class HubRows:
             self._folder = new_folder()
             atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         else:
-            if not os.fspath(self._folder):
+            if self._is_nowhere:
                 raise GvendiError(
                     "the path of the run directory is empty; give a folder ('.' for the current one)"
                 )

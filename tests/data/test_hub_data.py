@@ -396,6 +396,19 @@ def test_what_is_there_is_read_where_nothing_can_be_written(hub, tmp_path, monke
     assert index_corpus("one/set", limit=3, hub=HubRows(tmp_path)).rows == 3
 
 
+def test_nothing_is_written_where_no_run_directory_can_be(hub, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    for folder, words in (
+        ("", "path of the run directory is empty"),
+        (other, "is not a run directory and holds other"),
+    ):
+        with pytest.raises(GvendiError, match=words):
+            index_corpus("one/set", hub=HubRows(folder))
+    assert [path.name for path in tmp_path.rglob("*")] == ["other", "mine.txt"]
+
+
 def test_what_says_of_kept_rows_is_read_strictly(hub, tmp_path):
     index_corpus("one/set", limit=2, hub=HubRows(tmp_path))
     state = HubName("one/set", "default", "train").place_in(tmp_path).with_suffix(".json")
