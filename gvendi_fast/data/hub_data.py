@@ -7,6 +7,7 @@ off, or a higher limit later, goes on behind the whole lines that are there, fro
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,23 +29,33 @@ from gvendi_fast.base.temporary import is_of_this_process, new_folder
 from gvendi_fast.data.hub_names import HubName, check_installed, hub_name, is_kept_file
 from gvendi_fast.data.json_rows import row_line
 from gvendi_fast.data.run_directory import check_free
+from gvendi_fast.data.run_files import is_count
 
 _FILES = "download its files and name them"
 # Names that an error lists.
 _LISTED = 20
 # Bytes at a time, and seconds after which what is written can be found by another process.
 _PIECE, _FLUSH_EVERY = 1 << 20, 1.0
+# A file system without locks reports one of these; two fetches at once are not noticed there.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @dataclass
 class _Kept:
-    """What a folder holds of a data set. name: with its commit. given: the spellings that led to it."""
+    """What a folder holds of a data set.
+
+    name: with its commit. given: the spellings that led to it. of: rows of the data set, None while that is not known.
+    rows: whole lines of the file, once they are counted.
+    """
 
     name: HubName
     given: list[str]
-    is_whole: bool = False
-    # Whole lines of the file, once they are counted.
-    rows: int | None = None
+    of: int | None = None
+    rows: int = 0
+
+    def has(self, rows: int | None) -> bool:
+        """Whether so many rows are there, or all; None: all."""
+        return self.rows == self.of or (rows is not None and self.rows >= rows)
 
 
 class HubRows:
@@ -61,6 +73,8 @@ class HubRows:
         most: int | None = None,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
+        # Path("") would be the current folder.
+        self._is_nowhere = folder is not None and not os.fspath(folder)
         self._progress, self._most = progress or Silent(), most
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
@@ -86,10 +100,10 @@ class HubRows:
             for note in notes:
                 self._progress.note(note)
             kept = self._at(found) or _Kept(found, [])
-            if name.revision and kept.name.revision != found.revision:
+            if kept.name.revision != found.revision and (name.revision or self._folder is None):
                 raise GvendiError(
-                    f"corpus: '{given}' is commit {found.revision} of {name.repo}, and '{self._folder}' holds rows of "
-                    f"commit {kept.name.revision}; give another --out, or '{kept.name}' to go on with those"
+                    f"corpus: '{given}' is commit {found.revision} of {name.repo}, and this run has rows of commit "
+                    f"{kept.name.revision}; give another --out, or '{kept.name}' to go on with those"
                 )
         if given not in kept.given:
             kept.given.append(given)
@@ -108,11 +122,17 @@ class HubRows:
             rows = self._most if rows is None else min(rows, self._most)
         folder = self._made_folder()
         path = kept.name.place_in(folder)
-        if kept.rows is None or not (kept.is_whole or (rows is not None and kept.rows >= rows)):
-            with _alone(path, kept.name, folder) as stream:
-                kept.rows = _whole_lines(stream)
-                if not (kept.is_whole or (rows is not None and kept.rows >= rows)):
-                    self._fetch(kept, stream, path, rows)
+        if exists(path):
+            with open(path, "rb", buffering=0) as stream:
+                kept.rows = _whole_lines(stream)[0]
+            _check_state(path, kept)
+        # Nothing is written where nothing lacks, as the folder may not be writable.
+        if not kept.has(rows):
+            with named(path), _alone(path, kept.name, folder) as stream:
+                kept.rows, end = _whole_lines(stream)
+                stream.truncate(end)
+                _check_state(path, kept)
+                self._fetch(kept, stream, path, rows)
         return os.fspath(path)
 
     def _made_folder(self) -> Path:
@@ -120,7 +140,7 @@ class HubRows:
             self._folder = new_folder()
             atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         else:
-            if not os.fspath(self._folder):
+            if self._is_nowhere:
                 raise GvendiError(
                     "the path of the run directory is empty; give a folder ('.' for the current one)"
                 )
@@ -129,32 +149,30 @@ class HubRows:
         return self._folder
 
     def _fetch(self, kept: _Kept, stream: IO[bytes], path: Path, rows: int | None) -> None:
-        assert kept.rows is not None
         name, before, began = kept.name.unpinned, kept.rows, time.monotonic()
         _write_state(path, kept)
         check_installed(name)
         behind = f" from row {before + 1:,} on" if before else ""
         what = f"the first {rows:,} rows of " if rows is not None else "all rows of "
         self._progress.note(f"fetching {what}{kept.name}{behind}")
-        said = flushed = began
-        with keeping(lambda _: _what_is_kept(kept, path)), named(path):
+        lines, said = _Lines(stream), began
+        with keeping(lambda _: _what_is_kept(kept, path)):
             try:
                 for row in _rows(kept.name, before, None if rows is None else rows - before):
-                    stream.write(row_line(row))
-                    kept.rows += 1
+                    lines.add(row_line(row))
                     now = time.monotonic()
-                    if now - flushed >= _FLUSH_EVERY:
-                        stream.flush()
-                        flushed = now
                     if now - said >= LINE_EVERY:
                         said = now
-                        self._progress.note(
-                            f"fetching {name}: {_so_far(kept.rows, before, now - began, path)}"
-                        )
+                        so_far = _so_far(before + lines.written, before, now - began, path)
+                        self._progress.note(f"fetching {name}: {so_far}")
             finally:
-                stream.flush()
-                os.fsync(stream.fileno())
-        kept.is_whole = rows is None or kept.rows < rows
+                try:
+                    lines.flush()
+                finally:
+                    kept.rows = before + lines.written
+            os.fsync(stream.fileno())
+        if rows is None or kept.rows < rows:
+            kept.of = kept.rows
         if not kept.rows:
             raise GvendiError(f"corpus: {kept.name} holds no rows; name another split")
         _write_state(path, kept)
@@ -173,7 +191,9 @@ class HubRows:
         return None
 
     def _at(self, name: HubName) -> _Kept | None:
-        return next((kept for kept in self._states() if kept.name.unpinned == name.unpinned), None)
+        # What this corpus has named already has no file yet, perhaps.
+        every = chain(self._kept.values(), self._states())
+        return next((kept for kept in every if kept.name.unpinned == name.unpinned), None)
 
     def _states(self) -> Iterator[_Kept]:
         if self._folder is None or not self._folder.is_dir():
@@ -181,6 +201,29 @@ class HubRows:
         for entry in sorted(os.listdir(self._folder)):
             if is_kept_file(entry) and entry.endswith(".json"):
                 yield _read_state(self._folder / entry)
+
+
+class _Lines:
+    """Lines that are written behind those of a file in pieces; `written` of them are there."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.written = stream, 0
+        self._waiting: list[bytes] = []
+        self._size, self._flushed = 0, time.monotonic()
+
+    def add(self, line: bytes) -> None:
+        self._waiting.append(line)
+        self._size += len(line)
+        if self._size >= _PIECE or time.monotonic() - self._flushed >= _FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        waiting, self._waiting, self._size = self._waiting, [], 0
+        piece = memoryview(b"".join(waiting))
+        while piece:
+            piece = piece[self._stream.write(piece) :]
+        self.written += len(waiting)
+        self._flushed = time.monotonic()
 
 
 def check_names(names: Sequence[str], folder: str | os.PathLike | None = None) -> None:
@@ -336,7 +379,8 @@ def _what_is_kept(kept: _Kept, path: Path) -> str | None:
 @contextmanager
 def _alone(path: Path, name: HubName, folder: Path) -> Iterator[IO[bytes]]:
     """The file of rows, to append to, while no other process does."""
-    with open(path, "ab+", buffering=_PIECE) as stream:
+    # Without a buffer, which would try to write again when the file is closed after a disk was full.
+    with open(path, "ab+", buffering=0) as stream:
         # The system opens it again when the process ends, whatever ends it.
         if sys.platform != "win32":
             import fcntl
@@ -347,11 +391,14 @@ def _alone(path: Path, name: HubName, folder: Path) -> Iterator[IO[bytes]]:
                 raise GvendiError(
                     f"another process is fetching {name.unpinned} into '{folder}'; wait for it, or give another --out"
                 ) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
         yield stream
 
 
-def _whole_lines(stream: IO[bytes]) -> int:
-    """How many lines a file has; the beginning of another one behind them is cut off."""
+def _whole_lines(stream: IO[bytes]) -> tuple[int, int]:
+    """How many lines a file has that are written to their end, and the bytes of them."""
     stream.seek(0)
     rows = size = end = 0
     while piece := stream.read(_PIECE):
@@ -359,9 +406,7 @@ def _whole_lines(stream: IO[bytes]) -> int:
         last = piece.rfind(b"\n")
         end = end if last < 0 else size + last + 1
         size += len(piece)
-    if end != size:
-        stream.truncate(end)
-    return rows
+    return rows, end
 
 
 def _state_of(path: Path) -> Path:
@@ -369,17 +414,36 @@ def _state_of(path: Path) -> Path:
 
 
 def _write_state(path: Path, kept: _Kept) -> None:
-    content = {"name": str(kept.name), "given": kept.given, "is_whole": kept.is_whole}
+    content = {"name": str(kept.name), "given": kept.given, "rows": kept.of}
     with atomic_write(_state_of(path)) as stream:
         stream.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _check_state(path: Path, kept: _Kept) -> None:
+    """GvendiError where the rows of a file are of another commit than `kept`, or it is not known of which."""
+    state = _state_of(path)
+    if exists(state):
+        other = _read_state(state).name
+        if other != kept.name:
+            raise GvendiError(
+                f"'{path}' holds rows of commit {other.revision} by now, and not of {kept.name}; give another --out"
+            )
+    elif kept.rows:
+        raise GvendiError(
+            f"'{path}' holds rows of a commit that is not known, as '{state.name}' beside it is missing; remove it, "
+            "and the rows are fetched again"
+        )
 
 
 def _read_state(path: Path) -> _Kept:
     try:
         content = json.loads(path.read_bytes())
-        name, given, is_whole = hub_name(content["name"]), content["given"], content["is_whole"]
+        name, given, of = hub_name(content["name"]), content["given"], content["rows"]
         good = (
-            name is not None and name.is_recorded and isinstance(is_whole, bool) and isinstance(given, list)
+            name is not None
+            and name.is_recorded
+            and isinstance(given, list)
+            and (of is None or (is_count(of) and of > 0))
         )
     except (ValueError, TypeError, KeyError):
         good = False
@@ -388,4 +452,4 @@ def _read_state(path: Path) -> _Kept:
         raise GvendiError(
             f"'{path}' does not say what '{rows.name}' beside it holds; remove both, and the rows are fetched again"
         )
-    return _Kept(name, given, is_whole and exists(rows))
+    return _Kept(name, given, of)

@@ -12,6 +12,7 @@ pytest.importorskip("datasets", reason="needs the package datasets, which the ex
 from fake_hub import NEW, OLD, FakeHub, hub_error
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data import hub_data
 from gvendi_fast.data.hub_data import HubRows
 from gvendi_fast.data.hub_names import HubName, hub_name
 from gvendi_fast.data.index import Rejected, UnitReader, index_corpus
@@ -127,11 +128,15 @@ def test_another_commit_is_refused_by_name(hub, tmp_path):
     index_corpus("one/set", limit=3, hub=HubRows(tmp_path))
     for name in ("one/set@next", f"one/set:default:train@{NEW}"):
         with pytest.raises(
-            GvendiError, match=f"is commit {NEW} of one/set, and '.*' holds rows of commit {OLD}; give"
+            GvendiError, match=f"is commit {NEW} of one/set, and this run has rows of commit {OLD}; give"
         ):
             index_corpus(name, hub=HubRows(tmp_path))
     for name in ("one/set", "one/set@main", f"one/set@{OLD}", f"one/set:default:train@{OLD}"):
         assert index_corpus(name, limit=3, hub=HubRows(tmp_path)).rows == 3
+    with pytest.raises(
+        GvendiError, match=f"is commit {OLD} of one/set, and this run has rows of commit {NEW}; give"
+    ):
+        index_corpus(["one/set@next", "one/set@main"], hub=HubRows(tmp_path / "two"))
     assert index_corpus("one/set@next", limit=3, hub=HubRows(tmp_path / "other")).files[0].path.endswith(NEW)
 
 
@@ -349,6 +354,61 @@ def test_a_killed_fetch_goes_on(hub, tmp_path):
     assert lines(path) == expected(12)
 
 
+def test_a_full_disk_keeps_whole_lines(hub, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="this system has no limits of processes")
+    monkeypatch.setattr(hub_data, "_PIECE", 100)
+    path = HubName("one/set", "default", "train").place_in(tmp_path)
+    rows = HubRows(tmp_path)
+    name = rows.recorded("one/set")
+    rows.file(name, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            rows.file(name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.filename, path.stat().st_size) == (str(path), 300)
+    assert caught.value.kept.startswith("7 rows of ")
+    assert rows.file(name) == str(path)
+    assert lines(path) == expected(12)
+
+
+def test_rows_that_are_lost_behind_the_state_are_fetched_again(hub, tmp_path):
+    index_corpus("one/set", hub=HubRows(tmp_path))
+    path = HubName("one/set", "default", "train").place_in(tmp_path)
+    path.write_bytes(b"\n".join(expected(12)[:5]) + b"\n")
+    assert index_corpus("one/set", hub=HubRows(tmp_path)).rows == 12
+    path.unlink()
+    assert index_corpus("one/set", hub=HubRows(tmp_path)).rows == 12
+    assert lines(path) == expected(12)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(
+        GvendiError, match=r"holds rows of a commit that is not known, as 'hub-.*\.json' beside it is"
+    ):
+        index_corpus("one/set", limit=2, hub=HubRows(tmp_path))
+
+
+def test_what_is_there_is_read_where_nothing_can_be_written(hub, tmp_path, monkeypatch):
+    index_corpus("one/set", hub=HubRows(tmp_path))
+    monkeypatch.setattr(hub_data, "_alone", None)
+    assert index_corpus("one/set", hub=HubRows(tmp_path)).rows == 12
+    assert index_corpus("one/set", limit=3, hub=HubRows(tmp_path)).rows == 3
+
+
+def test_nothing_is_written_where_no_run_directory_can_be(hub, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    for folder, words in (
+        ("", "path of the run directory is empty"),
+        (other, "is not a run directory and holds other"),
+    ):
+        with pytest.raises(GvendiError, match=words):
+            index_corpus("one/set", hub=HubRows(folder))
+    assert [path.name for path in tmp_path.rglob("*")] == ["other", "mine.txt"]
+
+
 def test_what_says_of_kept_rows_is_read_strictly(hub, tmp_path):
     index_corpus("one/set", limit=2, hub=HubRows(tmp_path))
     state = HubName("one/set", "default", "train").place_in(tmp_path).with_suffix(".json")
@@ -359,6 +419,7 @@ def test_what_says_of_kept_rows_is_read_strictly(hub, tmp_path):
         {**good, "name": good["name"].replace("train", "test")},
         [],
         {**good, "given": 3},
+        {**good, "rows": -1},
     ):
         state.write_text(json.dumps(bad))
         with pytest.raises(
