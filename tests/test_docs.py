@@ -44,7 +44,7 @@ def smaller(words: list[str]) -> list[str]:
     words = ["tiny" if word == "./my-model" else word for word in words]
     fewer = {"--size": "40", "--clusters": "5"}
     words = [fewer.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
-    sketches = words[0] == "sketch" or (words[0] == "score" and words[1].endswith(".jsonl"))
+    sketches = words[0] in ("sketch", "inspect") or (words[0] == "score" and words[1].endswith(".jsonl"))
     return [*words, "--proxy", "tiny"] if sketches and "--proxy" not in words else words
 
 
