@@ -33,6 +33,7 @@ from gvendi_fast.data.run_files import SPOOLED
 from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import open_table, read_lines
 from gvendi_fast.data.standard_input import place_in
+from gvendi_fast.data.unpacking import Damage
 
 # Places that an error lists.
 MOST_TRIED = 4
@@ -112,7 +113,8 @@ def _originals(path: str, run: RunDirectory, index: int, here: dict[int, int]) -
     cut = is_cut(run.manifest, index) or files[index]["path"] == SPOOLED
     if is_table(files[index]["kind"]):
         return _table_rows(path, files[index], here, Fields(**run.manifest.get("fields", {})))
-    return _lines(path, files[index], here, cut, run.manifest.get("max_row_bytes", MAX_ROW_BYTES))
+    max_bytes = run.manifest.get("max_row_bytes", MAX_ROW_BYTES)
+    return _lines(path, files[index], here, cut, max_bytes, "damaged" in run.manifest)
 
 
 def verify_corpus(
@@ -220,9 +222,11 @@ def _changed(path: str | Path, how: str) -> GvendiError:
 
 
 def _lines(
-    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int
+    path: str, source: Mapping[str, Any], here: dict[int, int], cut: bool, max_bytes: int, knows_damage: bool
 ) -> Iterator[Original]:
+    """knows_damage: whether damage is recorded, as earlier versions did not."""
     digest, rows = hashlib.blake2b(digest_size=16), 0
+    raw: bytes | Reason = b""
     for line, _, raw in read_lines(path, source["kind"], digest=digest, max_bytes=max_bytes):
         if rows in here:
             if isinstance(raw, Reason):
@@ -233,8 +237,27 @@ def _lines(
         rows += 1
         if cut and rows == source["rows"]:
             break
-    if rows != source["rows"] or digest.hexdigest() != source["digest"]:
+    is_same = rows == source["rows"]
+    if is_same and digest.hexdigest() == source["digest"]:
+        return
+    if not isinstance(raw, Damage) or knows_damage:
         raise _changed(path, "other content")
+    if not is_same or _digest_of_whole_lines(path, source["kind"], max_bytes) != source["digest"]:
+        raise GvendiError(
+            f"'{path}' is a damaged archive, and its run directory of an earlier version, which read such a one "
+            "otherwise, or it has changed since; sketch the corpus again into another --out"
+        )
+
+
+def _digest_of_whole_lines(path: str, kind: str, max_bytes: int) -> str:
+    """Of a damaged archive, without the line in which it ends: the fingerprint of earlier versions."""
+    digest = hashlib.blake2b(digest_size=16)
+    before = digest.copy()
+    for _, _, raw in read_lines(path, kind, digest=digest, max_bytes=max_bytes):
+        if isinstance(raw, Damage):
+            break
+        before = digest.copy()
+    return before.hexdigest()
 
 
 def _table_rows(

@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import hashlib
 import json
 import os
 
@@ -157,6 +158,24 @@ def test_a_file_that_changed_is_refused(files, tmp_path, name, same_size):
         path.write_bytes(content)
     with pytest.raises(GvendiError, match=f"{name}' has changed since it was sketched"):
         list(original_rows(run, range(11)))
+
+
+def test_a_damaged_archive_of_an_earlier_version_gives_its_rows_back(files, tmp_path):
+    path = files / "b.jsonl.gz"
+    content = b"\n".join(LINES) + b"\n"
+    packed = gzip.compress(content, 0)
+    path.write_bytes(packed[: len(packed) - 8 - len(LINES[-1]) // 2])
+    manifest = index_corpus(path, rows_per_unit=4).to_dict()
+    assert (manifest["rows"], len(manifest.pop("damaged"))) == (9, 1)
+    whole = content[: content.rindex(LINES[-1])]
+    for digest in (hashlib.blake2b(whole, digest_size=16).hexdigest(), "0" * 32):
+        manifest["files"][0]["digest"] = digest
+        run = RunDirectory.open(tmp_path / digest, {"sketch": {"dim": 64}}, manifest)
+        if digest.strip("0"):
+            assert [row.raw for row in original_rows(run, [0, 7])] == [LINES[0], LINES[7]]
+            continue
+        with pytest.raises(GvendiError, match="of an earlier version, which read such a one otherwise"):
+            list(original_rows(run, [0]))
 
 
 def test_numbers_of_rows_and_what_is_none():
