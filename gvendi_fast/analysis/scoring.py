@@ -33,6 +33,8 @@ from gvendi_fast.vendi.growth import Growth
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import UnlimitedK
 
+_PROXY = "Qwen/Qwen2.5-0.5B-Instruct"
+
 __all__ = ["GroupScore", "Score", "group_scores", "score", "score_run", "temporary_run"]
 
 
@@ -103,9 +105,9 @@ class Score:
 
 
 def score(
-    data: Corpus,
+    data: Corpus | RunDirectory,
     *,
-    proxy: str | Proxy = "Qwen/Qwen2.5-0.5B-Instruct",
+    proxy: str | Proxy = _PROXY,
     out: str | os.PathLike | None = None,
     settings: Settings | None = None,
     by: str | None = None,
@@ -114,10 +116,11 @@ def score(
     save_mean: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Sketch a corpus and score it.
+    """Sketch a corpus and score it, or score what a run directory holds.
 
-    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input, data sets of
-        the Hugging Face hub; or rows, as `gvendi_fast.sketch` takes them.
+    data: files, folders or globs of JSON, CSV, Parquet and Arrow, "-" for standard input, data sets of the Hugging Face
+        hub; or rows, as `gvendi_fast.sketch` takes them; or a run directory, by its path or as `gvendi_fast.sketch`
+        returns it, whose sketches have a proxy and settings already.
     proxy: "tiny", a local folder, a hub name, or a loaded Proxy.
     out: a run directory that is kept and can be resumed; without it a temporary one is used. That stays where an
         error comes after the first finished work unit: `error.kept`, a note of the traceback, says where.
@@ -130,6 +133,10 @@ def score(
     _check_orders(orders)
     if save_mean is not None:
         RowMean.check_savable(save_mean)
+    run = _run_of(data)
+    if run is not None:
+        _check_made_so(run, proxy, out, settings)
+        return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean)
     proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
     settings = settings or Settings()
     if by is not None:
@@ -139,6 +146,33 @@ def score(
         return _sketch_and_score(data, out, *rest)
     with temporary_run() as folder:
         return _sketch_and_score(data, folder, *rest)
+
+
+def _run_of(data: Corpus | RunDirectory) -> RunDirectory | None:
+    """The run directory that is to be scored; None for a corpus."""
+    if isinstance(data, RunDirectory):
+        return data
+    is_one = isinstance(data, str | os.PathLike)
+    if isinstance(data, list | tuple) and len(data) == 1 and isinstance(data[0], str | os.PathLike):
+        data, is_one = data[0], True
+    return RunDirectory.load(data) if is_one and (Path(data) / "spec.json").is_file() else None
+
+
+def _check_made_so(
+    run: RunDirectory, proxy: str | Proxy, out: str | os.PathLike | None, settings: Settings | None
+) -> None:
+    """GvendiError for an argument of sketching that says otherwise than a run directory."""
+    for name, value in (("out", out), ("settings", settings)):
+        if value is not None:
+            raise GvendiError(
+                f"{name} does not go with a run directory: '{run.path}' holds its sketches already; leave {name} out"
+            )
+    asked, used = proxy if isinstance(proxy, str) else proxy.name, run.setting("proxy", "name", kind=str)
+    if asked not in (_PROXY, used):
+        raise GvendiError(
+            f"proxy is {asked!r}, but the sketches of '{run.path}' were made with {used!r}; leave proxy out, or sketch "
+            "the corpus with this one into another directory"
+        )
 
 
 @contextmanager

@@ -88,6 +88,28 @@ def test_score_is_that_of_the_stored_sketches(proxy, tmp_path):
     )
 
 
+def test_a_run_directory_is_scored_as_it_is(proxy, tmp_path, monkeypatch):
+    settings = Settings(spec=SPEC)
+    run = sketch_corpus(arithmetic(20), tmp_path / "run", proxy, settings)
+    wanted = score_run(run).to_dict()
+
+    def load(*_):
+        raise AssertionError("no proxy is needed")
+
+    monkeypatch.setattr("gvendi_fast.analysis.scoring.load_proxy", load)
+    for given in (run, tmp_path / "run", str(tmp_path / "run"), [tmp_path / "run"]):
+        assert score(given).to_dict() == wanted
+    assert score(run, proxy="tiny", orders=[2]).orders == score_run(run, orders=[2]).orders
+    for more, said in (
+        ({"out": tmp_path / "other"}, "out does not go with a run directory"),
+        ({"settings": Settings()}, "settings does not go with a run directory"),
+        ({"proxy": "some/other"}, "proxy is 'some/other', but the sketches of .* were made with 'tiny'"),
+        ({"by": "source"}, "was sketched without --by"),
+    ):
+        with pytest.raises(GvendiError, match=said):
+            score(run, **more)
+
+
 def test_repeated_rows_score_as_the_distinct_ones(proxy, tmp_path):
     rows = arithmetic(30)
     once = score(write(tmp_path / "a.jsonl", rows), proxy=proxy, settings=Settings(spec=SPEC))

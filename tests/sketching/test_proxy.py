@@ -256,15 +256,15 @@ def test_hub_name_gives_the_commit_and_survives_a_lost_network(hub, monkeypatch,
     assert cached.revision == COMMIT
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load_proxy("some/model", revision=COMMIT, device="cpu").revision == COMMIT
-    with pytest.raises(GvendiError, match=r"HF_HUB_OFFLINE is set.*--proxy tiny.*local model folder"):
+    with pytest.raises(GvendiError, match=r"HF_HUB_OFFLINE is set.*proxy 'tiny'.*local model folder"):
         load_proxy("some/other")
 
 
 @pytest.mark.parametrize(
     ("name", "revision", "words"),
     [
-        ("some/absent", None, r"unknown to the Hugging Face hub.*--proxy tiny"),
-        ("some/locked", None, r"is gated.*--proxy tiny"),
+        ("some/absent", None, r"unknown to the Hugging Face hub.*proxy 'tiny'"),
+        ("some/locked", None, r"is gated.*proxy 'tiny'"),
         ("some/model", "v9", r"no revision 'v9'"),
         ("not a name", None, r"neither a folder nor a possible hub name"),
     ],
@@ -278,7 +278,7 @@ def test_hub_refusals_are_one_sentence(hub, name, revision, words):
 def test_unreachable_hub(hub):
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(GvendiError, match=r"cannot be reached.*--proxy tiny.*local model folder") as caught:
+    with pytest.raises(GvendiError, match=r"cannot be reached.*proxy 'tiny'.*local model folder") as caught:
         load_proxy("some/model")
     assert "\n" not in str(caught.value)
 

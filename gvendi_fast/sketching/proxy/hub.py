@@ -25,7 +25,7 @@ TOKENIZER = (
     "added_tokens.json",
 )
 TEMPLATE = ("chat_template.*",)
-REMEDY = "use `--proxy tiny` (built in, needs no network) or give the path of a local model folder"
+REMEDY = "use proxy 'tiny' (built in, needs no network) or give the path of a local model folder"
 
 
 def hub_snapshot(name: str, revision: str | None, code: bool, with_weights: bool = True) -> tuple[Path, str]:

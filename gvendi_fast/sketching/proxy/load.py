@@ -281,7 +281,7 @@ def _local_folder(name: str) -> Path | None:
             f"The proxy {name!r} is a file; give the folder with config.json, weights and tokenizer"
         )
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
-        raise GvendiError(f"The proxy folder {name!r} does not exist; check the path or use `--proxy tiny`")
+        raise GvendiError(f"The proxy folder {name!r} does not exist; check the path or use proxy 'tiny'")
     return None
 
 
@@ -305,7 +305,7 @@ def _check_folder(folder: Path, name: str, with_weights: bool = True) -> None:
             remedy = "a GGUF file gives no gradients: take the model that it was made of"
         raise GvendiError(
             f"The proxy {name!r} cannot be loaded: {folder} lacks {' and '.join(missing)}; {remedy}, or use "
-            "`--proxy tiny`"
+            "proxy 'tiny'"
         )
 
 
@@ -321,7 +321,7 @@ def _check_content(folder: Path, name: str, with_weights: bool = True) -> None:
             and _matches(path.name, (*_OF_A_MODEL, "*.json"))
             and (what := stand_in_at(path)) is not None
         ):
-            raise GvendiError(f"The proxy {name!r} cannot be loaded: {path} is {what}, or use `--proxy tiny`")
+            raise GvendiError(f"The proxy {name!r} cannot be loaded: {path} is {what}, or use proxy 'tiny'")
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (ValueError, RecursionError):
@@ -336,7 +336,7 @@ def _check_content(folder: Path, name: str, with_weights: bool = True) -> None:
             raise GvendiError(
                 f"The config of the proxy {name!r} cannot be used: its quantization_config in {folder / 'config.json'} "
                 f"is {str(quantized)[:80]!r}, which is no known method; take the model that was quantized, or use "
-                "`--proxy tiny`"
+                "proxy 'tiny'"
             )
     where: dict[str, str] = {}
     shards = sorted(folder.glob("model-*-of-*.safetensors")) if with_weights else []
@@ -345,7 +345,7 @@ def _check_content(folder: Path, name: str, with_weights: bool = True) -> None:
             if tensor in where:
                 raise GvendiError(
                     f"The weights of the proxy {name!r} cannot be used: {tensor} is in {where[tensor]} and in "
-                    f"{shard.name} of {folder}; download or save the model again, or use `--proxy tiny`"
+                    f"{shard.name} of {folder}; download or save the model again, or use proxy 'tiny'"
                 )
             where[tensor] = shard.name
 
@@ -379,7 +379,7 @@ def _reading(what: str, folder: Path, name: str) -> Iterator[None]:
         raise GvendiError(
             f"The {what} of the proxy {name!r} cannot be loaded: a pytorch_model.bin in {folder} holds more than "
             "tensors, which may be code and is not run, or is damaged; save the model as safetensors "
-            "(save_pretrained), or use `--proxy tiny`"
+            "(save_pretrained), or use proxy 'tiny'"
         ) from error
     except Exception as error:
         # Numbers and types that a config cannot have end in as many kinds of errors as there are models.
@@ -390,7 +390,7 @@ def _broken(what: str, folder: Path, name: str, error: Exception) -> GvendiError
     said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
     return GvendiError(
         f"The {what} of the proxy {name!r} cannot be loaded from {folder}: {type(error).__name__}: {said}; download or "
-        "save the model again, or use `--proxy tiny`"
+        "save the model again, or use proxy 'tiny'"
     )
 
 
@@ -400,7 +400,7 @@ def _check_finite(model: "PreTrainedModel", folder: Path, name: str) -> None:
         if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
             raise GvendiError(
                 f"The weights of the proxy {name!r} are not finite: {parameter} in {folder} has NaN or infinite "
-                "entries, so no gradient would be; download the model again, or use `--proxy tiny`"
+                "entries, so no gradient would be; download the model again, or use proxy 'tiny'"
             )
 
 
@@ -429,7 +429,7 @@ def _load_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizer
         raise GvendiError(
             f"The proxy {name!r} has only a slow tokenizer ({type(tokenizer).__name__}), and supervised "
             "tokens are found by the character offsets of fast ones; take a proxy with a tokenizer.json, or "
-            "use `--proxy tiny`"
+            "use proxy 'tiny'"
         )
     return tokenizer
 
@@ -464,7 +464,7 @@ def _load_model(
             f"The weights of the proxy {name!r} are not of the sizes that its config.json gives: {key} is "
             f"{list(stored)} in place of {list(wanted)}"
             + f" (and {len(others) - 1} others)" * (len(others) > 1)
-            + "; the files do not belong together: download the model again, or use `--proxy tiny`"
+            + "; the files do not belong together: download the model again, or use proxy 'tiny'"
         )
     # transformers fills absent weights with random numbers; gradients of those would mean nothing.
     absent = sorted(loading["missing_keys"])
@@ -472,6 +472,6 @@ def _load_model(
         raise GvendiError(
             f"The weights of the proxy {name!r} lack {len(absent)} of its parameters (first: {absent[0]}); "
             "the files and config.json do not belong together: download the model again, or "
-            "use `--proxy tiny`"
+            "use proxy 'tiny'"
         )
     return model
