@@ -171,7 +171,7 @@ def test_index_memory_does_not_grow_with_rows(tmp_path, monkeypatch, repeats, by
     # The first one fills caches, and loads what reads such a file.
     peak(8_000)
     # What stays is one object a unit, and a few bytes for a duplicate.
-    assert peak(64_000) - peak(24_000) < 40_000 * bytes_a_row
+    assert peak(40_000) - peak(16_000) < 24_000 * bytes_a_row
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])

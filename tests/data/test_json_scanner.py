@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gvendi_fast.data import json_scanner
-from gvendi_fast.data import rows as module
+from gvendi_fast.data import records as module
 
 ODD = [
     b'{"a": 18446744073709551616, "b": -9223372036854775809, "c": 0.1, "d": 1E5, "e": -0, "f": -0.0}',
@@ -37,7 +37,7 @@ def by_both(monkeypatch):
         found = module.decode_line(raw)
         with monkeypatch.context() as changed:
             changed.setattr(module, "scan", json_scanner.scan_by_python)
-            changed.setattr(module, "REFUSED", (ValueError, StopIteration))
+            changed.setattr(json_scanner, "REFUSED", (ValueError, StopIteration))
             return found, module.decode_line(raw)
 
     return decoded

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gvendi_fast.data import index, json_lines
+from gvendi_fast.data import lines as lines_of_text
 from gvendi_fast.data.index import Fields, UnitReader, index_corpus
 from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.records import decode_line
@@ -40,6 +41,11 @@ ODD = [
     b'{"text": "t", "deep": ' + b"[" * 70 + b"]" * 70 + b"}",
     b'{"text": "' + b"long" * 500 + b'"}',
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_lines_come_together(monkeypatch):
+    monkeypatch.setattr(lines_of_text, "_FEWEST", 8)
 
 
 def content_of(seed: int) -> bytes:
