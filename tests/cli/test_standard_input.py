@@ -54,33 +54,6 @@ def test_a_run_from_standard_input_resumes_and_gives_its_rows_back(tmp_path, mon
         run("select", out, "--size", "3", "--out", tmp_path / "more.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("prompt,completion\na,b\n", "csv"),
-        ("\ufeffid,prompt,completion\r\n1,a,b\r\n", "csv"),
-        ('"prompt","completion"\n"a","b"\n', "csv"),
-        ("id\tprompt, and more\n1\ta\n", "tsv"),
-        ('ix", "completion": "b"}\n{"prompt": "a", "completion": "b"}\n', "jsonl"),
-        ('{"prompt": "a", "completion": "b"}\n', "jsonl"),
-        ('[\n{"prompt": "a", "completion": "b"},\n', "jsonl"),
-        ("a broken line, and no other", "jsonl"),
-        ("", "jsonl"),
-    ],
-)
-def test_csv_on_standard_input_is_told_by_its_header(tmp_path, text, kind):
-    path = tmp_path / "kept"
-    path.write_bytes(text.encode())
-    assert kind_of_input(path) == kind
-
-
-def test_csv_from_standard_input_is_kept_as_such(tmp_path):
-    rows = b"prompt,completion\n" + b"".join(b"%d?,%d is it\n" % (n, n) for n in range(3))
-    run("sketch", "-", "--out", tmp_path / "run", *TINY, rows=rows)
-    assert (tmp_path / "run" / "standard-input.csv").read_bytes() == rows
-    assert "nothing is wrong" in run("check", tmp_path / "run", "--corpus", ".").stdout
-
-
 def first(rows: int) -> bytes:
     return b"".join(ROWS.splitlines(keepends=True)[:rows])
 
@@ -130,3 +103,30 @@ def test_rejected_rows_name_their_line_of_standard_input(tmp_path):
     run("sketch", "-", "--out", tmp_path / "run", *TINY, rows=ROWS + b"broken\n")
     (line,) = (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()
     assert (json.loads(line)["file"], json.loads(line)["line"]) == ("-", 13)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("prompt,completion\na,b\n", "csv"),
+        ("\ufeffid,prompt,completion\r\n1,a,b\r\n", "csv"),
+        ('"prompt","completion"\n"a","b"\n', "csv"),
+        ("id\tprompt, and more\n1\ta\n", "tsv"),
+        ('ix", "completion": "b"}\n{"prompt": "a", "completion": "b"}\n', "jsonl"),
+        ('{"prompt": "a", "completion": "b"}\n', "jsonl"),
+        ('[\n{"prompt": "a", "completion": "b"},\n', "jsonl"),
+        ("a broken line, and no other", "jsonl"),
+        ("", "jsonl"),
+    ],
+)
+def test_csv_on_standard_input_is_told_by_its_header(tmp_path, text, kind):
+    path = tmp_path / "kept"
+    path.write_bytes(text.encode())
+    assert kind_of_input(path) == kind
+
+
+def test_csv_from_standard_input_is_kept_as_such(tmp_path):
+    rows = b"prompt,completion\n" + b"".join(b"%d?,%d is it\n" % (n, n) for n in range(3))
+    run("sketch", "-", "--out", tmp_path / "run", *TINY, rows=rows)
+    assert (tmp_path / "run" / "standard-input.csv").read_bytes() == rows
+    assert "nothing is wrong" in run("check", tmp_path / "run", "--corpus", ".").stdout
