@@ -5,12 +5,15 @@ that was read last, then what was appended to other files, then new files. A las
 anew with the rows behind it, and computed again; so the work units are those of one run over the whole corpus, if that
 reads the files in this order and only the last one was appended to.
 
+A last line that was half written when it was sketched belongs to what is computed again.
+
 Rows that are sketched must not have changed. A file that was read whole and has the recorded fingerprint has not; of
 any other one each finished work unit's part says what it was made from, and that must be what the index has read now.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +31,7 @@ from gvendi_fast.data.run_directory import RunDirectory, same_corpus
 from gvendi_fast.data.run_files import SPOOLED, check_manifest, digest_of, read_json, unit_ranges
 from gvendi_fast.data.work_units import Manifest
 
+_PIECE = 1 << 20
 # What units.json says of a file beside what it is called.
 _CONTENT = ("kind", "size", "rows", "digest")
 
@@ -70,9 +74,10 @@ def growth_note(manifest: Manifest, done: set[int]) -> str | None:
         return None
     before, again = manifest.grown
     kept = sum(unit.rows for unit in manifest.units if unit.ordinal in done)
-    more = f", {again:,} of them again, as the last work unit was not full" if again else ""
+    more = f", {again:,} of them again, as the last work unit was not whole" if again else ""
+    rows = f"from {before:,} to {manifest.rows:,} rows" if before < manifest.rows else "behind its last row"
     return (
-        f"the corpus has grown from {before:,} to {manifest.rows:,} rows: {kept:,} of an earlier run kept, "
+        f"the corpus has grown {rows}: {kept:,} of an earlier run kept, "
         f"{manifest.rows - kept:,} to sketch{more}"
     )
 
@@ -124,7 +129,14 @@ def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | No
         return None
     kept = _same_units(known, found)
     if not _is_proven(run, found, kept):
-        return None
+        # The last line may have been half written, whatever its work unit had room for.
+        kept -= 1
+        if (
+            kept + 1 < known["units_total"]
+            or not _is_appended(known, found)
+            or not _is_proven(run, found, kept)
+        ):
+            return None
     before = {"corpus": digest_of(known), "units": kept}
     ranges = unit_ranges(known)
     again = sum(ranges.of(unit)[1] for unit in run.done() if unit >= kept)
@@ -200,7 +212,7 @@ def _is_longer(known: Mapping[str, Any], found: Manifest) -> bool:
     # Lines behind the limit change the size of a file alone.
     is_more = is_more or [source.digest for source in found.files] == [e["digest"] for e in known["files"]]
     return (
-        is_more
+        (is_more or _is_appended(known, found))
         and len(now) == len(pieces)
         and list(now[:-1]) == pieces[:-1]
         and (now[-1].file, now[-1].first) == (pieces[-1].file, pieces[-1].first)
@@ -211,6 +223,20 @@ def _is_longer(known: Mapping[str, Any], found: Manifest) -> bool:
             source.kind == entry["kind"] for source, entry in zip(found.files, known["files"], strict=False)
         )
     )
+
+
+def _is_appended(known: Mapping[str, Any], found: Manifest) -> bool:
+    """Whether the file that was read last is JSON lines with the recorded bytes and others behind."""
+    file = pieces_of(known)[-1].file
+    entry, source = known["files"][file], found.files[file]
+    if not entry["kind"] == source.kind == "jsonl" or source.size <= entry["size"]:
+        return False
+    digest, left = hashlib.blake2b(digest_size=16), entry["size"]
+    with open(source.here or source.path, "rb") as stream:
+        while left and (piece := stream.read(min(left, _PIECE))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest() == entry["digest"]
 
 
 def _same_units(known: Mapping[str, Any], found: Manifest) -> int:

@@ -26,6 +26,8 @@ _BRACKET = re.compile(rb'["{}\[\]]')
 # A newline cannot stand inside a string: there a string that lacks its quote ends. So many escapes at once bound what
 # the search remembers.
 _INSIDE = re.compile(rb'[^"\\\n]*(?:\\.[^"\\\n]*){0,500}', re.DOTALL)
+_FIRST_KEY = re.compile(rb'\{\s*("[^"\\]*")\s*:')
+_QUOTES = re.compile(rb'\\.|"', re.DOTALL)
 _CLOSES = {ord("}"): ord("{"), ord("]"): ord("[")}
 _QUOTE, _OPEN = ord('"'), b"{["
 
@@ -223,13 +225,24 @@ class _Values:
                 place = len(self._data) if found is None else found.start()
             # An escape may be cut.
             if place + (self._data[place : place + 1] == b"\\") >= len(self._data):
-                if inside or place - start > self._max_bytes:
+                is_long = place - start > self._max_bytes
+                if (
+                    is_long
+                    and not inside
+                    and not dropped
+                    and (end := self._next_row(start, place)) is not None
+                ):
+                    return self._given(start, end)
+                if inside or is_long:
                     # Too long, or not wanted: it is not kept.
                     dropped += place - start
                     self._at = place
                     self._drop(place)
                     start = place = 0
                 if not self._more():
+                    end = None if inside or dropped else self._next_row(start, len(self._data))
+                    if end is not None:
+                        return self._given(start, end)
                     self._in_string = in_string
                     return self._unfinished(start, dropped)
                 continue
@@ -252,13 +265,36 @@ class _Values:
                 is_broken = not opened or opened.pop() != _CLOSES[byte]
             if is_broken or not opened:
                 break
-        self._at = place
-        size = dropped + place - start
-        value = too_long(size, self._max_bytes) if size > self._max_bytes else bytes(self._data[start:place])
+        if is_broken and not dropped and (end := self._next_row(start, place)) is not None:
+            return self._given(start, end)
+        value = self._given(start, place, dropped)
         self._is_broken = is_broken
         if is_broken:
             self._recover()
         return value
+
+    def _given(self, start: int, end: int, dropped: int = 0) -> bytes | Reason:
+        """The value in these bytes, behind which reading goes on; `dropped` more bytes of it are not kept."""
+        self._at, self._is_broken = end, True
+        size = dropped + end - start
+        return too_long(size, self._max_bytes) if size > self._max_bytes else bytes(self._data[start:end])
+
+    def _next_row(self, start: int, end: int) -> int | None:
+        """Where a row ends that has a quote too many or too few: before one with the same first key on its line.
+
+        There an odd number of quotes lies behind, which of a row that is whole, or a list in one, is even.
+        """
+        key = _FIRST_KEY.match(self._data, start)
+        if key is None:
+            return None
+        quotes, place = 0, start
+        for found in re.finditer(rb"\}\s*,?\s*\{\s*" + re.escape(key[1]) + rb"\s*:", self._data[start:end]):
+            boundary = start + found.start()
+            quotes += sum(token == b'"' for token in _QUOTES.findall(self._data, place, boundary))
+            if quotes % 2:
+                return boundary + 1
+            place = boundary
+        return None
 
     def _unfinished(self, start: int, dropped: int) -> bytes | Reason | None:
         """What the text ends in: a broken row, unless more than this one is missing."""

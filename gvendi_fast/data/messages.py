@@ -103,7 +103,11 @@ def _message(message: Any, number: int, field: str) -> dict[str, Any] | Reason:
     taken = (*names.values(), "tool_calls", "function_call")
     rest = {key: item for key, item in message.items() if key not in taken}
     if role == "call":
-        called = _as_calls(decode_value(content, "content"))
+        call = decode_value(content, "content")
+        problem = problem_in(call, "content")
+        if problem is not None:
+            return problem
+        called = _as_calls(call)
         if not called:
             return Reason(f"message {number}: a call that is no JSON object with a name")
         role, content, calls = "assistant", "", [*calls, *called]
@@ -143,7 +147,12 @@ def _calls(message: dict[str, Any], number: int) -> list[Any] | Reason:
     calls = message.get("tool_calls", [])
     if isinstance(calls, str):
         calls = decode_value(calls, "tool_calls") if calls.strip() else []
+        if isinstance(calls, Reason):
+            return Reason(f"message {number}: 'tool_calls' is a string that is no JSON")
         calls = [calls] if isinstance(calls, dict) else calls
+        problem = problem_in(calls, "tool_calls")
+        if problem is not None:
+            return problem
     if not isinstance(calls, list):
         return Reason(f"message {number}: 'tool_calls' is not a list ({kind_of_value(calls)})")
     if "function_call" in message:

@@ -142,6 +142,7 @@ class RunDirectory:
                 raise GvendiError(
                     f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
                     "give another --out, or restore the recorded corpus, to which rows and files may be added"
+                    f"{_other_format(known, manifest)}"
                 )
             manifest = known
         elif exists(units):
@@ -632,6 +633,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _other_format(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What goes on where the rows that the shape was recognised from are others, as behind a --limit; else nothing."""
+    was, now = (side.get("fields", {}).get("format", "fields") for side in (old, new))
+    return "" if was == now else f"; --format {was} reads rows as the directory has them"
 
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:

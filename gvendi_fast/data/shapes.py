@@ -584,11 +584,14 @@ def _remedy(records: Sequence[Mapping[str, Any]], names: list[str], fields: Fiel
     for pair in _PAIRS:
         near = [get_close_matches(name, texts, 1, 0.6) for name in pair]
         if all(near) and near[0] != near[1]:
+            if (near[0][0], near[1][0]) == (fields.prompt, fields.completion):
+                both = f"{_quoted(fields.prompt)} and {_quoted(fields.completion)}"
+                return f"a row is read where both {both} have a value"
             return f"--prompt-field {_quoted(near[0][0])} --completion-field {_quoted(near[1][0])} would read them"
     lists = [name for name in names if any(isinstance(record.get(name), list) for record in records)]
-    if len(lists) == 1:
+    if len(lists) == 1 and lists[0] != fields.messages:
         return f"--messages-field {_quoted(lists[0])} would read them as messages"
-    if len(texts) == 1:
+    if len(texts) == 1 and texts[0] != fields.text:
         return f"--text-field {_quoted(texts[0])} would read them as texts"
     return (
         "name those to read with --prompt-field and --completion-field, --messages-field or --text-field, or one of "

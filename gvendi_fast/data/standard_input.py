@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import filecmp
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ SHOWN = "'-' (standard input)"
 _PIECE = 1 << 20
 # What it begins with -> its kind, if it is no plain JSON lines.
 _KINDS = {b"\x1f\x8b": "jsonl.gz", b"\x28\xb5\x2f\xfd": "jsonl.zst", b"PAR1": "parquet", b"ARROW1": "arrow"}
+# What no header of CSV has, and any line of JSON, or end of one.
+_NO_HEADER = re.compile(rb"[{}\[\]:\0]")
 # Where standard input was kept, and which one: a program may have another one later.
 _kept: list[tuple[IO[bytes], str]] = []
 
@@ -51,8 +54,12 @@ def spooled() -> str:
 def kind_of_input(path: str) -> str:
     """The kind of what standard input held, by what it begins with: JSON lines, unless it says otherwise."""
     with open(path, "rb") as stream:
-        head = stream.read(8)
-    return next((kind for begin, kind in _KINDS.items() if head.startswith(begin)), "jsonl")
+        head = stream.read(_PIECE)
+    header, ended, _ = head.partition(b"\n")
+    kind = "tsv" if b"\t" in header else "csv" if b"," in header else "jsonl"
+    if not ended or _NO_HEADER.search(header):
+        kind = "jsonl"
+    return next((kind for begin, kind in _KINDS.items() if head.startswith(begin)), kind)
 
 
 def place_in(run: str | os.PathLike, path: str, kind: str) -> Path | None:

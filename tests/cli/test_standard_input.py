@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.cli.app import app
 from gvendi_fast.data.index import index_corpus
+from gvendi_fast.data.standard_input import kind_of_input
 
 ROWS = b"".join(b'{"prompt": "%d?", "completion": "%d is it"}\n' % (n, n * n) for n in range(12))
 TINY = ["--proxy", "tiny", "--dim", "64", "--unit-rows", "5"]
@@ -111,3 +112,30 @@ def test_rejected_rows_name_their_line_of_standard_input(tmp_path):
     run("sketch", "-", "--out", tmp_path / "run", *TINY, rows=ROWS + b"broken\n")
     (line,) = (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()
     assert (json.loads(line)["file"], json.loads(line)["line"]) == ("-", 13)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("prompt,completion\na,b\n", "csv"),
+        ("\ufeffid,prompt,completion\r\n1,a,b\r\n", "csv"),
+        ('"prompt","completion"\n"a","b"\n', "csv"),
+        ("id\tprompt, and more\n1\ta\n", "tsv"),
+        ('ix", "completion": "b"}\n{"prompt": "a", "completion": "b"}\n', "jsonl"),
+        ('{"prompt": "a", "completion": "b"}\n', "jsonl"),
+        ('[\n{"prompt": "a", "completion": "b"},\n', "jsonl"),
+        ("a broken line, and no other", "jsonl"),
+        ("", "jsonl"),
+    ],
+)
+def test_csv_on_standard_input_is_told_by_its_header(tmp_path, text, kind):
+    path = tmp_path / "kept"
+    path.write_bytes(text.encode())
+    assert kind_of_input(path) == kind
+
+
+def test_csv_from_standard_input_is_kept_as_such(tmp_path):
+    rows = b"prompt,completion\n" + b"".join(b"%d?,%d is it\n" % (n, n) for n in range(3))
+    run("sketch", "-", "--out", tmp_path / "run", *TINY, rows=rows)
+    assert (tmp_path / "run" / "standard-input.csv").read_bytes() == rows
+    assert "nothing is wrong" in run("check", tmp_path / "run", "--corpus", ".").stdout

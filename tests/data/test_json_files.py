@@ -114,9 +114,27 @@ def test_an_object_that_holds_the_rows_does_so_whatever_is_broken_in_it(tmp_path
     assert said(rows)[0].startswith("broken JSON")
 
 
-def test_an_array_on_one_line_with_a_quote_too_many_is_not_said_to_have_no_end(tmp_path):
+QUOTED = [{"text": f"t{i}", "list": [{"of": "x"}, {"of": "{"}]} for i in range(6)]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 17])
+@pytest.mark.parametrize("end", ["]", "]\n", "\n]"])
+@pytest.mark.parametrize("wrong", ['"t2 " more"', '"t2', 't2"', '"a "b" c", "n": "d'])
+def test_a_quote_too_many_or_too_few_costs_its_row_only_where_rows_are_on_one_line(
+    tmp_path, monkeypatch, piece, end, wrong
+):
+    monkeypatch.setattr("gvendi_fast.data.json_values._PIECE", piece)
     path = tmp_path / "a.json"
-    path.write_text('[{"text": "a"}, {"text": "x " y"}, {"text": "b"}]')
+    path.write_text(json.dumps(QUOTED)[:-1].replace('"t2"', wrong) + end)
+    _, rows = rows_of(path)
+    assert said(rows)[:2] == ["t0", "t1"]
+    assert said(rows)[2].startswith("broken JSON")
+    assert said(rows)[3:] == ["t3", "t4", "t5"]
+
+
+def test_an_array_whose_last_row_has_a_quote_too_many_is_not_said_to_have_no_end(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, {"text": "x " y"}]')
     _, rows = rows_of(path)
     assert said(rows) == [
         "a",

@@ -10,6 +10,7 @@ from gvendi_fast.data.index import Fields, Rejected, UnitReader, index_corpus
 from gvendi_fast.data.messages import ROLES
 from gvendi_fast.data.rows import kind_of_reason, parse_row
 
+LONG = '{"name": "f", "arguments": ' + "9" * 5000 + "}"
 USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
 
@@ -117,6 +118,21 @@ def test_calls_and_what_else_a_message_has(message, read):
         (
             [{"from": "function_call", "value": "not JSON"}],
             "message 1: a call that is no JSON object with a name",
+            None,
+        ),
+        (
+            [{"role": "assistant", "tool_calls": "oops"}],
+            "message 1: 'tool_calls' is a string that is no JSON",
+            None,
+        ),
+        (
+            [{"role": "assistant", "tool_calls": f'[{{"function": {LONG}}}]'}],
+            "broken JSON: an integer has too many digits",
+            None,
+        ),
+        (
+            [{"role": "function_call", "content": LONG}],
+            "broken JSON: an integer has too many digits",
             None,
         ),
         ([{"role": "assistant", "tool_calls": 3}], "message 1: 'tool_calls' is not a list (int)", None),

@@ -182,6 +182,16 @@ def test_what_is_read_otherwise_than_one_may_think_is_said():
         assert recognise(rows, Fields()).notes == ()
 
 
+def test_fields_that_are_read_and_have_no_value_are_no_advice(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,completion\n" + "a,\n,b\nc,d\n" * 3)
+    manifest, rows = read(path)
+    assert sum(isinstance(row, Rejected) for row in rows) == 6
+    assert manifest.advice == (
+        "rows have the fields 'prompt', 'completion'; a row is read where both prompt and completion have a value"
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "fields", "seen", "remedy"),
     [

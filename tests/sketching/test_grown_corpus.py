@@ -314,6 +314,50 @@ def test_a_kill_before_the_new_record_leaves_the_smaller_run(here, proxy, tmp_pa
     is_whole(run)
 
 
+@pytest.mark.parametrize("count", [10, 8], ids=["room", "full"])
+@pytest.mark.parametrize("behind", [0, 1, 3])
+def test_a_last_line_that_was_half_written_is_completed(proxy, tmp_path, monkeypatch, count, behind):
+    monkeypatch.chdir(tmp_path)
+    data = write(Path("data.jsonl"), rows(0, count))
+    content = data.read_bytes()
+    data.write_bytes(content[:-20])
+    sketch_corpus(data, "run", proxy, SETTINGS)
+    assert b"broken JSON" in Path("run", "rejected.jsonl").read_bytes()
+    data.write_bytes(content)
+    write(data, rows(0, count + behind))
+    before = Path("run", "parts", "part-000000.parquet").stat().st_mtime_ns
+    notes = Notes()
+    sketch_corpus(data, "run", proxy, SETTINGS, notes)
+    again = count % 4 or 4
+    assert any(
+        f", {again} of them again, as the last work unit was not whole" in note for note in notes.notes
+    )
+    assert Path("run", "parts", "part-000000.parquet").stat().st_mtime_ns == before
+    sketch_corpus(data, "whole", proxy, SETTINGS)
+    same_to_the_bit(Path("run"), Path("whole"))
+
+
+def test_a_blank_line_behind_is_no_work(here, proxy):
+    data, run = here
+    before = parts_of(run)
+    with data.open("ab") as stream:
+        stream.write(b"\n")
+    notes = Notes()
+    sketch_corpus(data, run, proxy, SETTINGS, notes)
+    assert "the corpus has grown behind its last row: 10 of an earlier run kept, 0 to sketch" in notes.notes
+    assert parts_of(run) == before
+    is_whole(run)
+
+
+def test_a_shape_that_rows_behind_a_limit_make_another_is_named_with_what_goes_on(proxy, tmp_path):
+    data = write(tmp_path / "data.jsonl", rows(0, 5) + [{"instruction": "a", "output": "b"}] * 20)
+    sketch_corpus(data, tmp_path / "run", proxy, replace(SETTINGS, limit=5))
+    with pytest.raises(GvendiError, match="; --format fields reads rows as the directory has them"):
+        sketch_corpus(data, tmp_path / "run", proxy, SETTINGS)
+    sketch_corpus(data, tmp_path / "run", proxy, replace(SETTINGS, fields=Fields(format="fields")))
+    is_whole(tmp_path / "run")
+
+
 def edit_a_row(data: Path) -> None:
     write(data, rows(0, 3) + rows(50, 1) + rows(4, 15))
 
