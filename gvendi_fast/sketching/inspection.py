@@ -250,7 +250,9 @@ def _sample(manifest: Manifest, count: int) -> Iterator[Row | Rejected]:
         for number, unit in enumerate(units):
             rows = wanted.get(number, [])
             span = min(unit.rows, max(len(rows), int(_UNIT_BYTES / _row_bytes(manifest, unit))))
-            asked = iter([row * span // unit.rows for row in rows])
+            # As many places as rows, no two of them the same.
+            near = [i * span // len(rows) for i in range(len(rows))]
+            asked = iter(rows if span == unit.rows else near)
             following = next(asked, None)
             for place, item in enumerate(reader.read(unit)):
                 if following is None:
