@@ -29,6 +29,23 @@ Reader = Callable[[dict], Content | Reason]
 # Fields that an error lists, and characters of each.
 _LISTED, _SHOWN = 12, 40
 _TOOLS = ("tools", "functions")
+# Names of fields that people give to what a model is to see, or to learn, beside a prompt and its completion.
+_MEANT = (
+    *(
+        "system",
+        "system_prompt",
+        "context",
+        "instruction",
+        "input",
+        "passage",
+        "document",
+        "documents",
+        "history",
+    ),
+    *("reasoning", "reasoning_content", "thinking", "rationale", "cot"),
+)
+# From this share of the first rows on, such a field that is not read is told.
+_TOLD = 0.05
 _TALKS = ("conversations", "conversation", "dialog", "dialogue")
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
@@ -473,6 +490,8 @@ def recognise(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequen
     advice = _advice(others, found, seen, best) if 2 * len(others) > len(records) else ""
     if advice:
         notes.append(f"most of the first rows cannot be read: {advice}")
+    else:
+        notes += _unread(records, found, seen)
     return Recognised(found, tuple(notes), advice)
 
 
@@ -530,6 +549,36 @@ def _doubts(records: Sequence[Mapping[str, Any]], fields: Fields) -> list[str]:
             f"{shape.title}, too: --format {name} reads those"
         ]
     return []
+
+
+def _is_read_as_text(record: Mapping[str, Any], fields: Fields) -> bool:
+    is_pair = None not in (record.get(fields.prompt), record.get(fields.completion))
+    is_by_fields = fields.format not in SHAPES and not is_pair and record.get(fields.messages) is None
+    return fields.format == "content" or is_by_fields
+
+
+def _unread(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequence[str]) -> list[str]:
+    """A sentence on fields that probably belong to the rows' texts, and are not read."""
+    # A text may well have been made of them.
+    others = [record for record in records if not _is_read_as_text(record, fields)]
+    # An outline has every list empty.
+    counts = Counter(
+        name for record in others for name in _MEANT if name in record and record[name] not in (None, "", b"")
+    )
+    held = {name for name, count in counts.items() if count >= _TOLD * len(records)}
+    # Columns that are not read have no values here.
+    held |= set(seen) - {name for record in records for name in record} if others else set()
+    names = [
+        name for name in _MEANT if name in held and name not in (*columns_of(fields), fields.id, fields.by)
+    ]
+    if not names:
+        return []
+    listed = " and ".join(f"'{name}'" for name in names)
+    return [
+        f"rows have {listed}, too, which {'is' if len(names) == 1 else 'are'} not read: the number is without "
+        f"{'it' if len(names) == 1 else 'them'}; put what the model is to see into the prompt, or give messages (a "
+        "system message, reasoning_content of an answer)"
+    ]
 
 
 def _advice(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequence[str], best: str) -> str:
