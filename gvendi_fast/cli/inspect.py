@@ -181,8 +181,9 @@ def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
     place = printable(f"{os.path.basename(row.file)}:{row.line}")
+    said = f" ({printable(row.note)})" if row.note else ""
     put(
-        f"{place}: {row.tokens:,} tokens, {row.supervised:,} supervised, the last of them is {row.last}",
+        f"{place}: {row.tokens:,} tokens{said}, {row.supervised:,} supervised, the last of them is {row.last}",
         out.file,
     )
     line = Text("")

@@ -499,7 +499,7 @@ def describe(fields: Fields) -> str:
     """One sentence on how rows are read."""
     if fields.format in SHAPES:
         shape = SHAPES[fields.format]
-        return f"rows are read as {shape.title}: {shape.says}"
+        return f"rows are read as {shape.title} ({fields.format}): {shape.says}"
     return (
         f"rows are read by their fields: {fields.prompt} with {fields.completion}, else {fields.messages}, "
         f"else {fields.text}"
