@@ -434,7 +434,8 @@ def columns_of(fields: Fields) -> tuple[str, ...]:
 
 def all_columns(fields: Fields) -> tuple[str, ...]:
     """The fields by which shapes are told apart."""
-    names = (*columns_of(fields), *(name for shape in SHAPES.values() for name in shape.reads))
+    # A role beside a content makes a message of it, and no text.
+    names = (*columns_of(fields), *(name for shape in SHAPES.values() for name in shape.reads), "role")
     return tuple(dict.fromkeys(names))
 
 
@@ -590,6 +591,8 @@ def _advice(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequence
 
 
 def _remedy(records: Sequence[Mapping[str, Any]], names: list[str], fields: Fields, best: str) -> str:
+    if records and all("role" in record and "content" in record for record in records):
+        return "each is one message: write a conversation a row, as {'messages': [...]}"
     if best != "fields" and best != fields.format:
         named = _named(fields)
         without = f", without --{named[0]}-field" if named else ""
@@ -607,8 +610,8 @@ def _remedy(records: Sequence[Mapping[str, Any]], names: list[str], fields: Fiel
     if len(texts) == 1:
         return f"--text-field {_quoted(texts[0])} would read them as texts"
     return (
-        "name those to read with --prompt-field and --completion-field, --messages-field or --text-field, or one of "
-        f"the shapes {', '.join(SHAPES)} with --format"
+        "name those to read with --prompt-field and --completion-field, --messages-field or --text-field, or the shape "
+        "of the rows with --format"
     )
 
 
@@ -627,4 +630,6 @@ _PAIRS = (
     ("query", "response"),
     ("prompt", "response"),
     ("input", "output"),
+    ("inputs", "targets"),
+    ("src", "tgt"),
 )
