@@ -202,7 +202,7 @@ def test_what_is_read_otherwise_than_one_may_think_is_said():
         (
             user("Q"),
             {},
-            "'role', 'content'",
+            "'role'",
             "each is one message: write a conversation a row, as {'messages': [...]}",
         ),
         (
