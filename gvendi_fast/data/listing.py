@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,20 +32,6 @@ _INSTEAD = {
 }
 _LOST = "a run directory that has lost its spec.json"
 SKIP = "--skip-unreadable goes on without it"
-
-
-# What names a data set of the Hugging Face hub, and may name a file.
-_HUB_NAME = re.compile(r"(?:hf://datasets/)?[\w.-]+/[\w.-]+")
-
-
-def _of_the_hub(item: str) -> str:
-    """What to do with a name that is no file, and may be one of the Hugging Face hub."""
-    if not _HUB_NAME.fullmatch(item) or kind_of(item) is not None or os.path.isdir(os.path.dirname(item)):
-        return ""
-    return (
-        "; names of the Hugging Face hub are not read: give the files of the data set, downloaded, or in Python "
-        "gvendi_fast.score(datasets.load_dataset(...))"
-    )
 
 
 class UnreadableFileError(GvendiError):
@@ -205,7 +190,7 @@ class _Finder:
                 raise GvendiError(f"corpus: '{item}' has an unknown suffix; wanted {WANTED}")
             return [item] if self._is_file(item) else []
         if not glob.has_magic(item):
-            raise GvendiError(f"corpus: '{item}' does not exist{_of_the_hub(item)}")
+            raise GvendiError(f"corpus: '{item}' does not exist")
         return self._glob(item)
 
     def _glob(self, pattern: str) -> list[str]:

@@ -47,20 +47,6 @@ def device(path):
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("name", ["openai/gsm8k", "hf://datasets/openai/gsm8k", "a/b.v2"])
-def test_a_name_of_the_hub_is_told_apart_from_a_path(name, folder):
-    with pytest.raises(
-        GvendiError, match=r"does not exist; names of the Hugging Face hub are not read: .*load_data"
-    ):
-        list_files([name])
-
-
-@pytest.mark.parametrize("name", ["nowhere", "a/b.jsonl", "/a/b", "./b", "a/b/c", "{folder}/b"])
-def test_other_paths_do_not_exist(name, folder):
-    with pytest.raises(GvendiError, match=r"does not exist$"):
-        list_files([name.format(folder=folder)])
-
-
 def dangling(path):
     path.symlink_to("gone.jsonl")
 
