@@ -180,8 +180,9 @@ def _range(of: Range) -> str:
 def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
-    place = printable(f"{os.path.basename(row.file)}:{row.line}")
     said = f" ({printable(row.note)})" if row.note else ""
+
+    place = printable(f"{os.path.basename(row.file)}:{row.line}")
     put(
         f"{place}: {row.tokens:,} tokens{said}, {row.supervised:,} supervised, the last of them is {row.last}",
         out.file,
