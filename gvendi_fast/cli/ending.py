@@ -135,7 +135,8 @@ def _usage(error: BaseException) -> int:
     if context is not None:
         put_error(context.get_usage())
         put_error(f"'{context.command_path} --help' shows what it takes")
-    put_error(f"error: {error.format_message()}")
+    # typer's words for an exception of Python's, which say nothing.
+    put_error(f"error: {error.format_message().replace(': Value error, ', ': ', 1)}")
     return error.exit_code
 
 

@@ -189,9 +189,10 @@ def _range(of: Range) -> str:
 def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
+    said = f" ({printable(row.note)})" if row.note else ""
     place = printable(f"{_short(row.file)}:{row.line}")
     put(
-        f"{place}: {row.tokens:,} tokens, {row.supervised:,} supervised, the last of them is {row.last}",
+        f"{place}: {row.tokens:,} tokens{said}, {row.supervised:,} supervised, the last of them is {row.last}",
         out.file,
     )
     line = Text("")

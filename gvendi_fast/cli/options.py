@@ -307,6 +307,7 @@ FormatOption = Annotated[
     RowFormat,
     typer.Option(
         "--format",
+        case_sensitive=False,
         metavar="NAME",
         help="Shape of the rows: auto (recognised from the first ones, and said), fields (a prompt and a completion, "
         f"messages or a text, by the names below), or {', '.join(FORMATS[2:-1])} or {FORMATS[-1]}; docs/guide.md, "

@@ -22,6 +22,7 @@ _REMEDIES = {
     r"^missing field": "name the fields that hold them (--prompt-field and others), or their shape (--format)",
     r"^an undesired completion": "know that they are left out; '--format fields' scores them, too",
     r"^duplicate id": "give each row an id of its own, name another field with --id-field, or take the ids out",
+    r"^the row is no dict": "give each row as a dict of fields or as a text",
     r"^field '.*' is not a string": "write it as text (pandas: astype(str)), or name the field that holds the text",
     r"^field ": "mend this field, or name another one",
     r"^broken CSV": "mend their quotes and their number of cells",

@@ -29,6 +29,23 @@ Reader = Callable[[dict], Content | Reason]
 # Fields that an error lists, and characters of each.
 _LISTED, _SHOWN = 12, 40
 _TOOLS = ("tools", "functions")
+# Names of fields that people give to what a model is to see, or to learn, beside a prompt and its completion.
+_MEANT = (
+    *(
+        "system",
+        "system_prompt",
+        "context",
+        "instruction",
+        "input",
+        "passage",
+        "document",
+        "documents",
+        "history",
+    ),
+    *("reasoning", "reasoning_content", "thinking", "rationale", "cot"),
+)
+# From this share of the first rows on, such a field that is not read is told.
+_TOLD = 0.05
 _TALKS = ("conversations", "conversation", "dialog", "dialogue")
 # How a text begins that spells out a list of messages, as JSON or as Python shows it.
 _SPELLED = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
@@ -450,7 +467,8 @@ def columns_of(fields: Fields) -> tuple[str, ...]:
 
 def all_columns(fields: Fields) -> tuple[str, ...]:
     """The fields by which shapes are told apart."""
-    names = (*columns_of(fields), *(name for shape in SHAPES.values() for name in shape.reads))
+    # A role beside a content makes a message of it, and no text.
+    names = (*columns_of(fields), *(name for shape in SHAPES.values() for name in shape.reads), "role")
     return tuple(dict.fromkeys(names))
 
 
@@ -506,6 +524,8 @@ def recognise(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequen
     advice = _advice(others, found, seen, best) if 2 * len(others) > len(records) else ""
     if advice:
         notes.append(f"most of the first rows cannot be read: {advice}")
+    else:
+        notes += _unread(records, found, seen)
     return Recognised(found, tuple(notes), advice)
 
 
@@ -513,7 +533,7 @@ def describe(fields: Fields) -> str:
     """One sentence on how rows are read."""
     if fields.format in SHAPES:
         shape = SHAPES[fields.format]
-        return f"rows are read as {shape.title}: {shape.says}"
+        return f"rows are read as {shape.title} ({fields.format}): {shape.says}"
     return (
         f"rows are read by their fields: {fields.prompt} with {fields.completion}, else {fields.messages}, "
         f"else {fields.text}"
@@ -565,6 +585,36 @@ def _doubts(records: Sequence[Mapping[str, Any]], fields: Fields) -> list[str]:
     return []
 
 
+def _is_read_as_text(record: Mapping[str, Any], fields: Fields) -> bool:
+    is_pair = None not in (record.get(fields.prompt), record.get(fields.completion))
+    is_by_fields = fields.format not in SHAPES and not is_pair and record.get(fields.messages) is None
+    return fields.format == "content" or is_by_fields
+
+
+def _unread(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequence[str]) -> list[str]:
+    """A sentence on fields that probably belong to the rows' texts, and are not read."""
+    # A text may well have been made of them.
+    others = [record for record in records if not _is_read_as_text(record, fields)]
+    # An outline has every list empty.
+    counts = Counter(
+        name for record in others for name in _MEANT if name in record and record[name] not in (None, "", b"")
+    )
+    held = {name for name, count in counts.items() if count >= _TOLD * len(records)}
+    # Columns that are not read have no values here.
+    held |= set(seen) - {name for record in records for name in record} if others else set()
+    names = [
+        name for name in _MEANT if name in held and name not in (*columns_of(fields), fields.id, fields.by)
+    ]
+    if not names:
+        return []
+    listed = " and ".join(f"'{name}'" for name in names)
+    return [
+        f"rows have {listed}, too, which {'is' if len(names) == 1 else 'are'} not read: the number is without "
+        f"{'it' if len(names) == 1 else 'them'}; put what the model is to see into the prompt, or give messages (a "
+        "system message, reasoning_content of an answer)"
+    ]
+
+
 def _advice(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequence[str], best: str) -> str:
     names = list(dict.fromkeys([*(name for record in records for name in record), *seen]))
     listed = ", ".join(f"'{printable(name[:_SHOWN])}'" for name in names[:_LISTED])
@@ -574,6 +624,8 @@ def _advice(records: Sequence[Mapping[str, Any]], fields: Fields, seen: Sequence
 
 
 def _remedy(records: Sequence[Mapping[str, Any]], names: list[str], fields: Fields, best: str) -> str:
+    if records and all("role" in record and "content" in record for record in records):
+        return "each is one message: write a conversation a row, as {'messages': [...]}"
     if best != "fields" and best != fields.format:
         named = _named(fields)
         without = f", without --{named[0]}-field" if named else ""
@@ -594,8 +646,8 @@ def _remedy(records: Sequence[Mapping[str, Any]], names: list[str], fields: Fiel
     if len(texts) == 1 and texts[0] != fields.text:
         return f"--text-field {_quoted(texts[0])} would read them as texts"
     return (
-        "name those to read with --prompt-field and --completion-field, --messages-field or --text-field, or one of "
-        f"the shapes {', '.join(SHAPES)} with --format"
+        "name those to read with --prompt-field and --completion-field, --messages-field or --text-field, or the shape "
+        "of the rows with --format"
     )
 
 
@@ -614,4 +666,6 @@ _PAIRS = (
     ("query", "response"),
     ("prompt", "response"),
     ("input", "output"),
+    ("inputs", "targets"),
+    ("src", "tgt"),
 )

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -239,7 +240,7 @@ def _look(manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress
     progress.note(found.summary())
     for fault in found.faults:
         # Without a registry, which would pass over the same words of the next corpus.
-        warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, __file__, 0)
+        warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, *_caller())
     if strict and found.faults:
         count = len(found.faults)
         raise GvendiError(
@@ -351,6 +352,14 @@ def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketche
         warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
         return sketcher
     return compiled
+
+
+def _caller() -> tuple[str, int]:
+    """File and line of the code that called this package; a warning is of its rows."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gvendi_fast":
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:

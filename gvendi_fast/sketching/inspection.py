@@ -73,7 +73,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as it is shown. skipped: parts left out before part number `after`."""
+    """A row as it is shown, whole.
+
+    skipped: parts left out before part number `after`.
+    note: what a run does with a row that is too long, or why it refuses it.
+    """
 
     file: str
     line: int
@@ -84,6 +88,7 @@ class Example:
     parts: tuple[Part, ...]
     skipped: int = 0
     after: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,9 @@ def _sample(manifest: Manifest, count: int) -> Iterator[Row | Rejected]:
         for number, unit in enumerate(units):
             rows = wanted.get(number, [])
             span = min(unit.rows, max(len(rows), int(_UNIT_BYTES / _row_bytes(manifest, unit))))
-            asked = iter([row * span // unit.rows for row in rows])
+            # As many places as rows, no two of them the same.
+            near = [i * span // len(rows) for i in range(len(rows))]
+            asked = iter(rows if span == unit.rows else near)
             following = next(asked, None)
             for place, item in enumerate(reader.read(unit)):
                 if following is None:
@@ -379,7 +386,17 @@ def _example(row: Looked, looks: Looks) -> Example:
         parts=tuple(_shortened(*part) for part in parts),
         skipped=skipped,
         after=after if skipped else 0,
+        note=_note(row, looks.encoder),
     )
+
+
+def _note(row: Looked, encoder: Encoder) -> str:
+    if row.refused is not None:
+        return f"refused: {row.refused}"
+    if not row.is_cut or encoder.max_tokens is None:
+        return ""
+    over = int(np.flatnonzero(row.preview.labels != IGNORED)[-1]) + 1 - encoder.max_tokens
+    return f"{over:,} more than --max-tokens, which the prompt loses at its beginning"
 
 
 def _shortened(text: str, is_supervised: bool) -> Part:

@@ -167,9 +167,9 @@ class Looks:
         self.different = list({row.content(): row for row in self.rows}.values())
         # Texts that hold control tokens, with the first of them.
         self.spelling = [
-            (row, next(token for token in self.control if token in row.row.text))
+            (row, next(token for token in self.control if token in text))
             for row in self.rows
-            if row.row.text is not None and any(token in row.row.text for token in self.control)
+            if (text := row.row.text) is not None and any(token in text for token in self.control)
         ]
 
     def decoded(self, ids: Sequence[int]) -> str:
@@ -338,8 +338,8 @@ def _marked(looks: Looks) -> tuple[str, list[Looked]]:
     spelling = {id(row) for row, _ in looks.spelling}
     texts = [row for row in looks.rows if row.row.text is not None and id(row) not in spelling]
     for marks, asks, answers in _WRITTEN if len(texts) >= LEAST else ():
-        found = [(row, asks.search(row.row.text)) for row in texts]
-        rows = [row for row, first in found if first and answers.search(row.row.text, first.end())]
+        found = [(row, asks.search(row.row.text or "")) for row in texts]
+        rows = [row for row, first in found if first and answers.search(row.row.text or "", first.end())]
         if len(rows) >= NEARLY_ALL * len(texts):
             return marks, rows
     return "", []

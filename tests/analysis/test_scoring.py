@@ -16,6 +16,7 @@ from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.inspection import InspectionWarning
 from gvendi_fast.sketching.proxy.load import load_proxy
 from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
 from gvendi_fast.vendi.centered import RowMean, centered
@@ -108,6 +109,14 @@ def test_a_run_directory_is_scored_as_it_is(proxy, tmp_path, monkeypatch):
     ):
         with pytest.raises(GvendiError, match=said):
             score(run, **more)
+
+
+def test_a_warning_of_the_rows_names_the_line_that_gave_them(proxy, tmp_path):
+    rows = [{"prompt": "What?", "completion": "So."}] * 9
+    with pytest.warns(InspectionWarning, match="are copies of another one") as caught:
+        score(rows, proxy=proxy, settings=Settings(spec=SPEC))
+    assert {item.filename for item in caught} == {__file__}
+    assert all(item.lineno > 1 for item in caught)
 
 
 def test_repeated_rows_score_as_the_distinct_ones(proxy, tmp_path):

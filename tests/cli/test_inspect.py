@@ -242,6 +242,20 @@ def test_control_tokens_that_a_user_types_are_counted_and_no_warning(gvendi, tmp
     assert "spelt out" not in out
 
 
+def test_a_row_that_is_shown_says_what_is_cut_of_it(gvendi, tmp_path):
+    rows = [{"prompt": "p " * 90, "completion": "c"}, {"prompt": "p", "completion": "c " * 90}, *pairs(1)]
+    data = write(tmp_path / "data.jsonl", rows)
+    out = gvendi("inspect", data, "--proxy", "tiny", "--max-tokens", 64)[1]
+    first, second, third = (line for line in out.splitlines() if line.startswith("data.jsonl:"))
+    assert re.search(
+        r"tokens \(\d+ more than --max-tokens, which the prompt loses at its beginning\), 2 sup", first
+    )
+    assert re.search(
+        r"tokens \(refused: too long: completion needs \d+ tokens, --max-tokens is 64\),", second
+    )
+    assert "(" not in third
+
+
 def test_a_stream_of_ascii_has_brackets_of_ascii(gvendi, healthy, monkeypatch):
     from gvendi_fast.base.printing import console
     from gvendi_fast.cli.inspect import _print_row

@@ -71,15 +71,22 @@ def test_a_recognised_shape_is_said_and_another_can_be_asked_for(gvendi, tmp_pat
     path = write(
         tmp_path / "a.jsonl", [{"question": f"{i}?", "answer": "A", "response": "B"} for i in range(2)]
     )
-    said = "rows are read as questions and answers: question -> prompt, answer -> completion; --format says otherwise"
+    said = (
+        "rows are read as questions and answers (question-answer): question -> prompt, answer -> completion; --format "
+        "says otherwise"
+    )
     code, _, err = gvendi("score", path, *SMALL)
     assert (code, said in err) == (0, True), err
     code, _, err = gvendi("score", path, *SMALL, "--format", "question-response")
     assert code == 0
-    assert "rows are read as questions and responses: question -> prompt, response -> completion\n" in err
+    assert (
+        "rows are read as questions and responses (question-response): question -> prompt, response -> completion\n"
+        in err
+    )
     code, _, err = gvendi("score", path, *SMALL, "--format", "nosuch")
     assert code != 0
-    assert "--format" in err
+    assert "error: Invalid value for '--format': 'nosuch' is not one of" in err
+    assert gvendi("inspect", path, "--proxy", "tiny", "--format", "Question-Response")[0] == 0
 
 
 def test_a_run_goes_on_as_its_rows_were_read(gvendi, tmp_path):

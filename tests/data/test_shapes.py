@@ -170,6 +170,46 @@ def test_the_most_frequent_shape_of_the_first_rows_counts():
     assert recognise([], Fields()).advice == ""
 
 
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"question": "Q", "context": "C", "answer": "A"}, "'context'"),
+        ({"question": "Q", "answer": "A", "reasoning": "R", "system": "S"}, "'system' and 'reasoning'"),
+        ({"system": "S", "prompt": "Q", "completion": "A"}, "'system'"),
+        ({"system": "S", "messages": [user("Q"), answer("A")]}, "'system'"),
+        ({"system": "S", "prompt": "Q", "chosen": "A", "rejected": "B"}, "'system'"),
+        # Read, empty, of a text, or of no meaning for it.
+        ({"system": "S", "instruction": "Q", "input": "I", "output": "A"}, None),
+        ({"instruction": "Q", "context": "C", "response": "A"}, None),
+        ({"question": "Q", "context": "", "answer": "A", "system": None}, None),
+        ({"context": "C", "text": "T"}, None),
+        ({"content": "T", "system": "S"}, None),
+        ({"prompt": "Q", "completion": "A", "source": "S", "url": "U"}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_fields_that_are_meant_and_not_read_are_said(tmp_path, row, names, name):
+    path, values = tmp_path / name, [v if isinstance(v, str | None) else json.dumps(v) for v in row.values()]
+    if name == "a.csv":
+        with path.open("w", newline="") as stream:
+            csv.writer(stream).writerows([list(row), *[values] * 8])
+    elif name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist([row] * 8), path)
+    elif name == "a.json":
+        path.write_text(json.dumps([row] * 8))
+    else:
+        write(path, [row] * 8)
+    notes = [note for note in index_corpus(path).notes if "not read" in note]
+    assert [note.startswith(f"rows have {names}, too, which ") for note in notes] == ([True] if names else [])
+
+
+def test_a_field_that_few_rows_have_is_not_said():
+    rows = [{"prompt": "Q", "completion": "A"}] * 39
+    assert recognise([*rows, {**rows[0], "context": "C"}], Fields()).notes == ()
+    assert recognise(rows, Fields(), ["context"]).notes != ()
+    assert recognise([{**row, "context": "C"} for row in rows], Fields(by="context")).notes == ()
+
+
 def test_what_is_read_otherwise_than_one_may_think_is_said():
     (note,) = recognise([{"instruction": "Do", "output": "A", "text": "Do A"}] * 3, Fields()).notes
     assert note.startswith("rows are read as texts, all of it supervised, from the field text;")
@@ -228,6 +268,19 @@ def test_fields_that_are_read_and_have_no_value_are_no_advice(tmp_path):
             "--format question-answer reads them",
         ),
         ({"text": "T"}, {"format": "alpaca"}, "'text'", "--format fields reads them"),
+        (
+            user("Q"),
+            {},
+            "'role'",
+            "each is one message: write a conversation a row, as {'messages': [...]}",
+        ),
+        (
+            {"inputs": "Q", "targets": "A"},
+            {},
+            "'inputs'",
+            "--prompt-field inputs --completion-field targets would",
+        ),
+        ({"src": "Q", "tgt": "A"}, {}, "'src'", "--prompt-field src --completion-field tgt would"),
         ({"a\x1b": "x", "n": 1}, {}, "'a\\x1b', 'n'", "--text-field 'a\\x1b' would"),
         ({}, {}, "rows have no fields", "name those to read"),
     ],

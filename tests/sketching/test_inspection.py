@@ -391,6 +391,16 @@ def test_rows_are_spread_over_the_corpus_and_always_the_same(tmp_path):
     assert len(list(inspection._sample(index_corpus(path, limit=5), 2))) == 2
 
 
+@pytest.mark.parametrize("limit", [65, 70, 100, 200, 513])
+def test_of_long_rows_as_many_are_looked_at(tmp_path, limit):
+    """Of rows that are long, or a few of a long file, only the first are reached, each of them once."""
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"prompt": "p", "completion": "c " * 20_000})
+    path.write_text(f"{row}\n" * 600)
+    found = list(inspection._sample(index_corpus(path, limit=limit, rows_per_unit=256), 64))
+    assert len({item.line for item in found}) == len(found) == 64
+
+
 def test_the_reader_is_not_led_far_into_an_archive_or_a_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, "_ARCHIVE_BYTES", 40_000)
     monkeypatch.setattr(inspection, "_GROUP_ROWS", 50)
