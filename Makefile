@@ -89,8 +89,8 @@ endef
 $(VENV)/.installed: $(VENV)/.scores
 	@echo "== for tests, lint and docs: about 400 MB to fetch, most of it Triton and Playwright (minutes)"
 	$(BIN)/python -c 'import re; from importlib.metadata import requires; \
-		found = [re.fullmatch(r"(.*?) *; *extra == .(dev|docs).", one) for one in requires("gvendi-fast")]; \
-		print(*[one[1] for one in found if one], sep="\n")' > $(VENV)/extras.txt
+		found = [re.fullmatch(r"(.*?) *; *(?:(.*) and )?extra == .(dev|docs).", one) for one in requires("gvendi-fast")]; \
+		print(*["; ".join(filter(None, one.groups()[:2])) for one in found if one], sep="\n")' > $(VENV)/extras.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --requirement $(VENV)/extras.txt
 # PyTorch for CUDA brings the Triton that fits it; next to its CPU build, tests use this one.
 	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \

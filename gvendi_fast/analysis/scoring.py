@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -142,20 +142,22 @@ def score(
     if by is not None:
         settings = replace(settings, fields=replace(settings.fields, by=by))
     rest = (proxy, settings, orders, mean, save_mean, progress)
+    # A run directory has been scored above.
+    corpus = cast("Corpus", data)
     if out is not None:
-        return _sketch_and_score(data, out, *rest)
+        return _sketch_and_score(corpus, out, *rest)
     with temporary_run() as folder:
-        return _sketch_and_score(data, folder, *rest)
+        return _sketch_and_score(corpus, folder, *rest)
 
 
 def _run_of(data: Corpus | RunDirectory) -> RunDirectory | None:
     """The run directory that is to be scored; None for a corpus."""
     if isinstance(data, RunDirectory):
         return data
-    is_one = isinstance(data, str | os.PathLike)
-    if isinstance(data, list | tuple) and len(data) == 1 and isinstance(data[0], str | os.PathLike):
-        data, is_one = data[0], True
-    return RunDirectory.load(data) if is_one and (Path(data) / "spec.json").is_file() else None
+    one: object = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
+    if isinstance(one, str | os.PathLike) and (Path(one) / "spec.json").is_file():
+        return RunDirectory.load(one)
+    return None
 
 
 def _check_made_so(
