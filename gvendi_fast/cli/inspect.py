@@ -180,10 +180,11 @@ def _range(of: Range) -> str:
 def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
+    said = f" ({printable(row.note)})" if row.note else ""
+
     place = printable(f"{os.path.basename(row.file)}:{row.line}")
     put(
-        f"{place}: {row.tokens:,} tokens{_said(row.note)}, {row.supervised:,} supervised, the last of them is "
-        f"{row.last}",
+        f"{place}: {row.tokens:,} tokens{said}, {row.supervised:,} supervised, the last of them is {row.last}",
         out.file,
     )
     line = Text("")
@@ -205,10 +206,6 @@ def _append(line: Text, part: Part, marks: tuple[str, str] | None) -> None:
         line.append(text, style=SUPERVISED)
     else:
         line.append(f"{marks[0]}{text}{marks[1]}")
-
-
-def _said(note: str) -> str:
-    return f" ({printable(note)})" if note else ""
 
 
 def _marks(out: Console) -> tuple[str, str] | None:
