@@ -60,7 +60,8 @@ def fold_rows(x, stride, begin, end, table, blocks, T: tl.constexpr, K: tl.const
         value = load_rows(x, stride, begin, end, entry & 0xFFFF, T, K)
         block = 1
         while block < blocks:
-            # A block is on its way while the one before is added: 0.9 times as long, or less, on an H200.
+            # A block is on its way while the one before is added. Launches alone took 0.8 times as long on an H200 over
+            # the layers of a 0.5B model; among the model's other kernels the gain was not seen (39.8 and 39.0 ms).
             following = tl.load(table + block * K + k)
             coming = load_rows(x, stride, begin, end, block * K + (following & 0xFFFF), T, K)
             folded = add_signed(folded, value, entry, T, K)
