@@ -189,6 +189,8 @@ def _range(of: Range) -> str:
 def _print_row(out: Console, row: Example) -> None:
     from rich.text import Text
 
+    from gvendi_fast.cli.tables import print_text
+
     said = f" ({printable(row.note)})" if row.note else ""
     place = printable(f"{_short(row.file)}:{row.line}")
     put(
@@ -201,7 +203,7 @@ def _print_row(out: Console, row: Example) -> None:
             line.append(f" … {row.skipped:,} parts … ")
         _append(line, part, _marks(out))
     for piece in line.split("\n"):
-        out.print(Text("  ") + piece, soft_wrap=True)
+        print_text(out, Text("  ") + piece)
 
 
 def _short(path: str) -> str:

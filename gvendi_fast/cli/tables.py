@@ -49,6 +49,11 @@ def _cut(word: str, most: int) -> str:
     return word if len(word) <= most else f"{word[: most - 1 - half]}…{word[-half:]}"
 
 
+def print_text(console: Console, text: Text) -> None:
+    """A line of coloured text, broken where the terminal breaks it."""
+    console.print(text, soft_wrap=True)
+
+
 def say(console: Console, text: str, hanging: int = 0) -> None:
     """Print a sentence; nothing in it is markup. On a terminal it wraps between words, further lines indented.
 

@@ -349,13 +349,15 @@ def test_a_blank_line_behind_is_no_work(here, proxy):
     is_whole(run)
 
 
-def test_a_shape_that_rows_behind_a_limit_make_another_is_named_with_what_goes_on(proxy, tmp_path):
-    data = write(tmp_path / "data.jsonl", rows(0, 5) + [{"instruction": "a", "output": "b"}] * 20)
+def test_rows_of_another_shape_behind_a_limit_are_read_as_the_directory_has_them(proxy, tmp_path):
+    others = [{"instruction": "a", "output": "b"}] * 20
+    data = write(tmp_path / "data.jsonl", rows(0, 5) + others)
     sketch_corpus(data, tmp_path / "run", proxy, replace(SETTINGS, limit=5))
+    run = sketch_corpus(data, tmp_path / "run", proxy, SETTINGS)
+    assert sum("missing fields" in one.reason for one in run.rejected()) == len(others)
+    asked = replace(SETTINGS, fields=Fields(format="alpaca"))
     with pytest.raises(GvendiError, match="; --format fields reads rows as the directory has them"):
-        sketch_corpus(data, tmp_path / "run", proxy, SETTINGS)
-    sketch_corpus(data, tmp_path / "run", proxy, replace(SETTINGS, fields=Fields(format="fields")))
-    is_whole(tmp_path / "run")
+        sketch_corpus(data, tmp_path / "run", proxy, asked)
 
 
 def edit_a_row(data: Path) -> None:

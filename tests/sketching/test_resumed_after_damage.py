@@ -150,7 +150,10 @@ def test_a_corpus_is_known_by_its_content(proxy, tmp_path, monkeypatch, name):
     link = Path("by-link")
     link.symlink_to("again")
     sketch_corpus(spelling, link if name == "link" else "./again/", proxy, SETTINGS)
-    assert contents(run) == contents(whole.path)
+    # The look's words name the file as it was called last.
+    now, before = contents(run), contents(whole.path)
+    del now["warnings.json"], before["warnings.json"]
+    assert now == before
     assert next(whole.iterate(["id"], [1])).ids[0] == "data/x.jsonl:5"
 
 

@@ -388,7 +388,7 @@ def test_threads_share_what_is_known_of_a_template(tiny):
     encoder = Encoder(tokenizer)
     with ThreadPoolExecutor(4) as pool:
         for found in [pool.submit(encoder.encode, rows) for _ in range(8)]:
-            assert [sample.labels.tolist() for sample in found.result(60)] == wanted
+            assert [sample.labels.tolist() for sample in found.result()] == wanted
 
 
 LLAMA3 = (
