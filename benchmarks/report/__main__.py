@@ -180,6 +180,7 @@ def render(results: Path = RESULTS) -> str:
         copy_table(cpu),
         *reading_sections(cpu, load(results / "before_after.json")),
         *reading_lines(load(results / "reading.json"), table),
+        *(reading_lines(fast, table) if (fast := load(results / "reading_fast.json")) else ()),
         *thread_lines(load(results / "threads.json"), table),
         "## Faithfulness",
         "Compared to exact gradients: 8 seeds, "
