@@ -75,7 +75,7 @@ def _listed() -> Iterator[Build]:
         yield from linear_sketch(K, "bf16")
     for capped in (False, True):
         yield from softmax_fold("bf16", None, capped)
-        for K in (64, DEFAULT_DIM, 4096):
+        for K in (64, DEFAULT_DIM):
             yield from softmax_fold("bf16", make_table(0, "vocabulary", VOCABULARY, K), capped)
     yield from softmax_fold("fp32", make_table(0, "vocabulary", VOCABULARY, DEFAULT_DIM), False)
     for K in (256, DEFAULT_DIM):
