@@ -322,6 +322,7 @@ def _refusals(name: HubName) -> Iterator[None]:
         yield
     except GvendiError:
         raise
+    # The package runs its readers of every format, and each raises what it likes.
     except Exception as error:
         is_remote = isinstance(error, ConnectionError | TimeoutError)
         if isinstance(error, OSError) and error.errno is not None and error.filename and not is_remote:

@@ -9,8 +9,10 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
-from gvendi_fast.data.rows import Fields, Rejected, Row, decode_line
-from gvendi_fast.data.work_units import Manifest, UnitReader, _open_records
+from gvendi_fast.data.kinds import is_table
+from gvendi_fast.data.rows import Fields, Rejected, Row
+from gvendi_fast.data.sources import open_table, records_of_file
+from gvendi_fast.data.work_units import Manifest, UnitReader
 
 # Rows whose fields are listed, and names that an error lists.
 FIRST_ROWS, MOST_NAMES = 64, 20
@@ -67,22 +69,14 @@ def _advice(manifest: Manifest, field: str) -> str:
 
 
 def _records(manifest: Manifest) -> list[Any]:
-    source, unit = manifest.files[0], manifest.units[0]
-    if source.kind == "parquet":
-        import pyarrow.parquet as pq
-
-        # A file of columns has them all in its first row.
-        return [{one.name: _struct(one.type) for one in pq.read_schema(source.here or source.path)}]
-    found = []
-    for _, _, payload in islice(_open_records(source, unit, manifest), FIRST_ROWS):
-        found.append(decode_line(payload) if type(payload) is bytes else payload)
-    return found
-
-
-def _struct(kind: Any) -> Any:
-    import pyarrow as pa
-
-    return {one.name: None for one in kind} if pa.types.is_struct(kind) else None
+    source = manifest.files[0]
+    path = source.here or source.path
+    if is_table(source.kind):
+        with open_table(path, source.kind, manifest.fields) as table:
+            # Of a table all columns, not only those in use.
+            rows = table.rows(columns=table.usable(table.present))
+            return [record for _, record in islice(rows, FIRST_ROWS)]
+    return [record for _, record in islice(records_of_file(path, source.kind, manifest.fields), FIRST_ROWS)]
 
 
 def _names(record: Any) -> Iterator[str]:

@@ -270,12 +270,11 @@ class _Unpacked(io.RawIOBase):
         return f"it cannot be unpacked {place}"
 
 
-class _Decoded(io.RawIOBase):
-    """A text of another encoding as UTF-8; what cannot be decoded is no UTF-8 there either."""
+class _Over(io.RawIOBase):
+    """A text made of another one, which it closes."""
 
-    def __init__(self, stream: IO[bytes], encoding: str) -> None:
-        self._stream, self._rest = stream, b""
-        self._decoder = codecs.getincrementaldecoder(encoding)("gvendi-no-utf-8")
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
 
     def readable(self) -> bool:
         return True
@@ -283,6 +282,15 @@ class _Decoded(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+class _Decoded(_Over):
+    """A text of another encoding as UTF-8; what cannot be decoded is no UTF-8 there either."""
+
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        super().__init__(stream)
+        self._rest = b""
+        self._decoder = codecs.getincrementaldecoder(encoding)("gvendi-no-utf-8")
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
@@ -295,18 +303,8 @@ class _Decoded(io.RawIOBase):
         return count
 
 
-class _Returned(io.RawIOBase):
+class _Returned(_Over):
     """A text with newlines for its carriage returns."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         piece = self._stream.read(len(buffer))

@@ -44,7 +44,7 @@ from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
-from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, look
+from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, evenly, look
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.vendi.centered import RowMean, centred_spec
@@ -303,22 +303,16 @@ def _chosen_dim(
 
 def _spread_samples(manifest: Manifest, encoder: Encoder, count: int) -> list[Sample]:
     """Up to `count` samples, evenly spread over each of up to CHOOSING_UNITS evenly spread work units."""
-    units = _evenly(manifest.units, CHOOSING_UNITS if manifest.rows > count else len(manifest.units))
+    units = evenly(manifest.units, CHOOSING_UNITS if manifest.rows > count else len(manifest.units))
     share = -(-count // len(units)) if manifest.rows > count else count
     samples: list[Sample] = []
     with UnitReader(manifest) as reader:
         for unit in units:
             # All are tokenised, since the texts of a work unit may be too large to choose among.
             readable = (row for row in reader.read(unit) if not isinstance(row, Rejected))
-            encoded = _evenly(list(encoder.stream(readable)), share)
+            encoded = evenly(list(encoder.stream(readable)), share)
             samples += [sample for sample in encoded if isinstance(sample, Sample)]
     return samples[:count]
-
-
-def _evenly(items: Sequence, count: int) -> list:
-    """At most `count` of the items, evenly spread, in order."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _about_tokens(manifest: Manifest) -> int:

@@ -193,7 +193,7 @@ def look(
         cut=sum(row.is_cut for row in kept),
         too_long=sum((row.refused or "").startswith("too long") for row in looked),
         refused=dict(reasons.most_common()),
-        examples=tuple(_example(row, looks) for row in _evenly(looked, shown)),
+        examples=tuple(_example(row, looks) for row in evenly(looked, shown)),
         faults=(*_damaged(manifest), *faults(looks), *_refused(refused, count)),
         notes=manifest.notes,
         spelt=sum(SPELT in row.preview.notes for row in looked),
@@ -244,11 +244,11 @@ def _where(item: Rejected, kind: str) -> str:
 
 def _sample(manifest: Manifest, count: int) -> Iterator[Row | Rejected]:
     """Up to `count` rows, evenly spread over up to _UNITS work units, which are evenly spread over the corpus."""
-    units = _near(manifest, _evenly(manifest.units, _UNITS))
+    units = _near(manifest, evenly(manifest.units, _UNITS))
     total = sum(unit.rows for unit in units)
     ends = list(accumulate(unit.rows for unit in units))
     wanted: dict[int, list[int]] = {}
-    for ordinal in _evenly(range(total), count):
+    for ordinal in evenly(range(total), count):
         number = bisect_right(ends, ordinal)
         wanted.setdefault(number, []).append(ordinal - ends[number] + units[number].rows)
     with UnitReader(manifest) as reader:
@@ -407,7 +407,7 @@ def _shortened(text: str, is_supervised: bool) -> Part:
     return Part(text[:_END], is_supervised, skipped, text[-_END:])
 
 
-def _evenly(items: Sequence[Any], count: int) -> list[Any]:
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, evenly spread, in order."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]

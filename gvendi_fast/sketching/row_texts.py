@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gvendi_fast.data.rows import Row
+from gvendi_fast.sketching.proxy import messages
 
 CONTENT, REASONING, CALLS, TOOLS = "content", "reasoning", "tool calls", "tools"
-# Fields of a message that data sets and templates have for what is thought before an answer.
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
 
 
@@ -51,7 +50,7 @@ def held_by(row: Row) -> Iterator[Held]:
     for message in row.messages or ():
         role = message["role"]
         yield from _content(role, message.get("content"))
-        for name in REASONING_FIELDS:
+        for name in messages.REASONING:
             if isinstance(message.get(name), str):
                 yield from _spelled(REASONING, name, message[name], role == "assistant")
         for call in _list(message.get("tool_calls")):

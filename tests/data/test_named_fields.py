@@ -90,3 +90,12 @@ def test_only_the_first_row_is_read_where_it_has_the_field(tmp_path, monkeypatch
     monkeypatch.setattr(records, "scan", lambda raw: read.append(1) or plain(raw))
     check_named_fields(manifest)
     assert len(read) == 1
+
+
+def test_of_any_table_all_columns_are_named_not_only_those_in_use(tmp_path):
+    path = tmp_path / "rows.arrow"
+    table = pa.Table.from_pylist([{**row, "unused": 1} for row in ROWS])
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(GvendiError, match="the first rows have .*unused.*did you mean 'unused'"):
+        check(path, by="unusd")
