@@ -97,5 +97,5 @@ def test_of_any_table_all_columns_are_named_not_only_those_in_use(tmp_path):
     table = pa.Table.from_pylist([{**row, "unused": 1} for row in ROWS])
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(GvendiError, match="the first rows have .*unused.*did you mean 'unused'"):
+    with pytest.raises(GvendiError, match=r"the first rows have .*unused.*did you mean 'unused'"):
         check(path, by="unusd")
