@@ -62,6 +62,8 @@ def why_not(op: str, *tensors: torch.Tensor) -> str | None:
     """The reason why the kernels cannot run `op` on these tensors, or None."""
     if missing:
         return missing
+    if op == "expert_sketch":
+        return "there is no compiled CPU kernel for expert_sketch"
     dtypes = _GAIN_DTYPES if op == "gain" else _DTYPES
     # The second tensor of a covariance is its float64 sum.
     for tensor in tensors[:1] if op == "covariance" else tensors:
