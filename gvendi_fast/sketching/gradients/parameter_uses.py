@@ -29,7 +29,7 @@ from gvendi_fast.sketching.gradients.token_rows import TokenRows
 
 Handler = Callable[["Use"], Any]
 # By function: handlers with a condition first, then the one for every use.
-_HANDLERS: dict[Any, list[tuple[Callable[["Use"], bool] | None, Handler]]] = {}
+_HANDLERS: dict[Any, list[tuple[Callable[[Use], bool] | None, Handler]]] = {}
 # Where a parameter-side tensor keeps what is known of it: it goes with the tensor.
 _SIDE = "_gvendi_side"
 
@@ -256,6 +256,15 @@ def _add_sketch(name: str, gradient: Tensor, transposed: bool, spec: SketchSpec,
 def _spans(samples: int, rows: int) -> Tensor:
     begins = torch.arange(samples, dtype=torch.int64) * rows
     return torch.stack([begins, begins + rows], dim=1)
+
+
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+    for w in watched:
+        if w.stacked is None:
+            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
+            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
+            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
 
 
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.
