@@ -16,6 +16,7 @@ from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.names import named_parameters
 from gvendi_fast.sketching.gradients.taps import LINEAR, Tap
 
 # Settings by which the models of transformers, and published ones with code of their own, cap or scale their logits:
@@ -70,7 +71,7 @@ def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | Non
     base, output = getattr(model, "base_model", None), getattr(model, "get_output_embeddings", lambda: None)()
     if base is None or base is model or not isinstance(output, nn.Linear) or output.bias is not None:
         return None
-    name = next((n for n, p in model.named_parameters() if p is output.weight), None)
+    name = next((n for n, p in named_parameters(model).items() if p is output.weight), None)
     inside = {id(m) for m in base.modules()}
     below = {id(p) for p in base.parameters()} | {id(output.weight)}
     # Parameters above the base, used or not, are more than one matrix.

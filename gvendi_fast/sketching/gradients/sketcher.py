@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,9 +38,17 @@ from gvendi_fast.sketching.gradients.layers import (
     find_sketch_groups,
     left_out,
 )
+from gvendi_fast.sketching.gradients.names import (
+    as_plain,
+    by_canonical_name,
+    check_causal_lm,
+    named_parameters,
+    plain_model,
+    written_names,
+)
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
 from gvendi_fast.sketching.gradients.short_attention import short_attention
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps, in_groups
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, find_taps, in_groups
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -112,14 +121,19 @@ class GradientSketcher:
         groups: str | Mapping[str, Sequence[str]] | None = None,
         compile: bool = False,
     ) -> None:
+        given, model = model, plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
+        check_causal_lm(model)
         self.spec = spec or SketchSpec()
         self._is_safe = False
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
+            written = written_names(given, model)
+            exclude = by_canonical_name(exclude, written)
             layout = find_taps(model, exclude)
+            shapes = {name: tuple(p.shape) for name, p in named_parameters(model).items()}
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
         if layers != "all" or groups is not None:
@@ -129,18 +143,20 @@ class GradientSketcher:
             with _alone(model):
                 layout = find_taps(model, (*exclude, *map(glob.escape, left_out(layers, cells))))
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
+        self.shapes = {name: shapes[name] for name in layout.names}
         self.coverage = Coverage(layout.sketched, layout.total)
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
-        parameters = {name: sizes[name] for name in layout.names}
+        parameters = {name: math.prod(self.shapes[name]) for name in layout.names}
+        if isinstance(groups, Mapping):
+            groups = {name: by_canonical_name(patterns, written) for name, patterns in groups.items()}
         self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names)
-        taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
-        self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
+            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
         core = self.model if self._head is None else self._head.base
@@ -178,22 +194,22 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        embedding = self.model.get_input_embeddings().weight
-        device = embedding.device
         ids, given, mask = on_cpu(input_ids, labels, attention_mask)
-        batch = prepare(ids, given, mask, embedding.shape[0])
-        samples = len(batch.ids)
         count = 1 if self.groups is None else 1 + len(self.groups.names)
-        probe, *group_probes = probes = [
-            embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
-            for _ in range(count)
-        ]
-        inputs = self._inputs(batch, device)
-        targets = self._targets(batch, device)
+        samples = len(ids) if ids.dim() else 0
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
         errors = compiler_errors() if blocks else nullcontext()
         with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
+            embedding = self.model.get_input_embeddings().weight
+            device = embedding.device
+            batch = prepare(ids, given, mask, embedding.shape[0])
+            probe, *group_probes = probes = [
+                embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+                for _ in range(count)
+            ]
+            inputs = self._inputs(batch, device)
+            targets = self._targets(batch, device)
             if blocks and not self._is_safe:
                 with self._probed.attached():
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
@@ -266,17 +282,14 @@ class GradientSketcher:
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
 
-    def _is_head(self, tap: Tap) -> bool:
-        return tap.module is self.model.get_output_embeddings()
-
 
 @contextmanager
 def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules of a model, which no other thread sketches inside."""
+    """The modules of a plain model, which no other thread sketches inside; without its wrappers, see `as_plain`."""
     modules = list(model.modules())
     # Models may share a layer, or a parameter of layers of their own.
-    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward):
-        yield modules
+    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
+        yield list(model.modules())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.names import named_modules, named_parameters
 from gvendi_fast.sketching.gradients.norms import norm_formula
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
@@ -52,21 +53,25 @@ class Layout:
 def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
-    exclude: shell patterns of parameter names to leave out. Raises GvendiError naming every parameter that no
+    exclude: shell patterns of canonical parameter names to leave out. Raises GvendiError naming every parameter that no
     tap can sketch, or a pattern that matches nothing.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     trainable = {id(p) for p in model.parameters() if p.requires_grad} or set(names)
     for pattern in exclude:
         if not fnmatch.filter(names.values(), pattern):
-            raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
+            first = next(iter(names.values()), "")
+            raise GvendiError(
+                f"exclude pattern {pattern!r} matches no parameter of the model, whose names have no wrappers in them, "
+                f"such as {first!r}"
+            )
     wanted = {
         key: name
         for key, name in names.items()
         if key in trainable and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
     }
     taps, unknown, transposed = [], [], set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
         if not any(own.values()) and kind != EMBEDDING:
