@@ -327,7 +327,8 @@ def _check_precision(module: Any) -> None:
         have = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise GvendiError(
             f"fully_shard's mixed precision casts weights of {have} to {str(cast).removeprefix('torch.')} for its "
-            "passes, which gives the gradients of another model; sketch one that is loaded in that dtype, without a policy"
+            "passes, which gives the gradients of another model; sketch one that is loaded in that dtype, without a "
+            "policy"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -14,6 +14,8 @@ from gvendi_fast.sketching.gradients.names import named_modules, named_parameter
 from gvendi_fast.sketching.gradients.norms import norm_formula
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
+# Parameters of a module that no other tap fits: their uses are watched (parameter_uses.py).
+WATCHED = "watched"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Tap:
     norm: for norms, "rms" or "layer" if the compiled formula holds, else "affine"; see `norm_formula`.
     eps: for norms, that of the formula.
     group: number of the sketch group that its parameters belong to, None where sketches are not kept by group.
+    watched: for the kind "watched", (attribute, name) of its parameters.
     """
 
     path: str
@@ -37,6 +40,12 @@ class Tap:
     norm: str | None = None
     eps: float = 0.0
     group: int | None = None
+    watched: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its parameters that are sketched."""
+        return tuple(filter(None, (self.weight, self.bias, *(name for _, name in self.watched))))
 
 
 @dataclass
@@ -50,14 +59,25 @@ class Layout:
     names: list[str] = field(default_factory=list)
 
 
-def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a gradient by name: those that require one, or all if none does."""
+    named = named_parameters(model)
+    return {name: p for name, p in named.items() if p.requires_grad} or named
+
+
+def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
+    """The names that one of these shell patterns matches."""
+    return {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)}
+
+
+def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collection[str] = ()) -> Layout:
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
-    exclude: shell patterns of canonical parameter names to leave out. Raises GvendiError naming every parameter that no
-    tap can sketch, or a pattern that matches nothing.
+    exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
+    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
     """
     names = {id(p): name for name, p in named_parameters(model).items()}
-    trainable = {id(p) for p in model.parameters() if p.requires_grad} or set(names)
+    trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
     for pattern in exclude:
         if not fnmatch.filter(names.values(), pattern):
             first = next(iter(names.values()), "")
@@ -65,29 +85,22 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
                 f"exclude pattern {pattern!r} matches no parameter of the model, whose names have no wrappers in them, "
                 f"such as {first!r}"
             )
-    wanted = {
-        key: name
-        for key, name in names.items()
-        if key in trainable and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
-    }
-    taps, unknown, transposed = [], [], set()
+    out = excluded(names.values(), exclude)
+    wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
+    taps, transposed = [], set()
     for path, module in named_modules(model):
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
         if not any(own.values()) and kind != EMBEDDING:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
-            unknown += [f"{name} ({type(module).__name__})" for name in own.values() if name]
+            watched = tuple((attribute, name) for attribute, name in own.items() if name)
+            taps.append(Tap(path, module, WATCHED, None, None, watched=watched))
             continue
         norm, eps = norm_formula(module) if kind == NORM else (None, 0.0)
         taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
         if kind == CONV1D and own.get("weight"):
             transposed.add(own["weight"])
-    if unknown:
-        raise GvendiError(
-            f"no sketch is known for the parameters {', '.join(unknown)}; leave them out with "
-            "exclude=[patterns] (the coverage of the result then says how much is sketched)"
-        )
     sizes = {id(p): p.numel() for p in model.parameters()}
     return Layout(
         taps=taps,
@@ -105,10 +118,12 @@ def in_groups(taps: Sequence[Tap], group_of: Mapping[str, int]) -> list[Tap]:
     """
     found = []
     for tap in taps:
-        names = [name for name in (tap.weight, tap.bias) if name]
-        numbers = [group_of[name] for name in names]
+        numbers = [group_of[name] for name in tap.names]
         if len(set(numbers)) < 2:
             found.append(replace(tap, group=numbers[0] if numbers else None))
+        elif tap.watched:
+            parts = {number: [w for w in tap.watched if group_of[w[1]] == number] for number in numbers}
+            found += [replace(tap, watched=tuple(part), group=number) for number, part in parts.items()]
         else:
             found.append(replace(tap, bias=None, group=numbers[0]))
             found.append(replace(tap, weight=None, group=numbers[1]))
@@ -133,7 +148,8 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
 def module_kind(module: nn.Module) -> str | None:
     """Which tap fits a module's own parameters; None if there is none."""
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return LINEAR
+        # What takes the place of its forward may do anything; a device map's hook does what the class does.
+        return LINEAR if "forward" not in module.__dict__ or hasattr(module, "_hf_hook") else None
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return CONV1D
     if isinstance(module, nn.Embedding):
