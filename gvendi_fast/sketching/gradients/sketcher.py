@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.in_use import InUse
@@ -246,8 +247,9 @@ class GradientSketcher:
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
             with self._probed.attached([*self._unvisited, *blocks]):
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
-                uses = self._probed.uses
-            z, *by_group = gradients(total, probes, uses)
+                # Attached still: a checkpoint in the model's own code runs its part again.
+                with _checkpoint_errors():
+                    z, *by_group = gradients(total, probes, self._probed.uses)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         stacked = torch.stack(by_group, dim=1) if by_group else None
@@ -296,7 +298,7 @@ class GradientSketcher:
             else:
                 hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
                 total, loss = self._head_loss(hidden, targets, probe, group_probes)
-        self._probed.end()
+        self._probed.read()
         return total, loss.detach()
 
     def _head_loss(
@@ -360,6 +362,20 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             "the weights of the model changed while it was sketched, so the sketches are of no one model; let training "
             "steps and hooks that write weights wait until the call has returned"
         ) from seen
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """Checkpoints in the code of a model whose part cannot be run again within a pass: GvendiError with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error) and not isinstance(error, CheckpointError):
+            raise
+        raise GvendiError(
+            "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part cannot "
+            f"be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this call"
+        ) from error
 
 
 def _versions(model: nn.Module) -> int:
