@@ -49,7 +49,9 @@ class ProductOutput(torch.autograd.Function):
     """The output of a product as it is. to_rows: from the shape of the output to [R, O]; a [R, I], None for a bias."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, a: Tensor | None, rows, to_rows, side, part, current, *probes: Tensor) -> Tensor:
+    def forward(
+        ctx, output: Tensor, a: Tensor | None, rows, to_rows, side, part, current, *probes: Tensor
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.rows, ctx.to_rows, ctx.side, ctx.part, ctx.current = rows, to_rows, side, part, current
         ctx.home, ctx.groups = probes[0].device, len(probes) - 1
@@ -88,7 +90,9 @@ class LayerByRows(torch.autograd.Function):
     """The output of a plain linear layer of all tokens, sketched by the operator of tapped ones."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, a: Tensor, weight: Watched | None, bias: Watched | None, current: Pass, *probes):
+    def forward(
+        ctx, output: Tensor, a: Tensor, weight: Watched | None, bias: Watched | None, current: Pass, *probes
+    ):
         ctx.set_materialize_grads(False)
         ctx.layers, ctx.current = (weight, bias), current
         ctx.home, ctx.groups = probes[0].device, len(probes) - 1
@@ -164,7 +168,9 @@ def product(use: Use, x: Tensor, side: Side, x_axes: str, w_axes: str, out_axes:
         numbers = index.long().to(x.device).reshape(place).expand(sizes).reshape(-1)
     part = part_of_side(side, w_axes.lower())
     if part is None and (numbers is not None or side.value.dim() != 2 or not _is_small(use, side)):
-        raise use.unknown("the weight is no plain part of the parameter, and too large for its gradient to be formed")
+        raise use.unknown(
+            "the weight is no plain part of the parameter, and too large for its gradient to be formed"
+        )
     order = [out_axes.index(c) for c in (*leading, *("O" if "O" in out_axes else ""))]
     count = len(a)
     return ProductOutput.apply(
@@ -357,7 +363,9 @@ def einsum(use: Use) -> Tensor:
     x, w_axes, x_axes = factors[1 - at], axes[at], axes[1 - at]
     letters = {}
     for c in w_axes:
-        letters[c] = "G" if c in x_axes and c in result else "I" if c in x_axes else "O" if c in result else "?"
+        letters[c] = (
+            "G" if c in x_axes and c in result else "I" if c in x_axes else "O" if c in result else "?"
+        )
     roles = sorted(letters.values())
     summed = [c for c in x_axes if c not in w_axes and c not in result]
     is_plain = roles in (["I"], ["I", "O"], ["G", "I"], ["G", "I", "O"]) and not summed
@@ -390,7 +398,13 @@ def _grouped(use: Use, x: Tensor, w: Tensor, offsets: Tensor | None) -> Tensor:
     )  # fmt: skip
 
 
-@handles(*(getattr(place, name) for place, name in ((torch, "_grouped_mm"), (functional, "grouped_mm")) if hasattr(place, name)))
+@handles(
+    *(
+        getattr(place, name)
+        for place, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"))
+        if hasattr(place, name)
+    )
+)
 def grouped_mm(use: Use) -> Tensor:
     """torch's product of sorted rows."""
     if use.argument(3, "bias") is not None:

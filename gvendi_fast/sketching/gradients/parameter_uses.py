@@ -14,7 +14,8 @@ operation with what it puts in place of each parameter-side tensor (`use.run`), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ _SIDE = "_gvendi_side"
 def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Callable[[Handler], Handler]:
     """Registers a handler for functions as a TorchFunctionMode sees them: torch.matmul, Tensor.__matmul__, ...
 
+    An operator of a library that may not be there comes by its name, "library::operator".
+
     when: which uses of them it is for; all that no other handler is for, if not given.
     """
 
@@ -50,7 +53,9 @@ def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Calla
 
 
 def _handler(use: Use) -> Handler | None:
-    known = _HANDLERS.get(use.function, ())
+    known = _HANDLERS.get(use.function) or _HANDLERS.get(
+        getattr(use.function, "_qualified_op_name", None), ()
+    )
     return next((handler for when, handler in known if when is None or when(use)), None)
 
 
@@ -190,7 +195,9 @@ class ExpandedSide(torch.autograd.Function):
     """A parameter-side tensor, broadcast; its gradient by sample is pulled back to the parameters and sketched."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor) -> Tensor:
+    def forward(
+        ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor
+    ) -> Tensor:
         ctx.by_sample, ctx.side, ctx.current, ctx.home = by_sample, side, current, probes[0].device
         ctx.count = len(probes) - 1
         return value.expand(shape)
@@ -235,7 +242,9 @@ def sketch_of_gradients(watched: Watched, gradient: Tensor, spec: SketchSpec) ->
         _add_sketch(watched.name, gradient, bool(watched.transposed), spec, out)
         return out
     for expert in range(gradient.shape[1]):
-        _add_sketch(expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out)
+        _add_sketch(
+            expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out
+        )
     return out
 
 
@@ -326,6 +335,15 @@ class ParameterUses(TorchFunctionMode):
         self.rows.follow(function, args, kwargs, out)
         return out
 
+    @contextmanager
+    def out_of_sight(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, uses of these parameters are not looked at: a tap of a whole module sketches them."""
+        hidden = {id(p): self._watched.pop(id(p)) for p in parameters if id(p) in self._watched}
+        try:
+            yield
+        finally:
+            self._watched |= hidden
+
     def missed(self, gradients: Sequence[Tensor | None]) -> None:
         """Raises GvendiError if a leaf got a gradient: `gradients` of the loss for `leaves`, in their order."""
         names = [name for name, g in zip(self.leaves, gradients, strict=True) if g is not None]
@@ -364,7 +382,9 @@ class ParameterUses(TorchFunctionMode):
         own = {id(side.value) for side in sides}
         return any(x.requires_grad and id(x) not in own for x in _tensors(values))
 
-    def _origin(self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor) -> Origin:
+    def _origin(
+        self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor
+    ) -> Origin:
         """The origin of what an operation on parameter-side tensors alone gave."""
         leaf_of = {w.name: (w, leaf) for s in sides for w, leaf in zip(s.of, s.origin.leaves, strict=True)}
         of, leaves = zip(*leaf_of.values(), strict=True)

@@ -36,7 +36,6 @@ from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, 
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
-
 TRIAL_TOKENS = 4
 
 
@@ -218,6 +217,9 @@ def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
+        # What a checkpoint raises, as its part runs again for these tensors, is no change in place.
+        if "inplace operation" not in str(error):
+            raise
         # Read here alone: a path would make a compiled graph that of one layer.
         path = of.path
         raise GvendiError(
@@ -418,13 +420,17 @@ class ProbedModel:
         """Around the model's forward: sees the uses of watched parameters, where there are any."""
         return self.uses or nullcontext()
 
+    def read(self) -> None:
+        """The forward pass is over: inputs of layers are let go, for a part that is run again has others."""
+        for group in self.groups:
+            group.close()
+
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
         self.probe = self.segments = self.ids = None
         for tapped in self.tapped:
             tapped.group_probe = None
-        for group in self.groups:
-            group.close()
+        self.read()
 
     @contextmanager
     def attached(self, others: Sequence[Forward] = ()) -> Iterator[None]:
@@ -451,6 +457,9 @@ class ProbedModel:
             return True
         if self.thread is None:
             return False
+        # Autograd's own thread of a GPU, where a checkpoint runs a part of the pass again.
+        if torch._C._current_graph_task_id() != -1:
+            return True
         raise GvendiError(
             "this model cannot be run while another thread sketches with it (or did when this process was forked): it "
             "is in eval mode and takes no gradients for so long; wait for that call, or give the sketcher a copy "

@@ -61,7 +61,9 @@ class Part:
         """How many matrices the part has."""
         return 1 if self.numbered is None else self.numbered.size
 
-    def add(self, a: Tensor | None, e: Tensor, numbers: Tensor, samples: Tensor, spec: SketchSpec, out: Tensor) -> None:
+    def add(
+        self, a: Tensor | None, e: Tensor, numbers: Tensor, samples: Tensor, spec: SketchSpec, out: Tensor
+    ) -> None:
         """Add the sketch of rows a [R, I] (None for a bias) and e [R, O] to out [B, K]; numbers, samples int64 [R]."""
         if self.outputs is None:
             # A dot product's gradient is a vector.
@@ -182,7 +184,9 @@ def read_steps(view: Tensor, parameter: Tensor) -> tuple[tuple[int, ...], list[S
     spare = [a for a in range(len(shape)) if all(s is None or s.axis != a for s in found)]
     steps = []
     for size, moving in zip(view.shape, found, strict=True):
-        steps.append(moving or Steps(spare.pop(0) if spare and size == 1 else -1, 1 if size == 1 else 0, size))
+        steps.append(
+            moving or Steps(spare.pop(0) if spare and size == 1 else -1, 1 if size == 1 else 0, size)
+        )
     return tuple(begins), steps
 
 
