@@ -191,6 +191,12 @@ class GradientSketcher:
         core = self.model if self._head is None else self._head.base
         with _frozen(model), never_packed():
             self._probed.try_uses(core)
+            if compile and (self._probed.watched or self._probed.picks):
+                names = ", ".join(repr(w.name) for w in self._probed.watched[:3]) or "experts that are layers"
+                raise CompileError(
+                    f"the uses of parameters of this model ({names}, ...) are followed operation by operation, which "
+                    "only the eager pass can do; leave it uncompiled (compile=False, --compile off)"
+                )
             self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         watched = self._probed.watched
         self.transposed |= {w.name for w in watched if w.transposed}
@@ -379,7 +385,8 @@ def _checkpoint_errors() -> Iterator[None]:
             raise
         raise GvendiError(
             "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
-            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this call"
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this "
+            "call"
         ) from error
 
 
