@@ -184,10 +184,10 @@ def product(use: Use, x: Tensor, side: Side, x_axes: str, w_axes: str, out_axes:
             "the weight is no plain part of the parameter, and too large for its gradient to be formed"
         )
     order = [out_axes.index(c) for c in (*leading, *("O" if "O" in out_axes else ""))]
-    count = len(a)
+    size = len(a), out.shape[out_axes.index("O")] if "O" in out_axes else 1
     return ProductOutput.apply(
         out, a, Rows(numbers, samples, w_axes == "IO"),
-        lambda gradient: gradient.permute(order).reshape(count, -1), side, part, use.current,
+        lambda gradient: gradient.permute(order).reshape(size), side, part, use.current,
         *use.current.probes(side.of),
     )  # fmt: skip
 

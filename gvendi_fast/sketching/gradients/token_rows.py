@@ -53,9 +53,9 @@ class TokenRows:
         return self._natural(x.shape)
 
     def is_natural(self, x: Tensor) -> bool:
-        """Whether x has its samples one after the other along its first axis, all of one size."""
+        """Whether x has the rows of its samples one after the other along its first axis, in the batch's order."""
         found = self.of(x)
-        return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
+        return isinstance(found, Along) and found.axis == 0
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
         """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
@@ -77,8 +77,6 @@ class TokenRows:
 
     def follow(self, function: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         """Keep what is known of the rows of what an operation gave."""
-        if self.samples_count == 1:
-            return
         rule = _RULES.get(function)
         if rule is not None:
             rule(self, function, args, kwargs, out)
