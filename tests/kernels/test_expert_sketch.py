@@ -1,12 +1,14 @@
-"""The sketch of stacked experts: its definition, what the verb refuses, and the compiled kernels against it."""
+"""The sketch of stacked experts: its definition, what the verb refuses, and the compiled CPU kernel against it."""
 
 import numpy as np
 import pytest
 import torch
+from plain import expert32
+from tolerance import check
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels import ops, reference
-from gvendi_fast.kernels.backends import use_backend
+from gvendi_fast.kernels.backends import cpu, use_backend
 from gvendi_fast.kernels.sketch_matrix import (
     ExpertTables,
     SketchSpec,
@@ -14,6 +16,8 @@ from gvendi_fast.kernels.sketch_matrix import (
     expert_row_tables,
 )
 
+COMPILED = pytest.mark.skipif(bool(cpu.why_not("expert_sketch")), reason=f"compiled kernels: {cpu.status()}")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 NAME = "model.layers.0.mlp.experts.gate_up_proj"
 
 
@@ -141,7 +145,7 @@ def test_wrong_arguments_are_refused_by_name(changed, message):
         call(**changed)
 
 
-@pytest.mark.parametrize("name", ["reference"])
+@pytest.mark.parametrize("name", ["reference", pytest.param("cpu", marks=COMPILED)])
 def test_no_rows_and_no_samples_add_nothing(name):
     with use_backend(name):
         none = torch.zeros(0, dtype=torch.int64)
@@ -150,3 +154,94 @@ def test_no_rows_and_no_samples_add_nothing(name):
         assert call(**empty, out=out) is out
         assert torch.equal(out, torch.ones(2, 64))
         assert call(**empty, out=torch.zeros(0, 64)).shape == (0, 64)
+
+
+def drawn(rows: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Rows with NaN beside them, so that a read past a row shows."""
+    x = torch.full((rows, width + 5), float("nan"))
+    x[:, :width] = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return x.to(dtype)[:, :width]
+
+
+# Rows, I, O, K, experts and how many of them get rows: below, at and above K; narrow, wide, and with a narrow rest.
+SHAPES = [
+    (1, 1, 16, 64, 1, 1),
+    (7, 50, 63, 64, 3, 3),
+    (150, 64, 200, 64, 4, 1),
+    (300, 255, 256, 256, 5, 4),
+    (90, 288, 1025, 1024, 40, 40),
+    (30, 4864, 50, 2048, 3, 2),
+]
+
+
+@COMPILED
+@DTYPES
+@pytest.mark.parametrize(("rows", "width_in", "width_out", "dim", "experts", "busy"), SHAPES)
+def test_compiled_kernel(rows, width_in, width_out, dim, experts, busy, dtype):
+    spec = SketchSpec(dim)
+    a, e = drawn(rows, width_in, dtype, 1), drawn(rows, width_out, torch.float32, 2)
+    a_tables = expert_column_tables(spec, NAME, experts, width_in)
+    e_tables = expert_row_tables(spec, NAME, experts, width_out)
+    # The last sample has no rows.
+    where = routed(rows, experts, 3, busy=busy)
+    for given, tables in [((a, e), (a_tables, e_tables)), ((None, e.to(dtype)), (None, e_tables))]:
+        wanted = reference.expert_sketch(*given, *where, 4, *tables)
+        before = torch.ones(4, dim)
+        with use_backend("cpu"):
+            got = ops.expert_sketch(*given, *where, *tables, before.clone())
+        check(got, expert32(*given, *where, 4, *tables) + before, wanted + 1)
+        assert torch.equal(got[3], before[3])
+
+
+def compiled(a, e, experts, samples, count, dim=256):
+    spec, stacked = SketchSpec(dim), 6
+    tables = (
+        expert_column_tables(spec, NAME, stacked, a.shape[1]),
+        expert_row_tables(spec, NAME, stacked, e.shape[1]),
+    )
+    with use_backend("cpu"):
+        return ops.expert_sketch(a, e, experts, samples, *tables, torch.zeros(count, dim))
+
+
+@COMPILED
+def test_one_expert_is_a_linear_layer_to_the_bit():
+    a, e = drawn(200, 300, torch.float32, 1), drawn(200, 70, torch.float32, 2)
+    spec, segments = SketchSpec(256), torch.tensor([[0, 90], [90, 90], [90, 200]])
+    samples = torch.tensor([0] * 90 + [2] * 110)
+    columns, rows = expert_column_tables(spec, NAME, 1, 300), expert_row_tables(spec, NAME, 1, 70)
+    with use_backend("cpu"):
+        wanted = ops.linear_sketch(a, columns.table(0), [(e, rows.table(0))], segments, torch.zeros(3, 256))
+        got = ops.expert_sketch(a, e, 0 * samples, samples, columns, rows, torch.zeros(3, 256))
+    assert torch.equal(got, wanted)
+
+
+@COMPILED
+def test_the_same_bits_for_any_threads_batch_and_order():
+    a, e = drawn(400, 100, torch.float32, 1), drawn(400, 70, torch.float32, 2)
+    experts, samples = routed(400, 6, 5)
+    threads = torch.get_num_threads()
+    found = compiled(a, e, experts, samples, 5)
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(compiled(a, e, experts, samples, 5), found), count
+    finally:
+        torch.set_num_threads(threads)
+    # A sample's rows keep their order: as they came, sorted by expert, and alone.
+    order = experts.argsort(stable=True)
+    assert torch.equal(compiled(a[order], e[order], experts[order], samples[order], 5), found)
+    for sample in range(5):
+        own = samples == sample
+        alone = compiled(a[own], e[own], experts[own], 0 * samples[own], 1)
+        assert torch.equal(alone[0], found[sample])
+
+
+@COMPILED
+def test_an_extension_from_before_the_kernel_is_named(monkeypatch):
+    class Older:
+        pass
+
+    monkeypatch.setattr(cpu, "_cpu", Older)
+    assert cpu.why_not("expert_sketch") == (
+        "the compiled kernels were built before there was expert_sketch; run pip install again"
+    )

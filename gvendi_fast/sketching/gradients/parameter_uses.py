@@ -29,7 +29,7 @@ from gvendi_fast.sketching.gradients.token_rows import TokenRows
 
 Handler = Callable[["Use"], Any]
 # By function: handlers with a condition first, then the one for every use.
-_HANDLERS: dict[Any, list[tuple[Callable[["Use"], bool] | None, Handler]]] = {}
+_HANDLERS: dict[Any, list[tuple[Callable[[Use], bool] | None, Handler]]] = {}
 # Where a parameter-side tensor keeps what is known of it: it goes with the tensor.
 _SIDE = "_gvendi_side"
 
