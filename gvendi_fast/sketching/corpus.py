@@ -389,7 +389,7 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
         "template": template and hashlib.blake2b(template.encode(), digest_size=8).hexdigest(),
         "max_tokens": max_tokens,
         "exclude": list(settings.exclude),
-        "coverage": {"sketched": sketcher.coverage.sketched, "total": sketcher.coverage.total},
+        "coverage": sketcher.coverage.as_dict(),
     }
 
 

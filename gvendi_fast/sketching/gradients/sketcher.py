@@ -39,7 +39,15 @@ from gvendi_fast.sketching.gradients.layers import (
 )
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
 from gvendi_fast.sketching.gradients.short_attention import short_attention
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps, in_groups
+from gvendi_fast.sketching.gradients.taps import (
+    EMBEDDING,
+    Tap,
+    excluded,
+    find_taps,
+    in_groups,
+    trainable_parameters,
+)
+from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -65,15 +73,24 @@ class Sketches:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many parameters the sketch covers, of how many the gradient has."""
+    """How many parameters the sketch covers, of how many the gradient has.
+
+    left_out: parts of the model that no text reaches, so that they are no part of a gradient (`text_path`).
+    """
 
     sketched: int
     total: int
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def share(self) -> float:
         """Sketched parameters over all."""
         return self.sketched / self.total if self.total else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a run's spec says of it; a model that text reaches whole has no more to say."""
+        plain: dict[str, Any] = {"sketched": self.sketched, "total": self.total}
+        return plain | ({"left_out": {p.part: p.parameters for p in self.left_out}} if self.left_out else {})
 
 
 class GradientSketcher:
@@ -84,7 +101,8 @@ class GradientSketcher:
 
     model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
     spec: dimension, kind and seed of the sketch.
-    exclude: shell patterns of parameter names to leave out; `coverage` says what is left.
+    exclude: shell patterns of parameter names to leave out; `coverage` says what is left. Parts that text does not
+        reach, such as a vision tower, are left out by themselves, and `coverage.left_out` names them.
     layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`.
     groups: also give the sketches of groups of parameters by themselves, in the same pass: one of `layers.GROUPINGS`,
         or {name: shell patterns of parameter names}, where parameters in none are the group "rest". z is the same to
@@ -119,22 +137,33 @@ class GradientSketcher:
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
-            layout = find_taps(model, exclude)
+            wanted = trainable_parameters(model)
+        with _frozen(model), never_packed():
+            text = find_text_path(model, wanted, excluded(wanted, exclude))
+        if len(text.names) == len(wanted):
+            raise GvendiError(
+                f"no text reaches any of the {len(wanted)} parameters that require a gradient (first: "
+                f"{next(iter(wanted))!r}); let those of the language model require one, or none"
+            )
+        with _alone(model):
+            layout = find_taps(model, exclude, text.names)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
         if layers != "all" or groups is not None:
             with _frozen(model), never_packed():
                 cells = find_cells(model, layout)
         if layers != "all":
             with _alone(model):
-                layout = find_taps(model, (*exclude, *map(glob.escape, left_out(layers, cells))))
+                out = (*exclude, *map(glob.escape, left_out(layers, cells)))
+                layout = find_taps(model, out, text.names)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
-        self.coverage = Coverage(layout.sketched, layout.total)
+        self.coverage = Coverage(layout.sketched, layout.total, text.parts)
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         parameters = {name: sizes[name] for name in layout.names}
         self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
         with _frozen(model):
-            self._head = find_head(model, layout.taps, layout.names)
+            self._head = find_head(model, layout.taps, layout.names, text.names)
         taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
@@ -195,9 +224,9 @@ class GradientSketcher:
         errors = compiler_errors() if blocks else nullcontext()
         with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
             if blocks and not self._is_safe:
-                with self._probed.attached():
+                with self._probed.attached(self._unvisited):
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
-            with self._probed.attached(blocks):
+            with self._probed.attached([*self._unvisited, *blocks]):
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
             # A loss that no sketched parameter takes part in has a zero gradient.
             z, *by_group = torch.autograd.grad(total, probes, materialize_grads=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -49,22 +49,31 @@ class Layout:
     names: list[str] = field(default_factory=list)
 
 
-def find_taps(model: nn.Module, exclude: Sequence[str] = ()) -> Layout:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a gradient by name: those that require one, or all if none does."""
+    named = dict(model.named_parameters())
+    return {name: p for name, p in named.items() if p.requires_grad} or named
+
+
+def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
+    """The names that one of these shell patterns matches."""
+    return {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)}
+
+
+def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collection[str] = ()) -> Layout:
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
-    exclude: shell patterns of parameter names to leave out. Raises GvendiError naming every parameter that no
-    tap can sketch, or a pattern that matches nothing.
+    exclude: shell patterns of parameter names to leave out. unreached: names of parameters that no text reaches, which
+    are no part of the gradient. Raises GvendiError naming every parameter that no tap can sketch, or a pattern that
+    matches nothing.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    trainable = {id(p) for p in model.parameters() if p.requires_grad} or set(names)
+    trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
     for pattern in exclude:
         if not fnmatch.filter(names.values(), pattern):
             raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
-    wanted = {
-        key: name
-        for key, name in names.items()
-        if key in trainable and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
-    }
+    out = excluded(names.values(), exclude)
+    wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
     taps, unknown, transposed = [], [], set()
     for path, module in model.named_modules():
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
