@@ -288,7 +288,7 @@ def _keys(taps: Sequence[Tap]) -> tuple[Tensor, ...]:
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
     """(I, O) of a linear layer or of transformers' Conv1D, whose weight is stored transposed."""
-    if isinstance(module, nn.Linear):
+    if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return tuple(module.weight.shape)
 

@@ -22,6 +22,7 @@ from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters, plain_name, without_peft
 from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
     CompileError,
@@ -38,6 +39,7 @@ from gvendi_fast.sketching.gradients.layers import (
     left_out,
 )
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
+from gvendi_fast.sketching.gradients.quantised import check_quantised, keep_gradients
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
@@ -48,6 +50,7 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
+from gvendi_fast.sketching.gradients.weight_uses import check_uses
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -104,6 +107,8 @@ class GradientSketcher:
     exclude: shell patterns of parameter names to leave out; `coverage` says what is left. Parts that text does not
         reach, such as a vision tower, are left out by themselves, and `coverage.left_out` names them.
     layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`.
+    parameters: "trainable", as above; "adapters", those of a PEFT model's active adapters, which "trainable" means too
+        where nothing requires a gradient; or "base", what is no adapter's (adapters are at work, but not sketched).
     groups: also give the sketches of groups of parameters by themselves, in the same pass: one of `layers.GROUPINGS`,
         or {name: shell patterns of parameter names}, where parameters in none are the group "rest". z is the same to
         the bit, unless a group of patterns parts layers that read one input.
@@ -128,8 +133,11 @@ class GradientSketcher:
         exclude: Sequence[str] = (),
         layers: str = "all",
         groups: str | Mapping[str, Sequence[str]] | None = None,
+        parameters: str = "trainable",
         compile: bool = False,
     ) -> None:
+        check_choice(parameters)
+        model = without_peft(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
         self.spec = spec or SketchSpec()
@@ -137,7 +145,7 @@ class GradientSketcher:
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
-            wanted = trainable_parameters(model)
+            wanted = trainable_parameters(model, parameters)
         with _frozen(model), never_packed():
             text = find_text_path(model, wanted, excluded(wanted, exclude))
         if len(text.names) == len(wanted):
@@ -146,9 +154,16 @@ class GradientSketcher:
                 f"{next(iter(wanted))!r}); let those of the language model require one, or none"
             )
         with _alone(model):
-            layout = find_taps(model, exclude, text.names)
+            layout = find_taps(model, exclude, text.names, parameters)
+        # Of those that are left out too: a gradient goes through them.
+        reached = [layer for layer in layout.quantised if plain_name(layer.weight) not in text.names]
+        with _frozen(model):
+            check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        if has_adapters(model):
+            with _frozen(model), never_packed():
+                check_uses(model, layout.taps)
         self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
         if layers != "all" or groups is not None:
             with _frozen(model), never_packed():
@@ -156,12 +171,11 @@ class GradientSketcher:
         if layers != "all":
             with _alone(model):
                 out = (*exclude, *map(glob.escape, left_out(layers, cells)))
-                layout = find_taps(model, out, text.names)
+                layout = find_taps(model, out, text.names, parameters)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
-        parameters = {name: sizes[name] for name in layout.names}
-        self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
+        sizes = {name: layout.sizes[name] for name in layout.names}
+        self.groups = None if groups is None else find_sketch_groups(groups, sizes, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names, text.names)
         taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
@@ -326,6 +340,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
+        undo.append(keep_gradients(modules))
         yield
 
 

@@ -7,12 +7,16 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.adapters import TRAINABLE, chosen, has_adapters, plain_name
 from gvendi_fast.sketching.gradients.norms import norm_formula
+from gvendi_fast.sketching.gradients.quantised import QuantisedLayer, parameters_by_name, quantised_layers
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
+# A linear layer whose weight is stored in a code.
+QUANTISED = "quantised"
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,25 @@ class Layout:
     total: int
     transposed: frozenset[str]
     names: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    quantised: list[QuantisedLayer] = field(default_factory=list)
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a gradient by name: those that require one, or all if none does."""
-    named = dict(model.named_parameters())
-    return {name: p for name, p in named.items() if p.requires_grad} or named
+def trainable_parameters(model: nn.Module, parameters: str = TRAINABLE) -> dict[str, Tensor]:
+    """The parameters of a gradient by name: those that require one, or all if none does; see `adapters.chosen`.
+
+    A coded weight cannot require a gradient, so it counts as if it did, unless the model has adapters to train.
+    """
+    named = _named(model)
+    found = chosen(model, named, parameters)
+    if parameters == TRAINABLE and not has_adapters(model):
+        coded = {id(layer.stored) for layer in quantised_layers(model)}
+        found = {name: p for name, p in named.items() if name in found or id(p) in coded}
+    return found
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return {plain_name(name): p for name, p in parameters_by_name(model).items()}
 
 
 def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
@@ -60,24 +77,36 @@ def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
     return {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)}
 
 
-def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collection[str] = ()) -> Layout:
-    """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
+def find_taps(
+    model: nn.Module,
+    exclude: Sequence[str] = (),
+    unreached: Collection[str] = (),
+    parameters: str = TRAINABLE,
+) -> Layout:
+    """The taps of all parameters of a gradient, as `trainable_parameters` gives them.
 
     exclude: shell patterns of parameter names to leave out. unreached: names of parameters that no text reaches, which
     are no part of the gradient. Raises GvendiError naming every parameter that no tap can sketch, or a pattern that
     matches nothing.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
+    every = _named(model)
+    coded = {id(layer.module): layer for layer in quantised_layers(model)}
+    names = {id(p): name for name, p in every.items()}
+    trainable = [name for name in trainable_parameters(model, parameters) if name not in unreached]
     for pattern in exclude:
-        if not fnmatch.filter(names.values(), pattern):
+        if not fnmatch.filter(every, pattern):
             raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
-    out = excluded(names.values(), exclude)
-    wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
+    out = excluded(every, exclude)
+    wanted = {id(every[name]): name for name in trainable if name not in out}
     taps, unknown, transposed = [], [], set()
     for path, module in model.named_modules():
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
+        if id(module) in coded:
+            own, kind = (
+                {"weight": wanted.get(id(coded[id(module)].stored)), "bias": own.get("bias")},
+                QUANTISED,
+            )
         if not any(own.values()) and kind != EMBEDDING:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
@@ -92,13 +121,16 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collecti
             f"no sketch is known for the parameters {', '.join(unknown)}; leave them out with "
             "exclude=[patterns] (the coverage of the result then says how much is sketched)"
         )
-    sizes = {id(p): p.numel() for p in model.parameters()}
+    sizes = {names[id(p)]: p.numel() for p in every.values()}
+    sizes |= {names[id(layer.stored)]: layer.size for layer in coded.values()}
     return Layout(
         taps=taps,
-        sketched=sum(sizes[key] for key in wanted),
-        total=sum(sizes[key] for key in trainable),
+        sketched=sum(sizes[name] for name in wanted.values()),
+        total=sum(sizes[name] for name in trainable),
         transposed=frozenset(transposed),
         names=list(wanted.values()),
+        sizes=sizes,
+        quantised=list(coded.values()),
     )
 
 

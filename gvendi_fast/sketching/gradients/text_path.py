@@ -23,6 +23,7 @@ from torch import nn
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.quantised import is_code
 
 # Rows and tokens of the trial.
 ROWS, TOKENS = 4, 4
@@ -72,7 +73,7 @@ class Unvisited(Forward):
 
 
 def find_text_path(
-    model: nn.Module, wanted: Mapping[str, nn.Parameter], kept: Collection[str] = ()
+    model: nn.Module, wanted: Mapping[str, torch.Tensor], kept: Collection[str] = ()
 ) -> TextPath:
     """Which parameters of a model the loss of a text cannot reach.
 
@@ -82,7 +83,7 @@ def find_text_path(
     A parameter that takes no gradient, as a quantised weight, counts as reached if its module was run. Raises
     GvendiError where the model cannot read text by itself.
     """
-    takes = {id(p): p for p in wanted.values() if p.is_floating_point() and not p.is_inference()}
+    takes = {id(p): p for p in wanted.values() if not is_code(p) and not p.is_inference()}
     ran: set[int] = set()
 
     def restore() -> None:
@@ -96,7 +97,10 @@ def find_text_path(
         for module in model.modules():
             undo.append(module.register_forward_hook(lambda module, *_: ran.add(id(module))).remove)
         reached = _leaves(_logits(model))
-    own = {path: {id(p) for p in m._parameters.values()} for path, m in model.named_modules()}
+    own = {
+        path: {id(t) for t in (*m._parameters.values(), *m._buffers.values())}
+        for path, m in model.named_modules()
+    }
     modules = dict(model.named_modules())
     for path, parameters in own.items():
         if id(modules[path]) in ran:
@@ -107,9 +111,13 @@ def find_text_path(
     missed = {name: p for name, p in wanted.items() if id(p) not in reached and name not in kept}
     keys = {id(p) for p in missed.values()}
     unvisited = {
-        path: modules[path] for path, parameters in own.items() if parameters & keys and id(modules[path]) not in ran
+        path: modules[path]
+        for path, parameters in own.items()
+        if parameters & keys and id(modules[path]) not in ran
     }
-    return TextPath(frozenset(missed), unvisited, _parts(missed, [n for n, p in wanted.items() if id(p) in reached]))
+    return TextPath(
+        frozenset(missed), unvisited, _parts(missed, [n for n, p in wanted.items() if id(p) in reached])
+    )
 
 
 def text_ids(model: nn.Module, rows: int, tokens: int) -> torch.Tensor:
@@ -117,7 +125,9 @@ def text_ids(model: nn.Module, rows: int, tokens: int) -> torch.Tensor:
     weight = model.get_input_embeddings().weight
     others = _stand_ins(getattr(model, "config", None))
     plain = [i for i in range(1, weight.shape[0]) if i not in others][: rows * tokens] or [0]
-    return torch.tensor([plain[i % len(plain)] for i in range(rows * tokens)], device=weight.device).view(rows, tokens)
+    return torch.tensor([plain[i % len(plain)] for i in range(rows * tokens)], device=weight.device).view(
+        rows, tokens
+    )
 
 
 def _stand_ins(config: Any) -> set[int]:
@@ -179,7 +189,7 @@ def _choosable(modules: Mapping[str, nn.Module], reached: set[int]) -> set[int]:
     return found
 
 
-def _parts(missed: Mapping[str, nn.Parameter], reached: Collection[str]) -> tuple[LeftOut, ...]:
+def _parts(missed: Mapping[str, torch.Tensor], reached: Collection[str]) -> tuple[LeftOut, ...]:
     """The parameters that are not reached, by the shortest path that leads to none which is."""
     leading = {name[:i] for name in reached for i in range(len(name) + 1) if name[i : i + 1] in ("", ".")}
     sizes: dict[str, int] = {}
