@@ -409,7 +409,7 @@ def norm_parts(tap: Tap) -> tuple[Part | None, Part | None]:
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
     """(I, O) of a linear layer or of transformers' Conv1D, whose weight is stored transposed."""
-    if isinstance(module, nn.Linear):
+    if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return tuple(module.weight.shape)
 
