@@ -30,6 +30,8 @@ from gvendi_fast.sketching.gradients.token_rows import TokenRows
 Handler = Callable[["Use"], Any]
 # By function: handlers with a condition first, then the one for every use.
 _HANDLERS: dict[Any, list[tuple[Callable[[Use], bool] | None, Handler]]] = {}
+# Stands for every function that no handler is registered for.
+ANY = object()
 # Where a parameter-side tensor keeps what is known of it: it goes with the tensor.
 _SIDE = "_gvendi_side"
 
@@ -50,7 +52,7 @@ def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Calla
 
 
 def _handler(use: Use) -> Handler | None:
-    known = _HANDLERS.get(use.function, ())
+    known = [*_HANDLERS.get(use.function, ()), *_HANDLERS.get(ANY, ())]
     return next((handler for when, handler in known if when is None or when(use)), None)
 
 
@@ -62,6 +64,7 @@ class Watched:
     group: number of its sketch group, None where sketches are not kept by group.
     stacked: its first axis numbers experts, each a parameter of its own (`expert_name`). transposed: it is stored as
         [I, O]. Both as the first use shows, which the trial at construction sees; None before.
+    formed: a handler forms its gradient for every sample, which is for small parameters.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Watched:
     group: int | None = None
     stacked: bool | None = None
     transposed: bool | None = None
+    formed: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -190,7 +194,9 @@ class ExpandedSide(torch.autograd.Function):
     """A parameter-side tensor, broadcast; its gradient by sample is pulled back to the parameters and sketched."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor) -> Tensor:
+    def forward(
+        ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor
+    ) -> Tensor:
         ctx.by_sample, ctx.side, ctx.current, ctx.home = by_sample, side, current, probes[0].device
         ctx.count = len(probes) - 1
         return value.expand(shape)
@@ -235,7 +241,9 @@ def sketch_of_gradients(watched: Watched, gradient: Tensor, spec: SketchSpec) ->
         _add_sketch(watched.name, gradient, bool(watched.transposed), spec, out)
         return out
     for expert in range(gradient.shape[1]):
-        _add_sketch(expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out)
+        _add_sketch(
+            expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out
+        )
     return out
 
 
@@ -355,7 +363,9 @@ class ParameterUses(TorchFunctionMode):
         own = {id(side.value) for side in sides}
         return any(x.requires_grad and id(x) not in own for x in _tensors(values))
 
-    def _origin(self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor) -> Origin:
+    def _origin(
+        self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor
+    ) -> Origin:
         """The origin of what an operation on parameter-side tensors alone gave."""
         leaf_of = {w.name: (w, leaf) for s in sides for w, leaf in zip(s.of, s.origin.leaves, strict=True)}
         of, leaves = zip(*leaf_of.values(), strict=True)

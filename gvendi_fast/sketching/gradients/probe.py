@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.gradients import layer_ops
+from gvendi_fast.sketching.gradients import layer_ops, small_parameters  # noqa: F401 (registers handlers)
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
