@@ -31,6 +31,8 @@ from gvendi_fast.sketching.gradients.token_rows import TokenRows
 Handler = Callable[["Use"], Any]
 # By function: handlers with a condition first, then the one for every use.
 _HANDLERS: dict[Any, list[tuple[Callable[[Use], bool] | None, Handler]]] = {}
+# Stands for every function that no handler is registered for.
+ANY = object()
 # Where a parameter-side tensor keeps what is known of it: it goes with the tensor.
 _SIDE = "_gvendi_side"
 
@@ -53,9 +55,8 @@ def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Calla
 
 
 def _handler(use: Use) -> Handler | None:
-    known = _HANDLERS.get(use.function) or _HANDLERS.get(
-        getattr(use.function, "_qualified_op_name", None), ()
-    )
+    names = use.function, getattr(use.function, "_qualified_op_name", None), ANY
+    known = [entry for name in names if name is not None for entry in _HANDLERS.get(name, ())]
     return next((handler for when, handler in known if when is None or when(use)), None)
 
 
@@ -67,6 +68,7 @@ class Watched:
     group: number of its sketch group, None where sketches are not kept by group.
     stacked: its first axis numbers experts, each a parameter of its own (`expert_name`). transposed: it is stored as
         [I, O]. Both as the first use shows, which the trial at construction sees; None before.
+    formed: a handler forms its gradient for every sample, which is for small parameters.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Watched:
     group: int | None = None
     stacked: bool | None = None
     transposed: bool | None = None
+    formed: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:

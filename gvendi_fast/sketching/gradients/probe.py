@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.gradients import experts, layer_ops
+from gvendi_fast.sketching.gradients import experts, layer_ops, small_parameters  # noqa: F401 (registers handlers)
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.linear_uses import rows_output
