@@ -108,7 +108,7 @@ class TokenRows:
         if not isinstance(known, Along):
             return None
         shape = [1] * x.dim()
-        shape[known.axis] = -1
+        shape[known.axis] = x.shape[known.axis]
         return (torch.arange(x.shape[known.axis], device=x.device) // known.each).view(shape)
 
     def _same_rows(self, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
@@ -156,6 +156,8 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
     known = rows.of(x)
     if known is UNKNOWN:
         return rows._keep(out, UNKNOWN) if rows._is_noted(x) else None
+    if x.numel() == 0:
+        return rows._keep(out, Numbers(torch.zeros([1] * out.dim(), dtype=torch.int64, device=x.device)))
     for old, new in _segments(x.shape, out.shape):
         if isinstance(known, Along) and known.axis in old:
             inner = math.prod(x.shape[a] for a in old if a > known.axis)
@@ -232,6 +234,8 @@ def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
                 rows._keep(y, UNKNOWN)
         return
     if isinstance(known, Along) and _keeps_first(function, args, kwargs, known, x, out):
+        for y in _flat(out):
+            rows._keep(y, known)
         return
     numbers, others, named = rows._numbers(x, known), args[1:], dict(kwargs)
     named.pop("input", None)
@@ -254,14 +258,16 @@ def _narrowed(numbers: Tensor) -> Tensor:
 
 
 def _keeps_first(function, args, kwargs, known: Along, x: Tensor, out: Any) -> bool:
-    """Whether a tensor that is natural clearly stays so, so that there is nothing to do."""
-    if known.axis != 0 or any(y.dim() != x.dim() or y.shape[0] != x.shape[0] for y in _flat(out)):
+    """Whether samples plainly still run along the first axis as they did, so that there is nothing to count."""
+    if known.axis != 0 or any(y.dim() == 0 or y.shape[0] != x.shape[0] for y in _flat(out)):
         return False
     if function is Tensor.__getitem__:
         key = args[1] if isinstance(args[1], tuple) else (args[1],)
-        plain = all(isinstance(k, slice) or k is Ellipsis for k in key)
-        return plain and (key[0] is Ellipsis or key[0] == slice(None)) and len(key) <= x.dim()
-    return function in _SPLITS or function in _EXPANDS
+        plain = all(k is None or k is Ellipsis or isinstance(k, (slice, int)) for k in key)
+        taken = sum(k is not None and k is not Ellipsis for k in key)
+        first = key[0] is Ellipsis or (isinstance(key[0], slice) and key[0] == slice(None))
+        return plain and first and taken < x.dim() + (key[0] is not Ellipsis)
+    return function in _SPLITS or (function in _EXPANDS and all(y.dim() == x.dim() for y in _flat(out)))
 
 
 def _leaves_last(function, others: tuple, named: dict[str, Any], dims: int) -> bool:
@@ -373,9 +379,24 @@ def _written(rows: TokenRows, function, args, kwargs, out) -> None:
 
 
 def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
-    """index_add and the like: rows are put to their places in what is there, which keeps its own."""
-    if isinstance(out, Tensor) and out is not args[0]:
-        rows.carry(args[0], out)
+    """index_add and the like: rows are put to their places in what is there, which keeps its own where it has any."""
+    x = args[0]
+    if not isinstance(out, Tensor):
+        return
+    if out is not x:
+        rows.carry(x, out)
+    named = dict(zip(("dim", "index", "source"), args[1:4], strict=False))
+    named |= {name: kwargs[name] for name in ("dim", "index", "source", "src", "tensor") if name in kwargs}
+    y = named.get("source", named.get("src", named.get("tensor")))
+    if function not in _PUTS or rows.of(out) is not UNKNOWN or not isinstance(y, Tensor):
+        return
+    numbers = rows._numbers(y, rows.of(y))
+    dim = named["dim"] % x.dim()
+    if numbers is not None and all(size == 1 for axis, size in enumerate(numbers.shape) if axis != dim):
+        shape = [n if axis == dim else 1 for axis, n in enumerate(x.shape)]
+        own = torch.zeros(shape, dtype=torch.int64, device=x.device)
+        whole = [n if axis == dim else 1 for axis, n in enumerate(y.shape)]
+        rows._keep(out, Numbers(own.index_copy(dim, named["index"], numbers.expand(whole))))
 
 
 def _both(*names: str) -> list[Any]:
@@ -384,6 +405,7 @@ def _both(*names: str) -> list[Any]:
 
 
 _SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
+_PUTS = set(_both("index_add", "index_add_", "index_copy", "index_copy_"))
 _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
 _INTERLEAVES = set(_both("repeat_interleave"))
