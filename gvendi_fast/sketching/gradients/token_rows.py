@@ -111,6 +111,20 @@ class TokenRows:
         shape[known.axis] = x.shape[known.axis]
         return (torch.arange(x.shape[known.axis], device=x.device) // known.each).view(shape)
 
+    def _simplest(self, x: Tensor, numbers: Tensor) -> Along | Numbers:
+        """What is known of x by numbers: that it is natural, where tokens are back in their order.
+
+        That is looked at on a CPU, and elsewhere only where nothing else helps, for the look waits for the GPU.
+        """
+        known = self._natural(x.shape)
+        if isinstance(known, Along) and (numbers.device.type == "cpu" or numbers.shape[-1] > 1):
+            wanted = (torch.arange(x.shape[0], device=numbers.device) // known.each).view(
+                -1, *[1] * (x.dim() - 1)
+            )
+            if torch.equal(numbers, wanted.expand(numbers.shape) if numbers.shape[0] > 1 else wanted):
+                return known
+        return Numbers(numbers)
+
     def _same_rows(self, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         """The rule of an operation whose output has the rows of its input: arithmetic, activations, products."""
         inputs = [x for x in _flat((args, tuple(kwargs.values()))) if x.is_floating_point()]
@@ -177,7 +191,7 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
                 sizes_before[a] = x.shape[a]
             for a in new:
                 sizes_after[a] = out.shape[a]
-    rows._keep(out, Numbers(numbers.expand(sizes_before).reshape(sizes_after)))
+    rows._keep(out, rows._simplest(out, numbers.expand(sizes_before).reshape(sizes_after)))
     return None
 
 
@@ -359,7 +373,7 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
                 kept = kept.squeeze(axis)
         along = [axis for axis, size in enumerate(kept.shape) if size != 1]
         is_along = isinstance(known, Along) and len(along) == 1
-        rows._keep(y, Along(along[0], known.each) if is_along else Numbers(kept))
+        rows._keep(y, Along(along[0], known.each) if is_along else rows._simplest(y, kept))
 
 
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
