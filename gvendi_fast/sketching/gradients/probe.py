@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
+from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, WATCHED, Tap
 
 
 @dataclass
@@ -231,7 +232,7 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
     biases: list[Tap] = []
     met: set[int] = set()
     for tap in taps:
-        if tap.kind not in (EMBEDDING, NORM):
+        if tap.kind not in (EMBEDDING, NORM, WATCHED):
             (biases if id(tap.module) in met else linear).append(tap)
             met.add(id(tap.module))
     sketch, text = layer_sketch(spec), layer_ops.spec_text(spec)
@@ -282,6 +283,16 @@ def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
     )
 
 
+def find_watched(taps: Sequence[Tap]) -> list[Watched]:
+    """The parameters among `taps` whose uses are watched."""
+    found = {}
+    for tap in taps:
+        for attribute, name in tap.watched:
+            # One that modules share is watched wherever it is met.
+            found.setdefault(name, Watched(name, tap.path, tap.module, attribute, tap.group))
+    return list(found.values())
+
+
 def _keys(taps: Sequence[Tap]) -> tuple[Tensor, ...]:
     return tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps)
 
@@ -293,6 +304,16 @@ def layer_widths(module: nn.Module) -> tuple[int, int]:
     return tuple(module.weight.shape)
 
 
+def gradients(total: Tensor, probes: Sequence[Tensor], uses: ParameterUses | None) -> Sequence[Tensor]:
+    """The sketches, d(total)/d(probe). GvendiError where a watched parameter was used out of sight of `uses`."""
+    leaves = [] if uses is None else list(uses.leaves.values())
+    found = torch.autograd.grad(total, [*probes, *leaves], allow_unused=True)
+    if uses is not None:
+        uses.missed(found[len(probes) :])
+    # A loss that no sketched parameter takes part in has a zero gradient.
+    return [torch.zeros_like(p) if z is None else z for p, z in zip(probes, found, strict=False)]
+
+
 class ProbedModel:
     """A model with taps; inside `attached`, and between `begin` and `end`, its forward pass has the probe's nodes.
 
@@ -301,8 +322,11 @@ class ProbedModel:
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
-        self.spec = layer_ops.spec_text(spec)
+        self.spec, self._spec = layer_ops.spec_text(spec), spec
         self.groups = find_groups(model, taps, spec)
+        self.watched = find_watched(taps)
+        # Of the pass that runs, where uses of parameters or rows of tokens are followed.
+        self.uses: ParameterUses | None = None
         # Of the pass that runs.
         self.thread: int | None = None
         # A layer whose input an eager pass has seen changed before the next layer of its group read it.
@@ -335,6 +359,14 @@ class ProbedModel:
             group = tapped.tap.group
             tapped.group_probe = group_probes[group] if group_probes and group is not None else None
         self.probe, self.segments, self.ids = probe, segments, ids
+        self.uses = None
+        if self.watched:
+            current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
+            self.uses = ParameterUses(self.watched, current)
+
+    def following(self) -> AbstractContextManager:
+        """Around the model's forward: sees the uses of watched parameters, where there are any."""
+        return self.uses or nullcontext()
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
@@ -357,7 +389,7 @@ class ProbedModel:
 
     def _leave(self) -> None:
         self.end()
-        self.thread = None
+        self.thread = self.uses = None
 
     def runs_here(self) -> bool:
         """Whether a pass of this thread runs; False for one that was kept from a pass that has ended.

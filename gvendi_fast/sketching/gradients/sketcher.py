@@ -37,7 +37,7 @@ from gvendi_fast.sketching.gradients.layers import (
     find_sketch_groups,
     left_out,
 )
-from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
+from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
@@ -228,8 +228,8 @@ class GradientSketcher:
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
             with self._probed.attached([*self._unvisited, *blocks]):
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
-            # A loss that no sketched parameter takes part in has a zero gradient.
-            z, *by_group = torch.autograd.grad(total, probes, materialize_grads=True)
+                uses = self._probed.uses
+            z, *by_group = gradients(total, probes, uses)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         stacked = torch.stack(by_group, dim=1) if by_group else None
@@ -270,7 +270,7 @@ class GradientSketcher:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
         self._probed.begin(probe, segments, inputs["input_ids"], group_probes)
-        with short_attention(self.model):
+        with short_attention(self.model), self._probed.following():
             if self._head is None:
                 logits = self.model(**inputs, use_cache=False).logits
                 loss = autograd_loss(logits, targets[0].to(logits.device))

@@ -13,6 +13,8 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.gradients.norms import norm_formula
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
+# Parameters of a module that no other tap fits: their uses are watched (parameter_uses.py).
+WATCHED = "watched"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Tap:
     norm: for norms, "rms" or "layer" if the compiled formula holds, else "affine"; see `norm_formula`.
     eps: for norms, that of the formula.
     group: number of the sketch group that its parameters belong to, None where sketches are not kept by group.
+    watched: for the kind "watched", (attribute, name) of its parameters.
     """
 
     path: str
@@ -36,6 +39,12 @@ class Tap:
     norm: str | None = None
     eps: float = 0.0
     group: int | None = None
+    watched: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its parameters that are sketched."""
+        return tuple(filter(None, (self.weight, self.bias, *(name for _, name in self.watched))))
 
 
 @dataclass
@@ -64,8 +73,7 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collecti
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
     exclude: shell patterns of parameter names to leave out. unreached: names of parameters that no text reaches, which
-    are no part of the gradient. Raises GvendiError naming every parameter that no tap can sketch, or a pattern that
-    matches nothing.
+    are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
@@ -74,24 +82,20 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collecti
             raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
     out = excluded(names.values(), exclude)
     wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
-    taps, unknown, transposed = [], [], set()
+    taps, transposed = [], set()
     for path, module in model.named_modules():
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
         if not any(own.values()) and kind != EMBEDDING:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
-            unknown += [f"{name} ({type(module).__name__})" for name in own.values() if name]
+            watched = tuple((attribute, name) for attribute, name in own.items() if name)
+            taps.append(Tap(path, module, WATCHED, None, None, watched=watched))
             continue
         norm, eps = norm_formula(module) if kind == NORM else (None, 0.0)
         taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
         if kind == CONV1D and own.get("weight"):
             transposed.add(own["weight"])
-    if unknown:
-        raise GvendiError(
-            f"no sketch is known for the parameters {', '.join(unknown)}; leave them out with "
-            "exclude=[patterns] (the coverage of the result then says how much is sketched)"
-        )
     sizes = {id(p): p.numel() for p in model.parameters()}
     return Layout(
         taps=taps,
@@ -109,10 +113,12 @@ def in_groups(taps: Sequence[Tap], group_of: Mapping[str, int]) -> list[Tap]:
     """
     found = []
     for tap in taps:
-        names = [name for name in (tap.weight, tap.bias) if name]
-        numbers = [group_of[name] for name in names]
+        numbers = [group_of[name] for name in tap.names]
         if len(set(numbers)) < 2:
             found.append(replace(tap, group=numbers[0] if numbers else None))
+        elif tap.watched:
+            parts = {number: [w for w in tap.watched if group_of[w[1]] == number] for number in numbers}
+            found += [replace(tap, watched=tuple(part), group=number) for number, part in parts.items()]
         else:
             found.append(replace(tap, bias=None, group=numbers[0]))
             found.append(replace(tap, weight=None, group=numbers[1]))
@@ -137,7 +143,8 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
 def module_kind(module: nn.Module) -> str | None:
     """Which tap fits a module's own parameters; None if there is none."""
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return LINEAR
+        # What takes the place of its forward may do anything; a device map's hook does what the class does.
+        return LINEAR if "forward" not in module.__dict__ or hasattr(module, "_hf_hook") else None
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return CONV1D
     if isinstance(module, nn.Embedding):
