@@ -86,7 +86,9 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collecti
     for path, module in model.named_modules():
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
-        if not any(own.values()) and kind != EMBEDDING:
+        # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.
+        starts = kind == EMBEDDING and names[id(module.weight)] not in unreached
+        if not any(own.values()) and not starts:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
             watched = tuple((attribute, name) for attribute, name in own.items() if name)

@@ -113,9 +113,13 @@ def find_text_path(
     missed = {name: p for name, p in wanted.items() if id(p) not in reached and name not in kept}
     keys = {id(p) for p in missed.values()}
     unvisited = {
-        path: modules[path] for path, parameters in own.items() if parameters & keys and id(modules[path]) not in ran
+        path: modules[path]
+        for path, parameters in own.items()
+        if parameters & keys and id(modules[path]) not in ran
     }
-    return TextPath(frozenset(missed), unvisited, _parts(missed, [n for n, p in wanted.items() if id(p) in reached]))
+    return TextPath(
+        frozenset(missed), unvisited, _parts(missed, [n for n, p in wanted.items() if id(p) in reached])
+    )
 
 
 def text_ids(model: nn.Module, rows: int, tokens: int) -> torch.Tensor:
@@ -123,7 +127,9 @@ def text_ids(model: nn.Module, rows: int, tokens: int) -> torch.Tensor:
     weight = model.get_input_embeddings().weight
     others = _stand_ins(getattr(model, "config", None))
     plain = [i for i in range(1, weight.shape[0]) if i not in others][: rows * tokens] or [0]
-    return torch.tensor([plain[i % len(plain)] for i in range(rows * tokens)], device=weight.device).view(rows, tokens)
+    return torch.tensor([plain[i % len(plain)] for i in range(rows * tokens)], device=weight.device).view(
+        rows, tokens
+    )
 
 
 def _stand_ins(config: Any) -> set[int]:
