@@ -190,9 +190,7 @@ class ExpandedSide(torch.autograd.Function):
     """A parameter-side tensor, broadcast; its gradient by sample is pulled back to the parameters and sketched."""
 
     @staticmethod
-    def forward(
-        ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor
-    ) -> Tensor:
+    def forward(ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor) -> Tensor:
         ctx.by_sample, ctx.side, ctx.current, ctx.home = by_sample, side, current, probes[0].device
         ctx.count = len(probes) - 1
         return value.expand(shape)
@@ -237,9 +235,7 @@ def sketch_of_gradients(watched: Watched, gradient: Tensor, spec: SketchSpec) ->
         _add_sketch(watched.name, gradient, bool(watched.transposed), spec, out)
         return out
     for expert in range(gradient.shape[1]):
-        _add_sketch(
-            expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out
-        )
+        _add_sketch(expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out)
     return out
 
 
@@ -359,9 +355,7 @@ class ParameterUses(TorchFunctionMode):
         own = {id(side.value) for side in sides}
         return any(x.requires_grad and id(x) not in own for x in _tensors(values))
 
-    def _origin(
-        self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor
-    ) -> Origin:
+    def _origin(self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor) -> Origin:
         """The origin of what an operation on parameter-side tensors alone gave."""
         leaf_of = {w.name: (w, leaf) for s in sides for w, leaf in zip(s.of, s.origin.leaves, strict=True)}
         of, leaves = zip(*leaf_of.values(), strict=True)

@@ -300,12 +300,7 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
     """cat."""
     parts = [x for x in _flat(args[0] if args else kwargs.get("tensors")) if x.numel() or x.dim() > 1]
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-    if (
-        not parts
-        or not isinstance(dim, int)
-        or not out.requires_grad
-        or any(x.dim() != out.dim() for x in parts)
-    ):
+    if not parts or not isinstance(dim, int) or not out.requires_grad or any(x.dim() != out.dim() for x in parts):
         return
     dim %= out.dim()
     known = [rows.of(x) for x in parts]
@@ -323,9 +318,7 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
         return rows._keep(out, known[0])
     whole = []
     for x, n in zip(parts, numbers, strict=True):
-        sizes = [
-            1 if a != dim and all(m.shape[a] == 1 for m in numbers) else x.shape[a] for a in range(x.dim())
-        ]
+        sizes = [1 if a != dim and all(m.shape[a] == 1 for m in numbers) else x.shape[a] for a in range(x.dim())]
         whole.append(n.expand(sizes))
     return rows._keep(out, Numbers(torch.cat(whole, dim)))
 
