@@ -44,7 +44,13 @@ class Tap:
     @property
     def names(self) -> tuple[str, ...]:
         """Of its parameters that are sketched."""
-        return tuple(filter(None, (self.weight, self.bias, *(name for _, name in self.watched))))
+        return tuple(name for _, name in self.parameters)
+
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """(attribute of the module, name) of its parameters that are sketched."""
+        plain = (("weight", self.weight), ("bias", self.bias))
+        return (*((attribute, name) for attribute, name in plain if name), *self.watched)
 
 
 @dataclass

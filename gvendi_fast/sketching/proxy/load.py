@@ -452,8 +452,8 @@ def _loader(config: "PretrainedConfig", name: str) -> Any:
             continue
         if auto != "AutoModelForCausalLM" and getattr(config, "is_encoder_decoder", False):
             raise GvendiError(
-                f"The proxy {name!r} is a {config.model_type}, which encodes one text and decodes another; a proxy must "
-                "be a causal language model, by itself or inside one that sees: take another, or use proxy 'tiny'"
+                f"The proxy {name!r} is a {config.model_type}, which encodes one text and decodes another; a proxy "
+                "must be a causal language model, by itself or inside one that sees: take another, or use proxy 'tiny'"
             )
         return loader
     named = (getattr(transformers, one, None) for one in getattr(config, "architectures", None) or ())
