@@ -190,7 +190,9 @@ class ExpandedSide(torch.autograd.Function):
     """A parameter-side tensor, broadcast; its gradient by sample is pulled back to the parameters and sketched."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor) -> Tensor:
+    def forward(
+        ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor
+    ) -> Tensor:
         ctx.by_sample, ctx.side, ctx.current, ctx.home = by_sample, side, current, probes[0].device
         ctx.count = len(probes) - 1
         return value.expand(shape)
@@ -235,7 +237,9 @@ def sketch_of_gradients(watched: Watched, gradient: Tensor, spec: SketchSpec) ->
         _add_sketch(watched.name, gradient, bool(watched.transposed), spec, out)
         return out
     for expert in range(gradient.shape[1]):
-        _add_sketch(expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out)
+        _add_sketch(
+            expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out
+        )
     return out
 
 
@@ -256,6 +260,15 @@ def _add_sketch(name: str, gradient: Tensor, transposed: bool, spec: SketchSpec,
 def _spans(samples: int, rows: int) -> Tensor:
     begins = torch.arange(samples, dtype=torch.int64) * rows
     return torch.stack([begins, begins + rows], dim=1)
+
+
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+    for w in watched:
+        if w.stacked is None:
+            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
+            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
+            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
 
 
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.
@@ -355,7 +368,9 @@ class ParameterUses(TorchFunctionMode):
         own = {id(side.value) for side in sides}
         return any(x.requires_grad and id(x) not in own for x in _tensors(values))
 
-    def _origin(self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor) -> Origin:
+    def _origin(
+        self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor
+    ) -> Origin:
         """The origin of what an operation on parameter-side tensors alone gave."""
         leaf_of = {w.name: (w, leaf) for s in sides for w, leaf in zip(s.of, s.origin.leaves, strict=True)}
         of, leaves = zip(*leaf_of.values(), strict=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.names import named_modules, named_parameters
 from gvendi_fast.sketching.gradients.norms import norm_formula
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
@@ -66,7 +67,7 @@ class Layout:
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a gradient by name: those that require one, or all if none does."""
-    named = dict(model.named_parameters())
+    named = named_parameters(model)
     return {name: p for name, p in named.items() if p.requires_grad} or named
 
 
@@ -78,18 +79,22 @@ def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
 def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collection[str] = ()) -> Layout:
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
-    exclude: shell patterns of parameter names to leave out. unreached: names of parameters that no text reaches, which
-    are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
+    exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
+    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
     for pattern in exclude:
         if not fnmatch.filter(names.values(), pattern):
-            raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
+            first = next(iter(names.values()), "")
+            raise GvendiError(
+                f"exclude pattern {pattern!r} matches no parameter of the model, whose names have no wrappers in them, "
+                f"such as {first!r}"
+            )
     out = excluded(names.values(), exclude)
     wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
     taps, transposed = [], set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
         # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.

@@ -58,7 +58,7 @@ class TokenRows:
         return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
-        """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
+        """The sample of each of the R rows of x, int64 [R] on its device; None if unknown. Axis `feature` has no rows."""
         shape = list(x.shape)
         feature %= len(shape)
         del shape[feature]
@@ -213,7 +213,7 @@ def _permuted(rows: TokenRows, function, args, kwargs, out) -> None:
     known = rows.of(x)
     if isinstance(known, Along):
         # Sizes that differ show where an axis goes.
-        marker = torch.empty(range(2, 2 + x.dim()), device="meta")
+        marker = torch.empty(tuple(range(2, 2 + x.dim())), device="meta")
         moved = function(marker, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
         rows._keep(out, Along(list(moved.shape).index(2 + known.axis), known.each))
     elif isinstance(known, Numbers):
@@ -300,7 +300,12 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
     """cat."""
     parts = [x for x in _flat(args[0] if args else kwargs.get("tensors")) if x.numel() or x.dim() > 1]
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-    if not parts or not isinstance(dim, int) or not out.requires_grad or any(x.dim() != out.dim() for x in parts):
+    if (
+        not parts
+        or not isinstance(dim, int)
+        or not out.requires_grad
+        or any(x.dim() != out.dim() for x in parts)
+    ):
         return
     dim %= out.dim()
     known = [rows.of(x) for x in parts]
@@ -318,7 +323,9 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
         return rows._keep(out, known[0])
     whole = []
     for x, n in zip(parts, numbers, strict=True):
-        sizes = [1 if a != dim and all(m.shape[a] == 1 for m in numbers) else x.shape[a] for a in range(x.dim())]
+        sizes = [
+            1 if a != dim and all(m.shape[a] == 1 for m in numbers) else x.shape[a] for a in range(x.dim())
+        ]
         whole.append(n.expand(sizes))
     return rows._keep(out, Numbers(torch.cat(whole, dim)))
 
