@@ -14,7 +14,8 @@ operation with what it puts in place of each parameter-side tensor (`use.run`), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ _SIDE = "_gvendi_side"
 def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Callable[[Handler], Handler]:
     """Registers a handler for functions as a TorchFunctionMode sees them: torch.matmul, Tensor.__matmul__, ...
 
+    An operator of a library that may not be there comes by its name, "library::operator".
+
     when: which uses of them it is for; all that no other handler is for, if not given.
     """
 
@@ -52,7 +55,8 @@ def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Calla
 
 
 def _handler(use: Use) -> Handler | None:
-    known = [*_HANDLERS.get(use.function, ()), *_HANDLERS.get(ANY, ())]
+    name = getattr(use.function, "_qualified_op_name", None)
+    known = [*(_HANDLERS.get(use.function) or _HANDLERS.get(name, ())), *_HANDLERS.get(ANY, ())]
     return next((handler for when, handler in known if when is None or when(use)), None)
 
 
@@ -266,6 +270,15 @@ def _spans(samples: int, rows: int) -> Tensor:
     return torch.stack([begins, begins + rows], dim=1)
 
 
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+    for w in watched:
+        if w.stacked is None:
+            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
+            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
+            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
+
+
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.
 _COPIES = {
     torch.clone, Tensor.clone, Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.double,
@@ -324,6 +337,15 @@ class ParameterUses(TorchFunctionMode):
         out = handler(use)
         self.rows.follow(function, args, kwargs, out)
         return out
+
+    @contextmanager
+    def out_of_sight(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, uses of these parameters are not looked at: a tap of a whole module sketches them."""
+        hidden = {id(p): self._watched.pop(id(p)) for p in parameters if id(p) in self._watched}
+        try:
+            yield
+        finally:
+            self._watched |= hidden
 
     def missed(self, gradients: Sequence[Tensor | None]) -> None:
         """Raises GvendiError if a leaf got a gradient: `gradients` of the loss for `leaves`, in their order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.in_use import InUse
@@ -37,11 +39,18 @@ from gvendi_fast.sketching.gradients.layers import (
     find_sketch_groups,
     left_out,
 )
+from gvendi_fast.sketching.gradients.names import (
+    as_plain,
+    by_canonical_name,
+    check_causal_lm,
+    named_parameters,
+    plain_model,
+    written_names,
+)
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
-    Tap,
     excluded,
     find_taps,
     in_groups,
@@ -130,20 +139,28 @@ class GradientSketcher:
         groups: str | Mapping[str, Sequence[str]] | None = None,
         compile: bool = False,
     ) -> None:
+        given, model = model, plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
+        check_causal_lm(model)
         self.spec = spec or SketchSpec()
         self._is_safe = False
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
-            wanted = trainable_parameters(model)
+            wanted = list(trainable_parameters(model))
+            written = written_names(given, model)
+            shapes = {name: tuple(p.shape) for name, p in named_parameters(model).items()}
+        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
-            text = find_text_path(model, wanted, excluded(wanted, exclude))
+            # Gathered anew by every block: sharded weights would stay whole on every rank.
+            there = named_parameters(model)
+            text = find_text_path(model, {name: there[name] for name in wanted}, excluded(wanted, exclude))
+            del there
         if len(text.names) == len(wanted):
             raise GvendiError(
                 f"no text reaches any of the {len(wanted)} parameters that require a gradient (first: "
-                f"{next(iter(wanted))!r}); let those of the language model require one, or none"
+                f"{wanted[0]!r}); let those of the language model require one, or none"
             )
         with _alone(model):
             layout = find_taps(model, exclude, text.names)
@@ -158,21 +175,34 @@ class GradientSketcher:
                 out = (*exclude, *map(glob.escape, left_out(layers, cells)))
                 layout = find_taps(model, out, text.names)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
+        self.shapes = {name: shapes[name] for name in layout.names}
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
-        parameters = {name: sizes[name] for name in layout.names}
+        parameters = {name: math.prod(self.shapes[name]) for name in layout.names}
+        if isinstance(groups, Mapping):
+            groups = {name: by_canonical_name(patterns, written) for name, patterns in groups.items()}
         self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names, text.names)
-        taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
-        self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
+        core = self.model if self._head is None else self._head.base
+        with _frozen(model), never_packed():
+            self._probed.try_uses(core)
+            if compile and (self._probed.watched or self._probed.picks):
+                names = ", ".join(repr(w.name) for w in self._probed.watched[:3]) or "experts that are layers"
+                raise CompileError(
+                    f"the uses of parameters of this model ({names}, ...) are followed operation by operation, which "
+                    "only the eager pass can do; leave it uncompiled (compile=False, --compile off)"
+                )
+            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
+        watched = self._probed.watched
+        self.transposed |= {w.name for w in watched if w.transposed}
+        self.stacked = frozenset(w.name for w in watched if w.stacked)
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
-        core = self.model if self._head is None else self._head.base
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         self._gives_positions = looks_up_positions and takes_positions
 
@@ -207,29 +237,30 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        embedding = self.model.get_input_embeddings().weight
-        device = embedding.device
         ids, given, mask = on_cpu(input_ids, labels, attention_mask)
-        batch = prepare(ids, given, mask, embedding.shape[0])
-        samples = len(batch.ids)
         count = 1 if self.groups is None else 1 + len(self.groups.names)
-        probe, *group_probes = probes = [
-            embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
-            for _ in range(count)
-        ]
-        inputs = self._inputs(batch, device)
-        targets = self._targets(batch, device)
+        samples = len(ids) if ids.dim() else 0
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
         errors = compiler_errors() if blocks else nullcontext()
         with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
+            embedding = self.model.get_input_embeddings().weight
+            device = embedding.device
+            batch = prepare(ids, given, mask, embedding.shape[0])
+            probe, *group_probes = probes = [
+                embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+                for _ in range(count)
+            ]
+            inputs = self._inputs(batch, device)
+            targets = self._targets(batch, device)
             if blocks and not self._is_safe:
                 with self._probed.attached(self._unvisited):
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
             with self._probed.attached([*self._unvisited, *blocks]):
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
-                uses = self._probed.uses
-            z, *by_group = gradients(total, probes, uses)
+                # Attached still: a checkpoint in the model's own code runs its part again.
+                with _checkpoint_errors():
+                    z, *by_group = gradients(total, probes, self._probed.uses)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         stacked = torch.stack(by_group, dim=1) if by_group else None
@@ -278,7 +309,7 @@ class GradientSketcher:
             else:
                 hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
                 total, loss = self._head_loss(hidden, targets, probe, group_probes)
-        self._probed.end()
+        self._probed.read()
         return total, loss.detach()
 
     def _head_loss(
@@ -295,17 +326,14 @@ class GradientSketcher:
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
 
-    def _is_head(self, tap: Tap) -> bool:
-        return tap.module is self.model.get_output_embeddings()
-
 
 @contextmanager
 def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules of a model, which no other thread sketches inside."""
+    """The modules of a plain model, which no other thread sketches inside; without its wrappers, see `as_plain`."""
     modules = list(model.modules())
     # Models may share a layer, or a parameter of layers of their own.
-    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward):
-        yield modules
+    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
+        yield list(model.modules())
 
 
 @contextmanager
@@ -345,6 +373,21 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             "the weights of the model changed while it was sketched, so the sketches are of no one model; let training "
             "steps and hooks that write weights wait until the call has returned"
         ) from seen
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """Checkpoints in the code of a model whose part cannot be run again within a pass: GvendiError with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error) and not isinstance(error, CheckpointError):
+            raise
+        raise GvendiError(
+            "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this "
+            "call"
+        ) from error
 
 
 def _versions(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.names import named_modules, named_parameters
 from gvendi_fast.sketching.gradients.norms import norm_formula
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
@@ -60,7 +61,7 @@ class Layout:
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a gradient by name: those that require one, or all if none does."""
-    named = dict(model.named_parameters())
+    named = named_parameters(model)
     return {name: p for name, p in named.items() if p.requires_grad} or named
 
 
@@ -72,18 +73,22 @@ def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
 def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collection[str] = ()) -> Layout:
     """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
 
-    exclude: shell patterns of parameter names to leave out. unreached: names of parameters that no text reaches, which
-    are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
+    exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
+    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
     for pattern in exclude:
         if not fnmatch.filter(names.values(), pattern):
-            raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
+            first = next(iter(names.values()), "")
+            raise GvendiError(
+                f"exclude pattern {pattern!r} matches no parameter of the model, whose names have no wrappers in them, "
+                f"such as {first!r}"
+            )
     out = excluded(names.values(), exclude)
     wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
-    kinds = [(path, module, _tap_kind(module)) for path, module in model.named_modules()]
-    # One that is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's too).
+    kinds = [(path, module, _tap_kind(module)) for path, module in named_modules(model)]
+    # One that is watched is watched wherever it is met: BERT's output bias is that of a layer too.
     watched_ids = {id(p) for _, module, kind in kinds if kind is None for p in module._parameters.values()}
     taps, transposed = [], set()
     for path, module, kind in kinds:
@@ -163,10 +168,10 @@ def module_kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding):
         return EMBEDDING
     takes = list(inspect.signature(module.forward).parameters.values())
-    required = [
-        p for p in takes if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    given = [p for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    # What may be left out, such as a gate, may be given too, and then another formula holds.
+    alone = len(given) == 1 and given[0].default is given[0].empty
     vectors = all(p is None or p.dim() == 1 for p in module._parameters.values())
-    if "Norm" in type(module).__name__ and vectors and len(required) == 1:
+    if "Norm" in type(module).__name__ and vectors and alone:
         return NORM
     return None
