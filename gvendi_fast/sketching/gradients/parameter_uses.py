@@ -55,8 +55,8 @@ def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Calla
 
 
 def _handler(use: Use) -> Handler | None:
-    name = getattr(use.function, "_qualified_op_name", None)
-    known = [*(_HANDLERS.get(use.function) or _HANDLERS.get(name, ())), *_HANDLERS.get(ANY, ())]
+    names = use.function, getattr(use.function, "_qualified_op_name", None), ANY
+    known = [entry for name in names if name is not None for entry in _HANDLERS.get(name, ())]
     return next((handler for when, handler in known if when is None or when(use)), None)
 
 
@@ -270,13 +270,21 @@ def _spans(samples: int, rows: int) -> Tensor:
     return torch.stack([begins, begins + rows], dim=1)
 
 
-def settle(watched: Sequence[Watched]) -> None:
-    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+def pair_biases(watched: Sequence[Watched]) -> None:
+    """Before a trial: a bias [E, O] beside a weight [E, ...] of its module is stacked as that is."""
     for w in watched:
-        if w.stacked is None:
-            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
-            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
-            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
+        if w.parameter.dim() == 2 and "bias" in w.attribute:
+            beside = [v.parameter for v in watched if v.module is w.module and v.parameter.dim() == 3]
+            w.stacked = any(len(p) == len(w.parameter) for p in beside)
+
+
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what it did not reach is used as it is used in another module of the same class."""
+    for w in watched:
+        alike = [v for v in watched if type(v.module) is type(w.module) and v.attribute == w.attribute]
+        for v in alike:
+            w.stacked = v.stacked if w.stacked is None else w.stacked
+            w.transposed = v.transposed if w.transposed is None else w.transposed
 
 
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.

@@ -34,7 +34,7 @@ from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.linear_uses import rows_output
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
-from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, settle
+from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
@@ -378,6 +378,7 @@ def find_watched(taps: Sequence[Tap], outside: Collection[str] = ()) -> list[Wat
                 is_turned = tap.kind == CONV1D and attribute == "weight"
                 watched = Watched(name, tap.path, tap.module, attribute, tap.group, False, is_turned)
                 found.setdefault(name, watched)
+    pair_biases(list(found.values()))
     return list(found.values())
 
 
@@ -409,7 +410,7 @@ def norm_parts(tap: Tap) -> tuple[Part | None, Part | None]:
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
     """(I, O) of a linear layer or of transformers' Conv1D, whose weight is stored transposed."""
-    if isinstance(module, nn.Linear):
+    if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return tuple(module.weight.shape)
 
