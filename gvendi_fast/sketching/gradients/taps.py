@@ -89,11 +89,13 @@ def find_taps(
     exclude: Sequence[str] = (),
     unreached: Collection[str] = (),
     parameters: str = TRAINABLE,
+    watch: Collection[str] = (),
 ) -> Layout:
     """The taps of all parameters of a gradient, as `trainable_parameters` gives them.
 
     exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
-    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
+    reaches, which are no part of the gradient. watch: names of parameters whose uses are watched though a tap would
+    fit. Raises GvendiError for a pattern that matches nothing.
     """
     every = parameters_by_name(model)
     coded = {id(layer.module): layer for layer in quantised_layers(model)}
@@ -108,7 +110,10 @@ def find_taps(
             )
     out = excluded(every, exclude)
     wanted = {id(every[name]): name for name in trainable if name not in out}
-    kinds = [(path, m, QUANTISED if id(m) in coded else _tap_kind(m)) for path, m in named_modules(model)]
+    misfits = {id(every[name]) for name in watch}
+    kinds = [
+        (path, m, QUANTISED if id(m) in coded else _tap_kind(m, misfits)) for path, m in named_modules(model)
+    ]
     # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's too).
     watched_ids = {id(p) for _, module, kind in kinds if kind is None for p in module._parameters.values()}
     taps, transposed = [], set()
@@ -177,9 +182,11 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
     return list(blocks.values())
 
 
-def _tap_kind(module: nn.Module) -> str | None:
+def _tap_kind(module: nn.Module, misfits: Collection[int]) -> str | None:
     """The kind of tap that sketches all of a module's own parameters; None where they are watched."""
     kind = module_kind(module)
+    if any(id(p) in misfits for p in module._parameters.values()):
+        return None
     has = {name for name, p in module._parameters.items() if p is not None}
     return None if has - {"weight", "bias"} else kind
 

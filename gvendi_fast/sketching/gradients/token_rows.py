@@ -271,7 +271,11 @@ def _axes_after(function, args, kwargs, known: Along, x: Tensor, out: Any) -> li
         dim = kwargs.get("dim", others[0] if function not in _INTERLEAVES and others else None)
         if function in _INTERLEAVES and len(others) > 1:
             dim = others[1]
-        return [known] if isinstance(dim, int) and dim % x.dim() != known.axis and out.dim() == x.dim() else None
+        return (
+            [known] if isinstance(dim, int) and dim % x.dim() != known.axis and out.dim() == x.dim() else None
+        )
+    if function is Tensor.__getitem__:
+        others = (_with_slice(others[0], size),)
     if _indexes_by_tensor(function, others):
         return None
     steps = [0] * x.dim()
@@ -285,6 +289,21 @@ def _axes_after(function, args, kwargs, known: Along, x: Tensor, out: Any) -> li
             return None
         places.append(Along(axes[0], known.each))
     return places
+
+
+def _with_slice(key: Any, size: int) -> Any:
+    """An index in which a list of integers, if it is the only one, is a slice of as many: a view has the same axes.
+
+    Not where there are as many as samples' entries, for that list may mean their axis.
+    """
+    keys = list(key) if isinstance(key, tuple) else [key]
+    lists = [i for i, k in enumerate(keys) if isinstance(k, list)]
+    if len(lists) != 1 or any(isinstance(k, Tensor) for k in keys):
+        return key
+    numbers = keys[lists[0]]
+    if all(type(n) is int for n in numbers) and len(numbers) != size:
+        keys[lists[0]] = slice(0, len(numbers))
+    return tuple(keys)
 
 
 def _indexes_by_tensor(function, others: tuple) -> bool:
