@@ -274,8 +274,8 @@ class GradientSketcher:
             batch = prepare(ids, given, mask, embedding.shape[0])
             if batch.mask is not None and self._reading.reads_padding:
                 raise GvendiError(
-                    f"attention_mask has padding on the left, which {type(self.model).__name__} reads as another text (its "
-                    "positions count padding, or its states take it in); pad on the right"
+                    f"attention_mask has padding on the left, which {type(self.model).__name__} reads as another text "
+                    "(its positions count padding, or its states take it in); pad on the right"
                 )
             probe, *group_probes = probes = [
                 embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()

@@ -260,7 +260,7 @@ def broadcast(use: Use, side: Side, shape: Sequence[int], known: Known) -> Tenso
 
 
 def check_small(watched: Iterable[Watched], total: int) -> None:
-    """Raises GvendiError where gradients would be formed for more than a small share of a model of `total` parameters."""
+    """Raises GvendiError where gradients would be formed for more than a small share of `total` parameters."""
     formed = {w.name: w for w in watched if w.formed}
     count = sum(w.parameter.numel() for w in formed.values())
     if count <= max(SMALL_SHARE * total, SMALL_COUNT):
@@ -268,8 +268,8 @@ def check_small(watched: Iterable[Watched], total: int) -> None:
     largest = max(formed.values(), key=lambda w: w.parameter.numel())
     raise GvendiError(
         f"the gradients of {len(formed)} parameters of unusual form, {count:,} of the model's {total:,} numbers "
-        f"({count / total:.1%}), would have to be formed for every sample, which is done for {SMALL_SHARE:.0%} at most; "
-        f"the largest is {largest.where} with {largest.parameter.numel():,}; leave such parameters out with "
+        f"({count / total:.1%}), would have to be formed for every sample, which is done for {SMALL_SHARE:.0%} at "
+        f"most; the largest is {largest.where} with {largest.parameter.numel():,}; leave such parameters out with "
         f"exclude=[{largest.name!r}, ...] (the coverage of the result then says how much is sketched)"
     )
 

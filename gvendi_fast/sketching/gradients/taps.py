@@ -50,7 +50,13 @@ class Tap:
     @property
     def names(self) -> tuple[str, ...]:
         """Of its parameters that are sketched."""
-        return tuple(filter(None, (self.weight, self.bias, *(name for _, name in self.watched))))
+        return tuple(name for _, name in self.parameters)
+
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """(attribute of the module, name) of its parameters that are sketched."""
+        plain = (("weight", self.weight), ("bias", self.bias))
+        return (*((attribute, name) for attribute, name in plain if name), *self.watched)
 
 
 @dataclass
@@ -114,7 +120,7 @@ def find_taps(
     kinds = [
         (path, m, QUANTISED if id(m) in coded else _tap_kind(m, misfits)) for path, m in named_modules(model)
     ]
-    # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's too).
+    # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's).
     watched_ids = {id(p) for _, module, kind in kinds if kind is None for p in module._parameters.values()}
     taps, transposed = [], set()
     for path, module, kind in kinds:
@@ -125,7 +131,9 @@ def find_taps(
         }
         if kind == QUANTISED:
             own = {"weight": wanted.get(id(coded[id(module)].stored)), "bias": own.get("bias")}
-        if not any(own.values()) and kind != EMBEDDING:
+        # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.
+        starts = kind == EMBEDDING and names.get(id(module.weight)) not in unreached
+        if not any(own.values()) and not starts:
             continue
         if kind is None:
             watched = tuple((attribute, name) for attribute, name in own.items() if name)
