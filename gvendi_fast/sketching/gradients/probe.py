@@ -36,6 +36,7 @@ from gvendi_fast.sketching.gradients.linear_uses import rows_output
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
+from gvendi_fast.sketching.gradients.token_rows import TokenRows
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
 TRIAL_TOKENS = 4
@@ -256,11 +257,14 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     """Watch the model read four tokens."""
     linear, _ = _linear_taps(taps)
     calls: list[tuple[Tap, Tensor, int]] = []
+    rows, moved = TokenRows(1, TRIAL_TOKENS), set()
 
     def watch(tap: Tap) -> Callable:
         def hook(module, args, kwargs, output):
             source = _first(args, kwargs)
             calls.append((tap, source, source._version))
+            if source.numel() != TRIAL_TOKENS * source.shape[-1] or not rows.is_natural(source):
+                moved.add(id(tap))
 
         return hook
 
@@ -269,8 +273,13 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
         for name, attribute in ((tap.weight, "weight"), (tap.bias, "bias")):
             if name:
                 owners[id(tap.module._parameters[attribute])] = name
-    outside = _OutsideUses(owners)
-    with undoing() as undo, torch.no_grad():
+    outside = _OutsideUses(owners, rows)
+    # Rows are followed where gradients are.
+    with undoing() as undo, torch.enable_grad():
+        start = model.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: out.detach().requires_grad_().clone()
+        )
+        undo.append(start.remove)
         for tap in linear:
             undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
         for module in model.modules():
@@ -281,16 +290,18 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
         with outside:
             model(input_ids=trial_ids(model), use_cache=False)
     met = {id(tap) for tap, _, _ in calls}
-    picks = len(met) < len(linear) or any(x.numel() != TRIAL_TOKENS * x.shape[-1] for _, x, _ in calls)
-    return Look(calls, picks, frozenset(outside.names))
+    return Look(calls, len(met) < len(linear) or bool(moved), frozenset(outside.names))
 
 
 class _OutsideUses(TorchFunctionMode):
-    """Sees which parameters are taken by an operation outside the modules that have them. owners: {id: name}."""
+    """Sees which parameters are taken by an operation outside the modules that have them, and where rows go.
 
-    def __init__(self, owners: dict[int, str]) -> None:
+    owners: {id of a parameter: its name}.
+    """
+
+    def __init__(self, owners: dict[int, str], rows: TokenRows) -> None:
         super().__init__()
-        self.owners, self.names = owners, set()
+        self.owners, self.names, self.rows = owners, set(), rows
         self._inside: list[set[int]] = []
 
     def entering(self, own: set[int]) -> Callable:
@@ -303,6 +314,7 @@ class _OutsideUses(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.rows.follow(func, args, kwargs or {}, out)
         # To ask for its shape, its type or its device is no use of a parameter.
         if any(isinstance(y, Tensor) for y in tree_leaves(out)):
             for x in tree_leaves((args, kwargs)):

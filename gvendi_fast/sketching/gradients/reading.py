@@ -79,9 +79,9 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
         plain = _output(core(input_ids=ids, use_cache=False))
     if vocabulary > 1 and not _same(plain[0, :-1], plain[1, :-1]):
         raise GvendiError(
-            f"{type(model).__name__} is no causal language model as it is configured: what it says at a position depends "
-            "on later tokens, so the loss of a text is not that of predicting it; give a causal model (is_decoder=True "
-            "for an encoder's architecture)"
+            f"{type(model).__name__} is no causal language model as it is configured: what it says at a position "
+            "depends on later tokens, so the loss of a text is not that of predicting it; give a causal model "
+            "(is_decoder=True for an encoder's architecture)"
         )
     takes = inspect.signature(core.forward).parameters
     positions = torch.arange(LENGTH, device=ids.device).repeat(SAMPLES, 1)

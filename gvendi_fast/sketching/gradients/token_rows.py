@@ -108,8 +108,22 @@ class TokenRows:
         if not isinstance(known, Along):
             return None
         shape = [1] * x.dim()
-        shape[known.axis] = -1
+        shape[known.axis] = x.shape[known.axis]
         return (torch.arange(x.shape[known.axis], device=x.device) // known.each).view(shape)
+
+    def _simplest(self, x: Tensor, numbers: Tensor) -> Along | Numbers:
+        """What is known of x by numbers: that it is natural, where tokens are back in their order.
+
+        That is looked at on a CPU, and elsewhere only where nothing else helps, for the look waits for the GPU.
+        """
+        known = self._natural(x.shape)
+        if isinstance(known, Along) and (numbers.device.type == "cpu" or numbers.shape[-1] > 1):
+            wanted = (torch.arange(x.shape[0], device=numbers.device) // known.each).view(
+                -1, *[1] * (x.dim() - 1)
+            )
+            if torch.equal(numbers, wanted.expand(numbers.shape) if numbers.shape[0] > 1 else wanted):
+                return known
+        return Numbers(numbers)
 
     def _same_rows(self, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         """The rule of an operation whose output has the rows of its input: arithmetic, activations, products."""
@@ -158,6 +172,8 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
     known = rows.of(x)
     if known is UNKNOWN:
         return rows._keep(out, UNKNOWN) if rows._is_noted(x) else None
+    if x.numel() == 0:
+        return rows._keep(out, Numbers(torch.zeros([1] * out.dim(), dtype=torch.int64, device=x.device)))
     for old, new in _segments(x.shape, out.shape):
         if isinstance(known, Along) and known.axis in old:
             inner = math.prod(x.shape[a] for a in old if a > known.axis)
@@ -177,7 +193,7 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
                 sizes_before[a] = x.shape[a]
             for a in new:
                 sizes_after[a] = out.shape[a]
-    rows._keep(out, Numbers(numbers.expand(sizes_before).reshape(sizes_after)))
+    rows._keep(out, rows._simplest(out, numbers.expand(sizes_before).reshape(sizes_after)))
     return None
 
 
@@ -235,6 +251,8 @@ def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
         return
     if isinstance(known, Along):
         if _keeps_first(function, args, kwargs, known, x, out):
+            for y in _flat(out):
+                rows._keep(y, known)
             return
         places = _axes_after(function, args, kwargs, known, x, out)
         if places is not None:
@@ -314,14 +332,16 @@ def _indexes_by_tensor(function, others: tuple) -> bool:
 
 
 def _keeps_first(function, args, kwargs, known: Along, x: Tensor, out: Any) -> bool:
-    """Whether a tensor that is natural clearly stays so, so that there is nothing to do."""
-    if known.axis != 0 or any(y.dim() != x.dim() or y.shape[0] != x.shape[0] for y in _flat(out)):
+    """Whether samples plainly still run along the first axis as they did, so that there is nothing to count."""
+    if known.axis != 0 or any(y.dim() == 0 or y.shape[0] != x.shape[0] for y in _flat(out)):
         return False
     if function is Tensor.__getitem__:
         key = args[1] if isinstance(args[1], tuple) else (args[1],)
-        plain = all(isinstance(k, slice) or k is Ellipsis for k in key)
-        return plain and (key[0] is Ellipsis or key[0] == slice(None)) and len(key) <= x.dim()
-    return function in _SPLITS or function in _EXPANDS
+        plain = all(k is None or k is Ellipsis or isinstance(k, (slice, int)) for k in key)
+        taken = sum(k is not None and k is not Ellipsis for k in key)
+        first = key[0] is Ellipsis or (isinstance(key[0], slice) and key[0] == slice(None))
+        return plain and first and taken < x.dim() + (key[0] is not Ellipsis)
+    return function in _SPLITS or (function in _EXPANDS and all(y.dim() == x.dim() for y in _flat(out)))
 
 
 def _leaves_last(function, others: tuple, named: dict[str, Any], dims: int) -> bool:
@@ -413,7 +433,7 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
                 kept = kept.squeeze(axis)
         along = [axis for axis, size in enumerate(kept.shape) if size != 1]
         is_along = isinstance(known, Along) and len(along) == 1
-        rows._keep(y, Along(along[0], known.each) if is_along else Numbers(kept))
+        rows._keep(y, Along(along[0], known.each) if is_along else rows._simplest(y, kept))
 
 
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
@@ -433,9 +453,24 @@ def _written(rows: TokenRows, function, args, kwargs, out) -> None:
 
 
 def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
-    """index_add and the like: rows are put to their places in what is there, which keeps its own."""
-    if isinstance(out, Tensor) and out is not args[0]:
-        rows.carry(args[0], out)
+    """index_add and the like: rows are put to their places in what is there, which keeps its own where it has any."""
+    x = args[0]
+    if not isinstance(out, Tensor):
+        return
+    if out is not x:
+        rows.carry(x, out)
+    named = dict(zip(("dim", "index", "source"), args[1:4], strict=False))
+    named |= {name: kwargs[name] for name in ("dim", "index", "source", "src", "tensor") if name in kwargs}
+    y = named.get("source", named.get("src", named.get("tensor")))
+    if function not in _PUTS or rows.of(out) is not UNKNOWN or not isinstance(y, Tensor):
+        return
+    numbers = rows._numbers(y, rows.of(y))
+    dim = named["dim"] % x.dim()
+    if numbers is not None and all(size == 1 for axis, size in enumerate(numbers.shape) if axis != dim):
+        shape = [n if axis == dim else 1 for axis, n in enumerate(x.shape)]
+        own = torch.zeros(shape, dtype=torch.int64, device=x.device)
+        whole = [n if axis == dim else 1 for axis, n in enumerate(y.shape)]
+        rows._keep(out, Numbers(own.index_copy(dim, named["index"], numbers.expand(whole))))
 
 
 def _both(*names: str) -> list[Any]:
@@ -444,6 +479,7 @@ def _both(*names: str) -> list[Any]:
 
 
 _SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
+_PUTS = set(_both("index_add", "index_add_", "index_copy", "index_copy_"))
 _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
 _VIEWS = set(_both("select", "narrow", "unbind"))
