@@ -12,7 +12,7 @@ import string
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gvendi_fast.base.errors import GvendiError
@@ -430,7 +430,11 @@ _ADDS = [torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Te
 
 def _adds_picked_rows(use: Use) -> bool:
     """Whether one row of a stacked bias is added to each row of an output."""
-    return len(use.sides) == 1 and use.sides[0].origin.index is not None and use.kwargs.get("alpha", 1) == 1
+    if len(use.sides) != 1 or use.kwargs.get("alpha", 1) != 1:
+        return False
+    # A row of an embedding is no bias of an expert's.
+    side = use.sides[0]
+    return side.origin.index is not None and not any(isinstance(w.module, nn.Embedding) for w in side.of)
 
 
 @handles(*_ADDS, when=_adds_picked_rows)

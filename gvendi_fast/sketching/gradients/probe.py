@@ -473,15 +473,15 @@ class ProbedModel:
         for tapped in self.tapped:
             (tapped.key,) = _keys([tapped.tap])
 
-    def try_uses(self, core: nn.Module) -> None:
+    def try_uses(self, core: nn.Module, ids: Tensor) -> None:
         """Let the model read a few tokens, which shows how it uses its watched parameters.
 
-        core: the part of the model that a pass runs. Raises GvendiError naming a parameter for whose use no sketch is
+        core: the part of the model that a pass runs. ids: of `trial_ids`.
+        Raises GvendiError naming a parameter for whose use no sketch is
         known.
         """
         if not self.watched:
             return
-        ids = trial_ids(core)
         probe = torch.zeros(1, self._spec.dim, device=ids.device, requires_grad=True)
         segments = torch.tensor([[0, TRIAL_TOKENS]])
         count = 1 + max((t.tap.group for t in self.tapped if t.tap.group is not None), default=-1)

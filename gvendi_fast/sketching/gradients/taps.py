@@ -95,11 +95,13 @@ def find_taps(
     exclude: Sequence[str] = (),
     unreached: Collection[str] = (),
     parameters: str = TRAINABLE,
+    watch: Collection[str] = (),
 ) -> Layout:
     """The taps of all parameters of a gradient, as `trainable_parameters` gives them.
 
     exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
-    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
+    reaches, which are no part of the gradient. watch: names of parameters whose uses are watched though a tap would
+    fit. Raises GvendiError for a pattern that matches nothing.
     """
     every = parameters_by_name(model)
     coded = {id(layer.module): layer for layer in quantised_layers(model)}
@@ -114,8 +116,11 @@ def find_taps(
             )
     out = excluded(every, exclude)
     wanted = {id(every[name]): name for name in trainable if name not in out}
-    kinds = [(path, m, QUANTISED if id(m) in coded else _tap_kind(m)) for path, m in named_modules(model)]
-    # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's too).
+    misfits = {id(every[name]) for name in watch}
+    kinds = [
+        (path, m, QUANTISED if id(m) in coded else _tap_kind(m, misfits)) for path, m in named_modules(model)
+    ]
+    # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's).
     watched_ids = {id(p) for _, module, kind in kinds if kind is None for p in module._parameters.values()}
     taps, transposed = [], set()
     for path, module, kind in kinds:
@@ -185,9 +190,11 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
     return list(blocks.values())
 
 
-def _tap_kind(module: nn.Module) -> str | None:
+def _tap_kind(module: nn.Module, misfits: Collection[int]) -> str | None:
     """The kind of tap that sketches all of a module's own parameters; None where they are watched."""
     kind = module_kind(module)
+    if any(id(p) in misfits for p in module._parameters.values()):
+        return None
     has = {name for name, p in module._parameters.items() if p is not None}
     return None if has - {"weight", "bias"} else kind
 
@@ -202,10 +209,10 @@ def module_kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding):
         return EMBEDDING
     takes = list(inspect.signature(module.forward).parameters.values())
-    required = [
-        p for p in takes if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    given = [p for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    # What may be left out, such as a gate, may be given too, and then another formula holds.
+    alone = len(given) == 1 and given[0].default is given[0].empty
     vectors = all(p is None or p.dim() == 1 for p in module._parameters.values())
-    if "Norm" in type(module).__name__ and vectors and len(required) == 1:
+    if "Norm" in type(module).__name__ and vectors and alone:
         return NORM
     return None

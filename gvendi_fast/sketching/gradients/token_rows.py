@@ -139,7 +139,9 @@ class TokenRows:
             if plain and self._natural(y.shape) is not UNKNOWN:
                 y.__dict__.pop(_ROWS, None)
                 continue
-            fitting = [self.of(x) for x in noted if self._fits(self.of(x), x, y)]
+            # A factor whose rows do not show in the product leaves it to the other, which is natural.
+            candidates = [*noted, *(x for x in inputs if x.requires_grad and not self._is_noted(x))]
+            fitting = [self.of(x) for x in candidates if self._fits(self.of(x), x, y)]
             known = next((k for k in fitting if k is not UNKNOWN), UNKNOWN)
             self._keep(y, known)
 
@@ -247,10 +249,16 @@ def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
             for y in _flat(out):
                 rows._keep(y, UNKNOWN)
         return
-    if isinstance(known, Along) and _keeps_first(function, args, kwargs, known, x, out):
-        for y in _flat(out):
-            rows._keep(y, known)
-        return
+    if isinstance(known, Along):
+        if _keeps_first(function, args, kwargs, known, x, out):
+            for y in _flat(out):
+                rows._keep(y, known)
+            return
+        places = _axes_after(function, args, kwargs, known, x, out)
+        if places is not None:
+            for y, place in zip(_flat(out), places, strict=True):
+                rows._keep(y, place)
+            return
     numbers, others, named = rows._numbers(x, known), args[1:], dict(kwargs)
     named.pop("input", None)
     whole = list(x.shape)
@@ -269,6 +277,58 @@ def _narrowed(numbers: Tensor) -> Tensor:
         if stride == 0 and numbers.shape[axis] > 1:
             numbers = numbers.narrow(axis, 0, 1)
     return numbers
+
+
+def _axes_after(function, args, kwargs, known: Along, x: Tensor, out: Any) -> list[Along] | None:
+    """Where the samples' axis is in the parts that a function gives, each with all of it; None if that is not clear.
+
+    A view is made of a tensor that has a step along that axis alone, so that the step shows where the axis goes.
+    """
+    size, others = x.shape[known.axis], args[1:]
+    if function in _INTERLEAVES or function in (torch.index_select, Tensor.index_select):
+        dim = kwargs.get("dim", others[0] if function not in _INTERLEAVES and others else None)
+        if function in _INTERLEAVES and len(others) > 1:
+            dim = others[1]
+        return (
+            [known] if isinstance(dim, int) and dim % x.dim() != known.axis and out.dim() == x.dim() else None
+        )
+    if function is Tensor.__getitem__:
+        others = (_with_slice(others[0], size),)
+    if _indexes_by_tensor(function, others):
+        return None
+    steps = [0] * x.dim()
+    steps[known.axis] = 1
+    marker = torch.empty(size).as_strided(x.shape, steps)
+    places = []
+    for y in _flat(function(marker, *others, **{n: v for n, v in kwargs.items() if n != "input"})):
+        axes = [a for a, step in enumerate(y.stride()) if step and y.shape[a] > 1]
+        is_view = y.untyped_storage()._cdata == marker.untyped_storage()._cdata
+        if not is_view or len(axes) != 1 or y.shape[axes[0]] != size or y.stride(axes[0]) != 1:
+            return None
+        places.append(Along(axes[0], known.each))
+    return places
+
+
+def _with_slice(key: Any, size: int) -> Any:
+    """An index in which a list of integers, if it is the only one, is a slice of as many: a view has the same axes.
+
+    Not where there are as many as samples' entries, for that list may mean their axis.
+    """
+    keys = list(key) if isinstance(key, tuple) else [key]
+    lists = [i for i, k in enumerate(keys) if isinstance(k, list)]
+    if len(lists) != 1 or any(isinstance(k, Tensor) for k in keys):
+        return key
+    numbers = keys[lists[0]]
+    if all(type(n) is int for n in numbers) and len(numbers) != size:
+        keys[lists[0]] = slice(0, len(numbers))
+    return tuple(keys)
+
+
+def _indexes_by_tensor(function, others: tuple) -> bool:
+    if function is Tensor.__getitem__:
+        key = others[0] if isinstance(others[0], tuple) else (others[0],)
+        return any(isinstance(k, (Tensor, list)) for k in key)
+    return any(isinstance(x, Tensor) for x in others) or function not in (_SPLITS | _EXPANDS | _VIEWS)
 
 
 def _keeps_first(function, args, kwargs, known: Along, x: Tensor, out: Any) -> bool:
@@ -422,6 +482,7 @@ _SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
 _PUTS = set(_both("index_add", "index_add_", "index_copy", "index_copy_"))
 _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
+_VIEWS = set(_both("select", "narrow", "unbind"))
 _INTERLEAVES = set(_both("repeat_interleave"))
 _RULES: dict[Any, Callable] = {
     **dict.fromkeys(
