@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.kernels.sketch_matrix import MAX_DIM, Table
+from gvendi_fast.kernels.sketch_matrix import MAX_DIM, ExpertTables, Table
 
 EMPTY = -1
 # Coordinate (or bucket) and sign share an int16, a quarter of the index traffic of int64.
@@ -19,15 +19,15 @@ assert np.iinfo(np.int16).max >= 2 * MAX_DIM - 1
 # +1, -1 and 0 as the leading half of a float32.
 ONE, MINUS_ONE, NOTHING = 0x3F80, 0xBF80, 0
 
-_cache: weakref.WeakKeyDictionary[Table, dict[tuple[str, torch.device], torch.Tensor]] = (
+_cache: weakref.WeakKeyDictionary[Table | ExpertTables, dict[tuple[str, torch.device], torch.Tensor]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def folding(table: Table, device: torch.device) -> torch.Tensor:
+def folding(table: Table | ExpertTables, device: torch.device) -> torch.Tensor:
     """S as int32 [blocks, K]: low half i, coordinate block * K + i going to bin k; high half that of the float32 sign.
 
-    Where no coordinate goes, sign and i are 0.
+    Where no coordinate goes, sign and i are 0. Of stacked experts [E, blocks, K].
     """
     return _on_device("folding", table, device)
 
@@ -37,7 +37,7 @@ def scattered(table: Table, device: torch.device) -> torch.Tensor:
     return _on_device("scattered", table, device)
 
 
-def _on_device(form: str, table: Table, device: torch.device) -> torch.Tensor:
+def _on_device(form: str, table: Table | ExpertTables, device: torch.device) -> torch.Tensor:
     forms = _cache.setdefault(table, {})
     tensor = forms.get((form, device))
     if tensor is None:
@@ -45,7 +45,9 @@ def _on_device(form: str, table: Table, device: torch.device) -> torch.Tensor:
     return tensor
 
 
-def _fold(table: Table) -> np.ndarray:
+def _fold(table: Table | ExpertTables) -> np.ndarray:
+    if isinstance(table, ExpertTables):
+        return np.stack([_fold(table.table(expert)) for expert in range(table.experts)])
     packed = _gather(table).astype(np.int32)
     sign = np.where(packed == EMPTY, NOTHING, np.where(packed & 1, MINUS_ONE, ONE)).astype(np.uint32)
     return (sign << 16 | np.maximum(packed >> 1, 0).astype(np.uint32)).view(np.int32)
