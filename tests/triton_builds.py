@@ -59,6 +59,7 @@ def builds() -> dict[str, Build]:
 
 def _listed() -> Iterator[Build]:
     yield from reduce_chunks()
+    yield from routing()
     for dtype in DTYPES:
         for norm in (None, "rms", "layer"):
             yield from vector_sketch(dtype, norm)
@@ -160,6 +161,28 @@ def expert_sketch(K: int, dtype: str) -> list[Build]:
             f"expert_sketch-{dtype}-{K}-{name}", own.expert_sketch_kernel, shape.warps, kinds, given | sizes
         )
         for name, (kinds, given) in sides.items()
+    ]
+
+
+def routing() -> list[Build]:
+    """What puts the rows of stacked experts in order."""
+    own = _file("routing")
+    pair = {"expert_of": "*i64", "sample_of": "*i64", "pairs": "*i32", "rows": "i32"}
+    pair |= {"experts": "i32", "samples": "i32"}
+    begin = {"pairs": "*i32", "rows": "i32", "begin": "*i64", "chunks": "*i64", "count": "i32"}
+    span = {
+        "begin": "*i64",
+        "first": "*i64",
+        "pairs": "i32",
+        "experts": "i32",
+        "spans": "*i64",
+        "count": "i32",
+    }
+    block, both = {"BLOCK": own.BLOCK}, {"BLOCK": own.BLOCK, "CHUNK_ROWS": CHUNK_ROWS}
+    return [
+        Build("route_pairs", own.pair_kernel, own.WARPS, pair, block),
+        Build("route_begins", own.begin_kernel, own.WARPS, begin, both),
+        Build("route_spans", own.span_kernel, own.WARPS, span, both),
     ]
 
 

@@ -228,8 +228,11 @@ WORKS: dict[str, Callable[[Build], list[Work]]] = {
     "gain": gain_works,
     "dense_linear": dense_linear_works,
     "dense_token": dense_token_works,
-    # Its sweeps depend on the data; registers and stack alone.
+    # Their trips depend on the data; registers and stack alone.
     "jacobi": lambda build: [],
+    "route_pairs": lambda build: [],
+    "route_begins": lambda build: [],
+    "route_spans": lambda build: [],
 }
 
 

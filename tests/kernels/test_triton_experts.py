@@ -22,12 +22,12 @@ NAME = "m.mlp.experts.gate_up_proj"
 # Rows, I, O, K, experts and how many of them get rows; tiles of every number of rows.
 SHAPES = [
     (1, 1, 64, 64, 1, 1, torch.float32),
-    (50, 50, 200, 64, 5, 3, torch.float32),
-    (40, 50, 130, 64, 5, 3, torch.float16),
-    (40, 50, 130, 64, 5, 3, torch.bfloat16),
-    (40, 300, 63, 256, 3, 1, torch.bfloat16),
-    (9, 1100, 50, 1024, 9, 9, torch.float16),
-    (2, 300, 50, 8192, 2, 2, torch.bfloat16),
+    (30, 50, 200, 64, 5, 3, torch.float32),
+    (20, 50, 130, 64, 5, 3, torch.float16),
+    (20, 50, 130, 64, 5, 3, torch.bfloat16),
+    (20, 300, 63, 256, 3, 1, torch.bfloat16),
+    (5, 1100, 50, 1024, 9, 9, torch.float16),
+    (1, 30, 50, 8192, 2, 2, torch.bfloat16),
 ]
 
 
@@ -80,11 +80,11 @@ def test_no_rows_or_samples_add_nothing():
 
 
 def test_the_same_bits_again_in_another_order_and_alone():
-    rows = 90
+    rows = 40
     a, e = draw(rows, 100, torch.float16, 1), draw(rows, 70, torch.float32, 2)
-    kept, (experts, samples) = stacked(128, 4, 100, 70), routed(rows, 4, 3)
+    kept, (experts, samples) = stacked(64, 4, 100, 70), routed(rows, 4, 3)
     run = lambda pick, where, count: ops.expert_sketch(  # noqa: E731
-        a[pick], e[pick], experts[pick], where, *kept, torch.zeros(count, 128, device=DEVICE)
+        a[pick], e[pick], experts[pick], where, *kept, torch.zeros(count, 64, device=DEVICE)
     )
     everything = torch.arange(rows, device=DEVICE)
     found = run(everything, samples, 3)
@@ -132,10 +132,12 @@ def test_chunks_are_of_one_sample_and_one_expert():
     for experts, samples in [
         routed(rows, 3, 4),
         (torch.full((rows,), 2, device=DEVICE), torch.full((rows,), 3, device=DEVICE)),
+        (torch.zeros(1, dtype=torch.int64, device=DEVICE),) * 2,
         (torch.arange(rows, device=DEVICE) % 3, torch.arange(rows, device=DEVICE) // 3 % 4),
     ]:
         routing = routing_of(experts, samples, 3, 4)
         order, first = routing.order.tolist(), routing.chunks.first.tolist()
+        rows = len(experts)
         assert sorted(order) == list(range(rows))
         spans = routing.chunks.spans.tolist()
         assert len(spans) == most_chunks(rows, 3, 4)
