@@ -43,6 +43,7 @@ SECTIONS = {
     "build": 75,
     "smoke": 30,
     "end to end": 190,
+    "experts": 40,
     "yardsticks": 110,
     "checks": 35,
     "kernel times": 30,

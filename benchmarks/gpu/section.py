@@ -32,6 +32,7 @@ MODULES = {
     "build": "build",
     "smoke": "checks",
     "end to end": "model",
+    "experts": "experts",
     "yardsticks": "yardsticks",
     "checks": "checks",
     "kernel times": "kernels",

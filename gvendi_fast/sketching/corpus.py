@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.differences import PARAMETERS
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
@@ -38,6 +39,7 @@ from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
+from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
@@ -47,6 +49,7 @@ from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, evenly, look
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
+from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
@@ -181,7 +184,7 @@ def sketch_corpus(
         progress.note(note)
     check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    positions = getattr(proxy.model.config, "max_position_embeddings", None)
+    positions = positions_of(proxy.model.config)
     limit = longest(proxy.name, positions, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary, settings.control_tokens)
     found = _look(manifest, encoder, settings.strict, progress)
@@ -192,7 +195,9 @@ def sketch_corpus(
     spec = spec_of(proxy, sketcher, settings, limit)
     if mean is not None:
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
-    run = RunDirectory.open(out, spec, manifest.to_dict())
+    run = RunDirectory.open(out, spec, manifest.to_dict(), parameters_of(sketcher, settings))
+    if (note := run.no_digest()) is not None:
+        progress.note(note)
     run.advice = manifest.advice
     write_warnings(run.path, [fault.to_dict() for fault in found.faults])
     manifest = manifest.recorded_as(run.manifest)
@@ -336,7 +341,7 @@ def _sketcher(model: Any, settings: Settings, is_compiled: bool = False) -> Grad
 def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
     """The sketcher with its pass compiled; the one given, with a warning, if that fails and was not demanded."""
     compiled = _sketcher(sketcher.model, settings, is_compiled=True)
-    positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_TOKENS
+    positions = positions_of(sketcher.model.config) or TRIAL_TOKENS
     trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
     try:
         compiled(trial, trial)
@@ -389,8 +394,15 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
         "template": template and hashlib.blake2b(template.encode(), digest_size=8).hexdigest(),
         "max_tokens": max_tokens,
         "exclude": list(settings.exclude),
-        "coverage": {"sketched": sketcher.coverage.sketched, "total": sketcher.coverage.total},
+        "coverage": sketcher.coverage.as_dict(),
+        PARAMETERS: parameters_of(sketcher).digest,
     }
+
+
+def parameters_of(sketcher: GradientSketcher, settings: Settings | None = None) -> SketchedParameters:
+    """What a sketcher sketches, as parameters.json has it; settings: by their groups too, where those are kept."""
+    keeps = settings is not None and settings.groups is not None
+    return SketchedParameters(sketcher.shapes, sketcher.groups.of if keeps else None)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ PLANTED = {
     "build": "exit",
     "smoke": "segfault",
     "end to end": "memory",
+    "experts": "exception",
     "yardsticks": "exception",
     "checks": "check",
     "kernel times": "hang",

@@ -7,7 +7,7 @@ else a model does is left to autograd, with the head tapped like any other linea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.names import named_parameters
 from gvendi_fast.sketching.gradients.taps import LINEAR, Tap
 
 # Settings by which the models of transformers, and published ones with code of their own, cap or scale their logits:
@@ -59,28 +60,44 @@ class Head:
         return self.output.weight
 
 
-def find_head(model: nn.Module, taps: list[Tap], names: list[str]) -> Head | None:
+def find_head(
+    model: nn.Module, taps: list[Tap], names: list[str], unreached: Collection[str] = ()
+) -> Head | None:
     """The head of `model` if the chunked form is what the model computes from its last hidden states, else None.
 
     That is found by trying it in float32, whatever the model's dtype: the model's own forward is run with hidden
     states of which the logits are known, and its logits are compared with softcap(scale * W h) for every cap and scale
     that its configuration names. No other factor is accepted, however well it would fit. The model is left
-    unchanged, and its weights are not copied.
+    unchanged, and its weights are not copied. unreached: names of parameters that no text reaches, wherever they are.
     """
-    base, output = getattr(model, "base_model", None), getattr(model, "get_output_embeddings", lambda: None)()
-    if base is None or base is model or not isinstance(output, nn.Linear) or output.bias is not None:
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if not isinstance(output, nn.Linear) or output.bias is not None:
         return None
-    name = next((n for n, p in model.named_parameters() if p is output.weight), None)
+    base = _base_below(model, output)
+    if base is None:
+        return None
+    name = next((n for n, p in named_parameters(model).items() if p is output.weight), None)
     inside = {id(m) for m in base.modules()}
     below = {id(p) for p in base.parameters()} | {id(output.weight)}
     # Parameters above the base, used or not, are more than one matrix.
-    alone = id(output) not in inside and all(id(p) in below for p in model.parameters())
+    above = [n for n, p in named_parameters(model).items() if id(p) not in below and n not in unreached]
+    alone = id(output) not in inside and not above
     is_tapped = any(t.module is output and t.kind == LINEAR and t.weight == name for t in taps)
     if name not in names or not alone or not is_tapped:
         return None
     with torch.no_grad():
         form = _matching_form(model, base, output)
     return None if form is None else Head(base, output, name, *form)
+
+
+def _base_below(model: nn.Module, output: nn.Linear) -> nn.Module | None:
+    """The model without a head below this one; of a model that also sees it may be that of a language model inside."""
+    holders = (m for m in model.modules() if any(part is output for part in m._modules.values()))
+    for module in (model, *holders):
+        base = getattr(module, "base_model", None)
+        if isinstance(base, nn.Module) and base is not module:
+            return base
+    return None
 
 
 def _matching_form(model: nn.Module, base: nn.Module, output: nn.Linear) -> tuple[float | None, float] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters
 from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
     CompileError,
@@ -37,9 +40,29 @@ from gvendi_fast.sketching.gradients.layers import (
     find_sketch_groups,
     left_out,
 )
-from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
+from gvendi_fast.sketching.gradients.names import (
+    as_plain,
+    by_canonical_name,
+    check_causal_lm,
+    plain_model,
+    written_names,
+)
+from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
+from gvendi_fast.sketching.gradients.quantised import (
+    check_quantised,
+    keep_gradients,
+    parameters_by_name,
+)
 from gvendi_fast.sketching.gradients.short_attention import short_attention
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, Tap, find_taps, in_groups
+from gvendi_fast.sketching.gradients.taps import (
+    EMBEDDING,
+    excluded,
+    find_taps,
+    in_groups,
+    trainable_parameters,
+)
+from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
+from gvendi_fast.sketching.gradients.weight_uses import check_uses
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -65,15 +88,24 @@ class Sketches:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many parameters the sketch covers, of how many the gradient has."""
+    """How many parameters the sketch covers, of how many the gradient has.
+
+    left_out: parts of the model that no text reaches, so that they are no part of a gradient (`text_path`).
+    """
 
     sketched: int
     total: int
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def share(self) -> float:
         """Sketched parameters over all."""
         return self.sketched / self.total if self.total else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a run's spec says of it; a model that text reaches whole has no more to say."""
+        plain: dict[str, Any] = {"sketched": self.sketched, "total": self.total}
+        return plain | ({"left_out": {p.part: p.parameters for p in self.left_out}} if self.left_out else {})
 
 
 class GradientSketcher:
@@ -84,8 +116,11 @@ class GradientSketcher:
 
     model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
     spec: dimension, kind and seed of the sketch.
-    exclude: shell patterns of parameter names to leave out; `coverage` says what is left.
+    exclude: shell patterns of parameter names to leave out; `coverage` says what is left. Parts that text does not
+        reach, such as a vision tower, are left out by themselves, and `coverage.left_out` names them.
     layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`.
+    parameters: "trainable", as above; "adapters", those of a PEFT model's active adapters, which "trainable" means too
+        where nothing requires a gradient; or "base", what is no adapter's (adapters are at work, but not sketched).
     groups: also give the sketches of groups of parameters by themselves, in the same pass: one of `layers.GROUPINGS`,
         or {name: shell patterns of parameter names}, where parameters in none are the group "rest". z is the same to
         the bit, unless a group of patterns parts layers that read one input.
@@ -110,40 +145,74 @@ class GradientSketcher:
         exclude: Sequence[str] = (),
         layers: str = "all",
         groups: str | Mapping[str, Sequence[str]] | None = None,
+        parameters: str = "trainable",
         compile: bool = False,
     ) -> None:
+        check_choice(parameters)
+        given, model = model, plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
+        check_causal_lm(model)
         self.spec = spec or SketchSpec()
         self._is_safe = False
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
-            layout = find_taps(model, exclude)
+            wanted = list(trainable_parameters(model, parameters))
+            written = written_names(given, model)
+        with _frozen(model), never_packed():
+            # Gathered anew by every block: sharded weights would stay whole on every rank.
+            there = parameters_by_name(model)
+            text = find_text_path(model, {name: there[name] for name in wanted}, excluded(wanted, exclude))
+            del there
+        if len(text.names) == len(wanted):
+            raise GvendiError(
+                f"no text reaches any of the {len(wanted)} parameters that require a gradient (first: "
+                f"{wanted[0]!r}); let those of the language model require one, or none"
+            )
+        with _alone(model):
+            layout = find_taps(model, exclude, text.names, parameters)
+        # Of those that are left out too: a gradient goes through them.
+        reached = [layer for layer in layout.quantised if layer.weight not in text.names]
+        with _frozen(model):
+            check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        if has_adapters(model):
+            with _frozen(model), never_packed():
+                check_uses(model, layout.taps)
+        self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
         if layers != "all" or groups is not None:
             with _frozen(model), never_packed():
                 cells = find_cells(model, layout)
         if layers != "all":
             with _alone(model):
-                layout = find_taps(model, (*exclude, *map(glob.escape, left_out(layers, cells))))
+                out = (*exclude, *map(glob.escape, left_out(layers, cells)))
+                layout = find_taps(model, out, text.names, parameters)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
-        self.coverage = Coverage(layout.sketched, layout.total)
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
-        parameters = {name: sizes[name] for name in layout.names}
-        self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
+        self.coverage = Coverage(layout.sketched, layout.total, text.parts)
+        self.shapes = {name: layout.shapes[name] for name in layout.names}
+        sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        if isinstance(groups, Mapping):
+            groups = {name: by_canonical_name(patterns, written) for name, patterns in groups.items()}
+        self.groups = None if groups is None else find_sketch_groups(groups, sizes, cells)
         with _frozen(model):
-            self._head = find_head(model, layout.taps, layout.names)
-        taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+            self._head = find_head(model, layout.taps, layout.names, text.names)
+        taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
-        self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
+        core = self.model if self._head is None else self._head.base
+        with _frozen(model), never_packed():
+            self._probed.try_uses(core)
+        watched = self._probed.watched
+        self.transposed |= {w.name for w in watched if w.transposed}
+        self.stacked = frozenset(w.name for w in watched if w.stacked)
+        with _frozen(model):
+            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
-        core = self.model if self._head is None else self._head.base
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         self._gives_positions = looks_up_positions and takes_positions
 
@@ -178,29 +247,30 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        embedding = self.model.get_input_embeddings().weight
-        device = embedding.device
         ids, given, mask = on_cpu(input_ids, labels, attention_mask)
-        batch = prepare(ids, given, mask, embedding.shape[0])
-        samples = len(batch.ids)
         count = 1 if self.groups is None else 1 + len(self.groups.names)
-        probe, *group_probes = probes = [
-            embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
-            for _ in range(count)
-        ]
-        inputs = self._inputs(batch, device)
-        targets = self._targets(batch, device)
+        samples = len(ids) if ids.dim() else 0
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
         errors = compiler_errors() if blocks else nullcontext()
         with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
+            embedding = self.model.get_input_embeddings().weight
+            device = embedding.device
+            batch = prepare(ids, given, mask, embedding.shape[0])
+            probe, *group_probes = probes = [
+                embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+                for _ in range(count)
+            ]
+            inputs = self._inputs(batch, device)
+            targets = self._targets(batch, device)
             if blocks and not self._is_safe:
-                with self._probed.attached():
+                with self._probed.attached(self._unvisited):
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
-            with self._probed.attached(blocks):
+            with self._probed.attached([*self._unvisited, *blocks]):
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
-            # A loss that no sketched parameter takes part in has a zero gradient.
-            z, *by_group = torch.autograd.grad(total, probes, materialize_grads=True)
+                # Attached still: a checkpoint in the model's own code runs its part again.
+                with _checkpoint_errors():
+                    z, *by_group = gradients(total, probes, self._probed.uses)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         stacked = torch.stack(by_group, dim=1) if by_group else None
@@ -241,7 +311,7 @@ class GradientSketcher:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
         self._probed.begin(probe, segments, inputs["input_ids"], group_probes)
-        with short_attention(self.model):
+        with short_attention(self.model), self._probed.following():
             if self._head is None:
                 logits = self.model(**inputs, use_cache=False).logits
                 loss = autograd_loss(logits, targets[0].to(logits.device))
@@ -249,7 +319,7 @@ class GradientSketcher:
             else:
                 hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
                 total, loss = self._head_loss(hidden, targets, probe, group_probes)
-        self._probed.end()
+        self._probed.read()
         return total, loss.detach()
 
     def _head_loss(
@@ -266,17 +336,14 @@ class GradientSketcher:
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
 
-    def _is_head(self, tap: Tap) -> bool:
-        return tap.module is self.model.get_output_embeddings()
-
 
 @contextmanager
 def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules of a model, which no other thread sketches inside."""
+    """The modules of a plain model, which no other thread sketches inside; without its wrappers, see `as_plain`."""
     modules = list(model.modules())
     # Models may share a layer, or a parameter of layers of their own.
-    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward):
-        yield modules
+    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
+        yield list(model.modules())
 
 
 @contextmanager
@@ -297,6 +364,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
+        undo.append(keep_gradients(modules))
         yield
 
 
@@ -316,6 +384,20 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             "the weights of the model changed while it was sketched, so the sketches are of no one model; let training "
             "steps and hooks that write weights wait until the call has returned"
         ) from seen
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """Checkpoints in the code of a model whose part cannot be run again within a pass: GvendiError with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error) and not isinstance(error, CheckpointError):
+            raise
+        raise GvendiError(
+            "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off here"
+        ) from error
 
 
 def _versions(model: nn.Module) -> int:
