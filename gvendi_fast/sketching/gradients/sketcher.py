@@ -374,7 +374,8 @@ def _checkpoint_errors() -> Iterator[None]:
             raise
         raise GvendiError(
             "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
-            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this call"
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this "
+            "call"
         ) from error
 
 
