@@ -262,6 +262,15 @@ def _spans(samples: int, rows: int) -> Tensor:
     return torch.stack([begins, begins + rows], dim=1)
 
 
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+    for w in watched:
+        if w.stacked is None:
+            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
+            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
+            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
+
+
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.
 _COPIES = {
     torch.clone, Tensor.clone, Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.double,

@@ -30,9 +30,14 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
+from gvendi_fast.sketching.gradients.linear_uses import ProductOutput, Rows
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
-from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, WATCHED, Tap
+from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, settle
+from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
+from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
+
+
+TRIAL_TOKENS = 4
 
 
 @dataclass
@@ -224,11 +229,18 @@ def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
         ) from error
 
 
-def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list[Group]:
+def trial_ids(model: nn.Module) -> Tensor:
+    """ids [1, 4] by which a model is looked at."""
+    embedding = model.get_input_embeddings().weight
+    return torch.arange(1, 1 + TRIAL_TOKENS, device=embedding.device)[None] % embedding.shape[0]
+
+
+def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> tuple[list[Group], bool]:
     """The groups of the linear layers among `taps`, found by watching the model read four tokens.
 
     Layers are in one group if they were called one after the other with the same tensor, their tables allow it, and
-    they belong to one sketch group.
+    they belong to one sketch group. The second value says whether layers may see other rows than the batch's, which
+    an expert that is a layer of its own does.
     """
     linear: list[Tap] = []
     # Biases whose weight is of another sketch group, and tapped by itself: they share nothing.
@@ -248,12 +260,10 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
 
         return hook
 
-    embedding = model.get_input_embeddings().weight
-    ids = torch.arange(1, 5, device=embedding.device)[None] % embedding.shape[0]
     with undoing() as undo, torch.no_grad():
         for tap in linear:
             undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=trial_ids(model), use_cache=False)
     together: list[list[Tap]] = []
     placed: set[int] = set()
     last: tuple[Tensor, int] | None = None
@@ -272,7 +282,8 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
         last = source, version
     # A layer that four tokens did not reach, such as an expert's, is a group of its own.
     together += [[tap] for tap in (*linear, *biases) if id(tap) not in placed]
-    return [_group(taps, sketch, text) for taps in together]
+    picks = len(placed) < len(linear) or any(x.numel() != TRIAL_TOKENS * x.shape[-1] for _, x, _ in seen)
+    return [_group(taps, sketch, text) for taps in together], picks
 
 
 def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
@@ -298,6 +309,20 @@ def find_watched(taps: Sequence[Tap]) -> list[Watched]:
 
 def _keys(taps: Sequence[Tap]) -> tuple[Tensor, ...]:
     return tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps)
+
+
+def layer_parts(tap: Tap) -> tuple[Part | None, Part | None]:
+    """The weight and the bias of a linear layer as parts of parameters, None for one that is not sketched."""
+    inputs, outputs = layer_widths(tap.module)
+    is_turned = tap.kind == CONV1D
+    shape = (inputs, outputs) if is_turned else (outputs, inputs)
+    of_outputs, of_inputs = Steps(int(is_turned), 1, outputs), Steps(int(not is_turned), 1, inputs)
+    weight = bias = None
+    if tap.weight:
+        weight = Part(tap.weight, shape, False, is_turned, (0, 0), None, of_outputs, of_inputs)
+    if tap.bias:
+        bias = Part(tap.bias, (outputs,), False, False, (0,), None, Steps(0, 1, outputs), None)
+    return weight, bias
 
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
@@ -326,7 +351,7 @@ class ProbedModel:
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
         self.spec, self._spec = layer_ops.spec_text(spec), spec
-        self.groups = find_groups(model, taps, spec)
+        self.groups, self.picks = find_groups(model, taps, spec)
         self.watched = find_watched(taps)
         # Of the pass that runs, where uses of parameters or rows of tokens are followed.
         self.uses: ParameterUses | None = None
@@ -350,6 +375,25 @@ class ProbedModel:
         for tapped in self.tapped:
             (tapped.key,) = _keys([tapped.tap])
 
+    def try_uses(self, core: nn.Module) -> None:
+        """Let the model read a few tokens, which shows how it uses its watched parameters.
+
+        core: the part of the model that a pass runs. Raises GvendiError naming a parameter for whose use no sketch is
+        known.
+        """
+        if not self.watched:
+            return
+        ids = trial_ids(core)
+        probe = torch.zeros(1, self._spec.dim, device=ids.device, requires_grad=True)
+        segments = torch.tensor([[0, TRIAL_TOKENS]])
+        count = 1 + max((t.tap.group for t in self.tapped if t.tap.group is not None), default=-1)
+        count = max(count, 1 + max((w.group for w in self.watched if w.group is not None), default=-1))
+        with self.attached(), torch.enable_grad():
+            self.begin(probe, segments, ids, [probe] * count)
+            with self.following():
+                core(input_ids=ids, use_cache=False)
+        settle(self.watched)
+
     def begin(
         self, probe: Tensor, segments: Tensor, ids: Tensor, group_probes: Sequence[Tensor] = ()
     ) -> None:
@@ -363,9 +407,15 @@ class ProbedModel:
             tapped.group_probe = group_probes[group] if group_probes and group is not None else None
         self.probe, self.segments, self.ids = probe, segments, ids
         self.uses = None
-        if self.watched:
+        if self.watched or self.picks:
             current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
             self.uses = ParameterUses(self.watched, current)
+
+    def carried(self, output: Tensor, result: Tensor) -> Tensor:
+        """The result, a layer's output with its node: its rows are those of the output."""
+        if self.uses is not None:
+            self.uses.rows.carry(output, result)
+        return result
 
     def following(self) -> AbstractContextManager:
         """Around the model's forward: sees the uses of watched parameters, where there are any."""
@@ -444,15 +494,34 @@ class TappedLinear(Tapped):
         output = self.inner(*args, **kwargs)
         if not self.probed.runs_here() or not output.requires_grad:
             return output
-        x, (batch, length) = _first(args, kwargs), self.probed.ids.shape
+        x, (batch, length), uses = _first(args, kwargs), self.probed.ids.shape, self.probed.uses
         shape = x.shape
-        if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
+        is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
+        if uses is not None and not (is_whole and uses.rows.is_natural(x)):
+            samples = uses.rows.samples(x)
+            if samples is not None:
+                result = self._of_rows(output, x.detach().to(output.device), samples.to(output.device))
+                return self.probed.carried(output, result)
+        if not is_whole or (uses is not None and not uses.rows.is_natural(x)):
             tap = self.tap
             raise GvendiError(
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
-        return LayerOutput.apply(output, self._place(x, output.device))
+        return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output.device)))
+
+    def _of_rows(self, output: Tensor, x: Tensor, samples: Tensor) -> Tensor:
+        """The output with nodes for a part of the batch's tokens: an expert that is a layer of its own."""
+        current, tap = self.probed.uses.current, self.tap
+        probes = (current.probe,) if self.group_probe is None else (current.probe, self.group_probe)
+        parts = layer_parts(tap)
+        for a, part in zip((x.reshape(-1, x.shape[-1]), None), parts, strict=True):
+            if part is not None:
+                width = output.shape[-1]
+                output = ProductOutput.apply(
+                    output, a, Rows(None, samples), lambda e: e.reshape(-1, width), self, part, current, *probes
+                )  # fmt: skip
+        return output
 
     def _place(self, x: Tensor, device: torch.device) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
@@ -488,10 +557,11 @@ class TappedNorm(Tapped):
         output = self.inner(*args, **kwargs)
         if not self.probed.runs_here() or not output.requires_grad:
             return output
-        probed = self.probed
-        x, batch = _first(args, kwargs).detach().to(output.device), probed.probe.shape[0]
+        probed, given = self.probed, _first(args, kwargs)
+        x, batch = given.detach().to(output.device), probed.probe.shape[0]
         shape = x.shape
-        if math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
+        picked = probed.uses is not None and not probed.uses.rows.is_natural(given)
+        if picked or math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
             tap = self.tap
             raise GvendiError(
                 f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
@@ -500,7 +570,8 @@ class TappedNorm(Tapped):
         if self.norm == "given":
             with torch.no_grad():
                 x = affine_input(self.unhooked, x)
-        return NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
+        result = NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
+        return probed.carried(output, result)
 
 
 class TappedEmbedding(Tapped):

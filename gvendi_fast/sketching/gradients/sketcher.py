@@ -188,10 +188,16 @@ class GradientSketcher:
             taps = in_groups(taps, self.groups.of)
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
+        core = self.model if self._head is None else self._head.base
+        with _frozen(model), never_packed():
+            self._probed.try_uses(core)
+        watched = self._probed.watched
+        self.transposed |= {w.name for w in watched if w.transposed}
+        self.stacked = frozenset(w.name for w in watched if w.stacked)
+        with _frozen(model):
             self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
-        core = self.model if self._head is None else self._head.base
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         self._gives_positions = looks_up_positions and takes_positions
 

@@ -58,7 +58,7 @@ class TokenRows:
         return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
-        """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
+        """The sample of each of the R rows of x, int64 [R] on its device; None if unknown. Axis `feature` has no rows."""
         shape = list(x.shape)
         feature %= len(shape)
         del shape[feature]
@@ -213,7 +213,7 @@ def _permuted(rows: TokenRows, function, args, kwargs, out) -> None:
     known = rows.of(x)
     if isinstance(known, Along):
         # Sizes that differ show where an axis goes.
-        marker = torch.empty(range(2, 2 + x.dim()), device="meta")
+        marker = torch.empty(tuple(range(2, 2 + x.dim())), device="meta")
         moved = function(marker, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
         rows._keep(out, Along(list(moved.shape).index(2 + known.axis), known.each))
     elif isinstance(known, Numbers):
