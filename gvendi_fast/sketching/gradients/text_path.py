@@ -23,9 +23,13 @@ from torch import nn
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.quantised import is_code
 
 # Rows and tokens of the trial.
 ROWS, TOKENS = 4, 4
+# How far the logits of a first token may move when the tokens after it change, over their distance from the mean of
+# other first tokens: rounding, as experts may see their rows in another order.
+UNSEEN = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 # Names of settings in a configuration whose values are tokens that stand for what is no text.
 _STANDS_IN = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa|pad).*(token_id|token_index|_index)s?$")
 
@@ -72,7 +76,7 @@ class Unvisited(Forward):
 
 
 def find_text_path(
-    model: nn.Module, wanted: Mapping[str, nn.Parameter], kept: Collection[str] = ()
+    model: nn.Module, wanted: Mapping[str, torch.Tensor], kept: Collection[str] = ()
 ) -> TextPath:
     """Which parameters of a model the loss of a text cannot reach.
 
@@ -80,9 +84,9 @@ def find_text_path(
     wanted: {name: parameter} of those that a sketch would be of.
     kept: names of those that are not to be reported, as they are left out otherwise.
     A parameter that takes no gradient, as a quantised weight, counts as reached if its module was run. Raises
-    GvendiError where the model cannot read text by itself.
+    GvendiError where the model cannot read text by itself, or reads it in both directions.
     """
-    takes = {id(p): p for p in wanted.values() if p.is_floating_point() and not p.is_inference()}
+    takes = {id(p): p for p in wanted.values() if not is_code(p) and not p.is_inference()}
     ran: set[int] = set()
 
     def restore() -> None:
@@ -95,8 +99,14 @@ def find_text_path(
             parameter.requires_grad_(True)
         for module in model.modules():
             undo.append(module.register_forward_hook(lambda module, *_: ran.add(id(module))).remove)
-        reached = _leaves(_logits(model))
-    own = {path: {id(p) for p in m._parameters.values()} for path, m in model.named_modules()}
+        ids = text_ids(model, ROWS, TOKENS)
+        logits = _logits(model, ids)
+        reached = _leaves(logits)
+    _check_causal(model, ids, logits.detach())
+    own = {
+        path: {id(t) for t in (*m._parameters.values(), *m._buffers.values())}
+        for path, m in model.named_modules()
+    }
     modules = dict(model.named_modules())
     for path, parameters in own.items():
         if id(modules[path]) in ran:
@@ -140,14 +150,35 @@ def _stand_ins(config: Any) -> set[int]:
     return found
 
 
-def _logits(model: nn.Module) -> torch.Tensor:
+def _logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     try:
-        return model(input_ids=text_ids(model, ROWS, TOKENS), use_cache=False).logits
+        return model(input_ids=ids, use_cache=False).logits
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise GvendiError(
             f"{type(model).__name__} does not read text by itself ({type(error).__name__}: {error}), as a proxy must; "
             "take a causal language model, or one whose forward pass needs input_ids alone"
         ) from error
+
+
+def _check_causal(model: nn.Module, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    """GvendiError where the logits of the first token depend on the others: they predict what they have seen."""
+    # The other tokens are those of the last row.
+    others = torch.cat([ids[:, :1], ids.roll(1, dims=0)[:, 1:]], dim=1)
+    apart = (logits[:, 0].float() - logits[:, 0].float().mean(dim=0)).square().sum(dim=-1).mean().sqrt()
+    most = UNSEEN[logits.dtype] * apart
+
+    def moved(tokens: torch.Tensor) -> torch.Tensor:
+        # Of the first row alone: where experts have a capacity, its first token is served before all others.
+        return (_logits(model, tokens)[0, 0].float() - logits[0, 0].float()).norm()
+
+    with torch.no_grad():
+        # A model that differs from run to run says nothing of its tokens; the self-check finds it.
+        if moved(others) > most and moved(ids) <= most:
+            raise GvendiError(
+                f"{type(model).__name__} reads text in both directions: its logits depend on the tokens that they "
+                "predict, so their loss measures nothing; take a causal language model, or let its configuration make "
+                "it one (is_decoder=True, use_bidirectional_attention=False)"
+            )
 
 
 def _leaves(logits: torch.Tensor) -> set[int]:
@@ -185,7 +216,7 @@ def _choosable(modules: Mapping[str, nn.Module], reached: set[int]) -> set[int]:
     return found
 
 
-def _parts(missed: Mapping[str, nn.Parameter], reached: Collection[str]) -> tuple[LeftOut, ...]:
+def _parts(missed: Mapping[str, torch.Tensor], reached: Collection[str]) -> tuple[LeftOut, ...]:
     """The parameters that are not reached, by the shortest path that leads to none which is."""
     leading = {name[:i] for name in reached for i in range(len(name) + 1) if name[i : i + 1] in ("", ".")}
     sizes: dict[str, int] = {}
