@@ -139,16 +139,19 @@ def named_parameters(
     return found
 
 
-def written_names(model: nn.Module, plain: nn.Module) -> dict[str, str]:
-    """{name as the model writes it: canonical name}: model as it was given, plain inside `as_plain`."""
-    canonical = {id(module): (path, module) for path, module in named_modules(plain)}
-    names = {}
-    for path, module in model.named_modules():
-        if id(module) in canonical:
-            known, _ = canonical[id(module)]
-            for local in module._parameters:
-                names[_joined(path, local)] = _of_parameter(known, module, local)
-    return names
+def written_names(written: Sequence[tuple[str, nn.Module]], plain: nn.Module) -> dict[str, str]:
+    """{name as the model writes it: canonical name}.
+
+    written: `named_modules()` of the model as it was given, with its wrappers. plain: the model inside `as_plain`.
+    """
+    canonical = {id(module): path for path, module in named_modules(plain)}
+    return {
+        _joined(path, local): _of_parameter(canonical[id(module)], module, local)
+        for path, module in written
+        if id(module) in canonical
+        for local, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
 
 def by_canonical_name(patterns: Sequence[str], written: Mapping[str, str]) -> list[str]:
