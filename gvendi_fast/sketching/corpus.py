@@ -45,6 +45,7 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
+from gvendi_fast.sketching.gradients.names import plain_model
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, evenly, look
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
@@ -155,7 +156,7 @@ def sketch_corpus(
 
     data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input,
         a data set of the Hugging Face hub (`data.hub_names`); or rows (`data.in_memory`).
-    proxy: the model whose gradients are sketched.
+    proxy: the model whose gradients are sketched, with wrappers (`gradients.names`) or without.
     out: the run directory.
     settings: how the corpus is sketched.
     progress: where the run reports.
@@ -167,6 +168,7 @@ def sketch_corpus(
     of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
+    proxy = replace(proxy, model=plain_model(proxy.model))
     index = index_of(
         data,
         out,

@@ -151,7 +151,7 @@ class GradientSketcher:
         compile: bool = False,
     ) -> None:
         check_choice(parameters)
-        given, model = model, plain_model(model)
+        given, model = list(model.named_modules()), plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
         check_causal_lm(model)
@@ -162,6 +162,7 @@ class GradientSketcher:
         with _alone(model):
             wanted = list(trainable_parameters(model, parameters))
             written = written_names(given, model)
+        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
             there = parameters_by_name(model)
