@@ -38,8 +38,8 @@ def without_peft(model: nn.Module) -> nn.Module:
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if getattr(config, "is_prompt_learning", False) or kind in ("ADAPTION_PROMPT", "CARTRIDGE"):
             raise GvendiError(
-                f"the adapter {name!r} is one of {kind}, which puts virtual tokens before the text or into attention, so "
-                "that positions of the model are no longer those of the batch; sketch the model without it "
+                f"the adapter {name!r} is one of {kind}, which puts virtual tokens before the text or into attention, "
+                "so that positions of the model are no longer those of the batch; sketch the model without it "
                 "(model.get_base_model()), or one with LoRA or another adapter of layers"
             )
         if getattr(config, "alora_invocation_tokens", None):

@@ -188,6 +188,14 @@ def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
     return dict(_named(model, coded))
 
 
+def parameter_count(model: nn.Module) -> int:
+    """The numbers that a model's parameters stand for; a tied one counts once."""
+    coded = quantised_layers(model)
+    codes = {id(layer.stored) for layer in coded}
+    plain = sum(p.numel() for p in parameters_by_name(model).values() if id(p) not in codes)
+    return plain + sum(layer.size for layer in coded)
+
+
 def _named(model: nn.Module, coded: dict[int, QuantisedLayer]) -> Iterator[tuple[str, Tensor]]:
     seen: set[int] = set()
     for path, module in model.named_modules():
