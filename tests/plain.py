@@ -12,7 +12,7 @@ import torch
 
 from gvendi_fast.kernels import reference
 from gvendi_fast.kernels.signs import signs
-from gvendi_fast.kernels.sketch_matrix import Table
+from gvendi_fast.kernels.sketch_matrix import ExpertTables, Table
 
 
 def fold32(x: torch.Tensor, table: Table) -> torch.Tensor:
@@ -46,6 +46,26 @@ def linear32(
     left = a if a_table is None else fold_hadamard32(a, a_table)
     right = hadamard32(sum(e if table is None else fold32(e, table) for e, table in parts))
     return reference.sum_segments(left * right, segments) / math.sqrt(left.shape[1])
+
+
+def expert32(
+    a: torch.Tensor | None,
+    e: torch.Tensor,
+    experts: torch.Tensor,
+    samples: torch.Tensor,
+    count: int,
+    a_tables: ExpertTables | None,
+    e_tables: ExpertTables,
+) -> torch.Tensor:
+    """K^(-1/2) sum_r (H S_o^x e_r) * (H S_i^x a_r), x the expert of row r; a None: a factor of 1 -> [B, K]."""
+    product = torch.empty(len(e), e_tables.dim, device=e.device)
+    for expert in experts.unique().tolist():
+        rows = experts == expert
+        product[rows] = fold_hadamard32(e[rows], e_tables.table(expert))
+        if a is not None:
+            product[rows] *= fold_hadamard32(a[rows], a_tables.table(expert))
+    out = torch.zeros(count, e_tables.dim, device=e.device)
+    return out.index_add_(0, samples, product) / math.sqrt(e_tables.dim)
 
 
 def token32(

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <numeric>
 #include <optional>
 #include <tuple>
 
@@ -62,6 +63,42 @@ struct ChunkList {
   std::vector<int64_t> first, begin, end;
 };
 
+// Rows by sample, within a sample by expert, and else as they came, so that a sample's sum does not depend on its batch.
+struct RowOrder {
+  RowOrder(const int64_t* experts, const int64_t* samples, int64_t R, int64_t E, int64_t B)
+      : order(static_cast<size_t>(R)), ends(static_cast<size_t>(B)) {
+    std::vector<int64_t> by_expert(order.size()), place(static_cast<size_t>(E));
+    for (int64_t r = 0; r < R; ++r) by_expert[static_cast<size_t>(r)] = r;
+    sort(by_expert, experts, place, order);
+    by_expert.swap(order);
+    sort(by_expert, samples, ends, order);
+  }
+  ChunkList chunks() const {
+    std::vector<int64_t> spans;
+    spans.reserve(2 * ends.size());
+    for (size_t b = 0; b < ends.size(); ++b) {
+      spans.push_back(b == 0 ? 0 : ends[b - 1]);
+      spans.push_back(ends[b]);
+    }
+    return ChunkList(reinterpret_cast<Address>(spans.data()), static_cast<int64_t>(ends.size()));
+  }
+
+  std::vector<int64_t> order, ends;
+
+ private:
+  // Stable counting sort of rows by key; place [keys] becomes the end of each key's rows.
+  static void sort(const std::vector<int64_t>& rows, const int64_t* key, std::vector<int64_t>& place,
+                   std::vector<int64_t>& sorted) {
+    for (const int64_t r : rows) ++place[static_cast<size_t>(key[r])];
+    std::exclusive_scan(place.begin(), place.end(), place.begin(), int64_t{0});
+    for (const int64_t r : rows) sorted[static_cast<size_t>(place[static_cast<size_t>(key[r])]++)] = r;
+  }
+};
+
+ExpertRows expert_rows(const Matrix& x, const ExpertTables& tables) {
+  return {at<const void>(std::get<0>(x)), std::get<1>(x), std::get<2>(x), tables.views()};
+}
+
 void run_fold_hadamard(const Part& x, int64_t T, int K, Address out, int threads) {
   const BoundRows rows(x);
   kernels().fold_hadamard(rows.get(), T, K, at<float>(out), threads);
@@ -77,6 +114,18 @@ void run_linear_sketch(const Part& a, const std::vector<Part>& parts, Address se
   const ChunkList chunks(segments, samples);
   kernels().linear_sketch(left.get(), right.data(), static_cast<int>(right.size()), chunks.get(), K,
                           at<float>(partial), at<float>(buffers), at<float>(out), threads);
+}
+
+// experts, samples int64 [R], each checked to lie in its range; a without tables: stacked biases.
+void run_expert_sketch(const Matrix& a, const ExpertTables* a_tables, const Matrix& e, const ExpertTables& e_tables,
+                       Address experts, Address samples, int64_t R, int64_t E, int64_t B, int K, Address partial,
+                       Address buffers, Address out, int threads) {
+  const RowOrder rows(at<const int64_t>(experts), at<const int64_t>(samples), R, E, B);
+  const ChunkList chunks = rows.chunks();
+  const ExpertRows inputs = a_tables == nullptr ? ExpertRows{} : expert_rows(a, *a_tables);
+  kernels().expert_sketch(a_tables == nullptr ? nullptr : &inputs, expert_rows(e, e_tables),
+                          {rows.order.data(), at<const int64_t>(experts)}, chunks.get(), K, at<float>(partial),
+                          at<float>(buffers), at<float>(out), threads);
 }
 
 void run_token_sketch(Address ids, const Table& id_table, const Part& e, Address segments, int64_t samples, int K,
@@ -171,11 +220,16 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init([](int dim, int64_t width, Address bucket, Address sign) {
         return Table(dim, width, at<const int16_t>(bucket), at<const int8_t>(sign));
       }));
+  py::class_<ExpertTables>(m, "ExpertTables")
+      .def(py::init([](int dim, int64_t experts, int64_t width, Address bucket, Address sign) {
+        return ExpertTables(dim, experts, width, at<const int16_t>(bucket), at<const int8_t>(sign));
+      }));
   m.def("available_isas", &available_isas);
   m.def("set_isa", &set_isa);
   m.def("current_isa", &current_isa);
   m.def("fold_hadamard", &run_fold_hadamard, NoGil());
   m.def("linear_sketch", &run_linear_sketch, NoGil());
+  m.def("expert_sketch", &run_expert_sketch, NoGil());
   m.def("token_sketch", &run_token_sketch, NoGil());
   m.def("vector_sketch", &run_vector_sketch, NoGil());
   m.def("softmax_fold", &run_softmax_fold, NoGil());

@@ -34,6 +34,8 @@ GV_INLINE int64_t thread_number() {
 #include "spectrum.inc.h"
 #include "token_sketch.inc.h"
 #include "vector_sketch.inc.h"
+// after linear_sketch and token_sketch, for a row's sketch and its fold
+#include "expert_sketch.inc.h"
 // after vector_sketch, for load_at
 #include "dense_sketch.inc.h"
 // after spectrum

@@ -25,6 +25,19 @@ struct Rows {
   const TableView* table;
 };
 
+// Rows with the table of each expert.
+struct ExpertRows {
+  const void* data;
+  int64_t stride;
+  bool bf16;
+  const TableView* tables;
+};
+
+// Rows by sample and, within a sample, by expert: order[i] is the i-th row, expert[r] the expert of row r.
+struct Routing {
+  const int64_t *order, *expert;
+};
+
 // Sample b owns chunks first[b] .. first[b+1]; chunk c covers rows begin[c] .. end[c].
 struct Chunks {
   int64_t samples, count;
@@ -61,6 +74,10 @@ struct Kernels {
   // out [B, K] += K^-1/2 sum_t (H S a_t) * (H sum_p S_p e_pt); partial [chunks, K], buffers [threads, 2, K + kPad].
   void (*linear_sketch)(const Rows& a, const Rows* parts, int count, const Chunks& chunks, int K, float* partial,
                         float* buffers, float* out, int threads);
+  // out [B, K] += K^-1/2 sum_r (H S^x a_r) * (H S^x e_r), x the expert of row r; a null: its factor is 1. Chunks are of
+  // rows in order; partial [chunks, K], buffers [threads, 2, K + kPad].
+  void (*expert_sketch)(const ExpertRows* a, const ExpertRows& e, const Routing& routing, const Chunks& chunks, int K,
+                        float* partial, float* buffers, float* out, int threads);
   // out [B, K] += K^-1/2 sum_t (H S_V onehot(id_t)) * (H S e_t); partial [chunks, K].
   void (*token_sketch)(const int64_t* ids, const TableView& id_table, const Rows& e, const Chunks& chunks, int K,
                        float* partial, float* out, int threads);

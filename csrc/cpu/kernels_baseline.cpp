@@ -3,7 +3,7 @@
 #include "bodies.inc.h"
 
 namespace gvendi {
-const Kernels kernels_baseline = {fold_hadamard, linear_sketch, token_sketch, vector_sketch,
-                                  softmax_fold,  covariance,    gain,         dense_sketch,
-                                  dense_token_sketch, entropy, assign};
+const Kernels kernels_baseline = {
+    fold_hadamard, linear_sketch, expert_sketch, token_sketch,       vector_sketch, softmax_fold,
+    covariance,    gain,          dense_sketch,  dense_token_sketch, entropy,       assign};
 }  // namespace gvendi

@@ -36,6 +36,21 @@ GV_INLINE void prefetch_row(const Rows& x, int64_t t, int K) {
     prefetch(row_of<float>(x, t), width);
 }
 
+// sum += (H S a_t) * (H sum_p S_p e_pt) of one row.
+GV_INLINE void sketch_row(const Rows& a, const Rows* parts, int count, int64_t t, int K, float* left, float* right,
+                          float* sum) {
+  const int distance = fold_row(parts, count, t, K, right);
+  const int radix = last_radix(K, distance);
+  middle_passes(right, K, distance);
+  if (a.table == nullptr) {
+    product<true>(radix, row_of<float>(a, t), right, sum, K);
+  } else {
+    fold_row(&a, 1, t, K, left);
+    middle_passes(left, K, distance);
+    product<false>(radix, left, right, sum, K);
+  }
+}
+
 void sketch_chunk(const Rows& a, const Rows* parts, int count, int64_t begin, int64_t end, int K, float* left,
                   float* right, float* sum) {
   memset(sum, 0, sizeof(float) * static_cast<size_t>(K));
@@ -45,16 +60,7 @@ void sketch_chunk(const Rows& a, const Rows* parts, int count, int64_t begin, in
       prefetch_row(a, t + 1, K);
       for (int p = 0; p < count; ++p) prefetch_row(parts[p], t + 1, K);
     }
-    const int distance = fold_row(parts, count, t, K, right);
-    const int radix = last_radix(K, distance);
-    middle_passes(right, K, distance);
-    if (a.table == nullptr) {
-      product<true>(radix, row_of<float>(a, t), right, sum, K);
-    } else {
-      fold_row(&a, 1, t, K, left);
-      middle_passes(left, K, distance);
-      product<false>(radix, left, right, sum, K);
-    }
+    sketch_row(a, parts, count, t, K, left, right, sum);
   }
 }
 

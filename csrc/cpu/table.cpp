@@ -58,4 +58,10 @@ TableView Table::view() const {
   return {width_, wide_, dim_, blocks_, moves_.data(), targets_.data(), bucket_.data(), sign_.data()};
 }
 
+ExpertTables::ExpertTables(int dim, int64_t experts, int64_t width, const int16_t* bucket, const int8_t* sign) {
+  tables_.reserve(static_cast<size_t>(experts));
+  for (int64_t x = 0; x < experts; ++x) tables_.emplace_back(dim, width, bucket + x * width, sign + x * width);
+  for (const Table& table : tables_) views_.push_back(table.view());
+}
+
 }  // namespace gvendi

@@ -45,4 +45,15 @@ class Table {
   std::vector<int16_t> bucket_;
 };
 
+// The tables of stacked experts: bucket and sign [E, width].
+class ExpertTables {
+ public:
+  ExpertTables(int dim, int64_t experts, int64_t width, const int16_t* bucket, const int8_t* sign);
+  const TableView* views() const { return views_.data(); }
+
+ private:
+  std::vector<Table> tables_;
+  std::vector<TableView> views_;
+};
+
 }  // namespace gvendi

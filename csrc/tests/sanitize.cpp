@@ -256,6 +256,47 @@ void run_assign(int64_t T, int64_t K, int64_t C, bool bf16, int threads) {
   }
 }
 
+// Three experts, the last without a row, their rows in turns and in falling order within each.
+void run_experts(Data& a, Data& e, int64_t T, int K, int threads) {
+  const int64_t I = a.stride - 3, O = e.stride - 3;
+  std::vector<Axis> in, out_axis;
+  std::vector<TableView> in_views, out_views;
+  for (int x = 0; x < 3; ++x) {
+    in_views.push_back(in.emplace_back(K, I).view);
+    out_views.push_back(out_axis.emplace_back(K, O).view);
+  }
+  std::vector<int64_t> expert(static_cast<size_t>(T)), order(expert.size()), begin, end;
+  for (int64_t t = 0; t < T; ++t) expert[static_cast<size_t>(t)] = t % 2;
+  std::iota(order.rbegin(), order.rend(), 0);
+  std::stable_sort(order.begin(), order.end(), [](int64_t s, int64_t t) { return s % 2 < t % 2; });
+  for (int64_t t = 0; t < T; t += kChunkRows) {
+    begin.push_back(t);
+    end.push_back(std::min<int64_t>(t + kChunkRows, T));
+  }
+  const int64_t count = static_cast<int64_t>(begin.size());
+  const std::vector<int64_t> first = {0, count};
+  std::vector<double> sum(static_cast<size_t>(K)), bias(sum.size());
+  for (int64_t t = 0; t < T; ++t) {
+    const size_t x = static_cast<size_t>(t % 2);
+    const std::vector<double> left = transformed(a, t, in[x]), right = transformed(e, t, out_axis[x]);
+    for (size_t c = 0; c < sum.size(); ++c) {
+      sum[c] += left[c] * right[c] / std::sqrt(K);
+      bias[c] += right[c] / std::sqrt(K);
+    }
+  }
+  std::vector<float> partial = floats(count * K, NAN), buffers = floats(threads * 2 * (K + kPad), NAN), z = floats(K);
+  const ExpertRows inputs = {a.pointer(), a.stride, a.bf16, in_views.data()};
+  const ExpertRows part = {e.pointer(), e.stride, e.bf16, out_views.data()};
+  const Chunks chunks = {1, count, first.data(), begin.data(), end.data()};
+  kernels().expert_sketch(&inputs, part, {order.data(), expert.data()}, chunks, K, partial.data(), buffers.data(),
+                          z.data(), threads);
+  expect("expert_sketch", z, sum, 1e-5);
+  z = floats(K);
+  kernels().expert_sketch(nullptr, part, {order.data(), expert.data()}, chunks, K, partial.data(), buffers.data(),
+                          z.data(), threads);
+  expect("expert_sketch of biases", z, bias, 1e-5);
+}
+
 void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
   const int64_t V = width;
   const Axis in(K, width), out_axis(K, std::max<int64_t>(1, width / 2));
@@ -347,6 +388,7 @@ void run(int64_t T, int64_t width, int K, bool bf16, int threads) {
     if (V > 1) expect("softmax_fold", loss, losses, 1e-5);
   }
 
+  run_experts(a, e, T, K, threads);
   run_dense(a, width, e, out_axis.width(), ids, T, K, threads);
 
   Data rows(T, K, bf16);

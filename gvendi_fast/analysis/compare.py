@@ -23,11 +23,12 @@ import torch
 from gvendi_fast.analysis.most import near_most
 from gvendi_fast.analysis.neighbours import Pair, nearest_pairs
 from gvendi_fast.analysis.set_numbers import Sample, numbers_of
-from gvendi_fast.base.differences import differences
+from gvendi_fast.base.differences import PARAMETERS, comparable, differences, same_spec
 from gvendi_fast.base.draws import numbered_stream, order, places_by_id
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import outside, quantile
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
+from gvendi_fast.data.sketched_parameters import differing_runs
 from gvendi_fast.vendi.centered import CenteredScore, RowMean, centred_spec, equal_mean
 from gvendi_fast.vendi.diagnosis import Diagnosis
 from gvendi_fast.vendi.jackknife import Interval
@@ -311,14 +312,28 @@ def _pools(sets: Mapping[str, Any]) -> dict[str, Pool]:
             raise GvendiError(
                 f"{first!r} has sketches of dim {reference.dim} and {name!r} of dim {pool.dim}; use one --dim"
             )
-        if pool.spec is not None and reference.spec is not None and pool.spec != reference.spec:
-            differing = sorted(differences(reference.spec, pool.spec, "(absent)"), key=itemgetter(0))
-            lines = "\n".join(f"  {key}: {one} and {other}" for key, one, other in differing)
+        if pool.spec is not None and reference.spec is not None and not same_spec(pool.spec, reference.spec):
+            pair = comparable(reference.spec, pool.spec)
+            differing = sorted(differences(*pair, "(absent)"), key=itemgetter(0))
+            renamed = _renamed(reference, pool, first, name)
+            lines = "\n".join(
+                renamed if key == PARAMETERS and renamed else f"  {key}: {one} and {other}"
+                for key, one, other in differing
+            )
             raise GvendiError(
                 f"{first!r} and {name!r} were sketched with different settings:\n{lines}\n"
                 "such sketches cannot be compared; sketch both with the same settings"
             )
     return pools
+
+
+def _renamed(one: Pool, other: Pool, first: str, second: str) -> str | None:
+    """Which parameters differ, of pools that are run directories with their parameters beside them."""
+    runs = [getattr(pool, "run", None) for pool in (one, other)]
+    if None in runs:
+        return None
+    places = [(run.path, run.sketch_spec) for run in runs]
+    return differing_runs(*places, f"in {first!r}", f"in {second!r}")
 
 
 def _adds(

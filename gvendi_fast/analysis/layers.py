@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gvendi_fast.base.differences import PARAMETERS
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_directory import Part, RunDirectory
+from gvendi_fast.data.sketched_parameters import read_parameters
 from gvendi_fast.sketching.gradients.layers import FIRST, KINDS, LAST, Cell, check_preset, choose_groups
 
 
@@ -50,6 +52,9 @@ class _ChosenLayers(RunDirectory):
         spec = run.sketch_spec
         # As a run of the preset would have recorded it.
         self.spec = {**spec, "layers": layers, "coverage": {**spec["coverage"], "sketched": sketched}}
+        parameters = read_parameters(run.path, spec)
+        if parameters is not None:
+            self.spec[PARAMETERS] = parameters.of_groups(chosen).digest
 
     def iterate(
         self, columns: Sequence[str] | None = None, units: Sequence[int] | None = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gvendi_fast.base.differences import same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import reading
 from gvendi_fast.kernels.spectrum import entropy_and_surprise
@@ -118,7 +119,7 @@ def _check(states: Mapping[str, VendiState], floor: float, cap: float, tolerance
         state = states[name]
         if state.n == 0:
             raise GvendiError(f"source {name!r} holds no rows; leave it out")
-        if state.dim != first.dim or state.spec != first.spec:
+        if state.dim != first.dim or not same_spec(state.spec, first.spec):
             raise GvendiError(
                 f"sources {names[0]!r} and {name!r} were sketched differently; sketch all with one spec"
             )

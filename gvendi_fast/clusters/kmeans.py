@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.arguments import whole
+from gvendi_fast.base.differences import same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes, reads
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
@@ -291,7 +292,7 @@ class SphericalKMeans(OneThread):
             raise GvendiError(
                 f"rows have {pool.dim} columns, the centroids {self._centroids.shape[1]}; sketch both with one dim"
             )
-        if self.spec is not None and pool.spec is not None and pool.spec != self.spec:
+        if self.spec is not None and pool.spec is not None and not same_spec(pool.spec, self.spec):
             raise GvendiError(
                 f"the pool was sketched with other settings than the centroids; sketch both with one spec\n"
                 f"  centroids: {self.spec}\n  pool:      {pool.spec}"

@@ -16,6 +16,7 @@ from gvendi_fast.data.originals import verify_corpus
 from gvendi_fast.data.parts import DamagedPartError
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import (
+    PAIRS,
     REMEDIES,
     SCORE,
     WARNINGS,
@@ -24,6 +25,7 @@ from gvendi_fast.data.run_files import (
     read_score,
     read_warnings,
 )
+from gvendi_fast.data.sketched_parameters import read_parameters
 
 DAMAGED, FOREIGN, UNREADABLE, LEFT, CHANGED = "damaged", "foreign", "unreadable", "left over", "changed"
 MISSING = {
@@ -105,6 +107,8 @@ def check_run(
         _check_rejected(run, seen)
     with seen.noting(root / WARNINGS):
         read_warnings(root)
+    with seen.noting(root / PAIRS):
+        read_parameters(root, run.spec)
     _check_score(run, seen, is_whole)
     noted = {item.path for item in seen.findings}
     for folder in (root, run.parts):

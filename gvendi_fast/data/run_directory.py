@@ -2,6 +2,7 @@
 
     spec.json                    what the sketches depend on; a command with another spec is refused
     units.json                   the corpus they come from: files with fingerprints, number of work units
+    parameters.json              names and shapes of the sketched parameters, of which spec.json has the digest
     warnings.json                what the look at some rows warned of before the run
     parts/rejected-000012.jsonl  the rows of work unit 12 that could not be scored; always written before its part
     parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm,
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from gvendi_fast.base.differences import differences, flat
+from gvendi_fast.base.differences import PARAMETERS, comparable, differences, flat, same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import (
     atomic_write,
@@ -67,6 +69,7 @@ from gvendi_fast.data.run_files import (
     read_json,
     unit_ranges,
 )
+from gvendi_fast.data.sketched_parameters import SketchedParameters, differing_from, keep_parameters
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
@@ -74,6 +77,15 @@ _FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.AS
 _ABSENT = object()
 # {what a part says of it: record of a run directory}.
 RECORDS = {"spec": "spec.json", "corpus": "units.json"}
+
+_RENAMED = (
+    "; where a library has renamed parameters since, the version of it that the directory was made with goes on with "
+    "it"
+)
+
+
+class NoDigestWarning(UserWarning):
+    """A run directory of an earlier version does not say of which parameters its sketches are."""
 
 
 class RunDirectory:
@@ -96,12 +108,18 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike, spec: dict[str, Any], manifest: dict[str, Any] | None = None
+        cls,
+        path: str | os.PathLike,
+        spec: dict[str, Any],
+        manifest: dict[str, Any] | None = None,
+        parameters: SketchedParameters | None = None,
     ) -> RunDirectory:
         """Make the directory, or continue in an existing one of the same spec and corpus.
 
         spec: a JSON-able dict of everything the sketches depend on.
         manifest: `Manifest.to_dict()` of the corpus; None keeps the recorded one.
+        parameters: those that the sketches are of, whose digest the spec has. A directory of an earlier version has
+            none, and keeps its spec.
         Several processes may open one directory at once; the first one's spec counts. Temporary files of killed
         processes are removed as `files.remove_stale` says. A corpus of the same files by content is the same under
         other paths: the recorded ones stay, and `manifest` of the result has them.
@@ -127,11 +145,15 @@ class RunDirectory:
         make_folder(root / "parts")
         flush_folder(root)
         recorded = _agree(root / "spec.json", spec)
-        if recorded != spec:
+        if not same_spec(recorded, spec):
+            renamed = None if parameters is None else differing_from(root, recorded, parameters)
             raise GvendiError(
-                f"run directory '{root}' was made with other settings:\n{_differences(recorded, spec)}\n"
+                f"run directory '{root}' was made with other settings:\n{_differences(recorded, spec, renamed)}\n"
                 "sketches of different settings cannot be mixed: give another --out, or the recorded settings"
+                f"{'' if renamed is None else _RENAMED}"
             )
+        if parameters is not None:
+            keep_parameters(root, recorded, parameters)
         units = root / "units.json"
         if manifest is not None:
             known = check_manifest(units, _agree(units, manifest))
@@ -149,13 +171,16 @@ class RunDirectory:
             manifest = check_manifest(units, read_json(units))
         for folder in (root, root / "parts"):
             remove_stale(folder)
-        return cls(root, spec, manifest)
+        return cls(root, recorded, manifest)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> RunDirectory:
         """An existing directory, finished or not, for reading. Raises GvendiError where there is none."""
         run = cls._recorded(path)
         run._check_first_stamp()
+        if (note := run.no_digest()) is not None:
+            # Once for a directory, as Python shows one text of one line.
+            warnings.warn(note, NoDigestWarning, stacklevel=2)
         return run
 
     @classmethod
@@ -195,6 +220,15 @@ class RunDirectory:
                 f"'{self.path / 'spec.json'}' is damaged (sketch.dim is {str(dim)[:20]}); restore it"
             )
         return dim
+
+    def no_digest(self) -> str | None:
+        """A sentence on a directory of an earlier version, which does not say of which parameters its sketches are."""
+        if PARAMETERS in self.spec or "proxy" not in self.spec:
+            return None
+        return (
+            f"'{self.path}' is of an earlier version and has no digest of its parameters' names, so nobody would "
+            "notice if a library had renamed some since; its sketches are read as they are"
+        )
 
     @property
     def sketch_spec(self) -> dict[str, Any]:
@@ -624,10 +658,15 @@ def _plain(content: dict[str, Any], name: str) -> dict[str, Any]:
         ) from error
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _differences(old: dict[str, Any], new: dict[str, Any], parameters: str | None = None) -> str:
+    """A line for each setting that differs; parameters: those on the ones that stand behind a digest."""
+    old, new = comparable(old, new)
     changed = sorted(differences(flat(old), flat(new), _ABSENT), key=itemgetter(0))
     return "\n".join(
-        f"  {key}: {_shown(was)} in the directory, {_shown(now)} now" for key, was, now in changed
+        parameters
+        if key == PARAMETERS and parameters is not None
+        else f"  {key}: {_shown(was)} in the directory, {_shown(now)} now"
+        for key, was, now in changed
     )
 
 

@@ -18,7 +18,7 @@ from gvendi_fast.base.files import atomic_write, exists
 from gvendi_fast.data.pieces import pieces_of
 from gvendi_fast.data.records import Fields, lone_surrogate
 
-SCORE, WARNINGS = "score.json", "warnings.json"
+SCORE, WARNINGS, PAIRS = "score.json", "warnings.json", "parameters.json"
 # The file that holds the rows of a program, and the name under which its rows are recorded.
 SPOOL, SPOOLED = "rows.jsonl", "rows"
 # {file of a run directory: what mends it}.
@@ -26,6 +26,7 @@ REMEDIES = {
     "spec.json": "restore it, or sketch the corpus again into another --out",
     "units.json": "restore it, or move it away and run the command that made it again",
     WARNINGS: "remove it, or run the command that made it again, which writes it anew",
+    PAIRS: "restore it, or remove it and run the command that made it again, which writes it anew",
     SCORE: "run the 'gvendi score' command with this --out again, which writes it anew",
 }
 _SCORE_FORMAT = 1

@@ -12,7 +12,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.unit_length import has_direction, no_direction
 
 if TYPE_CHECKING:
-    from gvendi_fast.kernels.sketch_matrix import Table
+    from gvendi_fast.kernels.sketch_matrix import ExpertTables, Table
 
 # Most rows of a group in `entropy`; a larger set is given a VendiState of its own.
 MAX_GROUP = 256
@@ -104,18 +104,22 @@ def check_ids(name: str, ids: torch.Tensor, rows: int, width: int) -> None:
         raise GvendiError(f"{name} must lie in 0..{width - 1}, got {int(ids.min())}..{int(ids.max())}")
 
 
-def check_out(out: torch.Tensor, segments: torch.Tensor) -> None:
+def check_sketch(out: torch.Tensor) -> None:
     check_tensor("out", out)
-    check_tensor("segments", segments)
     if out.dim() != 2 or out.dtype != torch.float32 or not out.is_contiguous():
         raise GvendiError(f"out must be contiguous float32 [B, K], got {out.dtype} {tuple(out.shape)}")
+
+
+def check_out(out: torch.Tensor, segments: torch.Tensor) -> None:
+    check_sketch(out)
+    check_tensor("segments", segments)
     if segments.dim() and out.shape[0] != segments.shape[0]:
         raise GvendiError(
             f"out has {out.shape[0]} rows, segments has {segments.shape[0]}; wanted one of each per sample"
         )
 
 
-def check_dim(table: Table | None, dim: int) -> None:
+def check_dim(table: Table | ExpertTables | None, dim: int) -> None:
     if table is not None and table.dim != dim:
         raise GvendiError(f"table has dim {table.dim}, out has dim {dim}; make both with one SketchSpec")
 

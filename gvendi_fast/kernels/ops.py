@@ -25,10 +25,11 @@ from gvendi_fast.kernels.checks import (
     check_out,
     check_rows,
     check_segments,
+    check_sketch,
     check_tensor,
 )
 from gvendi_fast.kernels.signs import MAX_IDS
-from gvendi_fast.kernels.sketch_matrix import Table
+from gvendi_fast.kernels.sketch_matrix import ExpertTables, Table
 from gvendi_fast.kernels.spectrum import quadrature
 
 # Rows whose coordinates stay in the cache between the product and the sums over them; a GPU needs more to be busy.
@@ -81,6 +82,48 @@ def linear_sketch(
         check_dim(table, dim)
     check_segments(segments, a.shape[0])
     resolve("linear_sketch", a, *(e for e, _ in parts), out).linear_sketch(a, a_table, parts, segments, out)
+    return out
+
+
+def expert_sketch(
+    a: torch.Tensor | None,
+    e: torch.Tensor,
+    experts: torch.Tensor,
+    samples: torch.Tensor,
+    a_tables: ExpertTables | None,
+    e_tables: ExpertTables,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Add K^(-1/2) sum_r (H S_o^x e_r) * (H S_i^x a_r), x = experts[r], over a sample's rows to out [B, K]; return it.
+
+    The sketch of E matrices, each of which sees rows of its own: a row is a token at one expert.
+    a: [R, I], what the expert got; None with a_tables None for stacked biases, whose factor is 1.
+    e: [R, O], gradients of what the expert gave.
+    experts, samples: int64 [R], in 0..E-1 and 0..B-1, on the device of e, in any order and with any number of rows
+        each. Rows sorted by expert, and of one expert by sample, are the fast case. On a GPU they are not looked at, so
+        that nothing waits: a number of no expert makes its sample NaN, a row of no sample makes every sample NaN.
+    a_tables, e_tables: from `expert_column_tables` and `expert_row_tables`, of as many experts each.
+    """
+    check_sketch(out)
+    check_rows("e", e, e_tables.width)
+    if (a is None) != (a_tables is None):
+        raise GvendiError(
+            "only one of a and a_tables is given; give both for stacked weights and neither for stacked biases"
+        )
+    if a is not None:
+        check_rows("a", a, a_tables.width)
+        if a.shape[0] != e.shape[0]:
+            raise GvendiError(f"a has {a.shape[0]} rows, e has {e.shape[0]}; they must be equal")
+        if a_tables.experts != e_tables.experts:
+            raise GvendiError(
+                f"a_tables has {a_tables.experts} experts, e_tables has {e_tables.experts}; they must be equal"
+            )
+        check_dim(a_tables, out.shape[1])
+    check_dim(e_tables, out.shape[1])
+    check_ids("experts", experts, e.shape[0], e_tables.experts)
+    check_ids("samples", samples, e.shape[0], out.shape[0])
+    tensors = (e, experts, samples, out) if a is None else (a, e, experts, samples, out)
+    resolve("expert_sketch", *tensors).expert_sketch(a, e, experts, samples, a_tables, e_tables, out)
     return out
 
 

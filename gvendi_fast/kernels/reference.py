@@ -16,7 +16,15 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.signs import sign_key, signs
-from gvendi_fast.kernels.sketch_matrix import SketchSpec, Table, column_table, row_table
+from gvendi_fast.kernels.sketch_matrix import (
+    ExpertTables,
+    SketchSpec,
+    Table,
+    column_table,
+    expert_column_tables,
+    expert_name,
+    row_table,
+)
 
 # Coordinates whose gradient and signs are in memory at once.
 DENSE_BLOCK = 4096
@@ -64,6 +72,30 @@ def linear_sketch(
     """z_b = K^(-1/2) sum_t (H S_o e_t) * (H S_i a_t) over a sample's rows -> [B, K]."""
     product = fold_hadamard(a, a_table) * fold_hadamard(e, e_table)
     return sum_segments(product, segments) / math.sqrt(a_table.dim)
+
+
+def expert_sketch(
+    a: torch.Tensor | None,
+    e: torch.Tensor,
+    experts: torch.Tensor,
+    samples: torch.Tensor,
+    count: int,
+    a_tables: ExpertTables | None,
+    e_tables: ExpertTables,
+) -> torch.Tensor:
+    """z_b = K^(-1/2) sum_r (H S_o^x e_r) * (H S_i^x a_r) over the rows r of sample b, x the expert of row r -> [B, K].
+
+    a [R, I] and e [R, O]: a row is a token at one of the experts that it was sent to. experts and samples int64 [R] in
+    any order; count is B. a None: a stacked bias, without the second factor.
+    """
+    out = torch.zeros(count, e_tables.dim, dtype=torch.float64, device=e.device)
+    for expert in range(e_tables.experts):
+        rows = experts == expert
+        product = fold_hadamard(e[rows], e_tables.table(expert))
+        if a is not None:
+            product *= fold_hadamard(a[rows], a_tables.table(expert))
+        out.index_add_(0, samples[rows], product)
+    return out / math.sqrt(e_tables.dim)
 
 
 def token_sketch(
@@ -181,32 +213,63 @@ def sum_segments(rows: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
 
 
 def sketch_of_gradient(
-    gradients: Mapping[str, torch.Tensor], spec: SketchSpec, transposed: frozenset[str] = frozenset()
+    gradients: Mapping[str, torch.Tensor],
+    spec: SketchSpec,
+    transposed: frozenset[str] = frozenset(),
+    stacked: frozenset[str] = frozenset(),
 ) -> torch.Tensor:
     """Sketch one sample's materialised gradient {parameter name: tensor} -> float64 [K].
 
     A matrix [O, I] gives K^(-1/2) sum_o (H S_o e_o) * (H S_i g_o), or K^(-1/2) Pi^T vec(g) for the kind
-    "rademacher"; a vector is a matrix with I = 1. A weight stored as [I, O] (GPT-2's Conv1D) is named in
-    `transposed`. This is what the fast path must return.
+    "rademacher"; a vector is a matrix with I = 1, a scalar a vector of one, and a tensor [d0, d1, d2, ...] (a
+    convolution) the matrix [d0, d1 d2 ...]. A weight stored as [I, O] (GPT-2's Conv1D) is named in `transposed`.
+    Experts in one tensor [E, O, I], or [E, I, O] if also in `transposed`, and their biases [E, O] are named in
+    `stacked`: each expert is a parameter of its own (`expert_name`), and their sketches add up.
+    This is what the fast path must return.
     """
     z = torch.zeros(spec.dim, dtype=torch.float64)
     for name, gradient in gradients.items():
         g = gradient.detach().double().cpu()
-        if spec.kind == "rademacher":
-            rows = (g.T if name in transposed else g).reshape(1, -1)
-            z += project(rows, sign_key(spec.seed, name), spec.dim)[0] * math.sqrt(spec.dim)
+        turned = name in transposed
+        if name not in stacked:
+            g = _as_matrix(name, g, turned)
+            columns = column_table(spec, name, g.shape[1]) if g.dim() == 2 else None
+            z += _sketch_of_matrix(name, g, spec, columns)
             continue
-        if g.dim() == 1:
-            z += fold_hadamard(g[None], row_table(spec, name, len(g)))[0]
-            continue
-        if g.dim() != 2:
-            raise GvendiError(f"gradient {name!r} has shape {tuple(g.shape)}; wanted a vector or a matrix")
-        g = g.T if name in transposed else g
-        rows, columns = row_table(spec, name, g.shape[0]), column_table(spec, name, g.shape[1])
-        # H S_o G S_i^T H is K x K; the sketch is the diagonal, and folding first keeps the work small.
-        folded = fold(fold(g, columns).T.contiguous(), rows).T.contiguous()
-        z += torch.diagonal(hadamard(hadamard(folded).T.contiguous()))
+        if g.dim() not in (2, 3) or (turned and g.dim() != 3):
+            raise GvendiError(
+                f"gradient {name!r} of stacked experts has shape {tuple(g.shape)}; wanted [experts, outputs, inputs], "
+                "or [experts, outputs] of a bias, which is not transposed"
+            )
+        tables = None
+        if g.dim() == 3:
+            tables = expert_column_tables(spec, name, len(g), g.shape[1 if turned else 2])
+        for expert, own in enumerate(g):
+            columns = None if tables is None else tables.table(expert)
+            z += _sketch_of_matrix(expert_name(name, expert), own.T if turned else own, spec, columns)
     return z / math.sqrt(spec.dim)
+
+
+def _as_matrix(name: str, g: torch.Tensor, turned: bool) -> torch.Tensor:
+    if turned and g.dim() != 2:
+        raise GvendiError(
+            f"gradient {name!r} is transposed and has shape {tuple(g.shape)}; wanted a matrix [inputs, outputs]"
+        )
+    if g.dim() < 2:
+        return g.reshape(-1)
+    return g.T if turned else g.flatten(1)
+
+
+def _sketch_of_matrix(name: str, g: torch.Tensor, spec: SketchSpec, columns: Table | None) -> torch.Tensor:
+    """sqrt(K) times the sketch of a parameter's gradient [O, I] with the table of its inputs, or [O] without -> [K]."""
+    if spec.kind == "rademacher":
+        return project(g.reshape(1, -1), sign_key(spec.seed, name), spec.dim)[0] * math.sqrt(spec.dim)
+    rows = row_table(spec, name, len(g))
+    if g.dim() == 1:
+        return fold_hadamard(g[None], rows)[0]
+    # H S_o G S_i^T H is K x K; the sketch is the diagonal, and folding first keeps the work small.
+    folded = fold(fold(g, columns).T.contiguous(), rows).T.contiguous()
+    return torch.diagonal(hadamard(hadamard(folded).T.contiguous()))
 
 
 def normalise(rows: torch.Tensor | np.ndarray) -> torch.Tensor:

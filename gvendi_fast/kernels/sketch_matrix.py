@@ -73,6 +73,29 @@ class Table:
         return len(self.bucket)
 
 
+@dataclass(frozen=True, eq=False)
+class ExpertTables:
+    """A `Table` of one axis for each of E stacked matrices: bucket int16 [E, width] and sign int8 [E, width]."""
+
+    dim: int
+    bucket: np.ndarray
+    sign: np.ndarray
+
+    @property
+    def experts(self) -> int:
+        """Number of experts E."""
+        return self.bucket.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Length of the axis."""
+        return self.bucket.shape[1]
+
+    def table(self, expert: int) -> Table:
+        """The map of one expert."""
+        return Table(self.dim, self.bucket[expert], self.sign[expert])
+
+
 def parent_path(parameter: str) -> str:
     """Path of the module that holds the module of a parameter: "a.b.q_proj.weight" -> "a.b"."""
     return ".".join(parameter.split(".")[:-2])
@@ -91,6 +114,36 @@ def column_table(spec: SketchSpec, parameter: str, width: int) -> Table:
     return make_table(spec.seed, f"{parent_path(parameter)}/", width, spec.dim)
 
 
+def expert_name(parameter: str, expert: int) -> str:
+    """Expert e of a stacked parameter [E, ...] is a parameter of its own: "mlp.experts.down_proj[3]"."""
+    return f"{parameter}[{expert}]"
+
+
+def expert_row_tables(spec: SketchSpec, parameter: str, experts: int, width: int) -> ExpertTables:
+    """Tables of the output axis (or only axis) of a stacked parameter; expert e has `row_table` of its own name."""
+    return _stack(spec.seed, parameter, experts, width, spec.dim)
+
+
+def expert_column_tables(spec: SketchSpec, parameter: str, experts: int, width: int) -> ExpertTables:
+    """Tables of the input axis of a stacked parameter; shared by all stacked parameters of one parent module and width.
+
+    The key of expert e ends in [e], so that two experts have different ones: the sum over them mixes no coordinates.
+    """
+    return _stack(spec.seed, f"{parent_path(parameter)}/", experts, width, spec.dim)
+
+
+# All layers of a large model stay: 128 experts of 48 layers take 120 MB.
+@functools.lru_cache(maxsize=4096)
+def _stack(seed: int, key: str, experts: int, width: int, dim: int) -> ExpertTables:
+    if experts < 1:
+        raise GvendiError(f"experts must be at least 1, got {experts} for key {key!r}")
+    # Not by way of make_table, whose cache they would fill.
+    tables = [_draw_table(seed, expert_name(key, expert), width, dim) for expert in range(experts)]
+    bucket, sign = (np.stack([getattr(table, side) for table in tables]) for side in ("bucket", "sign"))
+    bucket.flags.writeable = sign.flags.writeable = False
+    return ExpertTables(dim, bucket, sign)
+
+
 @functools.lru_cache(maxsize=4096)
 def make_table(seed: int, key: str, width: int, dim: int) -> Table:
     """The table of (seed, key, width, dim); mathematics in docs/sketch.md.
@@ -99,6 +152,10 @@ def make_table(seed: int, key: str, width: int, dim: int) -> Table:
     least dim/4 coordinates is permuted on two levels (runs of 16, then lanes within each run), which
     vectorises; a narrower one gets a plain permutation.
     """
+    return _draw_table(seed, key, width, dim)
+
+
+def _draw_table(seed: int, key: str, width: int, dim: int) -> Table:
     if width < 1:
         raise GvendiError(f"width must be at least 1, got {width} for key {key!r}")
     draws = stream(seed, key, width, dim)

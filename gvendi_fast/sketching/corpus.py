@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.differences import PARAMETERS
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
@@ -38,6 +39,7 @@ from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.rows import MAX_ROW_BYTES
 from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
+from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
@@ -196,7 +198,9 @@ def sketch_corpus(
     spec = spec_of(proxy, sketcher, settings, limit)
     if mean is not None:
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
-    run = RunDirectory.open(out, spec, manifest.to_dict())
+    run = RunDirectory.open(out, spec, manifest.to_dict(), parameters_of(sketcher, settings))
+    if (note := run.no_digest()) is not None:
+        progress.note(note)
     run.advice = manifest.advice
     write_warnings(run.path, [fault.to_dict() for fault in found.faults])
     manifest = manifest.recorded_as(run.manifest)
@@ -401,7 +405,14 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
         "max_tokens": max_tokens,
         "exclude": list(settings.exclude),
         "coverage": sketcher.coverage.as_dict(),
+        PARAMETERS: parameters_of(sketcher).digest,
     }
+
+
+def parameters_of(sketcher: GradientSketcher, settings: Settings | None = None) -> SketchedParameters:
+    """What a sketcher sketches, as parameters.json has it; settings: by their groups too, where those are kept."""
+    keeps = settings is not None and settings.groups is not None
+    return SketchedParameters(sketcher.shapes, sketcher.groups.of if keeps else None)
 
 
 @dataclass(frozen=True)

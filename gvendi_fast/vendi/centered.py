@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.arguments import whole
-from gvendi_fast.base.differences import differences, flat
+from gvendi_fast.base.differences import comparable, differences, flat, same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes, reading, reads
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
@@ -270,8 +270,9 @@ def centred_spec(spec: dict | None, mean: RowMean, dim: int) -> dict:
         raise GvendiError("the mean holds no rows (n = 0); save one of the rows of the reference")
     if spec is not None and CENTRED in spec:
         raise GvendiError(f"spec says that the rows are centred already, by the mean {spec[CENTRED]}")
-    if None not in (spec, mean.spec) and plain_spec(spec) != mean.spec:
-        pairs = differences(flat(mean.spec), flat(plain_spec(spec)), "(absent)")
+    of_rows, of_mean = comparable(plain_spec(spec), mean.spec)
+    if of_rows is not None and of_mean is not None and of_rows != of_mean:
+        pairs = differences(flat(of_mean), flat(of_rows), "(absent)")
         lines = "\n".join(
             f"  {key}: the mean has {there}, the rows have {here}" for key, there, here in pairs
         )
@@ -351,7 +352,7 @@ def _check_same(one: RowMean, other: RowMean, what: str) -> None:
         raise GvendiError(
             f"cannot {what} of dim {one.dim} and {other.dim}; sketch all data sets with one dim"
         )
-    if one.spec != other.spec:
+    if not same_spec(one.spec, other.spec):
         raise GvendiError(
             f"cannot {what} of different specs; sketch all data sets with one spec\n"
             f"  this:  {one.spec}\n  other: {other.spec}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 
 from gvendi_fast.base.arguments import whole
+from gvendi_fast.base.differences import same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import changes, reading, reads
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
@@ -92,7 +93,7 @@ class VendiState(SecondMoment):
         with reading(*([] if other is self else [other]), doing="merge"):
             if self.n == 0 and self.spec is None:
                 self.spec = other.spec
-            if other.spec != self.spec:
+            if not same_spec(other.spec, self.spec):
                 raise GvendiError(
                     f"cannot merge states of different specs; sketch both data sets with one spec\n"
                     f"  this:  {self.spec}\n  other: {other.spec}"

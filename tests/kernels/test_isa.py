@@ -11,7 +11,7 @@ import torch
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.backends import cpu, use_backend
-from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_column_tables, expert_row_tables, make_table
 
 if cpu.why_not("fold_hadamard"):
     pytest.skip(f"compiled kernels: {cpu.status()}", allow_module_level=True)
@@ -41,6 +41,10 @@ def results(rows: int, width_in: int, width_out: int, dim: int, dtype: torch.dty
     segments, labels = torch.tensor([[0, 1], [1, rows]]), torch.arange(rows) % width_in
     yield ops.fold_hadamard(e, e_table)
     yield ops.linear_sketch(a, a_table, [(e, e_table)], segments, torch.zeros(2, dim))
+    spec, routed = SketchSpec(dim), torch.arange(rows)
+    experts = expert_column_tables(spec, "a", 3, width_in), expert_row_tables(spec, "e", 3, width_out)
+    yield ops.expert_sketch(a, e, routed % 3, routed % 2, *experts, torch.zeros(2, dim))
+    yield ops.expert_sketch(None, e, routed % 3, routed % 2, None, experts[1], torch.zeros(2, dim))
     yield ops.token_sketch(labels, e, segments, a_table, e_table, torch.zeros(2, dim))
     for norm in (None, "rms", "layer"):
         x = None if norm is None else e * 2 + 1

@@ -10,13 +10,14 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.clusters import SphericalKMeans
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.signs import COORDINATES, philox4x32_10, signs
-from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_row_tables, make_table
 from gvendi_fast.selection import select
 from gvendi_fast.vendi import VendiState
 
 K, T, D = 64, 6, 32
 RANDOM = torch.Generator().manual_seed(0)
 TABLE = make_table(0, "a", D, K)
+EXPERTS = expert_row_tables(SketchSpec(K), "w", T, D)
 X, E, LOGITS = (torch.randn(T, D, generator=RANDOM) for _ in range(3))
 IDS, SEGMENTS, BOUNDARIES = torch.arange(T), torch.tensor([[0, 3], [3, 6]]), torch.tensor([0, 3, 6])
 ROWS, CENTROIDS = (torch.nn.functional.normalize(torch.randn(n, K, generator=RANDOM)) for n in (T, 3))
@@ -40,6 +41,23 @@ ARGUMENTS = {
         lambda x: ops.linear_sketch(X, TABLE, [(E, TABLE)], x, out()),
     ),
     "linear_sketch out": ("out", out(), lambda x: ops.linear_sketch(X, TABLE, [(E, TABLE)], SEGMENTS, x)),
+    "expert_sketch a": ("a", X, lambda x: ops.expert_sketch(x, E, IDS, IDS % 2, EXPERTS, EXPERTS, out())),
+    "expert_sketch e": ("e", E, lambda x: ops.expert_sketch(X, x, IDS, IDS % 2, EXPERTS, EXPERTS, out())),
+    "expert_sketch experts": (
+        "experts",
+        IDS,
+        lambda x: ops.expert_sketch(X, E, x, IDS % 2, EXPERTS, EXPERTS, out()),
+    ),
+    "expert_sketch samples": (
+        "samples",
+        IDS % 2,
+        lambda x: ops.expert_sketch(X, E, IDS, x, EXPERTS, EXPERTS, out()),
+    ),
+    "expert_sketch out": (
+        "out",
+        out(),
+        lambda x: ops.expert_sketch(X, E, IDS, IDS % 2, EXPERTS, EXPERTS, x),
+    ),
     "token_sketch ids": ("ids", IDS, lambda x: ops.token_sketch(x, E, SEGMENTS, TABLE, TABLE, out())),
     "token_sketch e": ("e", E, lambda x: ops.token_sketch(IDS, x, SEGMENTS, TABLE, TABLE, out())),
     "vector_sketch x": ("x", X, lambda x: ops.vector_sketch(x, E, SEGMENTS, TABLE, out(), "rms", 1e-6)),

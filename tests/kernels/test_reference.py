@@ -117,9 +117,35 @@ def test_sketch_preserves_inner_products_on_average():
     assert 64 * np.var(products) < 3
 
 
-def test_gradients_of_other_ranks_are_refused():
-    with pytest.raises(GvendiError, match=r"'experts' has shape \(2, 3, 4\)"):
-        reference.sketch_of_gradient({"experts": torch.zeros(2, 3, 4)}, SketchSpec(64))
+def test_a_scalar_is_a_vector_and_a_convolution_a_matrix():
+    spec, generator = SketchSpec(64), torch.Generator().manual_seed(0)
+    scalar, kernel = torch.tensor(2.5), torch.randn(6, 3, 4, generator=generator)
+    for kind in ("hadamard", "rademacher"):
+        own = SketchSpec(64, kind)
+        for odd, plain in [(scalar, scalar[None]), (kernel, kernel.reshape(6, 12))]:
+            found, wanted = (reference.sketch_of_gradient({"m.c.weight": g}, own) for g in (odd, plain))
+            assert torch.equal(found, wanted)
+            assert float(found.norm()) > 0
+    h = torch.as_tensor(scipy.linalg.hadamard(64)).double()
+    wanted = 2.5 / 8 * (h @ dense(row_table(spec, "m.c.weight", 1)))[:, 0]
+    torch.testing.assert_close(reference.sketch_of_gradient({"m.c.weight": scalar}, spec), wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "named", "message"),
+    [
+        ((3, 4, 5), "transposed", r"'w' is transposed and has shape \(3, 4, 5\); wanted a matrix"),
+        ((4,), "transposed", r"'w' is transposed and has shape \(4,\); wanted a matrix"),
+        ((4,), "stacked", r"'w' of stacked experts has shape \(4,\); wanted \[experts"),
+        ((2, 3, 4, 5), "stacked", r"'w' of stacked experts has shape \(2, 3, 4, 5\)"),
+        ((4, 5), "both", r"'w' of stacked experts has shape \(4, 5\).*not transposed"),
+    ],
+)
+def test_gradients_of_impossible_shapes_are_refused(shape, named, message):
+    name = frozenset(["w"])
+    names = {"transposed": [name], "stacked": [frozenset(), name], "both": [name, name]}[named]
+    with pytest.raises(GvendiError, match=message):
+        reference.sketch_of_gradient({"w": torch.zeros(shape)}, SketchSpec(64), *names)
 
 
 def test_entropy_by_hand():

@@ -12,6 +12,8 @@ from gvendi_fast.kernels.sketch_matrix import (
     RUN,
     SketchSpec,
     column_table,
+    expert_column_tables,
+    expert_row_tables,
     is_two_level,
     make_table,
     parent_path,
@@ -92,6 +94,27 @@ def test_layers_with_one_parent_share_their_input_table():
     assert column_table(spec, q, 64) is not column_table(spec, "m.1.attn.q_proj.weight", 64)
     assert row_table(spec, q, 64) is not row_table(spec, k, 64)
     assert parent_path("lm_head.weight") == ""
+
+
+def test_an_expert_is_a_parameter_of_its_own():
+    spec, name = SketchSpec(64, seed=3), "m.0.mlp.experts.gate_up_proj"
+    rows, columns = expert_row_tables(spec, name, 5, 40), expert_column_tables(spec, name, 5, 70)
+    assert (rows.experts, rows.width, columns.experts, columns.width) == (5, 40, 5, 70)
+    for expert in range(5):
+        for found, wanted in [
+            (rows.table(expert), row_table(spec, f"{name}[{expert}]", 40)),
+            (columns.table(expert), make_table(3, f"m.0.mlp/[{expert}]", 70, 64)),
+        ]:
+            assert np.array_equal(found.bucket, wanted.bucket)
+            assert np.array_equal(found.sign, wanted.sign)
+            assert found.dim == wanted.dim == 64
+    assert expert_row_tables(spec, name, 5, 40) is rows
+    # Stacked weights of one module that read inputs of one width share their tables, as q, k and v do.
+    assert expert_column_tables(spec, "m.0.mlp.experts.up_proj", 5, 70) is columns
+    with pytest.raises(ValueError, match="read-only"):
+        rows.bucket[0, 0] = 1
+    with pytest.raises(GvendiError, match="experts must be at least 1, got 0"):
+        expert_row_tables(spec, name, 0, 40)
 
 
 def test_tables_cannot_be_written_to():

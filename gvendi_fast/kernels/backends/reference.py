@@ -7,6 +7,7 @@ import math
 import torch
 
 from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.checks import check_ids
 from gvendi_fast.kernels.sketch_matrix import Table
 from gvendi_fast.kernels.spectrum import Quadrature, marginal_change
 
@@ -30,6 +31,13 @@ def linear_sketch(a, a_table, parts, segments, out) -> None:
     folded = sum(e.double() if table is None else reference.fold(e, table) for e, table in parts)
     product = transformed * reference.hadamard(folded)
     out += (reference.sum_segments(product, segments) / math.sqrt(out.shape[1])).to(out.dtype)
+
+
+def expert_sketch(a, e, experts, samples, a_tables, e_tables, out) -> None:
+    # The verb leaves numbers on a GPU unread.
+    check_ids("experts", experts.cpu(), len(e), e_tables.experts)
+    check_ids("samples", samples.cpu(), len(e), len(out))
+    out += reference.expert_sketch(a, e, experts, samples, len(out), a_tables, e_tables).to(out.dtype)
 
 
 def token_sketch(ids, e, segments, id_table, e_table, out) -> None:

@@ -26,35 +26,6 @@ def check_choice(parameters: str) -> None:
         raise GvendiError(f"parameters is {parameters!r}; wanted one of {', '.join(CHOICES)}")
 
 
-def without_peft(model: nn.Module) -> nn.Module:
-    """The model with its adapted layers, out of PEFT's wrapper, whose forward pass is the model's own; others as given.
-
-    Raises GvendiError for adapters whose forward pass is another: those that change the sequence.
-    """
-    if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
-        return model
-    for name in _list(model.active_adapters if hasattr(model, "active_adapters") else model.active_adapter):
-        config = model.peft_config[name]
-        kind = str(getattr(config.peft_type, "value", config.peft_type))
-        if getattr(config, "is_prompt_learning", False) or kind in ("ADAPTION_PROMPT", "CARTRIDGE"):
-            raise GvendiError(
-                f"the adapter {name!r} is one of {kind}, which puts virtual tokens before the text or into attention, "
-                "so that positions of the model are no longer those of the batch; sketch the model without it "
-                "(model.get_base_model()), or one with LoRA or another adapter of layers"
-            )
-        if getattr(config, "alora_invocation_tokens", None):
-            raise GvendiError(
-                f"the adapter {name!r} acts from its invocation tokens on (aLoRA), which no sketch follows; give "
-                "an adapter that acts on every token, or the model without it (model.get_base_model())"
-            )
-    return model.get_base_model()
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name in the model as it was before layers were adapted."""
-    return name.replace(".base_layer.", ".").removeprefix("base_layer.")
-
-
 def chosen(model: nn.Module, named: Mapping[str, Tensor], parameters: str = TRAINABLE) -> dict[str, Tensor]:
     """Of a model's parameters by name, those that a gradient is of.
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.names import named_parameters
 from gvendi_fast.sketching.gradients.taps import LINEAR, Tap
 
 # Settings by which the models of transformers, and published ones with code of their own, cap or scale their logits:
@@ -75,11 +76,11 @@ def find_head(
     base = _base_below(model, output)
     if base is None:
         return None
-    name = next((n for n, p in model.named_parameters() if p is output.weight), None)
+    name = next((n for n, p in named_parameters(model).items() if p is output.weight), None)
     inside = {id(m) for m in base.modules()}
     below = {id(p) for p in base.parameters()} | {id(output.weight)}
     # Parameters above the base, used or not, are more than one matrix.
-    above = [n for n, p in model.named_parameters() if id(p) not in below and n not in unreached]
+    above = [n for n, p in named_parameters(model).items() if id(p) not in below and n not in unreached]
     alone = id(output) not in inside and not above
     is_tapped = any(t.module is output and t.kind == LINEAR and t.weight == name for t in taps)
     if name not in names or not alone or not is_tapped:

@@ -113,7 +113,7 @@ def find_cells(model: nn.Module, layout: Layout) -> dict[str, Cell]:
         else:
             kind = OTHER
         half = "" if id(module) not in half_of else LAST if half_of[id(module)] else FIRST
-        for name in filter(None, (tap.weight, tap.bias)):
+        for name in tap.names:
             before = cells.setdefault(name, Cell(kind, half))
             if {before.kind, kind} == {EMBEDDINGS, HEAD}:
                 cells[name] = Cell(TIED)

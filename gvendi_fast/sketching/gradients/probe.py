@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,14 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
+from gvendi_fast.sketching.gradients.linear_uses import ProductOutput, Rows
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
+from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, settle
+from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
+from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
+
+
+TRIAL_TOKENS = 4
 
 
 @dataclass
@@ -212,6 +218,9 @@ def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
+        # What a checkpoint raises, as its part runs again for these tensors, is no change in place.
+        if "inplace operation" not in str(error):
+            raise
         # Read here alone: a path would make a compiled graph that of one layer.
         path = of.path
         raise GvendiError(
@@ -220,18 +229,25 @@ def _saved(ctx, of: Group | Tapped) -> tuple[Tensor, ...]:
         ) from error
 
 
-def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list[Group]:
+def trial_ids(model: nn.Module) -> Tensor:
+    """ids [1, 4] by which a model is looked at."""
+    embedding = model.get_input_embeddings().weight
+    return torch.arange(1, 1 + TRIAL_TOKENS, device=embedding.device)[None] % embedding.shape[0]
+
+
+def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> tuple[list[Group], bool]:
     """The groups of the linear layers among `taps`, found by watching the model read four tokens.
 
     Layers are in one group if they were called one after the other with the same tensor, their tables allow it, and
-    they belong to one sketch group.
+    they belong to one sketch group. The second value says whether layers may see other rows than the batch's, which
+    an expert that is a layer of its own does.
     """
     linear: list[Tap] = []
     # Biases whose weight is of another sketch group, and tapped by itself: they share nothing.
     biases: list[Tap] = []
     met: set[int] = set()
     for tap in taps:
-        if tap.kind not in (EMBEDDING, NORM):
+        if tap.kind not in (EMBEDDING, NORM, WATCHED):
             (biases if id(tap.module) in met else linear).append(tap)
             met.add(id(tap.module))
     sketch, text = layer_sketch(spec), layer_ops.spec_text(spec)
@@ -244,12 +260,10 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
 
         return hook
 
-    embedding = model.get_input_embeddings().weight
-    ids = torch.arange(1, 5, device=embedding.device)[None] % embedding.shape[0]
     with undoing() as undo, torch.no_grad():
         for tap in linear:
             undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=trial_ids(model), use_cache=False)
     together: list[list[Tap]] = []
     placed: set[int] = set()
     last: tuple[Tensor, int] | None = None
@@ -268,7 +282,8 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> list
         last = source, version
     # A layer that four tokens did not reach, such as an expert's, is a group of its own.
     together += [[tap] for tap in (*linear, *biases) if id(tap) not in placed]
-    return [_group(taps, sketch, text) for taps in together]
+    picks = len(placed) < len(linear) or any(x.numel() != TRIAL_TOKENS * x.shape[-1] for _, x, _ in seen)
+    return [_group(taps, sketch, text) for taps in together], picks
 
 
 def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
@@ -282,8 +297,32 @@ def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
     )
 
 
+def find_watched(taps: Sequence[Tap]) -> list[Watched]:
+    """The parameters among `taps` whose uses are watched."""
+    found = {}
+    for tap in taps:
+        for attribute, name in tap.watched:
+            # One that modules share is watched wherever it is met.
+            found.setdefault(name, Watched(name, tap.path, tap.module, attribute, tap.group))
+    return list(found.values())
+
+
 def _keys(taps: Sequence[Tap]) -> tuple[Tensor, ...]:
     return tuple(layer_ops.layer_key(tap.weight, tap.bias) for tap in taps)
+
+
+def layer_parts(tap: Tap) -> tuple[Part | None, Part | None]:
+    """The weight and the bias of a linear layer as parts of parameters, None for one that is not sketched."""
+    inputs, outputs = layer_widths(tap.module)
+    is_turned = tap.kind == CONV1D
+    shape = (inputs, outputs) if is_turned else (outputs, inputs)
+    of_outputs, of_inputs = Steps(int(is_turned), 1, outputs), Steps(int(not is_turned), 1, inputs)
+    weight = bias = None
+    if tap.weight:
+        weight = Part(tap.weight, shape, False, is_turned, (0, 0), None, of_outputs, of_inputs)
+    if tap.bias:
+        bias = Part(tap.bias, (outputs,), False, False, (0,), None, Steps(0, 1, outputs), None)
+    return weight, bias
 
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
@@ -291,6 +330,16 @@ def layer_widths(module: nn.Module) -> tuple[int, int]:
     if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return tuple(module.weight.shape)
+
+
+def gradients(total: Tensor, probes: Sequence[Tensor], uses: ParameterUses | None) -> Sequence[Tensor]:
+    """The sketches, d(total)/d(probe). GvendiError where a watched parameter was used out of sight of `uses`."""
+    leaves = [] if uses is None else list(uses.leaves.values())
+    found = torch.autograd.grad(total, [*probes, *leaves], allow_unused=True)
+    if uses is not None:
+        uses.missed(found[len(probes) :])
+    # A loss that no sketched parameter takes part in has a zero gradient.
+    return [torch.zeros_like(p) if z is None else z for p, z in zip(probes, found, strict=False)]
 
 
 class ProbedModel:
@@ -301,8 +350,11 @@ class ProbedModel:
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
-        self.spec = layer_ops.spec_text(spec)
-        self.groups = find_groups(model, taps, spec)
+        self.spec, self._spec = layer_ops.spec_text(spec), spec
+        self.groups, self.picks = find_groups(model, taps, spec)
+        self.watched = find_watched(taps)
+        # Of the pass that runs, where uses of parameters or rows of tokens are followed.
+        self.uses: ParameterUses | None = None
         # Of the pass that runs.
         self.thread: int | None = None
         # A layer whose input an eager pass has seen changed before the next layer of its group read it.
@@ -323,6 +375,25 @@ class ProbedModel:
         for tapped in self.tapped:
             (tapped.key,) = _keys([tapped.tap])
 
+    def try_uses(self, core: nn.Module) -> None:
+        """Let the model read a few tokens, which shows how it uses its watched parameters.
+
+        core: the part of the model that a pass runs. Raises GvendiError naming a parameter for whose use no sketch is
+        known.
+        """
+        if not self.watched:
+            return
+        ids = trial_ids(core)
+        probe = torch.zeros(1, self._spec.dim, device=ids.device, requires_grad=True)
+        segments = torch.tensor([[0, TRIAL_TOKENS]])
+        count = 1 + max((t.tap.group for t in self.tapped if t.tap.group is not None), default=-1)
+        count = max(count, 1 + max((w.group for w in self.watched if w.group is not None), default=-1))
+        with self.attached(), torch.enable_grad():
+            self.begin(probe, segments, ids, [probe] * count)
+            with self.following():
+                core(input_ids=ids, use_cache=False)
+        settle(self.watched)
+
     def begin(
         self, probe: Tensor, segments: Tensor, ids: Tensor, group_probes: Sequence[Tensor] = ()
     ) -> None:
@@ -335,14 +406,32 @@ class ProbedModel:
             group = tapped.tap.group
             tapped.group_probe = group_probes[group] if group_probes and group is not None else None
         self.probe, self.segments, self.ids = probe, segments, ids
+        self.uses = None
+        if self.watched or self.picks:
+            current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
+            self.uses = ParameterUses(self.watched, current)
+
+    def carried(self, output: Tensor, result: Tensor) -> Tensor:
+        """The result, a layer's output with its node: its rows are those of the output."""
+        if self.uses is not None:
+            self.uses.rows.carry(output, result)
+        return result
+
+    def following(self) -> AbstractContextManager:
+        """Around the model's forward: sees the uses of watched parameters, where there are any."""
+        return self.uses or nullcontext()
+
+    def read(self) -> None:
+        """The forward pass is over: inputs of layers are let go, for a part that is run again has others."""
+        for group in self.groups:
+            group.close()
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
         self.probe = self.segments = self.ids = None
         for tapped in self.tapped:
             tapped.group_probe = None
-        for group in self.groups:
-            group.close()
+        self.read()
 
     @contextmanager
     def attached(self, others: Sequence[Forward] = ()) -> Iterator[None]:
@@ -357,7 +446,7 @@ class ProbedModel:
 
     def _leave(self) -> None:
         self.end()
-        self.thread = None
+        self.thread = self.uses = None
 
     def runs_here(self) -> bool:
         """Whether a pass of this thread runs; False for one that was kept from a pass that has ended.
@@ -369,6 +458,9 @@ class ProbedModel:
             return True
         if self.thread is None:
             return False
+        # Autograd's own thread of a GPU, where a checkpoint runs a part of the pass again.
+        if torch._C._current_graph_task_id() != -1:
+            return True
         raise GvendiError(
             "this model cannot be run while another thread sketches with it (or did when this process was forked): it "
             "is in eval mode and takes no gradients for so long; wait for that call, or give the sketcher a copy "
@@ -402,15 +494,34 @@ class TappedLinear(Tapped):
         output = self.inner(*args, **kwargs)
         if not self.probed.runs_here() or not output.requires_grad:
             return output
-        x, (batch, length) = _first(args, kwargs), self.probed.ids.shape
+        x, (batch, length), uses = _first(args, kwargs), self.probed.ids.shape, self.probed.uses
         shape = x.shape
-        if math.prod(shape[:-1]) != batch * length or (len(shape) > 2 and shape[0] != batch):
+        is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
+        if uses is not None and not (is_whole and uses.rows.is_natural(x)):
+            samples = uses.rows.samples(x)
+            if samples is not None:
+                result = self._of_rows(output, x.detach().to(output.device), samples.to(output.device))
+                return self.probed.carried(output, result)
+        if not is_whole or (uses is not None and not uses.rows.is_natural(x)):
             tap = self.tap
             raise GvendiError(
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
-        return LayerOutput.apply(output, self._place(x, output.device))
+        return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output.device)))
+
+    def _of_rows(self, output: Tensor, x: Tensor, samples: Tensor) -> Tensor:
+        """The output with nodes for a part of the batch's tokens: an expert that is a layer of its own."""
+        current, tap = self.probed.uses.current, self.tap
+        probes = (current.probe,) if self.group_probe is None else (current.probe, self.group_probe)
+        parts = layer_parts(tap)
+        for a, part in zip((x.reshape(-1, x.shape[-1]), None), parts, strict=True):
+            if part is not None:
+                width = output.shape[-1]
+                output = ProductOutput.apply(
+                    output, a, Rows(None, samples), lambda e: e.reshape(-1, width), self, part, current, *probes
+                )  # fmt: skip
+        return output
 
     def _place(self, x: Tensor, device: torch.device) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
@@ -446,10 +557,11 @@ class TappedNorm(Tapped):
         output = self.inner(*args, **kwargs)
         if not self.probed.runs_here() or not output.requires_grad:
             return output
-        probed = self.probed
-        x, batch = _first(args, kwargs).detach().to(output.device), probed.probe.shape[0]
+        probed, given = self.probed, _first(args, kwargs)
+        x, batch = given.detach().to(output.device), probed.probe.shape[0]
         shape = x.shape
-        if math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
+        picked = probed.uses is not None and not probed.uses.rows.is_natural(given)
+        if picked or math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
             tap = self.tap
             raise GvendiError(
                 f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
@@ -458,7 +570,8 @@ class TappedNorm(Tapped):
         if self.norm == "given":
             with torch.no_grad():
                 x = affine_input(self.unhooked, x)
-        return NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
+        result = NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
+        return probed.carried(output, result)
 
 
 class TappedEmbedding(Tapped):

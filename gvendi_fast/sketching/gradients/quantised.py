@@ -12,13 +12,15 @@ its input has to be that of what it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.names import named_modules, named_parameters
 
 # Largest relative error of the trial. bfloat16 within a layer gives 0.003, activations rounded to 8 bits 0.01 and to
 # 4 bits 0.1; a layer that is not linear, or a gradient of something else, about 1.
@@ -45,9 +47,9 @@ class QuantisedLayer:
         return f"{self.path}.weight" if self.path else "weight"
 
     @property
-    def size(self) -> int:
-        """Entries of the weight as used."""
-        return self.module.in_features * self.module.out_features
+    def shape(self) -> tuple[int, int]:
+        """(O, I) of the weight as used."""
+        return self.module.out_features, self.module.in_features
 
     @property
     def library(self) -> str:
@@ -58,7 +60,7 @@ class QuantisedLayer:
 def quantised_layers(model: nn.Module) -> list[QuantisedLayer]:
     """The layers of a model whose weight is stored in a code, in order."""
     found = []
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         codes = [t for t in stored_tensors(module).values() if is_code(t)] if is_quantised(module) else []
         if codes:
             found.append(QuantisedLayer(path, module, codes[0]))
@@ -183,27 +185,30 @@ def keep_gradients(modules: Iterable[nn.Module]) -> Callable[[], None]:
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters as a gradient has them, in order: for a coded weight the tensor that holds its code."""
+    """A model's parameters by canonical name, in order: for a coded weight the tensor that holds its code."""
+    named = named_parameters(model)
     coded = {id(layer.module): layer for layer in quantised_layers(model)}
-    return dict(_named(model, coded))
+    if not coded:
+        return named
+    names = {id(p): name for name, p in named.items()}
+    found: dict[str, Tensor] = {}
+    for _, module in named_modules(model):
+        parts: set[int] = set()
+        if id(module) in coded:
+            found[coded[id(module)].weight] = coded[id(module)].stored
+            parts = {id(t) for t in stored_tensors(module).values()}
+        for p in module._parameters.values():
+            if p is not None and id(p) not in parts:
+                found[names[id(p)]] = p
+    return found
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{canonical name: shape} of a model's parameters; [O, I] for a coded weight."""
+    coded = {layer.weight: layer.shape for layer in quantised_layers(model)}
+    return {name: coded.get(name, tuple(p.shape)) for name, p in parameters_by_name(model).items()}
 
 
 def parameter_count(model: nn.Module) -> int:
     """The numbers that a model's parameters stand for; a tied one counts once."""
-    coded = quantised_layers(model)
-    codes = {id(layer.stored) for layer in coded}
-    plain = sum(p.numel() for p in parameters_by_name(model).values() if id(p) not in codes)
-    return plain + sum(layer.size for layer in coded)
-
-
-def _named(model: nn.Module, coded: dict[int, QuantisedLayer]) -> Iterator[tuple[str, Tensor]]:
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        layer = coded.get(id(module))
-        if layer is not None:
-            yield layer.weight, layer.stored
-            seen |= {id(t) for t in stored_tensors(module).values()}
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{path}.{name}" if path else name, parameter
+    return sum(math.prod(shape) for shape in parameter_shapes(model).values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters, plain_name, without_peft
+from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters
 from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
     CompileError,
@@ -38,12 +40,23 @@ from gvendi_fast.sketching.gradients.layers import (
     find_sketch_groups,
     left_out,
 )
-from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel
-from gvendi_fast.sketching.gradients.quantised import check_quantised, keep_gradients
+from gvendi_fast.sketching.gradients.names import (
+    as_plain,
+    by_canonical_name,
+    check_causal_lm,
+    plain_model,
+    written_names,
+)
+from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
+from gvendi_fast.sketching.gradients.quantised import (
+    check_quantised,
+    keep_gradients,
+    parameter_shapes,
+    parameters_by_name,
+)
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
-    Tap,
     excluded,
     find_taps,
     in_groups,
@@ -137,26 +150,33 @@ class GradientSketcher:
         compile: bool = False,
     ) -> None:
         check_choice(parameters)
-        model = without_peft(model)
+        given, model = model, plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
+        check_causal_lm(model)
         self.spec = spec or SketchSpec()
         self._is_safe = False
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
-            wanted = trainable_parameters(model, parameters)
+            wanted = list(trainable_parameters(model, parameters))
+            written = written_names(given, model)
+            shapes = parameter_shapes(model)
+        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
-            text = find_text_path(model, wanted, excluded(wanted, exclude))
+            # Gathered anew by every block: sharded weights would stay whole on every rank.
+            there = parameters_by_name(model)
+            text = find_text_path(model, {name: there[name] for name in wanted}, excluded(wanted, exclude))
+            del there
         if len(text.names) == len(wanted):
             raise GvendiError(
                 f"no text reaches any of the {len(wanted)} parameters that require a gradient (first: "
-                f"{next(iter(wanted))!r}); let those of the language model require one, or none"
+                f"{wanted[0]!r}); let those of the language model require one, or none"
             )
         with _alone(model):
             layout = find_taps(model, exclude, text.names, parameters)
         # Of those that are left out too: a gradient goes through them.
-        reached = [layer for layer in layout.quantised if plain_name(layer.weight) not in text.names]
+        reached = [layer for layer in layout.quantised if layer.weight not in text.names]
         with _frozen(model):
             check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
         if not layout.names:
@@ -173,20 +193,29 @@ class GradientSketcher:
                 out = (*exclude, *map(glob.escape, left_out(layers, cells)))
                 layout = find_taps(model, out, text.names, parameters)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
+        self.shapes = {name: shapes[name] for name in layout.names}
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
-        sizes = {name: layout.sizes[name] for name in layout.names}
+        sizes = {name: math.prod(self.shapes[name]) for name in layout.names}
+        if isinstance(groups, Mapping):
+            groups = {name: by_canonical_name(patterns, written) for name, patterns in groups.items()}
         self.groups = None if groups is None else find_sketch_groups(groups, sizes, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names, text.names)
-        taps = [t for t in layout.taps if self._head is None or not self._is_head(t)]
+        taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
         with _frozen(model):
             self._probed = ProbedModel(model, taps, self.spec)
-        self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
+        core = self.model if self._head is None else self._head.base
+        with _frozen(model), never_packed():
+            self._probed.try_uses(core)
+        watched = self._probed.watched
+        self.transposed |= {w.name for w in watched if w.transposed}
+        self.stacked = frozenset(w.name for w in watched if w.stacked)
+        with _frozen(model):
+            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
-        core = self.model if self._head is None else self._head.base
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         self._gives_positions = looks_up_positions and takes_positions
 
@@ -221,29 +250,30 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        embedding = self.model.get_input_embeddings().weight
-        device = embedding.device
         ids, given, mask = on_cpu(input_ids, labels, attention_mask)
-        batch = prepare(ids, given, mask, embedding.shape[0])
-        samples = len(batch.ids)
         count = 1 if self.groups is None else 1 + len(self.groups.names)
-        probe, *group_probes = probes = [
-            embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
-            for _ in range(count)
-        ]
-        inputs = self._inputs(batch, device)
-        targets = self._targets(batch, device)
+        samples = len(ids) if ids.dim() else 0
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
         errors = compiler_errors() if blocks else nullcontext()
         with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
+            embedding = self.model.get_input_embeddings().weight
+            device = embedding.device
+            batch = prepare(ids, given, mask, embedding.shape[0])
+            probe, *group_probes = probes = [
+                embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
+                for _ in range(count)
+            ]
+            inputs = self._inputs(batch, device)
+            targets = self._targets(batch, device)
             if blocks and not self._is_safe:
                 with self._probed.attached(self._unvisited):
                     self._look_for_changes(inputs, targets, batch.segments, probe, group_probes)
             with self._probed.attached([*self._unvisited, *blocks]):
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
-            # A loss that no sketched parameter takes part in has a zero gradient.
-            z, *by_group = torch.autograd.grad(total, probes, materialize_grads=True)
+                # Attached still: a checkpoint in the model's own code runs its part again.
+                with _checkpoint_errors():
+                    z, *by_group = gradients(total, probes, self._probed.uses)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         stacked = torch.stack(by_group, dim=1) if by_group else None
@@ -284,7 +314,7 @@ class GradientSketcher:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The forward pass: the loss of the batch, and that of every target (of every sample, without a head)."""
         self._probed.begin(probe, segments, inputs["input_ids"], group_probes)
-        with short_attention(self.model):
+        with short_attention(self.model), self._probed.following():
             if self._head is None:
                 logits = self.model(**inputs, use_cache=False).logits
                 loss = autograd_loss(logits, targets[0].to(logits.device))
@@ -292,7 +322,7 @@ class GradientSketcher:
             else:
                 hidden = self._head.base(**inputs, use_cache=False).last_hidden_state
                 total, loss = self._head_loss(hidden, targets, probe, group_probes)
-        self._probed.end()
+        self._probed.read()
         return total, loss.detach()
 
     def _head_loss(
@@ -309,17 +339,14 @@ class GradientSketcher:
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
 
-    def _is_head(self, tap: Tap) -> bool:
-        return tap.module is self.model.get_output_embeddings()
-
 
 @contextmanager
 def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules of a model, which no other thread sketches inside."""
+    """The modules of a plain model, which no other thread sketches inside; without its wrappers, see `as_plain`."""
     modules = list(model.modules())
     # Models may share a layer, or a parameter of layers of their own.
-    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward):
-        yield modules
+    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
+        yield list(model.modules())
 
 
 @contextmanager
@@ -360,6 +387,20 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             "the weights of the model changed while it was sketched, so the sketches are of no one model; let training "
             "steps and hooks that write weights wait until the call has returned"
         ) from seen
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """Checkpoints in the code of a model whose part cannot be run again within a pass: GvendiError with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error) and not isinstance(error, CheckpointError):
+            raise
+        raise GvendiError(
+            "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this call"
+        ) from error
 
 
 def _versions(model: nn.Module) -> int:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.sketching.gradients.adapters import TRAINABLE, chosen, has_adapters, plain_name
+from gvendi_fast.sketching.gradients.adapters import TRAINABLE, chosen, has_adapters
+from gvendi_fast.sketching.gradients.names import named_modules
 from gvendi_fast.sketching.gradients.norms import norm_formula
-from gvendi_fast.sketching.gradients.quantised import QuantisedLayer, parameters_by_name, quantised_layers
+from gvendi_fast.sketching.gradients.quantised import (
+    QuantisedLayer,
+    parameter_shapes,
+    parameters_by_name,
+    quantised_layers,
+)
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
 # A linear layer whose weight is stored in a code.
 QUANTISED = "quantised"
+# Parameters of a module that no other tap fits: their uses are watched (parameter_uses.py).
+WATCHED = "watched"
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Tap:
     norm: for norms, "rms" or "layer" if the compiled formula holds, else "affine"; see `norm_formula`.
     eps: for norms, that of the formula.
     group: number of the sketch group that its parameters belong to, None where sketches are not kept by group.
+    watched: for the kind "watched", (attribute, name) of its parameters.
     """
 
     path: str
@@ -40,6 +50,12 @@ class Tap:
     norm: str | None = None
     eps: float = 0.0
     group: int | None = None
+    watched: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its parameters that are sketched."""
+        return tuple(filter(None, (self.weight, self.bias, *(name for _, name in self.watched))))
 
 
 @dataclass
@@ -51,7 +67,6 @@ class Layout:
     total: int
     transposed: frozenset[str]
     names: list[str] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=dict)
     quantised: list[QuantisedLayer] = field(default_factory=list)
 
 
@@ -60,16 +75,12 @@ def trainable_parameters(model: nn.Module, parameters: str = TRAINABLE) -> dict[
 
     A coded weight cannot require a gradient, so it counts as if it did, unless the model has adapters to train.
     """
-    named = _named(model)
+    named = parameters_by_name(model)
     found = chosen(model, named, parameters)
     if parameters == TRAINABLE and not has_adapters(model):
         coded = {id(layer.stored) for layer in quantised_layers(model)}
         found = {name: p for name, p in named.items() if name in found or id(p) in coded}
     return found
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    return {plain_name(name): p for name, p in parameters_by_name(model).items()}
 
 
 def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
@@ -85,51 +96,45 @@ def find_taps(
 ) -> Layout:
     """The taps of all parameters of a gradient, as `trainable_parameters` gives them.
 
-    exclude: shell patterns of parameter names to leave out. unreached: names of parameters that no text reaches, which
-    are no part of the gradient. Raises GvendiError naming every parameter that no tap can sketch, or a pattern that
-    matches nothing.
+    exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
+    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
     """
-    every = _named(model)
+    every = parameters_by_name(model)
     coded = {id(layer.module): layer for layer in quantised_layers(model)}
-    names = {id(p): name for name, p in every.items()}
     trainable = [name for name in trainable_parameters(model, parameters) if name not in unreached]
     for pattern in exclude:
         if not fnmatch.filter(every, pattern):
-            raise GvendiError(f"exclude pattern {pattern!r} matches no parameter of the model")
+            first = next(iter(every), "")
+            raise GvendiError(
+                f"exclude pattern {pattern!r} matches no parameter of the model, whose names have no wrappers in them, "
+                f"such as {first!r}"
+            )
     out = excluded(every, exclude)
     wanted = {id(every[name]): name for name in trainable if name not in out}
-    taps, unknown, transposed = [], [], set()
-    for path, module in model.named_modules():
+    taps, transposed = [], set()
+    for path, module in named_modules(model):
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
         if id(module) in coded:
-            own, kind = (
-                {"weight": wanted.get(id(coded[id(module)].stored)), "bias": own.get("bias")},
-                QUANTISED,
-            )
+            stored = coded[id(module)].stored
+            own, kind = {"weight": wanted.get(id(stored)), "bias": own.get("bias")}, QUANTISED
         if not any(own.values()) and kind != EMBEDDING:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
-            unknown += [f"{name} ({type(module).__name__})" for name in own.values() if name]
+            watched = tuple((attribute, name) for attribute, name in own.items() if name)
+            taps.append(Tap(path, module, WATCHED, None, None, watched=watched))
             continue
         norm, eps = norm_formula(module) if kind == NORM else (None, 0.0)
         taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
         if kind == CONV1D and own.get("weight"):
             transposed.add(own["weight"])
-    if unknown:
-        raise GvendiError(
-            f"no sketch is known for the parameters {', '.join(unknown)}; leave them out with "
-            "exclude=[patterns] (the coverage of the result then says how much is sketched)"
-        )
-    sizes = {names[id(p)]: p.numel() for p in every.values()}
-    sizes |= {names[id(layer.stored)]: layer.size for layer in coded.values()}
+    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
     return Layout(
         taps=taps,
         sketched=sum(sizes[name] for name in wanted.values()),
         total=sum(sizes[name] for name in trainable),
         transposed=frozenset(transposed),
         names=list(wanted.values()),
-        sizes=sizes,
         quantised=list(coded.values()),
     )
 
@@ -141,10 +146,12 @@ def in_groups(taps: Sequence[Tap], group_of: Mapping[str, int]) -> list[Tap]:
     """
     found = []
     for tap in taps:
-        names = [name for name in (tap.weight, tap.bias) if name]
-        numbers = [group_of[name] for name in names]
+        numbers = [group_of[name] for name in tap.names]
         if len(set(numbers)) < 2:
             found.append(replace(tap, group=numbers[0] if numbers else None))
+        elif tap.watched:
+            parts = {number: [w for w in tap.watched if group_of[w[1]] == number] for number in numbers}
+            found += [replace(tap, watched=tuple(part), group=number) for number, part in parts.items()]
         else:
             found.append(replace(tap, bias=None, group=numbers[0]))
             found.append(replace(tap, weight=None, group=numbers[1]))
@@ -169,7 +176,8 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
 def module_kind(module: nn.Module) -> str | None:
     """Which tap fits a module's own parameters; None if there is none."""
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return LINEAR
+        # What takes the place of its forward may do anything; a device map's hook does what the class does.
+        return LINEAR if "forward" not in module.__dict__ or hasattr(module, "_hf_hook") else None
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return CONV1D
     if isinstance(module, nn.Embedding):

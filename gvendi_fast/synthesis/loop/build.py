@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gvendi_fast.base.differences import differences
+from gvendi_fast.base.differences import PARAMETERS, comparable, differences, same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.kinds import kind_of
@@ -20,8 +20,9 @@ from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.records import readable
 from gvendi_fast.data.rows import Fields, Reason, record_id
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.sketched_parameters import differing_from
 from gvendi_fast.data.sources import records_of_file
-from gvendi_fast.sketching.corpus import Settings, sketch_corpus, spec_of
+from gvendi_fast.sketching.corpus import Settings, parameters_of, sketch_corpus, spec_of
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.synthesis.config.config import Config
@@ -147,9 +148,13 @@ def open_pool(
     if is_run_directory(data):
         run = RunDirectory.load(data[0])
         wanted = spec_of(proxy, sketcher, settings, run.spec["max_tokens"])
-        if run.sketch_spec != wanted:
-            differing = differences(wanted, run.sketch_spec)
-            shown = "\n".join(f"  {key}: {there} there, {here} in proxy" for key, here, there in differing)
+        if not same_spec(run.sketch_spec, wanted):
+            renamed = differing_from(run.path, run.sketch_spec, parameters_of(sketcher))
+            differing = differences(*comparable(wanted, run.sketch_spec))
+            shown = "\n".join(
+                renamed if key == PARAMETERS and renamed else f"  {key}: {there} there, {here} in proxy"
+                for key, here, there in differing
+            )
             raise GvendiError(
                 f"pool.data: '{data[0]}' was sketched with other settings than the section proxy says\n{shown}"
             )

@@ -18,6 +18,7 @@ from gvendi_fast.kernels.backends.cpu.extension import (
 )
 from gvendi_fast.kernels.backends.cpu.sketches import (
     dense_sketch,
+    expert_sketch,
     fold_hadamard,
     linear_sketch,
     softmax_fold,
@@ -33,6 +34,7 @@ __all__ = [
     "current_isa",
     "dense_sketch",
     "entropy",
+    "expert_sketch",
     "fold_hadamard",
     "gain",
     "linear_sketch",
@@ -62,6 +64,8 @@ def why_not(op: str, *tensors: torch.Tensor) -> str | None:
     """The reason why the kernels cannot run `op` on these tensors, or None."""
     if missing:
         return missing
+    if not hasattr(_cpu, op):
+        return f"the compiled kernels were built before there was {op}; run pip install again"
     dtypes = _GAIN_DTYPES if op == "gain" else _DTYPES
     # The second tensor of a covariance is its float64 sum.
     for tensor in tensors[:1] if op == "covariance" else tensors:

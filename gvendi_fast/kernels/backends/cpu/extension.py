@@ -6,11 +6,12 @@ import os
 import weakref
 
 # torch comes first: the extension then shares its OpenMP runtime instead of starting a second pool of threads.
+import numpy as np
 import torch
 
 from gvendi_fast.base._version import __version__
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.kernels.sketch_matrix import RUN, Table
+from gvendi_fast.kernels.sketch_matrix import RUN, ExpertTables, Table
 
 try:
     # Imported by its full name: `from gvendi_fast import` would load the public face, which is above this room.
@@ -29,7 +30,7 @@ except ImportError as error:
         "with GVENDI_REQUIRE_EXT=1 to see why the build fails"
     )
 
-_packed: weakref.WeakKeyDictionary[Table, object] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[Table | ExpertTables, object] = weakref.WeakKeyDictionary()
 
 
 def available_isas() -> list[str]:
@@ -82,6 +83,17 @@ def pack(table: Table):
         bucket, sign = table.bucket, table.sign
         packed = _cpu.Table(table.dim, table.width, bucket.ctypes.data, sign.ctypes.data)
         _packed[table] = packed
+    return packed
+
+
+def pack_experts(tables: ExpertTables):
+    """The tables of all experts in the kernels' order, made once."""
+    packed = _packed.get(tables)
+    if packed is None:
+        bucket, sign = (np.ascontiguousarray(side) for side in (tables.bucket, tables.sign))
+        shape = tables.dim, tables.experts, tables.width
+        packed = _cpu.ExpertTables(*shape, bucket.ctypes.data, sign.ctypes.data)
+        _packed[tables] = packed
     return packed
 
 

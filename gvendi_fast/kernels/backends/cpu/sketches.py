@@ -10,6 +10,7 @@ from gvendi_fast.kernels.backends.cpu.extension import (
     as_matrix,
     as_part,
     pack,
+    pack_experts,
     thread_buffers,
     thread_count,
     whole_runs,
@@ -33,6 +34,30 @@ def linear_sketch(a, a_table, parts, segments, out) -> None:
         [as_part(e, table) for e, table in parts],
         segments.data_ptr(),
         samples,
+        dim,
+        partial.data_ptr(),
+        buffers.data_ptr(),
+        out.data_ptr(),
+        threads,
+    )
+
+
+def expert_sketch(a, e, experts, samples, a_tables, e_tables, out) -> None:
+    count, dim = out.shape
+    threads = thread_count()
+    # A chunk for every CHUNK_ROWS rows of a sample, and one for what is left of each.
+    partial = torch.empty((len(e) // _cpu.CHUNK_ROWS + count) * dim, dtype=torch.float32)
+    buffers = thread_buffers(threads, dim)
+    _cpu.expert_sketch(
+        as_matrix(e if a is None else a),
+        None if a is None else pack_experts(a_tables),
+        as_matrix(e),
+        pack_experts(e_tables),
+        experts.data_ptr(),
+        samples.data_ptr(),
+        len(e),
+        e_tables.experts,
+        count,
         dim,
         partial.data_ptr(),
         buffers.data_ptr(),

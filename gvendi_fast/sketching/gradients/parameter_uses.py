@@ -1,0 +1,454 @@
+"""Every use of a parameter for which no tap of a whole module is known.
+
+Such parameters are *watched*. While the model's own forward runs, `ParameterUses` sees every operation. What is
+computed from parameters alone (views, W[e], transposes, casts, -exp(A_log)) stays parameter-side: autograd links it to
+a leaf that stands for the parameter. Where a parameter-side tensor meets an activation, the handler of that operation
+gives the output, with a node of the probe (`probe.py`) in autograd's graph, and no weight gradient is formed.
+
+An operation without a handler raises GvendiError. What no handler saw would leave a gradient at a leaf, which the
+backward pass asks for, so nothing is missed in silence.
+
+A handler is registered with `@handles(functions...)` and is a function `handler(use: Use) -> output`: it runs the
+operation with what it puts in place of each parameter-side tensor (`use.run`), and the values are those of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_name
+from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
+from gvendi_fast.sketching.gradients.token_rows import TokenRows
+
+Handler = Callable[["Use"], Any]
+# By function: handlers with a condition first, then the one for every use.
+_HANDLERS: dict[Any, list[tuple[Callable[[Use], bool] | None, Handler]]] = {}
+# Where a parameter-side tensor keeps what is known of it: it goes with the tensor.
+_SIDE = "_gvendi_side"
+
+
+def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Callable[[Handler], Handler]:
+    """Registers a handler for functions as a TorchFunctionMode sees them: torch.matmul, Tensor.__matmul__, ...
+
+    when: which uses of them it is for; all that no other handler is for, if not given.
+    """
+
+    def register(handler: Handler) -> Handler:
+        for function in functions:
+            known = _HANDLERS.setdefault(function, [])
+            known.insert(len(known) if when is None else 0, (when, handler))
+        return handler
+
+    return register
+
+
+def _handler(use: Use) -> Handler | None:
+    known = _HANDLERS.get(use.function, ())
+    return next((handler for when, handler in known if when is None or when(use)), None)
+
+
+@dataclass
+class Watched:
+    """A parameter that is watched.
+
+    name: of the parameter. path, module, attribute: where it is.
+    group: number of its sketch group, None where sketches are not kept by group.
+    stacked: its first axis numbers experts, each a parameter of its own (`expert_name`). transposed: it is stored as
+        [I, O]. Both as the first use shows, which the trial at construction sees; None before.
+    """
+
+    name: str
+    path: str
+    module: nn.Module
+    attribute: str
+    group: int | None = None
+    stacked: bool | None = None
+    transposed: bool | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The tensor, which may be another one than at the trial."""
+        return self.module._parameters[self.attribute]
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.name!r} ({type(self.module).__name__})"
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a parameter-side tensor comes from.
+
+    of, leaves: the parameters that it was computed from, and the leaf of autograd's graph that stands for each.
+    view: the same coordinates as a view of the parameter itself (of its leaf), None where it is no plain part of one.
+    index: int64; the tensor is view[index] along the first axis of `view`, None where it is `view` itself.
+    """
+
+    of: tuple[Watched, ...]
+    leaves: tuple[Tensor, ...]
+    view: Tensor | None = None
+    index: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A parameter-side tensor in an operation: its value, differentiable back to the leaves, and its origin."""
+
+    value: Tensor
+    origin: Origin
+
+    @property
+    def of(self) -> tuple[Watched, ...]:
+        """The parameters that it was computed from."""
+        return self.origin.of
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass over a batch of B samples of T positions gives to nodes.
+
+    probe float32 [B, K]; group_probes: of each sketch group, empty where sketches are not kept by group.
+    segments int64 [B, 2] on the CPU: the rows of the flattened batch in which a gradient can differ from zero.
+    """
+
+    spec: SketchSpec
+    probe: Tensor
+    group_probes: tuple[Tensor, ...]
+    segments: Tensor
+    samples: int
+    length: int
+
+    def probes(self, watched: Sequence[Watched]) -> tuple[Tensor, ...]:
+        """The probe, then that of the group of each of these parameters where sketches are kept by group."""
+        if not self.group_probes:
+            return (self.probe,)
+        return self.probe, *(self.group_probes[w.group] for w in watched)
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """An operation in which parameter-side tensors meet an activation.
+
+    function, args, kwargs: the call, in which parameter-side tensors are the values of `sides`.
+    sides: the parameter-side arguments in the order of the call; what was computed from several is one of them.
+    current: the pass. rows: which sample a row of an activation belongs to (`rows.samples(x)`).
+    """
+
+    function: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    sides: tuple[Side, ...]
+    current: Pass
+    rows: TokenRows
+
+    def side(self, x: Any) -> Side | None:
+        """The side whose value x is; None for an activation, a number and None."""
+        return next((side for side in self.sides if side.value is x), None)
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument that comes by place or by name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    def run(self, put: Callable[[Side], Tensor] = lambda side: side.value.detach()) -> Any:
+        """The operation with put(side) in place of each side; detached, so that no weight gradient is formed."""
+
+        def placed(x: Any) -> Any:
+            side = self.side(x) if isinstance(x, Tensor) else None
+            return x if side is None else put(side)
+
+        args = tuple(_mapped(x, placed) for x in self.args)
+        return self.function(*args, **{name: _mapped(x, placed) for name, x in self.kwargs.items()})
+
+    def expanded(self, side: Side, shape: Sequence[int], by_sample: Callable[[Tensor], Tensor]) -> Tensor:
+        """The side's value broadcast to `shape`, with a node that sketches its gradient.
+
+        by_sample: from the gradient of that shape to each sample's gradient of the side's value, [B, *its shape].
+        """
+        return ExpandedSide.apply(
+            side.value.detach(), tuple(shape), by_sample, side, self.current, *self.current.probes(side.of)
+        )
+
+    def unknown(self, why: str) -> GvendiError:
+        """The error for a use that cannot be sketched."""
+        names = ", ".join(w.where for side in self.sides for w in side.of)
+        patterns = list(dict.fromkeys(w.name for side in self.sides for w in side.of))
+        return GvendiError(
+            f"no sketch is known for the parameters {names} as {name_of(self.function)} uses them: {why}; leave them "
+            f"out with exclude={patterns} (the coverage of the result then says how much is sketched)"
+        )
+
+
+class ExpandedSide(torch.autograd.Function):
+    """A parameter-side tensor, broadcast; its gradient by sample is pulled back to the parameters and sketched."""
+
+    @staticmethod
+    def forward(
+        ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor
+    ) -> Tensor:
+        ctx.by_sample, ctx.side, ctx.current, ctx.home = by_sample, side, current, probes[0].device
+        ctx.count = len(probes) - 1
+        return value.expand(shape)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        sketches = sketch_by_sample(ctx.side, ctx.by_sample(gradient), ctx.current.spec)
+        return None, None, None, None, None, *for_probes(sketches, ctx.home, ctx.count)
+
+
+def for_probes(sketches: Sequence[Tensor], home: torch.device, groups: int) -> tuple[Tensor, ...]:
+    """What a node returns for `Pass.probes`: the sum of its parameters' sketches, and each by itself if grouped."""
+    sketches = [z.to(home) for z in sketches]
+    total = sketches[0] if len(sketches) == 1 else torch.stack(sketches).sum(dim=0)
+    return total, *(sketches if groups else ())
+
+
+def sketch_by_sample(side: Side, gradient: Tensor, spec: SketchSpec) -> list[Tensor]:
+    """The sketch float32 [B, K] of each parameter of a side; gradient [B, *side's shape] of its value by each sample.
+
+    Pulled back to the parameters by one batched product, and sketched as `reference.sketch_of_gradient` defines.
+    """
+    leaves = side.origin.leaves
+    gradient = gradient.to(side.value.dtype)
+    if len(leaves) == 1 and side.value is leaves[0]:
+        pulled: Sequence[Tensor] = [gradient]
+    else:
+        pulled = torch.autograd.grad(
+            side.value, leaves, gradient, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
+    found = []
+    for watched, leaf, own in zip(side.of, leaves, pulled, strict=True):
+        whole = own if own is not None else leaf.new_zeros((len(gradient), *leaf.shape))
+        found.append(sketch_of_gradients(watched, whole.detach(), spec))
+    return found
+
+
+def sketch_of_gradients(watched: Watched, gradient: Tensor, spec: SketchSpec) -> Tensor:
+    """The sketch float32 [B, K] of a parameter's gradients [B, *its shape], formed whole: for small parameters."""
+    out = gradient.new_zeros((len(gradient), spec.dim), dtype=torch.float32)
+    if not watched.stacked:
+        _add_sketch(watched.name, gradient, bool(watched.transposed), spec, out)
+        return out
+    for expert in range(gradient.shape[1]):
+        _add_sketch(
+            expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out
+        )
+    return out
+
+
+def _add_sketch(name: str, gradient: Tensor, transposed: bool, spec: SketchSpec, out: Tensor) -> None:
+    sketch, samples = layer_sketch(spec), len(gradient)
+    if gradient.dim() <= 2:
+        rows = gradient.reshape(samples, -1).contiguous()
+        sketch.vector(name, None, rows, _spans(samples, 1), out)
+        return
+    matrix = gradient.transpose(1, 2) if transposed else gradient.flatten(2)
+    height, width = matrix.shape[1:]
+    # Row o of a gradient is what an embedding's gradient is for token o.
+    ids = torch.arange(height, device=gradient.device).repeat(samples)
+    rows = matrix.reshape(samples * height, width).contiguous()
+    sketch.token(name, height, ids, rows, _spans(samples, height), out)
+
+
+def _spans(samples: int, rows: int) -> Tensor:
+    begins = torch.arange(samples, dtype=torch.int64) * rows
+    return torch.stack([begins, begins + rows], dim=1)
+
+
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+    for w in watched:
+        if w.stacked is None:
+            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
+            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
+            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
+
+
+# Operations whose output has the coordinates of its input in their own order: a cast, a copy.
+_COPIES = {
+    torch.clone, Tensor.clone, Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.double,
+    Tensor.half, Tensor.bfloat16, Tensor.cuda, Tensor.cpu,
+}  # fmt: skip
+# Property reads that are operations, and those that give a tensor without its gradient; most give no tensor.
+_GETTERS = {Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.mH.__get__}
+_GETS_NO_PART = {Tensor.data.__get__, Tensor.grad.__get__}
+_GATHERS = {Tensor.__getitem__, torch.index_select, Tensor.index_select, nn.functional.embedding}
+
+
+class ParameterUses(TorchFunctionMode):
+    """Inside this block every operation of a pass is seen; see the top of this file."""
+
+    def __init__(self, watched: Sequence[Watched], current: Pass) -> None:
+        super().__init__()
+        self.current, self.rows = current, TokenRows(current.samples, current.length)
+        self.leaves: dict[str, Tensor] = {}
+        self._watched = {id(w.parameter): w for w in watched}
+        # Ids of tensors are those of this pass alone.
+        self._mark = object()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") == "__get__" and function not in _GETTERS:
+            out = function(*args, **kwargs)
+            if not isinstance(out, Tensor) or function in _GETS_NO_PART:
+                return out
+        sides = list(self._sides((args, kwargs))) if self._watched else []
+        if not sides or not torch.is_grad_enabled():
+            out = function(*args, **kwargs)
+            self.rows.follow(function, args, kwargs, out)
+            return out
+        found = {id(given): side for given, side in sides}
+
+        def placed(x: Any) -> Any:
+            return found[id(x)].value if id(x) in found else x
+
+        args = tuple(_mapped(x, placed) for x in args)
+        kwargs = {name: _mapped(x, placed) for name, x in kwargs.items()}
+        values = [side for _, side in sides]
+        if not self._meets_activation(values, (args, kwargs)):
+            out = function(*args, **kwargs)
+            for place, x in enumerate(_outputs(out)):
+                if isinstance(x, Tensor) and x.requires_grad:
+                    self._note(x, self._origin(function, args, kwargs, values, out, place, x))
+            return out
+        use = Use(function, args, kwargs, tuple(values), self.current, self.rows)
+        handler = _handler(use)
+        if handler is None:
+            out = function(*args, **kwargs)
+            # A comparison or a shape passes no gradient.
+            if any(isinstance(x, Tensor) and x.requires_grad for x in _outputs(out)):
+                raise use.unknown("an operation that is not known here")
+            return out
+        out = handler(use)
+        self.rows.follow(function, args, kwargs, out)
+        return out
+
+    def missed(self, gradients: Sequence[Tensor | None]) -> None:
+        """Raises GvendiError if a leaf got a gradient: `gradients` of the loss for `leaves`, in their order."""
+        names = [name for name, g in zip(self.leaves, gradients, strict=True) if g is not None]
+        if names:
+            raise GvendiError(
+                f"the parameters {', '.join(map(repr, names))} are used by an operation that hides what it does (an "
+                "autograd function of its own), so their sketch would not be whole; leave them out with "
+                f"exclude={names}"
+            )
+
+    def _sides(self, values: Any) -> Iterator[tuple[Tensor, Side]]:
+        """Every parameter-side tensor of a call, once, as given and as a side."""
+        seen: set[int] = set()
+        for x in _tensors(values):
+            if id(x) in seen:
+                continue
+            seen.add(id(x))
+            side = self._side(x)
+            if side is not None:
+                yield x, side
+
+    def _side(self, x: Tensor) -> Side | None:
+        watched = self._watched.get(id(x))
+        if watched is not None:
+            leaf = self.leaves.get(watched.name)
+            if leaf is None:
+                leaf = self.leaves[watched.name] = x.detach().requires_grad_()
+            return Side(leaf, Origin((watched,), (leaf,), leaf.detach()))
+        note = x.__dict__.get(_SIDE)
+        return Side(x, note[1]) if note is not None and note[0] is self._mark else None
+
+    def _note(self, x: Tensor, origin: Origin) -> None:
+        x.__dict__[_SIDE] = self._mark, origin
+
+    def _meets_activation(self, sides: Sequence[Side], values: Any) -> bool:
+        own = {id(side.value) for side in sides}
+        return any(x.requires_grad and id(x) not in own for x in _tensors(values))
+
+    def _origin(
+        self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor
+    ) -> Origin:
+        """The origin of what an operation on parameter-side tensors alone gave."""
+        leaf_of = {w.name: (w, leaf) for s in sides for w, leaf in zip(s.of, s.origin.leaves, strict=True)}
+        of, leaves = zip(*leaf_of.values(), strict=True)
+        view, index = self._place(function, args, kwargs, sides, place, x)
+        return Origin(of, leaves, view, index)
+
+    def _place(self, function, args, kwargs, sides: Sequence[Side], place: int, x: Tensor):
+        """(view, index) of `Origin` for output number `place`, x, of an operation."""
+        own, origin = sides[0].value, sides[0].origin
+        if len(sides) > 1 or origin.view is None:
+            return None, None
+        if function in _COPIES and x.shape == own.shape:
+            return origin.view, origin.index
+        if origin.index is not None:
+            return None, None
+        if _share(x, origin.view):
+            return x.detach(), None
+        if _share(x, own):
+            return _replayed(function, args, kwargs, own, origin.view, place), None
+        return _gathered(function, args, kwargs, origin.view) if function in _GATHERS else (None, None)
+
+
+def _replayed(function, args, kwargs, own: Tensor, view: Tensor, place: int) -> Tensor | None:
+    """What a view of a cast parameter is of the parameter itself: the same function, done to its coordinates."""
+
+    def placed(x: Any) -> Any:
+        return view if x is own else x
+
+    out = function(*(_mapped(x, placed) for x in args), **{n: _mapped(x, placed) for n, x in kwargs.items()})
+    x = _outputs(out)[place]
+    return x if _share(x, view) else None
+
+
+def _gathered(function, args, kwargs, view: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(view, index) where integers pick along the first axis; (None, None) for another pick."""
+    if function is nn.functional.embedding:
+        index = args[0] if args else kwargs["input"]
+    elif function is Tensor.__getitem__:
+        index, *others = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if any(not isinstance(k, slice) or k != slice(None) for k in others):
+            return None, None
+    elif (args[1] if len(args) > 1 else kwargs["dim"]) in (0, -view.dim()):
+        index = args[2] if len(args) > 2 else kwargs["index"]
+    else:
+        return None, None
+    is_number = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32)
+    return (view, index) if is_number else (None, None)
+
+
+def _share(x: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are parts of one memory. By the storage, for on the meta device all addresses are 0."""
+    return x.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors of a call, also inside its lists, tuples and mappings."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for x in values:
+            yield from _tensors(x)
+    elif isinstance(values, dict):
+        for x in values.values():
+            yield from _tensors(x)
+
+
+def _mapped(x: Any, change: Callable[[Any], Any]) -> Any:
+    """A call's argument with its tensors changed, also inside lists and tuples."""
+    if isinstance(x, (tuple, list)) and any(True for _ in _tensors(x)):
+        items = [_mapped(item, change) for item in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    return change(x)
+
+
+def _outputs(out: Any) -> Sequence[Any]:
+    return out if isinstance(out, (tuple, list)) else (out,)
+
+
+def name_of(function: Any) -> str:
+    """A function's name for messages."""
+    return resolve_name(function) or getattr(function, "__qualname__", None) or str(function)

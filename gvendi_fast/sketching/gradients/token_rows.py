@@ -1,0 +1,423 @@
+"""Which sample a row of an activation belongs to, where tokens are picked, sorted, repeated and put together anew.
+
+The batch has B samples of T positions. A tensor is *natural* if its first axis has B entries (one a sample) or B T (the
+flattened batch): so is nearly everything in a model, and nothing is kept of it. Of a tensor that is not, or only by
+chance, what is known is kept with it: the axis along which samples run, or a number of the sample for every row. It is
+found by doing to the numbers what the model does to the rows (index, split, repeat, reshape, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROWS = "_gvendi_rows"
+
+
+@dataclass(frozen=True)
+class Along:
+    """Samples run along one axis, `each` entries a sample."""
+
+    axis: int
+    each: int
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """The sample of every entry: int64, of the tensor's axes, with size 1 along those on which it does not depend."""
+
+    samples: Tensor
+
+
+# Of a tensor of which nothing is known.
+UNKNOWN = object()
+
+
+class TokenRows:
+    """The rows of all activations of a pass over B samples of T positions."""
+
+    def __init__(self, samples: int, length: int) -> None:
+        self.samples_count, self.length = samples, length
+        self._mark = object()
+
+    def of(self, x: Tensor) -> Along | Numbers | object:
+        """What is known of a tensor."""
+        note = x.__dict__.get(_ROWS)
+        if note is not None and note[0] is self._mark:
+            return note[1]
+        return self._natural(x.shape)
+
+    def is_natural(self, x: Tensor) -> bool:
+        """Whether x has its samples one after the other along its first axis, all of one size."""
+        found = self.of(x)
+        return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
+
+    def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
+        """The sample of each of the R rows of x, int64 [R] on its device; None if unknown. Axis `feature` has no rows."""
+        shape = list(x.shape)
+        feature %= len(shape)
+        del shape[feature]
+        if self.samples_count == 1:
+            return torch.zeros(math.prod(shape), dtype=torch.int64, device=x.device)
+        numbers = self._numbers(x, self.of(x))
+        if numbers is None or numbers.shape[feature] != 1:
+            return None
+        return numbers.squeeze(feature).expand(shape).reshape(-1)
+
+    def carry(self, x: Tensor, y: Tensor) -> None:
+        """What is known of the rows of x is known of those of y, which an operation out of sight made of them."""
+        note = x.__dict__.get(_ROWS)
+        if note is not None:
+            y.__dict__[_ROWS] = note
+
+    def follow(self, function: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+        """Keep what is known of the rows of what an operation gave."""
+        if self.samples_count == 1:
+            return
+        rule = _RULES.get(function)
+        if rule is not None:
+            rule(self, function, args, kwargs, out)
+        else:
+            self._same_rows(args, kwargs, out)
+
+    def _natural(self, shape: Sequence[int]) -> Along | object:
+        if len(shape) and shape[0] == self.samples_count * self.length:
+            return Along(0, self.length)
+        if len(shape) and shape[0] == self.samples_count:
+            return Along(0, 1)
+        return UNKNOWN
+
+    def _is_noted(self, x: Tensor) -> bool:
+        note = x.__dict__.get(_ROWS)
+        return note is not None and note[0] is self._mark
+
+    def _keep(self, x: Any, known: Along | Numbers | object) -> None:
+        if not isinstance(x, Tensor):
+            return
+        if known == self._natural(x.shape):
+            x.__dict__.pop(_ROWS, None)
+        else:
+            x.__dict__[_ROWS] = self._mark, known
+
+    def _numbers(self, x: Tensor, known: Along | Numbers | object) -> Tensor | None:
+        if isinstance(known, Numbers):
+            return known.samples
+        if not isinstance(known, Along):
+            return None
+        shape = [1] * x.dim()
+        shape[known.axis] = -1
+        return (torch.arange(x.shape[known.axis], device=x.device) // known.each).view(shape)
+
+    def _same_rows(self, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+        """The rule of an operation whose output has the rows of its input: arithmetic, activations, products."""
+        inputs = [x for x in _flat((args, tuple(kwargs.values()))) if x.is_floating_point()]
+        noted = [x for x in inputs if self._is_noted(x)]
+        if not noted:
+            return
+        for y in _flat(out):
+            if not y.requires_grad or any(y is x for x in noted):
+                continue
+            # What is natural stays so: a residual to which experts' outputs are added.
+            plain = any(x.requires_grad and x.shape == y.shape and not self._is_noted(x) for x in inputs)
+            if plain and self._natural(y.shape) is not UNKNOWN:
+                y.__dict__.pop(_ROWS, None)
+                continue
+            fitting = [self.of(x) for x in noted if self._fits(self.of(x), x, y)]
+            known = next((k for k in fitting if k is not UNKNOWN), UNKNOWN)
+            self._keep(y, known)
+
+    @staticmethod
+    def _fits(known: Along | Numbers | object, x: Tensor, y: Tensor) -> bool:
+        if x.dim() != y.dim():
+            return False
+        if isinstance(known, Along):
+            return x.shape[known.axis] == y.shape[known.axis]
+        if isinstance(known, Numbers):
+            return all(n in (1, size) for n, size in zip(known.samples.shape, y.shape, strict=True))
+        return True
+
+
+def _flat(values: Any) -> list[Tensor]:
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, (tuple, list)):
+        return [x for value in values for x in _flat(value)]
+    return []
+
+
+def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
+    """view, reshape, flatten, squeeze, unsqueeze: axes are split and merged, and entries stay in order."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor) or not isinstance(out, Tensor) or not x.is_floating_point():
+        return
+    known = rows.of(x)
+    if known is UNKNOWN:
+        return rows._keep(out, UNKNOWN) if rows._is_noted(x) else None
+    for old, new in _segments(x.shape, out.shape):
+        if isinstance(known, Along) and known.axis in old:
+            inner = math.prod(x.shape[a] for a in old if a > known.axis)
+            outer = math.prod(x.shape[a] for a in old if a < known.axis)
+            sizes = [(a, out.shape[a], math.prod(out.shape[b] for b in new if b > a)) for a in new]
+            if outer == 1:
+                # Entry i of axis a begins at i * rest of the merged axis, of which each * inner are a sample's.
+                each = known.each * inner
+                for axis, size, rest in sizes:
+                    if size * rest == x.shape[known.axis] * inner and each % rest == 0:
+                        return rows._keep(out, Along(axis, each // rest))
+    numbers = rows._numbers(x, known)
+    sizes_before, sizes_after = list(numbers.shape), [1] * out.dim()
+    for old, new in _segments(x.shape, out.shape):
+        if any(numbers.shape[a] != 1 for a in old):
+            for a in old:
+                sizes_before[a] = x.shape[a]
+            for a in new:
+                sizes_after[a] = out.shape[a]
+    rows._keep(out, Numbers(numbers.expand(sizes_before).reshape(sizes_after)))
+    return None
+
+
+def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of axes of both shapes that hold the same entries."""
+    found, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        left, right, a, b = [], [], 1, 1
+        while True:
+            if a <= b and i < len(old) and (a < b or not left):
+                a *= old[i]
+                left.append(i)
+                i += 1
+            elif j < len(new) and (b < a or not right):
+                b *= new[j]
+                right.append(j)
+                j += 1
+            else:
+                break
+            if a == b and left and right:
+                break
+        if not left and not right:
+            break
+        found.append((left, right))
+    return found
+
+
+def _permuted(rows: TokenRows, function, args, kwargs, out) -> None:
+    """transpose, permute, movedim, T."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return
+    known = rows.of(x)
+    if isinstance(known, Along):
+        # Sizes that differ show where an axis goes.
+        marker = torch.empty(tuple(range(2, 2 + x.dim())), device="meta")
+        moved = function(marker, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
+        rows._keep(out, Along(list(moved.shape).index(2 + known.axis), known.each))
+    elif isinstance(known, Numbers):
+        rows._keep(out, Numbers(function(known.samples, *args[1:], **kwargs)))
+    elif rows._is_noted(x):
+        rows._keep(out, UNKNOWN)
+
+
+def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
+    """index, select, split, expand, repeat, gather, ...: done to the numbers of the rows as to the rows."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not any(y.requires_grad for y in _flat(out)):
+        return
+    known = rows.of(x)
+    if known is UNKNOWN:
+        if rows._is_noted(x):
+            for y in _flat(out):
+                rows._keep(y, UNKNOWN)
+        return
+    if isinstance(known, Along) and _keeps_first(function, args, kwargs, known, x, out):
+        return
+    numbers, others, named = rows._numbers(x, known), args[1:], dict(kwargs)
+    named.pop("input", None)
+    whole = list(x.shape)
+    if numbers.shape[-1] == 1 and x.dim() > 1 and _leaves_last(function, others, named, x.dim()):
+        # The numbers of a row, not those of its every feature.
+        whole[-1] = 1
+        if function in _GATHERS:
+            others, named = _cut_index(others, named)
+    moved = function(numbers.expand(whole), *others, **named)
+    for y, m in zip(_flat(out), _flat(moved), strict=True):
+        rows._keep(y, Numbers(_narrowed(m)))
+
+
+def _narrowed(numbers: Tensor) -> Tensor:
+    for axis, stride in enumerate(numbers.stride()):
+        if stride == 0 and numbers.shape[axis] > 1:
+            numbers = numbers.narrow(axis, 0, 1)
+    return numbers
+
+
+def _keeps_first(function, args, kwargs, known: Along, x: Tensor, out: Any) -> bool:
+    """Whether a tensor that is natural clearly stays so, so that there is nothing to do."""
+    if known.axis != 0 or any(y.dim() != x.dim() or y.shape[0] != x.shape[0] for y in _flat(out)):
+        return False
+    if function is Tensor.__getitem__:
+        key = args[1] if isinstance(args[1], tuple) else (args[1],)
+        plain = all(isinstance(k, slice) or k is Ellipsis for k in key)
+        return plain and (key[0] is Ellipsis or key[0] == slice(None)) and len(key) <= x.dim()
+    return function in _SPLITS or function in _EXPANDS
+
+
+def _leaves_last(function, others: tuple, named: dict[str, Any], dims: int) -> bool:
+    """Whether an operation does not touch the last axis."""
+    if function is Tensor.__getitem__:
+        key = others[0] if isinstance(others[0], tuple) else (others[0],)
+        if any(k is Ellipsis or isinstance(k, list) for k in key):
+            return False
+        masks = [k.dim() for k in key if isinstance(k, Tensor) and k.dtype == torch.bool]
+        return sum(k is not None for k in key) - len(masks) + sum(masks) < dims
+    if function is Tensor.repeat:
+        sizes = others[0] if len(others) == 1 and isinstance(others[0], (tuple, list, torch.Size)) else others
+        return sizes[-1] == 1
+    place = 1 if function in _SPLITS else 0
+    dim = named.get("dim")
+    if dim is None:
+        if function in _INTERLEAVES:
+            place = 1
+        if len(others) > place and isinstance(others[place], int):
+            dim = others[place]
+        elif function in _SPLITS:
+            dim = 0
+    return isinstance(dim, int) and dim % dims != dims - 1
+
+
+def _cut_index(others: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def cut(value: Any) -> Any:
+        return value[..., :1] if isinstance(value, Tensor) else value
+
+    return tuple(map(cut, others)), {name: cut(value) for name, value in named.items()}
+
+
+def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
+    """cat."""
+    parts = [x for x in _flat(args[0] if args else kwargs.get("tensors")) if x.numel() or x.dim() > 1]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+    if (
+        not parts
+        or not isinstance(dim, int)
+        or not out.requires_grad
+        or any(x.dim() != out.dim() for x in parts)
+    ):
+        return
+    dim %= out.dim()
+    known = [rows.of(x) for x in parts]
+    runs = [k.axis if isinstance(k, Along) else None for k in known]
+    if dim != 0 and all(run == 0 for run in runs):
+        return
+    if any(k is UNKNOWN for k in known):
+        # A constant joined to activations along another axis than that of the rows.
+        left = [(x, k) for x, k in zip(parts, known, strict=True) if k is not UNKNOWN and x.requires_grad]
+        if dim == 0 or not left:
+            return rows._keep(out, UNKNOWN)
+        return rows._keep(out, left[0][1])
+    numbers = [rows._numbers(x, k) for x, k in zip(parts, known, strict=True)]
+    if all(n.shape[dim] == 1 for n in numbers) and dim != 0:
+        return rows._keep(out, known[0])
+    whole = []
+    for x, n in zip(parts, numbers, strict=True):
+        sizes = [
+            1 if a != dim and all(m.shape[a] == 1 for m in numbers) else x.shape[a] for a in range(x.dim())
+        ]
+        whole.append(n.expand(sizes))
+    return rows._keep(out, Numbers(torch.cat(whole, dim)))
+
+
+def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
+    """sum, mean, ...: over axes along which all rows are of one sample."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor) or not rows._is_noted(x):
+        return
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    axes = [dim] if isinstance(dim, int) else dim
+    numbers = rows._numbers(x, rows.of(x))
+    for y in _flat(out):
+        if not y.requires_grad:
+            continue
+        if axes is None or numbers is None or any(numbers.shape[a] != 1 for a in axes):
+            rows._keep(y, UNKNOWN)
+            continue
+        left = numbers
+        if y.dim() < x.dim():
+            for axis in sorted((a % x.dim() for a in axes), reverse=True):
+                left = left.squeeze(axis)
+        along = [axis for axis, size in enumerate(left.shape) if size != 1]
+        known = rows.of(x)
+        if isinstance(known, Along) and len(along) == 1:
+            rows._keep(y, Along(along[0], known.each))
+        else:
+            rows._keep(y, Numbers(left))
+
+
+def _written(rows: TokenRows, function, args, kwargs, out) -> None:
+    """x[key] = y: the rows of y come to x."""
+    x, key, y = args
+    if not isinstance(y, Tensor) or not y.requires_grad or not rows._is_noted(y):
+        return
+    numbers, own = rows._numbers(y, rows.of(y)), rows._numbers(x, rows.of(x))
+    by_row = x.dim() > 1 and _leaves_last(Tensor.__getitem__, (key,), {}, x.dim())
+    if not by_row or numbers is None or numbers.shape[-1] != 1:
+        rows._keep(x, UNKNOWN)
+        return
+    shape = (*x.shape[:-1], 1)
+    own = torch.zeros(shape, dtype=torch.int64, device=x.device) if own is None else own.expand(shape).clone()
+    own[key] = numbers.expand(*y.shape[:-1], 1)
+    rows._keep(x, Numbers(own))
+
+
+def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
+    """index_add and the like: rows are put to their places in what is there, which keeps its own."""
+    if isinstance(out, Tensor) and out is not args[0]:
+        rows.carry(args[0], out)
+
+
+def _both(*names: str) -> list[Any]:
+    """The functions of these names, of torch and of tensors."""
+    return [getattr(place, name) for name in names for place in (torch, Tensor) if hasattr(place, name)]
+
+
+_SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
+_EXPANDS = set(_both("expand", "expand_as"))
+_GATHERS = set(_both("gather", "take_along_dim"))
+_INTERLEAVES = set(_both("repeat_interleave"))
+_RULES: dict[Any, Callable] = {
+    **dict.fromkeys(
+        _both("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"), _reshaped
+    ),
+    **dict.fromkeys(
+        [
+            *_both("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "t"),
+            *(getattr(Tensor, name).__get__ for name in ("T", "mT")),
+        ],
+        _permuted,
+    ),
+    **dict.fromkeys(
+        [
+            Tensor.__getitem__,
+            *_SPLITS,
+            *_EXPANDS,
+            *_GATHERS,
+            *_INTERLEAVES,
+            *_both("index_select", "select", "narrow", "unbind", "repeat", "tile", "flip", "roll", "masked_select"),
+        ],
+        _moved,
+    ),
+    **dict.fromkeys(_both("cat", "concat", "concatenate"), _joined),
+    **dict.fromkeys(_both("sum", "mean", "amax", "amin", "logsumexp", "prod"), _reduced),
+    Tensor.__setitem__: _written,
+    **dict.fromkeys(
+        _both(
+            "index_add", "index_add_", "index_copy", "index_copy_", "scatter_add", "scatter_add_", "scatter",
+            "scatter_", "scatter_reduce", "scatter_reduce_", "index_put", "index_put_", "masked_scatter",
+            "masked_scatter_",
+        ),
+        _of_first,
+    ),
+}  # fmt: skip

@@ -1,0 +1,81 @@
+"""Whether a model's sketches are those of its own gradients: alone, padded on either side, and batched.
+
+What is wanted is the sketch, by the definition, of the gradient that autograd gives over all parameters for a sample by
+itself. A parameter that the loss does not reach has a zero gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from small_models import FP32_RELATIVE, SPEC, pad, samples
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.kernels import reference
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+
+EXACT, REFUSED, WRONG = "exact", "refused", "wrong"
+ALONE, RIGHT, LEFT, BATCHED = "alone", "padded right", "padded left", "batched"
+CASES = (ALONE, RIGHT, LEFT, BATCHED)
+
+
+@dataclass
+class Finding:
+    """status: EXACT, REFUSED or WRONG. errors: by case, the largest of all samples. detail: why, where not exact."""
+
+    status: str
+    detail: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+    share: float = 0.0
+
+
+def wanted_sketch(model: torch.nn.Module, sketcher: GradientSketcher, ids, labels) -> torch.Tensor:
+    """By the definition, float64 [K]: the sketch of autograd's gradient of one sample by itself."""
+    parameters = dict(model.named_parameters())
+    chosen = {name: parameters[name] for name in sketcher.parameters}
+    flags = {name: p.requires_grad for name, p in parameters.items()}
+    for p in chosen.values():
+        p.requires_grad_(True)
+    try:
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[:-1].float(), labels[1:], reduction="sum")
+        found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+    finally:
+        for name, p in parameters.items():
+            p.requires_grad_(flags[name])
+    gradients = {name: g for name, g in zip(chosen, found, strict=True) if g is not None}
+    stacked = getattr(sketcher, "stacked", frozenset())
+    return reference.sketch_of_gradient(gradients, sketcher.spec, sketcher.transposed, stacked)
+
+
+def case_errors(model: torch.nn.Module, sketcher: GradientSketcher, rows=None) -> dict[str, float]:
+    """The largest relative error of each case over the samples."""
+    rows = samples() if rows is None else rows
+    wanted = [wanted_sketch(model, sketcher, *row) for row in rows]
+    width = max(len(ids) for ids, _ in rows) + 3
+    got = {
+        ALONE: torch.stack([sketcher(ids[None], labels[None])[0] for ids, labels in rows]),
+        RIGHT: torch.stack([sketcher(*pad([row], to=width))[0] for row in rows]),
+        LEFT: torch.stack([sketcher(*pad([row], side="left", to=width))[0] for row in rows]),
+        BATCHED: sketcher(*pad(rows)),
+    }
+    return {
+        case: max(float((z.double() - w).norm() / w.norm()) for z, w in zip(found, wanted, strict=True))
+        for case, found in got.items()
+    }
+
+
+def judge(model: torch.nn.Module, spec: SketchSpec = SPEC, most: float = FP32_RELATIVE, **more) -> Finding:
+    """What the sketcher makes of a model; `more` goes to it."""
+    try:
+        sketcher = GradientSketcher(model, spec, **more)
+        errors = case_errors(model, sketcher)
+    except GvendiError as error:
+        return Finding(REFUSED, " ".join(str(error).split()))
+    share = sketcher.coverage.share
+    bad = [case for case, error in errors.items() if not error <= most]
+    if not bad:
+        return Finding(EXACT, errors=errors, share=share)
+    return Finding(WRONG, ", ".join(f"{case} {errors[case]:.1e}" for case in bad), errors, share)
