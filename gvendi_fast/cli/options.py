@@ -261,11 +261,12 @@ Layers = Annotated[
         metavar="PRESET",
         autocompletion=values(
             *("all", "no-embedding", "no-head", "no-embedding-or-head", "no-norm", "attention", "mlp"),
-            *("first-half", "last-half"),
+            *("expert", "no-expert", "no-router", "first-half", "last-half"),
         ),
         help="Which kinds of layers are sketched: all (the default), no-embedding, no-head, no-embedding-or-head, "
-        "no-norm, attention, mlp, first-half or last-half (of the blocks). A run directory has what it was sketched "
-        "with: others can be chosen later only from --sketch-groups.",
+        "no-norm, attention, mlp (experts and routers with it), expert, no-expert, no-router, first-half or last-half "
+        "(of the blocks). A run directory has what it was sketched with: others can be chosen later only from "
+        "--sketch-groups.",
     ),
 ]
 Parameters = Annotated[

@@ -11,6 +11,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.proxy.encode import Sample, collate
+from gvendi_fast.sketching.proxy.text_config import positions_of
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
@@ -62,7 +63,7 @@ def choose_batch_tokens(
         if device.type != "cuda":
             return CPU_BATCH_TOKENS
         memory = GpuMemory(device)
-    positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_LENGTH
+    positions = positions_of(sketcher.model.config) or TRIAL_LENGTH
     length = min(TRIAL_LENGTH, positions)
     found: list[tuple[int, int]] = []
     for tokens in TRIALS:

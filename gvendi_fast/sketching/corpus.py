@@ -50,6 +50,7 @@ from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, evenly, look
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
+from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
@@ -187,7 +188,7 @@ def sketch_corpus(
         progress.note(note)
     check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    positions = getattr(proxy.model.config, "max_position_embeddings", None)
+    positions = positions_of(proxy.model.config)
     limit = longest(proxy.name, positions, settings.max_tokens)
     encoder = Encoder(proxy.tokenizer, limit, settings.mask, proxy.vocabulary, settings.control_tokens)
     found = _look(manifest, encoder, settings.strict, progress)
@@ -347,7 +348,7 @@ def _sketcher(model: Any, settings: Settings, is_compiled: bool = False) -> Grad
 def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
     """The sketcher with its pass compiled; the one given, with a warning, if that fails and was not demanded."""
     compiled = _sketcher(sketcher.model, settings, is_compiled=True)
-    positions = getattr(sketcher.model.config, "max_position_embeddings", None) or TRIAL_TOKENS
+    positions = positions_of(sketcher.model.config) or TRIAL_TOKENS
     trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
     try:
         compiled(trial, trial)

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from small_models import CONFIGS, DENSE, FP32_RELATIVE, SPEC, build, pad, samples
+from small_models import CONFIGS, DENSE, FP32_RELATIVE, GATED, SPEC, build, pad, samples
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.sketching.gradients.layers import PRESETS, Cell, choose_groups, left_out
-from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+from gvendi_fast.sketching.gradients.layers import (
+    PRESETS,
+    Cell,
+    choose_groups,
+    find_cells,
+    find_experts,
+    left_out,
+)
+from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, _frozen
+from gvendi_fast.sketching.gradients.taps import find_taps
 
 BATCH = pad(samples())
 
@@ -155,3 +163,84 @@ def test_errors_name_the_presets_and_the_groups():
     kinds = GradientSketcher(model, SPEC, groups="kind").groups
     with pytest.raises(GvendiError, match=r"would split the sketch group 'attention'.*kind-and-half"):
         choose_groups("last-half", kinds.cells, kinds.names)
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MANY = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# {family: (configuration, paths inside a block of its experts, of its router, and others that are an MLP)}
+MIXTURES = {
+    "qwen2_moe": (
+        ("Qwen2MoeConfig", {**GATED, **EXPERTS, "shared_expert_intermediate_size": 24}),
+        "mlp.experts.",
+        {"mlp.gate.weight"},
+        "mlp.shared_expert",
+    ),
+    # Stacked biases [E, O] are no router, though they are matrices of E rows.
+    "gpt_oss": (
+        ("GptOssConfig", {**GATED, **MANY, "head_dim": 8, "pad_token_id": 0}),
+        "mlp.experts.",
+        {"mlp.router.weight", "mlp.router.bias"},
+        None,
+    ),
+    "granite_moe": (
+        ("GraniteMoeConfig", {**GATED, **MANY}),
+        "block_sparse_moe.",
+        {"block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_and_routers_are_told_by_their_number(family):
+    _, inside, router, beside = MIXTURES[family]
+    model = build(family, {family: MIXTURES[family][0]})
+    with _frozen(model):
+        cells = find_cells(model, find_taps(model))
+    in_blocks = {name: name.split(".", 3)[-1] for name in cells if ".layers." in name}
+    for name, path in in_blocks.items():
+        if path in router:
+            assert cells[name].kind == "router", name
+        elif beside and path.startswith(beside):
+            assert cells[name].kind == "mlp", name
+        elif path.startswith(inside):
+            assert cells[name].kind == "expert", name
+        else:
+            assert cells[name].kind in ("attention", "norm"), name
+    kinds = {cell.kind for cell in cells.values()}
+    assert {"expert", "router"} <= kinds
+    assert {cells[n].kind for n in left_out("no-expert", cells)} == {"expert"}
+    assert {cells[n].kind for n in cells if n not in left_out("expert", cells)} == {"expert"}
+    assert {cells[n].kind for n in cells if n not in left_out("mlp", cells)} == kinds & {
+        "mlp",
+        "expert",
+        "router",
+    }
+
+
+def test_a_list_of_experts_is_known_and_other_stacks_and_lists_are_none():
+    class Mixture(torch.nn.Module):
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.gate = torch.nn.Linear(32, rows, bias=False)
+            self.experts = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(3))
+
+    class Turned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4, 8, 8))
+            self.bias = torch.nn.Parameter(torch.ones(4, 8))
+
+    mixture, other = Mixture(3), Mixture(5)
+    block = torch.nn.ModuleDict({"a": mixture, "b": Turned(), "c": torch.nn.Conv1d(8, 4, 3)})
+    experts, routers = find_experts([block, torch.nn.ModuleDict({"a": other})])
+    assert experts == {id(p) for p in mixture.experts.parameters()}
+    assert routers == {id(mixture.gate.weight)}
+
+
+def test_a_mixer_with_parameters_of_its_own_is_attention_and_so_are_they():
+    values = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    model = build("mamba", {"mamba": ("MambaConfig", values)})
+    with _frozen(model):
+        cells = find_cells(model, find_taps(model))
+    assert {cell.kind for name, cell in cells.items() if ".mixer." in name} == {"attention"}

@@ -3,7 +3,9 @@
 A parameter belongs to the cell (kind of layer, half of the blocks). A preset is a set of cells, and so is a group, so
 that what a preset would have sketched can be added up from groups afterwards. Kinds are read from the model: an
 embedding and a norm by their modules, the head by what the model says of itself, and attention by what it does: the
-modules inside a block whose output at a position depends on other positions.
+modules inside a block whose output at a position depends on other positions. Experts and their router are known by
+their number: E modules alike, or tensors [E, ...], beside a matrix of E rows. Small parameters (a mixer's decays and
+convolutions, sinks, gates) belong to the part that they are in, so they are no kinds of their own.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from torch import Tensor, nn
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Layout, Tap, blocks_of
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, WATCHED, Layout, Tap, blocks_of
 
-EMBEDDINGS, HEAD, TIED, ATTENTION, MLP, NORMS, OTHER = KINDS = (
+EMBEDDINGS, HEAD, TIED, ATTENTION, MLP, EXPERT, ROUTER, NORMS, OTHER = KINDS = (
     "embedding",
     "head",
     "embedding and head",
     "attention",
     "mlp",
+    "expert",
+    "router",
     "norm",
     "other",
 )
@@ -55,7 +59,11 @@ PRESETS: dict[str, Callable[[Cell], bool]] = {
     "no-embedding-or-head": lambda cell: cell.kind not in (EMBEDDINGS, HEAD, TIED),
     "no-norm": lambda cell: cell.kind != NORMS,
     "attention": lambda cell: cell.kind == ATTENTION,
-    "mlp": lambda cell: cell.kind == MLP,
+    # Experts and their routers stand in an MLP's place.
+    "mlp": lambda cell: cell.kind in (MLP, EXPERT, ROUTER),
+    "expert": lambda cell: cell.kind == EXPERT,
+    "no-expert": lambda cell: cell.kind != EXPERT,
+    "no-router": lambda cell: cell.kind != ROUTER,
     "first-half": lambda cell: cell.half == FIRST,
     "last-half": lambda cell: cell.half == LAST,
 }
@@ -93,7 +101,8 @@ def find_cells(model: nn.Module, layout: Layout) -> dict[str, Cell]:
     """The cell of every sketched parameter, by its name, found by running the model on four tokens.
 
     The layers of a block are of its attention where they lie in a module whose output at the last position depends on
-    another one (a Mamba's mixer is among them), else of its MLP. With D blocks the last half are the last D // 2.
+    another one (a Mamba's mixer is among them), else of its MLP, unless they are experts or a router. With D blocks
+    the last half are the last D // 2.
     """
     blocks = blocks_of(model, layout.taps)
     half_of = {
@@ -101,23 +110,78 @@ def find_cells(model: nn.Module, layout: Layout) -> dict[str, Cell]:
     }
     mixing = _mixing(model, blocks, layout.taps)
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    experts, routers = find_experts(blocks)
     cells: dict[str, Cell] = {}
     for tap in layout.taps:
         module = tap.module
-        if module is head:
-            kind = HEAD
-        elif tap.kind in (EMBEDDING, NORM):
-            kind = EMBEDDINGS if tap.kind == EMBEDDING else NORMS
-        elif id(module) in half_of:
-            kind = ATTENTION if id(module) in mixing else MLP
-        else:
-            kind = OTHER
         half = "" if id(module) not in half_of else LAST if half_of[id(module)] else FIRST
-        for name in tap.names:
+        for attribute, name in tap.parameters:
+            parameter = id(getattr(module, attribute, None))
+            if module is head:
+                kind = HEAD
+            elif tap.kind in (EMBEDDING, NORM):
+                kind = EMBEDDINGS if tap.kind == EMBEDDING else NORMS
+            elif parameter in experts or parameter in routers:
+                kind = EXPERT if parameter in experts else ROUTER
+            elif half:
+                kind = ATTENTION if id(module) in mixing else MLP
+            else:
+                kind = OTHER
             before = cells.setdefault(name, Cell(kind, half))
             if {before.kind, kind} == {EMBEDDINGS, HEAD}:
                 cells[name] = Cell(TIED)
     return cells
+
+
+def find_experts(blocks: Sequence[nn.Module]) -> tuple[set[int], set[int]]:
+    """Ids of the parameters of experts, and of those of their routers, in the blocks of a model.
+
+    Experts are E >= 2 members of one list that are alike, or what a module holds in tensors [E, ...] of three axes.
+    Their router is a matrix of E rows, with its bias, in the nearest module around them that has one outside. Where
+    there is none they are no experts: heads of block-diagonal layers are stacked, too.
+    """
+    experts: set[int] = set()
+    routers: set[int] = set()
+    for block in blocks:
+        modules = dict(block.named_modules())
+        for path, module in modules.items():
+            count = _alike(module) or _stacked(module)
+            inside = {id(p) for p in module.parameters()}
+            router: set[int] = set()
+            place: str | None = path
+            while count and not router and place is not None:
+                router = _matrices_of(modules[place], count, inside)
+                place = None if not place else place.rpartition(".")[0]
+            if router:
+                experts |= inside
+                routers |= router
+    return experts, routers - experts
+
+
+def _alike(module: nn.Module) -> int:
+    """How many members a list has, all of one class and sizes; 0 for what is no such list."""
+    members = list(module) if isinstance(module, nn.ModuleList) else []
+    kinds = {(type(m), tuple((name, p.shape) for name, p in m.named_parameters())) for m in members}
+    return len(members) if len(members) > 1 and len(kinds) == 1 and next(iter(kinds))[1] else 0
+
+
+def _stacked(module: nn.Module) -> int:
+    """E of a module's tensors [E, I, O], I and O above 1; 0 where it has none, or they differ in it."""
+    counts = {
+        p.shape[0] for p in module._parameters.values() if p is not None and p.dim() == 3 and min(p.shape) > 1
+    }
+    is_stack = len(counts) == 1 and not isinstance(module, nn.modules.conv._ConvNd)
+    return counts.pop() if is_stack else 0
+
+
+def _matrices_of(module: nn.Module, count: int, inside: set[int]) -> set[int]:
+    """Ids of the matrices of `count` rows in a module, with their biases, that are not among those `inside`."""
+    found: set[int] = set()
+    for part in module.modules():
+        own = [p for p in part._parameters.values() if p is not None and id(p) not in inside]
+        if any(p.dim() == 2 and p.shape[0] == count for p in own):
+            found |= {id(p) for p in own if p.shape[:1] == (count,) and p.dim() < 3}
+    return found
 
 
 def left_out(layers: str, cells: Mapping[str, Cell]) -> list[str]:
@@ -236,12 +300,14 @@ def _mixing(model: nn.Module, blocks: Sequence[nn.Module], taps: Sequence[Tap]) 
     A part mixes them if the gradient of its output at the last position is not zero at another position of its input.
     """
     tapped = {id(tap.module) for tap in taps}
+    # A mixer with parameters of its own is a part; a layer is none.
+    layers = {id(tap.module) for tap in taps if tap.kind != WATCHED}
     parts = [
         part
         for block in blocks
         for part in block.modules()
         if part is not block
-        and id(part) not in tapped
+        and id(part) not in layers
         and not isinstance(part, nn.ModuleList)
         and any(id(module) in tapped for module in part.modules())
     ]

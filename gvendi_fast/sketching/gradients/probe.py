@@ -36,7 +36,6 @@ from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, 
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
-
 TRIAL_TOKENS = 4
 
 
@@ -519,7 +518,7 @@ class TappedLinear(Tapped):
             if part is not None:
                 width = output.shape[-1]
                 output = ProductOutput.apply(
-                    output, a, Rows(None, samples), lambda e: e.reshape(-1, width), self, part, current, *probes
+                    output, a, Rows(None, samples), lambda e, d=width: e.reshape(-1, d), self, part, current, *probes
                 )  # fmt: skip
         return output
 

@@ -34,7 +34,7 @@ _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class QuantisedLayer:
     """A linear layer with a coded weight.
 
-    path, module: of the layer. stored: the tensor that holds the code; the first, if there are several.
+    path: canonical. module: the layer. stored: the tensor that holds the code; the first, if there are several.
     """
 
     path: str
@@ -186,29 +186,14 @@ def keep_gradients(modules: Iterable[nn.Module]) -> Callable[[], None]:
 
 def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters by canonical name, in order: for a coded weight the tensor that holds its code."""
-    named = named_parameters(model)
-    coded = {id(layer.module): layer for layer in quantised_layers(model)}
-    if not coded:
-        return named
-    names = {id(p): name for name, p in named.items()}
-    found: dict[str, Tensor] = {}
-    for _, module in named_modules(model):
-        parts: set[int] = set()
-        if id(module) in coded:
-            found[coded[id(module)].weight] = coded[id(module)].stored
-            parts = {id(t) for t in stored_tensors(module).values()}
-        for p in module._parameters.values():
-            if p is not None and id(p) not in parts:
-                found[names[id(p)]] = p
-    return found
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """{canonical name: shape} of a model's parameters; [O, I] for a coded weight."""
-    coded = {layer.weight: layer.shape for layer in quantised_layers(model)}
-    return {name: coded.get(name, tuple(p.shape)) for name, p in parameters_by_name(model).items()}
+    stored = {
+        id(layer.module): (layer.stored, stored_tensors(layer.module)) for layer in quantised_layers(model)
+    }
+    return named_parameters(model, stored)
 
 
 def parameter_count(model: nn.Module) -> int:
     """The numbers that a model's parameters stand for; a tied one counts once."""
-    return sum(math.prod(shape) for shape in parameter_shapes(model).values())
+    sizes = {id(p): p.numel() for p in parameters_by_name(model).values()}
+    sizes |= {id(layer.stored): math.prod(layer.shape) for layer in quantised_layers(model)}
+    return sum(sizes.values())

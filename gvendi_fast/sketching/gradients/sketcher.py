@@ -51,7 +51,6 @@ from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradien
 from gvendi_fast.sketching.gradients.quantised import (
     check_quantised,
     keep_gradients,
-    parameter_shapes,
     parameters_by_name,
 )
 from gvendi_fast.sketching.gradients.short_attention import short_attention
@@ -161,8 +160,6 @@ class GradientSketcher:
         with _alone(model):
             wanted = list(trainable_parameters(model, parameters))
             written = written_names(given, model)
-            shapes = parameter_shapes(model)
-        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
             there = parameters_by_name(model)
@@ -193,9 +190,9 @@ class GradientSketcher:
                 out = (*exclude, *map(glob.escape, left_out(layers, cells)))
                 layout = find_taps(model, out, text.names, parameters)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
-        self.shapes = {name: shapes[name] for name in layout.names}
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
-        sizes = {name: math.prod(self.shapes[name]) for name in layout.names}
+        self.shapes = {name: layout.shapes[name] for name in layout.names}
+        sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         if isinstance(groups, Mapping):
             groups = {name: by_canonical_name(patterns, written) for name, patterns in groups.items()}
         self.groups = None if groups is None else find_sketch_groups(groups, sizes, cells)
@@ -399,7 +396,7 @@ def _checkpoint_errors() -> Iterator[None]:
             raise
         raise GvendiError(
             "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
-            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this call"
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off here"
         ) from error
 
 

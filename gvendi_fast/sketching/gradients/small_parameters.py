@@ -1,7 +1,7 @@
 """Small parameters of odd use: dt_bias, A_log, convolutions, sinks, gates, lambdas, gated norms, learned scales.
 
 The gradient g_b of such a parameter is formed for every sample, [B, *its shape], and sketched by the definition
-(`reference.sketch_of_gradient`). All that is needed for it is which sample an entry of an operation's output belongs to:
+(`reference.sketch_of_gradient`). It takes which sample an entry of an operation's output belongs to:
 
     d(loss)/dq = J^T e  is linear in e,  so  g_b = J^T e_b  with e_b = e on the entries of sample b, and 0 elsewhere.
 
@@ -463,7 +463,11 @@ def one_by_one(use: Use) -> Any:
     sample is seen by running it for every sample alone.
     """
     name, samples = getattr(use.function, "__name__", ""), use.current.samples
-    if name.endswith("_") and not name.endswith("__") or name in _WRITES or use.kwargs.get("out") is not None:
+    if (
+        (name.endswith("_") and not name.endswith("__"))
+        or name in _WRITES
+        or use.kwargs.get("out") is not None
+    ):
         raise use.unknown("it writes to its input")
     if any(not use.rows.is_natural(x) for x in _activations(use)):
         raise use.unknown("of its activations it is not known which sample each row belongs to")

@@ -14,18 +14,13 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.gradients.adapters import TRAINABLE, chosen, has_adapters
 from gvendi_fast.sketching.gradients.names import named_modules
 from gvendi_fast.sketching.gradients.norms import norm_formula
-from gvendi_fast.sketching.gradients.quantised import (
-    QuantisedLayer,
-    parameter_shapes,
-    parameters_by_name,
-    quantised_layers,
-)
+from gvendi_fast.sketching.gradients.quantised import QuantisedLayer, parameters_by_name, quantised_layers
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
-# A linear layer whose weight is stored in a code.
-QUANTISED = "quantised"
 # Parameters of a module that no other tap fits: their uses are watched (parameter_uses.py).
 WATCHED = "watched"
+# A linear layer whose weight is stored in a code.
+QUANTISED = "quantised"
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,13 @@ class Tap:
     @property
     def names(self) -> tuple[str, ...]:
         """Of its parameters that are sketched."""
-        return tuple(filter(None, (self.weight, self.bias, *(name for _, name in self.watched))))
+        return tuple(name for _, name in self.parameters)
+
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """(attribute of the module, name) of its parameters that are sketched."""
+        plain = (("weight", self.weight), ("bias", self.bias))
+        return (*((attribute, name) for attribute, name in plain if name), *self.watched)
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Layout:
     total: int
     transposed: frozenset[str]
     names: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     quantised: list[QuantisedLayer] = field(default_factory=list)
 
 
@@ -101,6 +103,7 @@ def find_taps(
     """
     every = parameters_by_name(model)
     coded = {id(layer.module): layer for layer in quantised_layers(model)}
+    names = {id(p): name for name, p in every.items()}
     trainable = [name for name in trainable_parameters(model, parameters) if name not in unreached]
     for pattern in exclude:
         if not fnmatch.filter(every, pattern):
@@ -116,9 +119,11 @@ def find_taps(
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
         if id(module) in coded:
-            stored = coded[id(module)].stored
-            own, kind = {"weight": wanted.get(id(stored)), "bias": own.get("bias")}, QUANTISED
-        if not any(own.values()) and kind != EMBEDDING:
+            weight = wanted.get(id(coded[id(module)].stored))
+            own, kind = {"weight": weight, "bias": own.get("bias")}, QUANTISED
+        # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.
+        starts = kind == EMBEDDING and names.get(id(module.weight)) not in unreached
+        if not any(own.values()) and not starts:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
             watched = tuple((attribute, name) for attribute, name in own.items() if name)
@@ -128,13 +133,15 @@ def find_taps(
         taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
         if kind == CONV1D and own.get("weight"):
             transposed.add(own["weight"])
-    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
+    shapes = {names[id(p)]: tuple(p.shape) for p in every.values()}
+    shapes |= {names[id(layer.stored)]: layer.shape for layer in coded.values()}
     return Layout(
         taps=taps,
-        sketched=sum(sizes[name] for name in wanted.values()),
-        total=sum(sizes[name] for name in trainable),
+        sketched=sum(math.prod(shapes[name]) for name in wanted.values()),
+        total=sum(math.prod(shapes[name]) for name in trainable),
         transposed=frozenset(transposed),
         names=list(wanted.values()),
+        shapes=shapes,
         quantised=list(coded.values()),
     )
 

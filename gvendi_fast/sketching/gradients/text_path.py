@@ -27,6 +27,9 @@ from gvendi_fast.sketching.gradients.quantised import is_code
 
 # Rows and tokens of the trial.
 ROWS, TOKENS = 4, 4
+# How far the logits of a first token may move when the tokens after it change, over their distance from the mean of
+# other first tokens: rounding, as experts may see their rows in another order.
+UNSEEN = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 # Names of settings in a configuration whose values are tokens that stand for what is no text.
 _STANDS_IN = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa|pad).*(token_id|token_index|_index)s?$")
 
@@ -81,7 +84,7 @@ def find_text_path(
     wanted: {name: parameter} of those that a sketch would be of.
     kept: names of those that are not to be reported, as they are left out otherwise.
     A parameter that takes no gradient, as a quantised weight, counts as reached if its module was run. Raises
-    GvendiError where the model cannot read text by itself.
+    GvendiError where the model cannot read text by itself, or reads it in both directions.
     """
     takes = {id(p): p for p in wanted.values() if not is_code(p) and not p.is_inference()}
     ran: set[int] = set()
@@ -96,7 +99,10 @@ def find_text_path(
             parameter.requires_grad_(True)
         for module in model.modules():
             undo.append(module.register_forward_hook(lambda module, *_: ran.add(id(module))).remove)
-        reached = _leaves(_logits(model))
+        ids = text_ids(model, ROWS, TOKENS)
+        logits = _logits(model, ids)
+        reached = _leaves(logits)
+    _check_causal(model, ids, logits.detach())
     own = {
         path: {id(t) for t in (*m._parameters.values(), *m._buffers.values())}
         for path, m in model.named_modules()
@@ -144,14 +150,35 @@ def _stand_ins(config: Any) -> set[int]:
     return found
 
 
-def _logits(model: nn.Module) -> torch.Tensor:
+def _logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     try:
-        return model(input_ids=text_ids(model, ROWS, TOKENS), use_cache=False).logits
+        return model(input_ids=ids, use_cache=False).logits
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise GvendiError(
             f"{type(model).__name__} does not read text by itself ({type(error).__name__}: {error}), as a proxy must; "
             "take a causal language model, or one whose forward pass needs input_ids alone"
         ) from error
+
+
+def _check_causal(model: nn.Module, ids: torch.Tensor, logits: torch.Tensor) -> None:
+    """GvendiError where the logits of the first token depend on the others: they predict what they have seen."""
+    # The other tokens are those of the last row.
+    others = torch.cat([ids[:, :1], ids.roll(1, dims=0)[:, 1:]], dim=1)
+    apart = (logits[:, 0].float() - logits[:, 0].float().mean(dim=0)).square().sum(dim=-1).mean().sqrt()
+    most = UNSEEN[logits.dtype] * apart
+
+    def moved(tokens: torch.Tensor) -> torch.Tensor:
+        # Of the first row alone: where experts have a capacity, its first token is served before all others.
+        return (_logits(model, tokens)[0, 0].float() - logits[0, 0].float()).norm()
+
+    with torch.no_grad():
+        # A model that differs from run to run says nothing of its tokens; the self-check finds it.
+        if moved(others) > most and moved(ids) <= most:
+            raise GvendiError(
+                f"{type(model).__name__} reads text in both directions: its logits depend on the tokens that they "
+                "predict, so their loss measures nothing; take a causal language model, or let its configuration make "
+                "it one (is_decoder=True, use_bidirectional_attention=False)"
+            )
 
 
 def _leaves(logits: torch.Tensor) -> set[int]:

@@ -20,6 +20,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.proxy.text_config import text_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,7 +46,7 @@ def resolve_attention(
         raise GvendiError(
             f"attention={attention!r} is unknown; give one of {', '.join(map(repr, ATTENTIONS))}, or leave it out"
         )
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    capped = getattr(text_config(config), "attn_logit_softcapping", None) is not None
     if attention == "sdpa" and capped:
         raise GvendiError(
             "attention='sdpa' leaves out the cap that this model puts on attention scores; give 'eager', or leave it "
@@ -92,11 +93,11 @@ def why_no_flash(
 
 def _supports(config: PretrainedConfig, flag: str) -> bool:
     """Whether transformers' model of a config has a flag; False for a model whose code it does not bring."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return False
-    return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], flag, False))
+    known = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    model = next((models[type(config)] for models in known if type(config) in models), None)
+    return bool(getattr(model, flag, False))
 
 
 class _Answered:

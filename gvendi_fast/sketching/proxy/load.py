@@ -34,6 +34,7 @@ from gvendi_fast.sketching.proxy.hub import (
     VOCABULARY,
     hub_snapshot,
 )
+from gvendi_fast.sketching.proxy.text_config import positions_of, text_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -136,10 +137,8 @@ def load_tokenizer(
     with _loading, _quiet_transformers():
         config = _load_config(folder, text, trust_remote_code, file)
         tokenizer = _load_tokenizer(folder, text, trust_remote_code, file)
-    positions = getattr(config, "max_position_embeddings", None)
-    # A model that also sees has its numbers of text one level down.
-    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-    return ProxyTokenizer(tokenizer, text, vocabulary, positions)
+    vocabulary = getattr(text_config(config), "vocab_size", None)
+    return ProxyTokenizer(tokenizer, text, vocabulary, positions_of(config))
 
 
 def _revision_of_a_folder(name: str, revision: str) -> GvendiError:
@@ -213,12 +212,12 @@ def load_proxy(
         options, weights = _coding(config, file, quantize, chosen, target, text)
         if named is not None:
             options["attn_implementation"] = named
-        model = _load_model(folder, text, chosen, trust_remote_code, options)
+        model = _load_model(folder, text, config, chosen, trust_remote_code, options)
     # What is coded was put where it belongs, and refuses to be moved.
     model = (model if "device_map" in options else model.to(target)).eval()
     _check_finite(model, folder, text)
     count = parameter_count(model)
-    runs = model.config._attn_implementation
+    runs = text_config(model.config)._attn_implementation
     why = why if runs == wanted else f"transformers has no {wanted} for this model"
     return Proxy(model, tokenizer, text, version, chosen, target, count, reason, runs, why, weights)
 
@@ -548,13 +547,42 @@ def _of_file(file: Path | None) -> dict[str, str]:
     return {} if file is None else {"gguf_file": file.name}
 
 
-def _load_model(
-    folder: Path, name: str, dtype: torch.dtype, code: bool, options: dict[str, Any]
-) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
+def _loader(config: "PretrainedConfig", name: str) -> Any:
+    """What of transformers loads a model of this configuration with its head over text."""
+    import transformers
 
+    code = getattr(config, "auto_map", None) or {}
+    # A model that also sees is under another name than a causal one, and in earlier versions under fewer names.
+    for auto in ("AutoModelForCausalLM", "AutoModelForMultimodalLM", "AutoModelForImageTextToText"):
+        loader = getattr(transformers, auto, None)
+        if loader is None or not (type(config) in loader._model_mapping or auto in code):
+            continue
+        if auto != "AutoModelForCausalLM" and getattr(config, "is_encoder_decoder", False):
+            raise GvendiError(
+                f"The proxy {name!r} is a {config.model_type}, which encodes one text and decodes another; a proxy "
+                "must be a causal language model, by itself or inside one that sees: take another, or use proxy 'tiny'"
+            )
+        return loader
+    named = (getattr(transformers, one, None) for one in getattr(config, "architectures", None) or ())
+    # Without any, the error of this one names what it takes.
+    return next(filter(None, named), transformers.AutoModelForCausalLM)
+
+
+def _load_model(
+    folder: Path,
+    name: str,
+    config: "PretrainedConfig",
+    dtype: torch.dtype,
+    code: bool,
+    options: dict[str, Any],
+) -> "PreTrainedModel":
+    if config.model_type == "paligemma":
+        # It sees its whole prompt in both directions, an answer only what is before it, which is how a text that its
+        # logits are to predict must be read.
+        config.text_config.use_bidirectional_attention = False
+        options = {**options, "config": config}
     with _reading("model", folder, name):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = _loader(config, name).from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
