@@ -98,8 +98,8 @@ ProxyName = Annotated[
         metavar="P",
         autocompletion=values("tiny"),
         help="The model whose gradients are sketched: a name on the Hugging Face hub (fetched once), a local folder "
-        "of a model or a PEFT adapter, a GGUF file, or 'tiny', the small model inside the package, for trying things out: it ranks data otherwise than real "
-        "models (docs/results.md, Proxies).",
+        "of a model or a PEFT adapter, a GGUF file, or 'tiny', the small model inside the package, for trying things "
+        "out: it ranks data otherwise than real models (docs/results.md, Proxies).",
     ),
 ]
 Dim = Annotated[
