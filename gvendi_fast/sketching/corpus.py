@@ -347,10 +347,10 @@ def _sketcher(model: Any, settings: Settings, is_compiled: bool = False) -> Grad
 
 def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
     """The sketcher with its pass compiled; the one given, with a warning, if that fails and was not demanded."""
-    compiled = _sketcher(sketcher.model, settings, is_compiled=True)
     positions = positions_of(sketcher.model.config) or TRIAL_TOKENS
     trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
     try:
+        compiled = _sketcher(sketcher.model, settings, is_compiled=True)
         compiled(trial, trial)
     except CompileError as error:
         if settings.compile == "on":

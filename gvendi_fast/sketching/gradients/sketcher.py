@@ -206,11 +206,16 @@ class GradientSketcher:
         core = self.model if self._head is None else self._head.base
         with _frozen(model), never_packed():
             self._probed.try_uses(core)
+            if compile and (self._probed.watched or self._probed.picks):
+                names = ", ".join(repr(w.name) for w in self._probed.watched[:3]) or "experts that are layers"
+                raise CompileError(
+                    f"the uses of parameters of this model ({names}, ...) are followed operation by operation, which "
+                    "only the eager pass can do; leave it uncompiled (compile=False, --compile off)"
+                )
+            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         watched = self._probed.watched
         self.transposed |= {w.name for w in watched if w.transposed}
         self.stacked = frozenset(w.name for w in watched if w.stacked)
-        with _frozen(model):
-            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters

@@ -378,17 +378,17 @@ def convolved(use: Use) -> Tensor:
         if not is_pointwise:
             form(use, side)
         out = UseOutput.apply(out, of_weight, (x.detach(),), use, side, *use.current.probes(side.of))
-    side = use.side(bias) if bias is not None else None
-    if side is not None:
+    shift = use.side(bias) if bias is not None else None
+    if shift is not None:
 
         def of_bias(e: Tensor) -> list[Tensor]:
             by_sample = e.unflatten(0, (samples, -1))
             axes = [1, *range(3, by_sample.dim())]
             return pulled(
-                side, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current
+                shift, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current
             )
 
-        out = UseOutput.apply(out, of_bias, (), use, form(use, side), *use.current.probes(side.of))
+        out = UseOutput.apply(out, of_bias, (), use, form(use, shift), *use.current.probes(shift.of))
     return out
 
 

@@ -114,18 +114,23 @@ def find_taps(
             )
     out = excluded(every, exclude)
     wanted = {id(every[name]): name for name in trainable if name not in out}
+    kinds = [(path, m, QUANTISED if id(m) in coded else _tap_kind(m)) for path, m in named_modules(model)]
+    # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's too).
+    watched_ids = {id(p) for _, module, kind in kinds if kind is None for p in module._parameters.values()}
     taps, transposed = [], set()
-    for path, module in named_modules(model):
-        own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
-        kind = module_kind(module)
-        if id(module) in coded:
-            weight = wanted.get(id(coded[id(module)].stored))
-            own, kind = {"weight": weight, "bias": own.get("bias")}, QUANTISED
+    for path, module, kind in kinds:
+        own = {
+            name: wanted.get(id(p)) if kind is None or id(p) not in watched_ids else None
+            for name, p in module._parameters.items()
+            if p is not None
+        }
+        if kind == QUANTISED:
+            own = {"weight": wanted.get(id(coded[id(module)].stored)), "bias": own.get("bias")}
         # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.
         starts = kind == EMBEDDING and names.get(id(module.weight)) not in unreached
         if not any(own.values()) and not starts:
             continue
-        if kind is None or set(own) - {"weight", "bias"}:
+        if kind is None:
             watched = tuple((attribute, name) for attribute, name in own.items() if name)
             taps.append(Tap(path, module, WATCHED, None, None, watched=watched))
             continue
@@ -178,6 +183,13 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
                 if parts & tapped:
                     blocks[id(block)] = block
     return list(blocks.values())
+
+
+def _tap_kind(module: nn.Module) -> str | None:
+    """The kind of tap that sketches all of a module's own parameters; None where they are watched."""
+    kind = module_kind(module)
+    has = {name for name, p in module._parameters.items() if p is not None}
+    return None if has - {"weight", "bias"} else kind
 
 
 def module_kind(module: nn.Module) -> str | None:

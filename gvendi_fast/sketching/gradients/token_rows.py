@@ -53,9 +53,9 @@ class TokenRows:
         return self._natural(x.shape)
 
     def is_natural(self, x: Tensor) -> bool:
-        """Whether x has its samples one after the other along its first axis, all of one size."""
+        """Whether x has the rows of its samples one after the other along its first axis, in the batch's order."""
         found = self.of(x)
-        return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
+        return isinstance(found, Along) and found.axis == 0
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
         """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
@@ -77,8 +77,6 @@ class TokenRows:
 
     def follow(self, function: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         """Keep what is known of the rows of what an operation gave."""
-        if self.samples_count == 1:
-            return
         rule = _RULES.get(function)
         if rule is not None:
             rule(self, function, args, kwargs, out)
@@ -336,24 +334,26 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
     if not isinstance(x, Tensor) or not rows._is_noted(x):
         return
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
-    axes = [dim] if isinstance(dim, int) else dim
-    numbers = rows._numbers(x, rows.of(x))
+    axes = [] if dim is None else [a % x.dim() for a in ([dim] if isinstance(dim, int) else dim)]
+    known, left = rows.of(x), rows._numbers(x, rows.of(x))
+    # A token's rows at its experts, which the model adds up, are of one sample; over all rows a sum mixes samples.
+    is_mixed = left is None or not axes or any(left.shape[a] != 1 for a in axes if a == 0)
+    if isinstance(known, Along):
+        is_mixed = is_mixed or known.axis in axes
     for y in _flat(out):
         if not y.requires_grad:
             continue
-        if axes is None or numbers is None or any(numbers.shape[a] != 1 for a in axes):
+        if is_mixed:
             rows._keep(y, UNKNOWN)
             continue
-        left = numbers
-        if y.dim() < x.dim():
-            for axis in sorted((a % x.dim() for a in axes), reverse=True):
-                left = left.squeeze(axis)
-        along = [axis for axis, size in enumerate(left.shape) if size != 1]
-        known = rows.of(x)
-        if isinstance(known, Along) and len(along) == 1:
-            rows._keep(y, Along(along[0], known.each))
-        else:
-            rows._keep(y, Numbers(left))
+        kept = left
+        for axis in sorted(axes, reverse=True):
+            kept = kept.narrow(axis, 0, 1)
+            if y.dim() < x.dim():
+                kept = kept.squeeze(axis)
+        along = [axis for axis, size in enumerate(kept.shape) if size != 1]
+        is_along = isinstance(known, Along) and len(along) == 1
+        rows._keep(y, Along(along[0], known.each) if is_along else Numbers(kept))
 
 
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
