@@ -438,6 +438,8 @@ class ProbedModel:
         self.groups, self.picks = find_groups(model, taps, spec, look), look.picks
         self.outside = look.outside
         self.watched = find_watched(taps, look.outside)
+        # Names of those of which `try_uses` has seen a use.
+        self.met: frozenset[str] = frozenset()
         self.configurations = experts.configurations({id(w.module): w.module for w in self.watched}.values())
         # Of the pass that runs, where uses of parameters or rows of tokens are followed.
         self.uses: ParameterUses | None = None
@@ -478,6 +480,7 @@ class ProbedModel:
             self.begin(probe, segments, ids, [probe] * count)
             with self.following():
                 core(input_ids=ids, use_cache=False)
+            self.met = frozenset(self.uses.met)
         settle(self.watched)
 
     def begin(
