@@ -267,8 +267,9 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     owners = {}
     for tap in taps:
         for name, attribute in ((tap.weight, "weight"), (tap.bias, "bias")):
-            if name:
-                owners[id(tap.module._parameters[attribute])] = name
+            # Of a coded weight there may be buffers alone.
+            if name and (own := tap.module._parameters.get(attribute)) is not None:
+                owners[id(own)] = name
     outside = _OutsideUses(owners)
     with undoing() as undo, torch.no_grad():
         for tap in linear:
