@@ -43,6 +43,7 @@ from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
+from gvendi_fast.sketching.gradients.adapters import check_choice
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
 from gvendi_fast.sketching.gradients.names import plain_model
@@ -94,6 +95,7 @@ class Settings:
         ends with an error (None: no limit).
     exclude: patterns of parameters to leave out.
     layers: which kinds of layers are sketched, one of `layers.PRESETS`.
+    parameters: of an adapted model: "trainable", "adapters" or "base", see `GradientSketcher`.
     groups: also store sketches by group of layers, one of `layers.GROUPINGS` or {name: patterns of parameter names}.
     compile: "auto", "on" or "off", see `compiled.choose_compile`.
     max_row_bytes: longest row, in bytes of its JSON line, or of the columns in use of Parquet; a longer one is rejected
@@ -122,9 +124,11 @@ class Settings:
     skip_unreadable: bool = False
     control_tokens: str = "text"
     strict: bool = False
+    parameters: str = "trainable"
 
     def __post_init__(self) -> None:
         check_preset(self.layers)
+        check_choice(self.parameters)
         check_groups(self.groups)
         for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens", "max_row_bytes"):
             value = getattr(self, name)
@@ -287,7 +291,9 @@ def _chosen_dim(
     """The dimension that `auto_dim` stands for, with one line that says why."""
     # Its spectrum is that of a dense sketch, which would take 8192 additions a parameter and row.
     spec = SketchSpec(DIMS[-1], seed=settings.spec.seed)
-    sketcher = GradientSketcher(proxy.model, spec, exclude=settings.exclude, layers=settings.layers)
+    sketcher = GradientSketcher(
+        proxy.model, spec, exclude=settings.exclude, layers=settings.layers, parameters=settings.parameters
+    )
     samples = _spread_samples(manifest, encoder, CHOOSING_ROWS)
     sketches = [torch.empty(0, spec.dim)]
     if samples:
@@ -336,6 +342,7 @@ def _sketcher(model: Any, settings: Settings, is_compiled: bool = False) -> Grad
         exclude=settings.exclude,
         layers=settings.layers,
         groups=groups,
+        parameters=settings.parameters,
         compile=is_compiled,
     )
 
@@ -375,6 +382,10 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
         template = json.dumps(template, sort_keys=True)
     # Only where asked for, so that directories of earlier versions go on.
     chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
+    if settings.parameters != "trainable":
+        chosen["parameters"] = settings.parameters
+    if proxy.weights:
+        chosen["weights"] = proxy.weights
     if settings.control_tokens != "text":
         chosen["control_tokens"] = settings.control_tokens
     # Most templates go through their messages in a loop that tells whose turn it is.

@@ -305,6 +305,8 @@ class ParameterUses(TorchFunctionMode):
         super().__init__()
         self.current, self.rows = current, TokenRows(current.samples, current.length)
         self.leaves: dict[str, Tensor] = {}
+        # Names of the parameters of which an operation that may pass a gradient was seen.
+        self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}
         # Ids of tensors are those of this pass alone.
         self._mark = object()
@@ -321,6 +323,7 @@ class ParameterUses(TorchFunctionMode):
             self.rows.follow(function, args, kwargs, out)
             return out
         found = {id(given): side for given, side in sides}
+        self.met.update(w.name for _, side in sides for w in side.origin.of)
 
         def placed(x: Any) -> Any:
             return found[id(x)].value if id(x) in found else x
