@@ -172,7 +172,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-class NotBuilt(Exception):
+class NotBuiltError(Exception):
     """A tiny model of the family cannot be made here, for the reason given."""
 
 
@@ -188,7 +188,7 @@ def tiny_config(kind: str, **more: Any) -> Any:
     try:
         default = config_class()
     except Exception as error:
-        raise NotBuilt(f"its default configuration: {_first_line(error)}") from error
+        raise NotBuiltError(f"its default configuration: {_first_line(error)}") from error
     has = default.to_dict()
     names = {**has, **{name: None for name in getattr(default, "attribute_map", {})}}
     alias = set(getattr(default, "attribute_map", {}))
@@ -208,7 +208,7 @@ def tiny_config(kind: str, **more: Any) -> Any:
     try:
         return config_class(**values)
     except Exception as error:
-        raise NotBuilt(f"its configuration: {_first_line(error)}") from error
+        raise NotBuiltError(f"its configuration: {_first_line(error)}") from error
 
 
 def _layers_of_each_kind(has: dict[str, Any]) -> dict[str, Any]:
@@ -234,13 +234,13 @@ def _layers_of_each_kind(has: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_model(kind: str, **more: Any) -> torch.nn.Module:
-    """A tiny random model of a family in eval mode, of which no parameter is a constant. Raises NotBuilt."""
+    """A tiny random model of a family in eval mode, of which no parameter is a constant. Raises NotBuiltError."""
     config = tiny_config(kind, **more)
     torch.manual_seed(1)
     try:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except Exception as error:
-        raise NotBuilt(f"its model: {type(error).__name__}: {_first_line(error)}") from error
+        raise NotBuiltError(f"its model: {type(error).__name__}: {_first_line(error)}") from error
     randomise(model)
     return model.eval()
 

@@ -1,123 +1,63 @@
-"""Train the embedded proxy `tiny`: a 1.2 M-parameter Qwen2 with a byte-level BPE of 2048 tokens.
+"""Train the embedded proxy `tiny`: a small Qwen2 with a byte-level BPE of its own, on text that SmolLM2 writes.
 
-The shipped weights come from
+    python -m benchmarks.corpora.write_text SMOLLM2_FOLDER TEXT_FOLDER
+    python -m benchmarks.corpora.train_tiny TEXT_FOLDER SMOLLM2_FOLDER
 
-    python -m benchmarks.corpora.train_tiny path/to/gsm8k/train.jsonl
+run at the repository root. Everything that decides the weights is in `training.json` beside them: settings, seeds,
+versions, digests of the text, losses on text held out. The same machine, threads and library versions give the same
+weights; elsewhere sums differ in their last bits.
 
-run at the repository root; all defaults are the shipped settings. Training text: the GSM8K training split
-(MIT licence; JSON lines with "prompt" and "completion") and rows of benchmarks/corpora/made_up.py, most of it in the
-chat template, some as plain text. The last 5 % of GSM8K and procedural rows of another seed are held out. The
-same machine, threads and library versions give the same weights; elsewhere sums differ in their last bits.
-`training.json` beside the weights records settings, versions, data digests and held-out losses.
+Neither the corpora that proxies are compared on nor anything of their form is trained on by default: the mean gradient
+of a distribution that a model was trained to the end on is zero, so its rows share no direction and look as diverse as
+noise, which a real model, that has not learnt a corpus by heart, does not say of it. `--gsm8k` and `--made-up` add
+GSM8K's training set and benchmarks/corpora/made_up.py to the text, to measure that.
 """
 
+from __future__ import annotations
+
 import argparse
-import hashlib
 import json
 import math
 import platform
 import random
 import time
-from collections import Counter
 from pathlib import Path
 
 import tokenizers
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from tokenizers import Tokenizer
 
 from benchmarks.corpora.made_up import varied
+from benchmarks.corpora.tiny_text import (
+    SPECIAL,
+    digest,
+    mixed_order,
+    pack,
+    read_rows,
+    render,
+    train_tokenizer,
+    written_by,
+)
 from benchmarks.environment import ROOT
 
 ASSETS = ROOT / "gvendi_fast" / "assets" / "tiny"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SYSTEM = (
-    "You are a helpful assistant.",
-    "Answer briefly.",
-    "You are a careful tutor.",
-    "Think step by step.",
-)
-PLAIN = (
-    "{prompt}\n{completion}\n",
-    "Question: {prompt}\nAnswer: {completion}\n",
-    "{prompt}\n\n{completion}\n\n",
-)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a JSON-lines file, in file order."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def turn(role: str, content: str) -> str:
-    """One ChatML turn."""
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
-
-
-def render(rows: list[dict[str, str]], rng: random.Random) -> list[str]:
-    """Documents: 55 % one-turn chats, 15 % with a system turn, 15 % of two or three, 15 % plain."""
-    documents, left = [], list(rows)
-    while left:
-        kind = rng.random()
-        taken = [left.pop() for _ in range(min(len(left), 1 + (kind < 0.15) + (kind < 0.05)))]
-        if kind >= 0.85:
-            form = PLAIN[int(rng.random() * len(PLAIN))]
-            documents.append(form.format(prompt=taken[0]["prompt"], completion=taken[0]["completion"]))
-            continue
-        text = turn("system", SYSTEM[int(rng.random() * len(SYSTEM))]) if 0.15 <= kind < 0.30 else ""
-        for row in taken:
-            text += turn("user", row["prompt"]) + turn("assistant", row["completion"])
-        documents.append(text)
-    return documents
-
-
-def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
-    """Byte-level BPE cut as Qwen2 cuts text (single digits): transformers 5 cuts any qwen2 so."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=SPECIAL,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, documents: list[str]) -> list[list[int]]:
-    """Token ids of each document, each closed by <|endoftext|>."""
-    end = tokenizer.token_to_id(SPECIAL[0])
-    return [[*encoding.ids, end] for encoding in tokenizer.encode_batch(documents)]
-
-
-def pack(ids: list[list[int]], length: int) -> torch.Tensor:
-    """Documents back to back in rows of `length` + 1 tokens (the label of the last one included)."""
-    flat = torch.tensor([token for document in ids for token in document])
-    rows = (len(flat) - 1) // length
-    return torch.stack([flat[i * length : i * length + length + 1] for i in range(rows)])
 
 
 def token_loss(model: torch.nn.Module, block: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy in nats. block [B, T + 1] int64."""
-    logits = model(input_ids=block[:, :-1]).logits.float()
+    """Mean next-token cross-entropy in nats. block [B, T + 1]."""
+    block = block.long()
+    logits = model(input_ids=block[:, :-1], use_cache=False).logits.float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), block[:, 1:].flatten())
 
 
 @torch.no_grad()
 def held_out_loss(model: torch.nn.Module, blocks: torch.Tensor, batch: int) -> float:
-    """Mean loss per token over all blocks, fp32 weights."""
+    """Mean loss per token over all blocks."""
     model.eval()
     losses = [float(token_loss(model, part)) * len(part) for part in blocks.split(batch)]
     model.train()
@@ -127,21 +67,21 @@ def held_out_loss(model: torch.nn.Module, blocks: torch.Tensor, batch: int) -> f
 def unigram_entropy(train: torch.Tensor, held_out: torch.Tensor, size: int) -> float:
     """Cross-entropy in nats per token of the add-one unigram model of `train` on `held_out`."""
     counts = torch.bincount(train.flatten(), minlength=size) + 1.0
-    return float(-(counts / counts.sum()).log()[held_out[:, 1:].flatten()].mean())
+    return float(-(counts / counts.sum()).log()[held_out[:, 1:].flatten().long()].mean())
 
 
-def build_model(size: int, seed: int) -> torch.nn.Module:
-    """The architecture of `tiny`: Qwen2, tied embeddings, 4 layers of width 128."""
-    torch.manual_seed(seed)
+def build_model(size: int, args: argparse.Namespace) -> torch.nn.Module:
+    """A Qwen2 in the sizes of args."""
+    torch.manual_seed(args.seed)
     config = transformers.Qwen2Config(
         vocab_size=size,
-        hidden_size=128,
-        intermediate_size=480,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=args.width,
+        intermediate_size=args.inner,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.kv_heads,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=args.tie,
         initializer_range=0.03,
         bos_token_id=None,
         eos_token_id=SPECIAL.index("<|im_end|>"),
@@ -150,50 +90,63 @@ def build_model(size: int, seed: int) -> torch.nn.Module:
     return transformers.Qwen2ForCausalLM(config)
 
 
-def train(model: torch.nn.Module, pool: torch.Tensor, held_out: dict[str, torch.Tensor], args) -> list[dict]:
-    """AdamW, warm-up of 5 % and cosine decay to 5 % of the rate; returns the log."""
+def train(
+    model: torch.nn.Module, pool: torch.Tensor, held_out: dict[str, torch.Tensor], tokenizer: Tokenizer, args
+) -> list[dict]:
+    """AdamW, warm-up of 5 % and cosine decay to 2 % of the rate over the steps or the seconds; returns the log.
+
+    With --keep the weights of these parts of the way are stored too.
+    """
+    device = pool.device
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
-    warm = max(1, args.steps // 20)
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.05 + 0.475 * (1 + math.cos(math.pi * (step - warm) / max(1, args.steps - warm)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    order = torch.Generator().manual_seed(args.seed)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=device.type == "cuda")
+    generator = torch.Generator().manual_seed(args.seed)
     queue: list[torch.Tensor] = []
-    log, since, start = [], [], time.perf_counter()
+    keep = sorted(args.keep)
+    log, start = [], time.perf_counter()
+    running, since, step, progress = torch.zeros((), device=device), 0, 0, 0.0
+    reported = start
     model.train()
-    for step in range(1, args.steps + 1):
+    while progress < 1:
+        rate = min(1.0, progress / 0.05 + 0.01) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * rate
         if not queue:
-            queue = [part for part in torch.randperm(len(pool), generator=order).split(args.batch)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            loss = token_loss(model, pool[queue.pop()])
+            queue = list(torch.randperm(len(pool), generator=generator).split(args.batch))
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            loss = token_loss(model, pool[queue.pop().to(device)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        since.append(float(loss.detach()))
-        if step % args.report == 0 or step == args.steps:
-            entry = {"step": step, "train": round(sum(since) / len(since), 4)}
-            entry |= {
-                name: round(held_out_loss(model, part, args.batch), 4) for name, part in held_out.items()
-            }
-            log.append(entry)
-            since = []
-            print(f"{time.perf_counter() - start:7.1f} s  {entry}", flush=True)
+        running += loss.detach()
+        step, since = step + 1, since + 1
+        # Every tenth step waits for the device, so that the clock says what was done and not what was asked for.
+        if device.type == "cuda" and step % 10 == 0:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        progress = max(step / args.steps, (now - start) / args.seconds if args.seconds else 0.0)
+        if now - reported >= args.report or progress >= 1:
+            log.append({"step": step, "train": round(float(running) / since, 4)})
+            running, since, reported = torch.zeros((), device=device), 0, now
+            if progress >= 1:
+                log[-1] |= {
+                    name: round(held_out_loss(model, part, args.batch), 4) for name, part in held_out.items()
+                }
+            print(f"{args.out.name} {now - start:7.1f} s  {log[-1]}", flush=True)
+        while keep and progress >= keep[0]:
+            save(model, tokenizer, args.out.with_name(f"{args.out.name}-{keep.pop(0):g}"))
     return log
 
 
 def save(model: torch.nn.Module, tokenizer: Tokenizer, out: Path) -> None:
     """Config, bf16 safetensors and a fast tokenizer, in terms that transformers 4 and 5 both know."""
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    stored = transformers.Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    stored.load_state_dict(model.state_dict())
+    stored.save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
     # Written here and not by save_pretrained, whose version 5 names a class that version 4 does not have.
     settings = {
@@ -210,68 +163,115 @@ def save(model: torch.nn.Module, tokenizer: Tokenizer, out: Path) -> None:
     (out / "model.safetensors").chmod(0o644)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the embedded proxy model; see the top of this file.")
-    parser.add_argument(
-        "gsm8k", type=Path, help="GSM8K training split, JSON lines with prompt and completion"
-    )
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write (default: the package's)")
-    parser.add_argument("--rows", type=int, default=18000, help="procedural rows (default 18000)")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps (default 4000)")
-    parser.add_argument("--batch", type=int, default=4, help="sequences per step (default 4)")
-    parser.add_argument("--length", type=int, default=512, help="tokens per sequence (default 512)")
-    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens (default 2048)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default 2e-3)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and text (default 0)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument(
-        "--report", type=int, default=1000, help="steps between held-out losses (default 1000)"
-    )
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast (default)"
-    )
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.use_deterministic_algorithms(True)
+def prepare(args: argparse.Namespace) -> tuple[Tokenizer, torch.Tensor, dict[str, torch.Tensor], dict]:
+    """Tokenizer, training rows [N, T + 1], held-out rows by name, and where the text is from.
 
-    gsm8k, rng = read_rows(args.gsm8k), random.Random(f"tiny|{args.seed}")
-    cut = len(gsm8k) - len(gsm8k) // 20
-    made, unseen = varied(args.rows, args.seed + 1), varied(1800, args.seed + 2)
-    prompts = {row["prompt"] for row in made}
-    unseen = [row for row in unseen if row["prompt"] not in prompts]
-    mixed = sorted(gsm8k[:cut] + made, key=lambda row: hashlib.sha256(row["prompt"].encode()).digest())
-    documents = render(mixed, rng)
-    tokenizer = train_tokenizer(documents, args.vocabulary)
-    pool = pack(encode(tokenizer, documents), args.length)
-    size = tokenizer.get_vocab_size()
-    held_out = {
-        name: pack(encode(tokenizer, render(rows, rng)), args.length)
-        for name, rows in (("gsm8k", gsm8k[cut:]), ("procedural", unseen))
+    With --prepared they are kept in that folder, and several models with one text and vocabulary make them once.
+    """
+    path = (
+        args.prepared
+        and args.prepared / f"{args.vocabulary}-{args.length}-{args.gsm8k_rows}-{args.made_up}.pt"
+    )
+    if path and path.exists():
+        stored = torch.load(path)
+        return Tokenizer.from_str(stored["tokenizer"]), stored["pool"], stored["held_out"], stored["data"]
+    documents, unseen = written_by(args.text, args.writer, args.seed)
+    parts = {"written": digest(documents)}
+    records = sorted(args.text.glob("text-*.json"))
+    data: dict[str, object] = {"written": [json.loads(record.read_text()) for record in records]}
+    rng = random.Random(f"tiny|{args.seed}")
+    if args.gsm8k_rows:
+        added = render(read_rows(args.gsm8k)[: args.gsm8k_rows], rng)
+        documents, parts["gsm8k"] = documents + added, digest(added)
+    if args.made_up:
+        added = render(varied(args.made_up, args.seed + 1), rng)
+        documents, parts["made up"] = documents + added, digest(added)
+    documents = mixed_order(documents) if len(parts) > 1 else documents
+    tokenizer = train_tokenizer([text for text, _ in documents], args.vocabulary)
+    pool = pack(tokenizer, documents, args.length)
+    held_out = {"written": pack(tokenizer, unseen, args.length)}
+    data |= {
+        "documents": len(documents),
+        "documents_sha256": parts,
+        "characters": sum(len(text) for text, _ in documents),
+        "tokens": pool.shape[0] * args.length,
     }
-    model = build_model(size, args.seed)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{count} parameters, {size} tokens, {pool.numel()} training tokens", flush=True)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = {"tokenizer": tokenizer.to_str(), "pool": pool, "held_out": held_out, "data": data}
+        torch.save(stored, path)
+    return tokenizer, pool, held_out, data
 
-    log = train(model, pool, held_out, args)
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The settings; the defaults are the shipped ones."""
+    parser = argparse.ArgumentParser(
+        description="Train the embedded proxy model; see the top of this file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("text", type=Path, help="folder of benchmarks.corpora.write_text")
+    parser.add_argument("writer", type=Path, help="folder of the model that wrote it, for its tokenizer")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write")
+    parser.add_argument(
+        "--gsm8k", type=Path, help="GSM8K training split, JSON lines with prompt and completion"
+    )
+    parser.add_argument("--gsm8k-rows", type=int, default=0, help="rows of it to add")
+    parser.add_argument("--made-up", type=int, default=0, help="rows of benchmarks/corpora/made_up.py to add")
+    parser.add_argument("--prepared", type=Path, help="folder that keeps tokenizer and tokens")
+    parser.add_argument("--only-prepare", action="store_true", help="stop when the text is prepared")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps at most")
+    parser.add_argument("--seconds", type=float, help="end after this, the rate's decay with it")
+    parser.add_argument("--batch", type=int, default=32, help="sequences per step")
+    parser.add_argument("--length", type=int, default=512, help="tokens per sequence")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--inner", type=int, default=480, help="width of the MLP")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--tie", action=argparse.BooleanOptionalAction, default=True, help="tied embeddings")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and text")
+    parser.add_argument(
+        "--keep", type=float, nargs="*", default=[], help="store the weights at these parts too"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--report", type=float, default=20, help="seconds between losses")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Prepare, train, save, and record."""
+    args = parse()
+    torch.set_num_threads(args.threads)
+    # On a GPU the backward of an embedding has no fast deterministic form.
+    torch.use_deterministic_algorithms(args.device == "cpu")
+    tokenizer, pool, held_out, data = prepare(args)
+    if args.only_prepare:
+        return
+    size = tokenizer.get_vocab_size()
+    pool = pool.to(args.device)
+    held_out = {name: part.to(args.device) for name, part in held_out.items()}
+    model = build_model(size, args).to(args.device)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{args.out.name}: {count} parameters, {size} tokens, {data['tokens']} training tokens", flush=True)
+    log = train(model, pool, held_out, tokenizer, args)
     save(model, tokenizer, args.out)
-    stored = transformers.AutoModelForCausalLM.from_pretrained(args.out).float()
+    stored = transformers.AutoModelForCausalLM.from_pretrained(args.out).float().to(args.device)
+    left_out = ("text", "writer", "out", "gsm8k", "prepared", "only_prepare", "report", "threads")
     record = {
         "parameters": count,
         "uniform_nats_per_token": math.log(size),
-        "unigram_nats_per_token": {
-            name: unigram_entropy(pool, part, size) for name, part in held_out.items()
-        },
+        "unigram_nats_per_token": {name: unigram_entropy(pool, x, size) for name, x in held_out.items()},
         "held_out_nats_per_token": {
-            name: held_out_loss(stored, part, args.batch) for name, part in held_out.items()
+            name: held_out_loss(stored, x, args.batch) for name, x in held_out.items()
         },
-        "settings": {k: v for k, v in vars(args).items() if k not in ("gsm8k", "out", "report")},
-        "training_tokens": pool.numel(),
-        "data": {
-            "gsm8k_train_sha256": hashlib.sha256(args.gsm8k.read_bytes()).hexdigest(),
-            "documents_sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
-            "documents": len(documents),
-            "rows_by_family": dict(Counter(row.get("family", "gsm8k") for row in mixed)),
-        },
+        "settings": {k: v for k, v in vars(args).items() if k not in left_out},
+        "steps": log[-1]["step"],
+        "trained_tokens": log[-1]["step"] * args.batch * args.length,
+        "data": data,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -281,7 +281,7 @@ def main() -> None:
         "log": log,
     }
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 1e6:.2f} MB")
+    print(f"{args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 1e6:.2f} MB", flush=True)
 
 
 if __name__ == "__main__":

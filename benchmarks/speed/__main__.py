@@ -17,7 +17,13 @@ from pathlib import Path
 
 from benchmarks.environment import ROOT, describe_machine
 
-FILES = ("bench_sketching.py", "bench_vendi.py", "bench_attention.py", "bench_reading.py")
+FILES = (
+    "bench_sketching.py",
+    "bench_experts.py",
+    "bench_vendi.py",
+    "bench_attention.py",
+    "bench_reading.py",
+)
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ SOURCES = {
     "AQuA": "aqua_rat/dev.jsonl",
 }
 MOST_CHARACTERS = 500
-# Models that were trained in float32 and are small; the others are read as they are published.
-FLOAT32 = ("tiny", "stories260K")
+# Read as they are published; the others are small.
+REAL = ("smollm2", "gemma3")
 ROW_GROUPS = 12
 BATCH_TOKENS = 2048
 # (name, preset of layers, whether the pool's mean is taken out)
@@ -74,10 +74,10 @@ class Sketched:
     about: dict[str, object]
 
 
-def choose_rows(data: Path, each: int) -> list:
+def choose_rows(data: Path, each: int, sources: dict[str, str] = SOURCES) -> list:
     """`each` rows of every source in turn."""
     rows = []
-    for source in SOURCES.values():
+    for source in sources.values():
         manifest = index_corpus([data / source])
         short = [
             row
@@ -95,7 +95,7 @@ def choose_rows(data: Path, each: int) -> list:
 
 def sketch_pool(name: str, where: str, rows: list, dim: int, seed: int, cache: Path) -> Sketched:
     """The pool's sketches by group under a proxy, from the cache if it holds them."""
-    dtype = "float32" if name in FLOAT32 else "bfloat16"
+    dtype = "bfloat16" if name in REAL else "float32"
     proxy = load_proxy(where, dtype=dtype)
     ids = [row.id for row in rows]
     about = {
@@ -143,11 +143,11 @@ def rows_of(pool: Sketched, preset: str, centred: bool, dims: torch.Tensor, kept
     return torch.nn.functional.normalize(unit - unit.mean(0)) if centred else unit
 
 
-def draw_keys(count: int, each: int) -> np.ndarray:
+def draw_keys(count: int, each: int, sources: int = len(SOURCES)) -> np.ndarray:
     """float64 [count, N]: a mixture takes the rows with the largest keys (Efraimidis and Spirakis, 2006)."""
     generator = np.random.default_rng(0)
-    weights = generator.dirichlet(np.full(len(SOURCES), 0.5), size=count).clip(1e-9)
-    words = generator.random((count, len(SOURCES) * each))
+    weights = generator.dirichlet(np.full(sources, 0.5), size=count).clip(1e-9)
+    words = generator.random((count, sources * each))
     return np.log(words) / np.repeat(weights, each, axis=1)
 
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gvendi_fast.base.errors import GvendiError
@@ -104,17 +104,25 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return walk("", model)
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def named_parameters(
+    model: nn.Module, stored: Mapping[int, tuple[Tensor, Mapping[str, Tensor]]] | None = None
+) -> dict[str, Tensor]:
     """{canonical name: parameter}, in the order of `model.named_parameters()`; a tied one under its first name.
 
+    stored: of layers whose weight is in a code, {id of the module: (the tensor that stands for its weight, all tensors
+        of the code)}.
     Raises GvendiError where two parameters have one canonical name.
     """
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, Tensor] = {}
     raw: dict[str, str] = {}
     own_paths = {id(module): path for path, module in model.named_modules()}
     seen: set[int] = set()
     for path, module in named_modules(model):
-        for local, parameter in module._parameters.items():
+        own: dict[str, Tensor | None] = dict(module._parameters)
+        if stored and id(module) in stored:
+            weight, parts = stored[id(module)]
+            own = {"weight": weight, **{local: p for local, p in own.items() if local not in parts}}
+        for local, parameter in own.items():
             if parameter is None or id(parameter) in seen:
                 continue
             seen.add(id(parameter))

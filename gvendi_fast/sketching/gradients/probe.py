@@ -36,7 +36,6 @@ from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, 
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
-
 TRIAL_TOKENS = 4
 
 
@@ -327,7 +326,7 @@ def layer_parts(tap: Tap) -> tuple[Part | None, Part | None]:
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
     """(I, O) of a linear layer or of transformers' Conv1D, whose weight is stored transposed."""
-    if isinstance(module, nn.Linear):
+    if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return tuple(module.weight.shape)
 
@@ -519,7 +518,7 @@ class TappedLinear(Tapped):
             if part is not None:
                 width = output.shape[-1]
                 output = ProductOutput.apply(
-                    output, a, Rows(None, samples), lambda e: e.reshape(-1, width), self, part, current, *probes
+                    output, a, Rows(None, samples), lambda e, d=width: e.reshape(-1, d), self, part, current, *probes
                 )  # fmt: skip
         return output
 

@@ -24,6 +24,7 @@ from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters
 from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
     CompileError,
@@ -43,11 +44,15 @@ from gvendi_fast.sketching.gradients.names import (
     as_plain,
     by_canonical_name,
     check_causal_lm,
-    named_parameters,
     plain_model,
     written_names,
 )
 from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
+from gvendi_fast.sketching.gradients.quantised import (
+    check_quantised,
+    keep_gradients,
+    parameters_by_name,
+)
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
@@ -57,6 +62,7 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
+from gvendi_fast.sketching.gradients.weight_uses import check_uses
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -113,6 +119,8 @@ class GradientSketcher:
     exclude: shell patterns of parameter names to leave out; `coverage` says what is left. Parts that text does not
         reach, such as a vision tower, are left out by themselves, and `coverage.left_out` names them.
     layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`.
+    parameters: "trainable", as above; "adapters", those of a PEFT model's active adapters, which "trainable" means too
+        where nothing requires a gradient; or "base", what is no adapter's (adapters are at work, but not sketched).
     groups: also give the sketches of groups of parameters by themselves, in the same pass: one of `layers.GROUPINGS`,
         or {name: shell patterns of parameter names}, where parameters in none are the group "rest". z is the same to
         the bit, unless a group of patterns parts layers that read one input.
@@ -137,8 +145,10 @@ class GradientSketcher:
         exclude: Sequence[str] = (),
         layers: str = "all",
         groups: str | Mapping[str, Sequence[str]] | None = None,
+        parameters: str = "trainable",
         compile: bool = False,
     ) -> None:
+        check_choice(parameters)
         given, model = model, plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
@@ -148,13 +158,11 @@ class GradientSketcher:
         check_preset(layers)
         check_groups(groups)
         with _alone(model):
-            wanted = list(trainable_parameters(model))
+            wanted = list(trainable_parameters(model, parameters))
             written = written_names(given, model)
-            shapes = {name: tuple(p.shape) for name, p in named_parameters(model).items()}
-        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
-            there = named_parameters(model)
+            there = parameters_by_name(model)
             text = find_text_path(model, {name: there[name] for name in wanted}, excluded(wanted, exclude))
             del there
         if len(text.names) == len(wanted):
@@ -163,9 +171,16 @@ class GradientSketcher:
                 f"{wanted[0]!r}); let those of the language model require one, or none"
             )
         with _alone(model):
-            layout = find_taps(model, exclude, text.names)
+            layout = find_taps(model, exclude, text.names, parameters)
+        # Of those that are left out too: a gradient goes through them.
+        reached = [layer for layer in layout.quantised if layer.weight not in text.names]
+        with _frozen(model):
+            check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        if has_adapters(model):
+            with _frozen(model), never_packed():
+                check_uses(model, layout.taps)
         self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
         if layers != "all" or groups is not None:
             with _frozen(model), never_packed():
@@ -173,14 +188,14 @@ class GradientSketcher:
         if layers != "all":
             with _alone(model):
                 out = (*exclude, *map(glob.escape, left_out(layers, cells)))
-                layout = find_taps(model, out, text.names)
+                layout = find_taps(model, out, text.names, parameters)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
-        self.shapes = {name: shapes[name] for name in layout.names}
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
-        parameters = {name: math.prod(self.shapes[name]) for name in layout.names}
+        self.shapes = {name: layout.shapes[name] for name in layout.names}
+        sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         if isinstance(groups, Mapping):
             groups = {name: by_canonical_name(patterns, written) for name, patterns in groups.items()}
-        self.groups = None if groups is None else find_sketch_groups(groups, parameters, cells)
+        self.groups = None if groups is None else find_sketch_groups(groups, sizes, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names, text.names)
         taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
@@ -349,6 +364,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
+        undo.append(keep_gradients(modules))
         yield
 
 
@@ -380,7 +396,7 @@ def _checkpoint_errors() -> Iterator[None]:
             raise
         raise GvendiError(
             "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and that part "
-            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off for this call"
+            f"cannot be run again for its sketches ({str(error).splitlines()[0]}); switch checkpointing off here"
         ) from error
 
 

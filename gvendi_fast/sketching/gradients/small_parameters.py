@@ -1,7 +1,7 @@
 """Small parameters of odd use: dt_bias, A_log, convolutions, sinks, gates, lambdas, gated norms, learned scales.
 
 The gradient g_b of such a parameter is formed for every sample, [B, *its shape], and sketched by the definition
-(`reference.sketch_of_gradient`). All that is needed for it is which sample an entry of an operation's output belongs to:
+(`reference.sketch_of_gradient`). It takes which sample an entry of an operation's output belongs to:
 
     d(loss)/dq = J^T e  is linear in e,  so  g_b = J^T e_b  with e_b = e on the entries of sample b, and 0 elsewhere.
 
@@ -60,7 +60,13 @@ class UseOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, out: Tensor, of_gradient: Callable, saved: tuple[Tensor, ...], use: Use, side: Side, *probes: Tensor
+        ctx,
+        out: Tensor,
+        of_gradient: Callable,
+        saved: tuple[Tensor, ...],
+        use: Use,
+        side: Side,
+        *probes: Tensor,
     ):
         ctx.of_gradient, ctx.use, ctx.side = of_gradient, use, side
         ctx.home, ctx.count = probes[0].device, len(probes) - 1
@@ -72,7 +78,9 @@ class UseOutput(torch.autograd.Function):
         try:
             saved = ctx.saved_tensors
         except RuntimeError as error:
-            raise ctx.use.unknown("its input was changed in place afterwards, so its gradient is lost") from error
+            raise ctx.use.unknown(
+                "its input was changed in place afterwards, so its gradient is lost"
+            ) from error
         found = ctx.of_gradient(gradient, *saved)
         return gradient, *[None] * 4, *for_probes(found, ctx.home, ctx.count)
 
@@ -99,19 +107,28 @@ def pulled(side: Side, gradients: Tensor | Iterator[Tensor], current: Pass) -> l
 
     def back(gradient: Tensor, batched: bool) -> list[Tensor]:
         found = torch.autograd.grad(
-            value, leaves, gradient.to(value.dtype), is_grads_batched=batched, retain_graph=True, allow_unused=True
+            value,
+            leaves,
+            gradient.to(value.dtype),
+            is_grads_batched=batched,
+            retain_graph=True,
+            allow_unused=True,
         )
         lead = (len(gradient),) if batched else ()
         return [
-            leaf.new_zeros((*lead, *leaf.shape)) if g is None else g for g, leaf in zip(found, leaves, strict=True)
+            leaf.new_zeros((*lead, *leaf.shape)) if g is None else g
+            for g, leaf in zip(found, leaves, strict=True)
         ]
 
     if isinstance(gradients, Tensor):
         by_leaf = back(gradients, batched=True)
     else:
-        by_leaf = [torch.stack(found) for found in zip(*(back(g, batched=False) for g in gradients), strict=True)]
+        by_leaf = [
+            torch.stack(found) for found in zip(*(back(g, batched=False) for g in gradients), strict=True)
+        ]
     return [
-        sketch_of_gradients(watched, g.detach(), current.spec) for watched, g in zip(side.of, by_leaf, strict=True)
+        sketch_of_gradients(watched, g.detach(), current.spec)
+        for watched, g in zip(side.of, by_leaf, strict=True)
     ]
 
 
@@ -158,7 +175,9 @@ def _of_rows(side: Side, gradient: Tensor, known: Known, current: Pass) -> Tenso
     So a table of positions needs no gradient of its own size.
     """
     origin, value = side.origin, side.value
-    is_table = origin.index is not None and len(side.of) == 1 and origin.view.shape == side.of[0].parameter.shape
+    is_table = (
+        origin.index is not None and len(side.of) == 1 and origin.view.shape == side.of[0].parameter.shape
+    )
     if not is_table or origin.view.dim() != 2 or _has_samples(value, gradient, known) or side.of[0].stacked:
         return None
     rows = split(gradient, known, current.samples, value.shape).reshape(-1, value.shape[-1])
@@ -292,7 +311,11 @@ def joined(use: Use) -> Tensor:
     x = next(x for x in _activations(use))
     known = known_of(use, x)
     if use.current.samples > 1:
-        along = [known.axis] if isinstance(known, Along) else [a for a, n in enumerate(known.samples.shape) if n > 1]
+        along = (
+            [known.axis]
+            if isinstance(known, Along)
+            else [a for a, n in enumerate(known.samples.shape) if n > 1]
+        )
         if dim % x.dim() in along:
             raise use.unknown("it is joined to activations along the axis of their samples")
     if any(part.dim() != x.dim() for part in parts):
@@ -361,7 +384,9 @@ def convolved(use: Use) -> Tensor:
         def of_bias(e: Tensor) -> list[Tensor]:
             by_sample = e.unflatten(0, (samples, -1))
             axes = [1, *range(3, by_sample.dim())]
-            return pulled(side, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current)
+            return pulled(
+                side, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current
+            )
 
         out = UseOutput.apply(out, of_bias, (), use, form(use, side), *use.current.probes(side.of))
     return out
@@ -417,7 +442,9 @@ def normed(use: Use) -> Tensor:
 
     side = use.side(weight) if weight is not None else None
     if side is not None:
-        out = UseOutput.apply(out, of_weight, (x.detach(),), use, form(use, side), *use.current.probes(side.of))
+        out = UseOutput.apply(
+            out, of_weight, (x.detach(),), use, form(use, side), *use.current.probes(side.of)
+        )
     shift = use.side(bias) if bias is not None else None
     if shift is not None:
 
@@ -436,7 +463,11 @@ def one_by_one(use: Use) -> Any:
     sample is seen by running it for every sample alone.
     """
     name, samples = getattr(use.function, "__name__", ""), use.current.samples
-    if name.endswith("_") and not name.endswith("__") or name in _WRITES or use.kwargs.get("out") is not None:
+    if (
+        (name.endswith("_") and not name.endswith("__"))
+        or name in _WRITES
+        or use.kwargs.get("out") is not None
+    ):
         raise use.unknown("it writes to its input")
     if any(not use.rows.is_natural(x) for x in _activations(use)):
         raise use.unknown("of its activations it is not known which sample each row belongs to")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.sketching.gradients.names import named_modules, named_parameters
+from gvendi_fast.sketching.gradients.adapters import TRAINABLE, chosen, has_adapters
+from gvendi_fast.sketching.gradients.names import named_modules
 from gvendi_fast.sketching.gradients.norms import norm_formula
+from gvendi_fast.sketching.gradients.quantised import QuantisedLayer, parameters_by_name, quantised_layers
 
 LINEAR, CONV1D, EMBEDDING, NORM = "linear", "conv1d", "embedding", "norm"
 # Parameters of a module that no other tap fits: their uses are watched (parameter_uses.py).
 WATCHED = "watched"
+# A linear layer whose weight is stored in a code.
+QUANTISED = "quantised"
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,21 @@ class Layout:
     total: int
     transposed: frozenset[str]
     names: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    quantised: list[QuantisedLayer] = field(default_factory=list)
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a gradient by name: those that require one, or all if none does."""
-    named = named_parameters(model)
-    return {name: p for name, p in named.items() if p.requires_grad} or named
+def trainable_parameters(model: nn.Module, parameters: str = TRAINABLE) -> dict[str, Tensor]:
+    """The parameters of a gradient by name: those that require one, or all if none does; see `adapters.chosen`.
+
+    A coded weight cannot require a gradient, so it counts as if it did, unless the model has adapters to train.
+    """
+    named = parameters_by_name(model)
+    found = chosen(model, named, parameters)
+    if parameters == TRAINABLE and not has_adapters(model):
+        coded = {id(layer.stored) for layer in quantised_layers(model)}
+        found = {name: p for name, p in named.items() if name in found or id(p) in coded}
+    return found
 
 
 def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
@@ -76,29 +90,39 @@ def excluded(names: Iterable[str], exclude: Sequence[str]) -> set[str]:
     return {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)}
 
 
-def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collection[str] = ()) -> Layout:
-    """The taps of all trainable parameters of `model` (all parameters, if none requires a gradient).
+def find_taps(
+    model: nn.Module,
+    exclude: Sequence[str] = (),
+    unreached: Collection[str] = (),
+    parameters: str = TRAINABLE,
+) -> Layout:
+    """The taps of all parameters of a gradient, as `trainable_parameters` gives them.
 
     exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
     reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
     """
-    names = {id(p): name for name, p in named_parameters(model).items()}
-    trainable = {id(p) for name, p in trainable_parameters(model).items() if name not in unreached}
+    every = parameters_by_name(model)
+    coded = {id(layer.module): layer for layer in quantised_layers(model)}
+    names = {id(p): name for name, p in every.items()}
+    trainable = [name for name in trainable_parameters(model, parameters) if name not in unreached]
     for pattern in exclude:
-        if not fnmatch.filter(names.values(), pattern):
-            first = next(iter(names.values()), "")
+        if not fnmatch.filter(every, pattern):
+            first = next(iter(every), "")
             raise GvendiError(
                 f"exclude pattern {pattern!r} matches no parameter of the model, whose names have no wrappers in them, "
                 f"such as {first!r}"
             )
-    out = excluded(names.values(), exclude)
-    wanted = {key: name for key, name in names.items() if key in trainable and name not in out}
+    out = excluded(every, exclude)
+    wanted = {id(every[name]): name for name in trainable if name not in out}
     taps, transposed = [], set()
     for path, module in named_modules(model):
         own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
         kind = module_kind(module)
+        if id(module) in coded:
+            weight = wanted.get(id(coded[id(module)].stored))
+            own, kind = {"weight": weight, "bias": own.get("bias")}, QUANTISED
         # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.
-        starts = kind == EMBEDDING and names[id(module.weight)] not in unreached
+        starts = kind == EMBEDDING and names.get(id(module.weight)) not in unreached
         if not any(own.values()) and not starts:
             continue
         if kind is None or set(own) - {"weight", "bias"}:
@@ -109,13 +133,16 @@ def find_taps(model: nn.Module, exclude: Sequence[str] = (), unreached: Collecti
         taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
         if kind == CONV1D and own.get("weight"):
             transposed.add(own["weight"])
-    sizes = {id(p): p.numel() for p in model.parameters()}
+    shapes = {names[id(p)]: tuple(p.shape) for p in every.values()}
+    shapes |= {names[id(layer.stored)]: layer.shape for layer in coded.values()}
     return Layout(
         taps=taps,
-        sketched=sum(sizes[key] for key in wanted),
-        total=sum(sizes[key] for key in trainable),
+        sketched=sum(math.prod(shapes[name]) for name in wanted.values()),
+        total=sum(math.prod(shapes[name]) for name in trainable),
         transposed=frozenset(transposed),
         names=list(wanted.values()),
+        shapes=shapes,
+        quantised=list(coded.values()),
     )
 
 

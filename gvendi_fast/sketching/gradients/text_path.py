@@ -23,6 +23,7 @@ from torch import nn
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.quantised import is_code
 
 # Rows and tokens of the trial.
 ROWS, TOKENS = 4, 4
@@ -75,7 +76,7 @@ class Unvisited(Forward):
 
 
 def find_text_path(
-    model: nn.Module, wanted: Mapping[str, nn.Parameter], kept: Collection[str] = ()
+    model: nn.Module, wanted: Mapping[str, torch.Tensor], kept: Collection[str] = ()
 ) -> TextPath:
     """Which parameters of a model the loss of a text cannot reach.
 
@@ -85,7 +86,7 @@ def find_text_path(
     A parameter that takes no gradient, as a quantised weight, counts as reached if its module was run. Raises
     GvendiError where the model cannot read text by itself, or reads it in both directions.
     """
-    takes = {id(p): p for p in wanted.values() if p.is_floating_point() and not p.is_inference()}
+    takes = {id(p): p for p in wanted.values() if not is_code(p) and not p.is_inference()}
     ran: set[int] = set()
 
     def restore() -> None:
@@ -102,7 +103,10 @@ def find_text_path(
         logits = _logits(model, ids)
         reached = _leaves(logits)
     _check_causal(model, ids, logits.detach())
-    own = {path: {id(p) for p in m._parameters.values()} for path, m in model.named_modules()}
+    own = {
+        path: {id(t) for t in (*m._parameters.values(), *m._buffers.values())}
+        for path, m in model.named_modules()
+    }
     modules = dict(model.named_modules())
     for path, parameters in own.items():
         if id(modules[path]) in ran:
@@ -212,7 +216,7 @@ def _choosable(modules: Mapping[str, nn.Module], reached: set[int]) -> set[int]:
     return found
 
 
-def _parts(missed: Mapping[str, nn.Parameter], reached: Collection[str]) -> tuple[LeftOut, ...]:
+def _parts(missed: Mapping[str, torch.Tensor], reached: Collection[str]) -> tuple[LeftOut, ...]:
     """The parameters that are not reached, by the shortest path that leads to none which is."""
     leading = {name[:i] for name in reached for i in range(len(name) + 1) if name[i : i + 1] in ("", ".")}
     sizes: dict[str, int] = {}

@@ -58,7 +58,7 @@ class TokenRows:
         return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
-        """The sample of each of the R rows of x, int64 [R] on its device; None if unknown. Axis `feature` has no rows."""
+        """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
         shape = list(x.shape)
         feature %= len(shape)
         del shape[feature]
