@@ -74,7 +74,7 @@ def _lines(found: SelfCheck) -> dict[str, str]:
     if found.tokens_per_second is not None:
         lines["speed"] = f"{found.tokens_per_second:,.0f} tokens/s, in a batch of {found.trial_tokens:,}"
     if found.peak_bytes is not None:
-        of = "of the GPU beside the model" if found.device.startswith("cuda") else "of this process at most"
+        of = "of the GPU beside the model" if found.device.startswith("cuda") else "of this process so far"
         lines["memory"] = (
             f"{found.peak_bytes / 2**20:,.0f} MiB {of}; a run takes batches of {found.batch_tokens:,} tokens"
         )
