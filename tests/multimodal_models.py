@@ -138,7 +138,7 @@ MULTIMODAL: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     ),
     "qwen2_audio": _qwen2_audio,
 }
-# Their experts need taps of their own.
+# Towers beside experts.
 WITH_EXPERTS = {"qwen3_vl_moe": _qwen3_vl_moe, "llama4": _llama4, "qwen3_omni": _qwen3_omni}
 
 

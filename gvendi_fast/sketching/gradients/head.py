@@ -97,6 +97,10 @@ def _base_below(model: nn.Module, output: nn.Linear) -> nn.Module | None:
         base = getattr(module, "base_model", None)
         if isinstance(base, nn.Module) and base is not module:
             return base
+        # Llama 4's language model inside says that it is its own base.
+        others = [part for part in module.children() if part is not output]
+        if module is not model and len(others) == 1:
+            return others[0]
     return None
 
 
