@@ -21,7 +21,12 @@ IDS, LABELS, MASK = pad(samples(VOCABULARY))
 
 
 def needs(*packages):
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    # Of a package inside one that is absent nothing can be asked.
+    absent = [
+        name
+        for name in packages
+        if importlib.util.find_spec(name.partition(".")[0]) is None or importlib.util.find_spec(name) is None
+    ]
     return pytest.mark.skipif(bool(absent), reason=f"needs {', '.join(absent)}, which is not installed")
 
 
@@ -245,6 +250,83 @@ def test_torchao(folder):
     assert relative(sketch(model), at(folder, weights)) <= FP32_RELATIVE
     with pytest.raises(GvendiError, match=r"of torchao, quantised.*hands no gradient on"):
         GradientSketcher(load(Int8DynamicActivationInt8WeightConfig()), SPEC)
+
+
+@needs("optimum.quanto", "accelerate")
+@pytest.mark.parametrize("bits", ["int8", "int4", "float8"])
+def test_quanto(folder, bits):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=transformers.QuantoConfig(weights=bits),
+        dtype=torch.float32,
+        device_map="cpu",
+    ).eval()
+    weights = {
+        f"{name}.weight": module.weight.dequantize()
+        for name, module in model.named_modules()
+        if type(module).__name__ == "QLinear"
+    }
+    assert len(weights) >= 14
+    assert relative(sketch(model), at(folder, weights)) <= FP32_RELATIVE
+
+
+@needs("compressed_tensors", "accelerate")
+@pytest.mark.parametrize(
+    ("bits", "form"), [(4, "pack-quantized"), (8, "int-quantized")], ids=["packed int4", "int8"]
+)
+def test_compressed_tensors_become_matrices(folder, tmp_path, bits, form):
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+
+    args = QuantizationArgs(num_bits=bits, type="int", strategy="channel", symmetric=True)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, format=form)
+    config = QuantizationConfig(
+        config_groups={"all": scheme}, ignore=["lm_head"], format=form, quantization_status="frozen"
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    apply_quantization_config(model, config)
+    used = {}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if hasattr(module, "weight_scale"):
+                scale = module.weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+                module.weight_scale.copy_(scale)
+                used[f"{name}.weight"] = fake_quantize(module.weight, module.weight_scale, None, args).clone()
+    assert len(used) == 14
+    compressor = ModelCompressor(quantization_config=config)
+    compressor.compress_model(model)
+    copied = shutil.copytree(folder, tmp_path / "compressed")
+    (copied / "model.safetensors").unlink()
+    model.save_pretrained(copied)
+    compressor.update_config(str(copied))
+    proxy = load_proxy(copied, dtype="float32", device="cpu")
+    assert proxy.weights == f"compressed-tensors {form}"
+    assert relative(sketch(proxy.model), at(folder, used)) <= FP32_RELATIVE
+
+
+@needs("bitsandbytes", "accelerate", "peft")
+def test_adapters_on_coded_weights(folder):
+    import peft
+
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False)
+    coded = load_proxy(folder, dtype="float32", device="cpu", quantize="4bit").model
+    weights = dequantised(coded)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain.load_state_dict({**plain.state_dict(), **weights})
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(coded, config).eval()
+    other = peft.get_peft_model(plain.eval(), config).eval()
+    other.load_state_dict({n: p for n, p in adapted.state_dict().items() if "lora" in n}, strict=False)
+    for parameters in ("trainable", "adapters", "base"):
+        sketcher, wanted = (GradientSketcher(m, SPEC, parameters=parameters) for m in (adapted, other))
+        assert sketcher.parameters == wanted.parameters
+        assert relative(sketcher(IDS, LABELS, MASK), wanted(IDS, LABELS, MASK)) <= FP32_RELATIVE
 
 
 @needs("bitsandbytes", "accelerate")
