@@ -304,6 +304,8 @@ class ParameterUses(TorchFunctionMode):
     def __init__(self, watched: Sequence[Watched], current: Pass) -> None:
         super().__init__()
         self.current, self.rows = current, TokenRows(current.samples, current.length)
+        # Names of the parameters of which an operation that may pass a gradient was seen.
+        self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}
         # Of one that requires a gradient a use out of sight is seen by its gradient, even if no operation took it.
         self.leaves = {w.name: w.parameter for w in watched if w.parameter.requires_grad}
@@ -322,6 +324,7 @@ class ParameterUses(TorchFunctionMode):
             self.rows.follow(function, args, kwargs, out)
             return out
         found = {id(given): side for given, side in sides}
+        self.met.update(w.name for _, side in sides for w in side.origin.of)
 
         def placed(x: Any) -> Any:
             return found[id(x)].value if id(x) in found else x

@@ -271,8 +271,9 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     owners = {}
     for tap in taps:
         for name, attribute in ((tap.weight, "weight"), (tap.bias, "bias")):
-            if name:
-                owners[id(tap.module._parameters[attribute])] = name
+            # Of a coded weight there may be buffers alone.
+            if name and (own := tap.module._parameters.get(attribute)) is not None:
+                owners[id(own)] = name
     outside = _OutsideUses(owners, rows)
     # Rows are followed where gradients are.
     with undoing() as undo, torch.enable_grad():
@@ -450,6 +451,8 @@ class ProbedModel:
         self.groups, self.picks = find_groups(model, taps, spec, look), look.picks
         self.outside = look.outside
         self.watched = find_watched(taps, look.outside)
+        # Names of those of which `try_uses` has seen a use.
+        self.met: frozenset[str] = frozenset()
         self.configurations = experts.configurations({id(w.module): w.module for w in self.watched}.values())
         # Of the pass that runs, where uses of parameters or rows of tokens are followed.
         self.uses: ParameterUses | None = None
@@ -491,6 +494,7 @@ class ProbedModel:
             with self.following():
                 out = core(input_ids=ids, use_cache=False)
             reached = [x for x in out.values() if isinstance(x, Tensor) and x.requires_grad]
+            self.met = frozenset(self.uses.met)
             # A use out of sight is known by its gradient.
             gradients(sum(x.float().sum() for x in reached), [probe], self.uses)
         settle(self.watched)
