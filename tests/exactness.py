@@ -82,11 +82,13 @@ def _largest_error(found: torch.Tensor, wanted: list[torch.Tensor]) -> float:
     return max(float((z.double() - w).norm() / w.norm()) for z, w in zip(found, wanted, strict=True))
 
 
-def judge(model: torch.nn.Module, spec: SketchSpec = SPEC, most: float = FP32_RELATIVE, **more) -> Finding:
+def judge(
+    model: torch.nn.Module, spec: SketchSpec = SPEC, most: float = FP32_RELATIVE, rows=None, **more
+) -> Finding:
     """What the sketcher makes of a model; `more` goes to it."""
     try:
         sketcher = GradientSketcher(model, spec, **more)
-        errors = case_errors(model, sketcher)
+        errors = case_errors(model, sketcher, rows)
     except GvendiError as error:
         return Finding(REFUSED, " ".join(str(error).split()))
     share = sketcher.coverage.share
