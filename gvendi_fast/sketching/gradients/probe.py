@@ -510,6 +510,9 @@ class ProbedModel:
         self.probe, self.segments, self.ids = probe, segments, ids
         self.uses = None
         if self.watched or self.picks:
+            # Tokens may change places within their sample, so that those with a gradient are not known beforehand.
+            starts = torch.arange(ids.shape[0]) * ids.shape[1]
+            self.segments = segments = torch.stack([starts, starts + ids.shape[1]], dim=1)
             current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
             self.uses = ParameterUses(self.watched, current)
 

@@ -117,6 +117,9 @@ class TokenRows:
         That is looked at on a CPU, and elsewhere only where nothing else helps, for the look waits for the GPU.
         """
         known = self._natural(x.shape)
+        # Of one sample all numbers are equal, in any order of its tokens.
+        if self.samples_count == 1:
+            return Numbers(numbers)
         if isinstance(known, Along) and (numbers.device.type == "cpu" or numbers.shape[-1] > 1):
             wanted = (torch.arange(x.shape[0], device=numbers.device) // known.each).view(
                 -1, *[1] * (x.dim() - 1)
