@@ -492,8 +492,11 @@ class ProbedModel:
         with self.attached(), torch.enable_grad():
             self.begin(probe, segments, ids, [probe] * count)
             with self.following():
-                core(input_ids=ids, use_cache=False)
+                out = core(input_ids=ids, use_cache=False)
             self.met = frozenset(self.uses.met)
+            reached = [x for x in out.values() if isinstance(x, Tensor) and x.requires_grad]
+            # A use out of sight is known by its gradient.
+            gradients(sum(x.float().sum() for x in reached), [probe], self.uses)
         settle(self.watched)
 
     def begin(
@@ -547,6 +550,10 @@ class ProbedModel:
             for forward in (*self.tapped, *others):
                 undo.append(forward.remove)
                 forward.attach()
+            for watched in self.watched:
+                if watched.name not in self.outside and not watched.parameter.is_inference():
+                    undo.append(functools.partial(watched.parameter.requires_grad_, False))
+                    watched.parameter.requires_grad_(True)
             for config in self.configurations:
                 undo.append(functools.partial(setattr, config, _CHOICE, getattr(config, _CHOICE)))
                 setattr(config, _CHOICE, experts.GROUPED)
