@@ -410,6 +410,21 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
     return rows._keep(out, Numbers(torch.cat(whole, dim)))
 
 
+def _stacked(rows: TokenRows, function, args, kwargs, out) -> None:
+    """stack: a new axis, before or behind that of the samples."""
+    parts = _flat(args[0] if args else kwargs.get("tensors"))
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if not out.requires_grad or not isinstance(dim, int):
+        return
+    dim %= out.dim()
+    known = [rows.of(x) for x in parts if x.requires_grad]
+    first = known[0] if known else UNKNOWN
+    if isinstance(first, Along) and all(k == first for k in known):
+        rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
+    else:
+        rows._keep(out, UNKNOWN)
+
+
 def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
     """sum, mean, ...: over axes along which all rows are of one sample."""
     x = args[0] if args else kwargs.get("input")
@@ -509,6 +524,7 @@ _RULES: dict[Any, Callable] = {
         _moved,
     ),
     **dict.fromkeys(_both("cat", "concat", "concatenate"), _joined),
+    **dict.fromkeys(_both("stack"), _stacked),
     **dict.fromkeys(_both("sum", "mean", "amax", "amin", "logsumexp", "prod"), _reduced),
     Tensor.__setitem__: _written,
     **dict.fromkeys(
