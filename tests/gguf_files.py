@@ -90,8 +90,10 @@ def _add_tokenizer(writer, gguf, tokenizer, config) -> None:
     writer.add_token_list(names)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)
+    # transformers 4 reads no file without a first token.
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     for token, add in (
-        (tokenizer.bos_token_id, writer.add_bos_token_id),
+        (first, writer.add_bos_token_id),
         (tokenizer.eos_token_id, writer.add_eos_token_id),
         (tokenizer.pad_token_id, writer.add_pad_token_id),
     ):
