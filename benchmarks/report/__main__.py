@@ -19,6 +19,7 @@ from benchmarks.report.corpora import reading_lines, thread_lines
 from benchmarks.report.coverage import coverage_sections, forecast_row
 from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
+from benchmarks.report.experts import expert_sections
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.proxies import (
     agreement_table,
@@ -180,6 +181,7 @@ def render(results: Path = RESULTS) -> str:
         machine_line(speed),
         speed_table(cpu),
         copy_table(cpu),
+        *expert_sections(load(results / "experts.json"), ratio, table, machine_line),
         *reading_sections(cpu, load(results / "before_after.json")),
         *reading_lines(load(results / "reading.json"), table),
         *(reading_lines(fast, table) if (fast := load(results / "reading_fast.json")) else ()),

@@ -1,13 +1,20 @@
 """The Triton kernel of stacked experts against the fp64 definition: on a GPU, else in Triton's interpreter."""
 
+import numpy as np
 import pytest
 import torch
 from plain import expert32
 from tolerance import check
 
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels import ops, reference
 from gvendi_fast.kernels.backends import backend, use_backend
-from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_column_tables, expert_row_tables
+from gvendi_fast.kernels.sketch_matrix import (
+    ExpertTables,
+    SketchSpec,
+    expert_column_tables,
+    expert_row_tables,
+)
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,9 +176,37 @@ def test_rows_are_put_in_order_once_for_the_parameters_of_a_layer():
     assert routing_of(experts, samples, 3, 4) is not first
 
 
+def part_of(whole: ExpertTables, coordinates: slice) -> ExpertTables:
+    return ExpertTables(whole.dim, whole.bucket[:, coordinates], whole.sign[:, coordinates])
+
+
+def test_parts_of_tables():
+    """Of a product with some rows or columns of each matrix, that begin inside a block or leave coordinates out."""
+    a, e = draw(12, 90, torch.float32, 1), draw(12, 70, torch.float32, 2)
+    a_tables, e_tables = stacked(64, 3, 200, 300)
+    kept, where = (part_of(a_tables, slice(50, 140)), part_of(e_tables, slice(3, 143, 2))), routed(12, 3, 2)
+    wanted = reference.expert_sketch(a, e, *where, 2, *kept)
+    got = ops.expert_sketch(a, e, *where, *kept, torch.zeros(2, 64, device=DEVICE))
+    check(got, expert32(a, e, *where, 2, *kept), wanted)
+
+
 def test_tables_on_the_device_are_those_of_each_expert():
-    _, kept = stacked(64, 3, 50, 200)
-    packed = tables.folding(kept, DEVICE)
-    assert packed.shape == (3, 4, 64)
-    for expert in range(3):
-        assert torch.equal(packed[expert], tables.folding(kept.table(expert), DEVICE))
+    _, whole = stacked(64, 3, 50, 200)
+    for kept in (whole, part_of(whole, slice(30, 150)), part_of(whole, slice(0, 1))):
+        listed = tables.listing(kept, DEVICE).cpu().numpy()
+        for expert, entries in enumerate(listed):
+            _, bin_ = entries.nonzero()
+            found = entries[entries != 0]
+            order = (found & 0xFFFF).argsort()
+            assert (found[order] & 0xFFFF).tolist() == list(range(kept.width))
+            assert (bin_[order] == kept.bucket[expert]).all()
+            assert ((found[order] & ~0xFFFF).view("f4") == kept.sign[expert]).all()
+    assert tables.listing(whole, DEVICE).shape == (3, 4, 64)
+
+
+def test_an_axis_too_long_for_the_tables_is_refused():
+    wide = ExpertTables(64, np.zeros((1, 65537), np.int16), np.ones((1, 65537), np.int8))
+    with pytest.raises(
+        GvendiError, match=r"have 65537 coordinates along an axis; the Triton kernel takes up to 65536"
+    ):
+        tables.listing(wide, DEVICE)

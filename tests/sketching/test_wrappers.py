@@ -301,6 +301,12 @@ def test_a_reentrant_checkpoint_of_the_models_own_code_is_refused(plain):
         GradientSketcher(model, SPEC)(*pad(samples()))
 
 
+def test_mixed_precision_around_a_call_does_not_change_the_model(plain, wanted):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(GradientSketcher(plain, SPEC)(*pad(samples())), wanted)
+        assert torch.is_autocast_enabled("cpu")
+
+
 peft_missing = "peft is not installed: pip install peft"
 
 

@@ -17,10 +17,11 @@ import glob
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -190,7 +191,11 @@ def as_plain(model: nn.Module) -> Iterator[None]:
             _check_weights(module)
             _uncompile(module, undo)
         _gather(model, undo)
-        yield
+        with ExitStack() as stack:
+            # Mixed precision around the call would be another model's, as that of a forward is.
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
 
 
 def check_causal_lm(model: nn.Module) -> None:

@@ -91,5 +91,5 @@ def _side(
 ) -> tuple[torch.Tensor | None, int, torch.Tensor | None, int]:
     if x is None or stacked is None:
         return None, 0, None, 0
-    packed = tables.folding(stacked, x.device)
+    packed = tables.listing(stacked, x.device)
     return x, x.stride(0), packed, packed.shape[1]

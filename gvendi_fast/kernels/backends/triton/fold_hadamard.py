@@ -55,12 +55,12 @@ def fold_rows(x, stride, begin, end, table, blocks, T: tl.constexpr, K: tl.const
     second = x + tl.minimum(begin + 1, end - 1) * stride
     third = x + tl.minimum(begin + 2, end - 1) * stride
     fourth = x + tl.minimum(begin + 3, end - 1) * stride
-    return fold_four(first, second, third, fourth, table, blocks, T, K)
+    return fold_four(first, second, third, fourth, table, blocks, K, T, K)
 
 
 @triton.jit
 def fold_listed_rows(x, stride, order, begin, end, table, blocks, T: tl.constexpr, K: tl.constexpr):
-    """The same of rows order[begin] .. order[end - 1]."""
+    """The same of rows order[begin] .. order[end - 1], by a table that lists coordinates (`tables.listing`)."""
     first = x + tl.load(order + begin) * stride
     second, third, fourth = first, first, first
     if T > 1:
@@ -68,12 +68,17 @@ def fold_listed_rows(x, stride, order, begin, end, table, blocks, T: tl.constexp
     if T > 2:
         third = x + tl.load(order + tl.minimum(begin + 2, end - 1)) * stride
         fourth = x + tl.load(order + tl.minimum(begin + 3, end - 1)) * stride
-    return fold_four(first, second, third, fourth, table, blocks, T, K)
+    return fold_four(first, second, third, fourth, table, blocks, 0, T, K)
 
 
 @triton.jit
-def fold_four(first, second, third, fourth, table, blocks, T: tl.constexpr, K: tl.constexpr):
-    """S x of the first T of four rows as float32 [T, K]; each row is given by where it begins."""
+def fold_four(
+    first, second, third, fourth, table, blocks, STEP: tl.constexpr, T: tl.constexpr, K: tl.constexpr
+):
+    """S x of the first T of four rows as float32 [T, K]; each row is given by where it begins.
+
+    STEP: coordinates from one block's first to the next one's: K, or 0 where a table's entries count from the row's.
+    """
     k = tl.arange(0, K)
     if table is None:
         folded = load_rows(first, second, third, fourth, k, T, K).to(tl.float32)
@@ -86,7 +91,7 @@ def fold_four(first, second, third, fourth, table, blocks, T: tl.constexpr, K: t
             # A block is on its way while the one before is added. Launches alone took 0.8 times as long on an H200 over
             # the layers of a 0.5B model; among the model's other kernels the gain was not seen (39.8 and 39.0 ms).
             following = tl.load(table + block * K + k)
-            at = block * K + (following & 0xFFFF)
+            at = block * STEP + (following & 0xFFFF)
             coming = load_rows(first, second, third, fourth, at, T, K)
             folded = add_signed(folded, value, entry, T, K)
             entry, value = following, coming
