@@ -1,5 +1,6 @@
 """What the loss of a text cannot reach is left out by itself, and nothing else is."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -174,8 +175,11 @@ def test_training_parts_that_text_does_not_reach_is_an_error():
         GradientSketcher(model, SPEC)
 
 
-def saved(name: str, folder: Path) -> Path:
-    multimodal(name).save_pretrained(folder)
+def saved(name: str, folder: Path, vocabulary: int | None = None) -> Path:
+    model = multimodal(name)
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.save_pretrained(folder)
     for file in Path(load._local_folder("tiny")).glob("tokenizer*"):
         shutil.copy(file, folder / file.name)
     return folder
@@ -197,3 +201,22 @@ def test_a_folder_of_a_checkpoint_that_also_sees_loads_as_a_proxy(name, tmp_path
 def test_llama_4_loads_as_its_language_model_and_keeps_no_tower(tmp_path):
     proxy = load_proxy(saved("llama4", tmp_path), dtype="float32", device="cpu")
     assert not any("vision" in name for name, _ in proxy.model.named_parameters())
+
+
+def test_score_says_what_is_out_of_a_texts_reach_and_the_run_records_it(gvendi, tmp_path):
+    proxy = saved("llava", tmp_path / "proxy", vocabulary=len(load.load_tokenizer("tiny").tokenizer))
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"What is {i} + {i}?", "completion": f"{2 * i}."} for i in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    words = ["--dtype", "float32", "--dim", 128, "--out", run]
+    code, out, _ = gvendi("score", data, "--proxy", proxy, *words)
+    assert code == 0
+    reach = "out of its reach: model.vision_tower (11,528), model.multi_modal_projector (1,600)"
+    assert f"coverage        100.0 % of the proxy's parameters that a text reaches; {reach}" in out
+    coverage = json.loads((run / "spec.json").read_text())["coverage"]
+    assert coverage["left_out"] == {"model.vision_tower": 11528, "model.multi_modal_projector": 1600}
+    assert coverage["sketched"] == coverage["total"]
+    # The run goes on, and a plain model's says no more than it did.
+    assert gvendi("score", data, "--proxy", proxy, *words)[0] == 0
+    assert f"; {reach}" in gvendi("score", run)[1]
