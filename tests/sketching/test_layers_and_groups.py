@@ -211,7 +211,11 @@ def test_experts_and_routers_are_told_by_their_number(family):
     assert {"expert", "router"} <= kinds
     assert {cells[n].kind for n in left_out("no-expert", cells)} == {"expert"}
     assert {cells[n].kind for n in cells if n not in left_out("expert", cells)} == {"expert"}
-    assert {cells[n].kind for n in cells if n not in left_out("mlp", cells)} == kinds & {"mlp", "expert", "router"}
+    assert {cells[n].kind for n in cells if n not in left_out("mlp", cells)} == kinds & {
+        "mlp",
+        "expert",
+        "router",
+    }
 
 
 def test_a_list_of_experts_is_known_and_other_stacks_and_lists_are_none():

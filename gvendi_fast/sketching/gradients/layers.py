@@ -167,7 +167,9 @@ def _alike(module: nn.Module) -> int:
 
 def _stacked(module: nn.Module) -> int:
     """E of a module's tensors [E, I, O], I and O above 1; 0 where it has none, or they differ in it."""
-    counts = {p.shape[0] for p in module._parameters.values() if p is not None and p.dim() == 3 and min(p.shape) > 1}
+    counts = {
+        p.shape[0] for p in module._parameters.values() if p is not None and p.dim() == 3 and min(p.shape) > 1
+    }
     is_stack = len(counts) == 1 and not isinstance(module, nn.modules.conv._ConvNd)
     return counts.pop() if is_stack else 0
 

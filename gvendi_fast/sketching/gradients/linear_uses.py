@@ -12,7 +12,7 @@ import string
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gvendi_fast.base.errors import GvendiError
@@ -82,8 +82,20 @@ def sketch_of_rows(part: Part, a: Tensor | None, e: Tensor, rows: Rows, current:
     numbers = rows.numbers
     if numbers is None:
         numbers = torch.zeros_like(rows.samples)
-    part.add(None if a is None else a.contiguous(), e, numbers, rows.samples, current.spec, out)
+    numbers, samples = numbers.contiguous(), rows.samples.contiguous()
+    part.add(None if a is None else a.contiguous(), e, numbers, samples, current.spec, out)
     return out
+
+
+def rows_output(
+    output: Tensor, a: Tensor | None, samples: Tensor, part: Part, current: Pass, probes: tuple[Tensor, ...]
+) -> Tensor:
+    """A layer's output [..., O] with the node of a part that its rows a [R, I] met (None for a bias)."""
+    width = output.shape[-1]
+    rows = Rows(None, samples)
+    return ProductOutput.apply(
+        output, a, rows, lambda gradient: gradient.reshape(-1, width), None, part, current, *probes
+    )
 
 
 class LayerByRows(torch.autograd.Function):
@@ -172,10 +184,10 @@ def product(use: Use, x: Tensor, side: Side, x_axes: str, w_axes: str, out_axes:
             "the weight is no plain part of the parameter, and too large for its gradient to be formed"
         )
     order = [out_axes.index(c) for c in (*leading, *("O" if "O" in out_axes else ""))]
-    count = len(a)
+    size = len(a), out.shape[out_axes.index("O")] if "O" in out_axes else 1
     return ProductOutput.apply(
         out, a, Rows(numbers, samples, w_axes == "IO"),
-        lambda gradient: gradient.permute(order).reshape(count, -1), side, part, use.current,
+        lambda gradient: gradient.permute(order).reshape(size), side, part, use.current,
         *use.current.probes(side.of),
     )  # fmt: skip
 
@@ -398,15 +410,16 @@ def _grouped(use: Use, x: Tensor, w: Tensor, offsets: Tensor | None) -> Tensor:
     )  # fmt: skip
 
 
-@handles(
-    *(
-        getattr(place, name)
-        for place, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"))
-        if hasattr(place, name)
-    )
-)
+_GROUPED = [
+    getattr(place, name)
+    for place, name in ((torch, "_grouped_mm"), (functional, "grouped_mm"))
+    if hasattr(place, name)
+]
+
+
+@handles(*_GROUPED, "transformers::grouped_mm_fallback")
 def grouped_mm(use: Use) -> Tensor:
-    """torch's product of sorted rows."""
+    """torch's product of sorted rows, and transformers' where torch has none."""
     if use.argument(3, "bias") is not None:
         raise use.unknown("a grouped product with a bias of its own")
     return _grouped(use, use.args[0], use.args[1], use.argument(2, "offs"))
@@ -417,7 +430,11 @@ _ADDS = [torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Te
 
 def _adds_picked_rows(use: Use) -> bool:
     """Whether one row of a stacked bias is added to each row of an output."""
-    return len(use.sides) == 1 and use.sides[0].origin.index is not None and use.kwargs.get("alpha", 1) == 1
+    if len(use.sides) != 1 or use.kwargs.get("alpha", 1) != 1:
+        return False
+    # A row of an embedding is no bias of an expert's.
+    side = use.sides[0]
+    return side.origin.index is not None and not any(isinstance(w.module, nn.Embedding) for w in side.of)
 
 
 @handles(*_ADDS, when=_adds_picked_rows)

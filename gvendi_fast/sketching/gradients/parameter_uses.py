@@ -14,7 +14,8 @@ operation with what it puts in place of each parameter-side tensor (`use.run`), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,16 @@ from gvendi_fast.sketching.gradients.token_rows import TokenRows
 Handler = Callable[["Use"], Any]
 # By function: handlers with a condition first, then the one for every use.
 _HANDLERS: dict[Any, list[tuple[Callable[[Use], bool] | None, Handler]]] = {}
+# Stands for every function that no handler is registered for.
+ANY = object()
 # Where a parameter-side tensor keeps what is known of it: it goes with the tensor.
 _SIDE = "_gvendi_side"
 
 
 def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Callable[[Handler], Handler]:
     """Registers a handler for functions as a TorchFunctionMode sees them: torch.matmul, Tensor.__matmul__, ...
+
+    An operator of a library that may not be there comes by its name, "library::operator".
 
     when: which uses of them it is for; all that no other handler is for, if not given.
     """
@@ -50,7 +55,8 @@ def handles(*functions: Any, when: Callable[[Use], bool] | None = None) -> Calla
 
 
 def _handler(use: Use) -> Handler | None:
-    known = _HANDLERS.get(use.function, ())
+    names = use.function, getattr(use.function, "_qualified_op_name", None), ANY
+    known = [entry for name in names if name is not None for entry in _HANDLERS.get(name, ())]
     return next((handler for when, handler in known if when is None or when(use)), None)
 
 
@@ -62,6 +68,7 @@ class Watched:
     group: number of its sketch group, None where sketches are not kept by group.
     stacked: its first axis numbers experts, each a parameter of its own (`expert_name`). transposed: it is stored as
         [I, O]. Both as the first use shows, which the trial at construction sees; None before.
+    formed: a handler forms its gradient for every sample, which is for small parameters.
     """
 
     name: str
@@ -71,6 +78,7 @@ class Watched:
     group: int | None = None
     stacked: bool | None = None
     transposed: bool | None = None
+    formed: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -262,13 +270,21 @@ def _spans(samples: int, rows: int) -> Tensor:
     return torch.stack([begins, begins + rows], dim=1)
 
 
-def settle(watched: Sequence[Watched]) -> None:
-    """After a trial: what was not used in a product is stacked where it is a bias beside stacked weights."""
+def pair_biases(watched: Sequence[Watched]) -> None:
+    """Before a trial: a bias [E, O] beside a weight [E, ...] of its module is stacked as that is."""
     for w in watched:
-        if w.stacked is None:
-            beside = [v for v in watched if v.module is w.module and v.stacked and v.parameter.dim() == 3]
-            is_bias = w.parameter.dim() == 2 and "bias" in w.attribute
-            w.stacked = is_bias and any(len(v.parameter) == len(w.parameter) for v in beside)
+        if w.parameter.dim() == 2 and "bias" in w.attribute:
+            beside = [v.parameter for v in watched if v.module is w.module and v.parameter.dim() == 3]
+            w.stacked = any(len(p) == len(w.parameter) for p in beside)
+
+
+def settle(watched: Sequence[Watched]) -> None:
+    """After a trial: what it did not reach is used as it is used in another module of the same class."""
+    for w in watched:
+        alike = [v for v in watched if type(v.module) is type(w.module) and v.attribute == w.attribute]
+        for v in alike:
+            w.stacked = v.stacked if w.stacked is None else w.stacked
+            w.transposed = v.transposed if w.transposed is None else w.transposed
 
 
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.
@@ -289,6 +305,8 @@ class ParameterUses(TorchFunctionMode):
         super().__init__()
         self.current, self.rows = current, TokenRows(current.samples, current.length)
         self.leaves: dict[str, Tensor] = {}
+        # Names of the parameters of which an operation that may pass a gradient was seen.
+        self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}
         # Ids of tensors are those of this pass alone.
         self._mark = object()
@@ -305,6 +323,7 @@ class ParameterUses(TorchFunctionMode):
             self.rows.follow(function, args, kwargs, out)
             return out
         found = {id(given): side for given, side in sides}
+        self.met.update(w.name for _, side in sides for w in side.origin.of)
 
         def placed(x: Any) -> Any:
             return found[id(x)].value if id(x) in found else x
@@ -329,6 +348,15 @@ class ParameterUses(TorchFunctionMode):
         out = handler(use)
         self.rows.follow(function, args, kwargs, out)
         return out
+
+    @contextmanager
+    def out_of_sight(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, uses of these parameters are not looked at: a tap of a whole module sketches them."""
+        hidden = {id(p): self._watched.pop(id(p)) for p in parameters if id(p) in self._watched}
+        try:
+            yield
+        finally:
+            self._watched |= hidden
 
     def missed(self, gradients: Sequence[Tensor | None]) -> None:
         """Raises GvendiError if a leaf got a gradient: `gradients` of the loss for `leaves`, in their order."""

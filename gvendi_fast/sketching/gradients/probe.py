@@ -13,9 +13,10 @@ The layers themselves run unchanged: where their weights require a gradient they
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,20 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.gradients import layer_ops
+from gvendi_fast.sketching.gradients import experts, layer_ops, small_parameters  # noqa: F401 (registers handlers)
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
-from gvendi_fast.sketching.gradients.linear_uses import ProductOutput, Rows
-from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input
-from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, settle
+from gvendi_fast.sketching.gradients.linear_uses import rows_output
+from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
+from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
+from gvendi_fast.sketching.gradients.token_rows import TokenRows
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
 TRIAL_TOKENS = 4
+# Where a configuration of transformers keeps its choice.
+_CHOICE = "_experts_implementation_internal"
 
 
 @dataclass
@@ -234,35 +239,114 @@ def trial_ids(model: nn.Module) -> Tensor:
     return torch.arange(1, 1 + TRIAL_TOKENS, device=embedding.device)[None] % embedding.shape[0]
 
 
-def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> tuple[list[Group], bool]:
-    """The groups of the linear layers among `taps`, found by watching the model read four tokens.
+@dataclass(frozen=True)
+class Look:
+    """What four tokens showed.
 
-    Layers are in one group if they were called one after the other with the same tensor, their tables allow it, and
-    they belong to one sketch group. The second value says whether layers may see other rows than the batch's, which
-    an expert that is a layer of its own does.
+    calls: of linear layers in order, each (tap, its input, the input's version).
+    picks: whether linear layers may see other rows than the batch's, as an expert that is a layer of its own does.
+    outside: names of tapped parameters that something else than their own module takes.
     """
+
+    calls: list[tuple[Tap, Tensor, int]]
+    picks: bool
+    outside: frozenset[str]
+
+
+def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
+    """Watch the model read four tokens."""
+    linear, _ = _linear_taps(taps)
+    calls: list[tuple[Tap, Tensor, int]] = []
+    rows, moved = TokenRows(1, TRIAL_TOKENS), set()
+
+    def watch(tap: Tap) -> Callable:
+        def hook(module, args, kwargs, output):
+            source = _first(args, kwargs)
+            calls.append((tap, source, source._version))
+            if source.numel() != TRIAL_TOKENS * source.shape[-1] or not rows.is_natural(source):
+                moved.add(id(tap))
+
+        return hook
+
+    owners = {}
+    for tap in taps:
+        for name, attribute in ((tap.weight, "weight"), (tap.bias, "bias")):
+            # Of a coded weight there may be buffers alone.
+            if name and (own := tap.module._parameters.get(attribute)) is not None:
+                owners[id(own)] = name
+    outside = _OutsideUses(owners, rows)
+    # Rows are followed where gradients are.
+    with undoing() as undo, torch.enable_grad():
+        start = model.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: out.detach().requires_grad_().clone()
+        )
+        undo.append(start.remove)
+        for tap in linear:
+            undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
+        for module in model.modules():
+            own = {id(p) for p in module._parameters.values() if p is not None} & set(owners)
+            if own:
+                undo.append(module.register_forward_pre_hook(outside.entering(own)).remove)
+                undo.append(module.register_forward_hook(outside.leaving(own)).remove)
+        with outside:
+            model(input_ids=trial_ids(model), use_cache=False)
+    met = {id(tap) for tap, _, _ in calls}
+    return Look(calls, len(met) < len(linear) or bool(moved), frozenset(outside.names))
+
+
+class _OutsideUses(TorchFunctionMode):
+    """Sees which parameters are taken by an operation outside the modules that have them, and where rows go.
+
+    owners: {id of a parameter: its name}.
+    """
+
+    def __init__(self, owners: dict[int, str], rows: TokenRows) -> None:
+        super().__init__()
+        self.owners, self.names, self.rows = owners, set(), rows
+        self._inside: list[set[int]] = []
+
+    def entering(self, own: set[int]) -> Callable:
+        """The hook before a module with these parameters."""
+        return lambda module, args: self._inside.append(own)
+
+    def leaving(self, own: set[int]) -> Callable:
+        """The hook after it."""
+        return lambda module, args, output: self._inside.remove(own)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.rows.follow(func, args, kwargs or {}, out)
+        # To ask for its shape, its type or its device is no use of a parameter.
+        if any(isinstance(y, Tensor) for y in tree_leaves(out)):
+            for x in tree_leaves((args, kwargs)):
+                if id(x) in self.owners and not any(id(x) in own for own in self._inside):
+                    self.names.add(self.owners[id(x)])
+        return out
+
+
+def _linear_taps(taps: Sequence[Tap]) -> tuple[list[Tap], list[Tap]]:
+    """The linear layers among taps, and biases whose weight is of another sketch group and tapped by itself."""
     linear: list[Tap] = []
-    # Biases whose weight is of another sketch group, and tapped by itself: they share nothing.
     biases: list[Tap] = []
     met: set[int] = set()
     for tap in taps:
         if tap.kind not in (EMBEDDING, NORM, WATCHED):
             (biases if id(tap.module) in met else linear).append(tap)
             met.add(id(tap.module))
+    return linear, biases
+
+
+def find_groups(
+    model: nn.Module, taps: Sequence[Tap], spec: SketchSpec, look: Look | None = None
+) -> list[Group]:
+    """The groups of the linear layers among `taps`, found by watching the model read four tokens.
+
+    Layers are in one group if they were called one after the other with the same tensor, their tables allow it, and
+    they belong to one sketch group. look: what `look_at` gave for the same model and taps.
+    """
+    linear, biases = _linear_taps(taps)
     sketch, text = layer_sketch(spec), layer_ops.spec_text(spec)
-    seen: list[tuple[Tap, Tensor, int]] = []
-
-    def watch(tap: Tap) -> Callable:
-        def hook(module, args, kwargs, output):
-            source = _first(args, kwargs)
-            seen.append((tap, source, source._version))
-
-        return hook
-
-    with undoing() as undo, torch.no_grad():
-        for tap in linear:
-            undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
-        model(input_ids=trial_ids(model), use_cache=False)
+    seen = (look or look_at(model, taps)).calls
     together: list[list[Tap]] = []
     placed: set[int] = set()
     last: tuple[Tensor, int] | None = None
@@ -281,8 +365,7 @@ def find_groups(model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> tupl
         last = source, version
     # A layer that four tokens did not reach, such as an expert's, is a group of its own.
     together += [[tap] for tap in (*linear, *biases) if id(tap) not in placed]
-    picks = len(placed) < len(linear) or any(x.numel() != TRIAL_TOKENS * x.shape[-1] for _, x, _ in seen)
-    return [_group(taps, sketch, text) for taps in together], picks
+    return [_group(taps, sketch, text) for taps in together]
 
 
 def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
@@ -296,13 +379,19 @@ def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
     )
 
 
-def find_watched(taps: Sequence[Tap]) -> list[Watched]:
-    """The parameters among `taps` whose uses are watched."""
+def find_watched(taps: Sequence[Tap], outside: Collection[str] = ()) -> list[Watched]:
+    """The parameters whose uses are watched: those that no other tap fits, and those `outside` their modules."""
     found = {}
     for tap in taps:
         for attribute, name in tap.watched:
             # One that modules share is watched wherever it is met.
             found.setdefault(name, Watched(name, tap.path, tap.module, attribute, tap.group))
+        for attribute, name in (("weight", tap.weight), ("bias", tap.bias)):
+            if name in outside:
+                is_turned = tap.kind == CONV1D and attribute == "weight"
+                watched = Watched(name, tap.path, tap.module, attribute, tap.group, False, is_turned)
+                found.setdefault(name, watched)
+    pair_biases(list(found.values()))
     return list(found.values())
 
 
@@ -322,6 +411,14 @@ def layer_parts(tap: Tap) -> tuple[Part | None, Part | None]:
     if tap.bias:
         bias = Part(tap.bias, (outputs,), False, False, (0,), None, Steps(0, 1, outputs), None)
     return weight, bias
+
+
+def norm_parts(tap: Tap) -> tuple[Part | None, Part | None]:
+    """The weight of a norm, by which its normalised input is multiplied, and the bias as parts of parameters."""
+    width = tap.module.weight.shape[0]
+    steps = Steps(0, 1, width)
+    weight = Part(tap.weight, (width,), False, False, (0,), None, None, steps) if tap.weight else None
+    return weight, Part(tap.bias, (width,), False, False, (0,), None, steps, None) if tap.bias else None
 
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
@@ -350,8 +447,13 @@ class ProbedModel:
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
         self.spec, self._spec = layer_ops.spec_text(spec), spec
-        self.groups, self.picks = find_groups(model, taps, spec)
-        self.watched = find_watched(taps)
+        look = look_at(model, taps)
+        self.groups, self.picks = find_groups(model, taps, spec, look), look.picks
+        self.outside = look.outside
+        self.watched = find_watched(taps, look.outside)
+        # Names of those of which `try_uses` has seen a use.
+        self.met: frozenset[str] = frozenset()
+        self.configurations = experts.configurations({id(w.module): w.module for w in self.watched}.values())
         # Of the pass that runs, where uses of parameters or rows of tokens are followed.
         self.uses: ParameterUses | None = None
         # Of the pass that runs.
@@ -374,15 +476,15 @@ class ProbedModel:
         for tapped in self.tapped:
             (tapped.key,) = _keys([tapped.tap])
 
-    def try_uses(self, core: nn.Module) -> None:
+    def try_uses(self, core: nn.Module, ids: Tensor) -> None:
         """Let the model read a few tokens, which shows how it uses its watched parameters.
 
-        core: the part of the model that a pass runs. Raises GvendiError naming a parameter for whose use no sketch is
+        core: the part of the model that a pass runs. ids: of `trial_ids`.
+        Raises GvendiError naming a parameter for whose use no sketch is
         known.
         """
         if not self.watched:
             return
-        ids = trial_ids(core)
         probe = torch.zeros(1, self._spec.dim, device=ids.device, requires_grad=True)
         segments = torch.tensor([[0, TRIAL_TOKENS]])
         count = 1 + max((t.tap.group for t in self.tapped if t.tap.group is not None), default=-1)
@@ -391,6 +493,7 @@ class ProbedModel:
             self.begin(probe, segments, ids, [probe] * count)
             with self.following():
                 core(input_ids=ids, use_cache=False)
+            self.met = frozenset(self.uses.met)
         settle(self.watched)
 
     def begin(
@@ -441,6 +544,9 @@ class ProbedModel:
             for forward in (*self.tapped, *others):
                 undo.append(forward.remove)
                 forward.attach()
+            for config in self.configurations:
+                undo.append(functools.partial(setattr, config, _CHOICE, getattr(config, _CHOICE)))
+                setattr(config, _CHOICE, experts.GROUPED)
             yield
 
     def _leave(self) -> None:
@@ -474,11 +580,33 @@ class Tapped(Forward):
         super().__init__(tap.module)
         (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
         self.group_probe: Tensor | None = None
+        # Whether its parameters are used outside the module too.
+        self.is_watched = bool({tap.weight, tap.bias} & probed.outside)
 
     @property
     def path(self) -> str:
         """The module's, for messages."""
         return self.tap.path
+
+    def own(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What the module gives."""
+        if self.probed.uses is None or not self.is_watched:
+            return self.inner(*args, **kwargs)
+        with self.probed.uses.out_of_sight(self.module._parameters.values()):
+            return self.inner(*args, **kwargs)
+
+    def by_rows(self, output: Tensor, a: Tensor, samples: Tensor, parts: Sequence[Part | None]) -> Tensor:
+        """The output with nodes for rows that are not the batch's: of an expert that is a layer of its own.
+
+        a [..., I]; samples int64 [R] of its rows. parts: of the weight and of the bias, None for one left out.
+        """
+        current, device = self.probed.uses.current, output.device
+        probes = (current.probe,) if self.group_probe is None else (current.probe, self.group_probe)
+        result, rows = output, a.to(device).reshape(-1, a.shape[-1])
+        for factor, part in zip((rows, None), parts, strict=True):
+            if part is not None:
+                result = rows_output(result, factor, samples.to(device), part, current, probes)
+        return self.probed.carried(output, result)
 
 
 class TappedLinear(Tapped):
@@ -490,37 +618,23 @@ class TappedLinear(Tapped):
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, whose gradient is sketched."""
-        output = self.inner(*args, **kwargs)
+        output = self.own(args, kwargs)
         if not self.probed.runs_here() or not output.requires_grad:
             return output
         x, (batch, length), uses = _first(args, kwargs), self.probed.ids.shape, self.probed.uses
         shape = x.shape
         is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
-        if uses is not None and not (is_whole and uses.rows.is_natural(x)):
-            samples = uses.rows.samples(x)
-            if samples is not None:
-                result = self._of_rows(output, x.detach().to(output.device), samples.to(output.device))
-                return self.probed.carried(output, result)
-        if not is_whole or (uses is not None and not uses.rows.is_natural(x)):
+        is_natural = uses is None or uses.rows.is_natural(x)
+        samples = None if uses is None or (is_whole and is_natural) else uses.rows.samples(x)
+        if samples is not None:
+            return self.by_rows(output, x.detach(), samples, layer_parts(self.tap))
+        if not (is_whole and is_natural):
             tap = self.tap
             raise GvendiError(
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
         return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output.device)))
-
-    def _of_rows(self, output: Tensor, x: Tensor, samples: Tensor) -> Tensor:
-        """The output with nodes for a part of the batch's tokens: an expert that is a layer of its own."""
-        current, tap = self.probed.uses.current, self.tap
-        probes = (current.probe,) if self.group_probe is None else (current.probe, self.group_probe)
-        parts = layer_parts(tap)
-        for a, part in zip((x.reshape(-1, x.shape[-1]), None), parts, strict=True):
-            if part is not None:
-                width = output.shape[-1]
-                output = ProductOutput.apply(
-                    output, a, Rows(None, samples), lambda e, d=width: e.reshape(-1, d), self, part, current, *probes
-                )  # fmt: skip
-        return output
 
     def _place(self, x: Tensor, device: torch.device) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
@@ -553,14 +667,16 @@ class TappedNorm(Tapped):
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The norm's output, whose gradient is sketched."""
-        output = self.inner(*args, **kwargs)
+        output = self.own(args, kwargs)
         if not self.probed.runs_here() or not output.requires_grad:
             return output
         probed, given = self.probed, _first(args, kwargs)
         x, batch = given.detach().to(output.device), probed.probe.shape[0]
         shape = x.shape
         picked = probed.uses is not None and not probed.uses.rows.is_natural(given)
-        if picked or math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch):
+        samples = probed.uses.rows.samples(given) if picked else None
+        is_apart = not (math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch))
+        if samples is None and (picked or not is_apart):
             tap = self.tap
             raise GvendiError(
                 f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
@@ -569,6 +685,9 @@ class TappedNorm(Tapped):
         if self.norm == "given":
             with torch.no_grad():
                 x = affine_input(self.unhooked, x)
+        if samples is not None:
+            x_hat = x if self.norm == "given" else normalised(x, self.norm, self.eps)
+            return self.by_rows(output, x_hat, samples, norm_parts(self.tap))
         result = NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
         return probed.carried(output, result)
 
@@ -585,7 +704,7 @@ class TappedEmbedding(Tapped):
         if not self.probed.runs_here():
             return self.inner(*args, **kwargs)
         with _EmbeddingCalls(self._looked_up):
-            return self.inner(*args, **kwargs)
+            return self.own(args, kwargs)
 
     def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
         probed = self.probed

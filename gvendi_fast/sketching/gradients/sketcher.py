@@ -47,13 +47,15 @@ from gvendi_fast.sketching.gradients.names import (
     plain_model,
     written_names,
 )
-from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
+from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients, trial_ids
 from gvendi_fast.sketching.gradients.quantised import (
     check_quantised,
     keep_gradients,
     parameters_by_name,
 )
+from gvendi_fast.sketching.gradients.reading import other_embeddings, read
 from gvendi_fast.sketching.gradients.short_attention import short_attention
+from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
     excluded,
@@ -62,7 +64,7 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
-from gvendi_fast.sketching.gradients.weight_uses import check_uses
+from gvendi_fast.sketching.gradients.weight_uses import check_seen, check_uses
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -149,7 +151,7 @@ class GradientSketcher:
         compile: bool = False,
     ) -> None:
         check_choice(parameters)
-        given, model = model, plain_model(model)
+        given, model = list(model.named_modules()), plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
         check_causal_lm(model)
@@ -160,6 +162,7 @@ class GradientSketcher:
         with _alone(model):
             wanted = list(trainable_parameters(model, parameters))
             written = written_names(given, model)
+        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
             there = parameters_by_name(model)
@@ -172,15 +175,22 @@ class GradientSketcher:
             )
         with _alone(model):
             layout = find_taps(model, exclude, text.names, parameters)
+        core = getattr(model, "base_model", None) or model
+        with _frozen(model), never_packed():
+            self._reading = read(model, core, other_embeddings(model, layout))
+        if self._reading.shared:
+            with _alone(model):
+                layout = find_taps(model, exclude, text.names, parameters, self._reading.shared)
         # Of those that are left out too: a gradient goes through them.
         reached = [layer for layer in layout.quantised if layer.weight not in text.names]
         with _frozen(model):
             check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        used: set[str] = set()
         if has_adapters(model):
             with _frozen(model), never_packed():
-                check_uses(model, layout.taps)
+                used = check_uses(model, layout.taps)
         self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
         if layers != "all" or groups is not None:
             with _frozen(model), never_packed():
@@ -188,7 +198,7 @@ class GradientSketcher:
         if layers != "all":
             with _alone(model):
                 out = (*exclude, *map(glob.escape, left_out(layers, cells)))
-                layout = find_taps(model, out, text.names, parameters)
+                layout = find_taps(model, out, text.names, parameters, self._reading.shared)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
         self.shapes = {name: layout.shapes[name] for name in layout.names}
@@ -205,16 +215,24 @@ class GradientSketcher:
             self._probed = ProbedModel(model, taps, self.spec)
         core = self.model if self._head is None else self._head.base
         with _frozen(model), never_packed():
-            self._probed.try_uses(core)
+            self._probed.try_uses(core, trial_ids(model))
+            check_small(self._probed.watched, layout.total)
+            check_seen(used, self._probed.met)
+            if compile and (self._probed.watched or self._probed.picks):
+                names = ", ".join(repr(w.name) for w in self._probed.watched[:3]) or "experts that are layers"
+                raise CompileError(
+                    f"the uses of parameters of this model ({names}, ...) are followed operation by operation, which "
+                    "only the eager pass can do; leave it uncompiled (compile=False, --compile off)"
+                )
+            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         watched = self._probed.watched
         self.transposed |= {w.name for w in watched if w.transposed}
         self.stacked = frozenset(w.name for w in watched if w.stacked)
-        with _frozen(model):
-            self._blocks = compiled_blocks(find_blocks(model, taps), self._probed) if compile else []
         # Rotary models place every sample alike; learned positions are looked up and must be distinct.
         looks_up_positions = sum(t.kind == EMBEDDING for t in layout.taps) > 1
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
-        self._gives_positions = looks_up_positions and takes_positions
+        gives = looks_up_positions and takes_positions
+        self._gives_positions = gives and not self._reading.numbers_positions
 
     def __getstate__(self) -> dict[str, Any]:
         modules = list(self.model.modules())
@@ -257,6 +275,11 @@ class GradientSketcher:
             embedding = self.model.get_input_embeddings().weight
             device = embedding.device
             batch = prepare(ids, given, mask, embedding.shape[0])
+            if batch.mask is not None and self._reading.reads_padding:
+                raise GvendiError(
+                    f"attention_mask has padding on the left, which {type(self.model).__name__} reads as another text "
+                    "(its positions count padding, or its states take it in); pad on the right"
+                )
             probe, *group_probes = probes = [
                 embedding.new_zeros((samples, self.spec.dim), dtype=torch.float32).requires_grad_()
                 for _ in range(count)

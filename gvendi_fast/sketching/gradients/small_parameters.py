@@ -15,19 +15,20 @@ Where it is not known which sample an entry belongs to, there is an error.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.parameter_uses import (
     ANY,
     Pass,
     Side,
     Use,
+    Watched,
     for_probes,
     handles,
     sketch_of_gradients,
@@ -36,6 +37,11 @@ from gvendi_fast.sketching.gradients.token_rows import UNKNOWN, Along, Numbers
 
 functional = nn.functional
 Known = Along | Numbers
+# Gradients are formed whole for at most this share of a model, or for so many parameters of a small one.
+SMALL_SHARE, SMALL_COUNT = 0.01, 1 << 20
+# By how many roundings an operation may differ for a sample alone; a number's own rounding by its type.
+ROUNDINGS = 16
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 # Entries of all samples' gradients that are pulled back at once; more go one sample after the other.
 AT_ONCE = 1 << 22
 
@@ -189,6 +195,14 @@ def _of_rows(side: Side, gradient: Tensor, known: Known, current: Pass) -> Tenso
     return out
 
 
+def _is_table(side: Side) -> bool:
+    """Whether a side is rows of a matrix, looked up by number."""
+    origin = side.origin
+    if origin.index is None or len(side.of) != 1 or side.of[0].stacked or origin.view.dim() != 2:
+        return False
+    return origin.view.shape == side.of[0].parameter.shape
+
+
 def compact(side: Side) -> Side:
     """The side before it was expanded: one entry of every axis along which it repeats itself."""
     value = side.value
@@ -245,8 +259,25 @@ def broadcast(use: Use, side: Side, shape: Sequence[int], known: Known) -> Tenso
     )
 
 
+def check_small(watched: Iterable[Watched], total: int) -> None:
+    """Raises GvendiError where gradients would be formed for more than a small share of `total` parameters."""
+    formed = {w.name: w for w in watched if w.formed}
+    count = sum(w.parameter.numel() for w in formed.values())
+    if count <= max(SMALL_SHARE * total, SMALL_COUNT):
+        return
+    largest = max(formed.values(), key=lambda w: w.parameter.numel())
+    raise GvendiError(
+        f"the gradients of {len(formed)} parameters of unusual form, {count:,} of the model's {total:,} numbers "
+        f"({count / total:.1%}), would have to be formed for every sample, which is done for {SMALL_SHARE:.0%} at "
+        f"most; the largest is {largest.where} with {largest.parameter.numel():,}; leave such parameters out with "
+        f"exclude=[{largest.name!r}, ...] (the coverage of the result then says how much is sketched)"
+    )
+
+
 def form(use: Use, side: Side) -> Side:
     """The side, of whose parameters the gradients will be formed: they are counted among the small ones."""
+    if _is_table(side):
+        return side
     for watched in side.of:
         watched.formed = True
     return side
@@ -378,17 +409,17 @@ def convolved(use: Use) -> Tensor:
         if not is_pointwise:
             form(use, side)
         out = UseOutput.apply(out, of_weight, (x.detach(),), use, side, *use.current.probes(side.of))
-    side = use.side(bias) if bias is not None else None
-    if side is not None:
+    shift = use.side(bias) if bias is not None else None
+    if shift is not None:
 
         def of_bias(e: Tensor) -> list[Tensor]:
             by_sample = e.unflatten(0, (samples, -1))
             axes = [1, *range(3, by_sample.dim())]
             return pulled(
-                side, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current
+                shift, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current
             )
 
-        out = UseOutput.apply(out, of_bias, (), use, form(use, side), *use.current.probes(side.of))
+        out = UseOutput.apply(out, of_bias, (), use, form(use, shift), *use.current.probes(shift.of))
     return out
 
 
@@ -545,11 +576,10 @@ def _run_alone(use: Use, out: Tensor) -> Callable[[int, dict[int, Tensor]], Tens
 
 
 def _is_same(alone: Callable[[int, dict[int, Tensor]], Tensor], out: Tensor, samples: int) -> bool:
+    """Whether the operation gives for each sample by itself what it gave in the batch, up to rounding."""
     if out.dim() == 0 or len(out) % samples:
         return samples == 1
     step, wanted = len(out) // samples, out.detach()
-    # Two orders of summation in the number format at hand; another formula differs by far more.
-    most = 64 * math.sqrt(torch.finfo(out.dtype).eps) * torch.finfo(out.dtype).eps ** 0.25
     with torch.no_grad():
         for b in range(samples):
             part = wanted[b * step : (b + 1) * step]
@@ -560,7 +590,9 @@ def _is_same(alone: Callable[[int, dict[int, Tensor]], Tensor], out: Tensor, sam
                 return False
             if got.shape != part.shape:
                 return False
-            difference = (got - part).abs().nan_to_num().max() if part.numel() else 0.0
-            if float(difference) > most * (1 + float(part.abs().nan_to_num(posinf=0, neginf=0).max())):
+            # Two orders of summation; what depends on another sample differs by as much as the samples do.
+            size = part.float().nan_to_num(posinf=0, neginf=0).abs().max() if part.numel() else 0.0
+            difference = (got.float() - part.float()).nan_to_num().abs().max() if part.numel() else 0.0
+            if float(difference) > ROUNDINGS * UNIT[out.dtype] * (1e-30 + float(size)):
                 return False
     return True

@@ -95,11 +95,13 @@ def find_taps(
     exclude: Sequence[str] = (),
     unreached: Collection[str] = (),
     parameters: str = TRAINABLE,
+    watch: Collection[str] = (),
 ) -> Layout:
     """The taps of all parameters of a gradient, as `trainable_parameters` gives them.
 
     exclude: shell patterns of canonical parameter names to leave out. unreached: names of parameters that no text
-    reaches, which are no part of the gradient. Raises GvendiError for a pattern that matches nothing.
+    reaches, which are no part of the gradient. watch: names of parameters whose uses are watched though a tap would
+    fit. Raises GvendiError for a pattern that matches nothing.
     """
     every = parameters_by_name(model)
     coded = {id(layer.module): layer for layer in quantised_layers(model)}
@@ -114,18 +116,26 @@ def find_taps(
             )
     out = excluded(every, exclude)
     wanted = {id(every[name]): name for name in trainable if name not in out}
+    misfits = {id(every[name]) for name in watch}
+    kinds = [
+        (path, m, QUANTISED if id(m) in coded else _tap_kind(m, misfits)) for path, m in named_modules(model)
+    ]
+    # What is watched is watched wherever it is met, and no part of another tap (BERT's output bias is a layer's).
+    watched_ids = {id(p) for _, module, kind in kinds if kind is None for p in module._parameters.values()}
     taps, transposed = [], set()
-    for path, module in named_modules(model):
-        own = {name: wanted.get(id(p)) for name, p in module._parameters.items() if p is not None}
-        kind = module_kind(module)
-        if id(module) in coded:
-            weight = wanted.get(id(coded[id(module)].stored))
-            own, kind = {"weight": weight, "bias": own.get("bias")}, QUANTISED
+    for path, module, kind in kinds:
+        own = {
+            name: wanted.get(id(p)) if kind is None or id(p) not in watched_ids else None
+            for name, p in module._parameters.items()
+            if p is not None
+        }
+        if kind == QUANTISED:
+            own = {"weight": wanted.get(id(coded[id(module)].stored)), "bias": own.get("bias")}
         # Gradients start at an embedding that is not sketched, unless text does not look anything up in it.
         starts = kind == EMBEDDING and names.get(id(module.weight)) not in unreached
         if not any(own.values()) and not starts:
             continue
-        if kind is None or set(own) - {"weight", "bias"}:
+        if kind is None:
             watched = tuple((attribute, name) for attribute, name in own.items() if name)
             taps.append(Tap(path, module, WATCHED, None, None, watched=watched))
             continue
@@ -180,6 +190,15 @@ def blocks_of(model: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
     return list(blocks.values())
 
 
+def _tap_kind(module: nn.Module, misfits: Collection[int]) -> str | None:
+    """The kind of tap that sketches all of a module's own parameters; None where they are watched."""
+    kind = module_kind(module)
+    if any(id(p) in misfits for p in module._parameters.values()):
+        return None
+    has = {name for name, p in module._parameters.items() if p is not None}
+    return None if has - {"weight", "bias"} else kind
+
+
 def module_kind(module: nn.Module) -> str | None:
     """Which tap fits a module's own parameters; None if there is none."""
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
@@ -190,10 +209,10 @@ def module_kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding):
         return EMBEDDING
     takes = list(inspect.signature(module.forward).parameters.values())
-    required = [
-        p for p in takes if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    given = [p for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    # What may be left out, such as a gate, may be given too, and then another formula holds.
+    alone = len(given) == 1 and given[0].default is given[0].empty
     vectors = all(p is None or p.dim() == 1 for p in module._parameters.values())
-    if "Norm" in type(module).__name__ and vectors and len(required) == 1:
+    if "Norm" in type(module).__name__ and vectors and alone:
         return NORM
     return None

@@ -53,9 +53,9 @@ class TokenRows:
         return self._natural(x.shape)
 
     def is_natural(self, x: Tensor) -> bool:
-        """Whether x has its samples one after the other along its first axis, all of one size."""
+        """Whether x has the rows of its samples one after the other along its first axis, in the batch's order."""
         found = self.of(x)
-        return self.samples_count == 1 or (isinstance(found, Along) and found.axis == 0)
+        return isinstance(found, Along) and found.axis == 0
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
         """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
@@ -77,8 +77,6 @@ class TokenRows:
 
     def follow(self, function: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         """Keep what is known of the rows of what an operation gave."""
-        if self.samples_count == 1:
-            return
         rule = _RULES.get(function)
         if rule is not None:
             rule(self, function, args, kwargs, out)
@@ -110,8 +108,22 @@ class TokenRows:
         if not isinstance(known, Along):
             return None
         shape = [1] * x.dim()
-        shape[known.axis] = -1
+        shape[known.axis] = x.shape[known.axis]
         return (torch.arange(x.shape[known.axis], device=x.device) // known.each).view(shape)
+
+    def _simplest(self, x: Tensor, numbers: Tensor) -> Along | Numbers:
+        """What is known of x by numbers: that it is natural, where tokens are back in their order.
+
+        That is looked at on a CPU, and elsewhere only where nothing else helps, for the look waits for the GPU.
+        """
+        known = self._natural(x.shape)
+        if isinstance(known, Along) and (numbers.device.type == "cpu" or numbers.shape[-1] > 1):
+            wanted = (torch.arange(x.shape[0], device=numbers.device) // known.each).view(
+                -1, *[1] * (x.dim() - 1)
+            )
+            if torch.equal(numbers, wanted.expand(numbers.shape) if numbers.shape[0] > 1 else wanted):
+                return known
+        return Numbers(numbers)
 
     def _same_rows(self, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         """The rule of an operation whose output has the rows of its input: arithmetic, activations, products."""
@@ -127,7 +139,9 @@ class TokenRows:
             if plain and self._natural(y.shape) is not UNKNOWN:
                 y.__dict__.pop(_ROWS, None)
                 continue
-            fitting = [self.of(x) for x in noted if self._fits(self.of(x), x, y)]
+            # A factor whose rows do not show in the product leaves it to the other, which is natural.
+            candidates = [*noted, *(x for x in inputs if x.requires_grad and not self._is_noted(x))]
+            fitting = [self.of(x) for x in candidates if self._fits(self.of(x), x, y)]
             known = next((k for k in fitting if k is not UNKNOWN), UNKNOWN)
             self._keep(y, known)
 
@@ -158,6 +172,8 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
     known = rows.of(x)
     if known is UNKNOWN:
         return rows._keep(out, UNKNOWN) if rows._is_noted(x) else None
+    if x.numel() == 0:
+        return rows._keep(out, Numbers(torch.zeros([1] * out.dim(), dtype=torch.int64, device=x.device)))
     for old, new in _segments(x.shape, out.shape):
         if isinstance(known, Along) and known.axis in old:
             inner = math.prod(x.shape[a] for a in old if a > known.axis)
@@ -177,7 +193,7 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
                 sizes_before[a] = x.shape[a]
             for a in new:
                 sizes_after[a] = out.shape[a]
-    rows._keep(out, Numbers(numbers.expand(sizes_before).reshape(sizes_after)))
+    rows._keep(out, rows._simplest(out, numbers.expand(sizes_before).reshape(sizes_after)))
     return None
 
 
@@ -233,8 +249,16 @@ def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
             for y in _flat(out):
                 rows._keep(y, UNKNOWN)
         return
-    if isinstance(known, Along) and _keeps_first(function, args, kwargs, known, x, out):
-        return
+    if isinstance(known, Along):
+        if _keeps_first(function, args, kwargs, known, x, out):
+            for y in _flat(out):
+                rows._keep(y, known)
+            return
+        places = _axes_after(function, args, kwargs, known, x, out)
+        if places is not None:
+            for y, place in zip(_flat(out), places, strict=True):
+                rows._keep(y, place)
+            return
     numbers, others, named = rows._numbers(x, known), args[1:], dict(kwargs)
     named.pop("input", None)
     whole = list(x.shape)
@@ -255,15 +279,69 @@ def _narrowed(numbers: Tensor) -> Tensor:
     return numbers
 
 
+def _axes_after(function, args, kwargs, known: Along, x: Tensor, out: Any) -> list[Along] | None:
+    """Where the samples' axis is in the parts that a function gives, each with all of it; None if that is not clear.
+
+    A view is made of a tensor that has a step along that axis alone, so that the step shows where the axis goes.
+    """
+    size, others = x.shape[known.axis], args[1:]
+    if function in _INTERLEAVES or function in (torch.index_select, Tensor.index_select):
+        dim = kwargs.get("dim", others[0] if function not in _INTERLEAVES and others else None)
+        if function in _INTERLEAVES and len(others) > 1:
+            dim = others[1]
+        return (
+            [known] if isinstance(dim, int) and dim % x.dim() != known.axis and out.dim() == x.dim() else None
+        )
+    if function is Tensor.__getitem__:
+        others = (_with_slice(others[0], size),)
+    if _indexes_by_tensor(function, others):
+        return None
+    steps = [0] * x.dim()
+    steps[known.axis] = 1
+    marker = torch.empty(size).as_strided(x.shape, steps)
+    places = []
+    for y in _flat(function(marker, *others, **{n: v for n, v in kwargs.items() if n != "input"})):
+        axes = [a for a, step in enumerate(y.stride()) if step and y.shape[a] > 1]
+        is_view = y.untyped_storage()._cdata == marker.untyped_storage()._cdata
+        if not is_view or len(axes) != 1 or y.shape[axes[0]] != size or y.stride(axes[0]) != 1:
+            return None
+        places.append(Along(axes[0], known.each))
+    return places
+
+
+def _with_slice(key: Any, size: int) -> Any:
+    """An index in which a list of integers, if it is the only one, is a slice of as many: a view has the same axes.
+
+    Not where there are as many as samples' entries, for that list may mean their axis.
+    """
+    keys = list(key) if isinstance(key, tuple) else [key]
+    lists = [i for i, k in enumerate(keys) if isinstance(k, list)]
+    if len(lists) != 1 or any(isinstance(k, Tensor) for k in keys):
+        return key
+    numbers = keys[lists[0]]
+    if all(type(n) is int for n in numbers) and len(numbers) != size:
+        keys[lists[0]] = slice(0, len(numbers))
+    return tuple(keys)
+
+
+def _indexes_by_tensor(function, others: tuple) -> bool:
+    if function is Tensor.__getitem__:
+        key = others[0] if isinstance(others[0], tuple) else (others[0],)
+        return any(isinstance(k, (Tensor, list)) for k in key)
+    return any(isinstance(x, Tensor) for x in others) or function not in (_SPLITS | _EXPANDS | _VIEWS)
+
+
 def _keeps_first(function, args, kwargs, known: Along, x: Tensor, out: Any) -> bool:
-    """Whether a tensor that is natural clearly stays so, so that there is nothing to do."""
-    if known.axis != 0 or any(y.dim() != x.dim() or y.shape[0] != x.shape[0] for y in _flat(out)):
+    """Whether samples plainly still run along the first axis as they did, so that there is nothing to count."""
+    if known.axis != 0 or any(y.dim() == 0 or y.shape[0] != x.shape[0] for y in _flat(out)):
         return False
     if function is Tensor.__getitem__:
         key = args[1] if isinstance(args[1], tuple) else (args[1],)
-        plain = all(isinstance(k, slice) or k is Ellipsis for k in key)
-        return plain and (key[0] is Ellipsis or key[0] == slice(None)) and len(key) <= x.dim()
-    return function in _SPLITS or function in _EXPANDS
+        plain = all(k is None or k is Ellipsis or isinstance(k, (slice, int)) for k in key)
+        taken = sum(k is not None and k is not Ellipsis for k in key)
+        first = key[0] is Ellipsis or (isinstance(key[0], slice) and key[0] == slice(None))
+        return plain and first and taken < x.dim() + (key[0] is not Ellipsis)
+    return function in _SPLITS or (function in _EXPANDS and all(y.dim() == x.dim() for y in _flat(out)))
 
 
 def _leaves_last(function, others: tuple, named: dict[str, Any], dims: int) -> bool:
@@ -336,24 +414,26 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
     if not isinstance(x, Tensor) or not rows._is_noted(x):
         return
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
-    axes = [dim] if isinstance(dim, int) else dim
-    numbers = rows._numbers(x, rows.of(x))
+    axes = [] if dim is None else [a % x.dim() for a in ([dim] if isinstance(dim, int) else dim)]
+    known, left = rows.of(x), rows._numbers(x, rows.of(x))
+    # A token's rows at its experts, which the model adds up, are of one sample; over all rows a sum mixes samples.
+    is_mixed = left is None or not axes or any(left.shape[a] != 1 for a in axes if a == 0)
+    if isinstance(known, Along):
+        is_mixed = is_mixed or known.axis in axes
     for y in _flat(out):
         if not y.requires_grad:
             continue
-        if axes is None or numbers is None or any(numbers.shape[a] != 1 for a in axes):
+        if is_mixed:
             rows._keep(y, UNKNOWN)
             continue
-        left = numbers
-        if y.dim() < x.dim():
-            for axis in sorted((a % x.dim() for a in axes), reverse=True):
-                left = left.squeeze(axis)
-        along = [axis for axis, size in enumerate(left.shape) if size != 1]
-        known = rows.of(x)
-        if isinstance(known, Along) and len(along) == 1:
-            rows._keep(y, Along(along[0], known.each))
-        else:
-            rows._keep(y, Numbers(left))
+        kept = left
+        for axis in sorted(axes, reverse=True):
+            kept = kept.narrow(axis, 0, 1)
+            if y.dim() < x.dim():
+                kept = kept.squeeze(axis)
+        along = [axis for axis, size in enumerate(kept.shape) if size != 1]
+        is_along = isinstance(known, Along) and len(along) == 1
+        rows._keep(y, Along(along[0], known.each) if is_along else rows._simplest(y, kept))
 
 
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
@@ -373,9 +453,24 @@ def _written(rows: TokenRows, function, args, kwargs, out) -> None:
 
 
 def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
-    """index_add and the like: rows are put to their places in what is there, which keeps its own."""
-    if isinstance(out, Tensor) and out is not args[0]:
-        rows.carry(args[0], out)
+    """index_add and the like: rows are put to their places in what is there, which keeps its own where it has any."""
+    x = args[0]
+    if not isinstance(out, Tensor):
+        return
+    if out is not x:
+        rows.carry(x, out)
+    named = dict(zip(("dim", "index", "source"), args[1:4], strict=False))
+    named |= {name: kwargs[name] for name in ("dim", "index", "source", "src", "tensor") if name in kwargs}
+    y = named.get("source", named.get("src", named.get("tensor")))
+    if function not in _PUTS or rows.of(out) is not UNKNOWN or not isinstance(y, Tensor):
+        return
+    numbers = rows._numbers(y, rows.of(y))
+    dim = named["dim"] % x.dim()
+    if numbers is not None and all(size == 1 for axis, size in enumerate(numbers.shape) if axis != dim):
+        shape = [n if axis == dim else 1 for axis, n in enumerate(x.shape)]
+        own = torch.zeros(shape, dtype=torch.int64, device=x.device)
+        whole = [n if axis == dim else 1 for axis, n in enumerate(y.shape)]
+        rows._keep(out, Numbers(own.index_copy(dim, named["index"], numbers.expand(whole))))
 
 
 def _both(*names: str) -> list[Any]:
@@ -384,8 +479,10 @@ def _both(*names: str) -> list[Any]:
 
 
 _SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
+_PUTS = set(_both("index_add", "index_add_", "index_copy", "index_copy_"))
 _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
+_VIEWS = set(_both("select", "narrow", "unbind"))
 _INTERLEAVES = set(_both("repeat_interleave"))
 _RULES: dict[Any, Callable] = {
     **dict.fromkeys(

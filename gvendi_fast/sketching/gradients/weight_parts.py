@@ -18,6 +18,7 @@ from torch import Tensor
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.signs import sign_key
 from gvendi_fast.kernels.sketch_matrix import (
+    RUN,
     ExpertTables,
     SketchSpec,
     column_table,
@@ -74,11 +75,12 @@ class Part:
         if spec.kind == "rademacher":
             self._add_dense(rows, columns, numbers, samples, spec, out)
             return
+        row_axis, column_axis = self.axes()
         row_tables, column_tables = part_tables(self, spec)
-        if columns is None:
-            ops.expert_sketch(None, rows, numbers, samples, None, row_tables, out)
-        else:
-            ops.expert_sketch(columns, rows, numbers, samples, column_tables, row_tables, out)
+        rows = self._fitted(rows, row_axis, numbers, spec)
+        if columns is not None:
+            columns = self._fitted(columns, column_axis, numbers, spec)
+        ops.expert_sketch(columns, rows, numbers, samples, column_tables, row_tables, out)
 
     def axes(self) -> tuple[int, int | None]:
         """The parameter's axes of rows and of columns, as the definition has them: None for a vector's columns."""
@@ -110,6 +112,28 @@ class Part:
         """The expert of each matrix of a stacked parameter."""
         step = self.numbered.step if self.numbered is not None and self.numbered.axis == 0 else 0
         return [self.begins[0] + step * n for n in range(self.count)]
+
+    def is_whole(self, axis: int, spec: SketchSpec) -> bool:
+        """Whether coordinates along an axis have tables of their own; else rows are put into the whole axis.
+
+        A table moves runs of 16 within blocks of K, which a part of it does only where it begins and ends with them.
+        """
+        places, width = self.places(axis), self.shape[axis]
+        size = places.shape[1]
+        if size == width:
+            return True
+        begins = places[:, 0]
+        follow = bool((places == begins[:, None] + np.arange(size)).all())
+        within = bool((begins // spec.dim == (begins + size - 1) // spec.dim).all())
+        return follow and within and not (begins % RUN).any() and size % RUN == 0
+
+    def _fitted(self, x: Tensor, axis: int, numbers: Tensor, spec: SketchSpec) -> Tensor:
+        """Rows [R, n] as the tables of an axis take them."""
+        if self.is_whole(axis, spec):
+            return x
+        places = torch.from_numpy(self.places(axis)).to(x.device)
+        at = places[numbers] if len(places) > 1 else places.expand(len(x), -1)
+        return x.new_zeros(len(x), self.shape[axis]).scatter_(1, at, x)
 
     def _add_dense(self, rows, columns, numbers, samples, spec, out) -> None:
         row_axis, column_axis = self.axes()
@@ -150,6 +174,8 @@ def part_tables(part: Part, spec: SketchSpec) -> tuple[ExpertTables, ExpertTable
             found.append(None)
             continue
         places, width = part.places(axis), part.shape[axis]
+        if not part.is_whole(axis, spec):
+            places = np.broadcast_to(np.arange(width), (len(places), width))
         if part.stacked:
             whole, which = stacked_tables(spec, part.name, part.shape[0], width), np.array(part.experts())
             is_all = len(which) == whole.experts and (which == np.arange(whole.experts)).all()

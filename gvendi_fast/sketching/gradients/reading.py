@@ -1,0 +1,109 @@
+"""How a model reads a batch of two samples: what it looks up, whether it looks ahead, and positions and padding.
+
+The two samples differ in their last token alone. What a causal model says at earlier positions is then the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, Layout
+
+SAMPLES, LENGTH, PADDING = 2, 5, 2
+# Of the largest logit: two evaluations in a number format differ by a few of its roundings, two texts by far more.
+SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a small batch showed.
+
+    shared: names of embeddings that are not looked up once for every token of the batch, as positions that all samples
+        share, or that are read in another way.
+    numbers_positions: positions are numbered in a way of the model's own, so that none may be given.
+    reads_padding: a sample that is padded on the left is read as another one.
+    """
+
+    shared: frozenset[str]
+    numbers_positions: bool
+    reads_padding: bool
+
+
+class _Lookups(TorchFunctionMode):
+    """Sees how the weights of embeddings are used. names: {id of a weight: name}."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names, self.shared = names, set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for x in (*args, *kwargs.values()):
+            name = self.names.get(id(x))
+            if name is None or not isinstance(out, Tensor) or func is nn.functional.linear:
+                continue
+            is_lookup = func is nn.functional.embedding
+            ids = (args[0] if args else kwargs["input"]) if is_lookup else None
+            if ids is None or ids.numel() != SAMPLES * LENGTH:
+                self.shared.add(name)
+        return out
+
+
+def other_embeddings(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
+    """{name: weight} of the embeddings that a layout taps, without that of the input."""
+    own = model.get_input_embeddings().weight
+    taps = [tap for tap in layout.taps if tap.kind == EMBEDDING and tap.weight]
+    return {tap.weight: tap.module.weight for tap in taps if tap.module.weight is not own}
+
+
+def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Parameter]) -> Reading:
+    """Let a model read; `core` is the part that a pass runs, `embeddings` {name: weight}, without the input's.
+
+    Raises GvendiError for a model whose output at a position depends on later tokens.
+    """
+    weight = model.get_input_embeddings().weight
+    vocabulary = weight.shape[0]
+    ids = (torch.arange(1, 1 + LENGTH, device=weight.device) % vocabulary).repeat(SAMPLES, 1)
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    mode = _Lookups({id(p): name for name, p in embeddings.items()})
+    with torch.no_grad(), mode:
+        plain = _output(core(input_ids=ids, use_cache=False))
+    if vocabulary > 1 and not _same(plain[0, :-1], plain[1, :-1]):
+        raise GvendiError(
+            f"{type(model).__name__} is no causal language model as it is configured: what it says at a position "
+            "depends on later tokens, so the loss of a text is not that of predicting it; give a causal model "
+            "(is_decoder=True for an encoder's architecture)"
+        )
+    takes = inspect.signature(core.forward).parameters
+    positions = torch.arange(LENGTH, device=ids.device).repeat(SAMPLES, 1)
+    numbers_positions = False
+    with torch.no_grad():
+        if "position_ids" in takes:
+            given = _output(core(input_ids=ids, position_ids=positions, use_cache=False))
+            numbers_positions = not _same(given, plain)
+        if "attention_mask" not in takes or numbers_positions:
+            return Reading(frozenset(mode.shared), numbers_positions, True)
+        padded, mask = (
+            torch.cat([x.new_zeros(SAMPLES, PADDING), x], dim=1) for x in (ids, torch.ones_like(ids))
+        )
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        left = _output(core(input_ids=padded, position_ids=places, attention_mask=mask, use_cache=False))
+    return Reading(frozenset(mode.shared), False, not _same(left[:, PADDING:], plain))
+
+
+def _output(result: Any) -> Tensor:
+    logits = getattr(result, "logits", None)
+    return logits if logits is not None else result.last_hidden_state
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return float((x - y).abs().max()) <= SAME[x.dtype] * float(y.abs().max())
