@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import PACKAGE
 from torch import nn
 
 from gvendi_fast import SketchSpec, load_proxy
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Row
 from gvendi_fast.sketching import self_check as module
-from gvendi_fast.sketching.proxy import load
 from gvendi_fast.sketching.self_check import builtin_rows, self_check
 
 SPEC = SketchSpec(dim=128)
@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
     import transformers
 
     path = tmp_path_factory.mktemp("proxy")
-    source = Path(load._local_folder("tiny"))
+    source = PACKAGE / "assets" / "tiny"
     for file in source.glob("tokenizer*"):
         shutil.copy(file, path / file.name)
     vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
