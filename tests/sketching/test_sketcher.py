@@ -95,13 +95,13 @@ def test_model_is_left_as_it_was_found(fails):
 def test_unknown_parameter_is_named_and_can_be_excluded():
     model = build("llama_untied")
     block = model.model.layers[1]
-    block.gate = torch.nn.Parameter(torch.ones(4))
-    # An operation that no tap knows; a parameter that nothing reads would be left out by itself.
-    block.register_forward_hook(lambda block, args, out: torch.hypot(out, block.gate.mean()))
+    block.gate = torch.nn.Parameter(torch.ones(32, 4))
+    # A use that has no sketch; a parameter that nothing reads would be left out by itself.
+    block.register_forward_hook(lambda block, args, out: out + torch.einsum("bti,oj->bto", out, block.gate))
     with pytest.raises(GvendiError, match=r"model\.layers\.1\.gate"):
         GradientSketcher(model, SPEC)
     sketcher = GradientSketcher(model, SPEC, exclude=["model.layers.*.gate"])
-    assert sketcher.coverage.total - sketcher.coverage.sketched == 4
+    assert sketcher.coverage.total - sketcher.coverage.sketched == 128
     assert torch.isfinite(sketcher(*pad(samples()))).all()
 
 
