@@ -26,6 +26,7 @@ from benchmarks.report.proxies import (
     proxy_entries,
     proxy_line,
     readme_row,
+    set_table,
     share_table,
 )
 from benchmarks.report.reference import reference_values
@@ -197,6 +198,7 @@ def render(results: Path = RESULTS) -> str:
         agreement_table(proxies, table),
         dim_table(proxies, table),
         share_table(proxies, table),
+        set_table(proxies, table),
         "## The sketch dimension",
         dimension_line(dimension, MISSING),
         machine_line([dimension] if dimension else []),

@@ -10,9 +10,16 @@ NAMES = {
     "gemma3": "Gemma-3-270M",
     "stories260K": "stories260K",
     "tiny": "`tiny`",
+    "former": "the former `tiny`",
 }
 # The pair of real models comes first.
-PAIRS = ("smollm2 / gemma3", "smollm2 / tiny", "smollm2 / stories260K", "stories260K / tiny")
+PAIRS = (
+    "smollm2 / gemma3",
+    "smollm2 / tiny",
+    "gemma3 / tiny",
+    "smollm2 / former",
+    "smollm2 / stories260K",
+)
 REAL = ("smollm2", "gemma3")
 Table = Callable[[list[str], list[list[str]]], str]
 
@@ -93,6 +100,22 @@ def share_table(study: dict, table: Table) -> str:
         for name in NAMES
     ]
     return table(["share of the squared gradient norm, mean over rows", *kinds], rows)
+
+
+def set_table(study: dict, table: Table) -> str:
+    """What each proxy says of every source and of the tasks of BBH."""
+    if not study:
+        return ""
+    shown = [name for name in NAMES if name != "stories260K"]
+    rows = []
+    for what, first in study["sets"][shown[0]].items():
+        cells = []
+        for name in shown:
+            found = study["sets"][name][what]
+            cells.append(f"{found['plain']:.1f}, {found['centred']:.1f}, {found['unlimited_k']:.1f}")
+        rows.append([what, str(first["n"]), *cells])
+    head = ["rows of", "n", *(f"{NAMES[name]}: plain, centred, unlimited K" for name in shown)]
+    return table(head, rows)
 
 
 def readme_row(study: dict) -> list[str]:

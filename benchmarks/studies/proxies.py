@@ -1,7 +1,10 @@
 """Whether proxies rank data alike, and which kinds of layers, which K and which centring make them agree most.
 
     python -m benchmarks.studies.proxies --data ../shared/data --cache FOLDER \\
-        --proxy smollm2=PATH --proxy gemma3=PATH --proxy stories260K=../shared/data/models/stories260K --proxy tiny=tiny
+        --proxy smollm2=PATH --proxy gemma3=PATH --proxy stories260K=../shared/data/models/stories260K \\
+        --proxy tiny=tiny --proxy former=PATH --out benchmarks/results/proxies.json
+
+`former` is `tiny` as it was when it had been trained on GSM8K, a folder of an earlier commit.
 
 The pool: of each of BBH, GSM8K, e-SNLI and AQuA the rows of at most 500 characters, of these 96 by a seeded draw.
 Every proxy sketches it once, with its sketches kept by kind of layer and half of the blocks, so that every variant is
@@ -18,6 +21,7 @@ K = 1024 is a quarter of the coordinates of K = 4096, drawn at random.
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
 from dataclasses import dataclass
@@ -33,6 +37,7 @@ from gvendi_fast.base.draws import places_by_id
 from gvendi_fast.data.index import index_corpus, read_unit
 from gvendi_fast.sketching.gradients.layers import Cell, choose_groups
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches, collate
+from gvendi_fast.vendi.unlimited_k import of_spectrum
 
 SOURCES = {
     "BBH": "bbh_cot/bbh_cot.jsonl.gz",
@@ -61,6 +66,8 @@ VARIANTS = (
     ("last half of the blocks, centred", "last-half", True),
 )
 SMALL_DIM = 1024
+# A task of fewer rows in the pool gets no figure.
+FEWEST_ROWS = 6
 DRAWS = 2000
 
 
@@ -212,6 +219,55 @@ def norm_shares(pool: Sketched) -> dict[str, float]:
     return found
 
 
+def tasks_of(rows: list) -> list[str]:
+    """The task of each row of BBH, read from its line; "" for the rows of other sources."""
+    lines: dict[str, list[str]] = {}
+    found = []
+    for row in rows:
+        file, line = row.id.rsplit(":", 1)
+        if file not in lines:
+            opened = gzip.open if file.endswith(".gz") else open
+            with opened(file, "rt", encoding="utf-8") as stream:
+                lines[file] = stream.read().splitlines()
+        found.append(json.loads(lines[file][int(line) - 1])["meta"].get("task", ""))
+    return found
+
+
+def sets_of(pool: Sketched, tasks: list[str], each: int) -> dict[str, dict[str, float]]:
+    """{source or task of BBH: n, G-Vendi plain, centred by the pool's mean, and for unlimited K}."""
+    every, dims = np.arange(len(pool.by_group)), torch.arange(pool.by_group.shape[-1])
+    plain, centred = (rows_of(pool, "all", word, dims, every) for word in (False, True))
+    places = {name: every[i * each : (i + 1) * each] for i, name in enumerate(SOURCES)}
+    for task in sorted(set(tasks) - {""}):
+        places[f"BBH: {task.replace('_', ' ')}"] = np.array([i for i in every if tasks[i] == task])
+    found = {}
+    for name, kept in places.items():
+        if len(kept) < FEWEST_ROWS:
+            continue
+        state = spectrum(plain[kept] @ plain[kept].T / len(kept))
+        of = of_spectrum(state, entropy(state), len(kept), len(dims))
+        found[name] = {
+            "n": len(kept),
+            "plain": float(np.exp(entropy(state))),
+            "centred": float(np.exp(entropy(spectrum(centred[kept] @ centred[kept].T / len(kept))))),
+            "unlimited_k": of.value,
+            "low": of.low,
+            "high": of.high,
+        }
+    return found
+
+
+def spectrum(matrix: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues of a Gram matrix of trace 1, none negative."""
+    values = torch.linalg.eigvalsh(matrix).clamp_min(0)
+    return values / values.sum()
+
+
+def entropy(values: torch.Tensor) -> float:
+    """Of eigenvalues, in nats."""
+    return float(torch.special.entr(values).sum())
+
+
 def study(pools: dict[str, Sketched], each: int, count: int, size: int) -> list[dict]:
     """The figures of every variant."""
     dim = next(iter(pools.values())).by_group.shape[-1]
@@ -295,6 +351,7 @@ def main() -> None:
         "mixtures": {"count": args.subsets, "rows": args.size, "seed": 0},
         "dims": [SMALL_DIM, args.dim],
         "proxies": {name: {**pool.about, "norm shares": norm_shares(pool)} for name, pool in pools.items()},
+        "sets": {name: sets_of(pool, tasks_of(rows), args.each) for name, pool in pools.items()},
         "variants": study(pools, args.each, args.subsets, args.size),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -18,11 +18,12 @@ from benchmarks.studies.proxies import (
     over_plain,
     rows_of,
     scores,
+    sets_of,
     spearman,
     study,
 )
 from gvendi_fast.sketching.gradients.layers import Cell
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
 
 EACH = 24
 RESULTS = BENCHMARKS / "results" / "proxies.json"
@@ -60,6 +61,22 @@ def test_scores_and_ranks_are_those_of_their_definitions():
     a, b = np.random.default_rng(0).random((2, 40)).round(1)
     assert float(spearman(a, b)) == pytest.approx(spearmanr(a, b).statistic)
     assert sum(norm_shares(one).values()) == pytest.approx(1)
+
+
+def test_sets_are_scored_as_the_package_scores_them():
+    one = pool(1, 0.5)
+    tasks = ["sorting"] * 8 + ["few rows"] * 5 + [""] * (len(one.by_group) - 13)
+    found = sets_of(one, tasks, EACH)
+    assert list(found) == [*SOURCES, "BBH: sorting"]
+    z = one.by_group.sum(1).double()
+    for name, rows in (("GSM8K", z[EACH : 2 * EACH]), ("BBH: sorting", z[:8])):
+        assert found[name]["n"] == len(rows)
+        assert found[name]["plain"] == pytest.approx(gvendi(rows), rel=1e-6)
+        wanted = unlimited_k(VendiState(z.shape[1]).update(rows))
+        for field, value in (("unlimited_k", wanted.value), ("low", wanted.low), ("high", wanted.high)):
+            assert found[name][field] == pytest.approx(value, rel=1e-6)
+    unit = torch.nn.functional.normalize(z)
+    assert found["AQuA"]["centred"] == pytest.approx(gvendi((unit - unit.mean(0))[3 * EACH :]), rel=1e-6)
 
 
 def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
