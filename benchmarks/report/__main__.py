@@ -22,12 +22,15 @@ from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.proxies import (
     agreement_table,
+    choice_line,
     dim_table,
     proxy_entries,
     proxy_line,
     readme_row,
+    set_line,
     set_table,
     share_table,
+    tiny_table,
 )
 from benchmarks.report.reference import reference_values
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
@@ -170,6 +173,7 @@ def render(results: Path = RESULTS) -> str:
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     proxies = load(results / "proxies.json")
+    tiny, choice = load(results / "tiny.json"), load(results / "choose_tiny.json")
     dimension = load(results / "sketch_dimension.json")
     direction = load(results / "common_direction.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
@@ -198,7 +202,11 @@ def render(results: Path = RESULTS) -> str:
         agreement_table(proxies, table),
         dim_table(proxies, table),
         share_table(proxies, table),
-        set_table(proxies, table),
+        choice_line(tiny, choice),
+        machine_line(proxy_entries(tiny)),
+        tiny_table(tiny, choice, table),
+        set_line(tiny),
+        set_table(tiny, table),
         "## The sketch dimension",
         dimension_line(dimension, MISSING),
         machine_line([dimension] if dimension else []),
@@ -240,7 +248,7 @@ def render_readme(results: Path = RESULTS) -> str:
         rank = found.get(kind, {}).get("spearman of gvendi")
         text = f"{rank['mean']:.4f} ({rank['min']:.4f} to {rank['max']:.4f})" if rank else MISSING
         rows.append([f"Spearman of G-Vendi with that of exact gradients, {name}", text])
-    rows.append(readme_row(load(results / "proxies.json")))
+    rows.append(readme_row(load(results / "tiny.json")))
     rows.append(dimension_row(load(results / "sketch_dimension.json"), MISSING))
     rows.append(forecast_row(load(results / "coverage.json"), MISSING))
     rows += readme_rows(gpu_results(results))

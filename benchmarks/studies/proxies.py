@@ -2,9 +2,10 @@
 
     python -m benchmarks.studies.proxies --data ../shared/data --cache FOLDER \\
         --proxy smollm2=PATH --proxy gemma3=PATH --proxy stories260K=../shared/data/models/stories260K \\
-        --proxy tiny=tiny --proxy former=PATH --out benchmarks/results/proxies.json
+        --proxy tiny=tiny --out benchmarks/results/proxies.json
 
-`former` is `tiny` as it was when it had been trained on GSM8K, a folder of an earlier commit.
+benchmarks/results/tiny.json has `--variants plain centred` alone, of the real models, `tiny` and `former`: `tiny` as it
+was when it had been trained on GSM8K, a folder of an earlier commit. That one is the `tiny` of proxies.json.
 
 The pool: of each of BBH, GSM8K, e-SNLI and AQuA the rows of at most 500 characters, of these 96 by a seeded draw.
 Every proxy sketches it once, with its sketches kept by kind of layer and half of the blocks, so that every variant is
@@ -268,8 +269,8 @@ def entropy(values: torch.Tensor) -> float:
     return float(torch.special.entr(values).sum())
 
 
-def study(pools: dict[str, Sketched], each: int, count: int, size: int) -> list[dict]:
-    """The figures of every variant."""
+def study(pools: dict[str, Sketched], each: int, count: int, size: int, wanted: list[str]) -> list[dict]:
+    """The figures of every variant whose name is wanted."""
     dim = next(iter(pools.values())).by_group.shape[-1]
     order = torch.from_numpy(np.random.default_rng(2).permutation(dim))
     small, rest, whole = order[:SMALL_DIM], order[SMALL_DIM:], torch.arange(dim)
@@ -281,6 +282,8 @@ def study(pools: dict[str, Sketched], each: int, count: int, size: int) -> list[
     pairs = list(itertools.combinations(pools, 2))
     results = []
     for variant, preset, centred in VARIANTS:
+        if variant not in wanted:
+            continue
 
         def of(dims: torch.Tensor, kept: np.ndarray = every, what=(preset, centred)) -> dict[str, np.ndarray]:
             return {
@@ -335,6 +338,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=90, help="rows of a subset")
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0, help="of the sketch")
+    every = [name for name, _, _ in VARIANTS]
+    parser.add_argument("--variants", nargs="*", default=every, choices=every, help="which (default: all)")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON; without it only sketch")
     args = parser.parse_args()
     rows = choose_rows(args.data, args.each)
@@ -352,7 +357,7 @@ def main() -> None:
         "dims": [SMALL_DIM, args.dim],
         "proxies": {name: {**pool.about, "norm shares": norm_shares(pool)} for name, pool in pools.items()},
         "sets": {name: sets_of(pool, tasks_of(rows), args.each) for name, pool in pools.items()},
-        "variants": study(pools, args.each, args.subsets, args.size),
+        "variants": study(pools, args.each, args.subsets, args.size, args.variants),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -97,7 +97,13 @@ def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
 
 
 def test_the_study_has_every_variant_and_sees_which_proxies_agree():
-    found = study({"a": pool(1, 2.5), "b": pool(2, 2.5), "c": pool(3, 20.0)}, EACH, 30, 20)
+    found = study(
+        {"a": pool(1, 2.5), "b": pool(2, 2.5), "c": pool(3, 20.0)},
+        EACH,
+        30,
+        20,
+        [name for name, _, _ in VARIANTS],
+    )
     assert [entry["variant"] for entry in found] == [name for name, _, _ in VARIANTS]
     plain = found[0]["K = 2048"]
     assert plain["a / b"]["spearman"] > 0.9
