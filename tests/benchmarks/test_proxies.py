@@ -18,11 +18,12 @@ from benchmarks.studies.proxies import (
     over_plain,
     rows_of,
     scores,
+    sets_of,
     spearman,
     study,
 )
 from gvendi_fast.sketching.gradients.layers import Cell
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
 
 EACH = 24
 RESULTS = BENCHMARKS / "results" / "proxies.json"
@@ -62,6 +63,22 @@ def test_scores_and_ranks_are_those_of_their_definitions():
     assert sum(norm_shares(one).values()) == pytest.approx(1)
 
 
+def test_sets_are_scored_as_the_package_scores_them():
+    one = pool(1, 0.5)
+    tasks = ["sorting"] * 8 + ["few rows"] * 5 + [""] * (len(one.by_group) - 13)
+    found = sets_of(one, tasks, EACH)
+    assert list(found) == [*SOURCES, "BBH: sorting"]
+    z = one.by_group.sum(1).double()
+    for name, rows in (("GSM8K", z[EACH : 2 * EACH]), ("BBH: sorting", z[:8])):
+        assert found[name]["n"] == len(rows)
+        assert found[name]["plain"] == pytest.approx(gvendi(rows), rel=1e-6)
+        wanted = unlimited_k(VendiState(z.shape[1]).update(rows))
+        for field, value in (("unlimited_k", wanted.value), ("low", wanted.low), ("high", wanted.high)):
+            assert found[name][field] == pytest.approx(value, rel=1e-6)
+    unit = torch.nn.functional.normalize(z)
+    assert found["AQuA"]["centred"] == pytest.approx(gvendi((unit - unit.mean(0))[3 * EACH :]), rel=1e-6)
+
+
 def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
     generator = np.random.default_rng(0)
     a = generator.random(400)
@@ -80,7 +97,13 @@ def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
 
 
 def test_the_study_has_every_variant_and_sees_which_proxies_agree():
-    found = study({"a": pool(1, 2.5), "b": pool(2, 2.5), "c": pool(3, 20.0)}, EACH, 30, 20)
+    found = study(
+        {"a": pool(1, 2.5), "b": pool(2, 2.5), "c": pool(3, 20.0)},
+        EACH,
+        30,
+        20,
+        [name for name, _, _ in VARIANTS],
+    )
     assert [entry["variant"] for entry in found] == [name for name, _, _ in VARIANTS]
     plain = found[0]["K = 2048"]
     assert plain["a / b"]["spearman"] > 0.9

@@ -115,7 +115,7 @@ def test_unknown_parameter_is_named_and_can_be_excluded():
     with pytest.raises(GvendiError, match=r"model\.layers\.1\.gate"):
         GradientSketcher(model, SPEC)
     sketcher = GradientSketcher(model, SPEC, exclude=["model.layers.*.gate"])
-    assert sketcher.coverage.total - sketcher.coverage.sketched == 128
+    assert sketcher.coverage.total - sketcher.coverage.sketched == 4
     assert torch.isfinite(sketcher(*pad(samples()))).all()
 
 
