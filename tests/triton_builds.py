@@ -59,11 +59,13 @@ def builds() -> dict[str, Build]:
 
 def _listed() -> Iterator[Build]:
     yield from reduce_chunks()
+    yield from routing()
     for dtype in DTYPES:
         for norm in (None, "rms", "layer"):
             yield from vector_sketch(dtype, norm)
         yield from fold_hadamard(DEFAULT_DIM, dtype)
         yield from token_sketch(DEFAULT_DIM, dtype)
+        yield from expert_sketch(DEFAULT_DIM, dtype)
         for parts in range(1, _file("linear_sketch").PARTS + 1):
             for a_done in (False, True):
                 yield from linear_sketch(DEFAULT_DIM, dtype, parts, a_done)
@@ -73,6 +75,7 @@ def _listed() -> Iterator[Build]:
         yield from fold_hadamard(K, "bf16")
         yield from token_sketch(K, "bf16")
         yield from linear_sketch(K, "bf16")
+        yield from expert_sketch(K, "bf16")
     for capped in (False, True):
         yield from softmax_fold("bf16", None, capped)
         for K in (64, DEFAULT_DIM):
@@ -140,6 +143,47 @@ def linear_sketch(
     constants |= {"BLOCK_T": shape.rows, "K": K}
     name = f"linear_sketch-{dtype}-{K}-parts{parts}{'-HSa' * a_done}{'-Se' * e_done}"
     return [Build(name, own.linear_sketch_kernel, shape.warps, types, constants)]
+
+
+def expert_sketch(K: int, dtype: str) -> list[Build]:
+    """What `expert_sketch` compiles for weights and for biases, beside the sum over chunks and the transform."""
+    own = _file("expert_sketch")
+    shape = linear_tile(K)
+    types = {"stride_a": "i32", "blocks_a": "i32", "e": f"*{dtype}", "stride_e": "i32", "table_e": "*i32"}
+    types |= {"blocks_e": "i32", "order": "*i64", "spans": "*i64", "partial": "*fp32", "experts": "i32"}
+    sides = {
+        "weights": (types | {"a": f"*{dtype}", "table_a": "*i32"}, {}),
+        "biases": (types, {"a": None, "table_a": None}),
+    }
+    sizes = {"BLOCK_T": shape.rows, "K": K}
+    return [
+        Build(
+            f"expert_sketch-{dtype}-{K}-{name}", own.expert_sketch_kernel, shape.warps, kinds, given | sizes
+        )
+        for name, (kinds, given) in sides.items()
+    ]
+
+
+def routing() -> list[Build]:
+    """What puts the rows of stacked experts in order."""
+    own = _file("routing")
+    pair = {"expert_of": "*i64", "sample_of": "*i64", "pairs": "*i32", "rows": "i32"}
+    pair |= {"experts": "i32", "samples": "i32"}
+    begin = {"pairs": "*i32", "rows": "i32", "begin": "*i64", "chunks": "*i64", "count": "i32"}
+    span = {
+        "begin": "*i64",
+        "first": "*i64",
+        "pairs": "i32",
+        "experts": "i32",
+        "spans": "*i64",
+        "count": "i32",
+    }
+    block, both = {"BLOCK": own.BLOCK}, {"BLOCK": own.BLOCK, "CHUNK_ROWS": CHUNK_ROWS}
+    return [
+        Build("route_pairs", own.pair_kernel, own.WARPS, pair, block),
+        Build("route_begins", own.begin_kernel, own.WARPS, begin, both),
+        Build("route_spans", own.span_kernel, own.WARPS, span, both),
+    ]
 
 
 def token_sketch(K: int, dtype: str) -> list[Build]:

@@ -84,7 +84,14 @@ def main() -> None:
         for name, settings in CANDIDATES.items()
         if (not args.only or name in args.only) and (args.gsm8k or "--gsm8k-rows" not in settings)
     }
-    shared = [str(args.text), str(args.writer), "--prepared", str(args.out / "prepared")]
+    shared = [
+        "--text",
+        str(args.text),
+        "--writer",
+        str(args.writer),
+        "--prepared",
+        str(args.out / "prepared"),
+    ]
     texts: dict[tuple[str, ...], list[str]] = {}
     for settings in chosen.values():
         places = [settings.index(word) for word in (*OF_TEXT, "--gsm8k") if word in settings]

@@ -16,6 +16,7 @@ GSM8K's training set and benchmarks/corpora/made_up.py to the text, to measure t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -28,9 +29,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from benchmarks.corpora.docstrings import documentation
 from benchmarks.corpora.made_up import varied
 from benchmarks.corpora.tiny_text import (
     SPECIAL,
+    Document,
     digest,
     mixed_order,
     pack,
@@ -71,8 +74,10 @@ def unigram_entropy(train: torch.Tensor, held_out: torch.Tensor, size: int) -> f
 
 
 def build_model(size: int, args: argparse.Namespace) -> torch.nn.Module:
-    """A Qwen2 in the sizes of args."""
+    """A Qwen2 in the sizes of args, or the one of --init."""
     torch.manual_seed(args.seed)
+    if args.init:
+        return transformers.AutoModelForCausalLM.from_pretrained(args.init).float()
     config = transformers.Qwen2Config(
         vocab_size=size,
         hidden_size=args.width,
@@ -168,32 +173,42 @@ def prepare(args: argparse.Namespace) -> tuple[Tokenizer, torch.Tensor, dict[str
 
     With --prepared they are kept in that folder, and several models with one text and vocabulary make them once.
     """
-    path = (
-        args.prepared
-        and args.prepared / f"{args.vocabulary}-{args.length}-{args.gsm8k_rows}-{args.made_up}.pt"
-    )
+    words = (args.vocabulary, args.length, args.documentation, args.gsm8k_rows, args.made_up)
+    path = args.prepared and args.prepared / f"{'-'.join(map(str, words))}.pt"
     if path and path.exists():
         stored = torch.load(path)
         return Tokenizer.from_str(stored["tokenizer"]), stored["pool"], stored["held_out"], stored["data"]
-    documents, unseen = written_by(args.text, args.writer, args.seed)
-    parts = {"written": digest(documents)}
-    records = sorted(args.text.glob("text-*.json"))
-    data: dict[str, object] = {"written": [json.loads(record.read_text()) for record in records]}
+    parts: dict[str, list[Document]] = {}
+    unseen: dict[str, list[Document]] = {}
+    data: dict[str, object] = {}
     rng = random.Random(f"tiny|{args.seed}")
+    if args.text:
+        parts["written"], unseen["written"] = written_by(args.text, args.writer, args.seed)
+        data["written"] = [json.loads(path.read_text()) for path in sorted(args.text.glob("text-*.json"))]
+    if args.documentation:
+        rows = documentation()
+        rng.shuffle(rows)
+        cut = args.documentation + args.documentation // 50
+        parts["documentation"] = render(rows[: args.documentation], rng)
+        unseen["documentation"] = render(rows[args.documentation : cut], rng)
     if args.gsm8k_rows:
-        added = render(read_rows(args.gsm8k)[: args.gsm8k_rows], rng)
-        documents, parts["gsm8k"] = documents + added, digest(added)
+        parts["gsm8k"] = render(read_rows(args.gsm8k)[: args.gsm8k_rows], rng)
     if args.made_up:
-        added = render(varied(args.made_up, args.seed + 1), rng)
-        documents, parts["made up"] = documents + added, digest(added)
-    documents = mixed_order(documents) if len(parts) > 1 else documents
-    tokenizer = train_tokenizer([text for text, _ in documents], args.vocabulary)
+        parts["made up"] = render(varied(args.made_up, args.seed + 1), rng)
+    if not parts:
+        raise SystemExit("nothing to train on: give --text with --writer, --documentation or both")
+    documents = mixed_order([document for part in parts.values() for document in part])
+    tokenizer = (
+        Tokenizer.from_file(str(args.init / "tokenizer.json"))
+        if args.init
+        else train_tokenizer([text for text, _ in documents], args.vocabulary)
+    )
     pool = pack(tokenizer, documents, args.length)
-    held_out = {"written": pack(tokenizer, unseen, args.length)}
+    held_out = {name: pack(tokenizer, part, args.length) for name, part in unseen.items()}
     data |= {
-        "documents": len(documents),
-        "documents_sha256": parts,
-        "characters": sum(len(text) for text, _ in documents),
+        "documents": {name: len(part) for name, part in parts.items()},
+        "documents_sha256": {name: digest(part) for name, part in parts.items()},
+        "characters": {name: sum(len(text) for text, _ in part) for name, part in parts.items()},
         "tokens": pool.shape[0] * args.length,
     }
     if path:
@@ -209,8 +224,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Train the embedded proxy model; see the top of this file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("text", type=Path, help="folder of benchmarks.corpora.write_text")
-    parser.add_argument("writer", type=Path, help="folder of the model that wrote it, for its tokenizer")
+    parser.add_argument("--text", type=Path, help="folder of benchmarks.corpora.write_text")
+    parser.add_argument("--writer", type=Path, help="folder of the model that wrote it, for its tokenizer")
+    parser.add_argument(
+        "--documentation", type=int, default=0, help="rows of benchmarks/corpora/docstrings.py to add"
+    )
+    parser.add_argument(
+        "--init", type=Path, help="go on from this folder's weights, in its sizes and with its tokenizer"
+    )
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write")
     parser.add_argument(
         "--gsm8k", type=Path, help="GSM8K training split, JSON lines with prompt and completion"
@@ -252,6 +273,8 @@ def main() -> None:
     if args.only_prepare:
         return
     size = tokenizer.get_vocab_size()
+    # Taken now: --out may be the same folder.
+    begun_from = args.init and hashlib.sha256((args.init / "model.safetensors").read_bytes()).hexdigest()
     pool = pool.to(args.device)
     held_out = {name: part.to(args.device) for name, part in held_out.items()}
     model = build_model(size, args).to(args.device)
@@ -260,7 +283,7 @@ def main() -> None:
     log = train(model, pool, held_out, tokenizer, args)
     save(model, tokenizer, args.out)
     stored = transformers.AutoModelForCausalLM.from_pretrained(args.out).float().to(args.device)
-    left_out = ("text", "writer", "out", "gsm8k", "prepared", "only_prepare", "report", "threads")
+    left_out = ("text", "writer", "init", "out", "gsm8k", "prepared", "only_prepare", "report", "threads")
     record = {
         "parameters": count,
         "uniform_nats_per_token": math.log(size),
@@ -268,6 +291,7 @@ def main() -> None:
         "held_out_nats_per_token": {
             name: held_out_loss(stored, x, args.batch) for name, x in held_out.items()
         },
+        "begun_from_sha256": begun_from,
         "settings": {k: v for k, v in vars(args).items() if k not in left_out},
         "steps": log[-1]["step"],
         "trained_tokens": log[-1]["step"] * args.batch * args.length,

@@ -12,7 +12,8 @@ request and then what it draws, and when a document ends the row begins the next
 mask that hides what went before. So every step does the same work on all rows, none waits for the longest, and the
 key-value cache is one static tensor. Rotary positions are relative, so a document does not see where it begins.
 
-The draw: the tokens whose probability at temperature 1 is at least MIN_P of the likeliest one's, by Gumbel's maximum.
+The draw: of the TOP likeliest tokens those whose probability at temperature 1 is at least MIN_P of the largest, by
+Gumbel's maximum.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch.nn import functional
 
 from benchmarks.corpora.text_prompts import ask
 
-MIN_P = 0.05
+MIN_P, TOP = 0.05, 64
 # A request of more tokens than this is passed over.
 LONGEST_REQUEST = 96
 
@@ -104,11 +105,13 @@ class Decoder:
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of each row [B], of those whose probability is at least MIN_P of the largest."""
-    logits = logits.float()
-    least = logits.amax(-1, keepdim=True) + float(np.log(MIN_P))
-    noise = torch.empty_like(logits).exponential_(generator=generator).log_()
-    return torch.sub(logits, noise).masked_fill_(logits < least, float("-inf")).argmax(-1)
+    """One token of each row [B], of the TOP likeliest those whose probability is at least MIN_P of the largest."""
+    values, tokens = logits.topk(min(TOP, logits.shape[-1]), -1)
+    values = values.float()
+    noise = torch.empty_like(values).exponential_(generator=generator).log_()
+    least = values[:, :1] + float(np.log(MIN_P))
+    chosen = (values - noise).masked_fill_(values < least, float("-inf")).argmax(-1, keepdim=True)
+    return tokens.gather(1, chosen)[:, 0]
 
 
 def requests(tokenizer, seed: int, first: int, count: int) -> list[list[int]]:
@@ -235,24 +238,31 @@ def main() -> None:
             f"{args.batch * args.positions / took[-1]:.0f} tokens/s",
             flush=True,
         )
-    record = {
-        "writer": json.loads((args.model / "config.json").read_text()).get("_name_or_path", args.model.name),
-        "seed": args.seed,
-        "batch": args.batch,
-        "positions": args.positions,
-        "rounds": len(took),
-        "documents": documents,
-        "tokens": tokens,
-        "min_p": MIN_P,
-        "dtype": "bfloat16",
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
-    }
-    (args.out / f"text-{args.seed}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = {
+            "writer": json.loads((args.model / "config.json").read_text()).get(
+                "_name_or_path", args.model.name
+            ),
+            "seed": args.seed,
+            "batch": args.batch,
+            "positions": args.positions,
+            "rounds": len(took),
+            "documents": documents,
+            "tokens": tokens,
+            "min_p": MIN_P,
+            "top": TOP,
+            "seconds": round(time.perf_counter() - start),
+            "dtype": "bfloat16",
+            "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "tokenizers": tokenizers.__version__,
+            },
+        }
+        # After every round, so that a run which is ended early is described too.
+        (args.out / f"text-{args.seed}.json").write_text(
+            json.dumps(record, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ from benchmarks.gpu.timing import Bench, Figure, NotMeasuredError
 from gvendi_fast.kernels import ops, reference
 from gvendi_fast.kernels.backends import backend, operations, use_backend
 from gvendi_fast.kernels.signs import sign_key
-from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.kernels.sketch_matrix import (
+    SketchSpec,
+    expert_column_tables,
+    expert_row_tables,
+    make_table,
+)
 
 # A kernel is judged by the same rule, and beside the same formulas, as in the tests.
 sys.path.append(str(ROOT / "tests"))
@@ -32,6 +37,7 @@ from plain import (
     cosines32,
     covariance32,
     dense32,
+    expert32,
     fold32,
     fold_hadamard32,
     linear32,
@@ -208,6 +214,28 @@ def _cases(device, label, rows, width, out_width, dim) -> Iterator[Case]:
         lambda: linear32(a, columns, [(folded32(), None)], segments),
         lambda: total(transformed() * reference.hadamard(folded32())),
     )
+    # Rows in any order, an expert without one, and the bias of each.
+    routed = tuple(
+        torch.randint(0, below, (rows,), generator=torch.Generator().manual_seed(6)) for below in (4, 7)
+    )
+    spec = SketchSpec(dim)
+    stacked = (
+        expert_column_tables(spec, "experts", 5, width),
+        expert_row_tables(spec, "experts", 5, out_width),
+    )
+    droute = tuple(x.to(device) for x in routed)
+    for name, given, there, kept in (
+        ("", (a, e), (da, de), stacked),
+        (" biases", (None, e), (None, de), (None, stacked[1])),
+    ):
+        where = *given, *routed, len(segments), *kept
+        yield sketch(
+            "expert_sketch",
+            name,
+            (*there, *droute, *kept),
+            lambda where=where: expert32(*where),
+            lambda where=where: reference.expert_sketch(*where),
+        )
     yield sketch(
         "token_sketch",
         "",

@@ -111,6 +111,18 @@ def fold_hadamard_works(build: Build) -> list[Work]:
     return [Work(f"{width}", T * width, [fold(T, K, width)], (width * size + 4 * K) / width)]
 
 
+def expert_works(build: Build) -> list[Work]:
+    """A full chunk of one sample and one expert."""
+    T, K = build.constants["BLOCK_T"], build.constants["K"]
+    found = []
+    for widths in TIMED_WIDTHS:
+        sides = [w for side, w in zip(("a", "e"), widths, strict=True) if side in build.types]
+        loops = [Trips(CHUNK_ROWS // T, inner=[fold(T, K, width) for width in reversed(sides)])]
+        shape = f"({', '.join(map(str, sides))})"
+        found.append(Work(shape, CHUNK_ROWS * sum(sides), loops, SIZES[build.types["e"]]))
+    return found
+
+
 def token_works(build: Build) -> list[Work]:
     T, K, width = 1, build.constants["K"], TIMED_WIDTHS[0][0]
     loops = [Trips(CHUNK_ROWS // T, inner=[fold(T, K, width)])]
@@ -203,6 +215,7 @@ SIZES = {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*fp64": 8}
 WORKS: dict[str, Callable[[Build], list[Work]]] = {
     "linear_sketch": linear_works,
     "fold_hadamard": fold_hadamard_works,
+    "expert_sketch": expert_works,
     "token_sketch": token_works,
     "vector_sketch": vector_works,
     "reduce_chunks": reduce_works,
@@ -215,8 +228,11 @@ WORKS: dict[str, Callable[[Build], list[Work]]] = {
     "gain": gain_works,
     "dense_linear": dense_linear_works,
     "dense_token": dense_token_works,
-    # Its sweeps depend on the data; registers and stack alone.
+    # Their trips depend on the data; registers and stack alone.
     "jacobi": lambda build: [],
+    "route_pairs": lambda build: [],
+    "route_begins": lambda build: [],
+    "route_spans": lambda build: [],
 }
 
 

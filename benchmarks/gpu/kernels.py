@@ -13,11 +13,17 @@ from benchmarks.shapes import DENSE_SAMPLES, TIMED_DIM, TIMED_LENGTH, TIMED_ROWS
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.backends import backend, use_backend
 from gvendi_fast.kernels.signs import sign_key
-from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.kernels.sketch_matrix import (
+    SketchSpec,
+    expert_column_tables,
+    expert_row_tables,
+    make_table,
+)
 from gvendi_fast.sketching.gradients.head_chunks import head_chunk_rows
 
 # As `head_sketch` calls it for this vocabulary.
 VOCABULARY = 151936
+EXPERTS = 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,23 @@ def layer_works(bench: Bench, label: str, width: int, out_width: int) -> dict[st
             (a.numel() + e.numel()) * a.element_size(),
         )
 
+    def experts() -> Work:
+        """As many rows as `linear`, of EXPERTS experts, sorted by expert; what it takes longer is the experts' cost."""
+        (a, e), (segments, out) = inputs(rows), batch(bench)
+        spec, device = SketchSpec(dim), bench.device
+        kept = (
+            expert_column_tables(spec, "experts", EXPERTS, width),
+            expert_row_tables(spec, "experts", EXPERTS, out_width),
+        )
+        expert = torch.arange(rows, device=device) * EXPERTS // rows
+        sample = torch.arange(rows, device=device) % (rows // EXPERTS) * len(segments) // (rows // EXPERTS)
+        return Work(
+            shape,
+            # Copies, since a call with the rows of the last one finds them in order.
+            lambda: ops.expert_sketch(a, e, expert.clone(), sample.clone(), *kept, out),
+            (a.numel() + e.numel()) * a.element_size() + 16 * rows,
+        )
+
     def fold() -> Work:
         e = normal(rows, out_width, DTYPES[label], bench.device)
         size = e.numel() * e.element_size() + 4 * rows * dim
@@ -113,7 +136,7 @@ def layer_works(bench: Bench, label: str, width: int, out_width: int) -> dict[st
             rate="bf16 FLOP per second",
         )
 
-    return {"linear_sketch": linear, "fold_hadamard": fold, "dense_sketch": dense}
+    return {"linear_sketch": linear, "expert_sketch": experts, "fold_hadamard": fold, "dense_sketch": dense}
 
 
 def other_works(bench: Bench, label: str, width: int, out_width: int) -> dict[str, Callable[[], Work]]:

@@ -19,6 +19,7 @@ from benchmarks.report.corpora import reading_lines, thread_lines
 from benchmarks.report.coverage import coverage_sections, forecast_row
 from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
+from benchmarks.report.experts import expert_sections
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.proxies import (
     agreement_table,
@@ -28,6 +29,7 @@ from benchmarks.report.proxies import (
     readme_row,
     share_table,
 )
+from benchmarks.report.quantised import quantised_line, quantised_table
 from benchmarks.report.reference import reference_values
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
@@ -170,6 +172,7 @@ def render(results: Path = RESULTS) -> str:
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     proxies = load(results / "proxies.json")
     dimension = load(results / "sketch_dimension.json")
+    quantised = load(results / "quantised.json")
     direction = load(results / "common_direction.json")
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
@@ -178,6 +181,7 @@ def render(results: Path = RESULTS) -> str:
         machine_line(speed),
         speed_table(cpu),
         copy_table(cpu),
+        *expert_sections(load(results / "experts.json"), ratio, table, machine_line),
         *reading_sections(cpu, load(results / "before_after.json")),
         *reading_lines(load(results / "reading.json"), table),
         *(reading_lines(fast, table) if (fast := load(results / "reading_fast.json")) else ()),
@@ -197,6 +201,10 @@ def render(results: Path = RESULTS) -> str:
         agreement_table(proxies, table),
         dim_table(proxies, table),
         share_table(proxies, table),
+        "## Quantised proxies",
+        quantised_line(quantised),
+        machine_line([quantised] if quantised else []),
+        quantised_table(quantised, table),
         "## The sketch dimension",
         dimension_line(dimension, MISSING),
         machine_line([dimension] if dimension else []),

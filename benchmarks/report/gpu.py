@@ -18,7 +18,14 @@ HEAD = ["figure", "goal", "measured", "compared to"]
 # As gvendi_fast.kernels.backends.ORDER has them for a GPU.
 BACKENDS = ("cuda", "triton")
 # Operations whose time is set by the bytes they move.
-MOVING = ("linear_sketch", "fold_hadamard", "vector_sketch", "token_sketch", "softmax_fold")
+MOVING = (
+    "linear_sketch",
+    "expert_sketch",
+    "fold_hadamard",
+    "vector_sketch",
+    "token_sketch",
+    "softmax_fold",
+)
 DTYPES = ("bf16", "fp16", "fp32")
 CHECKS = ("smoke", "checks", "other checks")
 # Yardsticks by their names in the results; those of one size of batch alone stand last.

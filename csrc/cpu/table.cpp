@@ -5,7 +5,7 @@
 
 namespace gvendi {
 
-Table::Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign)
+Table::Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign, bool is_part)
     : dim_(dim), width_(width), sign_(sign, sign + width), bucket_(bucket, bucket + width) {
   if (dim < 64 || dim > 8192 || (dim & (dim - 1)) != 0)
     throw std::invalid_argument("dim must be a power of two, 64..8192");
@@ -15,6 +15,7 @@ Table::Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign)
   const int64_t rest = width % dim;
   // A last block below dim/4 is a plain permutation and stays with its buckets (gvendi_fast.kernels.sketch_matrix.is_two_level).
   wide_ = 4 * rest >= dim ? width : width - rest;
+  if (is_part && !is_two_level()) wide_ = 0;
   blocks_ = static_cast<int>((wide_ + dim - 1) / dim);
   moves_.assign(static_cast<size_t>(blocks_) * static_cast<size_t>(dim / kRun), Move{});
   targets_.assign(static_cast<size_t>((wide_ + kRun - 1) / kRun), Move{});
@@ -22,6 +23,22 @@ Table::Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign)
     const int64_t begin = static_cast<int64_t>(block) * dim;
     pack_block(block, begin, static_cast<int>(std::min<int64_t>(dim, wide_ - begin)));
   }
+}
+
+bool Table::is_two_level() const {
+  std::vector<uint32_t> taken;
+  for (int64_t first = 0; first < wide_; first += kRun) {
+    if (first % dim_ == 0) taken.assign(static_cast<size_t>(dim_ / kRun), 0);
+    uint32_t& lanes = taken[static_cast<size_t>(bucket_[static_cast<size_t>(first)] / kRun)];
+    if (lanes != 0) return false;
+    for (int64_t j = first; j < std::min(first + kRun, wide_); ++j) {
+      const int bucket = bucket_[static_cast<size_t>(j)];
+      const uint32_t lane = 1u << (bucket % kRun);
+      if (bucket / kRun != bucket_[static_cast<size_t>(first)] / kRun || (lanes & lane) != 0) return false;
+      lanes |= lane;
+    }
+  }
+  return true;
 }
 
 void Table::pack_block(int block, int64_t begin, int count) {
@@ -60,7 +77,7 @@ TableView Table::view() const {
 
 ExpertTables::ExpertTables(int dim, int64_t experts, int64_t width, const int16_t* bucket, const int8_t* sign) {
   tables_.reserve(static_cast<size_t>(experts));
-  for (int64_t x = 0; x < experts; ++x) tables_.emplace_back(dim, width, bucket + x * width, sign + x * width);
+  for (int64_t x = 0; x < experts; ++x) tables_.emplace_back(dim, width, bucket + x * width, sign + x * width, true);
   for (const Table& table : tables_) views_.push_back(table.view());
 }
 

@@ -17,7 +17,7 @@ struct Move {
 };
 
 // What a kernel sees. Coordinates [0, wide) lie in blocks that move in runs of 16, [wide, width) in at most one
-// narrow block.
+// narrow block; of a part of a table that does not begin with a block, all are narrow.
 struct TableView {
   int64_t width, wide;
   int dim, blocks;
@@ -30,11 +30,13 @@ struct TableView {
 class Table {
  public:
   // bucket int16 [width] in 0..dim-1 and sign int8 [width] of +-1 are copied.
-  // Throws std::invalid_argument where they are not the two-level permutation of gvendi_fast.kernels.sketch_matrix.
-  Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign);
+  // Throws std::invalid_argument where they are not the two-level permutation of gvendi_fast.kernels.sketch_matrix, or,
+  // with is_part, any coordinates of one: then they are moved one by one.
+  Table(int dim, int64_t width, const int16_t* bucket, const int8_t* sign, bool is_part = false);
   TableView view() const;
 
  private:
+  bool is_two_level() const;
   void pack_block(int block, int64_t begin, int count);
 
   int dim_;
@@ -45,7 +47,7 @@ class Table {
   std::vector<int16_t> bucket_;
 };
 
-// The tables of stacked experts: bucket and sign [E, width].
+// The tables of stacked experts, or a part of each: bucket and sign [E, width].
 class ExpertTables {
  public:
   ExpertTables(int dim, int64_t experts, int64_t width, const int16_t* bucket, const int8_t* sign);

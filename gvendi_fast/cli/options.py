@@ -97,9 +97,9 @@ ProxyName = Annotated[
         "--proxy",
         metavar="P",
         autocompletion=values("tiny"),
-        help="The model whose gradients are sketched: a name on the Hugging Face hub (fetched once), a local folder, "
-        "or 'tiny', the small model inside the package, for trying things out: it ranks data otherwise than real "
-        "models (docs/results.md, Proxies).",
+        help="The model whose gradients are sketched: a name on the Hugging Face hub (fetched once), a local folder "
+        "of a model or a PEFT adapter, a GGUF file, or 'tiny', the small model inside the package, for trying things "
+        "out: it ranks data otherwise than real models (docs/results.md, Proxies).",
     ),
 ]
 Dim = Annotated[
@@ -269,6 +269,26 @@ Layers = Annotated[
         "--sketch-groups.",
     ),
 ]
+Parameters = Annotated[
+    str,
+    typer.Option(
+        "--parameters",
+        metavar="NAME",
+        autocompletion=values("trainable", "adapters", "base"),
+        help="Which parameters' gradients are sketched, of a proxy with an adapter: adapters (which trainable, the "
+        "default, means too), or base for those of the model that it is on.",
+    ),
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="BITS",
+        autocompletion=values("4bit", "8bit"),
+        help="Load the proxy's linear layers in 4bit (nf4) or 8bit, by bitsandbytes: less memory, at other gradients. "
+        "Weights that are stored in fewer bits already need no option.",
+    ),
+]
 SketchGroups = Annotated[
     str | None,
     typer.Option(
@@ -357,6 +377,8 @@ class CorpusOptions:
     exclude: Exclude = None
     layers: Layers = None
     sketch_groups: SketchGroups = None
+    parameters: Parameters = "trainable"
+    quantize: QuantizeOption = None
     format: FormatOption = RowFormat.auto
     prompt_field: PromptField = "prompt"
     completion_field: CompletionField = "completion"
@@ -381,7 +403,9 @@ class CorpusOptions:
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value
-        return load_proxy(home(self.proxy), dtype=self.dtype.value, attention=attention)
+        return load_proxy(
+            home(self.proxy), dtype=self.dtype.value, attention=attention, quantize=self.quantize
+        )
 
     def settings(self):
         """The `Settings` that `sketch_corpus` takes."""
@@ -412,6 +436,7 @@ class CorpusOptions:
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",
             groups=self.sketch_groups,
+            parameters=self.parameters,
             max_row_bytes=self.max_row_bytes,
             skip_unreadable=self.skip_unreadable,
             strict=self.strict,

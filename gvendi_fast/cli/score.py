@@ -217,6 +217,7 @@ def _progress():
 
 
 def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
+    from gvendi_fast.cli.self_check import coverage_sentence
     from gvendi_fast.cli.tables import headline, say
 
     out = console()
@@ -243,7 +244,7 @@ def _print_score(result: Score, by: str | None, mean: Path | None) -> None:
         **_layers(result.norm_shares),
         "tokens": f"{result.tokens:,}",
         "rejected rows": f"{result.rejected:,}" + (f" ({reasons})" if reasons else ""),
-        "coverage": f"{100 * result.coverage:.1f} % of the proxy's parameters",
+        "coverage": coverage_sentence(result.coverage, result.spec["coverage"].get("left_out", {})),
         "proxy": f"{proxy} in {result.spec['dtype']}{TINY_NOTE if proxy == 'tiny' else ''}",
     }
     if result.tokens_per_second:

@@ -29,6 +29,8 @@ PANELS = {
             "exclude",
             "layers",
             "sketch_groups",
+            "parameters",
+            "quantize",
         ),
     ),
     "How it runs: the same results up to rounding": (

@@ -101,7 +101,7 @@ def expert_sketch(
     e: [R, O], gradients of what the expert gave.
     experts, samples: int64 [R], in 0..E-1 and 0..B-1, on the device of e, in any order and with any number of rows
         each. Rows sorted by expert, and of one expert by sample, are the fast case. On a GPU they are not looked at, so
-        that nothing waits: a number of no expert makes its sample NaN, a row of no sample makes every sample NaN.
+        that nothing waits: a number of no expert makes its sample NaN, a number of no sample the first one.
     a_tables, e_tables: from `expert_column_tables` and `expert_row_tables`, of as many experts each.
     """
     check_sketch(out)

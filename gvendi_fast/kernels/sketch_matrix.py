@@ -75,7 +75,11 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class ExpertTables:
-    """A `Table` of one axis for each of E stacked matrices: bucket int16 [E, width] and sign int8 [E, width]."""
+    """A `Table` of one axis for each of E stacked matrices: bucket int16 [E, width] and sign int8 [E, width].
+
+    Or some coordinates of each, of a product that uses a part of a parameter; kernels take any, and are fastest where
+    `width` begins with a block of the whole table and ends with one or with the table.
+    """
 
     dim: int
     bucket: np.ndarray

@@ -43,8 +43,10 @@ from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
+from gvendi_fast.sketching.gradients.adapters import check_choice
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
+from gvendi_fast.sketching.gradients.names import plain_model
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, evenly, look
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
@@ -93,6 +95,7 @@ class Settings:
         ends with an error (None: no limit).
     exclude: patterns of parameters to leave out.
     layers: which kinds of layers are sketched, one of `layers.PRESETS`.
+    parameters: of an adapted model: "trainable", "adapters" or "base", see `GradientSketcher`.
     groups: also store sketches by group of layers, one of `layers.GROUPINGS` or {name: patterns of parameter names}.
     compile: "auto", "on" or "off", see `compiled.choose_compile`.
     max_row_bytes: longest row, in bytes of its JSON line, or of the columns in use of Parquet; a longer one is rejected
@@ -121,9 +124,11 @@ class Settings:
     skip_unreadable: bool = False
     control_tokens: str = "text"
     strict: bool = False
+    parameters: str = "trainable"
 
     def __post_init__(self) -> None:
         check_preset(self.layers)
+        check_choice(self.parameters)
         check_groups(self.groups)
         for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens", "max_row_bytes"):
             value = getattr(self, name)
@@ -155,7 +160,7 @@ def sketch_corpus(
 
     data: files, folders or globs of JSON, CSV, Parquet and Arrow as `list_files` takes them, "-" for standard input,
         a data set of the Hugging Face hub (`data.hub_names`); or rows (`data.in_memory`).
-    proxy: the model whose gradients are sketched.
+    proxy: the model whose gradients are sketched, with wrappers (`gradients.names`) or without.
     out: the run directory.
     settings: how the corpus is sketched.
     progress: where the run reports.
@@ -167,6 +172,7 @@ def sketch_corpus(
     of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
     settings, progress = settings or Settings(), progress or Silent()
+    proxy = replace(proxy, model=plain_model(proxy.model))
     index = index_of(
         data,
         out,
@@ -285,7 +291,9 @@ def _chosen_dim(
     """The dimension that `auto_dim` stands for, with one line that says why."""
     # Its spectrum is that of a dense sketch, which would take 8192 additions a parameter and row.
     spec = SketchSpec(DIMS[-1], seed=settings.spec.seed)
-    sketcher = GradientSketcher(proxy.model, spec, exclude=settings.exclude, layers=settings.layers)
+    sketcher = GradientSketcher(
+        proxy.model, spec, exclude=settings.exclude, layers=settings.layers, parameters=settings.parameters
+    )
     samples = _spread_samples(manifest, encoder, CHOOSING_ROWS)
     sketches = [torch.empty(0, spec.dim)]
     if samples:
@@ -334,6 +342,7 @@ def _sketcher(model: Any, settings: Settings, is_compiled: bool = False) -> Grad
         exclude=settings.exclude,
         layers=settings.layers,
         groups=groups,
+        parameters=settings.parameters,
         compile=is_compiled,
     )
 
@@ -373,6 +382,10 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
         template = json.dumps(template, sort_keys=True)
     # Only where asked for, so that directories of earlier versions go on.
     chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
+    if settings.parameters != "trainable":
+        chosen["parameters"] = settings.parameters
+    if proxy.weights:
+        chosen["weights"] = proxy.weights
     if settings.control_tokens != "text":
         chosen["control_tokens"] = settings.control_tokens
     # Most templates go through their messages in a loop that tells whose turn it is.

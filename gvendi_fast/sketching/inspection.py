@@ -200,6 +200,11 @@ def look(
     )
 
 
+def some_rows(manifest: Manifest, count: int) -> list[Row]:
+    """Up to `count` rows of a corpus that can be read, spread over it as those of a look are."""
+    return [item for item in _sample(manifest, count) if isinstance(item, Row)]
+
+
 def _damaged(manifest: Manifest) -> Iterator[Fault]:
     """Files of which only the rows before a damage are there."""
     if manifest.damaged:

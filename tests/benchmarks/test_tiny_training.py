@@ -128,9 +128,8 @@ def test_a_short_training_makes_a_proxy_that_scores(folder, tmp_path, monkeypatc
     first = "".join(text + "<|endoftext|>" for text, _ in documents)[:20]
     assert tokenizer.decode(pool[0].tolist(), skip_special_tokens=False).startswith(first)
     assert torch.equal(pool[0, -1:], pool[1, :1])
-    arguments = (
-        "text writer --steps 6 --batch 4 --length 32 --width 32 --inner 48 --layers 2 --device cpu --keep 0.5"
-    )
+    sizes = "--batch 4 --length 32 --width 32 --inner 48 --layers 2"
+    arguments = f"--text text --writer writer --steps 6 {sizes} --keep 0.5 --device cpu"
     args = train_tiny.parse([*arguments.split(), "--out", str(tmp_path / "made"), "--threads", "1"])
     monkeypatch.setattr(train_tiny, "parse", lambda: args)
     monkeypatch.setattr(

@@ -118,7 +118,7 @@ def test_presets_that_the_help_and_completion_name_are_those_there_are(completio
 def test_a_shell_completes_commands_options_and_values(completions):
     assert completions("gvendi sc") == ["score"]
     assert completions("gvendi score --lay") == ["--layers"]
-    assert completions("gvendi score --layers no-e") == ["no-embedding", "no-embedding-or-head"]
+    assert completions("gvendi score --layers no-em") == ["no-embedding", "no-embedding-or-head"]
     assert completions("gvendi sketch --sketch ") == ["hadamard", "rademacher"]
     assert completions("gvendi select --method r") == ["relaxed"]
     assert completions("gvendi score --proxy t") == ["tiny"]

@@ -237,6 +237,28 @@ def test_the_same_bits_for_any_threads_batch_and_order():
 
 
 @COMPILED
+@DTYPES
+def test_parts_of_tables(dtype):
+    """Of a product with some rows or columns of each matrix, that begin inside a block or leave coordinates out."""
+    spec, where = SketchSpec(64), routed(30, 3, 2)
+    whole = expert_column_tables(spec, NAME, 3, 200), expert_row_tables(spec, NAME, 3, 300)
+    for places in [
+        (slice(50, 140), slice(3, 143, 2)),
+        (slice(0, 140), slice(128, 300)),
+        (slice(8, 20), slice(299, 300)),
+    ]:
+        kept = [
+            ExpertTables(64, x.bucket[:, part], x.sign[:, part])
+            for x, part in zip(whole, places, strict=True)
+        ]
+        a, e = drawn(30, kept[0].width, dtype, 1), drawn(30, kept[1].width, dtype, 2)
+        wanted = reference.expert_sketch(a, e, *where, 2, *kept)
+        with use_backend("cpu"):
+            got = ops.expert_sketch(a, e, *where, *kept, torch.zeros(2, 64))
+        check(got, expert32(a, e, *where, 2, *kept), wanted)
+
+
+@COMPILED
 def test_an_extension_from_before_the_kernel_is_named(monkeypatch):
     class Older:
         pass

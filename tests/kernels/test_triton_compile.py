@@ -23,12 +23,14 @@ SHARED_BYTES = 48 << 10
 # Bytes of a thread's stack, the most of all targets and of Triton 3.6 and 3.9; none elsewhere. The assembler stops at
 # 128 or 255 registers, and keeps the rest there:
 # dense (3.9 alone): rather than half the columns of a program and every gradient formed twice as often.
+# expert_sketch of 8192 (sm_100): 255 registers, which the two transforms of a row fill.
 # linear_sketch of 4096 (sm_100) and 8192 (sm_80), assign (sm_90) and covariance-64 (3.9 alone): 128 registers, at which
 # two blocks of 8 warps share a multiprocessor.
 STACK_BYTES = {
     "linear_sketch-bf16-4096-parts1": 16,
     "linear_sketch-bf16-8192-parts1": 40,
     "assign": 16,
+    "expert_sketch-bf16-8192-weights": 8,
 }
 if tuple(map(int, TRITON.split(".")[:2])) >= (3, 7):
     STACK_BYTES |= {

@@ -29,7 +29,7 @@ def sketches() -> None:
     """Every kind of call that `_listed` names, with aligned and unaligned rows, below, at and above K."""
     from gvendi_fast.kernels import ops
     from gvendi_fast.kernels.backends.triton.hadamard import TILES
-    from gvendi_fast.kernels.sketch_matrix import make_table
+    from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_row_tables, make_table
 
     segments = torch.tensor([[0, 20], [20, 33], [33, 33]])
     ids = torch.zeros(33, dtype=torch.int64)
@@ -39,6 +39,9 @@ def sketches() -> None:
         done = ops.fold_hadamard(a, table)
         ops.token_sketch(ids, a, segments, table, table, out)
         ops.vector_sketch(None, a, segments, table, out)
+        experts = expert_row_tables(SketchSpec(dim), "e", 2, width)
+        ops.expert_sketch(a, a, ids, ids, experts, experts, out)
+        ops.expert_sketch(None, a, ids, ids, None, experts, out)
         ops.linear_sketch(a, table, [(a, table)], segments, out)
         if dim != 1024:
             continue

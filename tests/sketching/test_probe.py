@@ -106,7 +106,7 @@ def test_blocks_of_a_model_share_one_graph_for_batches_of_every_shape(name, grap
     assert len(others) == 1
     inside = {id(part) for part in first.modules()}
     taps = [tap for tap in taps if id(tap.module) in inside]
-    groups = [g for g in find_groups(model, taps, SPEC)[0] if id(g.taps[0].module) in inside]
+    groups = [g for g in find_groups(model, taps, SPEC) if id(g.taps[0].module) in inside]
     assert nodes == sum(tap.kind == NORM for tap in taps) + len(groups) + sum(len(g.taps) for g in groups)
     # Causal without a mask of all pairs of tokens, where PyTorch's attention is used.
     attention = [n for n in graph.nodes if "scaled_dot_product_attention" in str(n.target)]
@@ -220,7 +220,7 @@ def test_a_pass_that_cannot_be_compiled_says_why_and_what_helps(graphs):
 
 def test_layers_that_read_one_input_share_its_transform():
     model = build("qwen2_tied")
-    groups = find_groups(model, find_taps(model).taps, SPEC)[0]
+    groups = find_groups(model, find_taps(model).taps, SPEC)
     named = [[tap.path.split(".")[-1] for tap in group.taps] for group in groups]
     assert named == 2 * [
         ["q_proj", "k_proj", "v_proj"],
@@ -230,7 +230,7 @@ def test_layers_that_read_one_input_share_its_transform():
     ] + [["lm_head"]]
     # What is kept of an input that is wider than K is its transform.
     wide = build("llama_wide")
-    kept = {g.path.split(".")[-1]: g.transform for g in find_groups(wide, find_taps(wide).taps, SPEC)[0]}
+    kept = {g.path.split(".")[-1]: g.transform for g in find_groups(wide, find_taps(wide).taps, SPEC)}
     assert kept == {"q_proj": False, "o_proj": False, "gate_proj": False, "down_proj": True, "lm_head": False}
 
 
@@ -347,19 +347,33 @@ def test_a_layer_that_runs_twice_adds_both_gradients():
     del mlp.forward
 
 
-@pytest.mark.parametrize("where", ["layer", "norm"])
-def test_samples_that_cannot_be_told_apart_are_refused_by_name(where):
-    model = build("llama_untied")
+def wrapped_part(model, where, given):
+    """The model with a layer or a norm of its second block called with `given(x)` for x."""
     block = model.model.layers[1]
     part = block.mlp.gate_proj if where == "layer" else block.post_attention_layernorm
     holder, name = (block.mlp, "gate_proj") if where == "layer" else (block, "post_attention_layernorm")
     wrapped = torch.nn.Identity()
-    # One sample of the batch comes twice.
-    wrapped.inner, wrapped.forward = part, lambda x: part(torch.cat([x, x[:1]]))[: len(x)]
+    wrapped.inner, wrapped.forward = part, lambda x: part(given(x))[: len(x)]
     setattr(holder, name, wrapped)
+    return model
+
+
+@pytest.mark.parametrize("where", ["layer", "norm"])
+def test_samples_that_cannot_be_told_apart_are_refused_by_name(where):
+    # A row that is of all samples.
+    model = wrapped_part(build("llama_untied"), where, lambda x: torch.cat([x, x.sum(0, keepdim=True)]))
     sketcher = GradientSketcher(model, SPEC)
     with pytest.raises(GvendiError, match=r"saw an input of shape \(6, 23, 32\)"):
         sketcher(*pad(samples()))
+
+
+@pytest.mark.parametrize("where", ["layer", "norm"])
+def test_a_sample_that_comes_twice_is_told_apart(where):
+    model = wrapped_part(build("llama_untied"), where, lambda x: torch.cat([x, x[:1]]))
+    sketcher = GradientSketcher(model, SPEC)
+    for z, (ids, labels) in zip(sketcher(*pad(samples())), samples(), strict=True):
+        wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+        assert relative(z, wanted) <= 1e-5
 
 
 class Move(torch.autograd.Function):

@@ -73,7 +73,7 @@ def find_head(
     output = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(output, nn.Linear) or output.bias is not None:
         return None
-    base = _base_below(model, output)
+    base = _base_below(model, output, bool(unreached))
     if base is None:
         return None
     name = next((n for n, p in named_parameters(model).items() if p is output.weight), None)
@@ -90,13 +90,23 @@ def find_head(
     return None if form is None else Head(base, output, name, *form)
 
 
-def _base_below(model: nn.Module, output: nn.Linear) -> nn.Module | None:
-    """The model without a head below this one; of a model that also sees it may be that of a language model inside."""
+def _base_below(model: nn.Module, output: nn.Linear, is_part: bool) -> nn.Module | None:
+    """The model without a head below this one.
+
+    is_part: text reaches a part of the model alone, so it may be the base of a language model inside.
+    """
+    if not is_part:
+        base = getattr(model, "base_model", None)
+        return None if base is model else base
     holders = (m for m in model.modules() if any(part is output for part in m._modules.values()))
     for module in (model, *holders):
         base = getattr(module, "base_model", None)
         if isinstance(base, nn.Module) and base is not module:
             return base
+        # Llama 4's language model inside, and LLaVA's model in transformers 4, say that they are their own base.
+        others = [part for part in module.children() if part is not output]
+        if len(others) == 1:
+            return others[0]
     return None
 
 

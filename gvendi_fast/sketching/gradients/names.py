@@ -17,10 +17,11 @@ import glob
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -53,6 +54,8 @@ _AROUND = (
 _PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # AdaLoRA's adds a term to a loss that transformers computes, which no pass asks for.
 _TUNERS_AS_BASE = ("AdaLoraModel",)
+# Where the hooks of fully_shard are written.
+_SHARDING = "torch.distributed.fsdp"
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -137,16 +140,19 @@ def named_parameters(
     return found
 
 
-def written_names(model: nn.Module, plain: nn.Module) -> dict[str, str]:
-    """{name as the model writes it: canonical name}: model as it was given, plain inside `as_plain`."""
-    canonical = {id(module): (path, module) for path, module in named_modules(plain)}
-    names = {}
-    for path, module in model.named_modules():
-        if id(module) in canonical:
-            known, _ = canonical[id(module)]
-            for local in module._parameters:
-                names[_joined(path, local)] = _of_parameter(known, module, local)
-    return names
+def written_names(written: Sequence[tuple[str, nn.Module]], plain: nn.Module) -> dict[str, str]:
+    """{name as the model writes it: canonical name}.
+
+    written: `named_modules()` of the model as it was given, with its wrappers. plain: the model inside `as_plain`.
+    """
+    canonical = {id(module): path for path, module in named_modules(plain)}
+    return {
+        _joined(path, local): _of_parameter(canonical[id(module)], module, local)
+        for path, module in written
+        if id(module) in canonical
+        for local, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
 
 def by_canonical_name(patterns: Sequence[str], written: Mapping[str, str]) -> list[str]:
@@ -185,7 +191,11 @@ def as_plain(model: nn.Module) -> Iterator[None]:
             _check_weights(module)
             _uncompile(module, undo)
         _gather(model, undo)
-        yield
+        with ExitStack() as stack:
+            # Mixed precision around the call would be another model's, as that of a forward is.
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
 
 
 def check_causal_lm(model: nn.Module) -> None:
@@ -216,7 +226,8 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 def _check_wrapper(module: nn.Module, name: str) -> None:
     """Raises GvendiError for a wrapper that does more than to hand its arguments on."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    if not all(_is_of(hook, _SHARDING) for hook in hooks):
         raise GvendiError(
             f"the wrapper {name} has forward hooks of its own, and a pass takes the wrapper off; register them on the "
             "module inside it, or remove them while sketches are taken"
@@ -286,31 +297,25 @@ def _uncompile(module: nn.Module, undo: list[Callable[[], object]]) -> None:
 
 
 def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
-    """Weights that are sharded are whole inside, on every rank, and fully_shard's hooks are put aside."""
+    """Weights that are sharded are whole inside, on every rank, and fully_shard's hooks are put aside.
+
+    With the hooks go the casts of its mixed precision: the weights are those of the plain model.
+    """
     kind = _class("torch.distributed.tensor", "DTensor")
-    sharding = _class("torch.distributed.fsdp", "FSDPModule")
     if kind is None:
         return
-    modules = list(model.modules())
-    is_sharded = sharding is not None and any(isinstance(module, sharding) for module in modules)
     whole: dict[int, nn.Parameter] = {}
-    for module in modules:
+    for module in list(model.modules()):
         _check_parallel(module)
-        if is_sharded and isinstance(module, sharding):
-            _check_precision(module)
-            for place in ("_forward_pre_hooks", "_forward_hooks"):
-                hooks = getattr(module, place)
-                others = [item for item in hooks.items() if not _is_of(item[1], "torch.distributed.fsdp")]
+        for place in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = getattr(module, place)
+            others = [item for item in hooks.items() if not _is_of(item[1], _SHARDING)]
+            if len(others) < len(hooks):
                 undo.append(partial(module.__dict__.__setitem__, place, hooks))
                 module.__dict__[place] = OrderedDict(others)
         for name, parameter in module._parameters.items():
             if not isinstance(parameter, kind):
                 continue
-            if not is_sharded:
-                raise GvendiError(
-                    f"the {name} of a {type(module).__name__} is a DTensor, but the model is not sharded by "
-                    "torch.distributed.fsdp.fully_shard; give the plain model"
-                )
             undo.append(partial(module._parameters.__setitem__, name, parameter))
             if id(parameter) not in whole:
                 values = parameter.detach().full_tensor()
@@ -325,19 +330,6 @@ def _check_parallel(module: nn.Module) -> None:
                 f"the {type(module).__name__} of the model is split over devices (tensor parallel), where no rank has "
                 "a layer's whole input and output; load the model without a tp_plan"
             )
-
-
-def _check_precision(module: Any) -> None:
-    policy = getattr(module._get_fsdp_state(), "_mp_policy", None)
-    cast = getattr(policy, "param_dtype", None)
-    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    if cast is not None and dtypes - {cast}:
-        have = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise GvendiError(
-            f"fully_shard's mixed precision casts weights of {have} to {str(cast).removeprefix('torch.')} for its "
-            "passes, which gives the gradients of another model; sketch one that is loaded in that dtype, without a "
-            "policy"
-        )
 
 
 def _passed_by(module: nn.Module) -> set[str]:

@@ -12,6 +12,7 @@ its input has to be that of what it computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -189,3 +190,10 @@ def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
         id(layer.module): (layer.stored, stored_tensors(layer.module)) for layer in quantised_layers(model)
     }
     return named_parameters(model, stored)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The numbers that a model's parameters stand for; a tied one counts once."""
+    sizes = {id(p): p.numel() for p in parameters_by_name(model).values()}
+    sizes |= {id(layer.stored): math.prod(layer.shape) for layer in quantised_layers(model)}
+    return sum(sizes.values())

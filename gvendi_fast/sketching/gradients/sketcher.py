@@ -64,7 +64,7 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
-from gvendi_fast.sketching.gradients.weight_uses import check_uses
+from gvendi_fast.sketching.gradients.weight_uses import check_seen, check_uses
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -151,7 +151,7 @@ class GradientSketcher:
         compile: bool = False,
     ) -> None:
         check_choice(parameters)
-        given, model = model, plain_model(model)
+        given, model = list(model.named_modules()), plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
         check_causal_lm(model)
@@ -162,6 +162,7 @@ class GradientSketcher:
         with _alone(model):
             wanted = list(trainable_parameters(model, parameters))
             written = written_names(given, model)
+        exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
             there = parameters_by_name(model)
@@ -186,9 +187,10 @@ class GradientSketcher:
             check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
+        used: set[str] = set()
         if has_adapters(model):
             with _frozen(model), never_packed():
-                check_uses(model, layout.taps)
+                used = check_uses(model, layout.taps)
         self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
         if layers != "all" or groups is not None:
             with _frozen(model), never_packed():
@@ -215,6 +217,7 @@ class GradientSketcher:
         with _frozen(model), never_packed():
             self._probed.try_uses(core, trial_ids(model))
             check_small(self._probed.watched, layout.total)
+            check_seen(used, self._probed.met)
             if compile and (self._probed.watched or self._probed.picks):
                 names = ", ".join(repr(w.name) for w in self._probed.watched[:3]) or "experts that are layers"
                 raise CompileError(

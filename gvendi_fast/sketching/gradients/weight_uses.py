@@ -7,7 +7,7 @@ adapter may: it holds the layer and can take its weight, multiply it by somethin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -23,19 +23,21 @@ from gvendi_fast.sketching.gradients.text_path import text_ids
 ROWS, TOKENS = 2, 4
 
 
-def check_uses(model: nn.Module, taps: Sequence[Tap]) -> None:
+def check_uses(model: nn.Module, taps: Sequence[Tap]) -> set[str]:
     """Raise GvendiError naming a tapped weight that is used more often than its layers run.
 
     Read from autograd's graph of the logits of a few tokens, in which every use of a weight is an edge.
     model: without a parameter that requires a gradient; flags are as they were afterwards.
+    Returns the names of the watched parameters that the logits depend on.
     """
     weights = {t.weight: t.module.weight for t in taps if t.weight and t.kind not in (NORM, QUANTISED)}
+    watched = {name: t.module._parameters[own] for t in taps for own, name in t.watched}
     runs: Counter[str] = Counter()
     with undoing() as undo, torch.enable_grad():
         for tap in taps:
             if tap.weight in weights:
                 undo.append(tap.module.register_forward_hook(partial(_count, runs, tap.weight)).remove)
-        for weight in weights.values():
+        for weight in (*weights.values(), *watched.values()):
             undo.append(partial(weight.requires_grad_, False))
             weight.requires_grad_(True)
         uses = _edges(model(input_ids=text_ids(model, ROWS, TOKENS), use_cache=False).logits)
@@ -46,6 +48,20 @@ def check_uses(model: nn.Module, taps: Sequence[Tap]) -> None:
                 "the weight's gradient does not follow from what the layer reads and gives; leave it out with "
                 f"exclude=[{name!r}]"
             )
+    return {name for name, p in watched.items() if uses[id(p)]}
+
+
+def check_seen(used: Set[str], met: Set[str]) -> None:
+    """Raise GvendiError naming parameters that logits depend on, of which a trial has met no use.
+
+    An autograd function of one's own that computes from parameters alone is out of sight.
+    """
+    hidden = sorted(used - met)
+    if hidden:
+        raise GvendiError(
+            f"the parameters {', '.join(map(repr, hidden))} are used by an operation that hides what it does (an "
+            f"autograd function of its own), so no sketch of them is known; leave them out with exclude={hidden}"
+        )
 
 
 def _count(runs: Counter[str], name: str, *_: Any) -> None:

@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,8 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.stand_ins import stand_in_at
+from gvendi_fast.sketching.gradients.quantised import is_code, parameter_count
+from gvendi_fast.sketching.proxy import adapter_folder, coded_weights, gguf
 from gvendi_fast.sketching.proxy.attention import resolve_attention
 from gvendi_fast.sketching.proxy.hub import (
     PICKLED,
@@ -63,6 +65,7 @@ class Proxy:
     dtype_reason: why `dtype` was chosen.
     attention: transformers' name of the attention that the model runs.
     attention_reason: why it was chosen.
+    weights: in what code its weights are or were, such as "bitsandbytes 4-bit nf4"; empty for matrices of floats.
     """
 
     model: "PreTrainedModel" = field(repr=False)
@@ -75,6 +78,7 @@ class Proxy:
     dtype_reason: str = ""
     attention: str = ""
     attention_reason: str = ""
+    weights: str = ""
 
     @property
     def vocabulary(self) -> int:
@@ -111,16 +115,28 @@ def load_tokenizer(
     Arguments and errors are those of `load_proxy`; a folder needs no weights.
     """
     text = os.fspath(name)
-    folder = _local_folder(text)
+    folder = _local_path(text)
+    file = None
     if folder is None:
         folder, _ = hub_snapshot(text, revision, trust_remote_code, with_weights=False)
     elif revision is not None:
         raise _revision_of_a_folder(text, revision)
-    _check_folder(folder, text, with_weights=False)
-    _check_content(folder, text, with_weights=False)
+    elif folder.is_dir() and adapter_folder.is_adapter(folder):
+        base = adapter_folder.base_of(folder, text)
+        found = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        return replace(
+            found, name=text, tokenizer=_own_tokenizer(folder, text, trust_remote_code) or found.tokenizer
+        )
+    else:
+        file = gguf.find_gguf(folder, text)
+    if file is not None:
+        folder = file.parent
+    else:
+        _check_folder(folder, text, with_weights=False)
+        _check_content(folder, text, with_weights=False)
     with _loading, _quiet_transformers():
-        config = _load_config(folder, text, trust_remote_code)
-        tokenizer = _load_tokenizer(folder, text, trust_remote_code)
+        config = _load_config(folder, text, trust_remote_code, file)
+        tokenizer = _load_tokenizer(folder, text, trust_remote_code, file)
     vocabulary = getattr(text_config(config), "vocab_size", None)
     return ProxyTokenizer(tokenizer, text, vocabulary, positions_of(config))
 
@@ -140,16 +156,19 @@ def load_proxy(
     revision: str | None = None,
     attention: str | None = None,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> Proxy:
     """Load a proxy model for gradients: eval mode, nothing fine-tuned.
 
-    name: "tiny" (embedded in the package), the path of a folder in Hugging Face format, or a hub name. Give a local
-        folder called "tiny" as "./tiny".
+    name: "tiny" (embedded in the package), the path of a folder in Hugging Face format, of one with a PEFT adapter,
+        whose model is loaded with it, or of a GGUF file, or a hub name. Give a local folder called "tiny" as "./tiny".
     dtype: see `resolve_dtype`.
     device: "auto" (the GPU if there is one), or anything that torch.device takes.
     revision: branch, tag or commit of a hub name.
     attention: "sdpa" (PyTorch's), "eager" or "flash_attention_2"; None takes flash-attn if it can be used, else sdpa.
     trust_remote_code: allow code in the model's folder to run.
+    quantize: "4bit" (nf4) or "8bit", to code the linear layers by bitsandbytes while they are loaded. Weights that a
+        folder has in a code stay in it where its library hands gradients on, and are made matrices elsewhere.
 
     Threads that load at once take turns; what is loaded is each one's own.
     Raises GvendiError where the folder is incomplete or broken, weights are not finite, the hub cannot serve the
@@ -158,30 +177,102 @@ def load_proxy(
     target = resolve_device(device)
     chosen, reason = resolve_dtype(dtype, target)
     text = os.fspath(name)
-    local = _local_folder(text)
+    coded_weights.check_quantize(quantize)
+    local = _local_path(text)
+    file = None
     if local is None:
         folder, version = hub_snapshot(text, revision, trust_remote_code)
         _check_folder(folder, text)
+    elif revision is not None:
+        raise _revision_of_a_folder(text, revision)
+    elif local.is_dir() and adapter_folder.is_adapter(local):
+        base = load_proxy(
+            adapter_folder.base_of(local, text),
+            dtype=chosen,
+            device=target,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+            quantize=quantize,
+        )
+        return _adapted(replace(base, dtype_reason=reason), local, text, trust_remote_code)
+    elif (file := gguf.find_gguf(local, text)) is not None:
+        folder, version = file.parent, _digest([file])
     else:
-        if revision is not None:
-            raise _revision_of_a_folder(text, revision)
         _check_folder(local, text)
         folder, version = local, folder_digest(local)
-    _check_content(folder, text)
+    if file is None:
+        _check_content(folder, text)
     with _loading, _quiet_transformers():
         # The tokenizer's class depends on the config too.
-        config = _load_config(folder, text, trust_remote_code)
-        tokenizer = _load_tokenizer(folder, text, trust_remote_code)
+        config = _load_config(folder, text, trust_remote_code, file)
+        tokenizer = _load_tokenizer(folder, text, trust_remote_code, file)
         wanted, why = resolve_attention(attention, target, chosen, config)
         # If no name is given, transformers falls back from sdpa to eager for a model that lacks sdpa.
         named = None if attention is None and wanted == "sdpa" else wanted
-        model = _load_model(folder, text, config, chosen, named, trust_remote_code)
-    model = model.to(target).eval()
+        options, weights = _coding(config, file, quantize, chosen, target, text)
+        if named is not None:
+            options["attn_implementation"] = named
+        model = _load_model(folder, text, config, chosen, trust_remote_code, options)
+    # What is coded was put where it belongs, and refuses to be moved.
+    model = (model if "device_map" in options else model.to(target)).eval()
     _check_finite(model, folder, text)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = parameter_count(model)
     runs = text_config(model.config)._attn_implementation
     why = why if runs == wanted else f"transformers has no {wanted} for this model"
-    return Proxy(model, tokenizer, text, version, chosen, target, count, reason, runs, why)
+    return Proxy(model, tokenizer, text, version, chosen, target, count, reason, runs, why, weights)
+
+
+def _adapted(base: Proxy, folder: Path, name: str, code: bool) -> Proxy:
+    """A proxy with the adapter of a folder, and with the folder's tokenizer if it has one."""
+    with _loading, _quiet_transformers(), _reading("adapter", folder, name):
+        model = adapter_folder.with_adapter(base.model, folder, name).to(base.device).eval()
+    _check_finite(model, folder, name)
+    digest = _digest([path for file in adapter_folder.FILES if (path := folder / file).is_file()])
+    return replace(
+        base,
+        model=model,
+        tokenizer=_own_tokenizer(folder, name, code) or base.tokenizer,
+        name=name,
+        revision=f"{digest} on {base.identity}",
+        parameters=parameter_count(model),
+    )
+
+
+def _own_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizerBase | None":
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    with _loading, _quiet_transformers():
+        return _load_tokenizer(folder, name, code)
+
+
+def _coding(
+    config: "PretrainedConfig",
+    file: Path | None,
+    quantize: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    name: str,
+) -> tuple[dict[str, Any], str]:
+    """What `from_pretrained` takes for weights that are or become coded, and that code in words."""
+    if file is not None and quantize is None:
+        return gguf.loading_options(file), gguf.stored_as(file)
+    own = getattr(config, "quantization_config", None)
+    if quantize is not None and (file is not None or own is not None):
+        stored = gguf.stored_as(file) if file is not None else coded_weights.described(own)
+        raise GvendiError(
+            f"quantize={quantize!r} was given, but the weights of the proxy {name!r} are quantised already ({stored}); "
+            "leave it out, or give the model that they were made of"
+        )
+    if quantize is not None:
+        options = coded_weights.quantize_options(quantize, dtype)
+        words = coded_weights.described(options["quantization_config"].to_dict())
+    elif own is not None:
+        words = coded_weights.described(own)
+        coded_weights.as_matrices(own)
+        options = {"config": config}
+    else:
+        return {}, ""
+    return {**options, "device_map": {"": device}}, words
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -223,13 +314,18 @@ def resolve_dtype(
 
 def folder_digest(folder: Path) -> str:
     """Names and contents of config, weights, tokenizer, template and code, as "sha256:" and 16 digits."""
+    return _digest(
+        [path for path in sorted(folder.iterdir()) if path.is_file() and _matches(path.name, _OF_A_MODEL)]
+    )
+
+
+def _digest(paths: list[Path]) -> str:
     total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and _matches(path.name, _OF_A_MODEL):
-            total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    total.update(block)
+    for path in paths:
+        total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                total.update(block)
     return f"sha256:{total.hexdigest()[:16]}"
 
 
@@ -266,18 +362,19 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
-def _local_folder(name: str) -> Path | None:
-    """The folder that a name means, or None for a hub name."""
+def _local_path(name: str) -> Path | None:
+    """The folder or the GGUF file that a name means, or None for a hub name."""
     if not name:
         raise GvendiError("The proxy's name is empty; give a hub name, a folder, or 'tiny'")
     if name == TINY:
         return Path(str(files("gvendi_fast") / "assets" / TINY))
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == gguf.SUFFIX):
         return path
     if path.exists():
         raise GvendiError(
-            f"The proxy {name!r} is a file; give the folder with config.json, weights and tokenizer"
+            f"The proxy {name!r} is a file and no {gguf.SUFFIX}; give the folder with config.json, weights and "
+            "tokenizer"
         )
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         raise GvendiError(f"The proxy folder {name!r} does not exist; check the path or use proxy 'tiny'")
@@ -298,10 +395,10 @@ def _check_folder(folder: Path, name: str, with_weights: bool = True) -> None:
     ]
     if missing:
         remedy = "save the model and its tokenizer there with save_pretrained"
-        if "adapter_config.json" in present:
-            remedy = "it holds an adapter alone: merge it into its model (merge_and_unload) and save that"
-        elif _matches_any(present, "*.gguf"):
-            remedy = "a GGUF file gives no gradients: take the model that it was made of"
+        if adapter_folder.CONFIG in present:
+            remedy = (
+                "it holds an adapter: download that and give its folder, or name the model that it is for"
+            )
         raise GvendiError(
             f"The proxy {name!r} cannot be loaded: {folder} lacks {' and '.join(missing)}; {remedy}, or use "
             "proxy 'tiny'"
@@ -360,15 +457,13 @@ def _tensors_of(path: Path) -> list[str]:
         return []
 
 
-def _matches_any(names: list[str], pattern: str) -> bool:
-    return any(fnmatch(name, pattern) for name in names)
-
-
 @contextmanager
 def _reading(what: str, folder: Path, name: str) -> Iterator[None]:
     """Whatever transformers raises of a folder's content comes out as one sentence with the remedy."""
     try:
         yield
+    except GvendiError:
+        raise
     except OSError as error:
         # The system's, such as a permission, and no fault of the content.
         if error.errno is not None and error.errno not in (errno.ENOENT, errno.ELOOP):
@@ -396,6 +491,8 @@ def _broken(what: str, folder: Path, name: str, error: Exception) -> GvendiError
 def _check_finite(model: "PreTrainedModel", folder: Path, name: str) -> None:
     for parameter, weight in model.named_parameters():
         # A sum is finite unless an entry is not, or it leaves its range.
+        if is_code(weight):
+            continue
         if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
             raise GvendiError(
                 f"The weights of the proxy {name!r} are not finite: {parameter} in {folder} has NaN or infinite "
@@ -419,11 +516,15 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(
+    folder: Path, name: str, code: bool, file: Path | None = None
+) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with _reading("tokenizer", folder, name):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=code, **_of_file(file)
+        )
     if not tokenizer.is_fast:
         raise GvendiError(
             f"The proxy {name!r} has only a slow tokenizer ({type(tokenizer).__name__}), and supervised "
@@ -433,11 +534,17 @@ def _load_tokenizer(folder: Path, name: str, code: bool) -> "PreTrainedTokenizer
     return tokenizer
 
 
-def _load_config(folder: Path, name: str, code: bool) -> "PretrainedConfig":
+def _load_config(folder: Path, name: str, code: bool, file: Path | None = None) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     with _reading("config", folder, name):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=code, **_of_file(file)
+        )
+
+
+def _of_file(file: Path | None) -> dict[str, str]:
+    return {} if file is None else {"gguf_file": file.name}
 
 
 def _loader(config: "PretrainedConfig", name: str) -> Any:
@@ -466,15 +573,14 @@ def _load_model(
     name: str,
     config: "PretrainedConfig",
     dtype: torch.dtype,
-    attention: str | None,
     code: bool,
+    options: dict[str, Any],
 ) -> "PreTrainedModel":
-    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if config.model_type == "paligemma":
         # It sees its whole prompt in both directions, an answer only what is before it, which is how a text that its
         # logits are to predict must be read.
         config.text_config.use_bidirectional_attention = False
-        options["config"] = config
+        options = {**options, "config": config}
     with _reading("model", folder, name):
         model, loading = _loader(config, name).from_pretrained(
             folder,

@@ -24,6 +24,7 @@ if triton is not None:
     from gvendi_fast.kernels.backends.triton.covariance import covariance
     from gvendi_fast.kernels.backends.triton.dense_sketch import dense_sketch
     from gvendi_fast.kernels.backends.triton.entropy import entropy
+    from gvendi_fast.kernels.backends.triton.expert_sketch import expert_sketch
     from gvendi_fast.kernels.backends.triton.fold_hadamard import fold_hadamard
     from gvendi_fast.kernels.backends.triton.gain import gain
     from gvendi_fast.kernels.backends.triton.hadamard import hadamard
@@ -37,6 +38,7 @@ if triton is not None:
         covariance,
         dense_sketch,
         entropy,
+        expert_sketch,
         fold_hadamard,
         gain,
         linear_sketch,

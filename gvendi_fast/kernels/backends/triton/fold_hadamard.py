@@ -26,18 +26,18 @@ assert {shape.rows for shape in TILES.values()} <= {1, 2, MAX_ROWS}
 
 
 @triton.jit
-def load_rows(x, stride, begin, end, at, T: tl.constexpr, K: tl.constexpr):
-    """Columns `at` [K] of T rows from `begin` on, as they are, [K, T]; rows from `end` on repeat the last one."""
-    value = tl.load(x + begin * stride + at)
+def load_rows(first, second, third, fourth, at, T: tl.constexpr, K: tl.constexpr):
+    """Columns `at` [K] of the first T of four rows, as they are, [K, T]; each row is given by where it begins."""
+    value = tl.load(first + at)
     if T == 1:
         value = tl.reshape(value, [K, 1])
     else:
-        second = tl.load(x + tl.minimum(begin + 1, end - 1) * stride + at)
+        second = tl.load(second + at)
         if T == 2:
             value = tl.join(value, second)
         else:
-            third = tl.load(x + tl.minimum(begin + 2, end - 1) * stride + at)
-            fourth = tl.load(x + tl.minimum(begin + 3, end - 1) * stride + at)
+            third = tl.load(third + at)
+            fourth = tl.load(fourth + at)
             value = tl.reshape(tl.join(tl.join(value, third), tl.join(second, fourth)), [K, 4])
     return value
 
@@ -51,19 +51,48 @@ def add_signed(folded, value, entry, T: tl.constexpr, K: tl.constexpr):
 @triton.jit
 def fold_rows(x, stride, begin, end, table, blocks, T: tl.constexpr, K: tl.constexpr):
     """S x of T rows as float32 [T, K]: rows begin .. end - 1, and the last of them again where there are fewer."""
+    first = x + begin * stride
+    second = x + tl.minimum(begin + 1, end - 1) * stride
+    third = x + tl.minimum(begin + 2, end - 1) * stride
+    fourth = x + tl.minimum(begin + 3, end - 1) * stride
+    return fold_four(first, second, third, fourth, table, blocks, K, T, K)
+
+
+@triton.jit
+def fold_listed_rows(x, stride, order, begin, end, table, blocks, T: tl.constexpr, K: tl.constexpr):
+    """The same of rows order[begin] .. order[end - 1], by a table that lists coordinates (`tables.listing`)."""
+    first = x + tl.load(order + begin) * stride
+    second, third, fourth = first, first, first
+    if T > 1:
+        second = x + tl.load(order + tl.minimum(begin + 1, end - 1)) * stride
+    if T > 2:
+        third = x + tl.load(order + tl.minimum(begin + 2, end - 1)) * stride
+        fourth = x + tl.load(order + tl.minimum(begin + 3, end - 1)) * stride
+    return fold_four(first, second, third, fourth, table, blocks, 0, T, K)
+
+
+@triton.jit
+def fold_four(
+    first, second, third, fourth, table, blocks, STEP: tl.constexpr, T: tl.constexpr, K: tl.constexpr
+):
+    """S x of the first T of four rows as float32 [T, K]; each row is given by where it begins.
+
+    STEP: coordinates from one block's first to the next one's: K, or 0 where a table's entries count from the row's.
+    """
     k = tl.arange(0, K)
     if table is None:
-        folded = load_rows(x, stride, begin, end, k, T, K).to(tl.float32)
+        folded = load_rows(first, second, third, fourth, k, T, K).to(tl.float32)
     else:
         folded = tl.zeros([K, T], dtype=tl.float32)
         entry = tl.load(table + k)
-        value = load_rows(x, stride, begin, end, entry & 0xFFFF, T, K)
+        value = load_rows(first, second, third, fourth, entry & 0xFFFF, T, K)
         block = 1
         while block < blocks:
             # A block is on its way while the one before is added. Launches alone took 0.8 times as long on an H200 over
             # the layers of a 0.5B model; among the model's other kernels the gain was not seen (39.8 and 39.0 ms).
             following = tl.load(table + block * K + k)
-            coming = load_rows(x, stride, begin, end, block * K + (following & 0xFFFF), T, K)
+            at = block * STEP + (following & 0xFFFF)
+            coming = load_rows(first, second, third, fourth, at, T, K)
             folded = add_signed(folded, value, entry, T, K)
             entry, value = following, coming
             block += 1
