@@ -24,6 +24,7 @@ from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients import linear_uses, small_parameters  # noqa: F401 (register handlers)
 from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters
 from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
