@@ -176,7 +176,7 @@ class GradientSketcher:
             )
         with _alone(model):
             layout = find_taps(model, exclude, text.names, parameters)
-        core = getattr(model, "base_model", None) or model
+        core: Any = getattr(model, "base_model", None) or model
         with _frozen(model), never_packed():
             self._reading = read(model, core, other_embeddings(model, layout))
         if self._reading.shared:
