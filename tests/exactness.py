@@ -78,19 +78,46 @@ def case_errors(model: torch.nn.Module, sketcher: GradientSketcher, rows=None) -
     return errors
 
 
+def reads_padding_on_the_right(model: torch.nn.Module, rows=None) -> bool:
+    """Whether what the model itself says of a text changes with padding after it, as where tokens tie for a place."""
+    rows = samples() if rows is None else rows
+    longest = max(len(ids) for ids, _ in rows)
+    with torch.no_grad():
+        for ids, _ in rows:
+            alone = model(input_ids=ids[None], use_cache=False).logits[0]
+            for width in (longest, longest + 3):
+                padded = torch.cat([ids, ids.new_zeros(width - len(ids))])
+                got = model(input_ids=padded[None], use_cache=False).logits[0, : len(ids)]
+                if float((got - alone).abs().max()) > 1e-3 * float(alone.abs().max()):
+                    return True
+    return False
+
+
 def _largest_error(found: torch.Tensor, wanted: list[torch.Tensor]) -> float:
     return max(float((z.double() - w).norm() / w.norm()) for z, w in zip(found, wanted, strict=True))
 
 
-def judge(model: torch.nn.Module, spec: SketchSpec = SPEC, most: float = FP32_RELATIVE, **more) -> Finding:
+def judge(
+    model: torch.nn.Module, spec: SketchSpec = SPEC, most: float = FP32_RELATIVE, rows=None, **more
+) -> Finding:
     """What the sketcher makes of a model; `more` goes to it."""
     try:
         sketcher = GradientSketcher(model, spec, **more)
-        errors = case_errors(model, sketcher)
+        errors = case_errors(model, sketcher, rows)
     except GvendiError as error:
         return Finding(REFUSED, " ".join(str(error).split()))
     share = sketcher.coverage.share
     bad = [case for case, error in errors.items() if not error <= most]
+    if bad and ALONE not in bad and reads_padding_on_the_right(model, rows):
+        errors = {ALONE: errors[ALONE]}
+        return Finding(EXACT, "alone: the model's own logits change with padding after a text", errors, share)
+    if bad and max(errors.values()) <= 10 * most and next(model.parameters()).dtype == torch.float32:
+        wide = judge(model.double(), spec, most, rows, **more)
+        if wide.status == EXACT:
+            worst = f"{max(errors.values()):.1e}"
+            return Finding(
+                EXACT, f"in float64; the model's own rounding makes it {worst} in float32", wide.errors, share
+            )
     if not bad:
         detail = "" if LEFT in errors else "reads padding on the left as text: refused, padded right exact"
         return Finding(EXACT, detail, errors, share)

@@ -347,19 +347,33 @@ def test_a_layer_that_runs_twice_adds_both_gradients():
     del mlp.forward
 
 
-@pytest.mark.parametrize("where", ["layer", "norm"])
-def test_samples_that_cannot_be_told_apart_are_refused_by_name(where):
-    model = build("llama_untied")
+def wrapped_part(model, where, given):
+    """The model with a layer or a norm of its second block called with `given(x)` for x."""
     block = model.model.layers[1]
     part = block.mlp.gate_proj if where == "layer" else block.post_attention_layernorm
     holder, name = (block.mlp, "gate_proj") if where == "layer" else (block, "post_attention_layernorm")
     wrapped = torch.nn.Identity()
-    # One sample of the batch comes twice.
-    wrapped.inner, wrapped.forward = part, lambda x: part(torch.cat([x, x[:1]]))[: len(x)]
+    wrapped.inner, wrapped.forward = part, lambda x: part(given(x))[: len(x)]
     setattr(holder, name, wrapped)
+    return model
+
+
+@pytest.mark.parametrize("where", ["layer", "norm"])
+def test_samples_that_cannot_be_told_apart_are_refused_by_name(where):
+    # A row that is of all samples.
+    model = wrapped_part(build("llama_untied"), where, lambda x: torch.cat([x, x.sum(0, keepdim=True)]))
     sketcher = GradientSketcher(model, SPEC)
     with pytest.raises(GvendiError, match=r"saw an input of shape \(6, 23, 32\)"):
         sketcher(*pad(samples()))
+
+
+@pytest.mark.parametrize("where", ["layer", "norm"])
+def test_a_sample_that_comes_twice_is_told_apart(where):
+    model = wrapped_part(build("llama_untied"), where, lambda x: torch.cat([x, x[:1]]))
+    sketcher = GradientSketcher(model, SPEC)
+    for z, (ids, labels) in zip(sketcher(*pad(samples())), samples(), strict=True):
+        wanted, _ = autograd_sketch(model, sketcher, ids, labels)
+        assert relative(z, wanted) <= 1e-5
 
 
 class Move(torch.autograd.Function):

@@ -304,10 +304,11 @@ class ParameterUses(TorchFunctionMode):
     def __init__(self, watched: Sequence[Watched], current: Pass) -> None:
         super().__init__()
         self.current, self.rows = current, TokenRows(current.samples, current.length)
-        self.leaves: dict[str, Tensor] = {}
         # Names of the parameters of which an operation that may pass a gradient was seen.
         self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}
+        # Of one that requires a gradient a use out of sight is seen by its gradient, even if no operation took it.
+        self.leaves = {w.name: w.parameter for w in watched if w.parameter.requires_grad}
         # Ids of tensors are those of this pass alone.
         self._mark = object()
 
@@ -384,7 +385,9 @@ class ParameterUses(TorchFunctionMode):
         if watched is not None:
             leaf = self.leaves.get(watched.name)
             if leaf is None:
-                leaf = self.leaves[watched.name] = x.detach().requires_grad_()
+                # Inside inference mode tensors are made that no gradient goes to.
+                own = x.clone() if x.is_inference() else x.detach()
+                leaf = self.leaves[watched.name] = own.requires_grad_()
             return Side(leaf, Origin((watched,), (leaf,), leaf.detach()))
         note = x.__dict__.get(_SIDE)
         return Side(x, note[1]) if note is not None and note[0] is self._mark else None

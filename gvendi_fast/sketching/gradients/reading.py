@@ -42,7 +42,8 @@ class _Lookups(TorchFunctionMode):
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
-        self.names, self.shared = names, set()
+        self.names: Mapping[int, str] = names
+        self.shared: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -74,7 +75,10 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
     vocabulary = weight.shape[0]
     ids = (torch.arange(1, 1 + LENGTH, device=weight.device) % vocabulary).repeat(SAMPLES, 1)
     ids[1, -1] = (ids[1, -1] + 1) % vocabulary
-    mode = _Lookups({id(p): name for name, p in embeddings.items()})
+    takes = inspect.signature(core.forward).parameters
+    positions = torch.arange(LENGTH, device=ids.device).repeat(SAMPLES, 1)
+    names = {id(p): name for name, p in embeddings.items()}
+    mode = _Lookups(names)
     with torch.no_grad(), mode:
         plain = _output(core(input_ids=ids, use_cache=False))
     looks_ahead = vocabulary > 1 and not _same(plain[0, :-1], plain[1, :-1])
@@ -88,19 +92,20 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
             "depends on later tokens, so the loss of a text is not that of predicting it; give a causal model "
             "(is_decoder=True for an encoder's architecture)"
         )
-    takes = inspect.signature(core.forward).parameters
-    positions = torch.arange(LENGTH, device=ids.device).repeat(SAMPLES, 1)
     numbers_positions = False
+    if "position_ids" in takes:
+        with_positions = _Lookups(names)
+        with torch.no_grad(), with_positions:
+            numbers_positions = not _same(
+                _output(core(input_ids=ids, position_ids=positions, use_cache=False)), plain
+            )
+        # A pass gives them where that is the same, for then every sample looks up its own.
+        mode = mode if numbers_positions else with_positions
+    if "attention_mask" not in takes or numbers_positions:
+        return Reading(frozenset(mode.shared), numbers_positions, True)
+    padded, mask = (torch.cat([x.new_zeros(SAMPLES, PADDING), x], dim=1) for x in (ids, torch.ones_like(ids)))
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
     with torch.no_grad():
-        if "position_ids" in takes:
-            given = _output(core(input_ids=ids, position_ids=positions, use_cache=False))
-            numbers_positions = not _same(given, plain)
-        if "attention_mask" not in takes or numbers_positions:
-            return Reading(frozenset(mode.shared), numbers_positions, True)
-        padded, mask = (
-            torch.cat([x.new_zeros(SAMPLES, PADDING), x], dim=1) for x in (ids, torch.ones_like(ids))
-        )
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
         left = _output(core(input_ids=padded, position_ids=places, attention_mask=mask, use_cache=False))
     return Reading(frozenset(mode.shared), False, not _same(left[:, PADDING:], plain))
 

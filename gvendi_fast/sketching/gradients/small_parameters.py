@@ -334,6 +334,14 @@ def copied(use: Use) -> Tensor:
     return use.run(lambda side: broadcast(use, side, x.shape, known_of(use, x)))
 
 
+@handles(*_both("type_as", "expand_as", "view_as", "reshape_as"))
+def shaped(use: Use) -> Tensor:
+    """x.type_as(q) and the like take no more of q than its type or its shape."""
+    if use.side(use.args[0]) is not None:
+        return one_by_one(use)
+    return use.run()
+
+
 @handles(*_both("cat", "concat", "concatenate"))
 def joined(use: Use) -> Tensor:
     """cat of parameters that were expanded, such as attention's sinks, with activations of the same samples."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ _ROWS = "_gvendi_rows"
 
 @dataclass(frozen=True)
 class Along:
-    """Samples run along one axis, `each` entries a sample."""
+    """Samples run along one axis, `each` entries a sample. in_order: a sample's tokens are in the batch's order."""
 
     axis: int
     each: int
+    in_order: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class TokenRows:
     def is_natural(self, x: Tensor) -> bool:
         """Whether x has the rows of its samples one after the other along its first axis, in the batch's order."""
         found = self.of(x)
-        return isinstance(found, Along) and found.axis == 0
+        return isinstance(found, Along) and found.axis == 0 and found.in_order
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
         """The sample of each row of x, int64 [R] on its device; None if unknown. Axis `feature` is no rows'."""
@@ -112,7 +113,7 @@ class TokenRows:
         return (torch.arange(x.shape[known.axis], device=x.device) // known.each).view(shape)
 
     def _simplest(self, x: Tensor, numbers: Tensor) -> Along | Numbers:
-        """What is known of x by numbers: that it is natural, where tokens are back in their order.
+        """What is known of x by numbers: less, where samples are one after the other again.
 
         That is looked at on a CPU, and elsewhere only where nothing else helps, for the look waits for the GPU.
         """
@@ -122,7 +123,8 @@ class TokenRows:
                 -1, *[1] * (x.dim() - 1)
             )
             if torch.equal(numbers, wanted.expand(numbers.shape) if numbers.shape[0] > 1 else wanted):
-                return known
+                # The samples are; whether their tokens are too is not known.
+                return replace(known, in_order=False)
         return Numbers(numbers)
 
     def _same_rows(self, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
@@ -184,7 +186,7 @@ def _reshaped(rows: TokenRows, function, args, kwargs, out) -> None:
                 each = known.each * inner
                 for axis, size, rest in sizes:
                     if size * rest == x.shape[known.axis] * inner and each % rest == 0:
-                        return rows._keep(out, Along(axis, each // rest))
+                        return rows._keep(out, replace(known, axis=axis, each=each // rest))
     numbers = rows._numbers(x, known)
     sizes_before, sizes_after = list(numbers.shape), [1] * out.dim()
     for old, new in _segments(x.shape, out.shape):
@@ -231,7 +233,7 @@ def _permuted(rows: TokenRows, function, args, kwargs, out) -> None:
         # Sizes that differ show where an axis goes.
         marker = torch.empty(tuple(range(2, 2 + x.dim())), device="meta")
         moved = function(marker, *args[1:], **{n: v for n, v in kwargs.items() if n != "input"})
-        rows._keep(out, Along(list(moved.shape).index(2 + known.axis), known.each))
+        rows._keep(out, replace(known, axis=list(moved.shape).index(2 + known.axis)))
     elif isinstance(known, Numbers):
         rows._keep(out, Numbers(function(known.samples, *args[1:], **kwargs)))
     elif rows._is_noted(x):
@@ -408,6 +410,21 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
     return rows._keep(out, Numbers(torch.cat(whole, dim)))
 
 
+def _stacked(rows: TokenRows, function, args, kwargs, out) -> None:
+    """stack: a new axis, before or behind that of the samples."""
+    parts = _flat(args[0] if args else kwargs.get("tensors"))
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if not out.requires_grad or not isinstance(dim, int):
+        return
+    dim %= out.dim()
+    known = [rows.of(x) for x in parts if x.requires_grad]
+    first = known[0] if known else UNKNOWN
+    if isinstance(first, Along) and all(k == first for k in known):
+        rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
+    else:
+        rows._keep(out, UNKNOWN)
+
+
 def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
     """sum, mean, ...: over axes along which all rows are of one sample."""
     x = args[0] if args else kwargs.get("input")
@@ -433,7 +450,7 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
                 kept = kept.squeeze(axis)
         along = [axis for axis, size in enumerate(kept.shape) if size != 1]
         is_along = isinstance(known, Along) and len(along) == 1
-        rows._keep(y, Along(along[0], known.each) if is_along else rows._simplest(y, kept))
+        rows._keep(y, replace(known, axis=along[0]) if is_along else rows._simplest(y, kept))
 
 
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
@@ -507,6 +524,7 @@ _RULES: dict[Any, Callable] = {
         _moved,
     ),
     **dict.fromkeys(_both("cat", "concat", "concatenate"), _joined),
+    **dict.fromkeys(_both("stack"), _stacked),
     **dict.fromkeys(_both("sum", "mean", "amax", "amin", "logsumexp", "prod"), _reduced),
     Tensor.__setitem__: _written,
     **dict.fromkeys(
