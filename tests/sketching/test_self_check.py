@@ -214,11 +214,6 @@ def test_the_command_prints_verdicts_and_ends_with_1_where_one_fails(gvendi, fol
     assert code == 1
     assert "FAILED  batch" in out
     assert "--batch-tokens 1" in out
-    code, out, err = gvendi("inspect", "--model", folder, "--dtype", "float32", "--dim", 128, "--json")
-    assert (code, err) == (1, "")
-    found = json.loads(out)
-    assert found["passed"] is False
-    assert found["coverage"]["left_out"] == []
 
 
 def test_rows_of_a_file_are_measured_with(gvendi, folder, tmp_path):
@@ -226,9 +221,10 @@ def test_rows_of_a_file_are_measured_with(gvendi, folder, tmp_path):
     data.write_text(
         "".join(json.dumps({"prompt": "Say.", "completion": f"It is {i}."}) + "\n" for i in range(4))
     )
-    code, out, _ = gvendi("inspect", data, "--model", folder, "--dim", 128, "--json")
-    assert code == 0
-    assert json.loads(out)["rows"] == 4
+    code, out, err = gvendi("inspect", data, "--model", folder, "--dtype", "float32", "--dim", 128, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["rows"], found["passed"], found["coverage"]["left_out"]) == (4, True, [])
 
 
 @pytest.mark.parametrize(
