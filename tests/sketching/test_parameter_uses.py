@@ -142,7 +142,7 @@ REFUSED = {
     "sum over an axis": (lambda m, x: torch.einsum("bti,oj->bto", x, m.weight), r"weight.*einsum"),
     "mixed samples": (
         lambda m, x: (torch.cat([x, x.sum(0, keepdim=True)]) @ m.weight)[: len(x)],
-        "traced to samples",
+        "traced to samples|both directions",
     ),
 }
 

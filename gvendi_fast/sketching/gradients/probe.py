@@ -458,6 +458,8 @@ class ProbedModel:
         self.uses: ParameterUses | None = None
         # Of the pass that runs.
         self.thread: int | None = None
+        # The backward pass inside which the pass was begun, -1 where it was in none.
+        self.outer = -1
         # A layer whose input an eager pass has seen changed before the next layer of its group read it.
         self.changed_between: str | None = None
         self.tapped: list[Tapped] = [
@@ -493,6 +495,7 @@ class ProbedModel:
             self.begin(probe, segments, ids, [probe] * count)
             with self.following():
                 out = core(input_ids=ids, use_cache=False)
+            self.met = frozenset(self.uses.met)
             reached = [x for x in out.values() if isinstance(x, Tensor) and x.requires_grad]
             self.met = frozenset(self.uses.met)
             # A use out of sight is known by its gradient.
@@ -513,6 +516,9 @@ class ProbedModel:
         self.probe, self.segments, self.ids = probe, segments, ids
         self.uses = None
         if self.watched or self.picks:
+            # Tokens may change places within their sample, so that those with a gradient are not known beforehand.
+            starts = torch.arange(ids.shape[0]) * ids.shape[1]
+            self.segments = segments = torch.stack([starts, starts + ids.shape[1]], dim=1)
             current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
             self.uses = ParameterUses(self.watched, current)
 
@@ -543,7 +549,7 @@ class ProbedModel:
         """Taps attached inside, and then `others`; the model as it was before outside."""
         with undoing() as undo:
             undo.append(self._leave)
-            self.thread = threading.get_ident()
+            self.thread, self.outer = threading.get_ident(), torch._C._current_graph_task_id()
             for forward in (*self.tapped, *others):
                 undo.append(forward.remove)
                 forward.attach()
@@ -566,12 +572,20 @@ class ProbedModel:
         Raises GvendiError in another thread than that of the pass: the model is changed, and its sketches would be.
         """
         # A compiler reads what its own block is given, in the thread of the pass.
-        if torch.compiler.is_dynamo_compiling() or self.thread == threading.get_ident():
+        if torch.compiler.is_dynamo_compiling():
             return True
         if self.thread is None:
             return False
-        # Autograd's own thread of a GPU, where a checkpoint runs a part of the pass again.
-        if torch._C._current_graph_task_id() != -1:
+        # A checkpoint runs a part of the pass again: in its backward pass, on a GPU in autograd's own thread.
+        task = torch._C._current_graph_task_id()
+        if task not in (-1, self.outer):
+            if self.uses is not None:
+                raise GvendiError(
+                    "the model's own code runs a part of it under torch.utils.checkpoint in eval mode too, and which "
+                    "rows are whose is not followed a second time; switch checkpointing off for this call"
+                )
+            return True
+        if self.thread == threading.get_ident():
             return True
         raise GvendiError(
             "this model cannot be run while another thread sketches with it (or did when this process was forked): it "
