@@ -100,9 +100,14 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
         return Reading(frozenset(mode.shared), numbers_positions, True)
     padded, mask = (torch.cat([x.new_zeros(SAMPLES, PADDING), x], dim=1) for x in (ids, torch.ones_like(ids)))
     places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # Some read a sample by itself without its mask (Mamba 2 of transformers 4).
+    same = True
     with torch.no_grad():
-        left = _output(core(input_ids=padded, position_ids=places, attention_mask=mask, use_cache=False))
-    return Reading(frozenset(mode.shared), False, not _same(left[:, PADDING:], plain))
+        for count in (SAMPLES, 1):
+            inputs = {"input_ids": padded, "position_ids": places, "attention_mask": mask}
+            left = _output(core(**{name: x[:count] for name, x in inputs.items()}, use_cache=False))
+            same = same and _same(left[:, PADDING:], plain[:count])
+    return Reading(frozenset(mode.shared), False, not same)
 
 
 def _output(result: Any) -> Tensor:
