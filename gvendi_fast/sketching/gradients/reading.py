@@ -29,11 +29,13 @@ class Reading:
     shared: names of embeddings that are not looked up once for every token of the batch, as positions that all samples
         share, or that are read in another way.
     numbers_positions: positions are numbered in a way of the model's own, so that none may be given.
+    takes_positions: positions may be given at all.
     reads_padding: a sample that is padded on the left is read as another one.
     """
 
     shared: frozenset[str]
     numbers_positions: bool
+    takes_positions: bool
     reads_padding: bool
 
 
@@ -76,6 +78,7 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
     ids = (torch.arange(1, 1 + LENGTH, device=weight.device) % vocabulary).repeat(SAMPLES, 1)
     ids[1, -1] = (ids[1, -1] + 1) % vocabulary
     takes = inspect.signature(core.forward).parameters
+    takes_positions = "position_ids" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
     positions = torch.arange(LENGTH, device=ids.device).repeat(SAMPLES, 1)
     names = {id(p): name for name, p in embeddings.items()}
     mode = _Lookups(names)
@@ -102,12 +105,19 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
         # A pass gives them where that is the same, for then every sample looks up its own.
         mode = mode if numbers_positions else with_positions
     if "attention_mask" not in takes or numbers_positions:
-        return Reading(frozenset(mode.shared), numbers_positions, True)
+        return Reading(frozenset(mode.shared), numbers_positions, takes_positions, True)
     padded, mask = (torch.cat([x.new_zeros(SAMPLES, PADDING), x], dim=1) for x in (ids, torch.ones_like(ids)))
     places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # Some read a sample by itself without its mask (Mamba 2 of transformers 4).
+    same = True
     with torch.no_grad():
-        left = _output(core(input_ids=padded, position_ids=places, attention_mask=mask, use_cache=False))
-    return Reading(frozenset(mode.shared), False, not _same(left[:, PADDING:], plain))
+        for count in (SAMPLES, 1):
+            inputs = {"input_ids": padded, "attention_mask": mask}
+            if takes_positions:
+                inputs["position_ids"] = places
+            left = _output(core(**{name: x[:count] for name, x in inputs.items()}, use_cache=False))
+            same = same and _same(left[:, PADDING:], plain[:count])
+    return Reading(frozenset(mode.shared), False, takes_positions, not same)
 
 
 def _output(result: Any) -> Tensor:

@@ -313,7 +313,7 @@ class GradientSketcher:
 
     def _inputs(self, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": to_device(batch.ids, device)}
-        if self._gives_positions or batch.mask is not None:
+        if self._gives_positions or (batch.mask is not None and self._reading.takes_positions):
             inputs["position_ids"] = to_device(batch.positions, device)
         if batch.mask is not None:
             inputs["attention_mask"] = to_device(batch.mask, device)
