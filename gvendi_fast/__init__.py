@@ -19,6 +19,7 @@ _EXPORTS = {
     "load_proxy": "gvendi_fast.sketching.proxy.load",
     "score": "gvendi_fast.analysis.scoring",
     "select": "gvendi_fast.selection",
+    "self_check": "gvendi_fast.sketching.self_check",
     "sketch": "gvendi_fast.sketching.sketch",
     "use_backend": "gvendi_fast.kernels.backends",
 }
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gvendi_fast.selection import select as select
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher as GradientSketcher
     from gvendi_fast.sketching.proxy.load import load_proxy as load_proxy
+    from gvendi_fast.sketching.self_check import self_check as self_check
     from gvendi_fast.sketching.sketch import sketch as sketch
     from gvendi_fast.vendi import VendiState as VendiState
     from gvendi_fast.vendi import gvendi as gvendi

@@ -37,7 +37,8 @@ def write_gguf(path: Path, model, tokenizer, kind: str = "F32", architecture: st
     writer.add_head_count_kv(groups)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    # transformers 4 has it beside the other numbers.
+    writer.add_rope_freq_base(getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, gguf, tokenizer, config)
     written = {}
@@ -89,8 +90,10 @@ def _add_tokenizer(writer, gguf, tokenizer, config) -> None:
     writer.add_token_list(names)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)
+    # transformers 4 reads no file without a first token.
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     for token, add in (
-        (tokenizer.bos_token_id, writer.add_bos_token_id),
+        (first, writer.add_bos_token_id),
         (tokenizer.eos_token_id, writer.add_eos_token_id),
         (tokenizer.pad_token_id, writer.add_pad_token_id),
     ):

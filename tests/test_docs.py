@@ -45,7 +45,7 @@ def smaller(words: list[str]) -> list[str]:
     fewer = {"--size": "40", "--clusters": "5"}
     words = [fewer.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
     sketches = words[0] in ("sketch", "inspect") or (words[0] == "score" and words[1].endswith(".jsonl"))
-    return [*words, "--proxy", "tiny"] if sketches and "--proxy" not in words else words
+    return [*words, "--proxy", "tiny"] if sketches and not {"--proxy", "--model"} & set(words) else words
 
 
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "\n```" in text])

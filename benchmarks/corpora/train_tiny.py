@@ -1,16 +1,24 @@
-"""Train the embedded proxy `tiny`: a small Qwen2 with a byte-level BPE of its own, on text that SmolLM2 writes.
+"""Train the embedded proxy `tiny`: a 1.2 M-parameter Qwen2 with a byte-level BPE of 2048 tokens.
+
+The shipped weights come from
+
+    python -m benchmarks.corpora.train_tiny --init FORMER --documentation 2500 --length 256 --batch 8 --steps 300 \\
+        --lr 1e-3 --threads 1 --keep 0.5
+
+where FORMER is the folder of `tiny` before it, which had learnt GSM8K's training set and benchmarks/corpora/made_up.py
+(`begun_from` in `training.json` has its record). With a GPU, text that SmolLM2 writes takes the place of both:
 
     python -m benchmarks.corpora.write_text SMOLLM2_FOLDER TEXT_FOLDER
-    python -m benchmarks.corpora.train_tiny TEXT_FOLDER SMOLLM2_FOLDER
+    python -m benchmarks.corpora.train_tiny --text TEXT_FOLDER --writer SMOLLM2_FOLDER
 
-run at the repository root. Everything that decides the weights is in `training.json` beside them: settings, seeds,
-versions, digests of the text, losses on text held out. The same machine, threads and library versions give the same
-weights; elsewhere sums differ in their last bits.
+Everything that decides the weights is in `training.json` beside them: settings, seeds, versions, digests of the text,
+losses on text held out. The same machine, threads and library versions give the same weights; elsewhere sums differ in
+their last bits.
 
-Neither the corpora that proxies are compared on nor anything of their form is trained on by default: the mean gradient
-of a distribution that a model was trained to the end on is zero, so its rows share no direction and look as diverse as
-noise, which a real model, that has not learnt a corpus by heart, does not say of it. `--gsm8k` and `--made-up` add
-GSM8K's training set and benchmarks/corpora/made_up.py to the text, to measure that.
+Neither the corpora that proxies are compared on nor anything of their form is trained on last: the mean gradient of a
+distribution that a model was trained on to the end is zero, so its rows share no direction and look as diverse as
+noise, which a real model, that has not learnt a corpus by heart, does not say of it. `--gsm8k-rows` and `--made-up` add
+GSM8K's training set and benchmarks/corpora/made_up.py, to measure that.
 """
 
 from __future__ import annotations
@@ -168,6 +176,15 @@ def save(model: torch.nn.Module, tokenizer: Tokenizer, out: Path) -> None:
     (out / "model.safetensors").chmod(0o644)
 
 
+def describe_weights(folder: Path) -> dict[str, object]:
+    """The digest of a folder's weights and what its training.json says of them."""
+    record = folder / "training.json"
+    return {
+        "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "training": json.loads(record.read_text(encoding="utf-8")) if record.exists() else None,
+    }
+
+
 def prepare(args: argparse.Namespace) -> tuple[Tokenizer, torch.Tensor, dict[str, torch.Tensor], dict]:
     """Tokenizer, training rows [N, T + 1], held-out rows by name, and where the text is from.
 
@@ -219,7 +236,7 @@ def prepare(args: argparse.Namespace) -> tuple[Tokenizer, torch.Tensor, dict[str
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The settings; the defaults are the shipped ones."""
+    """The settings."""
     parser = argparse.ArgumentParser(
         description="Train the embedded proxy model; see the top of this file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -273,8 +290,8 @@ def main() -> None:
     if args.only_prepare:
         return
     size = tokenizer.get_vocab_size()
-    # Taken now: --out may be the same folder.
-    begun_from = args.init and hashlib.sha256((args.init / "model.safetensors").read_bytes()).hexdigest()
+    # Read now: --out may be the same folder.
+    begun_from = args.init and describe_weights(args.init)
     pool = pool.to(args.device)
     held_out = {name: part.to(args.device) for name, part in held_out.items()}
     model = build_model(size, args).to(args.device)
@@ -291,7 +308,7 @@ def main() -> None:
         "held_out_nats_per_token": {
             name: held_out_loss(stored, x, args.batch) for name, x in held_out.items()
         },
-        "begun_from_sha256": begun_from,
+        "begun_from": begun_from,
         "settings": {k: v for k, v in vars(args).items() if k not in left_out},
         "steps": log[-1]["step"],
         "trained_tokens": log[-1]["step"] * args.batch * args.length,

@@ -23,11 +23,15 @@ from benchmarks.report.experts import expert_sections
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.proxies import (
     agreement_table,
+    choice_line,
     dim_table,
     proxy_entries,
     proxy_line,
     readme_row,
+    set_line,
+    set_table,
     share_table,
+    tiny_table,
 )
 from benchmarks.report.quantised import quantised_line, quantised_table
 from benchmarks.report.reference import reference_values
@@ -171,6 +175,7 @@ def render(results: Path = RESULTS) -> str:
     cpu, found, selection = (load(results / f"{name}.json") for name in ("cpu", "fidelity", "selection"))
     study, rate = load(results / "synthesis.json"), load(results / "synthesis_rate.json")
     proxies = load(results / "proxies.json")
+    tiny, choice = load(results / "tiny.json"), load(results / "choose_tiny.json")
     dimension = load(results / "sketch_dimension.json")
     quantised = load(results / "quantised.json")
     direction = load(results / "common_direction.json")
@@ -201,6 +206,11 @@ def render(results: Path = RESULTS) -> str:
         agreement_table(proxies, table),
         dim_table(proxies, table),
         share_table(proxies, table),
+        choice_line(tiny, choice),
+        machine_line(proxy_entries(tiny)),
+        tiny_table(tiny, choice, table),
+        set_line(tiny),
+        set_table(tiny, table),
         "## Quantised proxies",
         quantised_line(quantised),
         machine_line([quantised] if quantised else []),
@@ -246,7 +256,7 @@ def render_readme(results: Path = RESULTS) -> str:
         rank = found.get(kind, {}).get("spearman of gvendi")
         text = f"{rank['mean']:.4f} ({rank['min']:.4f} to {rank['max']:.4f})" if rank else MISSING
         rows.append([f"Spearman of G-Vendi with that of exact gradients, {name}", text])
-    rows.append(readme_row(load(results / "proxies.json")))
+    rows.append(readme_row(load(results / "tiny.json")))
     rows.append(dimension_row(load(results / "sketch_dimension.json"), MISSING))
     rows.append(forecast_row(load(results / "coverage.json"), MISSING))
     rows += readme_rows(gpu_results(results))

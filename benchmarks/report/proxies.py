@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 MISSING = "not measured"
+# In proxies.json `tiny` is the former one, in tiny.json the one of the package.
+FORMER = "the former `tiny`"
 NAMES = {
     "smollm2": "SmolLM2-135M",
     "gemma3": "Gemma-3-270M",
     "stories260K": "stories260K",
-    "tiny": "`tiny`",
+    "tiny": FORMER,
 }
 # The pair of real models comes first.
 PAIRS = ("smollm2 / gemma3", "smollm2 / tiny", "smollm2 / stories260K", "stories260K / tiny")
+OF_TINY = {**NAMES, "tiny": "`tiny`", "former": FORMER}
+PAIRS_OF_TINY = ("smollm2 / gemma3", "smollm2 / tiny", "gemma3 / tiny", "smollm2 / former", "gemma3 / former")
 REAL = ("smollm2", "gemma3")
 Table = Callable[[list[str], list[list[str]]], str]
 
@@ -95,13 +99,79 @@ def share_table(study: dict, table: Table) -> str:
     return table(["share of the squared gradient norm, mean over rows", *kinds], rows)
 
 
+def tiny_table(study: dict, choice: dict, table: Table) -> str:
+    """How `tiny` and the former one agree with real models on the study's corpora, and on those it was chosen by."""
+    if not study or not choice:
+        return ""
+    key, rows = f"K = {study['dims'][-1]}", []
+    for pair in PAIRS_OF_TINY:
+        cells = []
+        for entry in study["variants"]:
+            found = _pair(entry[key], pair)
+            shown = f"{found['spearman']:.3f} ({found['low']:.3f} to {found['high']:.3f}; "
+            cells.append(f"{shown}{found['low over rows']:.2f} to {found['high over rows']:.2f})")
+        real, name = pair.split(" / ")
+        # The former one stands among the candidates by its own name, the one of the package as the one chosen.
+        chosen = choice["chosen"] if name == "tiny" else name
+        against = choice["candidates"].get(chosen, {}).get("against", {})
+        for word in ("plain", "centred"):
+            found = against.get(f"{word}, {real}")
+            shown = f"{found['spearman']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else "-"
+            cells.append(shown)
+        rows.append([" and ".join(OF_TINY[x] for x in (real, name)), *cells])
+    names = [entry["variant"] for entry in study["variants"]]
+    head = ["proxies", *names, *(f"{word}, rows of the choice" for word in ("plain", "centred"))]
+    return table(head, rows)
+
+
+def choice_line(study: dict, choice: dict) -> str:
+    """What the choice among candidates was made by."""
+    if not study or not choice:
+        return ""
+    pool = choice["pool"]
+    means = ", ".join(f"{name} {found['mean']:.3f}" for name, found in choice["candidates"].items())
+    return (
+        "`tiny` now and before, over the same mixtures as above. It was chosen among candidates by the mean Spearman "
+        f"correlation with both real models, plain and centred, over {choice['mixtures']['count']} mixtures of "
+        f"{choice['mixtures']['rows']} rows of other corpora ({', '.join(pool['sources'])}; {pool['rows of each']} "
+        f"rows of each): {means}. `python -m benchmarks.studies.choose_tiny`, `python -m benchmarks.studies.proxies`."
+    )
+
+
+def set_line(study: dict) -> str:
+    """What the table of sets says."""
+    if not study:
+        return ""
+    return (
+        "What real models say of each corpus: G-Vendi plain, centred (by the mean of all rows of the pool) and for "
+        f"unlimited K, K = {study['dims'][-1]}, of the pool's rows; of BBH also by task, where the pool has 6 rows or "
+        "more."
+    )
+
+
+def set_table(study: dict, table: Table) -> str:
+    """What each proxy says of every source and of the tasks of BBH."""
+    if not study:
+        return ""
+    shown = ("smollm2", "gemma3", "tiny")
+    rows = []
+    for what, first in study["sets"][shown[0]].items():
+        cells = []
+        for name in shown:
+            found = study["sets"][name][what]
+            cells.append(f"{found['plain']:.1f}, {found['centred']:.1f}, {found['unlimited_k']:.1f}")
+        rows.append([what, str(first["n"]), *cells])
+    head = ["rows of", "n", *(f"{OF_TINY[name]}: plain, centred, unlimited K" for name in shown)]
+    return table(head, rows)
+
+
 def readme_row(study: dict) -> list[str]:
-    """Whether real proxies agree, and `tiny` with one of them."""
+    """Whether real proxies agree, and `tiny` with one of them. study: tiny.json."""
     what = "Spearman of G-Vendi between proxies: SmolLM2-135M with Gemma-3-270M; with `tiny`"
     if not study:
         return [what, MISSING]
     plain = next(entry for entry in study["variants"] if entry["variant"] == "plain")
-    found = [_pair(plain[f"K = {study['dims'][-1]}"], pair) for pair in PAIRS[:2]]
+    found = [_pair(plain[f"K = {study['dims'][-1]}"], pair) for pair in PAIRS_OF_TINY[:2]]
     return [what, "; ".join(f"{x['spearman']:.2f} ({x['low']:.2f} to {x['high']:.2f})" for x in found)]
 
 

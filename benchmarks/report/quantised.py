@@ -16,7 +16,7 @@ def quantised_line(found: dict) -> str:
     return (
         f"SmolLM2-135M-Instruct ({found['proxy']['parameters']:,} parameters), {found['rows']} rows of BBH, GSM8K, "
         f"e-SNLI and AQuA, K = {found['dim']}, each against the stored weights computed in float32: the cosine of a "
-        "two sketches, the Spearman correlation of the cosines between pairs of rows, that of G-Vendi over "
+        "row's two sketches, the Spearman correlation of the cosines between pairs of rows, that of G-Vendi over "
         f"{found['mixtures']} mixtures of a third of the rows, G-Vendi of all, and the bytes of the weights with their "
         "scales. The head is the embedding's, in the number format of the rest."
     )

@@ -1,7 +1,11 @@
 """Whether proxies rank data alike, and which kinds of layers, which K and which centring make them agree most.
 
     python -m benchmarks.studies.proxies --data ../shared/data --cache FOLDER \\
-        --proxy smollm2=PATH --proxy gemma3=PATH --proxy stories260K=../shared/data/models/stories260K --proxy tiny=tiny
+        --proxy smollm2=PATH --proxy gemma3=PATH --proxy stories260K=../shared/data/models/stories260K \\
+        --proxy tiny=tiny --out benchmarks/results/proxies.json
+
+benchmarks/results/tiny.json has `--variants plain centred` alone, of the real models, `tiny` and `former`: `tiny` as it
+was when it had been trained on GSM8K, a folder of an earlier commit. That one is the `tiny` of proxies.json.
 
 The pool: of each of BBH, GSM8K, e-SNLI and AQuA the rows of at most 500 characters, of these 96 by a seeded draw.
 Every proxy sketches it once, with its sketches kept by kind of layer and half of the blocks, so that every variant is
@@ -18,6 +22,7 @@ K = 1024 is a quarter of the coordinates of K = 4096, drawn at random.
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
 from dataclasses import dataclass
@@ -33,6 +38,7 @@ from gvendi_fast.base.draws import places_by_id
 from gvendi_fast.data.index import index_corpus, read_unit
 from gvendi_fast.sketching.gradients.layers import Cell, choose_groups
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches, collate
+from gvendi_fast.vendi.unlimited_k import of_spectrum
 
 SOURCES = {
     "BBH": "bbh_cot/bbh_cot.jsonl.gz",
@@ -61,6 +67,8 @@ VARIANTS = (
     ("last half of the blocks, centred", "last-half", True),
 )
 SMALL_DIM = 1024
+# A task of fewer rows in the pool gets no figure.
+FEWEST_ROWS = 6
 DRAWS = 2000
 
 
@@ -212,8 +220,57 @@ def norm_shares(pool: Sketched) -> dict[str, float]:
     return found
 
 
-def study(pools: dict[str, Sketched], each: int, count: int, size: int) -> list[dict]:
-    """The figures of every variant."""
+def tasks_of(rows: list) -> list[str]:
+    """The task of each row of BBH, read from its line; "" for the rows of other sources."""
+    lines: dict[str, list[str]] = {}
+    found = []
+    for row in rows:
+        file, line = row.id.rsplit(":", 1)
+        if file not in lines:
+            opened = gzip.open if file.endswith(".gz") else open
+            with opened(file, "rt", encoding="utf-8") as stream:
+                lines[file] = stream.read().splitlines()
+        found.append(json.loads(lines[file][int(line) - 1])["meta"].get("task", ""))
+    return found
+
+
+def sets_of(pool: Sketched, tasks: list[str], each: int) -> dict[str, dict[str, float]]:
+    """{source or task of BBH: n, G-Vendi plain, centred by the pool's mean, and for unlimited K}."""
+    every, dims = np.arange(len(pool.by_group)), torch.arange(pool.by_group.shape[-1])
+    plain, centred = (rows_of(pool, "all", word, dims, every) for word in (False, True))
+    places = {name: every[i * each : (i + 1) * each] for i, name in enumerate(SOURCES)}
+    for task in sorted(set(tasks) - {""}):
+        places[f"BBH: {task.replace('_', ' ')}"] = np.array([i for i in every if tasks[i] == task])
+    found = {}
+    for name, kept in places.items():
+        if len(kept) < FEWEST_ROWS:
+            continue
+        state = spectrum(plain[kept] @ plain[kept].T / len(kept))
+        of = of_spectrum(state, entropy(state), len(kept), len(dims))
+        found[name] = {
+            "n": len(kept),
+            "plain": float(np.exp(entropy(state))),
+            "centred": float(np.exp(entropy(spectrum(centred[kept] @ centred[kept].T / len(kept))))),
+            "unlimited_k": of.value,
+            "low": of.low,
+            "high": of.high,
+        }
+    return found
+
+
+def spectrum(matrix: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues of a Gram matrix of trace 1, none negative."""
+    values = torch.linalg.eigvalsh(matrix).clamp_min(0)
+    return values / values.sum()
+
+
+def entropy(values: torch.Tensor) -> float:
+    """Of eigenvalues, in nats."""
+    return float(torch.special.entr(values).sum())
+
+
+def study(pools: dict[str, Sketched], each: int, count: int, size: int, wanted: list[str]) -> list[dict]:
+    """The figures of every variant whose name is wanted."""
     dim = next(iter(pools.values())).by_group.shape[-1]
     order = torch.from_numpy(np.random.default_rng(2).permutation(dim))
     small, rest, whole = order[:SMALL_DIM], order[SMALL_DIM:], torch.arange(dim)
@@ -225,6 +282,8 @@ def study(pools: dict[str, Sketched], each: int, count: int, size: int) -> list[
     pairs = list(itertools.combinations(pools, 2))
     results = []
     for variant, preset, centred in VARIANTS:
+        if variant not in wanted:
+            continue
 
         def of(dims: torch.Tensor, kept: np.ndarray = every, what=(preset, centred)) -> dict[str, np.ndarray]:
             return {
@@ -279,6 +338,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=90, help="rows of a subset")
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0, help="of the sketch")
+    every = [name for name, _, _ in VARIANTS]
+    parser.add_argument("--variants", nargs="*", default=every, choices=every, help="which (default: all)")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON; without it only sketch")
     args = parser.parse_args()
     rows = choose_rows(args.data, args.each)
@@ -295,7 +356,8 @@ def main() -> None:
         "mixtures": {"count": args.subsets, "rows": args.size, "seed": 0},
         "dims": [SMALL_DIM, args.dim],
         "proxies": {name: {**pool.about, "norm shares": norm_shares(pool)} for name, pool in pools.items()},
-        "variants": study(pools, args.each, args.subsets, args.size),
+        "sets": {name: sets_of(pool, tasks_of(rows), args.each) for name, pool in pools.items()},
+        "variants": study(pools, args.each, args.subsets, args.size, args.variants),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 

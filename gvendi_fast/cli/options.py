@@ -286,7 +286,7 @@ QuantizeOption = Annotated[
         metavar="BITS",
         autocompletion=values("4bit", "8bit"),
         help="Load the proxy's linear layers in 4bit (nf4) or 8bit, by bitsandbytes: less memory, at other gradients. "
-        "Weights that are stored in fewer bits already need no option.",
+        "Weights that are stored in fewer bits already need no option. (Default: as they are stored.)",
     ),
 ]
 SketchGroups = Annotated[

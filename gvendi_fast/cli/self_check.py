@@ -58,7 +58,9 @@ def coverage_sentence(share: float, left_out: dict[str, int]) -> str:
     said = f"{100 * share:.1f} % of the proxy's parameters"
     if not left_out:
         return said
-    parts = ", ".join(f"{printable(part)} ({count:,})" for part, count in list(left_out.items())[:SLOWEST])
+    # A file of settings has them by name.
+    largest = sorted(left_out.items(), key=lambda item: -item[1])[:SLOWEST]
+    parts = ", ".join(f"{printable(part)} ({count:,})" for part, count in largest)
     more = f" and {len(left_out) - SLOWEST:,} more" if len(left_out) > SLOWEST else ""
     return f"{said} that a text reaches; out of its reach: {parts}{more}"
 

@@ -29,6 +29,7 @@ from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens
 from gvendi_fast.sketching.gradients.head import autograd_loss
 from gvendi_fast.sketching.gradients.names import named_parameters
+from gvendi_fast.sketching.gradients.quantised import parameters_by_name, quantised_layers
 from gvendi_fast.sketching.gradients.sketcher import Coverage, GradientSketcher
 from gvendi_fast.sketching.gradients.taps import blocks_of, find_taps
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Sample, collate
@@ -309,17 +310,25 @@ class _Trial:
                 f"a row by itself and with {PADDING} positions of padding after it",
                 "the model reads what follows a row: --batch-tokens 1 leaves no padding, or take another proxy",
             ),
-            self._same(
-                "left padding",
-                torch.cat([self.sketcher(*_padded([s], self.pad, PADDING, is_left=True)) for s in few]),
-                self.alone[: len(few)],
-                f"a row by itself and with {PADDING} positions of padding before it",
-                "the model passes over the attention mask or the positions; runs pad on the right, and so should calls "
-                "of GradientSketcher with this model",
-            ),
+            self._left(few),
             self._bos(),
         ]
         return found
+
+    def _left(self, few: Sequence[Sample]) -> Check:
+        """Padding before a row; a model for which the sketcher refuses it is none the worse, as runs pad after rows."""
+        try:
+            got = torch.cat([self.sketcher(*_padded([s], self.pad, PADDING, is_left=True)) for s in few])
+        except GvendiError as error:
+            return Check("left padding", None, None, None, f"refused, and runs have none: {error}")
+        return self._same(
+            "left padding",
+            got,
+            self.alone[: len(few)],
+            f"a row by itself and with {PADDING} positions of padding before it",
+            "the model passes over the attention mask or the positions; runs pad on the right, and so should calls of "
+            "GradientSketcher with this model",
+        )
 
     @staticmethod
     def _is_direction(z: Tensor) -> bool:
@@ -406,7 +415,7 @@ def _against_autograd(proxy: Proxy, sketcher: GradientSketcher, samples: Sequenc
         values[worst],
         least,
         f"against autograd's own gradient of {len(names):,} parameters, the smaller of each kind; least for {worst!r}"
-        + (f"; too large to compare: {', '.join(larger)}" if larger else ""),
+        + (f"; too large to compare, or coded: {', '.join(larger)}" if larger else ""),
         "a weight is used in a way that its sketch does not see, such as a second time by a function: leave the kind "
         "out (--layers, --exclude), or take another proxy",
     )
@@ -415,7 +424,11 @@ def _against_autograd(proxy: Proxy, sketcher: GradientSketcher, samples: Sequenc
 def _smallest(sketcher: GradientSketcher) -> tuple[dict[str, list[str]], list[str]]:
     """{kind of layer: its smallest parameters, of WEIGHTS numbers together}, and the kinds without one of LARGEST."""
     by_kind: dict[str, list[tuple[int, str]]] = {kind: [] for kind in sketcher.groups.names}
+    # Autograd gives no gradient of a code; such layers were tried one by one.
+    coded = {layer.weight for layer in quantised_layers(sketcher.model)}
     for name, number in sketcher.groups.of.items():
+        if name in coded:
+            continue
         by_kind[sketcher.groups.names[number]].append((math.prod(sketcher.shapes[name]), name))
     chosen: dict[str, list[str]] = {}
     for kind, sizes in by_kind.items():
@@ -433,7 +446,7 @@ def _smallest(sketcher: GradientSketcher) -> tuple[dict[str, list[str]], list[st
 
 def _others(sketcher: GradientSketcher) -> list[str]:
     """Patterns of the trainable parameters that a sketcher leaves out."""
-    named = named_parameters(sketcher.model)
+    named = parameters_by_name(sketcher.model)
     return [_escaped(name) for name in named if name not in sketcher.shapes]
 
 
@@ -583,7 +596,7 @@ def _layer_times(proxy: Proxy, eager: GradientSketcher, batch: Tensor) -> list[L
 
 
 def _unreached(model: nn.Module, eager: GradientSketcher) -> list[str]:
-    return [name for name in named_parameters(model) if name not in eager.shapes]
+    return [name for name in parameters_by_name(model) if name not in eager.shapes]
 
 
 def _plain_pass(model: nn.Module, batch: Tensor, device: torch.device) -> tuple[float, float]:

@@ -18,11 +18,13 @@ from benchmarks.studies.proxies import (
     over_plain,
     rows_of,
     scores,
+    sets_of,
     spearman,
     study,
 )
+from gvendi_fast import load_proxy
 from gvendi_fast.sketching.gradients.layers import Cell
-from gvendi_fast.vendi import gvendi
+from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
 
 EACH = 24
 RESULTS = BENCHMARKS / "results" / "proxies.json"
@@ -62,6 +64,22 @@ def test_scores_and_ranks_are_those_of_their_definitions():
     assert sum(norm_shares(one).values()) == pytest.approx(1)
 
 
+def test_sets_are_scored_as_the_package_scores_them():
+    one = pool(1, 0.5)
+    tasks = ["sorting"] * 8 + ["few rows"] * 5 + [""] * (len(one.by_group) - 13)
+    found = sets_of(one, tasks, EACH)
+    assert list(found) == [*SOURCES, "BBH: sorting"]
+    z = one.by_group.sum(1).double()
+    for name, rows in (("GSM8K", z[EACH : 2 * EACH]), ("BBH: sorting", z[:8])):
+        assert found[name]["n"] == len(rows)
+        assert found[name]["plain"] == pytest.approx(gvendi(rows), rel=1e-6)
+        wanted = unlimited_k(VendiState(z.shape[1]).update(rows))
+        for field, value in (("unlimited_k", wanted.value), ("low", wanted.low), ("high", wanted.high)):
+            assert found[name][field] == pytest.approx(value, rel=1e-6)
+    unit = torch.nn.functional.normalize(z)
+    assert found["AQuA"]["centred"] == pytest.approx(gvendi((unit - unit.mean(0))[3 * EACH :]), rel=1e-6)
+
+
 def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
     generator = np.random.default_rng(0)
     a = generator.random(400)
@@ -80,7 +98,13 @@ def test_intervals_hold_the_value_and_are_narrower_with_more_mixtures():
 
 
 def test_the_study_has_every_variant_and_sees_which_proxies_agree():
-    found = study({"a": pool(1, 2.5), "b": pool(2, 2.5), "c": pool(3, 20.0)}, EACH, 30, 20)
+    found = study(
+        {"a": pool(1, 2.5), "b": pool(2, 2.5), "c": pool(3, 20.0)},
+        EACH,
+        30,
+        20,
+        [name for name, _, _ in VARIANTS],
+    )
     assert [entry["variant"] for entry in found] == [name for name, _, _ in VARIANTS]
     plain = found[0]["K = 2048"]
     assert plain["a / b"]["spearman"] > 0.9
@@ -93,7 +117,7 @@ def test_what_the_docs_say_is_what_was_found():
     real, toys = "smollm2 / gemma3", ("smollm2 / tiny", "smollm2 / stories260K")
     variants = {entry["variant"]: entry[large] for entry in result["variants"]}
     plain, centred = variants["plain"], variants["centred"]
-    # tiny ranks data otherwise than real models do, which agree with each other far better.
+    # The former tiny ranked data otherwise than real models do, which agree with each other far better.
     assert plain[real]["low"] > 0.9 > 0.7 > plain["smollm2 / tiny"]["high"]
     # None does better than all layers beyond the interval of the difference; the last half centred does worst.
     assert all(entry["over plain"][real]["low"] <= 0 for entry in result["variants"])
@@ -103,3 +127,23 @@ def test_what_the_docs_say_is_what_was_found():
     # Centring brings toy models nearer to real ones, and real ones no nearer to each other.
     assert all(centred[pair]["low"] > plain[pair]["spearman"] for pair in toys)
     assert centred[real]["spearman"] <= plain[real]["high"]
+
+
+def test_what_the_docs_say_of_tiny_is_what_was_found():
+    result, choice = (
+        json.loads((BENCHMARKS / "results" / name).read_text()) for name in ("tiny.json", "choose_tiny.json")
+    )
+    plain, centred = (entry[f"K = {result['dims'][-1]}"] for entry in result["variants"])
+    for real in ("smollm2", "gemma3"):
+        for found in (plain, centred):
+            # It ranks data more as real models do than it did, and they agree with each other better still.
+            assert found[f"{real} / former"]["high"] < found[f"{real} / tiny"]["low"]
+            assert found[f"{real} / tiny"]["high"] < found["smollm2 / gemma3"]["low"]
+    # GSM8K was called the most diverse of all by the model that had learnt it by heart.
+    gsm8k = {name: sets["GSM8K"]["plain"] for name, sets in result["sets"].items()}
+    assert gsm8k["former"] > 2 * max(gsm8k["smollm2"], gsm8k["gemma3"], gsm8k["tiny"])
+    # The rule chose the one of the package, among others that it was not better than by construction.
+    means = {name: found["mean"] for name, found in choice["candidates"].items()}
+    assert choice["chosen"] == max(means, key=means.get)
+    assert choice["candidates"][choice["chosen"]]["about"]["revision"] == load_proxy("tiny").revision
+    assert result["proxies"]["tiny"]["revision"] == load_proxy("tiny").revision

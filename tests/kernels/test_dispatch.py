@@ -1,6 +1,7 @@
 """Dispatch by measured speed, and what `gvendi info` says about it. All times in here are made up."""
 
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -101,6 +102,14 @@ def test_resolve_takes_the_measured_order(gpu):
     assert backends.resolve("entropy", tensor) is gpu["cuda"]
     gpu["triton"].why_not = lambda op, *tensors: "not there"
     assert backends.resolve("linear_sketch", tensor) is gpu["cuda"]
+
+
+def test_an_operation_without_a_cuda_kernel_goes_to_triton_without_a_warning(gpu):
+    gpu["cuda"].why_not = lambda op, *tensors: f"there is no CUDA C++ kernel for {op}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensor = SimpleNamespace(device=torch.device("cuda", 0))
+        assert backends.resolve("expert_sketch", tensor) is gpu["triton"]
 
 
 def test_the_record_is_looked_up_once_for_an_operation_and_a_device(gpu, monkeypatch):

@@ -30,7 +30,7 @@ STACK_BYTES = {
     "linear_sketch-bf16-4096-parts1": 16,
     "linear_sketch-bf16-8192-parts1": 40,
     "assign": 16,
-    "expert_sketch-bf16-8192-weights": 8,
+    "expert_sketch-bf16-8192-weights": 16,
 }
 if tuple(map(int, TRITON.split(".")[:2])) >= (3, 7):
     STACK_BYTES |= {

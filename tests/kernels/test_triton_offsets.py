@@ -7,7 +7,7 @@ import torch
 
 from gvendi_fast.kernels import ops, reference
 from gvendi_fast.kernels.backends import backend, use_backend
-from gvendi_fast.kernels.sketch_matrix import make_table
+from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_row_tables, make_table
 
 triton = backend("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,6 +43,12 @@ def test_sketches(x):
     assert close(ops.fold_hadamard(x, table), reference.fold_hadamard(x, table))
     want = reference.linear_sketch(x, x, segments, table, table)
     assert close(ops.linear_sketch(x, table, [(x, table)], segments, zeros()), want)
+    experts, where = (
+        expert_row_tables(SketchSpec(K), "e", 3, WIDTH),
+        torch.tensor([2, 0, 0, 1], device=DEVICE),
+    )
+    want = reference.expert_sketch(x, x, where, where // 2, 2, experts, experts)
+    assert close(ops.expert_sketch(x, x, where, where // 2, experts, experts, zeros()), want)
     ids = torch.tensor([0, 5, 9, 5], device=DEVICE)
     want = reference.token_sketch(ids, x, segments, make_table(0, "ids", 10, K), table)
     assert close(ops.token_sketch(ids, x, segments, make_table(0, "ids", 10, K), table, zeros()), want)

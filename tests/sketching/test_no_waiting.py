@@ -30,6 +30,7 @@ def no_values(monkeypatch):
             for name in (
                 "fold_hadamard",
                 "linear_sketch",
+                "expert_sketch",
                 "token_sketch",
                 "vector_sketch",
                 "softmax_fold",

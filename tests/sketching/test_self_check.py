@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import PACKAGE
 from torch import nn
 
 from gvendi_fast import SketchSpec, load_proxy
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Row
 from gvendi_fast.sketching import self_check as module
-from gvendi_fast.sketching.proxy import load
 from gvendi_fast.sketching.self_check import builtin_rows, self_check
 
 SPEC = SketchSpec(dim=128)
@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
     import transformers
 
     path = tmp_path_factory.mktemp("proxy")
-    source = Path(load._local_folder("tiny"))
+    source = PACKAGE / "assets" / "tiny"
     for file in source.glob("tokenizer*"):
         shutil.copy(file, path / file.name)
     vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
@@ -112,11 +112,14 @@ def test_experts_with_a_capacity_are_caught(folder):
     assert "--batch-tokens 1" in check.remedy
 
 
-def test_routing_by_what_the_batch_holds_is_caught(folder):
+def test_routing_by_a_row_s_place_in_the_batch_is_caught(folder):
     proxy = proxy_of(folder)
-    mlp_of(proxy).register_forward_hook(
-        lambda mlp, args, out: out * args[0].detach().var(dim=(0, 1)).mean() * 40
-    )
+
+    def routed(mlp, args, out):
+        # Rows after the second go to another expert.
+        return out * (1 + 8 * (torch.arange(len(out)) > 1))[:, None, None]
+
+    mlp_of(proxy).register_forward_hook(routed)
     assert "batch" in failed(self_check(proxy, spec=SPEC))
 
 
@@ -126,26 +129,28 @@ def test_dropout_that_is_always_on_is_caught(folder):
     assert "two runs" in failed(self_check(proxy, spec=SPEC))
 
 
-def test_a_mask_that_is_passed_over_is_caught_by_the_padding_on_the_left_alone(folder):
+def test_a_mask_that_is_passed_over_is_told_and_costs_nothing_as_runs_pad_after_rows(folder):
     proxy = proxy_of(folder)
 
     def without(model, args, kwargs):
         return args, {name: value for name, value in kwargs.items() if name != "attention_mask"}
 
     proxy.model.model.register_forward_pre_hook(without, with_kwargs=True)
-    assert failed(self_check(proxy, spec=SPEC)) == {"left padding"}
+    found = self_check(proxy, spec=SPEC)
+    (check,) = (check for check in found.checks if check.name == "left padding")
+    assert (found.passed, check.passed) == (True, None)
+    assert "padding on the left" in check.said
 
 
-def test_a_weight_that_is_used_once_more_behind_its_layer_is_caught(folder):
+def test_a_model_that_computes_otherwise_where_its_weights_take_gradients_is_caught(folder):
     proxy = proxy_of(folder)
-    mlp = mlp_of(proxy)
-    mlp.register_forward_hook(
-        lambda mlp, args, out: out + args[0] @ mlp.up_proj.weight.T @ mlp.down_proj.weight.T
+    mlp_of(proxy).register_forward_hook(
+        lambda mlp, args, out: out * (1 + 8 * mlp.up_proj.weight.requires_grad)
     )
     found = self_check(proxy, spec=SPEC)
     assert failed(found) == {"autograd"}
     (check,) = (check for check in found.checks if check.name == "autograd")
-    assert "'mlp'" in check.said
+    assert check.value < check.least
 
 
 def test_a_model_that_cannot_be_sketched_says_why(folder):
@@ -161,8 +166,8 @@ def test_a_model_that_cannot_be_sketched_says_why(folder):
 def test_refused_parameters_are_named_and_can_be_left_out(folder):
     proxy = proxy_of(folder)
     block = proxy.model.model.layers[1]
-    block.gate = nn.Parameter(torch.ones(4))
-    block.register_forward_hook(lambda block, args, out: torch.hypot(out, block.gate.mean()))
+    block.gate = nn.Parameter(torch.ones(32, 4))
+    block.register_forward_hook(lambda block, args, out: out + torch.einsum("bti,oj->bto", out, block.gate))
     found = self_check(proxy, spec=SPEC)
     assert "model.layers.1.gate" in found.checks[0].said
     assert self_check(proxy, spec=SPEC, exclude=["*.gate"]).passed
@@ -209,11 +214,6 @@ def test_the_command_prints_verdicts_and_ends_with_1_where_one_fails(gvendi, fol
     assert code == 1
     assert "FAILED  batch" in out
     assert "--batch-tokens 1" in out
-    code, out, err = gvendi("inspect", "--model", folder, "--dtype", "float32", "--dim", 128, "--json")
-    assert (code, err) == (1, "")
-    found = json.loads(out)
-    assert found["passed"] is False
-    assert found["coverage"]["left_out"] == []
 
 
 def test_rows_of_a_file_are_measured_with(gvendi, folder, tmp_path):
@@ -221,9 +221,10 @@ def test_rows_of_a_file_are_measured_with(gvendi, folder, tmp_path):
     data.write_text(
         "".join(json.dumps({"prompt": "Say.", "completion": f"It is {i}."}) + "\n" for i in range(4))
     )
-    code, out, _ = gvendi("inspect", data, "--model", folder, "--dim", 128, "--json")
-    assert code == 0
-    assert json.loads(out)["rows"] == 4
+    code, out, err = gvendi("inspect", data, "--model", folder, "--dtype", "float32", "--dim", 128, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["rows"], found["passed"], found["coverage"]["left_out"]) == (4, True, [])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the loss of a text cannot reach is left out by itself, and nothing else is."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 import transformers
 from exactness import case_errors
-from multimodal_models import MULTIMODAL, WITH_EXPERTS, multimodal
+from multimodal_models import MULTIMODAL, SEES, WIDE, WITH_EXPERTS, multimodal
+from places import PACKAGE
 from small_models import FP32_RELATIVE, SPEC, build, samples
 from torch import nn
 
@@ -174,11 +176,18 @@ def test_training_parts_that_text_does_not_reach_is_an_error():
         GradientSketcher(model, SPEC)
 
 
-def saved(name: str, folder: Path) -> Path:
-    multimodal(name).save_pretrained(folder)
-    for file in Path(load._local_folder("tiny")).glob("tokenizer*"):
+def with_tokenizer(folder: Path) -> Path:
+    for file in (PACKAGE / "assets" / "tiny").glob("tokenizer*"):
         shutil.copy(file, folder / file.name)
     return folder
+
+
+def saved(name: str, folder: Path, vocabulary: int | None = None) -> Path:
+    model = multimodal(name)
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.save_pretrained(folder)
+    return with_tokenizer(folder)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "llava", "mistral3", "qwen2_audio", "paligemma"])
@@ -197,3 +206,63 @@ def test_a_folder_of_a_checkpoint_that_also_sees_loads_as_a_proxy(name, tmp_path
 def test_llama_4_loads_as_its_language_model_and_keeps_no_tower(tmp_path):
     proxy = load_proxy(saved("llama4", tmp_path), dtype="float32", device="cpu")
     assert not any("vision" in name for name, _ in proxy.model.named_parameters())
+
+
+def test_score_says_what_is_out_of_a_texts_reach_and_the_run_records_it(gvendi, tmp_path):
+    proxy = saved("llava", tmp_path / "proxy", vocabulary=len(load.load_tokenizer("tiny").tokenizer))
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"What is {i} + {i}?", "completion": f"{2 * i}."} for i in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    words = ["--dtype", "float32", "--dim", 128, "--out", run]
+    code, out, _ = gvendi("score", data, "--proxy", proxy, *words)
+    assert code == 0
+    reach = "out of its reach: model.vision_tower (11,528), model.multi_modal_projector (1,600)"
+    assert f"coverage        100.0 % of the proxy's parameters that a text reaches; {reach}" in out
+    coverage = json.loads((run / "spec.json").read_text())["coverage"]
+    assert coverage["left_out"] == {"model.vision_tower": 11528, "model.multi_modal_projector": 1600}
+    assert coverage["sketched"] == coverage["total"]
+    # The run goes on, and a plain model's says no more than it did.
+    assert gvendi("score", data, "--proxy", proxy, *words)[0] == 0
+    assert f"; {reach}" in gvendi("score", run)[1]
+
+
+def test_of_a_model_that_also_speaks_the_part_that_reads_is_loaded(tmp_path):
+    from safetensors.torch import save_file
+
+    model = multimodal("qwen3_omni")
+    module = transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe
+    config = module.Qwen3OmniMoeConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
+    config.save_pretrained(tmp_path)
+    # As the files on the hub have it, beside a talker.
+    weights = {f"thinker.{name}": w.contiguous() for name, w in model.state_dict().items()}
+    save_file(weights, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    proxy = load_proxy(with_tokenizer(tmp_path), dtype="float32", device="cpu")
+    assert type(proxy.model) is type(model)
+    loaded = proxy.model.state_dict()
+    assert all(torch.equal(w, loaded[name]) for name, w in model.state_dict().items())
+
+
+def test_blocks_that_only_an_image_runs_are_left_out(tmp_path):
+    text = {**WIDE, "cross_attention_layers": [1]}
+    sees = {**SEES, "vision_output_dim": 32, "num_global_layers": 1, "attention_heads": 2}
+    config = transformers.MllamaConfig(
+        text_config=text, vision_config={**sees, "intermediate_layers_indices": [0]}, image_token_index=60
+    )
+    torch.manual_seed(1)
+    transformers.MllamaForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = load_proxy(with_tokenizer(tmp_path), dtype="float32", device="cpu").model
+    sketcher = GradientSketcher(model, SPEC)
+    (part,) = sketcher.coverage.left_out
+    assert part.parameters == sum(p.numel() for p in model.model.layers[1].parameters())
+    assert max(case_errors(model, sketcher, FEW).values()) <= FP32_RELATIVE
+
+
+def test_an_encoder_with_a_decoder_is_refused_by_name(tmp_path):
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.ViTConfig(**SEES), transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=1, n_head=4)
+    )
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(GvendiError, match="encodes one text and decodes another"):
+        load_proxy(with_tokenizer(tmp_path), dtype="float32", device="cpu")

@@ -9,93 +9,25 @@ and x_r, e_r, their numbers and their samples are what a sketch takes (weight_pa
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.gradients import layer_ops
 from gvendi_fast.sketching.gradients.parameter_uses import (
     Pass,
     Side,
     Use,
     Watched,
-    for_probes,
     handles,
-    sketch_by_sample,
 )
+from gvendi_fast.sketching.gradients.use_nodes import ProductOutput, Rows, changed, for_probes
 from gvendi_fast.sketching.gradients.weight_parts import Part, part_of
 
 # Coordinates of a weight that was computed (not a plain part of a parameter), times samples, that are formed whole.
 MOST_WHOLE = 1 << 24
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of a product.
-
-    numbers: int64 [R] of the matrices that they meet, None if all meet one. samples: int64 [R].
-    turned: the weight is stored as [I, O].
-    """
-
-    numbers: Tensor | None
-    samples: Tensor
-    turned: bool = False
-
-
-class ProductOutput(torch.autograd.Function):
-    """The output of a product as it is. to_rows: from the shape of the output to [R, O]; a [R, I], None for a bias."""
-
-    @staticmethod
-    def forward(
-        ctx, output: Tensor, a: Tensor | None, rows, to_rows, side, part, current, *probes: Tensor
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.rows, ctx.to_rows, ctx.side, ctx.part, ctx.current = rows, to_rows, side, part, current
-        ctx.home, ctx.groups = probes[0].device, len(probes) - 1
-        ctx.save_for_backward(*(() if a is None else (a,)))
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor | None):
-        none = (None,) * 6
-        if gradient is None:
-            return None, *none, *(None,) * (1 + ctx.groups)
-        try:
-            a = ctx.saved_tensors[0] if ctx.saved_tensors else None
-        except RuntimeError as error:
-            raise _changed(ctx.part.name if ctx.part else ctx.side.of[0].name) from error
-        e = ctx.to_rows(gradient).contiguous()
-        if ctx.part is None:
-            whole = _whole_gradient(ctx.rows, ctx.current.samples, a, e)
-            sketches = sketch_by_sample(ctx.side, whole, ctx.current.spec)
-        else:
-            sketches = [sketch_of_rows(ctx.part, a, e, ctx.rows, ctx.current)]
-        return gradient, *none, *for_probes(sketches, ctx.home, ctx.groups)
-
-
-def sketch_of_rows(part: Part, a: Tensor | None, e: Tensor, rows: Rows, current: Pass) -> Tensor:
-    """The sketch float32 [B, K] of a part of a parameter by the rows that met it."""
-    out = e.new_zeros((current.samples, current.spec.dim), dtype=torch.float32)
-    numbers = rows.numbers
-    if numbers is None:
-        numbers = torch.zeros_like(rows.samples)
-    numbers, samples = numbers.contiguous(), rows.samples.contiguous()
-    part.add(None if a is None else a.contiguous(), e, numbers, samples, current.spec, out)
-    return out
-
-
-def rows_output(
-    output: Tensor, a: Tensor | None, samples: Tensor, part: Part, current: Pass, probes: tuple[Tensor, ...]
-) -> Tensor:
-    """A layer's output [..., O] with the node of a part that its rows a [R, I] met (None for a bias)."""
-    width = output.shape[-1]
-    rows = Rows(None, samples)
-    return ProductOutput.apply(
-        output, a, rows, lambda gradient: gradient.reshape(-1, width), None, part, current, *probes
-    )
 
 
 class LayerByRows(torch.autograd.Function):
@@ -120,7 +52,7 @@ class LayerByRows(torch.autograd.Function):
         try:
             (a,) = ctx.saved_tensors
         except RuntimeError as error:
-            raise _changed((weight or bias).name) from error
+            raise changed((weight or bias).name) from error
         text = layer_ops.spec_text(ctx.current.spec)
         sketches = []
         keys = [(weight.name, None)] if weight else []
@@ -131,19 +63,6 @@ class LayerByRows(torch.autograd.Function):
                 torch.ops.gvendi.linear_layers(a, False, [gradient], ctx.current.segments, [key], text)
             )
         return gradient, *none, *for_probes(sketches, ctx.home, ctx.groups)
-
-
-def _changed(name: str) -> GvendiError:
-    return GvendiError(
-        f"what the parameter {name!r} was multiplied with was changed in place afterwards, so its gradient is lost; "
-        f"leave it out with exclude=[{name!r}]"
-    )
-
-
-def _whole_gradient(rows: Rows, count: int, a: Tensor | None, e: Tensor) -> Tensor:
-    """Each sample's gradient [B, *side's shape] of a weight, or of a bias where a is None, formed whole."""
-    each = e if a is None else a[:, :, None] * e[:, None, :] if rows.turned else e[:, :, None] * a[:, None, :]
-    return each.new_zeros((count, *each.shape[1:])).index_add_(0, rows.samples, each)
 
 
 def product(use: Use, x: Tensor, side: Side, x_axes: str, w_axes: str, out_axes: str, out: Tensor) -> Tensor:

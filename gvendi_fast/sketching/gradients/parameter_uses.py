@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.kernels.sketch_matrix import SketchSpec, expert_name
-from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
+from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients.token_rows import TokenRows
 
 Handler = Callable[["Use"], Any]
@@ -175,15 +174,6 @@ class Use:
         args = tuple(_mapped(x, placed) for x in self.args)
         return self.function(*args, **{name: _mapped(x, placed) for name, x in self.kwargs.items()})
 
-    def expanded(self, side: Side, shape: Sequence[int], by_sample: Callable[[Tensor], Tensor]) -> Tensor:
-        """The side's value broadcast to `shape`, with a node that sketches its gradient.
-
-        by_sample: from the gradient of that shape to each sample's gradient of the side's value, [B, *its shape].
-        """
-        return ExpandedSide.apply(
-            side.value.detach(), tuple(shape), by_sample, side, self.current, *self.current.probes(side.of)
-        )
-
     def unknown(self, why: str) -> GvendiError:
         """The error for a use that cannot be sketched."""
         names = ", ".join(w.where for side in self.sides for w in side.of)
@@ -192,82 +182,6 @@ class Use:
             f"no sketch is known for the parameters {names} as {name_of(self.function)} uses them: {why}; leave them "
             f"out with exclude={patterns} (the coverage of the result then says how much is sketched)"
         )
-
-
-class ExpandedSide(torch.autograd.Function):
-    """A parameter-side tensor, broadcast; its gradient by sample is pulled back to the parameters and sketched."""
-
-    @staticmethod
-    def forward(
-        ctx, value: Tensor, shape: tuple, by_sample, side: Side, current: Pass, *probes: Tensor
-    ) -> Tensor:
-        ctx.by_sample, ctx.side, ctx.current, ctx.home = by_sample, side, current, probes[0].device
-        ctx.count = len(probes) - 1
-        return value.expand(shape)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        sketches = sketch_by_sample(ctx.side, ctx.by_sample(gradient), ctx.current.spec)
-        return None, None, None, None, None, *for_probes(sketches, ctx.home, ctx.count)
-
-
-def for_probes(sketches: Sequence[Tensor], home: torch.device, groups: int) -> tuple[Tensor, ...]:
-    """What a node returns for `Pass.probes`: the sum of its parameters' sketches, and each by itself if grouped."""
-    sketches = [z.to(home) for z in sketches]
-    total = sketches[0] if len(sketches) == 1 else torch.stack(sketches).sum(dim=0)
-    return total, *(sketches if groups else ())
-
-
-def sketch_by_sample(side: Side, gradient: Tensor, spec: SketchSpec) -> list[Tensor]:
-    """The sketch float32 [B, K] of each parameter of a side; gradient [B, *side's shape] of its value by each sample.
-
-    Pulled back to the parameters by one batched product, and sketched as `reference.sketch_of_gradient` defines.
-    """
-    leaves = side.origin.leaves
-    gradient = gradient.to(side.value.dtype)
-    if len(leaves) == 1 and side.value is leaves[0]:
-        pulled: Sequence[Tensor] = [gradient]
-    else:
-        pulled = torch.autograd.grad(
-            side.value, leaves, gradient, is_grads_batched=True, retain_graph=True, allow_unused=True
-        )
-    found = []
-    for watched, leaf, own in zip(side.of, leaves, pulled, strict=True):
-        whole = own if own is not None else leaf.new_zeros((len(gradient), *leaf.shape))
-        found.append(sketch_of_gradients(watched, whole.detach(), spec))
-    return found
-
-
-def sketch_of_gradients(watched: Watched, gradient: Tensor, spec: SketchSpec) -> Tensor:
-    """The sketch float32 [B, K] of a parameter's gradients [B, *its shape], formed whole: for small parameters."""
-    out = gradient.new_zeros((len(gradient), spec.dim), dtype=torch.float32)
-    if not watched.stacked:
-        _add_sketch(watched.name, gradient, bool(watched.transposed), spec, out)
-        return out
-    for expert in range(gradient.shape[1]):
-        _add_sketch(
-            expert_name(watched.name, expert), gradient[:, expert], bool(watched.transposed), spec, out
-        )
-    return out
-
-
-def _add_sketch(name: str, gradient: Tensor, transposed: bool, spec: SketchSpec, out: Tensor) -> None:
-    sketch, samples = layer_sketch(spec), len(gradient)
-    if gradient.dim() <= 2:
-        rows = gradient.reshape(samples, -1).contiguous()
-        sketch.vector(name, None, rows, _spans(samples, 1), out)
-        return
-    matrix = gradient.transpose(1, 2) if transposed else gradient.flatten(2)
-    height, width = matrix.shape[1:]
-    # Row o of a gradient is what an embedding's gradient is for token o.
-    ids = torch.arange(height, device=gradient.device).repeat(samples)
-    rows = matrix.reshape(samples * height, width).contiguous()
-    sketch.token(name, height, ids, rows, _spans(samples, height), out)
-
-
-def _spans(samples: int, rows: int) -> Tensor:
-    begins = torch.arange(samples, dtype=torch.int64) * rows
-    return torch.stack([begins, begins + rows], dim=1)
 
 
 def pair_biases(watched: Sequence[Watched]) -> None:

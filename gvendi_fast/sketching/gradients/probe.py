@@ -29,14 +29,14 @@ from torch.utils._pytree import tree_leaves
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.gradients import experts, layer_ops, small_parameters  # noqa: F401 (registers handlers)
+from gvendi_fast.sketching.gradients import experts, layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
-from gvendi_fast.sketching.gradients.linear_uses import rows_output
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
 from gvendi_fast.sketching.gradients.token_rows import TokenRows
+from gvendi_fast.sketching.gradients.use_nodes import rows_output
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
 TRIAL_TOKENS = 4
@@ -497,6 +497,7 @@ class ProbedModel:
                 out = core(input_ids=ids, use_cache=False)
             self.met = frozenset(self.uses.met)
             reached = [x for x in out.values() if isinstance(x, Tensor) and x.requires_grad]
+            self.met = frozenset(self.uses.met)
             # A use out of sight is known by its gradient.
             gradients(sum(x.float().sum() for x in reached), [probe], self.uses)
         settle(self.watched)

@@ -24,6 +24,7 @@ from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients import linear_uses, small_parameters  # noqa: F401 (register handlers)
 from gvendi_fast.sketching.gradients.adapters import check_choice, has_adapters
 from gvendi_fast.sketching.gradients.batch import Batch, on_cpu, prepare
 from gvendi_fast.sketching.gradients.compiled import (
@@ -175,7 +176,7 @@ class GradientSketcher:
             )
         with _alone(model):
             layout = find_taps(model, exclude, text.names, parameters)
-        core = getattr(model, "base_model", None) or model
+        core: Any = getattr(model, "base_model", None) or model
         with _frozen(model), never_packed():
             self._reading = read(model, core, other_embeddings(model, layout))
         if self._reading.shared:
@@ -184,7 +185,7 @@ class GradientSketcher:
         # Of those that are left out too: a gradient goes through them.
         reached = [layer for layer in layout.quantised if layer.weight not in text.names]
         with _frozen(model):
-            check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
+            check_quantised(reached, _embedding(model).dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
         used: set[str] = set()
@@ -358,6 +359,10 @@ class GradientSketcher:
             hidden.to(head.weight.device), probe, group_probe, head.weight.detach(), rows, labels, segments,
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
+
+
+def _embedding(model: Any) -> torch.Tensor:
+    return model.get_input_embeddings().weight
 
 
 @contextmanager

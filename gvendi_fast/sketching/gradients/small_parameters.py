@@ -29,11 +29,10 @@ from gvendi_fast.sketching.gradients.parameter_uses import (
     Side,
     Use,
     Watched,
-    for_probes,
     handles,
-    sketch_of_gradients,
 )
 from gvendi_fast.sketching.gradients.token_rows import UNKNOWN, Along, Numbers
+from gvendi_fast.sketching.gradients.use_nodes import for_probes, sketch_of_gradients
 
 functional = nn.functional
 Known = Along | Numbers

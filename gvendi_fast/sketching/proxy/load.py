@@ -576,6 +576,10 @@ def _load_model(
     code: bool,
     options: dict[str, Any],
 ) -> "PreTrainedModel":
+    if hasattr(config, "thinker_config"):
+        # Qwen's Omni models: the part that reads and writes text, beside those that speak.
+        config = config.thinker_config
+        options = {**options, "config": config}
     if config.model_type == "paligemma":
         # It sees its whole prompt in both directions, an answer only what is before it, which is how a text that its
         # logits are to predict must be read.
