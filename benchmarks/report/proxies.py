@@ -133,9 +133,8 @@ def choice_line(study: dict, choice: dict) -> str:
     return (
         "`tiny` now and before, over the same mixtures as above. It was chosen among candidates by the mean Spearman "
         f"correlation with both real models, plain and centred, over {choice['mixtures']['count']} mixtures of "
-        f"{choice['mixtures']['rows']} rows of other corpora ({', '.join(pool['sources'])}; "
-        f"{pool['rows of each']} rows of each): {means}. "
-        "`python -m benchmarks.studies.choose_tiny`, `python -m benchmarks.studies.proxies`."
+        f"{choice['mixtures']['rows']} rows of other corpora ({', '.join(pool['sources'])}; {pool['rows of each']} "
+        f"rows of each): {means}. `python -m benchmarks.studies.choose_tiny`, `python -m benchmarks.studies.proxies`."
     )
 
 

@@ -22,6 +22,7 @@ from benchmarks.studies.proxies import (
     spearman,
     study,
 )
+from gvendi_fast import load_proxy
 from gvendi_fast.sketching.gradients.layers import Cell
 from gvendi_fast.vendi import VendiState, gvendi, unlimited_k
 
@@ -116,7 +117,7 @@ def test_what_the_docs_say_is_what_was_found():
     real, toys = "smollm2 / gemma3", ("smollm2 / tiny", "smollm2 / stories260K")
     variants = {entry["variant"]: entry[large] for entry in result["variants"]}
     plain, centred = variants["plain"], variants["centred"]
-    # tiny ranks data otherwise than real models do, which agree with each other far better.
+    # The former tiny ranked data otherwise than real models do, which agree with each other far better.
     assert plain[real]["low"] > 0.9 > 0.7 > plain["smollm2 / tiny"]["high"]
     # None does better than all layers beyond the interval of the difference; the last half centred does worst.
     assert all(entry["over plain"][real]["low"] <= 0 for entry in result["variants"])
@@ -126,3 +127,23 @@ def test_what_the_docs_say_is_what_was_found():
     # Centring brings toy models nearer to real ones, and real ones no nearer to each other.
     assert all(centred[pair]["low"] > plain[pair]["spearman"] for pair in toys)
     assert centred[real]["spearman"] <= plain[real]["high"]
+
+
+def test_what_the_docs_say_of_tiny_is_what_was_found():
+    result, choice = (
+        json.loads((BENCHMARKS / "results" / name).read_text()) for name in ("tiny.json", "choose_tiny.json")
+    )
+    plain, centred = (entry[f"K = {result['dims'][-1]}"] for entry in result["variants"])
+    for real in ("smollm2", "gemma3"):
+        for found in (plain, centred):
+            # It ranks data more as real models do than it did, and they agree with each other better still.
+            assert found[f"{real} / former"]["high"] < found[f"{real} / tiny"]["low"]
+            assert found[f"{real} / tiny"]["high"] < found["smollm2 / gemma3"]["low"]
+    # GSM8K was called the most diverse of all by the model that had learnt it by heart.
+    gsm8k = {name: sets["GSM8K"]["plain"] for name, sets in result["sets"].items()}
+    assert gsm8k["former"] > 2 * max(gsm8k["smollm2"], gsm8k["gemma3"], gsm8k["tiny"])
+    # The rule chose the one of the package, among others that it was not better than by construction.
+    means = {name: found["mean"] for name, found in choice["candidates"].items()}
+    assert choice["chosen"] == max(means, key=means.get)
+    assert choice["candidates"][choice["chosen"]]["about"]["revision"] == load_proxy("tiny").revision
+    assert result["proxies"]["tiny"]["revision"] == load_proxy("tiny").revision

@@ -185,7 +185,7 @@ class GradientSketcher:
         # Of those that are left out too: a gradient goes through them.
         reached = [layer for layer in layout.quantised if layer.weight not in text.names]
         with _frozen(model):
-            check_quantised(reached, self.model.get_input_embeddings().weight.dtype)
+            check_quantised(reached, _embedding(model).dtype)
         if not layout.names:
             raise GvendiError("exclude leaves no parameter to sketch; give fewer patterns")
         used: set[str] = set()
@@ -359,6 +359,10 @@ class GradientSketcher:
             hidden.to(head.weight.device), probe, group_probe, head.weight.detach(), rows, labels, segments,
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
+
+
+def _embedding(model: Any) -> torch.Tensor:
+    return model.get_input_embeddings().weight
 
 
 @contextmanager
