@@ -136,10 +136,15 @@ def test_a_preset_is_the_sum_of_its_groups(name):
             with pytest.raises(GvendiError, match=r"one parameter \(tied\)"):
                 choose_groups(preset, sketcher.groups.cells, sketcher.groups.names)
             continue
+        if preset == "expert":
+            # A model without experts.
+            with pytest.raises(GvendiError, match="leaves none of the sketch groups"):
+                choose_groups(preset, sketcher.groups.cells, sketcher.groups.names)
+            continue
         chosen = choose_groups(preset, sketcher.groups.cells, sketcher.groups.names)
         direct = GradientSketcher(model, SPEC, layers=preset)
         assert relative(by_group[:, chosen].sum(1), direct(*BATCH)) <= FP32_RELATIVE
-        assert (direct.coverage.share == 1) == (preset == "all")
+        assert (direct.coverage.share == 1) == (preset in ("all", "no-expert", "no-router"))
 
 
 def test_errors_name_the_presets_and_the_groups():
