@@ -91,8 +91,9 @@ def page(whole: dict[str, Any]) -> str:
         "",
         "    python -m benchmarks.studies.families",
         "",
-        "once with each version of transformers. A family that is not listed as exact gets an error that says why, "
-        "before anything is sketched.",
+        "once with each version of transformers. What is refused gets an error that says why. A family that raises or "
+        "does not run does so in transformers' own code on text alone, without a cache; of one that is not built no "
+        "tiny model could be made.",
         "",
     ]
     for version in versions:
