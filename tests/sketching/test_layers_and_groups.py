@@ -130,6 +130,10 @@ def test_a_preset_is_the_sum_of_its_groups(name):
     by_group = sketcher.sketch(*BATCH).by_group
     tied = "embedding and head" in sketcher.groups.names
     for preset in PRESETS:
+        if preset == "expert":
+            with pytest.raises(GvendiError, match="leaves none of the sketch groups"):
+                choose_groups(preset, sketcher.groups.cells, sketcher.groups.names)
+            continue
         if tied and preset in ("no-embedding", "no-head"):
             with pytest.raises(GvendiError, match=r"one parameter \(tied\); give 'no-embedding-or-head'"):
                 GradientSketcher(model, SPEC, layers=preset)
@@ -139,7 +143,8 @@ def test_a_preset_is_the_sum_of_its_groups(name):
         chosen = choose_groups(preset, sketcher.groups.cells, sketcher.groups.names)
         direct = GradientSketcher(model, SPEC, layers=preset)
         assert relative(by_group[:, chosen].sum(1), direct(*BATCH)) <= FP32_RELATIVE
-        assert (direct.coverage.share == 1) == (preset == "all")
+        # There are no experts to leave out.
+        assert (direct.coverage.share == 1) == (preset in ("all", "no-expert", "no-router"))
 
 
 def test_errors_name_the_presets_and_the_groups():
