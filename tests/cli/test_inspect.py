@@ -6,6 +6,7 @@ import re
 
 import pytest
 from made_rows import CHATML, TWO_ROLES, chats, pairs, with_message
+from places import PACKAGE
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.run_files import WARNINGS, read_warnings
@@ -32,7 +33,7 @@ def two_roles(tmp_path):
     """`tiny` with a template that passes over system messages."""
     folder = tmp_path / "proxy"
     folder.mkdir()
-    for file in load._local_folder("tiny").iterdir():
+    for file in (PACKAGE / "assets" / "tiny").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TWO_ROLES}))
