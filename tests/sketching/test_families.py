@@ -75,7 +75,7 @@ def test_padding_that_a_model_reads_as_text_is_refused_on_the_left():
 
 
 def test_a_model_that_looks_ahead_is_refused():
-    with pytest.raises(GvendiError, match=r"XLMWithLMHeadModel is no causal language model"):
+    with pytest.raises(GvendiError, match=r"XLMWithLMHeadModel reads text in both directions"):
         GradientSketcher(built("xlm"), SPEC)
 
 
