@@ -250,9 +250,17 @@ def test_what_a_folder_with_an_adapter_lacks_is_named(folders, tmp_path, monkeyp
         return str(error.value)
 
     assert "names no model (base_model_name_or_path is None)" in message(base_model_name_or_path=None)
-    assert "does not exist" in message(base_model_name_or_path="/nowhere/at/all")
+    gone = message(base_model_name_or_path="/nowhere/at/all")
+    assert "does not exist" in gone
+    assert "base_model_name_or_path" in gone
+    # PEFT would load the other half without a word.
+    assert "names no layers for" in message(target_modules=["q_proj"])
     assert "lacks weights" in message(target_modules=["v_proj"])
     assert "virtual tokens" in message(peft_type="PROMPT_TUNING", task_type="CAUSAL_LM", num_virtual_tokens=3)
+    own = copied(folders, tmp_path / "own")
+    rewrite(own, base_model_name_or_path=str(own))
+    with pytest.raises(GvendiError, match="names itself as its model"):
+        load_proxy(own)
     bare = copied(folders, tmp_path / "bare")
     (bare / "adapter_model.safetensors").unlink()
     with pytest.raises(GvendiError, match="adapter without weights"):

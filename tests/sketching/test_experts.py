@@ -58,6 +58,14 @@ def test_fused_experts_are_exact(kind):
     assert finding.share == 1.0
 
 
+def test_fused_experts_in_float64_keep_the_models_own_way():
+    """Grouped products have no kernels in float64."""
+    model = model_of("mixtral").double()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    assert max(case_errors(model, GradientSketcher(model, SPEC)).values()) <= FP32_RELATIVE
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "dbrx"])
 def test_fused_experts_are_exact_by_random_signs(kind):
     assert judge(model_of(kind), DENSE).status == EXACT

@@ -352,6 +352,16 @@ def test_a_proxy_is_coded_while_it_is_loaded_and_read_as_it_was_saved(folder, tm
         load_proxy(tmp_path, dtype="float32", device="cpu", quantize="8bit")
 
 
+@needs("bitsandbytes", "accelerate")
+def test_a_config_that_says_coded_over_plain_weights_is_an_error(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(GvendiError, match="are not coded.*--quantize 4bit"):
+        load_proxy(tmp_path / "plain", dtype="float32", device="cpu")
+
+
 def test_a_word_or_an_absent_package_is_named(folder, monkeypatch):
     with pytest.raises(GvendiError, match="quantize is '3bit'; wanted one of 4bit, 8bit"):
         load_proxy(folder, quantize="3bit")

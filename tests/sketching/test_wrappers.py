@@ -402,3 +402,13 @@ def test_each_of_two_ranks_sketches_its_own_batch():
     ]
     said = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+
+
+def test_a_function_that_the_models_own_code_compiled_is_an_error_with_the_remedy():
+    model = build("llama_untied")
+    own = torch.compile(lambda x: torch.tanh(x) * 2, backend="eager")
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, out: own(out))
+    with pytest.raises(GvendiError, match="set_stance"):
+        GradientSketcher(model, SPEC)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.isfinite(GradientSketcher(model, SPEC)(*pad(samples()))).all()

@@ -7,6 +7,7 @@ blocks (embedding, last norm, head) is one operator each and runs uncompiled.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
@@ -154,6 +155,28 @@ class CompiledBlock(Forward):
 def mark(x: torch.Tensor, axes: Sequence[int]) -> None:
     """Sizes along these axes vary from batch to batch; a compiler takes a size of 1 for a constant."""
     torch._dynamo.maybe_mark_dynamic(x, [axis for axis in axes if x.shape[axis] != 1])
+
+
+@contextmanager
+def foreign_compiler_errors() -> Iterator[None]:
+    """What a compiler raises of a function that the model's own code has compiled comes out as GvendiError.
+
+    A pass follows every operation, and a compiler cannot trace what follows. Modules that others compiled are put aside
+    (`names.as_plain`), a function is nowhere to be found.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Where nobody has imported the compiler there is nothing of its own, and its import takes a second.
+        kind = getattr(sys.modules.get("torch._dynamo.exc"), "TorchDynamoException", None)
+        if kind is None or not isinstance(error, kind):
+            raise
+        first = str(error).strip().split("\n")[0]
+        raise GvendiError(
+            "the model's own code runs a function that is compiled (torch.compile), which no pass can follow "
+            f"({type(error).__name__}: {first}); call this inside torch.compiler.set_stance('force_eager'), which runs "
+            "it as it is written"
+        ) from error
 
 
 @contextmanager

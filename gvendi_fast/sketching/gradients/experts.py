@@ -11,23 +11,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
-GROUPED = "grouped_mm"
+GROUPED, LOOP = "grouped_mm", "eager"
 # Kernels of the grouped product read rows of whole 16 bytes.
 _ALIGNED = 16
 
 
-def configurations(modules: Iterable[nn.Module]) -> list[Any]:
-    """The configurations that choose how these modules compute their experts, where they can by a grouped product."""
-    found: dict[int, Any] = {}
+def choices(modules: Iterable[nn.Module]) -> list[tuple[Any, str]]:
+    """The configurations that choose how these modules compute their experts, and what a pass chooses.
+
+    A grouped product, where there are kernels for it: not in float64, where the loop is chosen, and not for rows of odd
+    widths, where the choice stays what it is.
+    """
+    found: dict[int, tuple[Any, str]] = {}
     odd: set[int] = set()
     for module in modules:
         config = getattr(module, "config", None)
         # What transformers' decorator of expert modules leaves on them.
         if hasattr(type(module), "_apply_gate") and hasattr(config, "_experts_implementation_internal"):
-            found[id(config)] = config
             weights = [p for p in module._parameters.values() if p is not None and p.dim() == 3]
-            if any(n * p.element_size() % _ALIGNED for p in weights for n in p.shape[1:]):
+            is_wide = any(p.dtype is torch.float64 for p in weights)
+            found[id(config)] = config, LOOP if is_wide else GROUPED
+            if not is_wide and any(n * p.element_size() % _ALIGNED for p in weights for n in p.shape[1:]):
                 odd.add(id(config))
-    return [config for key, config in found.items() if key not in odd]
+    return [chosen for key, chosen in found.items() if key not in odd]

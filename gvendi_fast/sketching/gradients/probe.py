@@ -453,7 +453,7 @@ class ProbedModel:
         self.watched = find_watched(taps, look.outside)
         # Names of those of which `try_uses` has seen a use.
         self.met: frozenset[str] = frozenset()
-        self.configurations = experts.configurations({id(w.module): w.module for w in self.watched}.values())
+        self.choices = experts.choices({id(w.module): w.module for w in self.watched}.values())
         # Of the pass that runs, where uses of parameters or rows of tokens are followed.
         self.uses: ParameterUses | None = None
         # Of the pass that runs.
@@ -557,9 +557,9 @@ class ProbedModel:
                 if watched.name not in self.outside and not watched.parameter.is_inference():
                     undo.append(functools.partial(watched.parameter.requires_grad_, False))
                     watched.parameter.requires_grad_(True)
-            for config in self.configurations:
+            for config, choice in self.choices:
                 undo.append(functools.partial(setattr, config, _CHOICE, getattr(config, _CHOICE)))
-                setattr(config, _CHOICE, experts.GROUPED)
+                setattr(config, _CHOICE, choice)
             yield
 
     def _leave(self) -> None:

@@ -11,7 +11,7 @@ import glob
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from gvendi_fast.sketching.gradients.compiled import (
     compiled_blocks,
     compiler_errors,
     find_blocks,
+    foreign_compiler_errors,
 )
 from gvendi_fast.sketching.gradients.head import autograd_loss, find_head, sum_by_sample
 from gvendi_fast.sketching.gradients.layers import (
@@ -140,6 +141,7 @@ class GradientSketcher:
         z = sketcher(input_ids, labels, attention_mask)      # float32 [B, 1024]
     """
 
+    @foreign_compiler_errors()
     def __init__(
         self,
         model: nn.Module,
@@ -271,7 +273,7 @@ class GradientSketcher:
         samples = len(ids) if ids.dim() else 0
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
-        errors = compiler_errors() if blocks else nullcontext()
+        errors = compiler_errors() if blocks else foreign_compiler_errors()
         with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
             embedding = self.model.get_input_embeddings().weight
             device = embedding.device

@@ -35,7 +35,12 @@ def base_of(folder: Path, name: str) -> str:
         raise GvendiError(
             f"The proxy {name!r} cannot be loaded: {folder / CONFIG} is no JSON ({error}); save the adapter again"
         ) from error
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise GvendiError(
+            f"The proxy {name!r} cannot be loaded: {folder / CONFIG} holds {str(config)[:60]!r} and no JSON object; "
+            "save the adapter again"
+        )
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise GvendiError(
             f"The proxy {name!r} is an adapter whose {folder / CONFIG} names no model (base_model_name_or_path is "
@@ -51,7 +56,19 @@ def base_of(folder: Path, name: str) -> str:
         )
     beside = folder / base
     if not Path(base).expanduser().exists() and beside.is_dir():
-        return str(beside)
+        base = str(beside)
+    path = Path(base).expanduser()
+    if path.is_dir() and is_adapter(path):
+        what = "itself" if path.resolve() == folder.resolve() else f"{base!r}, which is an adapter too"
+        raise GvendiError(
+            f"The proxy {name!r} is an adapter whose {folder / CONFIG} names {what} as its model "
+            "(base_model_name_or_path); write there the folder or the hub name of the model that it was trained on"
+        )
+    if not path.exists() and (base.startswith((".", "/", "~")) or base.count("/") > 1):
+        raise GvendiError(
+            f"The proxy {name!r} is an adapter, and the model that it is for does not exist: {folder / CONFIG} has "
+            f"{base!r} as base_model_name_or_path; write there where that model lies, or its hub name"
+        )
     return base
 
 
@@ -61,6 +78,7 @@ def with_adapter(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedM
     Raises GvendiError for an adapter of another model, for absent weights, and for one that is no adapter of layers.
     """
     from peft import PeftConfig, PeftModel
+    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
     config: Any = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
@@ -77,5 +95,13 @@ def with_adapter(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedM
         raise GvendiError(
             f"The adapter of the proxy {name!r} lacks weights ({' '.join(absent[0].split())[:200]}); they do not "
             "belong to its adapter_config.json, or to this model: save the adapter again"
+        )
+    # PEFT passes over tensors that the config has no place for: half of an adapter is another model.
+    said: Any = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
+    if said.unexpected_keys:
+        first, count = said.unexpected_keys[0], len(said.unexpected_keys)
+        raise GvendiError(
+            f"The adapter of the proxy {name!r} has {count} weights that its adapter_config.json names no layers for "
+            f"(first: {first}); they do not belong together (target_modules, modules_to_save): save the adapter again"
         )
     return adapted.get_base_model()

@@ -7,9 +7,11 @@ there is only a kernel for inference, transformers is asked for matrices.
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
 
@@ -25,7 +27,7 @@ def check_quantize(quantize: str | None) -> None:
         return
     if quantize not in QUANTIZE:
         raise GvendiError(
-            f"quantize is {quantize!r}; wanted one of {', '.join(QUANTIZE)}, or None (as they are)"
+            f"quantize is {quantize!r}; wanted one of {', '.join(QUANTIZE)}; leave it out for weights as they are"
         )
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -42,6 +44,18 @@ def quantize_options(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     coded = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": coded}
+
+
+def check_coded(model: nn.Module, folder: Path, name: str) -> None:
+    """GvendiError where a config says that weights are coded by bitsandbytes, and they are not."""
+    for path, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt") and weight.is_floating_point():
+            raise GvendiError(
+                f"The weights of the proxy {name!r} are not coded, though the quantization_config in "
+                f"{folder / 'config.json'} says so (bitsandbytes; first: {path}.weight); take that entry out, and give "
+                "--quantize 4bit or 8bit (load_proxy(quantize='4bit')) to have them coded while they are loaded"
+            )
 
 
 def as_matrices(quantization: dict[str, Any]) -> None:

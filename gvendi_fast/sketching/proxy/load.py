@@ -213,6 +213,7 @@ def load_proxy(
         if named is not None:
             options["attn_implementation"] = named
         model = _load_model(folder, text, config, chosen, trust_remote_code, options)
+    coded_weights.check_coded(model, folder, text)
     # What is coded was put where it belongs, and refuses to be moved.
     model = (model if "device_map" in options else model.to(target)).eval()
     _check_finite(model, folder, text)
