@@ -358,7 +358,7 @@ def test_a_config_that_says_coded_over_plain_weights_is_an_error(folder, tmp_pat
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(GvendiError, match="are not coded.*--quantize 4bit"):
+    with pytest.raises(GvendiError, match=r"are not coded.*--quantize 4bit"):
         load_proxy(tmp_path / "plain", dtype="float32", device="cpu")
 
 
