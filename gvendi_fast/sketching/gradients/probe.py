@@ -35,11 +35,21 @@ from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
-from gvendi_fast.sketching.gradients.token_rows import TokenRows
+from gvendi_fast.sketching.gradients.token_rows import Along, Numbers, TokenRows
 from gvendi_fast.sketching.gradients.use_nodes import rows_output
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
 
 TRIAL_TOKENS = 4
+# In the order in which F.embedding takes them.
+_EMBEDDING_ARGUMENTS = (
+    "input",
+    "weight",
+    "padding_idx",
+    "max_norm",
+    "norm_type",
+    "scale_grad_by_freq",
+    "sparse",
+)
 # Where a configuration of transformers keeps its choice.
 _CHOICE = "_experts_implementation_internal"
 
@@ -244,7 +254,7 @@ class Look:
     """What four tokens showed.
 
     calls: of linear layers in order, each (tap, its input, the input's version).
-    picks: whether linear layers may see other rows than the batch's, as an expert that is a layer of its own does.
+    picks: whether layers may see other rows than the batch's, as an expert that is a layer of its own does.
     outside: names of tapped parameters that something else than their own module takes.
     """
 
@@ -258,6 +268,15 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     linear, _ = _linear_taps(taps)
     calls: list[tuple[Tap, Tensor, int]] = []
     rows, moved = TokenRows(1, TRIAL_TOKENS), set()
+
+    def watch_norm(tap: Tap) -> Callable:
+        def hook(module, args, kwargs, output):
+            # Other sizes are natural here: a head's norm sees several rows a token.
+            source = _first(args, kwargs)
+            if isinstance(rows.of(source), (Along, Numbers)) and not rows.is_natural(source):
+                moved.add(id(tap))
+
+        return hook
 
     def watch(tap: Tap) -> Callable:
         def hook(module, args, kwargs, output):
@@ -283,6 +302,9 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
         undo.append(start.remove)
         for tap in linear:
             undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
+        for tap in taps:
+            if tap.kind == NORM:
+                undo.append(tap.module.register_forward_hook(watch_norm(tap), with_kwargs=True).remove)
         for module in model.modules():
             own = {id(p) for p in module._parameters.values() if p is not None} & set(owners)
             if own:
@@ -616,6 +638,10 @@ class Tapped(Forward):
         with self.probed.uses.out_of_sight(self.module._parameters.values()):
             return self.inner(*args, **kwargs)
 
+    def is_followed(self, x: Tensor) -> bool:
+        """Whether it is known whose rows an input has: those of a constant are not followed where rows may move."""
+        return x.requires_grad or self.probed.uses is None or self.probed.probe.shape[0] == 1
+
     def by_rows(self, output: Tensor, a: Tensor, samples: Tensor, parts: Sequence[Part | None]) -> Tensor:
         """The output with nodes for rows that are not the batch's: of an expert that is a layer of its own.
 
@@ -640,13 +666,16 @@ class TappedLinear(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, whose gradient is sketched."""
         output = self.own(args, kwargs)
-        if not self.probed.runs_here() or not output.requires_grad:
+        # The input may be a constant: the output has a gradient all the same, and the weight with it.
+        if not self.probed.runs_here() or not torch.is_grad_enabled():
             return output
         x, (batch, length), uses = _first(args, kwargs), self.probed.ids.shape, self.probed.uses
         shape = x.shape
         is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
-        is_natural = uses is None or uses.rows.is_natural(x)
-        samples = None if uses is None or (is_whole and is_natural) else uses.rows.samples(x)
+        is_natural = uses is None or (uses.rows.is_natural(x) and self.is_followed(x))
+        samples = None
+        if uses is not None and not (is_whole and is_natural) and self.is_followed(x):
+            samples = uses.rows.samples(x)
         if samples is not None:
             return self.by_rows(output, x.detach(), samples, layer_parts(self.tap))
         if not (is_whole and is_natural):
@@ -689,13 +718,14 @@ class TappedNorm(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The norm's output, whose gradient is sketched."""
         output = self.own(args, kwargs)
-        if not self.probed.runs_here() or not output.requires_grad:
+        if not self.probed.runs_here() or not torch.is_grad_enabled():
             return output
         probed, given = self.probed, _first(args, kwargs)
         x, batch = given.detach().to(output.device), probed.probe.shape[0]
         shape = x.shape
-        picked = probed.uses is not None and not probed.uses.rows.is_natural(given)
-        samples = probed.uses.rows.samples(given) if picked else None
+        followed = self.is_followed(given)
+        picked = probed.uses is not None and not (followed and probed.uses.rows.is_natural(given))
+        samples = probed.uses.rows.samples(given) if picked and followed else None
         is_apart = not (math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch))
         if samples is None and (picked or not is_apart):
             tap = self.tap
@@ -724,16 +754,35 @@ class TappedEmbedding(Tapped):
         """What the module gives, with a gradient at what it looked up."""
         if not self.probed.runs_here():
             return self.inner(*args, **kwargs)
-        with _EmbeddingCalls(self._looked_up):
-            return self.own(args, kwargs)
+        calls = _EmbeddingCalls(
+            self._looked_up, self.module._parameters.get("weight") if self.is_sketched else None
+        )
+        with calls:
+            out = self.own(args, kwargs)
+        if self.is_sketched and not calls.count and torch.is_grad_enabled():
+            raise self.refused("is run without a call of F.embedding with its weight itself")
+        return out
 
-    def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
+    def refused(self, why: str) -> GvendiError:
+        """The error for a look-up that cannot be sketched."""
+        tap = self.tap
+        return GvendiError(
+            f"embedding {tap.path!r} {why}, so its gradient is not that of plain look-ups; leave it out with "
+            f"exclude=[{tap.weight!r}]"
+        )
+
+    def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None, by_frequency: bool) -> Tensor:
         probed = self.probed
         batch, length = probed.ids.shape
-        if self.is_sketched and ids.numel() != batch * length:
+        if self.is_sketched and by_frequency:
+            raise self.refused("divides its gradient by how often a token occurs (scale_grad_by_freq)")
+        shape = ids.shape
+        if self.is_sketched and (
+            math.prod(shape) != batch * length or (len(shape) > 1 and shape[0] != batch)
+        ):
             tap = self.tap
             raise GvendiError(
-                f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
+                f"embedding {tap.path!r} is looked up by ids of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
         padding = -1 if padding_idx is None else padding_idx
@@ -750,19 +799,24 @@ class TappedEmbedding(Tapped):
 
 
 class _EmbeddingCalls(TorchFunctionMode):
-    """Sees the F.embedding call inside an embedding module's forward, whatever the subclass adds around it."""
+    """Sees the F.embedding call inside an embedding module's forward, whatever the subclass adds around it.
 
-    def __init__(self, hook: Callable) -> None:
+    weight: what is looked up in, None for whatever is. count: of the calls seen.
+    """
+
+    def __init__(self, hook: Callable, weight: Tensor | None) -> None:
         super().__init__()
-        self.hook = hook
+        self.hook, self.weight, self.count = hook, weight, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is nn.functional.embedding:
-            ids = args[0] if args else kwargs["input"]
-            padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
-            out = self.hook(ids, out, padding)
+            given = dict(zip(_EMBEDDING_ARGUMENTS, args, strict=False)) | kwargs
+            if self.weight is None or given["weight"] is self.weight:
+                self.count += 1
+                by_frequency = bool(given.get("scale_grad_by_freq"))
+                out = self.hook(given["input"], out, given.get("padding_idx"), by_frequency)
         return out
 
 

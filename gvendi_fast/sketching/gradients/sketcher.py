@@ -54,7 +54,7 @@ from gvendi_fast.sketching.gradients.quantised import (
     keep_gradients,
     parameters_by_name,
 )
-from gvendi_fast.sketching.gradients.reading import other_embeddings, read
+from gvendi_fast.sketching.gradients.reading import other_embeddings, read, start_of
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import (
@@ -178,7 +178,7 @@ class GradientSketcher:
             layout = find_taps(model, exclude, text.names, parameters)
         core: Any = getattr(model, "base_model", None) or model
         with _frozen(model), never_packed():
-            self._reading = read(model, core, other_embeddings(model, layout))
+            self._reading = read(model, core, other_embeddings(model, layout), start_of(model, layout))
         if self._reading.shared:
             with _alone(model):
                 layout = find_taps(model, exclude, text.names, parameters, self._reading.shared)
