@@ -77,12 +77,81 @@ def test_a_layer_of_a_buffer_that_all_samples_share_is_refused_by_name():
         sketcher(*pad(samples()))
 
 
+class Product(torch.autograd.Function):
+    """x w^T, which no mode sees."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, e):
+        x, weight = ctx.saved_tensors
+        return e @ weight, e.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+def by_kept_view(m, x):
+    return m.lin(x) + torch.cat([x @ m.kept.T] * 2, -1)
+
+
+# {name: (use, the layer, the parameter)}
+REFUSED = {
+    "an autograd function": (lambda m, x: Product.apply(x, m.lin.weight), "lin", "lin.weight"),
+    "an autograd function beside": (
+        lambda m, x: m.lin(x) + Product.apply(x, m.lin.weight),
+        "lin",
+        "lin.weight",
+    ),
+    "an autograd function of a bias": (
+        lambda m, x: m.lin(x) * Product.apply(x, m.lin.bias[None]),
+        "lin",
+        "lin.bias",
+    ),
+    "a view that was kept": (by_kept_view, "lin", "lin.weight"),
+    "longer texts alone": (
+        lambda m, x: m.lin(x) + (x @ m.lin.weight if x.shape[1] > 5 else 0),
+        "lin",
+        "lin.weight",
+    ),
+    "a norm's weight for longer texts": (
+        lambda m, x: m.norm(x) * (m.norm.weight if x.shape[1] > 5 else 1),
+        "norm",
+        "norm.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_use_out_of_a_layers_sight_is_refused_by_name_at_construction(name):
+    use, layer, parameter = REFUSED[name]
+    model = model_with(use, layer)
+    if use is by_kept_view:
+        model.model.layers[0].mlp.kept = model.model.layers[0].mlp.lin.weight[:16]
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(GvendiError, match=r"also without running their layers|hides what it does") as raised:
+        GradientSketcher(model, SPEC)
+    assert f"exclude=['model.layers.0.mlp.{parameter}']" in str(raised.value)
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_a_parameter_that_longer_texts_alone_reach_is_refused_by_name_in_their_batch():
+    model = model_with(lambda m, x: x * m.shift if x.shape[1] > 20 else x, "shift")
+    sketcher = GradientSketcher(model, SPEC)
+    short, long = samples()[0], (torch.arange(1, 25), torch.arange(1, 25))
+    assert "model.layers.0.mlp.shift" not in sketcher.parameters
+    with pytest.raises(GvendiError, match=r"exclude=\['model\.layers\.0\.mlp\.shift'\]"):
+        sketcher(*pad([long]))
+    assert bool(sketcher(*pad([(short[0][:8], short[1][:8])])).any())
+    assert all(p.requires_grad for p in model.parameters())
+
+
 class Scaled(nn.Embedding):
     def forward(self, ids):
         return functional.embedding(ids, 3 * self.weight)
 
 
-class Product(nn.Embedding):
+class OneHot(nn.Embedding):
     def forward(self, ids):
         return functional.one_hot(ids, 61).float() @ self.weight
 
@@ -102,7 +171,7 @@ class ByFrequency(nn.Embedding):
         super().__init__(*sizes, scale_grad_by_freq=True)
 
 
-@pytest.mark.parametrize("kind", [Scaled, Product, ByPosition, Backwards, ByFrequency])
+@pytest.mark.parametrize("kind", [Scaled, OneHot, ByPosition, Backwards, ByFrequency])
 def test_an_embedding_that_is_not_looked_up_plainly_is_refused_by_name(kind):
     model = build("llama_untied")
     embedding = kind(61, 32)
