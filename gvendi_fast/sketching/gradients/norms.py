@@ -51,7 +51,8 @@ def norm_formula(module: nn.Module) -> tuple[str, float]:
     width = weight.shape[0]
     x = torch.cat([scale * (OFFSET + torch.randn(3, width, generator=generator)) for scale in SCALES])
     x = x.to(weight.device, torch.promote_types(weight.dtype, torch.float32))[None]
-    probe, other = (torch.rand(width, generator=generator).to(x) for _ in range(2))
+    # Of both signs and beyond 1, where a magnitude or a clamp of the weight is not the weight.
+    probe, other = (3 * torch.randn(width, generator=generator).to(x) for _ in range(2))
     norm = Unhooked(module)
     with torch.no_grad():
         try:

@@ -35,11 +35,22 @@ from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
-from gvendi_fast.sketching.gradients.token_rows import TokenRows
+from gvendi_fast.sketching.gradients.token_rows import Along, Numbers, TokenRows
 from gvendi_fast.sketching.gradients.use_nodes import rows_output
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
+from gvendi_fast.sketching.gradients.weight_uses import OwnUses, Place, nodes_of
 
 TRIAL_TOKENS = 4
+# In the order in which F.embedding takes them.
+_EMBEDDING_ARGUMENTS = (
+    "input",
+    "weight",
+    "padding_idx",
+    "max_norm",
+    "norm_type",
+    "scale_grad_by_freq",
+    "sparse",
+)
 # Where a configuration of transformers keeps its choice.
 _CHOICE = "_experts_implementation_internal"
 
@@ -149,6 +160,19 @@ class NormOutput(torch.autograd.Function):
         return gradient, *_for_probes(ctx, z), None, None, None, None
 
 
+class RefusedOutput(torch.autograd.Function):
+    """The output of a layer whose gradient cannot be split by sample: an error should there be one."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, probe: Tensor, message: str) -> Tensor:
+        ctx.message = message
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        raise GvendiError(ctx.message)
+
+
 class LookedUp(torch.autograd.Function):
     """What an embedding looked up, as it is. Gradients start here: it depends on the probe, if on nothing else."""
 
@@ -244,7 +268,7 @@ class Look:
     """What four tokens showed.
 
     calls: of linear layers in order, each (tap, its input, the input's version).
-    picks: whether linear layers may see other rows than the batch's, as an expert that is a layer of its own does.
+    picks: whether layers may see other rows than the batch's, as an expert that is a layer of its own does.
     outside: names of tapped parameters that something else than their own module takes.
     """
 
@@ -258,6 +282,15 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     linear, _ = _linear_taps(taps)
     calls: list[tuple[Tap, Tensor, int]] = []
     rows, moved = TokenRows(1, TRIAL_TOKENS), set()
+
+    def watch_norm(tap: Tap) -> Callable:
+        def hook(module, args, kwargs, output):
+            # Other sizes are natural here: a head's norm sees several rows a token.
+            source = _first(args, kwargs)
+            if isinstance(rows.of(source), (Along, Numbers)) and not rows.is_natural(source):
+                moved.add(id(tap))
+
+        return hook
 
     def watch(tap: Tap) -> Callable:
         def hook(module, args, kwargs, output):
@@ -283,6 +316,9 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
         undo.append(start.remove)
         for tap in linear:
             undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
+        for tap in taps:
+            if tap.kind == NORM:
+                undo.append(tap.module.register_forward_hook(watch_norm(tap), with_kwargs=True).remove)
         for module in model.modules():
             own = {id(p) for p in module._parameters.values() if p is not None} & set(owners)
             if own:
@@ -428,12 +464,25 @@ def layer_widths(module: nn.Module) -> tuple[int, int]:
     return tuple(module.weight.shape)
 
 
-def gradients(total: Tensor, probes: Sequence[Tensor], uses: ParameterUses | None) -> Sequence[Tensor]:
-    """The sketches, d(total)/d(probe). GvendiError where a watched parameter was used out of sight of `uses`."""
+def gradients(total: Tensor, probes: Sequence[Tensor], probed: ProbedModel) -> Sequence[Tensor]:
+    """The sketches, d(total)/d(probe), of a pass that runs.
+
+    GvendiError where a watched parameter was used out of sight, or one that no text was found to reach was used.
+    """
+    uses, unreached = probed.uses, {place.name: place.parameter for place in probed.unreached}
+    unreached = {name: p for name, p in unreached.items() if p is not None and p.requires_grad}
     leaves = [] if uses is None else list(uses.leaves.values())
-    found = torch.autograd.grad(total, [*probes, *leaves], allow_unused=True)
+    found = torch.autograd.grad(total, [*probes, *unreached.values(), *leaves], allow_unused=True)
+    end = len(probes) + len(unreached)
+    late = [name for name, g in zip(unreached, found[len(probes) : end], strict=True) if g is not None]
+    if late:
+        raise GvendiError(
+            f"the parameters {', '.join(map(repr, late))} were left out as ones that text does not reach, but this "
+            "batch uses them, so their gradient would be missing; leave them out knowingly with "
+            f"exclude={late}, or drop the row"
+        )
     if uses is not None:
-        uses.missed(found[len(probes) :])
+        uses.missed(found[end:])
     # A loss that no sketched parameter takes part in has a zero gradient.
     return [torch.zeros_like(p) if z is None else z for p, z in zip(probes, found, strict=False)]
 
@@ -441,11 +490,15 @@ def gradients(total: Tensor, probes: Sequence[Tensor], uses: ParameterUses | Non
 class ProbedModel:
     """A model with taps; inside `attached`, and between `begin` and `end`, its forward pass has the probe's nodes.
 
-    taps: of the layers to sketch. Raises GvendiError, in the forward pass, where the samples of a batch cannot be
-    separated in a layer, and in the backward pass where a layer's input was changed in place.
+    taps: of the layers to sketch. unreached: parameters left out as ones that text does not reach.
+    Raises GvendiError, in the backward pass, where the samples of a batch cannot be
+    separated in a layer, and where a layer's input was changed in place.
     """
 
-    def __init__(self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec) -> None:
+    def __init__(
+        self, model: nn.Module, taps: Sequence[Tap], spec: SketchSpec, unreached: Sequence[Place] = ()
+    ) -> None:
+        self.unreached = tuple(unreached)
         self.spec, self._spec = layer_ops.spec_text(spec), spec
         look = look_at(model, taps)
         self.groups, self.picks = find_groups(model, taps, spec, look), look.picks
@@ -456,6 +509,8 @@ class ProbedModel:
         self.choices = experts.choices({id(w.module): w.module for w in self.watched}.values())
         # Of the pass that runs, where uses of parameters or rows of tokens are followed.
         self.uses: ParameterUses | None = None
+        # While `try_uses` runs.
+        self.own_uses: OwnUses | None = None
         # Of the pass that runs.
         self.thread: int | None = None
         # The backward pass inside which the pass was begun, -1 where it was in none.
@@ -478,29 +533,39 @@ class ProbedModel:
         for tapped in self.tapped:
             (tapped.key,) = _keys([tapped.tap])
 
-    def try_uses(self, core: nn.Module, ids: Tensor) -> None:
-        """Let the model read a few tokens, which shows how it uses its watched parameters.
+    def try_uses(self, core: nn.Module, ids: Tensor, others: Sequence[Place] = ()) -> None:
+        """Let the model read a few tokens, which shows how it uses its watched parameters, and the others.
 
-        core: the part of the model that a pass runs. ids: of `trial_ids`.
-        Raises GvendiError naming a parameter for whose use no sketch is
-        known.
+        core: the part of the model that a pass runs. ids [1, T] of a text. others: parameters that
+        are sketched without a tap.
+        Raises GvendiError naming a parameter for whose use no sketch is known, or that is used out of sight.
         """
-        if not self.watched:
-            return
         probe = torch.zeros(1, self._spec.dim, device=ids.device, requires_grad=True)
-        segments = torch.tensor([[0, TRIAL_TOKENS]])
+        segments = torch.tensor([[0, ids.shape[1]]])
         count = 1 + max((t.tap.group for t in self.tapped if t.tap.group is not None), default=-1)
         count = max(count, 1 + max((w.group for w in self.watched if w.group is not None), default=-1))
-        with self.attached(), torch.enable_grad():
+        with undoing() as undo, self.attached(), torch.enable_grad():
+            undo.append(functools.partial(setattr, self, "own_uses", None))
             self.begin(probe, segments, ids, [probe] * count)
+            # From here on, so that watched parameters among them have leaves beside.
+            self.own_uses = OwnUses(self._require(undo, others))
             with self.following():
                 out = core(input_ids=ids, use_cache=False)
-            self.met = frozenset(self.uses.met)
-            reached = [x for x in out.values() if isinstance(x, Tensor) and x.requires_grad]
-            self.met = frozenset(self.uses.met)
-            # A use out of sight is known by its gradient.
-            gradients(sum(x.float().sum() for x in reached), [probe], self.uses)
+            reached = [
+                x for x in tree_leaves(list(out.values())) if isinstance(x, Tensor) and x.requires_grad
+            ]
+            self.own_uses.check(reached)
+            if self.uses is not None:
+                self.met = frozenset(self.uses.met)
+                # A use out of sight is known by its gradient.
+                gradients(sum(x.float().sum() for x in reached), [probe], self)
         settle(self.watched)
+
+    def _require(self, undo: list[Callable[[], object]], others: Sequence[Place]) -> dict[int, str]:
+        """{id: name} of the parameters that have a tap, and of others, which require a gradient until undone."""
+        taps = (tapped.tap for tapped in self.tapped)
+        own = [Place(name, tap.module, attribute) for tap in taps for attribute, name in tap.parameters]
+        return {id(p): place.name for place in (*own, *others) if (p := place.require(undo)) is not None}
 
     def begin(
         self, probe: Tensor, segments: Tensor, ids: Tensor, group_probes: Sequence[Tensor] = ()
@@ -553,6 +618,8 @@ class ProbedModel:
             for forward in (*self.tapped, *others):
                 undo.append(forward.remove)
                 forward.attach()
+            for place in self.unreached:
+                place.require(undo)
             for watched in self.watched:
                 if watched.name not in self.outside and not watched.parameter.is_inference():
                     undo.append(functools.partial(watched.parameter.requires_grad_, False))
@@ -611,10 +678,25 @@ class Tapped(Forward):
 
     def own(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What the module gives."""
-        if self.probed.uses is None or not self.is_watched:
-            return self.inner(*args, **kwargs)
-        with self.probed.uses.out_of_sight(self.module._parameters.values()):
-            return self.inner(*args, **kwargs)
+        uses, trial = self.probed.uses, self.probed.own_uses
+        # Before the module runs, which may change its input in place.
+        ends = None if trial is None else nodes_of((args, kwargs))
+        if uses is None or not self.is_watched:
+            output = self.inner(*args, **kwargs)
+        else:
+            with uses.out_of_sight(self.module._parameters.values()):
+                output = self.inner(*args, **kwargs)
+        if trial is not None and self.tap.kind != EMBEDDING:
+            trial.note(self.module, ends, output)
+        return output
+
+    def is_followed(self, x: Tensor) -> bool:
+        """Whether it is known whose rows an input has: those of a constant are not followed where rows may move."""
+        return x.requires_grad or self.probed.uses is None or self.probed.probe.shape[0] == 1
+
+    def refused(self, output: Tensor, message: str) -> Tensor:
+        """The output; GvendiError once a gradient comes, for some layers are asked for a number (DoRA's for a norm)."""
+        return RefusedOutput.apply(output, self.probed.probe, message)
 
     def by_rows(self, output: Tensor, a: Tensor, samples: Tensor, parts: Sequence[Part | None]) -> Tensor:
         """The output with nodes for rows that are not the batch's: of an expert that is a layer of its own.
@@ -640,20 +722,24 @@ class TappedLinear(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, whose gradient is sketched."""
         output = self.own(args, kwargs)
-        if not self.probed.runs_here() or not output.requires_grad:
+        # The input may be a constant: the output has a gradient all the same, and the weight with it.
+        if not self.probed.runs_here() or not torch.is_grad_enabled():
             return output
         x, (batch, length), uses = _first(args, kwargs), self.probed.ids.shape, self.probed.uses
         shape = x.shape
         is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
-        is_natural = uses is None or uses.rows.is_natural(x)
-        samples = None if uses is None or (is_whole and is_natural) else uses.rows.samples(x)
+        is_natural = uses is None or (uses.rows.is_natural(x) and self.is_followed(x))
+        samples = None
+        if uses is not None and not (is_whole and is_natural) and self.is_followed(x):
+            samples = uses.rows.samples(x)
         if samples is not None:
             return self.by_rows(output, x.detach(), samples, layer_parts(self.tap))
         if not (is_whole and is_natural):
             tap = self.tap
-            raise GvendiError(
+            return self.refused(
+                output,
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
-                f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
+                f"tokens, so its gradient cannot be split by sample; exclude {tap.weight or tap.bias!r}",
             )
         return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output.device)))
 
@@ -689,19 +775,21 @@ class TappedNorm(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The norm's output, whose gradient is sketched."""
         output = self.own(args, kwargs)
-        if not self.probed.runs_here() or not output.requires_grad:
+        if not self.probed.runs_here() or not torch.is_grad_enabled():
             return output
         probed, given = self.probed, _first(args, kwargs)
         x, batch = given.detach().to(output.device), probed.probe.shape[0]
         shape = x.shape
-        picked = probed.uses is not None and not probed.uses.rows.is_natural(given)
-        samples = probed.uses.rows.samples(given) if picked else None
+        followed = self.is_followed(given)
+        picked = probed.uses is not None and not (followed and probed.uses.rows.is_natural(given))
+        samples = probed.uses.rows.samples(given) if picked and followed else None
         is_apart = not (math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch))
         if samples is None and (picked or not is_apart):
             tap = self.tap
-            raise GvendiError(
+            return self.refused(
+                output,
                 f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
-                f"{batch} samples; exclude {tap.weight!r}"
+                f"{batch} samples; exclude {tap.weight or tap.bias!r}",
             )
         if self.norm == "given":
             with torch.no_grad():
@@ -724,18 +812,39 @@ class TappedEmbedding(Tapped):
         """What the module gives, with a gradient at what it looked up."""
         if not self.probed.runs_here():
             return self.inner(*args, **kwargs)
-        with _EmbeddingCalls(self._looked_up):
-            return self.own(args, kwargs)
+        calls = _EmbeddingCalls(
+            self._looked_up, self.module._parameters.get("weight") if self.is_sketched else None
+        )
+        with calls:
+            out = self.own(args, kwargs)
+        if self.is_sketched and not calls.count and torch.is_grad_enabled():
+            raise self.no_look_up("is run without a call of F.embedding with its weight itself")
+        return out
 
-    def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None) -> Tensor:
+    def no_look_up(self, why: str) -> GvendiError:
+        """The error for a look-up that cannot be sketched."""
+        tap = self.tap
+        return GvendiError(
+            f"embedding {tap.path!r} {why}, so its gradient is not that of plain look-ups; leave it out with "
+            f"exclude=[{tap.weight!r}]"
+        )
+
+    def _looked_up(self, ids: Tensor, out: Tensor, padding_idx: int | None, by_frequency: bool) -> Tensor:
         probed = self.probed
         batch, length = probed.ids.shape
-        if self.is_sketched and ids.numel() != batch * length:
+        if self.is_sketched and by_frequency:
+            raise self.no_look_up("divides its gradient by how often a token occurs (scale_grad_by_freq)")
+        shape = ids.shape
+        if self.is_sketched and (
+            math.prod(shape) != batch * length or (len(shape) > 1 and shape[0] != batch)
+        ):
             tap = self.tap
             raise GvendiError(
-                f"embedding {tap.path!r} is looked up {ids.numel()} times for a batch of {batch} x {length} "
+                f"embedding {tap.path!r} is looked up by ids of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
             )
+        if probed.own_uses is not None:
+            probed.own_uses.note(self.module, frozenset(), out)
         padding = -1 if padding_idx is None else padding_idx
         return LookedUp.apply(
             out,
@@ -750,19 +859,24 @@ class TappedEmbedding(Tapped):
 
 
 class _EmbeddingCalls(TorchFunctionMode):
-    """Sees the F.embedding call inside an embedding module's forward, whatever the subclass adds around it."""
+    """Sees the F.embedding call inside an embedding module's forward, whatever the subclass adds around it.
 
-    def __init__(self, hook: Callable) -> None:
+    weight: what is looked up in, None for whatever is. count: of the calls seen.
+    """
+
+    def __init__(self, hook: Callable, weight: Tensor | None) -> None:
         super().__init__()
-        self.hook = hook
+        self.hook, self.weight, self.count = hook, weight, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is nn.functional.embedding:
-            ids = args[0] if args else kwargs["input"]
-            padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
-            out = self.hook(ids, out, padding)
+            given = dict(zip(_EMBEDDING_ARGUMENTS, args, strict=False)) | kwargs
+            if self.weight is None or given["weight"] is self.weight:
+                self.count += 1
+                by_frequency = bool(given.get("scale_grad_by_freq"))
+                out = self.hook(given["input"], out, given.get("padding_idx"), by_frequency)
         return out
 
 

@@ -6,7 +6,8 @@ The two samples differ in their last token alone. What a causal model says at ea
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, Layout
+from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, Layout, Tap
 
 SAMPLES, LENGTH, PADDING = 2, 5, 2
 # Of the largest logit: two evaluations in a number format differ by a few of its roundings, two texts by far more.
@@ -40,25 +42,58 @@ class Reading:
 
 
 class _Lookups(TorchFunctionMode):
-    """Sees how the weights of embeddings are used. names: {id of a weight: name}."""
+    """Sees how the weights of embeddings are used. names: {id of a weight: name}.
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    start: of the input's own embedding, None where it is not sketched; ids: of the batch, which it looks up in order.
+    """
+
+    def __init__(self, names: Mapping[int, str], start: Tap | None, ids: Tensor) -> None:
         super().__init__()
         self.names: Mapping[int, str] = names
         self.shared: set[str] = set()
+        self.start, self.ids, self._is_inside = start, ids, False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around a forward pass, whose gradient is not taken."""
+
+        def enter(*_: Any) -> None:
+            self._is_inside = True
+
+        def leave(*_: Any) -> None:
+            self._is_inside = False
+
+        with undoing() as undo, torch.no_grad(), self:
+            if self.start is not None:
+                undo.append(self.start.module.register_forward_pre_hook(enter).remove)
+                undo.append(self.start.module.register_forward_hook(leave).remove)
+            yield
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if func is nn.functional.embedding and self._is_inside:
+            self._check_order(*args[:2], **{n: x for n, x in kwargs.items() if n in ("input", "weight")})
         for x in (*args, *kwargs.values()):
             name = self.names.get(id(x))
             if name is None or not isinstance(out, Tensor) or func is nn.functional.linear:
                 continue
             is_lookup = func is nn.functional.embedding
             ids = (args[0] if args else kwargs["input"]) if is_lookup else None
-            if ids is None or ids.numel() != SAMPLES * LENGTH:
+            is_batch = ids is not None and ids.numel() == SAMPLES * LENGTH
+            if not is_batch or (ids.dim() > 1 and len(ids) != SAMPLES):
                 self.shared.add(name)
         return out
+
+    def _check_order(self, input: Tensor, weight: Tensor) -> None:
+        """GvendiError where the input's own embedding looks up other ids than the batch's, or in another order."""
+        own = self.start.module.weight
+        if weight is own and not torch.equal(input.reshape(-1).to(self.ids), self.ids.reshape(-1)):
+            raise GvendiError(
+                f"the input's embedding {self.start.weight!r} is looked up by other ids than the batch's, or in "
+                "another order, so its gradient cannot be split by sample; leave it out with "
+                f"exclude=[{self.start.weight!r}]"
+            )
 
 
 def other_embeddings(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
@@ -68,9 +103,18 @@ def other_embeddings(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter
     return {tap.weight: tap.module.weight for tap in taps if tap.module.weight is not own}
 
 
-def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Parameter]) -> Reading:
+def start_of(model: nn.Module, layout: Layout) -> Tap | None:
+    """The tap of the input's embedding, None where it is not sketched."""
+    own = model.get_input_embeddings()
+    return next((t for t in layout.taps if t.module is own and t.kind == EMBEDDING and t.weight), None)
+
+
+def read(
+    model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Parameter], start: Tap | None = None
+) -> Reading:
     """Let a model read; `core` is the part that a pass runs, `embeddings` {name: weight}, without the input's.
 
+    start: of the input's embedding, as `start_of` gives it. Raises GvendiError where that looks up in another order.
     Raises GvendiError for a model whose output at a position depends on later tokens.
     """
     weight = model.get_input_embeddings().weight
@@ -81,8 +125,8 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
     takes_positions = "position_ids" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
     positions = torch.arange(LENGTH, device=ids.device).repeat(SAMPLES, 1)
     names = {id(p): name for name, p in embeddings.items()}
-    mode = _Lookups(names)
-    with torch.no_grad(), mode:
+    mode = _Lookups(names, start, ids)
+    with mode.watching():
         plain = _output(core(input_ids=ids, use_cache=False))
     looks_ahead = vocabulary > 1 and not _same(plain[0, :-1], plain[1, :-1])
     if looks_ahead:
@@ -97,8 +141,8 @@ def read(model: nn.Module, core: nn.Module, embeddings: Mapping[str, nn.Paramete
         )
     numbers_positions = False
     if "position_ids" in takes:
-        with_positions = _Lookups(names)
-        with torch.no_grad(), with_positions:
+        with_positions = _Lookups(names, start, ids)
+        with with_positions.watching():
             numbers_positions = not _same(
                 _output(core(input_ids=ids, position_ids=positions, use_cache=False)), plain
             )

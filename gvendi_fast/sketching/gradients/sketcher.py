@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,13 +49,13 @@ from gvendi_fast.sketching.gradients.names import (
     plain_model,
     written_names,
 )
-from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients, trial_ids
+from gvendi_fast.sketching.gradients.probe import HeadLoss, ProbedModel, gradients
 from gvendi_fast.sketching.gradients.quantised import (
     check_quantised,
     keep_gradients,
     parameters_by_name,
 )
-from gvendi_fast.sketching.gradients.reading import other_embeddings, read
+from gvendi_fast.sketching.gradients.reading import other_embeddings, read, start_of
 from gvendi_fast.sketching.gradients.short_attention import short_attention
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import (
@@ -66,7 +66,7 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
-from gvendi_fast.sketching.gradients.weight_uses import check_seen, check_uses
+from gvendi_fast.sketching.gradients.weight_uses import Place, check_seen, check_uses, trial_text
 from gvendi_fast.sketching.proxy.attention import never_packed
 
 # A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
@@ -180,7 +180,7 @@ class GradientSketcher:
             layout = find_taps(model, exclude, text.names, parameters)
         core: Any = getattr(model, "base_model", None) or model
         with _frozen(model), never_packed():
-            self._reading = read(model, core, other_embeddings(model, layout))
+            self._reading = read(model, core, other_embeddings(model, layout), start_of(model, layout))
         if self._reading.shared:
             with _alone(model):
                 layout = find_taps(model, exclude, text.names, parameters, self._reading.shared)
@@ -215,10 +215,10 @@ class GradientSketcher:
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
         with _frozen(model):
-            self._probed = ProbedModel(model, taps, self.spec)
+            self._probed = ProbedModel(model, taps, self.spec, _places(model, text.names))
         core = self.model if self._head is None else self._head.base
         with _frozen(model), never_packed():
-            self._probed.try_uses(core, trial_ids(model))
+            self._probed.try_uses(core, trial_text(model), self._head_place())
             check_small(self._probed.watched, layout.total)
             check_seen(used, self._probed.met)
             if compile and (self._probed.watched or self._probed.picks):
@@ -236,6 +236,9 @@ class GradientSketcher:
         takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         gives = looks_up_positions and takes_positions
         self._gives_positions = gives and not self._reading.numbers_positions
+
+    def _head_place(self) -> list[Place]:
+        return [] if self._head is None else [Place(self._head.name, self._head.output, "weight")]
 
     def __getstate__(self) -> dict[str, Any]:
         modules = list(self.model.modules())
@@ -296,7 +299,7 @@ class GradientSketcher:
                 total, loss = self._pass(inputs, targets, batch.segments, probe, group_probes)
                 # Attached still: a checkpoint in the model's own code runs its part again.
                 with _checkpoint_errors():
-                    z, *by_group = gradients(total, probes, self._probed.uses)
+                    z, *by_group = gradients(total, probes, self._probed)
         if self._head is not None:
             loss = sum_by_sample(loss, batch.tokens)
         stacked = torch.stack(by_group, dim=1) if by_group else None
@@ -361,6 +364,17 @@ class GradientSketcher:
             hidden.to(head.weight.device), probe, group_probe, head.weight.detach(), rows, labels, segments,
             head.name, head.softcap, head.scale, self._probed.spec,
         )  # fmt: skip
+
+
+def _places(model: nn.Module, names: Collection[str]) -> list[Place]:
+    """Where the parameters of these canonical names are, each once."""
+    by_id = {id(p): name for name, p in parameters_by_name(model).items() if name in names}
+    found = {}
+    for module in model.modules():
+        for attribute, p in module._parameters.items():
+            if id(p) in by_id:
+                found.setdefault(by_id[id(p)], Place(by_id[id(p)], module, attribute))
+    return list(found.values())
 
 
 def _embedding(model: Any) -> torch.Tensor:

@@ -7,20 +7,26 @@ adapter may: it holds the layer and can take its weight, multiply it by somethin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.quantised import is_code
 from gvendi_fast.sketching.gradients.taps import NORM, QUANTISED, Tap
 from gvendi_fast.sketching.gradients.text_path import text_ids
 
 # Rows and tokens of the trial.
 ROWS, TOKENS = 2, 4
+# Tokens of the longer one, and the settings of configurations that say how many positions there are.
+LONG = 16
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 def check_uses(model: nn.Module, taps: Sequence[Tap]) -> set[str]:
@@ -49,6 +55,98 @@ def check_uses(model: nn.Module, taps: Sequence[Tap]) -> set[str]:
                 f"exclude=[{name!r}]"
             )
     return {name for name, p in watched.items() if uses[id(p)]}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter is, which may be another tensor from pass to pass."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The tensor that is there."""
+        return self.module._parameters.get(self.attribute)
+
+    def require(self, undo: list[Callable[[], object]]) -> Tensor | None:
+        """Let it require a gradient until undone; None, and nothing is done, where it cannot."""
+        parameter = self.parameter
+        if parameter is None or is_code(parameter) or parameter.is_inference():
+            return None
+        undo.append(self._release)
+        return parameter.requires_grad_(True)
+
+    def _release(self) -> None:
+        if self.parameter is not None:
+            self.parameter.requires_grad_(False)
+
+
+class OwnUses:
+    """The edges of autograd's graph by which layers with a tap use their own parameters, in a trial.
+
+    Any other edge to such a parameter is a use that no tap sees: by an autograd function, through a view that was kept,
+    or where a text is longer than the one that the layers were looked at with.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self.names = names
+        # Nodes, not their ids: what is not held may be made anew.
+        self._edges: set[tuple[Any, int]] = set()
+
+    def note(self, module: nn.Module, ends: Set[Any], output: Any) -> None:
+        """A module with parameters of `names` gave this output; ends: the nodes that its input came from."""
+        own = {id(p) for p in module._parameters.values() if p is not None} & self.names.keys()
+        for node, leaf in _edges_to_leaves(output, ends):
+            if id(leaf) in own:
+                self._edges.add((node, id(leaf)))
+
+    def check(self, outputs: Any) -> None:
+        """Raise GvendiError naming the parameters that outputs depend on by another edge."""
+        found = {
+            self.names[id(leaf)]
+            for node, leaf in _edges_to_leaves(outputs, set())
+            if id(leaf) in self.names and (node, id(leaf)) not in self._edges
+        }
+        if found:
+            names = sorted(found)
+            raise GvendiError(
+                f"the model uses the parameters {', '.join(map(repr, names))} also without running their layers, by an "
+                "autograd function of its own, a view that was kept, or for longer texts alone, so that their "
+                "gradient does not follow from what the layers read and give; leave them out with "
+                f"exclude={names}"
+            )
+
+
+def nodes_of(values: Any) -> frozenset[Any]:
+    """The nodes of autograd's graph that some tensors come from."""
+    return frozenset(x.grad_fn for x in tree_leaves(values) if isinstance(x, Tensor))
+
+
+def _edges_to_leaves(outputs: Any, ends: Set[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """(node, leaf) of every edge to a leaf in autograd's graph of some tensors, back to the nodes `ends`."""
+    waiting = list(nodes_of(outputs))
+    seen = {None, *ends}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for following, _ in node.next_functions:
+            if hasattr(following, "variable"):
+                yield node, following.variable
+            else:
+                waiting.append(following)
+
+
+def trial_text(model: nn.Module) -> Tensor:
+    """ids [1, T] of a text, as long as the model has positions for, that shows what four tokens do not."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limits = [getattr(config, name, None) for name in _POSITIONS]
+    limits = [n for n in limits if isinstance(n, int) and n > 0]
+    return text_ids(model, 1, min([LONG, *limits]))
 
 
 def check_seen(used: Set[str], met: Set[str]) -> None:
