@@ -259,7 +259,7 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     """Watch the model read four tokens."""
     linear, _ = _linear_taps(taps)
     calls: list[tuple[Tap, Tensor, int]] = []
-    rows, moved, order = TokenRows(1, TRIAL_TOKENS), set(), TokenOrder(TRIAL_TOKENS)
+    rows, moved, order = TokenRows(1, TRIAL_TOKENS, True), set(), TokenOrder(TRIAL_TOKENS)
 
     def watch(tap: Tap) -> Callable:
         def hook(module, args, kwargs, output):
