@@ -61,6 +61,9 @@ USES = {
     "dot product": lambda m, x: 2 + (x @ m.bias)[..., None].tanh() * x,
     "used twice": lambda m, x: functional.linear(torch.tanh(x @ m.weight), m.weight),
     "picked and put back": lambda m, x: _sorted(m, x),
+    "rows of its transpose": lambda m, x: x * m.weight.T[torch.arange(x.shape[1])],
+    "product, then rows": lambda m, x: x @ m.weight + x * m.weight[torch.arange(x.shape[1])],
+    "rows, then product": lambda m, x: x * m.weight[torch.arange(x.shape[1])] + x @ m.weight,
     "outside its module": lambda m, x: m.inner(x) + functional.linear(x.sin(), m.inner.weight.T),
     "without a gradient": lambda m, x: (
         functional.linear(x * m.bias.detach().norm(), m.weight.detach()) + m.inner(x)

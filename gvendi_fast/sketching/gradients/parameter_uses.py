@@ -199,6 +199,9 @@ def settle(watched: Sequence[Watched]) -> None:
         for v in alike:
             w.stacked = v.stacked if w.stacked is None else w.stacked
             w.transposed = v.transposed if w.transposed is None else w.transposed
+    for w in watched:
+        # What the trial has not shown, no later batch may change: sketches of all batches have one definition.
+        w.transposed = bool(w.transposed)
 
 
 # Operations whose output has the coordinates of its input in their own order: a cast, a copy.

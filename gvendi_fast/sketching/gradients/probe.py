@@ -35,6 +35,7 @@ from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
 from gvendi_fast.sketching.gradients.taps import CONV1D, EMBEDDING, NORM, WATCHED, Tap
+from gvendi_fast.sketching.gradients.token_order import TokenOrder
 from gvendi_fast.sketching.gradients.token_rows import Along, Numbers, TokenRows
 from gvendi_fast.sketching.gradients.use_nodes import rows_output
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
@@ -268,7 +269,8 @@ class Look:
     """What four tokens showed.
 
     calls: of linear layers in order, each (tap, its input, the input's version).
-    picks: whether layers may see other rows than the batch's, as an expert that is a layer of its own does.
+    picks: whether layers may see other rows than the batch's, as an expert that is a layer of its own does, or in
+        another order.
     outside: names of tapped parameters that something else than their own module takes.
     """
 
@@ -281,7 +283,7 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     """Watch the model read four tokens."""
     linear, _ = _linear_taps(taps)
     calls: list[tuple[Tap, Tensor, int]] = []
-    rows, moved = TokenRows(1, TRIAL_TOKENS), set()
+    rows, moved, order = TokenRows(1, TRIAL_TOKENS, True), set(), TokenOrder(TRIAL_TOKENS)
 
     def watch_norm(tap: Tap) -> Callable:
         def hook(module, args, kwargs, output):
@@ -310,12 +312,11 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
     outside = _OutsideUses(owners, rows)
     # Rows are followed where gradients are.
     with undoing() as undo, torch.enable_grad():
-        start = model.get_input_embeddings().register_forward_hook(
-            lambda module, args, out: out.detach().requires_grad_().clone()
-        )
+        start = model.get_input_embeddings().register_forward_hook(lambda module, args, out: order.begin(out))
         undo.append(start.remove)
         for tap in linear:
             undo.append(tap.module.register_forward_hook(watch(tap), with_kwargs=True).remove)
+            undo.append(tap.module.register_forward_hook(order.watch).remove)
         for tap in taps:
             if tap.kind == NORM:
                 undo.append(tap.module.register_forward_hook(watch_norm(tap), with_kwargs=True).remove)
@@ -325,9 +326,10 @@ def look_at(model: nn.Module, taps: Sequence[Tap]) -> Look:
                 undo.append(module.register_forward_pre_hook(outside.entering(own)).remove)
                 undo.append(module.register_forward_hook(outside.leaving(own)).remove)
         with outside:
-            model(input_ids=trial_ids(model), use_cache=False)
+            out = model(input_ids=trial_ids(model), use_cache=False)
     met = {id(tap) for tap, _, _ in calls}
-    return Look(calls, len(met) < len(linear) or bool(moved), frozenset(outside.names))
+    picks = len(met) < len(linear) or bool(moved) or not order.is_kept(out.logits)
+    return Look(calls, picks, frozenset(outside.names))
 
 
 class _OutsideUses(TorchFunctionMode):

@@ -180,10 +180,7 @@ def _of_rows(side: Side, gradient: Tensor, known: Known, current: Pass) -> Tenso
     So a table of positions needs no gradient of its own size.
     """
     origin, value = side.origin, side.value
-    is_table = (
-        origin.index is not None and len(side.of) == 1 and origin.view.shape == side.of[0].parameter.shape
-    )
-    if not is_table or origin.view.dim() != 2 or _has_samples(value, gradient, known) or side.of[0].stacked:
+    if not _is_table(side) or _has_samples(value, gradient, known):
         return None
     rows = split(gradient, known, current.samples, value.shape).reshape(-1, value.shape[-1])
     count = origin.index.numel()
@@ -199,7 +196,11 @@ def _is_table(side: Side) -> bool:
     origin = side.origin
     if origin.index is None or len(side.of) != 1 or side.of[0].stacked or origin.view.dim() != 2:
         return False
-    return origin.view.shape == side.of[0].parameter.shape
+    # Of a square matrix the transpose has the same shape; where a product has shown that outputs run along its
+    # columns, its looked-up rows are not the definition's.
+    parameter, is_turned = side.of[0].parameter, bool(side.of[0].transposed)
+    is_same = origin.view.shape == parameter.shape and origin.view.stride() == parameter.stride()
+    return is_same and not is_turned
 
 
 def compact(side: Side) -> Side:
@@ -276,6 +277,8 @@ def check_small(watched: Iterable[Watched], total: int) -> None:
 def form(use: Use, side: Side) -> Side:
     """The side, of whose parameters the gradients will be formed: they are counted among the small ones."""
     if _is_table(side):
+        # A product that comes later finds it settled that rows are the definition's.
+        side.of[0].transposed = False
         return side
     for watched in side.of:
         watched.formed = True

@@ -40,17 +40,20 @@ UNKNOWN = object()
 
 
 class TokenRows:
-    """The rows of all activations of a pass over B samples of T positions."""
+    """The rows of all activations of a pass over B samples of T positions.
 
-    def __init__(self, samples: int, length: int) -> None:
+    trusts_functions: an autograd function of a model's own is taken to leave the flattened batch's rows at their
+    places, as a trial does that looks at the order of tokens by itself.
+    """
+
+    def __init__(self, samples: int, length: int, trusts_functions: bool = False) -> None:
         self.samples_count, self.length = samples, length
-        self._mark = object()
+        self._mark, self._trusts_functions = object(), trusts_functions
 
     def of(self, x: Tensor) -> Along | Numbers | object:
         """What is known of a tensor."""
-        note = x.__dict__.get(_ROWS)
-        if note is not None and note[0] is self._mark:
-            return note[1]
+        if self._is_noted(x):
+            return x.__dict__[_ROWS][1]
         return self._natural(x.shape)
 
     def is_natural(self, x: Tensor) -> bool:
@@ -93,7 +96,17 @@ class TokenRows:
 
     def _is_noted(self, x: Tensor) -> bool:
         note = x.__dict__.get(_ROWS)
-        return note is not None and note[0] is self._mark
+        if note is not None and note[0] is self._mark:
+            return True
+        # No mode sees inside such a function, which may sort the tokens of the batch.
+        if not self._trusts_functions and _is_of_own_function(x) and self._is_flattened(x):
+            x.__dict__[_ROWS] = self._mark, UNKNOWN
+            return True
+        return False
+
+    def _is_flattened(self, x: Tensor) -> bool:
+        """Whether x has the rows of the flattened batch, or as many by chance."""
+        return x.dim() > 0 and self.samples_count > 1 and self._natural(x.shape) == Along(0, self.length)
 
     def _keep(self, x: Any, known: Along | Numbers | object) -> None:
         if not isinstance(x, Tensor):
@@ -156,6 +169,12 @@ class TokenRows:
         if isinstance(known, Numbers):
             return all(n in (1, size) for n, size in zip(known.samples.shape, y.shape, strict=True))
         return True
+
+
+def _is_of_own_function(x: Tensor) -> bool:
+    """Whether a torch.autograd.Function that is neither torch's nor of this package gave x."""
+    of = getattr(x.grad_fn, "_forward_cls", None)
+    return of is not None and of.__module__.partition(".")[0] not in ("torch", "gvendi_fast")
 
 
 def _flat(values: Any) -> list[Tensor]:
@@ -490,6 +509,74 @@ def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
         rows._keep(out, Numbers(own.index_copy(dim, named["index"], numbers.expand(whole))))
 
 
+def _looked_up(rows: TokenRows, function, args, kwargs, out) -> None:
+    """F.embedding of activations: x[ids]."""
+    ids, x = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("input", "weight")))
+    _moved(rows, Tensor.__getitem__, (x, ids), {}, out)
+
+
+def _along_axis(rows: TokenRows, function, args, kwargs, out) -> None:
+    """sort, cumsum, ...: along another axis than that of the samples every entry stays with its sample."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return
+    place, usual = _AXES[function]
+    dim = kwargs.get("dim", kwargs.get("dimension", args[place] if len(args) > place else usual))
+    known = rows.of(x)
+    if isinstance(dim, int) and x.dim():
+        dim %= x.dim()
+        is_kept = (isinstance(known, Along) and known.axis != dim) or (
+            isinstance(known, Numbers) and known.samples.shape[dim] == 1
+        )
+    else:
+        is_kept = False
+    for y in _flat(out):
+        if y.requires_grad:
+            is_same = isinstance(known, Along) or (is_kept and y.dim() == x.dim())
+            rows._keep(y, known if is_kept and is_same else UNKNOWN)
+
+
+def _mixed(rows: TokenRows, function, args, kwargs, out) -> None:
+    """Operations whose rows are not followed."""
+    for y in _flat(out):
+        if y.requires_grad:
+            rows._keep(y, UNKNOWN)
+
+
+def _multiplied(rows: TokenRows, function, args, kwargs, out) -> None:
+    """Products of matrices: rows of the left factor; a constant's product with rows on the right adds rows up."""
+    left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
+    if isinstance(right, Tensor) and not left.requires_grad and right.requires_grad and right.dim() > 1:
+        known = rows.of(right)
+        if isinstance(known, Along) and known.axis == right.dim() - 2:
+            return rows._keep(out, UNKNOWN)
+    return rows._same_rows(args, kwargs, out)
+
+
+def _einsum(rows: TokenRows, function, args, kwargs, out) -> None:
+    """einsum: the samples' letter tells the axis of the output along which they run."""
+    equation, *factors = args
+    if len(factors) == 1 and isinstance(factors[0], (tuple, list)):
+        factors = list(factors[0])
+    plain = isinstance(equation, str) and "->" in equation and "." not in equation
+    moving = [(i, x) for i, x in enumerate(factors) if isinstance(x, Tensor) and x.requires_grad]
+    known = [rows.of(x) for _, x in moving]
+    if not plain or any(isinstance(k, Numbers) for k in known):
+        return rows._same_rows(args, kwargs, out)
+    given, _, result = equation.replace(" ", "").partition("->")
+    terms = given.split(",")
+    found = [
+        (rows._is_noted(x), Along(result.index(letter), k.each, k.in_order))
+        for (i, x), k in zip(moving, known, strict=True)
+        if isinstance(k, Along) and (letter := terms[i][k.axis]) in result
+    ]
+    # What is noted is known; another may have as many entries by chance, and then has them first as a rule.
+    found.sort(key=lambda entry: (not entry[0], entry[1].axis))
+    if found:
+        return rows._keep(out, found[0][1])
+    return rows._keep(out, UNKNOWN) if out.requires_grad else None
+
+
 def _both(*names: str) -> list[Any]:
     """The functions of these names, of torch and of tensors."""
     return [getattr(place, name) for name in names for place in (torch, Tensor) if hasattr(place, name)]
@@ -501,7 +588,20 @@ _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
 _VIEWS = set(_both("select", "narrow", "unbind"))
 _INTERLEAVES = set(_both("repeat_interleave"))
+# Of functions along an axis: where it is among the arguments, and which it is if it is not given.
+_AXES = {
+    **dict.fromkeys(_both("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"), (1, None)),
+    **dict.fromkeys(_both("sort"), (1, -1)),
+    **dict.fromkeys(_both("topk", "kthvalue"), (2, -1)),
+    **dict.fromkeys(_both("msort", "flipud"), (99, 0)),
+    **dict.fromkeys(_both("unfold"), (1, None)),
+}
 _RULES: dict[Any, Callable] = {
+    **dict.fromkeys(_AXES, _along_axis),
+    **dict.fromkeys(_both("take", "put", "put_", "as_strided", "rot90", "kron", "block_diag"), _mixed),
+    **dict.fromkeys([*_both("matmul", "mm", "bmm"), Tensor.__matmul__], _multiplied),
+    torch.einsum: _einsum,
+    torch.nn.functional.embedding: _looked_up,
     **dict.fromkeys(
         _both("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"), _reshaped
     ),
