@@ -369,7 +369,7 @@ class GradientSketcher:
 def _places(model: nn.Module, names: Collection[str]) -> list[Place]:
     """Where the parameters of these canonical names are, each once."""
     by_id = {id(p): name for name, p in parameters_by_name(model).items() if name in names}
-    found = {}
+    found: dict[str, Place] = {}
     for module in model.modules():
         for attribute, p in module._parameters.items():
             if id(p) in by_id:
