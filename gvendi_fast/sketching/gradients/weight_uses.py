@@ -2,6 +2,7 @@
 
 The gradient of a layer's weight follows from the layer's input and output only if nothing else uses the weight. An
 adapter may: it holds the layer and can take its weight, multiply it by something and do without the layer's forward.
+So may an autograd function of a model's own, a view that was kept, and code for longer texts alone.
 """
 
 from __future__ import annotations
