@@ -271,6 +271,14 @@ def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
                 rows._keep(y, UNKNOWN)
         return
     if isinstance(known, Along):
+        if function in _GATHERS:
+            # Along the other axes an entry stays at its place.
+            dim = kwargs.get(
+                "dim", args[2] if function in _TAKES and len(args) > 2 else args[1] if len(args) > 1 else 0
+            )
+            is_other = isinstance(dim, int) and dim % x.dim() != known.axis
+            if is_other and out.dim() == x.dim() and out.shape[known.axis] == x.shape[known.axis]:
+                return rows._keep(out, known)
         if _keeps_first(function, args, kwargs, known, x, out):
             for y in _flat(out):
                 rows._keep(y, known)
@@ -439,9 +447,11 @@ def _stacked(rows: TokenRows, function, args, kwargs, out) -> None:
     known = [rows.of(x) for x in parts if x.requires_grad]
     first = known[0] if known else UNKNOWN
     if isinstance(first, Along) and all(k == first for k in known):
-        rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
-    else:
-        rows._keep(out, UNKNOWN)
+        return rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
+    numbers = [rows._numbers(x, k) for x, k in zip((x for x in parts if x.requires_grad), known, strict=True)]
+    if numbers and all(n is not None and torch.equal(n, numbers[0]) for n in numbers):
+        return rows._keep(out, Numbers(numbers[0].unsqueeze(dim)))
+    return rows._keep(out, UNKNOWN)
 
 
 def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
@@ -604,6 +614,7 @@ _SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
 _PUTS = set(_both("index_add", "index_add_", "index_copy", "index_copy_"))
 _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
+_TAKES = set(_both("take_along_dim"))
 _VIEWS = set(_both("select", "narrow", "unbind"))
 _INTERLEAVES = set(_both("repeat_interleave"))
 # Of functions along an axis: where it is among the arguments, and which it is if it is not given.
