@@ -112,9 +112,23 @@ def sorting(take, name) -> nn.Module:
     return model.eval()
 
 
+TAKES = {
+    "embedding": lambda x, order: nn.functional.embedding(order, x),
+    "index_copy": lambda x, order: torch.zeros_like(x).index_copy(0, order.argsort(), x),
+    "written": lambda x, order: written(x, order.argsort()),
+}
+
+
+def written(x, places):
+    out = torch.zeros_like(x)
+    out[places] = x
+    return out
+
+
+@pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize("name", BETWEEN)
-def test_rows_that_an_embedding_takes_are_followed(name):
-    model = sorting(lambda x, order: nn.functional.embedding(order, x), name)
+def test_rows_of_a_batch_that_is_sorted_are_followed(name, take):
+    model = sorting(TAKES[take], name)
     rows = samples()[:3]
     assert max(case_errors(model, GradientSketcher(model, SPEC), rows).values()) <= FP32_RELATIVE
 

@@ -214,7 +214,7 @@ class GradientSketcher:
         taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
         if self.groups is not None:
             taps = in_groups(taps, self.groups.of)
-        with _frozen(model):
+        with _frozen(model), _checkpoint_errors():
             self._probed = ProbedModel(model, taps, self.spec, _places(model, text.names))
         core = self.model if self._head is None else self._head.base
         with _frozen(model), never_packed():

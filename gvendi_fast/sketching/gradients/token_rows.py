@@ -271,6 +271,14 @@ def _moved(rows: TokenRows, function, args, kwargs, out) -> None:
                 rows._keep(y, UNKNOWN)
         return
     if isinstance(known, Along):
+        if function in _GATHERS:
+            # Along the other axes an entry stays at its place.
+            dim = kwargs.get(
+                "dim", args[2] if function in _TAKES and len(args) > 2 else args[1] if len(args) > 1 else 0
+            )
+            is_other = isinstance(dim, int) and dim % x.dim() != known.axis
+            if is_other and out.dim() == x.dim() and out.shape[known.axis] == x.shape[known.axis]:
+                return rows._keep(out, known)
         if _keeps_first(function, args, kwargs, known, x, out):
             for y in _flat(out):
                 rows._keep(y, known)
@@ -439,9 +447,11 @@ def _stacked(rows: TokenRows, function, args, kwargs, out) -> None:
     known = [rows.of(x) for x in parts if x.requires_grad]
     first = known[0] if known else UNKNOWN
     if isinstance(first, Along) and all(k == first for k in known):
-        rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
-    else:
-        rows._keep(out, UNKNOWN)
+        return rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
+    numbers = [rows._numbers(x, k) for x, k in zip((x for x in parts if x.requires_grad), known, strict=True)]
+    if numbers and all(n is not None and torch.equal(n, numbers[0]) for n in numbers):
+        return rows._keep(out, Numbers(numbers[0].unsqueeze(dim)))
+    return rows._keep(out, UNKNOWN)
 
 
 def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
@@ -475,17 +485,27 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
     """x[key] = y: the rows of y come to x."""
     x, key, y = args
-    if not isinstance(y, Tensor) or not y.requires_grad or not rows._is_noted(y):
+    if not isinstance(y, Tensor) or not y.requires_grad:
+        return
+    is_noted = rows._is_noted(y)
+    # A whole slice along the samples' axis writes each to its own.
+    first = key[0] if isinstance(key, tuple) and key else key
+    if not is_noted and not isinstance(first, (int, Tensor)):
         return
     numbers, own = rows._numbers(y, rows.of(y)), rows._numbers(x, rows.of(x))
     by_row = x.dim() > 1 and _leaves_last(Tensor.__getitem__, (key,), {}, x.dim())
-    if not by_row or numbers is None or numbers.shape[-1] != 1:
+    is_clear = by_row and numbers is not None and numbers.shape[-1] == 1
+    if not is_noted and (not is_clear or own is None):
+        return
+    if not is_clear:
         rows._keep(x, UNKNOWN)
         return
     shape = (*x.shape[:-1], 1)
-    own = torch.zeros(shape, dtype=torch.int64, device=x.device) if own is None else own.expand(shape).clone()
-    own[key] = numbers.expand(*y.shape[:-1], 1)
-    rows._keep(x, Numbers(own))
+    before = torch.zeros(shape, dtype=torch.int64, device=x.device) if own is None else own.expand(shape)
+    after = before.clone()
+    after[key] = numbers.expand(*y.shape[:-1], 1)
+    if is_noted or not torch.equal(before, after):
+        rows._keep(x, Numbers(after))
 
 
 def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
@@ -498,9 +518,17 @@ def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
     named = dict(zip(("dim", "index", "source"), args[1:4], strict=False))
     named |= {name: kwargs[name] for name in ("dim", "index", "source", "src", "tensor") if name in kwargs}
     y = named.get("source", named.get("src", named.get("tensor")))
-    if function not in _PUTS or rows.of(out) is not UNKNOWN or not isinstance(y, Tensor):
+    if function not in _PUTS or not isinstance(y, Tensor):
         return
-    numbers = rows._numbers(y, rows.of(y))
+    known, numbers = rows.of(out), rows._numbers(y, rows.of(y))
+    if known is not UNKNOWN:
+        # The rows of the whole batch come back in an order of their own; an expert's own rows are picked, and noted.
+        if known == Along(0, rows.length) and rows.of(y) == known and named["dim"] % x.dim() == 0:
+            before = torch.arange(len(x), device=x.device) // known.each
+            after = before.index_copy(0, named["index"], before)
+            if not torch.equal(before, after):
+                rows._keep(out, Numbers(after.view(-1, *[1] * (x.dim() - 1))))
+        return
     dim = named["dim"] % x.dim()
     if numbers is not None and all(size == 1 for axis, size in enumerate(numbers.shape) if axis != dim):
         shape = [n if axis == dim else 1 for axis, n in enumerate(x.shape)]
@@ -586,6 +614,7 @@ _SPLITS = set(_both("split", "chunk", "tensor_split", "split_with_sizes"))
 _PUTS = set(_both("index_add", "index_add_", "index_copy", "index_copy_"))
 _EXPANDS = set(_both("expand", "expand_as"))
 _GATHERS = set(_both("gather", "take_along_dim"))
+_TAKES = set(_both("take_along_dim"))
 _VIEWS = set(_both("select", "narrow", "unbind"))
 _INTERLEAVES = set(_both("repeat_interleave"))
 # Of functions along an axis: where it is among the arguments, and which it is if it is not given.
