@@ -14,6 +14,7 @@ from small_models import FP32_RELATIVE, SPEC, pad, samples
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels import reference
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.names import named_parameters, plain_model
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 EXACT, REFUSED, WRONG = "exact", "refused", "wrong"
@@ -41,7 +42,7 @@ class Finding:
 
 def wanted_sketch(model: torch.nn.Module, sketcher: GradientSketcher, ids, labels) -> torch.Tensor:
     """By the definition, float64 [K]: the sketch of autograd's gradient of one sample by itself."""
-    parameters = dict(model.named_parameters())
+    parameters = named_parameters(plain_model(model))
     chosen = {name: parameters[name] for name in sketcher.parameters}
     flags = {name: p.requires_grad for name, p in parameters.items()}
     for p in chosen.values():
