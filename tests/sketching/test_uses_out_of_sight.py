@@ -6,6 +6,7 @@ from exactness import case_errors, wanted_sketch
 from small_models import FP32_RELATIVE, SPEC, build, pad, samples
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.sketching.gradients.norms import norm_formula
@@ -206,3 +207,30 @@ class OddNorm(nn.Module):
 def test_a_norm_by_a_function_of_its_weight_is_refused(of):
     with pytest.raises(GvendiError, match="OddNorm does not scale its normalised input by its weight"):
         norm_formula(OddNorm(of))
+
+
+def test_a_norm_with_one_number_for_all_features_is_exact():
+    class OneNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(1))
+
+        def forward(self, x):
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+    model = build("llama_untied")
+    model.model.norm = OneNorm()
+    assert max(case_errors(model, GradientSketcher(model, SPEC)).values()) <= FP32_RELATIVE
+
+
+def test_a_weight_of_layers_that_store_it_either_way_is_refused_by_name():
+    model = build("llama_untied")
+    block = model.model.layers[0]
+    turned = Conv1D(32, 32)
+    turned.weight = block.self_attn.q_proj.weight
+    block.mlp.register_forward_hook(lambda module, args, out: out + turned(out))
+    block.turned = turned
+    with pytest.raises(
+        GvendiError, match=r"\[O, I\].*exclude=\['model\.layers\.0\.self_attn\.q_proj\.weight'\]"
+    ):
+        GradientSketcher(model, SPEC)

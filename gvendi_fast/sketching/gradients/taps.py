@@ -143,6 +143,12 @@ def find_taps(
         taps.append(Tap(path, module, kind, own.get("weight"), own.get("bias"), norm, eps))
         if kind == CONV1D and own.get("weight"):
             transposed.add(own["weight"])
+    turned = transposed & {tap.weight for tap in taps if tap.kind == LINEAR}
+    if turned:
+        raise GvendiError(
+            f"the parameters {', '.join(map(repr, sorted(turned)))} are shared by layers that store them as [O, I] "
+            f"and as [I, O] (Conv1D), so no one sketch is theirs; leave them out with exclude={sorted(turned)}"
+        )
     shapes = {names[id(p)]: tuple(p.shape) for p in every.values()}
     shapes |= {names[id(layer.stored)]: layer.shape for layer in coded.values()}
     return Layout(
@@ -212,7 +218,8 @@ def module_kind(module: nn.Module) -> str | None:
     given = [p for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     # What may be left out, such as a gate, may be given too, and then another formula holds.
     alone = len(given) == 1 and given[0].default is given[0].empty
-    vectors = all(p is None or p.dim() == 1 for p in module._parameters.values())
+    # One number for all features is no norm's weight: it is followed as any other parameter.
+    vectors = all(p is None or (p.dim() == 1 and len(p) > 1) for p in module._parameters.values())
     if "Norm" in type(module).__name__ and vectors and alone:
         return NORM
     return None
