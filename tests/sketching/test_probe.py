@@ -181,6 +181,7 @@ def test_a_model_without_a_list_of_blocks_is_not_compiled():
 @pytest.mark.skipif(
     why_no_compiler(torch.device("cpu")) is not None, reason="torch.compile needs a C++ compiler"
 )
+@pytest.mark.soak
 def test_inductor_gives_the_eager_sketch():
     torch._dynamo.reset()
     model = one_layer("qwen2_tied")

@@ -33,7 +33,10 @@ def names_without_gradient(model) -> set[str]:
 
 
 # Of families that are built alike one is tried every time.
-ALIKE = ("llava", "llava_onevision", "qwen2_5_vl", "idefics3", "internvl", "qwen3_vl_moe", "qwen3_omni")
+ALIKE = (
+    "llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "mistral3", "idefics3", "smolvlm", "internvl",
+    "qwen3_vl_moe", "qwen3_omni",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

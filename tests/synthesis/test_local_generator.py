@@ -66,17 +66,19 @@ def test_draws_differ_and_greedy_draws_do_not(proxy, tmp_path):
 
 
 def test_limits_tokens_and_reasons(proxy, tmp_path):
-    short, long = requests(2)
+    short, *long = requests(6)
     wanted = [
         Request(short.messages, max_tokens=2),
-        Request(long.messages, max_tokens=600),
-        Request(long.messages, max_tokens=10**6),
+        Request(long[0].messages, max_tokens=10**6),
+        *(Request(one.messages, max_tokens=600) for one in long),
     ]
-    cut, whole, refused = ask(proxy, tmp_path / "a", wanted, prices=(0.0, 1e6))
+    cut, refused, *whole = ask(proxy, tmp_path / "a", wanted, prices=(0.0, 1e6))
     assert cut.reason == "the answer was cut at the token limit"
     assert cut.completion_tokens == 2 == cut.cost
-    assert whole.ok
-    assert 2 < whole.completion_tokens < 600
+    # Not every answer of so small a model ends by itself.
+    ended = [answer.completion_tokens for answer in whole if answer.ok]
+    assert ended
+    assert all(2 < tokens < 600 for tokens in ended)
     assert refused.status == "refused"
     assert "exceed the model's" in refused.reason
     assert refused.completion_tokens is None

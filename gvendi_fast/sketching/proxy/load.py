@@ -564,7 +564,9 @@ def _loader(config: "PretrainedConfig", name: str) -> Any:
                 "must be a causal language model, by itself or inside one that sees: take another, or use proxy 'tiny'"
             )
         return loader
-    named = (getattr(transformers, one, None) for one in getattr(config, "architectures", None) or ())
+    classes = (getattr(transformers, one, None) for one in getattr(config, "architectures", None) or ())
+    # A class of another model would be made of this one's numbers.
+    named = (found for found in classes if isinstance(config, getattr(found, "config_class", None) or ()))
     # Without any, the error of this one names what it takes.
     return next(filter(None, named), transformers.AutoModelForCausalLM)
 
