@@ -34,7 +34,7 @@ def exact(model, ids):
 
 
 @pytest.mark.parametrize("q", [1, pytest.param(2, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("dim", [pytest.param(64, marks=pytest.mark.soak), 256])
 def test_the_estimate_is_that_of_exact_gradients(model, ids, exact, dim, q):
     truth = gvendi(exact, q)
     found = []
