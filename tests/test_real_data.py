@@ -27,6 +27,7 @@ def run(shared, tmp_path_factory):
     )
 
 
+@pytest.mark.soak
 def test_twenty_tasks_score_above_each_single_task_at_equal_n(run):
     groups = group_scores(run)
     single = {task: group.gvendi for task, group in groups.items() if group.gvendi is not None}
@@ -43,6 +44,7 @@ def test_twenty_tasks_score_above_each_single_task_at_equal_n(run):
     assert max(bands) < max(single.values()) - min(single.values()), (bands, single)
 
 
+@pytest.mark.soak
 def test_sketches_have_a_sensible_scale(run):
     part = next(run.iterate())
     assert np.isfinite(part.sketches).all()
