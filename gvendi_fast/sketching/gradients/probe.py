@@ -31,6 +31,7 @@ from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients import experts, layer_ops
 from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.graph import nodes_of
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.norms import Unhooked, affine_input, normalised
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, Pass, Watched, pair_biases, settle
@@ -39,7 +40,7 @@ from gvendi_fast.sketching.gradients.token_order import TokenOrder
 from gvendi_fast.sketching.gradients.token_rows import Along, Numbers, TokenRows
 from gvendi_fast.sketching.gradients.use_nodes import rows_output
 from gvendi_fast.sketching.gradients.weight_parts import Part, Steps
-from gvendi_fast.sketching.gradients.weight_uses import OwnUses, Place, nodes_of
+from gvendi_fast.sketching.gradients.weight_uses import OwnUses, Place
 
 TRIAL_TOKENS = 4
 # In the order in which F.embedding takes them.

@@ -23,6 +23,7 @@ from torch import nn
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.forward import Forward
+from gvendi_fast.sketching.gradients.graph import edges_to_leaves
 from gvendi_fast.sketching.gradients.quantised import is_code
 
 # Rows and tokens of the trial.
@@ -101,7 +102,7 @@ def find_text_path(
             undo.append(module.register_forward_hook(lambda module, *_: ran.add(id(module))).remove)
         ids = text_ids(model, ROWS, TOKENS)
         logits = _logits(model, ids)
-        reached = _leaves(logits)
+        reached = {id(leaf) for _, leaf in edges_to_leaves(logits)}
     _check_causal(model, ids, logits.detach())
     own = {
         path: {id(t) for t in (*m._parameters.values(), *m._buffers.values())}
@@ -179,21 +180,6 @@ def _check_causal(model: nn.Module, ids: torch.Tensor, logits: torch.Tensor) -> 
                 "predict, so their loss measures nothing; take a causal language model, or let its configuration make "
                 "it one (is_decoder=True, use_bidirectional_attention=False)"
             )
-
-
-def _leaves(logits: torch.Tensor) -> set[int]:
-    """Ids of the tensors that autograd's graph of the logits ends in."""
-    found: set[int] = set()
-    waiting, seen = [logits.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        waiting += [following for following, _ in node.next_functions]
-    return found
 
 
 def _choosable(modules: Mapping[str, nn.Module], reached: set[int]) -> set[int]:

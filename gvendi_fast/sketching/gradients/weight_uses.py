@@ -8,17 +8,17 @@ So may an autograd function of a model's own, a view that was kept, and code for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.graph import edges_to_leaves
 from gvendi_fast.sketching.gradients.quantised import is_code
 from gvendi_fast.sketching.gradients.taps import NORM, QUANTISED, Tap
 from gvendi_fast.sketching.gradients.text_path import text_ids
@@ -47,7 +47,8 @@ def check_uses(model: nn.Module, taps: Sequence[Tap]) -> set[str]:
         for weight in (*weights.values(), *watched.values()):
             undo.append(partial(weight.requires_grad_, False))
             weight.requires_grad_(True)
-        uses = _edges(model(input_ids=text_ids(model, ROWS, TOKENS), use_cache=False).logits)
+        logits = model(input_ids=text_ids(model, ROWS, TOKENS), use_cache=False).logits
+        uses = Counter(id(leaf) for _, leaf in edges_to_leaves(logits))
     for name, weight in weights.items():
         if uses[id(weight)] > runs[name]:
             raise GvendiError(
@@ -99,7 +100,7 @@ class OwnUses:
     def note(self, module: nn.Module, ends: Set[Any], output: Any) -> None:
         """A module with parameters of `names` gave this output; ends: the nodes that its input came from."""
         own = {id(p) for p in module._parameters.values() if p is not None} & self.names.keys()
-        for node, leaf in _edges_to_leaves(output, ends):
+        for node, leaf in edges_to_leaves(output, ends):
             if id(leaf) in own:
                 self._edges.add((node, id(leaf)))
 
@@ -107,7 +108,7 @@ class OwnUses:
         """Raise GvendiError naming the parameters that outputs depend on by another edge."""
         found = {
             self.names[id(leaf)]
-            for node, leaf in _edges_to_leaves(outputs, set())
+            for node, leaf in edges_to_leaves(outputs)
             if id(leaf) in self.names and (node, id(leaf)) not in self._edges
         }
         if found:
@@ -118,27 +119,6 @@ class OwnUses:
                 "gradient does not follow from what the layers read and give; leave them out with "
                 f"exclude={names}"
             )
-
-
-def nodes_of(values: Any) -> frozenset[Any]:
-    """The nodes of autograd's graph that some tensors come from."""
-    return frozenset(x.grad_fn for x in tree_leaves(values) if isinstance(x, Tensor))
-
-
-def _edges_to_leaves(outputs: Any, ends: Set[Any]) -> Iterator[tuple[Any, Tensor]]:
-    """(node, leaf) of every edge to a leaf in autograd's graph of some tensors, back to the nodes `ends`."""
-    waiting = list(nodes_of(outputs))
-    seen = {None, *ends}
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for following, _ in node.next_functions:
-            if hasattr(following, "variable"):
-                yield node, following.variable
-            else:
-                waiting.append(following)
 
 
 def trial_text(model: nn.Module) -> Tensor:
@@ -165,19 +145,3 @@ def check_seen(used: Set[str], met: Set[str]) -> None:
 
 def _count(runs: Counter[str], name: str, *_: Any) -> None:
     runs[name] += 1
-
-
-def _edges(logits: Tensor) -> Counter[int]:
-    """How many edges of autograd's graph lead to each of its leaves, by id."""
-    found: Counter[int] = Counter()
-    waiting, seen = [logits.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for following, _ in node.next_functions:
-            if hasattr(following, "variable"):
-                found[id(following.variable)] += 1
-            waiting.append(following)
-    return found
