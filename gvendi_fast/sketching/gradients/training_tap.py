@@ -34,6 +34,7 @@ from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
 from gvendi_fast.sketching.gradients.forward import MODELS
+from gvendi_fast.sketching.gradients.fused_head import find_fused, fused_tokens, watch_fused
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
 from gvendi_fast.sketching.gradients.probe import (
@@ -46,7 +47,7 @@ from gvendi_fast.sketching.gradients.probe import (
 )
 from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, Tap
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -80,6 +81,8 @@ class Running:
     of: Pass
     probes: list[Tensor]
     ids: Tensor
+    labels: Tensor | None = None
+    shifted: Tensor | None = None
     # Modules whose layer has run.
     met: set[int] = field(default_factory=set)
 
@@ -403,6 +406,10 @@ class TrainingTap:
             )
             probes.append(probe)
         tapped.running, tapped.backward = Running(one, probes, ids[..., 0] if ids.dim() > 2 else ids), None
+        for name in ("labels", "shift_labels"):
+            given = arguments.get(name)
+            if isinstance(given, Tensor) and given.shape == (rows, length):
+                setattr(tapped.running, name if name == "labels" else "shifted", given)
         for part in tapped.tapped:
             group = part.tap.group
             part.group_probe = None if groups is None or group is None else probes[1 + group]
@@ -413,6 +420,10 @@ class TrainingTap:
         one.add(place, probe.grad)
         # Further backward passes over the same graph give more.
         probe.grad = None
+        TrainingTap._arrive(of, one)
+
+    @staticmethod
+    def _arrive(of: weakref.ref[TrainingTap], one: Pass) -> None:
         tap = of()
         if tap is not None and tap.is_attached and one not in tap._arrived:
             tap._arrived.append(one)
@@ -430,13 +441,14 @@ class TrainingTap:
         for group in tapped.groups:
             group.close()
         running = tapped.running
-        self._look_after(running)
+        self._look_after(running, output)
         for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
             if isinstance(x, Tensor) and x.requires_grad:
                 x.register_hook(functools.partial(_reach, tapped, running))
 
-    def _look_after(self, running: Running) -> None:
+    def _look_after(self, running: Running, output: Any) -> None:
         """Watch the parameters of layers that did not run: they must get no gradient."""
+        self._watch_head(running, output)
         parts = [part for part in self._tapped.tapped if id(part.module) not in running.met]
         seen = {
             id(p)
@@ -454,6 +466,32 @@ class TrainingTap:
                 elif id(part.module) in self._tapped.above:
                     # Of a shared or a sharded weight it cannot be seen whose gradient it gets.
                     note()
+
+    def _watch_head(self, running: Running, output: Any) -> None:
+        """Sketch a head in whose place a fused loss stands, if it is one that is known."""
+        heads = [part for part in self._tapped.tapped if id(part.module) in self._tapped.above]
+        heads = [
+            part
+            for part in heads
+            if id(part.module) not in running.met and part.tap.kind in (LINEAR, QUANTISED)
+        ]
+        node = find_fused(output) if heads else None
+        if node is None:
+            return
+        tap, one = heads[0].tap, running.of
+        tokens = fused_tokens(node, running.labels, running.shifted, one.samples)
+        if len(heads) > 1 or tokens is None or node.saved_tensors[1].shape != tap.module.weight.shape:
+            return
+        of = weakref.ref(self)
+
+        def found(z: Tensor) -> None:
+            one.add(0, z)
+            if tap.group is not None:
+                one.add(1 + tap.group, z)
+            TrainingTap._arrive(of, one)
+
+        self._watching.append(watch_fused(node, tokens, one.samples, tap, self.sketcher.spec, found))
+        running.met.add(id(tap.module))
 
 
 def _miss(one: Pass, name: str, path: str) -> None:
