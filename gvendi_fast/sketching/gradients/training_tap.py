@@ -20,6 +20,7 @@ import functools
 import inspect
 import math
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
+from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
 from gvendi_fast.sketching.gradients.fused_head import find_fused, fused_tokens, watch_fused
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
@@ -187,7 +189,7 @@ class TappedModel(ProbedModel):
             if self.backward is not None:
                 self.running = self.backward
             return self.running is not None
-        return self.depth > 0 and self.thread == threading.get_ident()
+        return self.depth > 0 and self.running is not None and self.thread == threading.get_ident()
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what its backward pass needs."""
@@ -215,6 +217,10 @@ class TappedModel(ProbedModel):
             "by another model that shares it, so whose samples its gradient is of is not known; detach the tap for "
             "that, run it under torch.no_grad(), or leave the layer out with exclude="
         )
+
+
+class PackingWarning(UserWarning):
+    """Samples of a packed row are not kept apart by the model, or that is not known."""
 
 
 class TrainingTap:
@@ -255,6 +261,7 @@ class TrainingTap:
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
+        self._looked_across = False
         # What ends the watch over parameters whose layers did not run.
         self._watching: list[Callable[[], object]] = []
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
@@ -379,13 +386,18 @@ class TrainingTap:
         return changed
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
+        """A pass of its own for a call of the model."""
         tapped = self._tapped
+        tapped.running = tapped.backward = None
         ids = _tokens(arguments)
         rows, length = ids.shape[:2]
         if self._samples is not None:
             samples = given_samples(self._samples(arguments), rows, length)
         else:
             samples = find_samples(arguments, rows, length)
+        if samples.is_packed and not self._looked_across:
+            self._looked_across = True
+            self._look_across(arguments, samples)
         labels = arguments.get("labels")
         tokens = None
         if isinstance(labels, Tensor) and labels.shape == (rows, length):
@@ -466,6 +478,24 @@ class TrainingTap:
                 elif id(part.module) in self._tapped.above:
                     # Of a shared or a sharded weight it cannot be seen whose gradient it gets.
                     note()
+
+    def _look_across(self, arguments: Mapping[str, Any], samples: Samples) -> None:
+        """Warn, once, where the samples of a packed row attend to one another."""
+        crosses = attends_across(self._plain, self._tapped.core, arguments, samples)
+        if crosses is not False:
+            kind = getattr(getattr(self._plain, "config", None), "_attn_implementation", None)
+            what = (
+                "was not checked (its weights are sharded)"
+                if crosses is None
+                else f"crosses samples (attention implementation {kind!r})"
+            )
+            warnings.warn(
+                f"attention in packed rows {what}: where it does, a sample's gradient holds what its tokens do for the "
+                "losses of later samples in the row, and its sketch is of that; pack with an implementation that keeps "
+                "samples apart (flash_attention_2 with position_ids, use_cache=False and no attention_mask)",
+                PackingWarning,
+                stacklevel=5,
+            )
 
     def _watch_head(self, running: Running, output: Any) -> None:
         """Sketch a head in whose place a fused loss stands, if it is one that is known."""
