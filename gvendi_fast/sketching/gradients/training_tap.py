@@ -351,8 +351,8 @@ class TrainingTap:
             name, part = missed[0]
             raise GvendiError(
                 f"the parameter {name!r} is trained without running its layer {part.path!r} (by a fused loss that "
-                "takes the weight itself, or by code of one's own), so its part of the sketches would be missing; switch the "
-                f"fused loss off, or leave it out with exclude=[{name!r}]"
+                "takes the weight itself, or by code of one's own), so its part of the sketches would be missing; "
+                f"switch the fused loss off, or leave it out with exclude=[{name!r}]"
             )
         return _sketches(passes)
 
