@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.arguments import whole
+from gvendi_fast.base.caller import caller
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes
 from gvendi_fast.base.unit_length import has_direction
@@ -359,7 +360,7 @@ class DiversityMeter(OneThread):
         """Once for a meter."""
         if what not in self._said:
             self._said.add(what)
-            warnings.warn(text, stacklevel=4)
+            warnings.warn_explicit(text, UserWarning, *caller())
 
     def _settings(self) -> dict[str, Any]:
         return {"dim": self.dim, "window": self.window, "decay": self.decay, "spec": self.spec}

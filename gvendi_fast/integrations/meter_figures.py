@@ -80,9 +80,8 @@ def values(snapshot: Snapshot, figures: tuple[str, ...], orders: tuple[float, ..
     if "window" in figures:
         found |= _scores("window", snapshot.window, orders)
         found |= _similarity("window", snapshot.window)
-    if "average" in figures and (matrix := snapshot.average.matrix) is not None:
-        # Every sample since the start has a part in it, so the rank is at most their number.
-        scores = _scores("average", Moment(matrix=matrix, n=counts.seen), orders)
+    if "average" in figures and (average := snapshot.average_moment) is not None:
+        scores = _scores("average", average, orders)
         found |= scores | {"samples/average": snapshot.average.effective}
     for name, source in snapshot.sources.items() if {"sources", "source_gain"} & {*figures} else ():
         if "sources" in figures:

@@ -173,13 +173,19 @@ def _plan(held: Held, ranks: Ranks, most_sources: int) -> _Plan:
     others, triangle = ranks.size - 1, 8 * dim * (dim + 1) // 2
     batch = 4 * dim * max(batch for _, _, batch in lengths) * others
     rows = 4 * dim * max(map(sum, lengths)) * others - batch
-    reduced = 2 * others * triangle // ranks.size
     has_average = any(one.average.weight > 0 for one in outlines)
     groups = len(set(series.values())) + has_unlabelled
-    matrices = (groups + 1) * reduced
-    received = min(rows, matrices) + batch + has_average * reduced
-    exchange = Exchange("matrices" if matrices < rows else "rows", rows, matrices, received)
-    return _Plan(outlines, lengths, series, has_unlabelled, has_average, exchange, matrices < rows)
+
+    def reduced(count: int) -> int:
+        return 2 * others * triangle * count // ranks.size
+
+    matrices = reduced(groups + 1)
+    reduces = matrices < rows
+    sums = reduced(has_average + reduces * (groups + 1))
+    exchange = Exchange(
+        "matrices" if reduces else "rows", rows, matrices, batch + sums + (0 if reduces else rows)
+    )
+    return _Plan(outlines, lengths, series, has_unlabelled, has_average, exchange, reduces)
 
 
 def _parts(held: Held, plan: _Plan) -> Sequence[torch.Tensor]:

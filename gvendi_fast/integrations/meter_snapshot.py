@@ -79,6 +79,12 @@ class Snapshot(ABC):
         """Mean surprisal of a source's rows against the window."""
 
     @cached_property
+    def average_moment(self) -> Moment | None:
+        """The average as a second moment: every sample since the start has a part in it. None before the first one."""
+        matrix = self.average.matrix
+        return None if matrix is None else Moment(matrix=matrix, n=self.counts.seen)
+
+    @cached_property
     def novelty(self) -> tuple[float, float] | None:
         """Mean surprisal and gain of the batch against the window before it; None without one of the two."""
         rows = self.batch.rows
