@@ -40,7 +40,7 @@ from gvendi_fast.integrations.meter_stream import Held, Stream, together
 from gvendi_fast.vendi.state import VendiState, plain_spec
 
 if TYPE_CHECKING:
-    from gvendi_fast.sketching.gradients.sketcher import Sketches
+    from gvendi_fast.sketching.gradients.sketches import Sketches
 
 # Rows that wait until their lengths are looked at.
 _WAITING = 1024
@@ -59,8 +59,8 @@ class DiversityMeter(OneThread):
         "source_gain"; None: all but the last, which takes a spectrum [K, K] for each source.
     max_sources: how many sources have figures of their own, the largest of the window; others count as "other".
     names: {label: name} of sources that `group` or the sketches' tags give by number.
-    spec: a dict of JSON values that says how sketches are made, such as `sketcher.spec`; meters of different ones
-        do not merge.
+    spec: a dict of JSON values that says how sketches are made, such as `dataclasses.asdict(sketcher.spec)` with
+        the model's name; meters of different ones do not merge.
     device: where sketches are kept; None: where the first ones are.
 
     Rows are kept in float32 with length 1, second moments are float64. Samples whose sketch is zero or not finite are

@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from gvendi_fast.base.unit_length import BLOCK
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.vendi.state import VendiState
 
@@ -22,42 +23,46 @@ def given_state(matrix: torch.Tensor, n: int, spec: dict | None = None) -> Vendi
 
 
 class Moment:
-    """The second moment of n unit rows of width K; what it computes is kept.
+    """The second moment of n unit rows of width dim; what it computes is kept."""
 
-    rows: float32 [n, K], or None where only their sum is known.
-    """
-
-    def __init__(
-        self,
-        rows: torch.Tensor | None = None,
-        *,
-        matrix: torch.Tensor | None = None,
-        n: int | None = None,
-        base: Moment | None = None,
-    ) -> None:
-        """Of rows, or of a `matrix` [K, K] of n rows. base: the moment of the first rows, which is not summed again."""
-        self.rows, self._base = rows, base
-        self.n = n if rows is None else len(rows)
-        self._state = None if matrix is None else given_state(matrix, self.n)
+    def __init__(self, rows: torch.Tensor, base: Moment | None = None) -> None:
+        """Of float32 rows [n, K], after those of a base, whose sum is not done again."""
+        self._added, self._base = rows, base
+        self.n = len(rows) + (0 if base is None else base.n)
+        self.dim = rows.shape[1]
+        self._has_rows = True
+        self._rows: torch.Tensor | None = None
+        self._state: VendiState | None = None
         self._gram: torch.Tensor | None = None
         self._spectrum: torch.Tensor | None = None
 
+    @classmethod
+    def of_sum(cls, matrix: torch.Tensor, n: int) -> Moment:
+        """Of n rows of which only the sum of outer products is known, float64 [K, K]; it takes the matrix over."""
+        moment = cls(torch.empty(0, len(matrix), device=matrix.device))
+        moment.n, moment._has_rows, moment._state = n, False, given_state(matrix, n)
+        return moment
+
     def joined(self, rows: torch.Tensor) -> Moment:
         """The moment of these rows and more of them."""
-        return Moment(torch.cat([self.rows, rows]), base=self)
+        return Moment(rows, self)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The rows, float32 [n, K]; none where only their sum is known."""
+        if self._rows is None:
+            self._rows = self._added if self._base is None else torch.cat([self._base.rows, self._added])
+        return self._rows
 
     @property
     def state(self) -> VendiState:
         """As a `VendiState`, which is not to be changed."""
         if self._state is None:
-            base = self._base
-            # The same sum in another order where most rows are new.
-            if base is not None and base.n > self.n - base.n:
-                self._state = given_state(base.state.matrix.clone(), base.n)
-                self._state.update(self.rows[base.n :].double())
-            else:
-                dim, device = self.rows.shape[1], self.rows.device
-                self._state = VendiState(dim, device=device).update(self.rows.double())
+            self._state = VendiState(self.dim, device=self._added.device)
+            if self._base is not None:
+                self._state.merge(self._base.state)
+            for block in self._added.split(BLOCK):
+                self._state.update(block.double())
         return self._state
 
     def entropy(self, q: float = 1.0) -> float:
@@ -82,7 +87,7 @@ class Moment:
 
     @property
     def _is_small(self) -> bool:
-        return self.rows is not None and self.n < self.rows.shape[1]
+        return self._has_rows and self.n < self.dim
 
     def _own_gram(self) -> torch.Tensor:
         if self._gram is None:

@@ -141,15 +141,15 @@ def exchanged(held: Held, ranks: Ranks, most_sources: int) -> tuple[Snapshot, Ex
         for name, rows in places(part, plan.series).items():
             n_of[name] += len(rows)
     sources = {
-        name: Moment(matrix=matrix, n=n_of[name]) for name, matrix in zip(names, matrices[1:], strict=False)
+        name: Moment.of_sum(matrix, n_of[name]) for name, matrix in zip(names, matrices[1:], strict=False)
     }
     n = sum(len(part.window_codes) for part in parts)
     snapshot = SumSnapshot(
         batch=torch.cat([empty, *(part.batch for part in parts)]),
         norms=np.concatenate([part.norms for part in parts]),
         counts=counts,
-        window=Moment(matrix=torch.stack(matrices[1:]).sum(dim=0), n=n),
-        before=Moment(matrix=matrices[0], n=n_before),
+        window=Moment.of_sum(torch.stack(matrices[1:]).sum(dim=0), n),
+        before=Moment.of_sum(matrices[0], n_before),
         sources=sources,
         sources_seen=len(plan.series),
         average=average,
@@ -170,22 +170,30 @@ def _plan(held: Held, ranks: Ranks, most_sources: int) -> _Plan:
         for code, n in zip(*np.unique(codes[codes >= 0], return_counts=True), strict=True):
             counts[one.names[code]] = counts.get(one.names[code], 0) + int(n)
     series = series_of(counts, most_sources)
-    others, triangle = ranks.size - 1, 8 * dim * (dim + 1) // 2
-    batch = 4 * dim * max(batch for _, _, batch in lengths) * others
-    rows = 4 * dim * max(map(sum, lengths)) * others - batch
-    has_average = any(one.average.weight > 0 for one in outlines)
+    batch = max(batch for _, _, batch in lengths)
     groups = len(set(series.values())) + has_unlabelled
-
-    def reduced(count: int) -> int:
-        return 2 * others * triangle * count // ranks.size
-
-    matrices = reduced(groups + 1)
+    rows, matrices = window_bytes(dim, max(map(sum, lengths)) - batch, ranks.size, groups)
+    has_average = any(one.average.weight > 0 for one in outlines)
     reduces = matrices < rows
-    sums = reduced(has_average + reduces * (groups + 1))
+    sums = has_average + reduces * (groups + 1)
+    received = _by_all_gather(dim, batch, ranks.size) + _by_all_reduce(dim, sums, ranks.size)
     exchange = Exchange(
-        "matrices" if reduces else "rows", rows, matrices, batch + sums + (0 if reduces else rows)
+        "matrices" if reduces else "rows", rows, matrices, received + (0 if reduces else rows)
     )
     return _Plan(outlines, lengths, series, has_unlabelled, has_average, exchange, reduces)
+
+
+def window_bytes(dim: int, longest: int, ranks: int, groups: int) -> tuple[int, int]:
+    """What a rank receives of the windows as rows and as matrices: the longest one's rows, the series of sources."""
+    return _by_all_gather(dim, longest, ranks), _by_all_reduce(dim, groups + 1, ranks)
+
+
+def _by_all_gather(dim: int, rows: int, ranks: int) -> int:
+    return 4 * dim * rows * (ranks - 1)
+
+
+def _by_all_reduce(dim: int, matrices: int, ranks: int) -> int:
+    return 2 * (ranks - 1) * 8 * (dim * (dim + 1) // 2) * matrices // ranks
 
 
 def _parts(held: Held, plan: _Plan) -> Sequence[torch.Tensor]:

@@ -36,7 +36,7 @@ def series_of(counts: Mapping[str, int], most: int) -> dict[str, str]:
 
 def less(whole: Moment, part: Moment) -> Moment:
     """The rows of a whole that are not in a part, as a sum; for entropies, which rounding hardly moves."""
-    return Moment(matrix=whole.state.matrix - part.state.matrix, n=whole.n - part.n)
+    return Moment.of_sum(whole.state.matrix - part.state.matrix, whole.n - part.n)
 
 
 class Snapshot(ABC):
@@ -82,13 +82,13 @@ class Snapshot(ABC):
     def average_moment(self) -> Moment | None:
         """The average as a second moment: every sample since the start has a part in it. None before the first one."""
         matrix = self.average.matrix
-        return None if matrix is None else Moment(matrix=matrix, n=self.counts.seen)
+        return None if matrix is None else Moment.of_sum(matrix, self.counts.seen)
 
     @cached_property
     def novelty(self) -> tuple[float, float] | None:
         """Mean surprisal and gain of the batch against the window before it; None without one of the two."""
         rows = self.batch.rows
-        if rows is None or len(rows) == 0 or self.before.n == 0:
+        if len(rows) == 0 or self.before.n == 0:
             return None
         state = self.before.state
         return float(state.contributions(rows.double()).mean()), float(state.gain(rows.double()).mean())
@@ -164,18 +164,16 @@ class RowSnapshot(Snapshot):
 
     def without(self, name: str) -> Moment:
         """As in `Snapshot`."""
-        dim = self.held.older.shape[1]
         rest = np.setdiff1d(np.arange(self.window.n), self._places[name], assume_unique=True)
-        return Moment(self._picked(rest)) if len(rest) < dim else less(self.window, self.sources[name])
+        few = len(rest) < self.window.dim
+        return Moment(self._picked(rest)) if few else less(self.window, self.sources[name])
 
     def surprisal_of(self, name: str) -> float:
         """As in `Snapshot`."""
-        rows = self._picked(self._places[name]).double()
-        return float(self.window.state.contributions(rows).mean())
+        return float(self.window.state.contributions(self.sources[name].rows).mean())
 
     def _picked(self, rows: np.ndarray) -> torch.Tensor:
         window = self.window.rows
-        assert window is not None
         return window[torch.from_numpy(rows).to(window.device)]
 
 

@@ -4,18 +4,20 @@ import copy
 import io
 import math
 import pickle
+import re
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from meter_definitions import Stream, entropy, similarity
+from meter_definitions import Stream, entropy, figures, similarity
+from pages_of_docs import ROOT, blocks
 
 import gvendi_fast
 from gvendi_fast import DiversityMeter, GvendiError, VendiState
-from gvendi_fast.integrations.meter_figures import FIGURES
-from gvendi_fast.sketching.gradients.sketcher import Sketches
+from gvendi_fast.integrations.meter_figures import FIGURES, QUANTILES
+from gvendi_fast.sketching.gradients.sketches import Sketches
 
 DIM = 12
 # Rows are kept in float32; of what is compared, differences of entropies and surprisals of unseen directions lose most.
@@ -66,6 +68,24 @@ def test_figures_are_those_of_the_definition(window, sizes):
             # A direction that no row of the window has counts with 36 nats, so rows' rounding to float32 shows there.
             close = {"rel": 1e-3} if name == "surprisal" and window < DIM else CLOSE
             assert found[name] == pytest.approx(value, **close), (step, name)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_random_stream_ends_as_the_definition_says(seed):
+    generator = np.random.Generator(np.random.Philox(seed))
+    window, decay = int(generator.integers(1, 90)), float(generator.uniform(0.5, 0.999))
+    meter, stream = DiversityMeter(window=window, decay=decay), Stream(window, decay, DIM)
+    for step in range(int(generator.integers(1, 60))):
+        size = int(generator.integers(0, 30))
+        rows, labels = sketches(size, 1000 * seed + step), labels_of(size, step)
+        meter.update(rows, labels)
+        stream.add(rows, labels)
+        if generator.random() < 0.1:
+            meter = pickle.loads(pickle.dumps(meter))
+    found, wanted = meter.compute(FIGURES), stream.figures()
+    assert set(found) == set(wanted)
+    close = {name: {"rel": 1e-3} if name == "surprisal" and window < DIM else CLOSE for name in wanted}
+    assert {name for name in wanted if found[name] != pytest.approx(wanted[name], **close[name])} == set()
 
 
 def test_orders_are_those_of_the_definition_and_order_two_takes_no_spectrum(monkeypatch):
@@ -185,7 +205,7 @@ def test_similarity_is_the_same_for_any_number_of_samples_and_a_source_that_repe
 def test_surprisals_of_sources_add_up_to_the_entropy_of_the_window():
     meter = fed(DiversityMeter(window=50), [8] * 12)
     total = sum(source.share * source.surprisal for source in meter.by_source().values())
-    assert total == pytest.approx(math.log(meter.compute(("window",))["gvendi/window"]), abs=1e-9)
+    assert total == pytest.approx(math.log(meter.compute(("window",))["gvendi/window"]), abs=1e-7)
 
 
 def test_labels_come_in_every_form():
@@ -269,8 +289,6 @@ def test_merged_meters_are_one_over_all_samples():
     union = meters[0].merge_state([*meters[1:], DiversityMeter(window=20, decay=0.9)])
     assert union is meters[0]
     assert [meter.compute(FIGURES) for meter in meters[1:]] == before
-    from meter_definitions import figures
-
     parts = [stream.parts() for stream in streams]
     batch, earlier, window = (torch.cat([part[i] for part in parts]) for i in range(3))
     labels = [label for part in parts for label in part[3]]
@@ -297,6 +315,15 @@ def test_states_are_what_other_rooms_take():
     assert {name: one.n for name, one in states.items()} == {n: s.n for n, s in meter.by_source().items()}
     assert all(isinstance(one, VendiState) for one in states.values())
     assert DiversityMeter(8).window_state().n == 0
+
+
+def test_an_update_waits_for_no_device():
+    # Whatever reads a value of a tensor without values raises.
+    meter = DiversityMeter()
+    for _ in range(10):
+        meter.update(torch.empty(64, 8, device="meta"), labels_of(64, 0))
+    assert meter.dim == 8
+    assert meter.update(torch.empty(0, 8, device="meta"), "web").device == torch.device("meta")
 
 
 def test_kept_sketches_are_copies_without_a_graph():
@@ -379,6 +406,51 @@ def test_a_refused_update_changes_nothing():
             meter.update(rows, group)
     assert meter.compute(FIGURES) == before
     assert meter.state_dict()["names"] == ["a"]
+
+
+# Of the page: [sizes of spectra, with "+" those with eigenvectors].
+SPECTRA = {
+    "batch": ["5"],
+    "norms": [],
+    "novelty": ["12+"],
+    "window": ["12"],
+    "average": ["12"],
+    "sources": ["12+", "10", "10", "10"],
+    "source_gain": ["12", "12", "12", "12"],
+}
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_each_figure_takes_the_spectra_that_the_page_says(figure, monkeypatch):
+    meter = fed(DiversityMeter(window=30), [5] * 10)
+    found = []
+    for name, mark in (("eigh", "+"), ("eigvalsh", "")):
+        own = getattr(torch.linalg, name)
+        monkeypatch.setattr(
+            torch.linalg, name, lambda x, own=own, mark=mark: found.append(f"{len(x)}{mark}") or own(x)
+        )
+    meter.compute((figure,))
+    assert sorted(found) == sorted(SPECTRA[figure])
+
+
+def test_the_page_prints_what_it_says(capsys):
+    text = (ROOT / "docs" / "training" / "meter.md").read_text()
+    names = {}
+    for block in blocks(text):
+        if block.language == "python":
+            exec(compile(block.text, "meter.md", "exec"), names)
+        else:
+            assert capsys.readouterr().out == block.text
+    sources = names["meter"].by_source()
+    assert f"{sources['again'].similarity / sources['web'].similarity:.0f} times that of the first" in text
+    assert DiversityMeter().decay == 0.999
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    said = {name for row in rows for name in re.findall("`(.+?)`", row)} | {
+        f"gradient_norm/{q}" for q in QUANTILES
+    }
+    found = {re.sub("/source/.*", "/source/NAME", name) for name in names["meter"].compute(FIGURES)}
+    assert found <= said
+    assert said - found == {*FIGURES, "q50", "q95", "max"}
 
 
 def test_the_meter_is_a_public_name():
