@@ -85,13 +85,23 @@ class Moment:
         squares = float(products.square().sum()) - self.n
         return max(0.0, squares) / (self.n * (self.n - 1))
 
+    def mean_form(self, matrix: torch.Tensor) -> float:
+        """The mean of z^T M z over the rows, tr(A M) / n, for M symmetric float64 [K, K]; of at least one row."""
+        if self._is_small:
+            rows = self._unit()
+            return float(((rows @ matrix) * rows).sum()) / self.n
+        return float((self.state.matrix * matrix).sum()) / self.n
+
     @property
     def _is_small(self) -> bool:
         return self._has_rows and self.n < self.dim
 
+    def _unit(self) -> torch.Tensor:
+        rows = self.rows.double()
+        return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
     def _own_gram(self) -> torch.Tensor:
         if self._gram is None:
-            rows = self.rows.double()
-            rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            rows = self._unit()
             self._gram = rows @ rows.T
         return self._gram

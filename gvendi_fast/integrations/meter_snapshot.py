@@ -74,9 +74,16 @@ class Snapshot(ABC):
     def without(self, name: str) -> Moment:
         """The window without a source."""
 
-    @abstractmethod
+    @cached_property
+    def _surprise(self) -> torch.Tensor:
+        """-ln Sigma of the window, float64 [K, K]."""
+        state = self.window.state
+        vectors = state.eigenbasis()[1]
+        return (vectors * surprisals(state)) @ vectors.T
+
     def surprisal_of(self, name: str) -> float:
         """Mean surprisal of a source's rows against the window."""
+        return self.sources[name].mean_form(self._surprise)
 
     @cached_property
     def average_moment(self) -> Moment | None:
@@ -168,10 +175,6 @@ class RowSnapshot(Snapshot):
         few = len(rest) < self.window.dim
         return Moment(self._picked(rest)) if few else less(self.window, self.sources[name])
 
-    def surprisal_of(self, name: str) -> float:
-        """As in `Snapshot`."""
-        return float(self.window.state.contributions(self.sources[name].rows).mean())
-
     def _picked(self, rows: np.ndarray) -> torch.Tensor:
         window = self.window.rows
         return window[torch.from_numpy(rows).to(window.device)]
@@ -232,12 +235,6 @@ class SumSnapshot(Snapshot):
     def without(self, name: str) -> Moment:
         """As in `Snapshot`."""
         return less(self.window, self.sources[name])
-
-    def surprisal_of(self, name: str) -> float:
-        """-tr(Sigma_source ln Sigma), the mean over the source's rows."""
-        source, vectors = self.sources[name], self.window.state.eigenbasis()[1]
-        energy = (vectors * (source.state.matrix @ vectors)).sum(dim=0) / source.n
-        return float(energy @ surprisals(self.window.state))
 
 
 def rows_of(snapshot: Snapshot) -> Held:
