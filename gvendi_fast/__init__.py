@@ -9,6 +9,7 @@ from gvendi_fast.base._version import __version__
 
 # Loaded on first use, so that importing the package costs no more than torch and numpy.
 _EXPORTS = {
+    "DiversityMeter": "gvendi_fast.integrations.meter",
     "GvendiError": "gvendi_fast.base.errors",
     "SketchSpec": "gvendi_fast.kernels.sketch_matrix",
     "GradientSketcher": "gvendi_fast.sketching.gradients.sketcher",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     # Under `as` a name counts as public; a checker does not read the list above.
     from gvendi_fast.analysis.scoring import score as score
     from gvendi_fast.base.errors import GvendiError as GvendiError
+    from gvendi_fast.integrations.meter import DiversityMeter as DiversityMeter
     from gvendi_fast.kernels.backends import use_backend as use_backend
     from gvendi_fast.kernels.sketch_matrix import SketchSpec as SketchSpec
     from gvendi_fast.selection import select as select
