@@ -14,6 +14,7 @@ _EXPORTS = {
     "GradientSketcher": "gvendi_fast.sketching.gradients.sketcher",
     "VendiState": "gvendi_fast.vendi",
     "gvendi": "gvendi_fast.vendi",
+    "group_gains": "gvendi_fast.vendi.group_gains",
     "group_gvendi": "gvendi_fast.vendi.groups",
     "jackknife": "gvendi_fast.vendi",
     "load_proxy": "gvendi_fast.sketching.proxy.load",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from gvendi_fast.vendi import VendiState as VendiState
     from gvendi_fast.vendi import gvendi as gvendi
     from gvendi_fast.vendi import jackknife as jackknife
+    from gvendi_fast.vendi.group_gains import group_gains as group_gains
     from gvendi_fast.vendi.groups import group_gvendi as group_gvendi
 else:
     # Out of a checker's sight, which would give every misspelt name a type by it.
