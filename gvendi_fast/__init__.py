@@ -12,8 +12,10 @@ _EXPORTS = {
     "GvendiError": "gvendi_fast.base.errors",
     "SketchSpec": "gvendi_fast.kernels.sketch_matrix",
     "GradientSketcher": "gvendi_fast.sketching.gradients.sketcher",
+    "GroupDiversityReward": "gvendi_fast.integrations.rewards",
     "VendiState": "gvendi_fast.vendi",
     "gvendi": "gvendi_fast.vendi",
+    "group_diversity_rewards": "gvendi_fast.integrations.rewards",
     "group_gains": "gvendi_fast.vendi.group_gains",
     "group_gvendi": "gvendi_fast.vendi.groups",
     "jackknife": "gvendi_fast.vendi",
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     # Under `as` a name counts as public; a checker does not read the list above.
     from gvendi_fast.analysis.scoring import score as score
     from gvendi_fast.base.errors import GvendiError as GvendiError
+    from gvendi_fast.integrations.rewards import GroupDiversityReward as GroupDiversityReward
+    from gvendi_fast.integrations.rewards import group_diversity_rewards as group_diversity_rewards
     from gvendi_fast.kernels.backends import use_backend as use_backend
     from gvendi_fast.kernels.sketch_matrix import SketchSpec as SketchSpec
     from gvendi_fast.selection import select as select
