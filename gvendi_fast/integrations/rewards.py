@@ -256,8 +256,8 @@ class GroupDiversityReward:
         if len(digests) % size:
             raise GvendiError(
                 f"the {len(digests)} rollouts {where} are no whole number of groups of {size}, so a group is "
-                "incomplete; let every call hold all rollouts of its prompts (gather=True, batch sizes times processes a "
-                "multiple of num_generations)"
+                "incomplete; let every call hold all rollouts of its prompts (gather=True, and batch sizes times "
+                "processes a multiple of num_generations)"
             )
         if kwargs.get("environments") is None:
             for first in range(0, len(digests), size):

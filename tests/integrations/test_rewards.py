@@ -196,6 +196,18 @@ def test_an_empty_completion_adds_nothing(sketcher):
     assert not sketcher.of_tokens([[]], [[5]]).any()
 
 
+def test_what_is_written_twice_is_sketched_once(sketcher, monkeypatch):
+    seen = []
+    plain = sketcher.sketcher.sketch
+    monkeypatch.setattr(
+        sketcher.sketcher, "sketch", lambda ids, *more: seen.append(len(ids)) or plain(ids, *more)
+    )
+    z = sketcher(["a", "a", "b", "a"], ["1 2", "3", "1 2", "1 2"])
+    assert sum(seen) == 3
+    assert torch.equal(z[0], z[3])
+    assert not torch.equal(z[0], z[2])
+
+
 def test_messages_need_a_chat_template(proxy):
     bare = copy.deepcopy(proxy.tokenizer)
     bare.chat_template = None
