@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,25 +206,23 @@ def _sketch(
 ) -> torch.Tensor:
     """z [count, K]: a sample's row is that of its number, the others are 0."""
     weight = sketcher.model.get_input_embeddings().weight
-    z = torch.zeros(count, sketcher.spec.dim, device=weight.device)
     bos, pad = (getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id"))
     budget = batch_tokens or (GPU_BATCH_TOKENS if weight.is_cuda else CPU_BATCH_TOKENS)
     # What a policy writes again costs no pass of its own, and is the same row to the bit.
-    places: dict[tuple[bytes, bytes], list[int]] = {}
-    distinct = []
+    places: dict[tuple[bytes, bytes], int] = {}
+    distinct, of = [], {}
     for sample in _cropped(samples, limit, bos):
-        where = places.setdefault((sample.input_ids.tobytes(), sample.labels.tobytes()), [])
-        where.append(sample.row)
-        if len(where) == 1:
-            distinct.append(sample)
+        place = places.setdefault((sample.input_ids.tobytes(), sample.labels.tobytes()), len(places))
+        of[sample.row] = place
+        if place == len(distinct):
+            distinct.append(replace(sample, row=place))
+    # One row more, which stays 0.
+    z = torch.zeros(len(distinct) + 1, sketcher.spec.dim, device=weight.device)
     # A trainer may call under autocast, which is of the policy.
     with torch.autocast(weight.device.type, enabled=False):
         for batch in batches(distinct, budget):
             z[[sample.row for sample in batch]] = sketch_batch(sketcher, batch, 0 if pad is None else pad).z
-    for first, *others in places.values():
-        if others:
-            z[others] = z[first]
-    return z
+    return z[[of.get(i, len(distinct)) for i in range(count)]]
 
 
 def _cropped(samples: Sequence[Sample], limit: int, bos: int | None) -> Iterator[Sample]:
@@ -241,7 +240,7 @@ def _cropped(samples: Sequence[Sample], limit: int, bos: int | None) -> Iterator
             if before and sample.input_ids[0] == bos:
                 ids[0] = bos
             labels[0] = IGNORED
-            sample = Sample(sample.row, sample.id, sample.group, sample.file, sample.line, ids, labels)
+            sample = replace(sample, input_ids=ids, labels=labels)
         if sample.supervised:
             yield sample
 
