@@ -15,12 +15,10 @@ resumption and on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.draws import order, stream
@@ -28,6 +26,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Silent
 from gvendi_fast.base.unit_length import has_direction
 from gvendi_fast.data.pool import MatrixPool, PoolLike
+from gvendi_fast.integrations.batches import BatchChooser, BatchEpoch
 from gvendi_fast.integrations.candidates import Candidates, Sketching
 from gvendi_fast.selection.greedy import lazy
 from gvendi_fast.selection.problem import Problem
@@ -41,7 +40,7 @@ MOST_WINDOW = 8192
 _MEMORY = 1 << 40
 
 
-class GainSampler(Sampler[list[int]]):
+class GainSampler(BatchChooser):
     """A batch sampler that takes of every m x batch_size candidates the batch_size of the largest gain.
 
     sketches: of all rows of the data set, in their order: a matrix [N, K] of any float dtype (a tensor, an array, a
@@ -96,21 +95,16 @@ class GainSampler(Sampler[list[int]]):
         world: int = 1,
         drop_last: bool = False,
     ) -> None:
-        self.batch_size = whole(batch_size, "batch_size", "the number of rows of a batch, at least 1", 1)
+        super().__init__(batch_size, seed, rank, world, drop_last)
         self.m = whole(m, "m", "how many candidates there are for each row that is taken, at least 1", 1)
         self.window = whole(window, "window", f"a number of rows from 0 to {MOST_WINDOW}", 0)
-        self.seed = whole(seed, "seed", "an integer")
-        self.world = whole(world, "world", "the number of processes, at least 1", 1)
-        self.rank = whole(rank, "rank", "this process's number, at least 0", 0)
-        self.objective, self.eps, self.drop_last = objective, eps, bool(drop_last)
+        self.objective, self.eps = objective, eps
         if self.window > MOST_WINDOW:
             raise GvendiError(f"window is {window}; wanted at most {MOST_WINDOW} rows, whose sums are exact")
         if objective not in OBJECTIVES:
             raise GvendiError(f"objective is {objective!r}; wanted one of {', '.join(OBJECTIVES)}")
         if not 1e-6 <= eps < float("inf"):
             raise GvendiError(f"eps is {eps}; wanted a finite number of at least 1e-6")
-        if self.rank >= self.world:
-            raise GvendiError(f"rank is {rank}; wanted 0 to {self.world - 1}, as world is {world}")
         self.candidates = Candidates(sketches, rows, dim)
         self.rows = self.candidates.rows
         taken = self.batch_size * self.world
@@ -126,40 +120,9 @@ class GainSampler(Sampler[list[int]]):
                 f"steps is {steps}; wanted at most {most}: {self.rows} rows give that many batches of {taken}, and no "
                 "row comes twice in an epoch; run several epochs"
             )
-        self.epoch = 0
-        self._running: _Epoch | None = None
-        self._resumed: _Epoch | None = None
 
-    @property
-    def sampler(self) -> GainSampler:
-        """Itself: accelerate sets the epoch of a batch sampler's `sampler` where it shares out the batches."""
-        return self
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def set_epoch(self, epoch: int) -> None:
-        """The number of the epoch that the next iteration gives; a position loaded for another one is forgotten."""
-        self.epoch = whole(epoch, "epoch", "the number of an epoch, at least 0", 0)
-        if self._resumed is not None and self._resumed.epoch != self.epoch:
-            self._resumed = None
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self._running, self._resumed = self._resumed or _Epoch(self, self.epoch), None
-        return self._running
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the epoch under way stands: 8 bytes for each row that is left of it and 4 K for one of the window."""
-        running = self._resumed or self._running
-        if running is None or running.epoch != self.epoch:
-            running = _Epoch(self, self.epoch)
-        return running.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration goes on where the state was taken. One of other arguments or rows raises GvendiError."""
-        resumed = _Epoch(self, self.epoch)
-        resumed.load_state_dict(state)
-        self._resumed, self.epoch = resumed, resumed.epoch
+    def _begin(self, epoch: int) -> _Epoch:
+        return _Epoch(self, epoch)
 
     def settings(self) -> dict[str, Any]:
         """What decides the choice; a state of other ones does not fit."""
@@ -176,35 +139,26 @@ class GainSampler(Sampler[list[int]]):
             "drop_last": self.drop_last,
         }
 
-    def _ended(self, epoch: _Epoch) -> None:
-        if epoch is self._running and epoch.epoch == self.epoch:
-            self.epoch += 1
 
+class _Epoch(BatchEpoch):
+    """The line of rows, and the window."""
 
-class _Epoch(Iterator[list[int]]):
-    """The batches of one epoch, and where it stands."""
+    _sampler: GainSampler
 
     def __init__(self, sampler: GainSampler, epoch: int) -> None:
-        self._sampler, self.epoch, self._step = sampler, epoch, 0
+        super().__init__(sampler, epoch)
         # A ring: what is not taken moves from its head to its end.
         self._line = order(stream("gain sampler", sampler.seed, epoch), sampler.rows)
         self._head, self._left = 0, sampler.rows
+        # Rows without a direction, which come when all others have.
         self._last: list[int] = []
         self._window: torch.Tensor | None = None
         self._moment: torch.Tensor | None = None
 
-    def __next__(self) -> list[int]:
+    def _batch(self) -> list[int]:
         sampler = self._sampler
-        if self._step == sampler.steps:
-            sampler._ended(self)
-            raise StopIteration
         want = min(sampler.batch_size * sampler.world, self._left + len(self._last))
-        taken = self._pop(want).tolist() if sampler.m == 1 else self._choose(want)
-        self._step += 1
-        short = -len(taken) % sampler.world
-        # More than once around, where there are fewer rows than ranks.
-        shared = taken + [taken[i % len(taken)] for i in range(short)]
-        return shared[sampler.rank :: sampler.world]
+        return self._pop(want).tolist() if sampler.m == 1 else self._choose(want)
 
     def _choose(self, want: int) -> list[int]:
         """The numbers of `want` rows, by falling gain."""
@@ -246,8 +200,8 @@ class _Epoch(Iterator[list[int]]):
         rows = rows[-keep:]
         gone = max(0, len(self._window) + len(rows) - keep)
         old = self._window[:gone].double()
-        self._moment += rows.T @ rows
         self._moment -= old.T @ old
+        self._moment += rows.T @ rows
         # Multiples of 2^-20 of at most 1 are float32 without a change.
         self._window = torch.cat([self._window[gone:], rows.float()])
 
@@ -260,44 +214,22 @@ class _Epoch(Iterator[list[int]]):
         self._line[(self._head + self._left + np.arange(len(numbers))) % len(self._line)] = numbers
         self._left += len(numbers)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, as tensors and plain values."""
+    def _state(self) -> dict[str, Any]:
         left = self._line[(self._head + np.arange(self._left)) % len(self._line)]
         return {
-            "settings": self._sampler.settings(),
-            "epoch": self.epoch,
-            "step": self._step,
             "line": torch.from_numpy(left.copy()),
             "last": list(self._last),
             "window": None if self._window is None else self._window.clone(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; GvendiError for the state of another choice."""
-        _check_state(state, self._sampler.settings())
-        self.epoch, self._step, self._last = state["epoch"], state["step"], list(state["last"])
-        self._left, self._head = len(state["line"]), 0
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._left, self._head, self._last = len(state["line"]), 0, list(state["last"])
         self._line = np.zeros(self._sampler.rows, np.int64)
         self._line[: self._left] = state["line"].numpy()
         self._window, self._moment = state["window"], None
         if self._window is not None:
             rows = self._window.double()
             self._moment = rows.T @ rows
-
-
-def _check_state(state: dict[str, Any], settings: dict[str, Any]) -> None:
-    parts = ("settings", "epoch", "step", "line", "last", "window")
-    if not isinstance(state, dict) or any(part not in state for part in parts):
-        raise GvendiError("state is not one of GainSampler.state_dict(); give what that returned")
-    theirs = state["settings"]
-    # A function's width is known from its first sketches on.
-    unknown = {"dim"} if settings["dim"] is None or theirs.get("dim") is None else set()
-    for name, value in settings.items():
-        if name not in unknown and theirs.get(name) != value:
-            raise GvendiError(
-                f"state was taken with {name} = {theirs.get(name)!r}, and this sampler has {value!r}; resume with the "
-                "same data set and arguments, or begin an epoch by set_epoch"
-            )
 
 
 def _most_logdet(moment: torch.Tensor, rows: torch.Tensor, size: int, eps: float) -> list[int]:
