@@ -25,11 +25,12 @@ BBH, ESNLI, MED, AQUA = (
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its source, tokens int64 [T], and how many of them are the prompt."""
+    """One sample: its source, tokens int64 [T], how many of them are the prompt, and what it says."""
 
     source: str
     ids: torch.Tensor
     prompt: int
+    text: tuple[str, str] = ("", "")
 
 
 class Reader:
@@ -48,12 +49,17 @@ class Reader:
         places = places_by_id((f"{source}|{r['prompt']}|{r['completion']}" for r in records), len(records), 0)
         found = []
         for record in (records[i] for i in places):
-            prompt = self.tokenizer(record["prompt"] + "\n", add_special_tokens=False).input_ids
-            whole = prompt + self.tokenizer(record["completion"], add_special_tokens=False).input_ids
-            ids = torch.tensor([*whole, self.tokenizer.eos_token_id][: self.most])
-            if len(prompt) <= self.most - 32:
-                found.append(Row(source, ids, len(prompt)))
+            row = self.row(source, record["prompt"], record["completion"])
+            if row.prompt <= self.most - 32:
+                found.append(row)
         return found
+
+    def row(self, source: str, prompt: str, completion: str) -> Row:
+        """One row, cut at `most` tokens."""
+        before = self.tokenizer(prompt + "\n", add_special_tokens=False).input_ids
+        after = self.tokenizer(completion, add_special_tokens=False).input_ids
+        ids = torch.tensor([*before, *after, self.tokenizer.eos_token_id][: self.most])
+        return Row(source, ids, len(before), (prompt, completion))
 
     def tasks(self) -> list[str]:
         """The tasks of BBH by name."""

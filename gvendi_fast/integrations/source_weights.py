@@ -24,7 +24,7 @@ from gvendi_fast.integrations.batches import BatchChooser, BatchEpoch
 from gvendi_fast.vendi.state import VendiState
 
 if TYPE_CHECKING:
-    from gvendi_fast.sketching.gradients.sketcher import Sketches
+    from gvendi_fast.sketching.gradients.sketches import Sketches
 
 # In nats: 0.1 % of G-Vendi, far below what the next sketches change.
 _TOLERANCE = 1e-3
