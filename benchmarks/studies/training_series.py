@@ -108,7 +108,7 @@ def train(rows: list[Row], others: dict[str, Path], every: int) -> dict[str, Any
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
         spent["training with the tap"] += time.process_time() - before
         for name, (sketcher, reader, step_of) in proxies.items():
             if step % step_of:
