@@ -6,6 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.in_use import InUse
+
+# A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
+MODELS = InUse("model", "sketches")
+
 
 class Forward:
     """Takes the place of a module's forward, in the module's own attribute, where others may have put theirs.
@@ -39,3 +45,12 @@ class Forward:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's forward is while this is attached."""
         raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        raise GvendiError(
+            "the model cannot be copied or pickled whole while sketches are taken of it, for its layers' forwards are "
+            "replaced; detach the tap first (tap.detach()), or copy its state_dict()"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__deepcopy__({})

@@ -9,6 +9,7 @@ unchanged.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable
 
@@ -67,8 +68,9 @@ def _sketch(text: str) -> HadamardSketch | RademacherSketch:
 
 
 def rows(x: Tensor) -> Tensor:
-    """[..., d] -> [T, d], contiguous."""
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    """[..., d] -> [T, d], contiguous, of a number format that the kernels read."""
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    return flat.float() if flat.dtype == torch.float16 else flat
 
 
 def _empty(segments: Tensor, spec: str, like: Tensor) -> Tensor:
@@ -126,20 +128,31 @@ def _(a, transformed, gradients, segments, keys, spec) -> Tensor:
 
 
 @_operator(
-    "(Tensor x, Tensor gradient, Tensor segments, Tensor key, str norm, float eps, str spec) -> Tensor"
+    "(Tensor x, Tensor gradient, Tensor segments, Tensor key, bool by_token, str norm, float eps, str spec) -> Tensor"
 )
 def norm_layer(
-    x: Tensor, gradient: Tensor, segments: Tensor, key: Tensor, norm: str, eps: float, spec: str
+    x: Tensor,
+    gradient: Tensor,
+    segments: Tensor,
+    key: Tensor,
+    by_token: bool,
+    norm: str,
+    eps: float,
+    spec: str,
 ) -> Tensor:
     """Sketch of a norm from its input and the gradient of its output, both [..., d].
 
     norm "rms" or "layer": the formula of x_hat. "given": x is x_hat already. A norm may run once a head, before or
-    after heads and positions change places, so a sample is all of its rows; padding has no gradient.
+    after heads and positions change places, so a sample is all of its rows, an equal part; padding has no gradient.
+    by_token: x and gradient are [B, T, ..., d], and the samples are `segments` of the B * T tokens.
     """
     sketch, out, (weight, bias) = _sketch(spec), _zeros(segments, spec, gradient), names_of(key)
     e, samples = rows(gradient), len(segments)
-    starts = torch.arange(samples, dtype=torch.int64) * (len(e) // samples)
-    whole = torch.stack([starts, starts + len(e) // samples], dim=1)
+    if by_token:
+        whole = segments * (len(e) // math.prod(gradient.shape[:2]))
+    else:
+        starts = torch.arange(samples, dtype=torch.int64) * (len(e) // samples)
+        whole = torch.stack([starts, starts + len(e) // samples], dim=1)
     if bias:
         sketch.vector(bias, None, e, whole, out)
     if weight and norm == "given":
@@ -150,7 +163,7 @@ def norm_layer(
 
 
 @torch.library.register_fake("gvendi::norm_layer")
-def _(x, gradient, segments, key, norm, eps, spec) -> Tensor:
+def _(x, gradient, segments, key, by_token, norm, eps, spec) -> Tensor:
     return _empty(segments, spec, gradient)
 
 

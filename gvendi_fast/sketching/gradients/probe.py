@@ -137,7 +137,10 @@ class LayerOutput(torch.autograd.Function):
 
 
 class NormOutput(torch.autograd.Function):
-    """The output of a norm layer as it is; x is the layer's input, or x_hat where no formula is known."""
+    """The output of a norm layer as it is; x is the layer's input, or x_hat where no formula is known.
+
+    axis: along which the tokens of a row of the batch run, where a row holds several samples; 0 where it holds one.
+    """
 
     @staticmethod
     def forward(
@@ -149,17 +152,22 @@ class NormOutput(torch.autograd.Function):
         segments: Tensor,
         key: Tensor,
         of: TappedNorm,
+        axis: int,
     ) -> Tensor:
         ctx.of, ctx.home, ctx.is_grouped = of, probe.device, group_probe is not None
+        ctx.axis = axis
         ctx.save_for_backward(x, segments, key)
         return output.detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        of = ctx.of
+        of, axis = ctx.of, ctx.axis
         x, segments, key = _saved(ctx, of)
-        z = torch.ops.gvendi.norm_layer(x, gradient, segments, key, of.norm, of.eps, of.probed.spec)
-        return gradient, *_for_probes(ctx, z), None, None, None, None
+        e = gradient
+        if axis > 1:
+            x, e = x.transpose(1, axis), e.transpose(1, axis)
+        z = torch.ops.gvendi.norm_layer(x, e, segments, key, axis > 0, of.norm, of.eps, of.probed.spec)
+        return gradient, *_for_probes(ctx, z), None, None, None, None, None
 
 
 class RefusedOutput(torch.autograd.Function):
@@ -404,10 +412,11 @@ def find_groups(
         last = source, version
     # A layer that four tokens did not reach, such as an expert's, is a group of its own.
     together += [[tap] for tap in (*linear, *biases) if id(tap) not in placed]
-    return [_group(taps, sketch, text) for taps in together]
+    return [linear_group(taps, sketch, text) for taps in together]
 
 
-def _group(taps: Sequence[Tap], sketch, text: str) -> Group:
+def linear_group(taps: Sequence[Tap], sketch, text: str) -> Group:
+    """A group of linear layers that read one input."""
     sizes = [layer_widths(tap.module) for tap in taps]
     return Group(
         taps=tuple(taps),
@@ -590,6 +599,29 @@ class ProbedModel:
             current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
             self.uses = ParameterUses(self.watched, current)
 
+    def runs(self, tapped: Tapped, output: Any = None) -> bool:
+        """Whether a layer that runs now belongs to the pass; output: what it gave, where that is known."""
+        return self.runs_here()
+
+    # Whether an input may be kept in the narrower number format of the layer's output.
+    narrows = False
+
+    def segments_of(self, shape: torch.Size) -> Tensor | None:
+        """int64 [B, 2]: each sample's rows of an input [..., I] of a linear layer; None if they cannot be told."""
+        batch, length = self.ids.shape
+        is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
+        return self.segments if is_whole else None
+
+    def token_axis(self, shape: torch.Size) -> int | None:
+        """The `axis` of `NormOutput` for an input [..., d] of a norm; None if its samples cannot be told apart."""
+        batch = self.probe.shape[0]
+        is_apart = not (math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch))
+        return 0 if is_apart else None
+
+    def every_row(self, ids: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """What an embedding looked up, and was asked for: for every row of the batch, as given here."""
+        return ids, out
+
     def carried(self, output: Tensor, result: Tensor) -> Tensor:
         """The result, a layer's output with its node: its rows are those of the output."""
         if self.uses is not None:
@@ -679,6 +711,10 @@ class Tapped(Forward):
         """The module's, for messages."""
         return self.tap.path
 
+    def own_parameters(self) -> list[Tensor]:
+        """The module's parameters that are sketched here, in the order of `tap.parameters`."""
+        return [getattr(self.module, attribute) for attribute, _ in self.tap.parameters]
+
     def own(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What the module gives."""
         uses, trial = self.probed.uses, self.probed.own_uses
@@ -726,38 +762,39 @@ class TappedLinear(Tapped):
         """The layer's output, whose gradient is sketched."""
         output = self.own(args, kwargs)
         # The input may be a constant: the output has a gradient all the same, and the weight with it.
-        if not self.probed.runs_here() or not torch.is_grad_enabled():
+        if not self.probed.runs(self, output) or not torch.is_grad_enabled():
             return output
-        x, (batch, length), uses = _first(args, kwargs), self.probed.ids.shape, self.probed.uses
+        x, uses = _first(args, kwargs), self.probed.uses
         shape = x.shape
-        is_whole = math.prod(shape[:-1]) == batch * length and (len(shape) <= 2 or shape[0] == batch)
+        segments = self.probed.segments_of(shape)
         is_natural = uses is None or (uses.rows.is_natural(x) and self.is_followed(x))
         samples = None
-        if uses is not None and not (is_whole and is_natural) and self.is_followed(x):
+        if uses is not None and (segments is None or not is_natural) and self.is_followed(x):
             samples = uses.rows.samples(x)
         if samples is not None:
             return self.by_rows(output, x.detach(), samples, layer_parts(self.tap))
-        if not (is_whole and is_natural):
-            tap = self.tap
+        if segments is None or not is_natural:
+            tap, (batch, length) = self.tap, self.probed.ids.shape
             return self.refused(
                 output,
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight or tap.bias!r}",
             )
-        return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output.device)))
+        return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output, segments)))
 
-    def _place(self, x: Tensor, device: torch.device) -> Tensor:
+    def _place(self, x: Tensor, output: Tensor, segments: Tensor) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
         group, probed, slot, version = self.group, self.probed, self.slot, _version(x)
         if group.source is x and group.version != version:
             probed.changed_between = group.path
         if group.source is not x or group.version != version or group.places[slot] is None:
             # A device map may leave it to the layer to fetch its input.
-            source = x.detach().to(device)
+            source = x.detach().to(output.device)
+            if probed.narrows and source.dtype != output.dtype and not group.transform:
+                # Under autocast the weight's gradient is that of the narrow input, which takes half the memory too.
+                source = source.to(output.dtype)
             group.source, group.version = x, version
-            places = SharedInput.apply(
-                probed.probe, self.group_probe, source, probed.segments, group, *group.keys
-            )
+            places = SharedInput.apply(probed.probe, self.group_probe, source, segments, group, *group.keys)
             group.places = list(places)
         places = group.places
         place, places[slot] = places[slot], None
@@ -778,17 +815,17 @@ class TappedNorm(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         """The norm's output, whose gradient is sketched."""
         output = self.own(args, kwargs)
-        if not self.probed.runs_here() or not torch.is_grad_enabled():
+        if not self.probed.runs(self, output) or not torch.is_grad_enabled():
             return output
         probed, given = self.probed, _first(args, kwargs)
-        x, batch = given.detach().to(output.device), probed.probe.shape[0]
+        x = given.detach().to(output.device)
         shape = x.shape
         followed = self.is_followed(given)
         picked = probed.uses is not None and not (followed and probed.uses.rows.is_natural(given))
         samples = probed.uses.rows.samples(given) if picked and followed else None
-        is_apart = not (math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch))
-        if samples is None and (picked or not is_apart):
-            tap = self.tap
+        axis = probed.token_axis(shape)
+        if samples is None and (picked or axis is None):
+            tap, batch = self.tap, probed.probe.shape[0]
             return self.refused(
                 output,
                 f"norm {tap.path!r} saw an input of shape {tuple(shape)}, whose rows do not belong to "
@@ -800,7 +837,9 @@ class TappedNorm(Tapped):
         if samples is not None:
             x_hat = x if self.norm == "given" else normalised(x, self.norm, self.eps)
             return self.by_rows(output, x_hat, samples, norm_parts(self.tap))
-        result = NormOutput.apply(output, probed.probe, self.group_probe, x, probed.segments, self.key, self)
+        result = NormOutput.apply(
+            output, probed.probe, self.group_probe, x, probed.segments, self.key, self, axis
+        )
         return probed.carried(output, result)
 
 
@@ -813,7 +852,7 @@ class TappedEmbedding(Tapped):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, with a gradient at what it looked up."""
-        if not self.probed.runs_here():
+        if not self.probed.runs(self):
             return self.inner(*args, **kwargs)
         calls = _EmbeddingCalls(
             self._looked_up, self.module._parameters.get("weight") if self.is_sketched else None
@@ -837,6 +876,7 @@ class TappedEmbedding(Tapped):
         batch, length = probed.ids.shape
         if self.is_sketched and by_frequency:
             raise self.no_look_up("divides its gradient by how often a token occurs (scale_grad_by_freq)")
+        ids, out = probed.every_row(ids, out)
         shape = ids.shape
         if self.is_sketched and (
             math.prod(shape) != batch * length or (len(shape) > 1 and shape[0] != batch)

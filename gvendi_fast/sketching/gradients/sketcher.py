@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import inspect
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,6 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointError
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.in_use import InUse
 from gvendi_fast.base.transfer import to_device
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
@@ -34,6 +33,7 @@ from gvendi_fast.sketching.gradients.compiled import (
     find_blocks,
     foreign_compiler_errors,
 )
+from gvendi_fast.sketching.gradients.forward import MODELS
 from gvendi_fast.sketching.gradients.head import autograd_loss, find_head, sum_by_sample
 from gvendi_fast.sketching.gradients.layers import (
     check_groups,
@@ -57,6 +57,7 @@ from gvendi_fast.sketching.gradients.quantised import (
 )
 from gvendi_fast.sketching.gradients.reading import other_embeddings, read, start_of
 from gvendi_fast.sketching.gradients.short_attention import short_attention
+from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import (
     EMBEDDING,
@@ -66,28 +67,9 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
+from gvendi_fast.sketching.gradients.training_tap import TrainingTap
 from gvendi_fast.sketching.gradients.weight_uses import Place, check_seen, check_uses, trial_text
 from gvendi_fast.sketching.proxy.attention import never_packed
-
-# A pass changes its model for as long as it runs, so another thread's pass over any of the same layers waits.
-_models = InUse("model", "sketches")
-
-
-@dataclass(frozen=True)
-class Sketches:
-    """The result of one batch, on the model's device; on a GPU it may still be computed, and reading a value waits.
-
-    z: float32 [B, K], the sketches.
-    loss: float32 [B], in nats, summed over targets.
-    tokens: int64 [B], how many targets.
-    by_group: float32 [B, G, K], the sketch of each group of parameters, whose sum is z up to rounding; None without
-        groups.
-    """
-
-    z: torch.Tensor
-    loss: torch.Tensor
-    tokens: torch.Tensor
-    by_group: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +139,7 @@ class GradientSketcher:
         given, model = list(model.named_modules()), plain_model(model)
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
+        self.choice = parameters
         check_causal_lm(model)
         self.spec = spec or SketchSpec()
         self._is_safe = False
@@ -165,6 +148,8 @@ class GradientSketcher:
         with _alone(model):
             wanted = list(trainable_parameters(model, parameters))
             written = written_names(given, model)
+        # What a gradient was of when the sketcher was made, sketched or not.
+        self.wanted = tuple(wanted)
         exclude = by_canonical_name(exclude, written)
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
@@ -186,6 +171,7 @@ class GradientSketcher:
                 layout = find_taps(model, exclude, text.names, parameters, self._reading.shared)
         # Of those that are left out too: a gradient goes through them.
         reached = [layer for layer in layout.quantised if layer.weight not in text.names]
+        self._coded = frozenset(layer.weight for layer in layout.quantised)
         with _frozen(model):
             check_quantised(reached, _embedding(model).dtype)
         if not layout.names:
@@ -211,9 +197,10 @@ class GradientSketcher:
         self.groups = None if groups is None else find_sketch_groups(groups, sizes, cells)
         with _frozen(model):
             self._head = find_head(model, layout.taps, layout.names, text.names)
-        taps = [t for t in layout.taps if self._head is None or t.module is not self._head.output]
-        if self.groups is not None:
-            taps = in_groups(taps, self.groups.of)
+        taps = layout.taps if self.groups is None else in_groups(layout.taps, self.groups.of)
+        # A training step runs the head as a layer; a pass of its own does without.
+        self._head_taps = [t for t in taps if self._head is not None and t.module is self._head.output]
+        taps = [t for t in taps if t not in self._head_taps]
         with _frozen(model), _checkpoint_errors():
             self._probed = ProbedModel(model, taps, self.spec, _places(model, text.names))
         core = self.model if self._head is None else self._head.base
@@ -237,12 +224,37 @@ class GradientSketcher:
         gives = looks_up_positions and takes_positions
         self._gives_positions = gives and not self._reading.numbers_positions
 
+    def tap(
+        self,
+        model: nn.Module | None = None,
+        *,
+        tag: str | None = None,
+        samples: Callable[[Mapping[str, Any]], Any] | None = None,
+    ) -> TrainingTap:
+        """A tap on a model that is trained: the sketches of its batches come from the step's own backward pass.
+
+        model: the model whose forward the step calls, with its wrappers; this sketcher's own if not given, or another
+            of its kind (the same parameters), such as its sharded form.
+        tag: the name of an entry of the batch that is no argument of the model: int64 [B] of the rows, or [B, T] of the
+            tokens, of which that of a sample's first token counts. It is taken out of the arguments and comes back,
+            sample by sample, as `Sketches.tags`.
+        samples: a function of the forward's arguments {name: value} that gives (begin, end) of every sample in the
+            flattened batch, int64 [S, 2]; by default they are found (`boundaries.find_samples`): rows, or the packed
+            samples of a row by position_ids that begin anew, cu_seq_lens_q, seq_idx, or a mask that numbers them.
+        Raises GvendiError for a model of another kind.
+        """
+        return TrainingTap(self, model, tag=tag, samples=samples)
+
+    def is_coded(self, name: str) -> bool:
+        """Whether a parameter is a quantised weight, which cannot require a gradient."""
+        return name in self._coded
+
     def _head_place(self) -> list[Place]:
         return [] if self._head is None else [Place(self._head.name, self._head.output, "weight")]
 
     def __getstate__(self) -> dict[str, Any]:
         modules = list(self.model.modules())
-        if _models.is_claimed([*modules, *_parameters(modules)]):
+        if MODELS.is_claimed([*modules, *_parameters(modules)]):
             raise GvendiError(
                 "this sketcher cannot be copied or pickled while a pass over its model runs, which holds the model's "
                 "state; do it before or after"
@@ -386,7 +398,7 @@ def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules of a plain model, which no other thread sketches inside; without its wrappers, see `as_plain`."""
     modules = list(model.modules())
     # Models may share a layer, or a parameter of layers of their own.
-    with _models.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
+    with MODELS.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
         yield list(model.modules())
 
 

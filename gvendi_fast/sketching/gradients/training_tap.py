@@ -1,0 +1,599 @@
+"""Sketches of the samples of a training step, from the step's own backward pass.
+
+While a tap is attached, the layers of a model have the same nodes in autograd's graph that a sketcher's own pass gives
+them (`probe.py`): each hands the layer's gradient on and returns the layer's sketch as the gradient of a zero probe.
+Nothing else of the step is changed. The model keeps its mode, its wrappers and its weights' gradients, and the loss is
+whatever scalar the user calls backward on.
+
+A forward pass of the model makes a probe of its own, [S, K] for the S samples of its batch, so gradient accumulation
+and several forward passes before one backward pass need no more. A part that an activation checkpoint runs again
+belongs to the pass whose output autograd came from.
+
+What is kept from the forward to the backward pass is, for layers that read one input, that input where it is not wider
+than K numbers a token (which autograd keeps for the weight's gradient as well), or K float32 numbers a token. Under an
+activation checkpoint nothing is.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.undoing import undoing
+from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
+from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
+from gvendi_fast.sketching.gradients.forward import MODELS
+from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
+from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
+from gvendi_fast.sketching.gradients.probe import (
+    ProbedModel,
+    Tapped,
+    TappedEmbedding,
+    TappedLinear,
+    TappedNorm,
+    linear_group,
+)
+from gvendi_fast.sketching.gradients.quantised import parameters_by_name
+from gvendi_fast.sketching.gradients.sketches import Sketches
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward pass under a tap, and what its backward pass has given so far.
+
+    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. missed: what
+    is wrong with them. tokens int64 [S] and tags int64 [S], None where the batch does not say.
+    """
+
+    number: int
+    samples: Samples
+    tokens: Tensor | None
+    tags: Tensor | None
+    z: list[Tensor | None]
+    missed: list[str] = field(default_factory=list)
+
+    def add(self, place: int, z: Tensor) -> None:
+        """Add what a backward pass gave to probe number `place`."""
+        before = self.z[place]
+        self.z[place] = z.detach() if before is None else before + z.detach().to(before.device)
+
+
+@dataclass(eq=False)
+class Running:
+    """The probes of a pass, which its forward pass needs, and a checkpoint that runs a part of it again."""
+
+    of: Pass
+    probes: list[Tensor]
+    ids: Tensor
+    # Modules whose layer has run.
+    met: set[int] = field(default_factory=set)
+
+
+class TappedModel(ProbedModel):
+    """The taps of a sketcher on the layers of a model that is trained: the sketcher's own, or another of its kind."""
+
+    narrows = True
+
+    def __init__(self, sketcher: GradientSketcher, model: nn.Module) -> None:
+        probed = sketcher._probed
+        self.sketcher, self.model = sketcher, model
+        self.spec, self._spec = probed.spec, probed._spec
+        if probed.watched or probed.picks:
+            names = ", ".join(repr(w.name) for w in probed.watched[:3]) or "experts that are layers"
+            raise GvendiError(
+                f"the uses of parameters of this model ({names}) are followed operation by operation, which a training "
+                "step does not do; leave them out with exclude="
+            )
+        modules = _modules_of(sketcher, model)
+        bound = functools.partial(_bound, modules)
+        starts = _needs_start(sketcher, model)
+        sketch = layer_sketch(self._spec)
+        together = [group.taps for group in probed.groups] + [(tap,) for tap in sketcher._head_taps]
+        self.groups = [linear_group([bound(tap) for tap in taps], sketch, self.spec) for taps in together]
+        self.outside, self.own_uses, self.changed_between = probed.outside, None, None
+        self.watched, self.picks, self.uses = [], False, None
+        self.tapped: list[Tapped] = [
+            TappedLinear(self, group, slot) for group in self.groups for slot in range(len(group.taps))
+        ]
+        for tapped in probed.tapped:
+            tap = tapped.tap
+            if tap.kind == NORM or (tap.kind == EMBEDDING and (tap.weight or starts)):
+                self.tapped.append((TappedNorm if tap.kind == NORM else TappedEmbedding)(self, bound(tap)))
+        self.thread, self.outer = None, -1
+        base = getattr(model, "base_model", None)
+        self.core: nn.Module = base if isinstance(base, nn.Module) else model
+        inside = {id(module) for module in self.core.modules()}
+        # Layers that may be run after the model under them, by themselves.
+        self.above = {id(tapped.module) for tapped in self.tapped} - inside
+        self.running: Running | None = None
+        # The pass that the backward pass at work came from.
+        self.backward: Running | None = None
+        # How many calls of the model this thread is inside.
+        self.depth = 0
+
+    @property
+    def probe(self) -> Tensor:
+        """Of the pass that runs."""
+        return self.running.probes[0]
+
+    @property
+    def segments(self) -> Tensor:
+        """Of the pass that runs."""
+        return self.running.of.samples.segments
+
+    @property
+    def ids(self) -> Tensor:
+        """Of the pass that runs."""
+        return self.running.ids
+
+    def segments_of(self, shape: torch.Size) -> Tensor | None:
+        """As `ProbedModel.segments_of`; rows of a batch may also have lost some of their tokens, as many in each."""
+        samples = self.running.of.samples
+        batch, length = samples.shape
+        count = math.prod(shape[:-1])
+        if count == batch * length and (len(shape) <= 2 or shape[0] == batch):
+            return samples.segments
+        if samples.is_packed or not (batch == 1 or (len(shape) > 2 and shape[0] == batch)):
+            return None
+        begins = torch.arange(batch) * (count // batch)
+        return torch.stack([begins, begins + count // batch], dim=1)
+
+    def token_axis(self, shape: torch.Size) -> int | None:
+        """As `ProbedModel.token_axis`; with several samples in a row it must be known where the tokens run."""
+        samples = self.running.of.samples
+        batch, length = samples.shape
+        if not samples.is_packed:
+            is_apart = not (math.prod(shape[:-1]) % batch or (len(shape) > 2 and shape[0] != batch))
+            return 0 if is_apart else None
+        if len(shape) == 2:
+            # The flattened batch: one row a token, or nothing that is known.
+            return 1 if shape[0] == batch * length else None
+        along = [axis for axis in range(1, len(shape) - 1) if shape[axis] == length]
+        return along[0] if shape[0] == batch and len(along) == 1 else None
+
+    def every_row(self, ids: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions that are looked up once for all rows are looked up for each: values are the same."""
+        batch, length = self.running.of.samples.shape
+        if batch > 1 and math.prod(ids.shape) == length and ids.shape[-1] == length and ids.dim() <= 2:
+            return ids.reshape(1, length).expand(batch, length), out.reshape(1, length, -1).expand(
+                batch, length, -1
+            )
+        return ids, out
+
+    def runs_here(self) -> bool:
+        """Whether a layer that runs now belongs to a pass: of this call, or of a checkpoint's part run again."""
+        if torch.compiler.is_dynamo_compiling():
+            return self.running is not None
+        task = torch._C._current_graph_task_id()
+        if task != -1 and task != self.outer:
+            if self.backward is not None:
+                self.running = self.backward
+            return self.running is not None
+        return self.depth > 0 and self.thread == threading.get_ident()
+
+    def end(self) -> None:
+        """Let go of the pass's tensors; the graph holds what its backward pass needs."""
+        for group in self.groups:
+            group.close()
+        self.running = self.backward = None
+
+    def runs(self, tapped: Tapped, output: Any = None) -> bool:
+        """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
+        if self.runs_here():
+            if not torch.compiler.is_dynamo_compiling():
+                self.running.met.add(id(tapped.module))
+            return True
+        if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
+            return False
+        if id(tapped.module) in self.above and self.running is not None:
+            # A head that is called by itself, after the model under it.
+            self.running.met.add(id(tapped.module))
+            return True
+        if MODELS.is_claimed([tapped.module]):
+            # A sketcher's own pass over the same model.
+            return False
+        raise GvendiError(
+            f"layer {tapped.path!r} of the tapped model was run outside of a forward pass of the model, by itself or "
+            "by another model that shares it, so whose samples its gradient is of is not known; detach the tap for that, "
+            "run it under torch.no_grad(), or leave the layer out with exclude="
+        )
+
+
+class TrainingTap:
+    """Sketches of every sample of a training step, from the step's own forward and backward passes.
+
+    Made by `GradientSketcher.tap`. While it is attached, run the step as ever: any loss of the model's outputs, any
+    number of forward and backward passes, under autocast, a gradient scaler, activation checkpoints, DDP or
+    fully_shard. The values of the step, the weights' gradients among them, are those without the tap, to the bit.
+
+        with sketcher.tap(model) as tap:
+            for batch in loader:
+                model(**batch).loss.backward()
+                z = tap.take().z                      # float32 [S, K]
+                optimizer.step()
+                optimizer.zero_grad()
+
+    A sketch is that of the gradient of the user's own scalar by the sample's tokens: its length is the scalar's scale
+    (a mean over the batch divides it, a gradient scaler multiplies it), and only its direction is a sample's own. A
+    sample that the loss does not depend on has z = 0.
+    Threads: a tap belongs to the thread that attached it; a forward pass in another one is not sketched.
+    """
+
+    def __init__(
+        self,
+        sketcher: GradientSketcher,
+        model: nn.Module | None = None,
+        *,
+        tag: str | None = None,
+        samples: Callable[[Mapping[str, Any]], Any] | None = None,
+    ) -> None:
+        given = sketcher.model if model is None else model
+        self.sketcher, self.model = sketcher, given
+        self._plain: Any = plain_model(given)
+        check_causal_lm(self._plain)
+        _check_wrappers(given)
+        self._tag, self._samples = tag, samples
+        self._tapped = TappedModel(sketcher, self._plain)
+        self._arrived: list[Pass] = []
+        self._forwards = 0
+        self._undo: Any = None
+        # What ends the watch over parameters whose layers did not run.
+        self._watching: list[Callable[[], object]] = []
+        self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether forward passes are sketched."""
+        return self._undo is not None
+
+    def attach(self) -> TrainingTap:
+        """Sketch the forward passes from here on. Raises GvendiError where this or another tap is at a layer."""
+        if self.is_attached:
+            raise GvendiError(
+                "this tap is attached already; detach() it first, or enter it once around the whole loop"
+            )
+        _check_frozen(self.sketcher, self._plain)
+        for tapped in self._tapped.tapped:
+            other = getattr(tapped.module.__dict__.get("forward"), "__self__", None)
+            if isinstance(other, Tapped):
+                raise GvendiError(
+                    f"layer {tapped.path!r} has a tap attached already (of this model, or of another one that shares "
+                    "the layer); detach that tap first"
+                )
+        stack = undoing()
+        undo = stack.__enter__()
+        self._undo = stack
+        try:
+            self._tapped.thread = threading.get_ident()
+            undo.append(self._tapped.end)
+            for forward in self._tapped.tapped:
+                undo.append(forward.remove)
+                forward.attach()
+            for module in self._entries():
+                undo.append(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                undo.append(module.register_forward_hook(self._leave, always_call=True).remove)
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def detach(self) -> None:
+        """Leave the model as it was; what has come and was not taken is forgotten. Nothing where not attached."""
+        stack, self._undo = self._undo, None
+        self._arrived, self._forwards = [], 0
+        self._tapped.depth = 0
+        for end in self._watching:
+            end()
+        self._watching = []
+        if stack is not None:
+            stack.__exit__(None, None, None)
+
+    def __enter__(self) -> TrainingTap:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def take(self) -> Sketches:
+        """The sketches of all samples whose backward pass has come since the last call, in the order of the forward
+        passes; they are forgotten here.
+
+        Raises GvendiError where no forward pass ran under the tap, where none of them was in a backward pass, and where
+        a parameter got a gradient that its layer did not see.
+        """
+        if not self.is_attached and not self._arrived:
+            raise GvendiError(
+                "this tap is not attached; enter it ('with tap:', or tap.attach()) before the step"
+            )
+        passes = sorted(self._arrived, key=lambda p: p.number)
+        forwards, self._arrived, self._forwards = self._forwards, [], 0
+        for group in self._tapped.groups:
+            group.close()
+        if not passes:
+            raise GvendiError(
+                "no backward pass has come: call loss.backward() before take(), on a loss of the model's own outputs "
+                f"({forwards} forward passes ran under the tap; torch.autograd.grad() reaches weights alone)"
+                if forwards
+                else "no forward pass of the model ran under the tap with gradients; attach the tap before the "
+                "forward pass, and run it on the model that is tapped"
+            )
+        for undo in self._watching:
+            undo()
+        self._watching = []
+        missed = [what for one in passes for what in one.missed]
+        if missed:
+            raise GvendiError(missed[0])
+        return _sketches(passes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise GvendiError(
+            "a tap cannot be copied or pickled: it belongs to the layers of its model; make another one"
+        )
+
+    def _entries(self) -> list[nn.Module]:
+        """The modules by whose call a pass begins: the causal LM, and the model inside it."""
+        core = self._tapped.core
+        return [self._plain] if core is self._plain else [self._plain, core]
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Before the model runs: the batch is looked at and gets a probe."""
+        tapped = self._tapped
+        given = kwargs
+        if self._tag is not None and self._tag in kwargs:
+            given = {name: value for name, value in kwargs.items() if name != self._tag}
+        changed = None if given is kwargs else (args, given)
+        if (
+            not torch.is_grad_enabled()
+            or threading.get_ident() != tapped.thread
+            or MODELS.is_claimed([module])
+        ):
+            return changed
+        if torch._C._current_graph_task_id() != -1:
+            return changed
+        tapped.depth += 1
+        if tapped.depth == 1:
+            arguments = {**dict(zip(self._parameters[1:], args, strict=False)), **kwargs}
+            try:
+                self._begin(arguments)
+            except BaseException:
+                tapped.depth = 0
+                raise
+        return changed
+
+    def _begin(self, arguments: Mapping[str, Any]) -> None:
+        tapped = self._tapped
+        ids = _tokens(arguments)
+        rows, length = ids.shape[:2]
+        if self._samples is not None:
+            samples = given_samples(self._samples(arguments), rows, length)
+        else:
+            samples = find_samples(arguments, rows, length)
+        labels = arguments.get("labels")
+        tokens = None
+        if isinstance(labels, Tensor) and labels.shape == (rows, length):
+            tokens = samples.targets(labels)
+        tags = arguments.get(self._tag) if self._tag is not None else None
+        if tags is not None:
+            tags = _checked_tags(self._tag, tags, samples)
+        groups = self.sketcher.groups
+        count = 1 if groups is None else 1 + len(groups.names)
+        home = self._plain.get_input_embeddings().weight.device
+        one = Pass(self._forwards, samples, tokens, tags, [None] * count)
+        self._forwards += 1
+        probes = []
+        for place in range(count):
+            probe = torch.zeros(len(samples), self.sketcher.spec.dim, device=home, requires_grad=True)
+            probe.register_post_accumulate_grad_hook(
+                functools.partial(self._came, weakref.ref(self), one, place)
+            )
+            probes.append(probe)
+        tapped.running, tapped.backward = Running(one, probes, ids[..., 0] if ids.dim() > 2 else ids), None
+        for part in tapped.tapped:
+            group = part.tap.group
+            part.group_probe = None if groups is None or group is None else probes[1 + group]
+
+    @staticmethod
+    def _came(of: weakref.ref[TrainingTap], one: Pass, place: int, probe: Tensor) -> None:
+        """A backward pass has reached a probe."""
+        one.add(place, probe.grad)
+        # Further backward passes over the same graph give more.
+        probe.grad = None
+        tap = of()
+        if tap is not None and tap.is_attached and one not in tap._arrived:
+            tap._arrived.append(one)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the model has run, or has failed."""
+        tapped = self._tapped
+        if tapped.depth == 0 or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+            return
+        if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
+            return
+        tapped.depth -= 1
+        if tapped.depth:
+            return
+        for group in tapped.groups:
+            group.close()
+        running = tapped.running
+        self._look_after(running)
+        for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(functools.partial(_reach, tapped, running))
+
+    def _look_after(self, running: Running) -> None:
+        """Watch the parameters of layers that did not run: they must get no gradient."""
+        parts = [part for part in self._tapped.tapped if id(part.module) not in running.met]
+        seen = {
+            id(p)
+            for part in self._tapped.tapped
+            if id(part.module) in running.met
+            for p in part.own_parameters()
+        }
+        for part in parts:
+            for (_, name), parameter in zip(part.tap.parameters, part.own_parameters(), strict=True):
+                if not parameter.requires_grad:
+                    continue
+                note = functools.partial(_miss, running.of, name, part.path)
+                if id(parameter) not in seen and type(parameter) is nn.Parameter:
+                    self._watching.append(parameter.register_hook(lambda _, note=note: note()).remove)
+                elif id(part.module) in self._tapped.above:
+                    # Of a shared or a sharded weight it cannot be seen whose gradient it gets.
+                    note()
+
+
+def _miss(one: Pass, name: str, path: str) -> None:
+    one.missed.append(
+        f"the parameter {name!r} is trained without running its layer {path!r} (by a fused loss that takes the weight "
+        "itself, or by code of one's own), so its part of the sketches would be missing; switch the fused loss off, or "
+        f"leave it out with exclude=[{name!r}]"
+    )
+
+
+def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
+    """A backward pass has reached the output of a forward pass: what checkpoints run again is of that pass."""
+    tapped.backward = running
+
+
+def _modules_of(sketcher: GradientSketcher, model: nn.Module) -> dict[int, nn.Module]:
+    """{id of a module of the sketcher's model: the module of `model` in its place}."""
+    taps = [tapped.tap for tapped in sketcher._probed.tapped] + list(sketcher._head_taps)
+    own = {id(module) for module in model.modules()}
+    there = parameters_by_name(model)
+    wrong = [
+        name
+        for name, shape in sketcher.shapes.items()
+        if name not in there or (tuple(there[name].shape) != shape and not sketcher.is_coded(name))
+    ]
+    if wrong:
+        found = tuple(there[wrong[0]].shape) if wrong[0] in there else "none"
+        raise GvendiError(
+            f"the model to tap is not of the sketcher's kind: the sketcher has {wrong[0]!r} of shape "
+            f"{sketcher.shapes[wrong[0]]}, the model {found}; make a sketcher of this model"
+        )
+    if all(id(tap.module) in own for tap in taps):
+        return {id(tap.module): tap.module for tap in taps}
+    at: dict[str, list[nn.Module]] = {}
+    for path, module in named_modules(model):
+        at.setdefault(path, []).append(module)
+    found = {}
+    for tap in taps:
+        fits = [m for m in at.get(tap.path, []) if _has(m, tap)]
+        if len(fits) != 1:
+            raise GvendiError(
+                f"the model to tap has no layer {tap.path!r} like the sketcher's ({type(tap.module).__name__}); make a "
+                "sketcher of this model"
+            )
+        found[id(tap.module)] = fits[0]
+    return found
+
+
+def _has(module: nn.Module, tap: Tap) -> bool:
+    """Whether a module has the parameters of a tap, and those alone."""
+    own = {name for name, p in module._parameters.items() if p is not None}
+    return own == {name for name, p in tap.module._parameters.items() if p is not None}
+
+
+def _bound(modules: Mapping[int, nn.Module], tap: Tap) -> Tap:
+    return replace(tap, module=modules[id(tap.module)])
+
+
+def _needs_start(sketcher: GradientSketcher, model: nn.Module) -> bool:
+    """Whether gradients must begin at the embedding: below a sketched parameter there may be none to train."""
+    there = parameters_by_name(model)
+    return any(not there[name].requires_grad for name in sketcher.parameters)
+
+
+def _check_wrappers(model: nn.Module) -> None:
+    """GvendiError for what runs the layers elsewhere than here."""
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel):
+            raise GvendiError(
+                "the model is wrapped in DataParallel, whose threads run copies of its layers; start one process for "
+                "each GPU (torchrun) and wrap it in DistributedDataParallel"
+            )
+
+
+def _check_frozen(sketcher: GradientSketcher, model: nn.Module) -> None:
+    """GvendiError where what is trained is not what the sketcher was made for."""
+    there = parameters_by_name(model)
+    trained = {name for name, p in there.items() if p.requires_grad}
+    if sketcher.choice == BASE or not trained:
+        return
+    frozen = [name for name in sketcher.parameters if name not in trained and not sketcher.is_coded(name)]
+    if frozen:
+        raise GvendiError(
+            f"the sketcher sketches {frozen[0]!r}, which is frozen in the tapped model ({len(frozen)} such parameters)"
+            "; freeze first and make the sketcher then, leave it out with exclude=, or ask for what is frozen with "
+            'parameters="base"'
+        )
+    late = [] if sketcher.choice != TRAINABLE else sorted(trained - set(sketcher.wanted))
+    if late:
+        raise GvendiError(
+            f"{late[0]!r} is trained, but was frozen when the sketcher was made ({len(late)} such parameters), so it "
+            "is in no sketch; make the sketcher after the model is set up for training"
+        )
+
+
+def _tokens(arguments: Mapping[str, Any]) -> Tensor:
+    """input_ids [B, T], or inputs_embeds [B, T, d]."""
+    for name, axes in (("input_ids", 2), ("inputs_embeds", 3)):
+        given = arguments.get(name)
+        if isinstance(given, Tensor):
+            if given.dim() == axes and given.numel():
+                return given
+            raise GvendiError(
+                f"{name} of shape {tuple(given.shape)} cannot be told apart by sample; wanted {axes} axes, [B, T"
+                f"{', d' if axes == 3 else ''}], with at least one token"
+            )
+    raise GvendiError(
+        "the tapped model was called without input_ids and inputs_embeds, so its samples are not known; pass one "
+        "of them"
+    )
+
+
+def _checked_tags(name: str | None, tags: Any, samples: Samples) -> Tensor:
+    rows, length = samples.shape
+    if (
+        not isinstance(tags, Tensor)
+        or tags.is_floating_point()
+        or tuple(tags.shape) not in ((rows,), (rows, length))
+    ):
+        what = f"{tags.dtype} {tuple(tags.shape)}" if isinstance(tags, Tensor) else type(tags).__name__
+        raise GvendiError(
+            f"{name!r}, the tag of the batch, is {what}; wanted whole numbers, [{rows}] of the rows or [{rows}, "
+            f"{length}] of the tokens"
+        )
+    return samples.at_first_tokens(tags).to(torch.int64)
+
+
+def _sketches(passes: Sequence[Pass]) -> Sketches:
+    """The sketches of passes, which forget them."""
+    parts = []
+    for one in passes:
+        first = next(z for z in one.z if z is not None)
+        parts.append([torch.zeros_like(first) if z is None else z for z in one.z])
+        one.z = [None] * len(one.z)
+    z, *by_group = [torch.cat(column) for column in zip(*parts, strict=True)]
+    tokens, tags = ([getattr(one, name) for one in passes] for name in ("tokens", "tags"))
+    return Sketches(
+        z,
+        None,
+        None if any(x is None for x in tokens) else torch.cat(tokens),
+        torch.stack(by_group, dim=1) if by_group else None,
+        None if any(x is None for x in tags) else torch.cat(tags),
+    )
