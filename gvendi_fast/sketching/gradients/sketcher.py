@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -67,9 +67,11 @@ from gvendi_fast.sketching.gradients.taps import (
     trainable_parameters,
 )
 from gvendi_fast.sketching.gradients.text_path import LeftOut, Unvisited, find_text_path
-from gvendi_fast.sketching.gradients.training_tap import TrainingTap
 from gvendi_fast.sketching.gradients.weight_uses import Place, check_seen, check_uses, trial_text
 from gvendi_fast.sketching.proxy.attention import never_packed
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.training_tap import TrainingTap
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,8 @@ class GradientSketcher:
             samples of a row by position_ids that begin anew, cu_seq_lens_q, seq_idx, or a mask that numbers them.
         Raises GvendiError for a model of another kind.
         """
+        from gvendi_fast.sketching.gradients.training_tap import TrainingTap
+
         return TrainingTap(self, model, tag=tag, samples=samples)
 
     def is_coded(self, name: str) -> bool:

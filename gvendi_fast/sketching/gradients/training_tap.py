@@ -209,8 +209,8 @@ class TappedModel(ProbedModel):
             return False
         raise GvendiError(
             f"layer {tapped.path!r} of the tapped model was run outside of a forward pass of the model, by itself or "
-            "by another model that shares it, so whose samples its gradient is of is not known; detach the tap for that, "
-            "run it under torch.no_grad(), or leave the layer out with exclude="
+            "by another model that shares it, so whose samples its gradient is of is not known; detach the tap for "
+            "that, run it under torch.no_grad(), or leave the layer out with exclude="
         )
 
 
