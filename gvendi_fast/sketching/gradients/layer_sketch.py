@@ -93,11 +93,17 @@ class HadamardSketch:
         out: torch.Tensor,
         softcap: float | None,
         scale: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss float32 [T] and gradient of hidden [T, d] of the LM head [V, d], whose sketch is added."""
+        upstream: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Loss float32 [T] and gradient of hidden [T, d] of the LM head [V, d], whose sketch is added.
+
+        upstream: as `head_chunks.head_sketch` takes it.
+        """
         columns = column_table(self.spec, parameter, weight.shape[1])
         rows = row_table(self.spec, parameter, weight.shape[0])
-        return head_chunks.head_sketch(hidden, weight, labels, segments, columns, rows, out, softcap, scale)
+        return head_chunks.head_sketch(
+            hidden, weight, labels, segments, columns, rows, out, softcap, scale, upstream
+        )
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,12 @@ class RademacherSketch:
         # Coordinates of a [1, d] matrix have the numbers of those of a vector.
         ops.dense_sketch(rows, rows.new_ones(len(rows), 1), segments, self._key(parameter), out)
 
-    def head(self, parameter, hidden, weight, labels, segments, out, softcap, scale):
+    def head(self, parameter, hidden, weight, labels, segments, out, softcap, scale, upstream=None):
         """As `HadamardSketch.head`."""
         key = self._key(parameter)
-        return head_chunks.dense_head_sketch(hidden, weight, labels, segments, key, out, softcap, scale)
+        return head_chunks.dense_head_sketch(
+            hidden, weight, labels, segments, key, out, softcap, scale, upstream
+        )
 
     def _key(self, parameter: str) -> tuple[int, int]:
         return sign_key(self.spec.seed, parameter)

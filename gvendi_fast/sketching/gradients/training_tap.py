@@ -34,6 +34,8 @@ from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
 from gvendi_fast.sketching.gradients.forward import MODELS
+from gvendi_fast.sketching.gradients.fused_head import AGREES, FusedTargets, fused_targets, log_probs_of
+from gvendi_fast.sketching.gradients.head import Head
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
 from gvendi_fast.sketching.gradients.probe import (
@@ -66,6 +68,8 @@ class Pass:
     tags: Tensor | None
     z: list[Tensor | None]
     missed: list[str] = field(default_factory=list)
+    # Above zero where a fused head's log-probabilities are not those of the head: looked at when they are taken.
+    differs: list[Tensor] = field(default_factory=list)
 
     def add(self, place: int, z: Tensor) -> None:
         """Add what a backward pass gave to probe number `place`."""
@@ -80,6 +84,9 @@ class Running:
     of: Pass
     probes: list[Tensor]
     ids: Tensor
+    arguments: Mapping[str, Any]
+    # What the model under the head returned, and the number format of what is multiplied by weights there.
+    hidden: tuple[Tensor, torch.dtype] | None = None
     # Modules whose layer has run.
     met: set[int] = field(default_factory=set)
 
@@ -99,7 +106,7 @@ class TappedModel(ProbedModel):
                 f"the uses of parameters of this model ({names}) are followed operation by operation, which a training "
                 "step does not do; leave them out with exclude="
             )
-        modules = _modules_of(sketcher, model)
+        modules = self.modules = _modules_of(sketcher, model)
         bound = functools.partial(_bound, modules)
         starts = _needs_start(sketcher, model)
         sketch = layer_sketch(self._spec)
@@ -338,6 +345,12 @@ class TrainingTap:
         missed = [what for one in passes for what in one.missed]
         if missed:
             raise GvendiError(missed[0])
+        if any(bool(x > 0) for one in passes for x in one.differs):
+            raise GvendiError(
+                "the log-probabilities that the trainer's fused head returns are not those of the model's own head (by "
+                "a temperature other than 1, perhaps), so its part of the sketches would be wrong; leave the head out: "
+                'layers="no-head", or "no-embedding-or-head" where the two are tied'
+            )
         return _sketches(passes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -402,7 +415,8 @@ class TrainingTap:
                 functools.partial(self._came, weakref.ref(self), one, place)
             )
             probes.append(probe)
-        tapped.running, tapped.backward = Running(one, probes, ids[..., 0] if ids.dim() > 2 else ids), None
+        ids = ids[..., 0] if ids.dim() > 2 else ids
+        tapped.running, tapped.backward = Running(one, probes, ids, arguments), None
         for part in tapped.tapped:
             group = part.tap.group
             part.group_probe = None if groups is None or group is None else probes[1 + group]
@@ -425,15 +439,63 @@ class TrainingTap:
         if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
             return
         tapped.depth -= 1
+        running = tapped.running
+        if module is tapped.core and running is not None:
+            running.hidden = _last_hidden(output)
         if tapped.depth:
             return
         for group in tapped.groups:
             group.close()
-        running = tapped.running
+        self._fused_head(running, output)
         self._look_after(running)
+        running.arguments, running.hidden = {}, None
         for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
             if isinstance(x, Tensor) and x.requires_grad:
                 x.register_hook(functools.partial(_reach, tapped, running))
+
+    def _fused_head(self, running: Running, output: Any) -> None:
+        """Where log-probabilities came in place of logits, the head's part comes by their gradient."""
+        head, log_probs = self.sketcher._head, log_probs_of(output)
+        module = next((tap.module for tap in self.sketcher._head_taps), None)
+        if head is None or module is None or log_probs is None or not log_probs.requires_grad:
+            return
+        module = self._tapped.modules[id(module)]
+        if running.hidden is None or id(module) in running.met:
+            return
+        targets = fused_targets(log_probs, *running.hidden, running.arguments, running.of.samples)
+        if targets is None:
+            return
+        running.met.add(id(module))
+        head = replace(head, output=module)
+        came = functools.partial(
+            self._head_came, weakref.ref(self), running.of, head, targets, log_probs.detach()
+        )
+        log_probs.register_hook(came)
+        entropy = output.get("entropy")
+        if isinstance(entropy, Tensor) and entropy.requires_grad:
+            entropy.register_hook(lambda _: _miss(running.of, head.name, "lm_head"))
+
+    @staticmethod
+    def _head_came(
+        of: weakref.ref[TrainingTap],
+        one: Pass,
+        head: Head,
+        targets: FusedTargets,
+        log_probs: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        """A backward pass has reached the log-probabilities of a fused head."""
+        tap = of()
+        if tap is None or not tap.is_attached:
+            return
+        z, loss = targets.sketch(head, tap.sketcher.spec, gradient.detach())
+        given = -log_probs[targets.places].to(loss)
+        one.differs.append((given - loss).abs().sum() - AGREES * (given.abs() + 1).sum())
+        groups = tap.sketcher.groups
+        for place in (0,) if groups is None else (0, 1 + groups.of[head.name]):
+            one.add(place, z.to(tap._plain.get_input_embeddings().weight.device))
+        if one not in tap._arrived:
+            tap._arrived.append(one)
 
     def _look_after(self, running: Running) -> None:
         """Watch the parameters of layers that did not run: they must get no gradient."""
@@ -462,6 +524,15 @@ def _miss(one: Pass, name: str, path: str) -> None:
         "itself, or by code of one's own), so its part of the sketches would be missing; switch the fused loss off, or "
         f"leave it out with exclude=[{name!r}]"
     )
+
+
+def _last_hidden(output: Any) -> tuple[Tensor, torch.dtype] | None:
+    """The last hidden states, and the number format of the products that are made of them here."""
+    states = getattr(output, "last_hidden_state", None)
+    if not isinstance(states, Tensor):
+        return None
+    kind = states.device.type
+    return states, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
