@@ -1,7 +1,7 @@
 """What the callbacks of all trainers share: sketches of some steps' samples into a meter and a run directory.
 
-    begin(model) ┐  every N-th step:  open(), the trainer's own forward and backward passes, close(step)
-    figures()    ┘  when the trainer logs: merged over ranks, once for all the steps since the last time
+begin(model) ┐  every N-th step:  open(), the trainer's own forward and backward passes, close(step)
+figures()    ┘  when the trainer logs: merged over ranks, once for all the steps since the last time
 """
 
 from __future__ import annotations
@@ -67,9 +67,13 @@ class TrainingDiversity:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise GvendiError(f"every is {every!r}; wanted a number of steps, at least 1")
         if sources is not None and source is None:
-            raise GvendiError("sources names the values of a column, but source does not say of which; give both")
+            raise GvendiError(
+                "sources names the values of a column, but source does not say of which; give both"
+            )
         if sketcher is not None and proxy is not None:
-            raise GvendiError("sketcher is of the trained model and proxy is another one; give one of the two")
+            raise GvendiError(
+                "sketcher is of the trained model and proxy is another one; give one of the two"
+            )
         if sketcher is not None and (layers != "all" or dim is not None):
             raise GvendiError("a sketcher has layers and dim of its own; give it alone")
         if meter is not None and window is not None:
@@ -109,6 +113,9 @@ class TrainingDiversity:
             with _same_random_numbers():
                 self._tap = self._tapped(model) if self.proxy is None else self._scored(model, tokenizer)
             self._model = model
+        # A checkpoint is read on the CPU.
+        if self._restored is not None:
+            self.meter.to(next(model.parameters()).device)
         if self.names is not None:
             self._handles = [keep_tags_from(model, self._takes_tags)]
             self._handles += [keep_tags_from(other, lambda: False) for other in others]
@@ -151,10 +158,9 @@ class TrainingDiversity:
 
     def figures(self, is_distributed: bool = False) -> dict[str, float]:
         """The meter's figures, of all ranks where there are several, which all have to ask then."""
-        if is_distributed:
-            self.meter.sync()
+        meter = self.meter.sync() if is_distributed else self.meter
         self.is_fresh = False
-        return {f"{self.prefix}{name}": value for name, value in self.meter.compute().items()}
+        return {f"{self.prefix}{name}": value for name, value in meter.compute().items()}
 
     def stop(self) -> None:
         """Leave the model as it was, in the middle of a step too."""
@@ -218,7 +224,9 @@ class TrainingDiversity:
 
     def _scored(self, model: nn.Module, tokenizer: Any) -> ProxyBatches:
         device = next(model.parameters()).device
-        proxy = load_proxy(self.proxy, device=device) if isinstance(self.proxy, str | os.PathLike) else self.proxy
+        proxy = (
+            load_proxy(self.proxy, device=device) if isinstance(self.proxy, str | os.PathLike) else self.proxy
+        )
         self.sketcher = GradientSketcher(proxy.model, SketchSpec(dim=self._dim), layers=self.layers)
         return ProxyBatches(model, self.sketcher, proxy.tokenizer, tokenizer)
 

@@ -107,7 +107,9 @@ class ProxyBatches:
             for start, end in zip(starts, [*starts[1:], len(real)], strict=True):
                 places = torch.from_numpy(real[start:end])
                 if len(places):
-                    self._texts.append(_text(ids[row, places], labels[row, places], tags, row, int(places[0])))
+                    self._texts.append(
+                        _text(ids[row, places], labels[row, places], tags, row, int(places[0]))
+                    )
 
     def _sample(self, place: int, text: _Text) -> Sample:
         ids, supervised = self._read_again(text) if self._reads_again else (text.ids, text.supervised)
@@ -138,5 +140,3 @@ def _text(ids: torch.Tensor, labels: torch.Tensor, tags: torch.Tensor | None, ro
 
 def _with_tags(sketches: Sketches, tags: torch.Tensor | None) -> Sketches:
     return sketches if tags is None else Sketches(sketches.z, sketches.loss, sketches.tokens, None, tags)
-
-

@@ -156,7 +156,12 @@ def keep_tags_from(model: nn.Module, is_taken: Callable[[], bool]) -> Any:
 
 
 def pack_with_sources(
-    dataset: Any, max_length: int, source: str = "source", *, strategy: str = "bfd", sources: Sequence[str] | None = None
+    dataset: Any,
+    max_length: int,
+    source: str = "source",
+    *,
+    strategy: str = "bfd",
+    sources: Sequence[str] | None = None,
 ) -> Any:
     """Pack a tokenised data set as TRL does, with every token's source.
 
@@ -190,7 +195,8 @@ def pack_with_sources(
     kept = [name for name in ("input_ids", "labels") if name in columns]
     # A column of strings is no place for lists of integers.
     numbered = dataset.map(
-        lambda row: {"gvendi_source": by_token(row)[source]}, remove_columns=[c for c in columns if c not in kept]
+        lambda row: {"gvendi_source": by_token(row)[source]},
+        remove_columns=[c for c in columns if c not in kept],
     ).rename_column("gvendi_source", source)
     packed = pack_dataset(numbered.select_columns([*kept, source]), max_length, strategy)
     return packed if known is None else packed.cast_column(source, Sequence(ClassLabel(names=list(known))))

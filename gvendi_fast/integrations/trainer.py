@@ -142,7 +142,9 @@ class GvendiCallback(TrainerCallback):
         if self.diversity.is_fresh and (control.should_log or is_last):
             self._figures = self.diversity.figures(args.world_size > 1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Add the figures to what the trainer logs of training, once."""
         # Not to those of an evaluation that comes between.
         if logs is None or any(name.startswith("eval_") for name in logs):
@@ -176,7 +178,9 @@ def _calling() -> tuple[Trainer, str | None]:
         if isinstance(trainer, Trainer):
             return trainer, frame.f_locals.get("resume_from_checkpoint")
         frame = frame.f_back
-    raise GvendiError("no Trainer calls this callback; give it to one, callbacks=[...], or attach_to(trainer)")
+    raise GvendiError(
+        "no Trainer calls this callback; give it to one, callbacks=[...], or attach_to(trainer)"
+    )
 
 
 def _add_sources(trainer: Trainer, names: SourceNames) -> None:
