@@ -19,7 +19,6 @@ from gvendi_fast.base.unit_length import has_direction, refused_gradient
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.data.sketched_parameters import SketchedParameters
-from gvendi_fast.sketching.corpus import FORMAT
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
 
 # Rows of a part: 8 MB at K = 1024 is what waits in memory.
@@ -36,6 +35,9 @@ def training_spec(
     name: of the model whose gradients they are. training: how they came about, above all `by`: "tap" (gradients of the
     model that is trained, at the weights of each step) or "proxy" (of a frozen one).
     """
+    # All that reads a corpus comes with it, and nothing else of that is needed.
+    from gvendi_fast.sketching.corpus import FORMAT
+
     return {
         **({} if layers == "all" else {"layers": layers}),
         "format": FORMAT,

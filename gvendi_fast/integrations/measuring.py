@@ -28,6 +28,8 @@ from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 
 DIM, WINDOW = 1024, 4096
+# A log has other gains and samples too, and these are of measured steps alone.
+PREFIX = "diversity/"
 
 
 class UnmeasuredWarning(UserWarning):
@@ -61,7 +63,7 @@ class TrainingDiversity:
         save_to: str | os.PathLike | None = None,
         sketcher: GradientSketcher | None = None,
         proxy: str | Proxy | None = None,
-        prefix: str = "",
+        prefix: str = PREFIX,
         meter: DiversityMeter | None = None,
     ) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
@@ -123,8 +125,8 @@ class TrainingDiversity:
             kept = (self._restored or {}).get("kept")
             if is_resumed and kept is not None and kept["ranks"] != ranks:
                 raise GvendiError(
-                    f"save_to is '{self.save_to}', which {kept['ranks']} processes wrote, but {ranks} go on; give another "
-                    "folder, or as many processes"
+                    f"save_to is '{self.save_to}', which {kept['ranks']} processes wrote, but {ranks} go on; give "
+                    "another folder, or as many processes"
                 )
             done = kept["done"] if is_resumed and kept is not None else 0 if is_resumed else None
             spec = training_spec(self.sketcher, self.layers, _name(model, self.proxy), self._how(training))
@@ -216,8 +218,8 @@ class TrainingDiversity:
     def _tapped(self, model: nn.Module) -> Any:
         if self._given is not None and self._given.model is not plain_model(model):
             raise GvendiError(
-                f"the sketcher's model is a {type(self._given.model).__name__} of its own, not the one that is trained; "
-                "make it of the trainer's model, or leave sketcher out"
+                f"the sketcher's model is a {type(self._given.model).__name__} of its own, not the one that is "
+                "trained; make it of the trainer's model, or leave sketcher out"
             )
         self.sketcher = self._given or GradientSketcher(model, SketchSpec(dim=self._dim), layers=self.layers)
         return self.sketcher.tap(model, tag=None if self.names is None else TAG)
@@ -239,8 +241,8 @@ class TrainingDiversity:
             return None
         if sketches.tags is None:
             raise GvendiError(
-                f"source is {self.names.column!r}, but the batch has no {TAG!r}; let the callback be among the trainer's "
-                "callbacks when it is made, or attach_to(trainer) before train()"
+                f"source is {self.names.column!r}, but the batches came without; let the callback be among those that "
+                "the trainer is made with, or attach it before the data loader is made"
             )
         return [self.names.name_of(number) for number in sketches.tags.tolist()]
 

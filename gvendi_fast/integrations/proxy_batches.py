@@ -7,7 +7,6 @@ supervised and unsupervised stretches are written out and read again, each by it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -91,8 +90,8 @@ class ProxyBatches:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if not isinstance(ids, torch.Tensor):
             raise GvendiError(
-                "proxy: the model's forward has no input_ids, from which the proxy would read the batch; give input_ids "
-                "by name, or leave proxy out to tap the model itself"
+                "proxy: the model's forward has no input_ids, from which the proxy would read the batch; give it "
+                "input_ids, or leave proxy out to tap the model itself"
             )
         labels, mask, positions, tags = (
             value.cpu() if isinstance(value := kwargs.get(name), torch.Tensor) else None

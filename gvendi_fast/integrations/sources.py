@@ -135,8 +135,8 @@ class SourceCollator:
             tokens = [torch.cat(tokens)]
         if len(tokens) != len(ids) or max(map(len, tokens)) > ids.shape[1]:
             raise GvendiError(
-                f"source is {self.names.column!r}, but {len(rows)} rows became a batch of shape {tuple(ids.shape)}, and "
-                "nothing says which sample is which row's; leave source out, or collate rows one after the other"
+                f"source is {self.names.column!r}, but {len(rows)} rows became a batch of shape {tuple(ids.shape)}, "
+                "and nothing says which sample is which row's; leave source out, or collate rows one after the other"
             )
         tags = torch.full(tuple(ids.shape), PADDING, dtype=torch.int64)
         for row, of_tokens in zip(tags, tokens, strict=True):

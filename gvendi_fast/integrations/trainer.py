@@ -16,7 +16,7 @@ import torch
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.integrations.measuring import TrainingDiversity
+from gvendi_fast.integrations.measuring import PREFIX, TrainingDiversity
 from gvendi_fast.integrations.meter import DiversityMeter
 from gvendi_fast.integrations.sources import SourceCollator, SourceNames, names_in
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -48,8 +48,8 @@ class GvendiCallback(TrainerCallback):
     save_to: a run directory that gets the sketches of every measured sample, one part after the other, for every
         command of `gvendi` that reads one. A run that is resumed goes on in it.
     sketcher: a GradientSketcher of the model that is trained, in place of `layers` and `dim`.
-    proxy: "tiny", a folder, a hub name or a Proxy: a frozen model that scores the measured batches, in place of the tap.
-        Its figures can be compared over time and between runs; a pass of its own is what they cost.
+    proxy: "tiny", a folder, a hub name or a Proxy: a frozen model that scores the measured batches, in place of the
+        tap. Its figures can be compared over time and between runs; a pass of its own is what they cost.
     prefix: put before the name of every figure.
     meter: a DiversityMeter of your own, in place of `window`.
     Raises GvendiError for options that exclude one another, when training begins for a model that cannot be sketched,
@@ -68,7 +68,7 @@ class GvendiCallback(TrainerCallback):
         save_to: str | os.PathLike | None = None,
         sketcher: GradientSketcher | None = None,
         proxy: str | Proxy | None = None,
-        prefix: str = "",
+        prefix: str = PREFIX,
         meter: DiversityMeter | None = None,
     ) -> None:
         self.diversity = TrainingDiversity(
