@@ -264,9 +264,9 @@ Layers = Annotated[
             *("expert", "no-expert", "no-router", "first-half", "last-half"),
         ),
         help="Which kinds of layers are sketched: all (the default), no-embedding, no-head, no-embedding-or-head, "
-        "no-norm, attention, mlp (experts and routers with it), expert, no-expert, no-router, first-half or last-half "
-        "(of the blocks). A run directory has what it was sketched with: others can be chosen later only from "
-        "--sketch-groups.",
+        "no-norm, attention, mlp (experts and routers with it), expert, no-expert, no-router, first-half, last-half "
+        "(of the blocks) or last-N (the last N blocks alone, as last-4). A run directory has what it was sketched "
+        "with: others can be chosen later only from --sketch-groups.",
     ),
 ]
 Parameters = Annotated[

@@ -94,7 +94,7 @@ class Settings:
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
         ends with an error (None: no limit).
     exclude: patterns of parameters to leave out.
-    layers: which kinds of layers are sketched, one of `layers.PRESETS`.
+    layers: which kinds of layers are sketched, one of `layers.PRESETS`, or "last-N", the last N blocks.
     parameters: of an adapted model: "trainable", "adapters" or "base", see `GradientSketcher`.
     groups: also store sketches by group of layers, one of `layers.GROUPINGS` or {name: patterns of parameter names}.
     compile: "auto", "on" or "off", see `compiled.choose_compile`.

@@ -63,8 +63,7 @@ def head_sketch(
     out: torch.Tensor,
     softcap: float | None = None,
     scale: float = 1.0,
-    upstream: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss, input gradient and sketch of the LM head in row chunks, so that no [T, V] matrix lives.
 
     hidden [T, d], weight [V, d] of the same dtype, labels int64 [T]. Adds to out [B, K]; returns loss
@@ -73,8 +72,6 @@ def head_sketch(
     V = 151,936 and K = 1024 that is C = 256 and 78 MB + 4 KB a row (bfloat16) or 156 MB + 4 KB a row (float32) on a
     CPU. On a GPU it is C = 4096 and 1.24 GB + 4 KB a row in bfloat16 from 19.92 GB of memory on, and below that at
     most 1/16 of the memory: C = 3456 and 1.05 GB with 16 GiB.
-    upstream: float32 [T], the gradient of each row's loss, by which the row's part is scaled; the gradient of hidden,
-    which somebody else has then, is not worked out and None.
     """
     check_rows("hidden", hidden, hidden_table.width)
     check_rows("weight", weight, hidden_table.width)
@@ -82,7 +79,7 @@ def head_sketch(
         raise GvendiError(f"weight has {weight.shape[0]} rows, vocab_table is for {vocab_table.width}")
     rows = hidden.shape[0]
     loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if upstream is None else None
+    grad_hidden = torch.empty_like(hidden)
     folded = torch.empty(rows, vocab_table.dim, dtype=torch.float32, device=hidden.device)
     vocabulary = weight.shape[0]
     chunk = head_chunk_rows(vocabulary, weight.element_size(), weight.device)
@@ -92,10 +89,7 @@ def head_sketch(
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden[part], weight.T, out=buffer[: min(chunk, rows - begin)])
         loss[part], folded[part] = ops.softmax_fold(logits, labels[part], vocab_table, softcap, scale)
-        if grad_hidden is not None:
-            torch.mm(logits, weight, out=grad_hidden[part])
-    if upstream is not None:
-        folded *= upstream[:, None]
+        torch.mm(logits, weight, out=grad_hidden[part])
     ops.linear_sketch(hidden, hidden_table, [(folded, None)], segments, out)
     return loss, grad_hidden
 
@@ -109,10 +103,8 @@ def dense_head_sketch(
     out: torch.Tensor,
     softcap: float | None = None,
     scale: float = 1.0,
-    upstream: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`head_sketch` of the dense mode: hidden [T, d], weight [V, d], labels int64 [T], key as in `dense_sketch`.
-    upstream as there.
 
     Adds to out [B, K]; returns loss float32 [T] and the gradient of hidden [T, d]. Peak extra memory: one chunk
     of float32 logits, and half as much again where the weight is bfloat16. A chunk is about 256 MB where V is large,
@@ -122,17 +114,14 @@ def dense_head_sketch(
     check_rows("weight", weight, weight.shape[1])
     check_segments(segments, hidden.shape[0])
     loss = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if upstream is None else None
+    grad_hidden = torch.empty_like(hidden)
     chunk = _dense_chunk_rows(weight)
     for begin in range(0, hidden.shape[0], chunk):
         part = slice(begin, begin + chunk)
         # In float32, for the sketch takes the gradient from here.
         logits = torch.mm(hidden[part], weight.T).float()
         loss[part], _ = ops.softmax_fold(logits, labels[part], None, softcap, scale)
-        if grad_hidden is not None:
-            torch.mm(logits.to(weight.dtype), weight, out=grad_hidden[part])
-        if upstream is not None:
-            logits *= upstream[part, None]
+        torch.mm(logits.to(weight.dtype), weight, out=grad_hidden[part])
         ops.dense_sketch(hidden[part], logits, (segments - begin).clamp(0, len(logits)), key, out)
         # Gone before the next chunk is made.
         del logits

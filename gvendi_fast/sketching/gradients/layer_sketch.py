@@ -93,17 +93,11 @@ class HadamardSketch:
         out: torch.Tensor,
         softcap: float | None,
         scale: float,
-        upstream: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Loss float32 [T] and gradient of hidden [T, d] of the LM head [V, d], whose sketch is added.
-
-        upstream: as `head_chunks.head_sketch` takes it.
-        """
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss float32 [T] and gradient of hidden [T, d] of the LM head [V, d], whose sketch is added."""
         columns = column_table(self.spec, parameter, weight.shape[1])
         rows = row_table(self.spec, parameter, weight.shape[0])
-        return head_chunks.head_sketch(
-            hidden, weight, labels, segments, columns, rows, out, softcap, scale, upstream
-        )
+        return head_chunks.head_sketch(hidden, weight, labels, segments, columns, rows, out, softcap, scale)
 
 
 @dataclass(frozen=True)
@@ -135,12 +129,10 @@ class RademacherSketch:
         # Coordinates of a [1, d] matrix have the numbers of those of a vector.
         ops.dense_sketch(rows, rows.new_ones(len(rows), 1), segments, self._key(parameter), out)
 
-    def head(self, parameter, hidden, weight, labels, segments, out, softcap, scale, upstream=None):
+    def head(self, parameter, hidden, weight, labels, segments, out, softcap, scale):
         """As `HadamardSketch.head`."""
         key = self._key(parameter)
-        return head_chunks.dense_head_sketch(
-            hidden, weight, labels, segments, key, out, softcap, scale, upstream
-        )
+        return head_chunks.dense_head_sketch(hidden, weight, labels, segments, key, out, softcap, scale)
 
     def _key(self, parameter: str) -> tuple[int, int]:
         return sign_key(self.spec.seed, parameter)

@@ -11,6 +11,7 @@ convolutions, sinks, gates) belong to the part that they are in, so they are no 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,8 @@ PRESETS: dict[str, Callable[[Cell], bool]] = {
     "first-half": lambda cell: cell.half == FIRST,
     "last-half": lambda cell: cell.half == LAST,
 }
+# A preset of blocks by number, "last-4": the last four alone, norms included, without what comes after them.
+_LAST_BLOCKS = re.compile(r"last-([1-9][0-9]*)")
 # Which cells a group of each grouping holds together.
 GROUPINGS: dict[str, Callable[[Cell], str]] = {
     "kind": lambda cell: cell.kind,
@@ -77,8 +80,16 @@ GROUPINGS: dict[str, Callable[[Cell], str]] = {
 
 def check_preset(layers: str) -> None:
     """GvendiError for a word that is no preset."""
-    if layers not in PRESETS:
-        raise GvendiError(f"layers is {layers!r}; wanted one of {', '.join(PRESETS)}")
+    if layers not in PRESETS and last_blocks(layers) is None:
+        raise GvendiError(
+            f"layers is {layers!r}; wanted one of {', '.join(PRESETS)}, or last-N for the last N blocks (last-4)"
+        )
+
+
+def last_blocks(layers: str) -> int | None:
+    """N of the preset "last-N"; None for another one."""
+    found = _LAST_BLOCKS.fullmatch(layers)
+    return int(found[1]) if found else None
 
 
 def check_groups(groups: str | Mapping[str, Sequence[str]] | None) -> None:
@@ -156,6 +167,31 @@ def find_experts(blocks: Sequence[nn.Module]) -> tuple[set[int], set[int]]:
                 experts |= inside
                 routers |= router
     return experts, routers - experts
+
+
+def left_out_before(count: int, model: nn.Module, layout: Layout) -> list[str]:
+    """The names of the sketched parameters that lie outside of a model's last `count` blocks.
+
+    Raises GvendiError where there are not so many blocks, and where a parameter lies inside and outside.
+    """
+    blocks = blocks_of(model, layout.taps)
+    if count > len(blocks):
+        raise GvendiError(
+            f"layers is 'last-{count}', but the model has {len(blocks)} blocks with parameters to sketch; give no more"
+        )
+    inside = {id(part) for block in blocks[-count:] for part in block.modules()}
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for tap in layout.taps:
+        names[id(tap.module) in inside] += tap.names
+    both = [name for name in names[True] if name in names[False]]
+    if both:
+        raise GvendiError(
+            f"layers is 'last-{count}', but the parameter {both[0]!r} is shared with a layer outside of these blocks; "
+            "give another number, or 'all'"
+        )
+    if not names[True]:
+        raise GvendiError(f"layers='last-{count}' leaves no parameter of the model; give more blocks")
+    return names[False]
 
 
 def _alike(module: nn.Module) -> int:
@@ -276,6 +312,11 @@ def choose_groups(layers: str, cells: Sequence[Sequence[Cell]], names: Sequence[
     Raises GvendiError where a group holds both what the preset sketches and what it leaves out.
     """
     check_preset(layers)
+    if last_blocks(layers) is not None:
+        raise GvendiError(
+            f"layers={layers!r} is no sum of sketch groups, which know the halves of a model alone; sketch again with "
+            f"--layers {layers}"
+        )
     _check_tied(layers, [cell for group in cells for cell in group])
     chosen = []
     for i, group in enumerate(cells):

@@ -40,7 +40,9 @@ from gvendi_fast.sketching.gradients.layers import (
     check_preset,
     find_cells,
     find_sketch_groups,
+    last_blocks,
     left_out,
+    left_out_before,
 )
 from gvendi_fast.sketching.gradients.names import (
     as_plain,
@@ -106,7 +108,7 @@ class GradientSketcher:
     spec: dimension, kind and seed of the sketch.
     exclude: shell patterns of parameter names to leave out; `coverage` says what is left. Parts that text does not
         reach, such as a vision tower, are left out by themselves, and `coverage.left_out` names them.
-    layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`.
+    layers: a preset of kinds of layers to sketch, one of `layers.PRESETS`, or "last-N", the last N blocks.
     parameters: "trainable", as above; "adapters", those of a PEFT model's active adapters, which "trainable" means too
         where nothing requires a gradient; or "base", what is no adapter's (adapters are at work, but not sketched).
     groups: also give the sketches of groups of parameters by themselves, in the same pass: one of `layers.GROUPINGS`,
@@ -183,12 +185,14 @@ class GradientSketcher:
             with _frozen(model), never_packed():
                 used = check_uses(model, layout.taps)
         self._unvisited = [Unvisited(path, module) for path, module in text.unvisited.items()]
-        if layers != "all" or groups is not None:
+        blocks = last_blocks(layers)
+        if (layers != "all" and blocks is None) or groups is not None:
             with _frozen(model), never_packed():
                 cells = find_cells(model, layout)
         if layers != "all":
             with _alone(model):
-                out = (*exclude, *map(glob.escape, left_out(layers, cells)))
+                names = left_out(layers, cells) if blocks is None else left_out_before(blocks, model, layout)
+                out = (*exclude, *map(glob.escape, names))
                 layout = find_taps(model, out, text.names, parameters, self._reading.shared)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)

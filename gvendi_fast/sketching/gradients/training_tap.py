@@ -20,6 +20,7 @@ import functools
 import inspect
 import math
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,9 +34,9 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
+from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
-from gvendi_fast.sketching.gradients.fused_head import AGREES, FusedTargets, fused_targets, log_probs_of
-from gvendi_fast.sketching.gradients.head import Head
+from gvendi_fast.sketching.gradients.fused_head import find_fused, fused_tokens, watch_fused
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
 from gvendi_fast.sketching.gradients.probe import (
@@ -48,7 +49,7 @@ from gvendi_fast.sketching.gradients.probe import (
 )
 from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, NORM, Tap
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, Tap
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
 class Pass:
     """One forward pass under a tap, and what its backward pass has given so far.
 
-    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. missed: what
-    is wrong with them. tokens int64 [S] and tags int64 [S], None where the batch does not say.
+    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. met: ids of
+    the modules whose layers ran. missed: parameters that may have got a gradient that their layer did not see.
+    tokens int64 [S] and tags int64 [S], None where the batch does not say.
     """
 
     number: int
@@ -67,9 +69,8 @@ class Pass:
     tokens: Tensor | None
     tags: Tensor | None
     z: list[Tensor | None]
-    missed: list[str] = field(default_factory=list)
-    # Above zero where a fused head's log-probabilities are not those of the head: looked at when they are taken.
-    differs: list[Tensor] = field(default_factory=list)
+    met: set[int] = field(default_factory=set)
+    missed: list[tuple[str, Tapped]] = field(default_factory=list)
 
     def add(self, place: int, z: Tensor) -> None:
         """Add what a backward pass gave to probe number `place`."""
@@ -84,11 +85,8 @@ class Running:
     of: Pass
     probes: list[Tensor]
     ids: Tensor
-    arguments: Mapping[str, Any]
-    # What the model under the head returned, and the number format of what is multiplied by weights there.
-    hidden: tuple[Tensor, torch.dtype] | None = None
-    # Modules whose layer has run.
-    met: set[int] = field(default_factory=set)
+    labels: Tensor | None = None
+    shifted: Tensor | None = None
 
 
 class TappedModel(ProbedModel):
@@ -106,7 +104,7 @@ class TappedModel(ProbedModel):
                 f"the uses of parameters of this model ({names}) are followed operation by operation, which a training "
                 "step does not do; leave them out with exclude="
             )
-        modules = self.modules = _modules_of(sketcher, model)
+        modules = _modules_of(sketcher, model)
         bound = functools.partial(_bound, modules)
         starts = _needs_start(sketcher, model)
         sketch = layer_sketch(self._spec)
@@ -191,7 +189,7 @@ class TappedModel(ProbedModel):
             if self.backward is not None:
                 self.running = self.backward
             return self.running is not None
-        return self.depth > 0 and self.thread == threading.get_ident()
+        return self.depth > 0 and self.running is not None and self.thread == threading.get_ident()
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what its backward pass needs."""
@@ -203,13 +201,13 @@ class TappedModel(ProbedModel):
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         if self.runs_here():
             if not torch.compiler.is_dynamo_compiling():
-                self.running.met.add(id(tapped.module))
+                self.running.of.met.add(id(tapped.module))
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
         if id(tapped.module) in self.above and self.running is not None:
             # A head that is called by itself, after the model under it.
-            self.running.met.add(id(tapped.module))
+            self.running.of.met.add(id(tapped.module))
             return True
         if MODELS.is_claimed([tapped.module]):
             # A sketcher's own pass over the same model.
@@ -219,6 +217,10 @@ class TappedModel(ProbedModel):
             "by another model that shares it, so whose samples its gradient is of is not known; detach the tap for "
             "that, run it under torch.no_grad(), or leave the layer out with exclude="
         )
+
+
+class PackingWarning(UserWarning):
+    """Samples of a packed row are not kept apart by the model, or that is not known."""
 
 
 class TrainingTap:
@@ -259,6 +261,7 @@ class TrainingTap:
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
+        self._looked_across = False
         # What ends the watch over parameters whose layers did not run.
         self._watching: list[Callable[[], object]] = []
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
@@ -342,20 +345,21 @@ class TrainingTap:
         for undo in self._watching:
             undo()
         self._watching = []
-        missed = [what for one in passes for what in one.missed]
+        # A head may have run after the model under it.
+        missed = [item for one in passes for item in one.missed if id(item[1].module) not in one.met]
         if missed:
-            raise GvendiError(missed[0])
-        if any(bool(x > 0) for one in passes for x in one.differs):
+            name, part = missed[0]
             raise GvendiError(
-                "the log-probabilities that the trainer's fused head returns are not those of the model's own head (by "
-                "a temperature other than 1, perhaps), so its part of the sketches would be wrong; leave the head out: "
-                'layers="no-head", or "no-embedding-or-head" where the two are tied'
+                f"the parameter {name!r} is trained without running its layer {part.path!r} (by a fused loss that "
+                "takes the weight itself, or by code of one's own), so its part of the sketches would be missing; "
+                f"switch the fused loss off, or leave it out with exclude=[{name!r}]"
             )
         return _sketches(passes)
 
     def __getstate__(self) -> dict[str, Any]:
         raise GvendiError(
-            "a tap cannot be copied or pickled: it belongs to the layers of its model; make another one"
+            "a tap cannot be copied or pickled, nor a model that it is attached to: detach the tap first, or copy the "
+            "model's state_dict()"
         )
 
     def _entries(self) -> list[nn.Module]:
@@ -389,13 +393,18 @@ class TrainingTap:
         return changed
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
+        """A pass of its own for a call of the model."""
         tapped = self._tapped
+        tapped.running = tapped.backward = None
         ids = _tokens(arguments)
         rows, length = ids.shape[:2]
         if self._samples is not None:
             samples = given_samples(self._samples(arguments), rows, length)
         else:
             samples = find_samples(arguments, rows, length)
+        if samples.is_packed and not self._looked_across:
+            self._looked_across = True
+            self._look_across(arguments, samples)
         labels = arguments.get("labels")
         tokens = None
         if isinstance(labels, Tensor) and labels.shape == (rows, length):
@@ -415,8 +424,11 @@ class TrainingTap:
                 functools.partial(self._came, weakref.ref(self), one, place)
             )
             probes.append(probe)
-        ids = ids[..., 0] if ids.dim() > 2 else ids
-        tapped.running, tapped.backward = Running(one, probes, ids, arguments), None
+        tapped.running, tapped.backward = Running(one, probes, ids[..., 0] if ids.dim() > 2 else ids), None
+        for name in ("labels", "shift_labels"):
+            given = arguments.get(name)
+            if isinstance(given, Tensor) and given.shape == (rows, length):
+                setattr(tapped.running, name if name == "labels" else "shifted", given)
         for part in tapped.tapped:
             group = part.tap.group
             part.group_probe = None if groups is None or group is None else probes[1 + group]
@@ -427,6 +439,10 @@ class TrainingTap:
         one.add(place, probe.grad)
         # Further backward passes over the same graph give more.
         probe.grad = None
+        TrainingTap._arrive(of, one)
+
+    @staticmethod
+    def _arrive(of: weakref.ref[TrainingTap], one: Pass) -> None:
         tap = of()
         if tap is not None and tap.is_attached and one not in tap._arrived:
             tap._arrived.append(one)
@@ -439,100 +455,80 @@ class TrainingTap:
         if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
             return
         tapped.depth -= 1
-        running = tapped.running
-        if module is tapped.core and running is not None:
-            running.hidden = _last_hidden(output)
         if tapped.depth:
             return
         for group in tapped.groups:
             group.close()
-        self._fused_head(running, output)
-        self._look_after(running)
-        running.arguments, running.hidden = {}, None
+        running = tapped.running
+        self._look_after(running, output)
         for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
             if isinstance(x, Tensor) and x.requires_grad:
                 x.register_hook(functools.partial(_reach, tapped, running))
 
-    def _fused_head(self, running: Running, output: Any) -> None:
-        """Where log-probabilities came in place of logits, the head's part comes by their gradient."""
-        head, log_probs = self.sketcher._head, log_probs_of(output)
-        module = next((tap.module for tap in self.sketcher._head_taps), None)
-        if head is None or module is None or log_probs is None or not log_probs.requires_grad:
-            return
-        module = self._tapped.modules[id(module)]
-        if running.hidden is None or id(module) in running.met:
-            return
-        targets = fused_targets(log_probs, *running.hidden, running.arguments, running.of.samples)
-        if targets is None:
-            return
-        running.met.add(id(module))
-        head = replace(head, output=module)
-        came = functools.partial(
-            self._head_came, weakref.ref(self), running.of, head, targets, log_probs.detach()
-        )
-        log_probs.register_hook(came)
-        entropy = output.get("entropy")
-        if isinstance(entropy, Tensor) and entropy.requires_grad:
-            entropy.register_hook(lambda _: _miss(running.of, head.name, "lm_head"))
-
-    @staticmethod
-    def _head_came(
-        of: weakref.ref[TrainingTap],
-        one: Pass,
-        head: Head,
-        targets: FusedTargets,
-        log_probs: Tensor,
-        gradient: Tensor,
-    ) -> None:
-        """A backward pass has reached the log-probabilities of a fused head."""
-        tap = of()
-        if tap is None or not tap.is_attached:
-            return
-        z, loss = targets.sketch(head, tap.sketcher.spec, gradient.detach())
-        given = -log_probs[targets.places].to(loss)
-        one.differs.append((given - loss).abs().sum() - AGREES * (given.abs() + 1).sum())
-        groups = tap.sketcher.groups
-        for place in (0,) if groups is None else (0, 1 + groups.of[head.name]):
-            one.add(place, z.to(tap._plain.get_input_embeddings().weight.device))
-        if one not in tap._arrived:
-            tap._arrived.append(one)
-
-    def _look_after(self, running: Running) -> None:
+    def _look_after(self, running: Running, output: Any) -> None:
         """Watch the parameters of layers that did not run: they must get no gradient."""
-        parts = [part for part in self._tapped.tapped if id(part.module) not in running.met]
+        self._watch_head(running, output)
+        parts = [part for part in self._tapped.tapped if id(part.module) not in running.of.met]
         seen = {
             id(p)
             for part in self._tapped.tapped
-            if id(part.module) in running.met
+            if id(part.module) in running.of.met
             for p in part.own_parameters()
         }
         for part in parts:
             for (_, name), parameter in zip(part.tap.parameters, part.own_parameters(), strict=True):
                 if not parameter.requires_grad:
                     continue
-                note = functools.partial(_miss, running.of, name, part.path)
+                note = functools.partial(running.of.missed.append, (name, part))
                 if id(parameter) not in seen and type(parameter) is nn.Parameter:
                     self._watching.append(parameter.register_hook(lambda _, note=note: note()).remove)
                 elif id(part.module) in self._tapped.above:
                     # Of a shared or a sharded weight it cannot be seen whose gradient it gets.
                     note()
 
+    def _look_across(self, arguments: Mapping[str, Any], samples: Samples) -> None:
+        """Warn, once, where the samples of a packed row attend to one another."""
+        crosses = attends_across(self._plain, self._tapped.core, arguments, samples)
+        if crosses is not False:
+            kind = getattr(getattr(self._plain, "config", None), "_attn_implementation", None)
+            what = (
+                "was not checked (its weights are sharded)"
+                if crosses is None
+                else f"crosses samples (attention implementation {kind!r})"
+            )
+            warnings.warn(
+                f"attention in packed rows {what}: where it does, a sample's gradient holds what its tokens do for the "
+                "losses of later samples in the row, and its sketch is of that; pack with an implementation that keeps "
+                "samples apart (flash_attention_2 with position_ids, use_cache=False and no attention_mask)",
+                PackingWarning,
+                stacklevel=5,
+            )
 
-def _miss(one: Pass, name: str, path: str) -> None:
-    one.missed.append(
-        f"the parameter {name!r} is trained without running its layer {path!r} (by a fused loss that takes the weight "
-        "itself, or by code of one's own), so its part of the sketches would be missing; switch the fused loss off, or "
-        f"leave it out with exclude=[{name!r}]"
-    )
+    def _watch_head(self, running: Running, output: Any) -> None:
+        """Sketch a head in whose place a fused loss stands, if it is one that is known."""
+        heads = [part for part in self._tapped.tapped if id(part.module) in self._tapped.above]
+        heads = [
+            part
+            for part in heads
+            if id(part.module) not in running.of.met and part.tap.kind in (LINEAR, QUANTISED)
+        ]
+        node = find_fused(output) if heads else None
+        if node is None:
+            return
+        tap, one = heads[0].tap, running.of
+        tokens = fused_tokens(node, running.labels, running.shifted, one.samples)
+        if len(heads) > 1 or tokens is None or node.saved_tensors[1].shape != tap.module.weight.shape:
+            return
+        of = weakref.ref(self)
 
+        def found(z: Tensor) -> None:
+            one.add(0, z)
+            if tap.group is not None:
+                one.add(1 + tap.group, z)
+            TrainingTap._arrive(of, one)
 
-def _last_hidden(output: Any) -> tuple[Tensor, torch.dtype] | None:
-    """The last hidden states, and the number format of the products that are made of them here."""
-    states = getattr(output, "last_hidden_state", None)
-    if not isinstance(states, Tensor):
-        return None
-    kind = states.device.type
-    return states, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+        self._watching.append(watch_fused(node, tokens, one.samples, tap, self.sketcher.spec, found))
+        running.of.met.add(id(tap.module))
 
 
 def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
