@@ -59,8 +59,9 @@ if TYPE_CHECKING:
 class Pass:
     """One forward pass under a tap, and what its backward pass has given so far.
 
-    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. missed: what
-    is wrong with them. tokens int64 [S] and tags int64 [S], None where the batch does not say.
+    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. met: ids of
+    the modules whose layers ran. missed: parameters that may have got a gradient that their layer did not see.
+    tokens int64 [S] and tags int64 [S], None where the batch does not say.
     """
 
     number: int
@@ -68,7 +69,8 @@ class Pass:
     tokens: Tensor | None
     tags: Tensor | None
     z: list[Tensor | None]
-    missed: list[str] = field(default_factory=list)
+    met: set[int] = field(default_factory=set)
+    missed: list[tuple[str, Tapped]] = field(default_factory=list)
 
     def add(self, place: int, z: Tensor) -> None:
         """Add what a backward pass gave to probe number `place`."""
@@ -85,8 +87,6 @@ class Running:
     ids: Tensor
     labels: Tensor | None = None
     shifted: Tensor | None = None
-    # Modules whose layer has run.
-    met: set[int] = field(default_factory=set)
 
 
 class TappedModel(ProbedModel):
@@ -201,13 +201,13 @@ class TappedModel(ProbedModel):
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         if self.runs_here():
             if not torch.compiler.is_dynamo_compiling():
-                self.running.met.add(id(tapped.module))
+                self.running.of.met.add(id(tapped.module))
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
         if id(tapped.module) in self.above and self.running is not None:
             # A head that is called by itself, after the model under it.
-            self.running.met.add(id(tapped.module))
+            self.running.of.met.add(id(tapped.module))
             return True
         if MODELS.is_claimed([tapped.module]):
             # A sketcher's own pass over the same model.
@@ -345,14 +345,21 @@ class TrainingTap:
         for undo in self._watching:
             undo()
         self._watching = []
-        missed = [what for one in passes for what in one.missed]
+        # A head may have run after the model under it.
+        missed = [item for one in passes for item in one.missed if id(item[1].module) not in one.met]
         if missed:
-            raise GvendiError(missed[0])
+            name, part = missed[0]
+            raise GvendiError(
+                f"the parameter {name!r} is trained without running its layer {part.path!r} (by a fused loss that "
+                "takes the weight itself, or by code of one's own), so its part of the sketches would be missing; "
+                f"switch the fused loss off, or leave it out with exclude=[{name!r}]"
+            )
         return _sketches(passes)
 
     def __getstate__(self) -> dict[str, Any]:
         raise GvendiError(
-            "a tap cannot be copied or pickled: it belongs to the layers of its model; make another one"
+            "a tap cannot be copied or pickled, nor a model that it is attached to: detach the tap first, or copy the "
+            "model's state_dict()"
         )
 
     def _entries(self) -> list[nn.Module]:
@@ -461,18 +468,18 @@ class TrainingTap:
     def _look_after(self, running: Running, output: Any) -> None:
         """Watch the parameters of layers that did not run: they must get no gradient."""
         self._watch_head(running, output)
-        parts = [part for part in self._tapped.tapped if id(part.module) not in running.met]
+        parts = [part for part in self._tapped.tapped if id(part.module) not in running.of.met]
         seen = {
             id(p)
             for part in self._tapped.tapped
-            if id(part.module) in running.met
+            if id(part.module) in running.of.met
             for p in part.own_parameters()
         }
         for part in parts:
             for (_, name), parameter in zip(part.tap.parameters, part.own_parameters(), strict=True):
                 if not parameter.requires_grad:
                     continue
-                note = functools.partial(_miss, running.of, name, part.path)
+                note = functools.partial(running.of.missed.append, (name, part))
                 if id(parameter) not in seen and type(parameter) is nn.Parameter:
                     self._watching.append(parameter.register_hook(lambda _, note=note: note()).remove)
                 elif id(part.module) in self._tapped.above:
@@ -503,7 +510,7 @@ class TrainingTap:
         heads = [
             part
             for part in heads
-            if id(part.module) not in running.met and part.tap.kind in (LINEAR, QUANTISED)
+            if id(part.module) not in running.of.met and part.tap.kind in (LINEAR, QUANTISED)
         ]
         node = find_fused(output) if heads else None
         if node is None:
@@ -521,15 +528,7 @@ class TrainingTap:
             TrainingTap._arrive(of, one)
 
         self._watching.append(watch_fused(node, tokens, one.samples, tap, self.sketcher.spec, found))
-        running.met.add(id(tap.module))
-
-
-def _miss(one: Pass, name: str, path: str) -> None:
-    one.missed.append(
-        f"the parameter {name!r} is trained without running its layer {path!r} (by a fused loss that takes the weight "
-        "itself, or by code of one's own), so its part of the sketches would be missing; switch the fused loss off, or "
-        f"leave it out with exclude=[{name!r}]"
-    )
+        running.of.met.add(id(tap.module))
 
 
 def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
