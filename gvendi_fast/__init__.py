@@ -9,8 +9,13 @@ from gvendi_fast.base._version import __version__
 
 # Loaded on first use, so that importing the package costs no more than torch and numpy.
 _EXPORTS = {
+    "DiversityMeter": "gvendi_fast.integrations.meter",
     "GvendiError": "gvendi_fast.base.errors",
+    "ProxySketches": "gvendi_fast.integrations.candidates",
     "SketchSpec": "gvendi_fast.kernels.sketch_matrix",
+    "SourceSampler": "gvendi_fast.integrations.source_weights",
+    "SourceWeights": "gvendi_fast.integrations.source_weights",
+    "GainSampler": "gvendi_fast.integrations.sampler",
     "GradientSketcher": "gvendi_fast.sketching.gradients.sketcher",
     "GroupDiversityReward": "gvendi_fast.integrations.rewards",
     "VendiState": "gvendi_fast.vendi",
@@ -32,8 +37,13 @@ if TYPE_CHECKING:
     # Under `as` a name counts as public; a checker does not read the list above.
     from gvendi_fast.analysis.scoring import score as score
     from gvendi_fast.base.errors import GvendiError as GvendiError
+    from gvendi_fast.integrations.candidates import ProxySketches as ProxySketches
+    from gvendi_fast.integrations.meter import DiversityMeter as DiversityMeter
     from gvendi_fast.integrations.rewards import GroupDiversityReward as GroupDiversityReward
     from gvendi_fast.integrations.rewards import group_diversity_rewards as group_diversity_rewards
+    from gvendi_fast.integrations.sampler import GainSampler as GainSampler
+    from gvendi_fast.integrations.source_weights import SourceSampler as SourceSampler
+    from gvendi_fast.integrations.source_weights import SourceWeights as SourceWeights
     from gvendi_fast.kernels.backends import use_backend as use_backend
     from gvendi_fast.kernels.sketch_matrix import SketchSpec as SketchSpec
     from gvendi_fast.selection import select as select
