@@ -46,11 +46,11 @@ class Forward:
         """What the module's forward is while this is attached."""
         raise NotImplementedError
 
-    def __deepcopy__(self, memo: dict) -> Any:
-        raise GvendiError(
-            "the model cannot be copied or pickled whole while sketches are taken of it, for its layers' forwards are "
-            "replaced; detach the tap first (tap.detach()), or copy its state_dict()"
-        )
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__deepcopy__({})
+        """Refused while a model holds it, whose copy would run the sketches of this one; a sketcher's own may go."""
+        if self.module.__dict__.get("forward") == self.run:
+            raise GvendiError(
+                "the model cannot be copied or pickled whole while sketches are taken of it, for its layers' forwards "
+                "are replaced; detach the tap first (tap.detach()), or copy its state_dict()"
+            )
+        return super().__reduce_ex__(protocol)
