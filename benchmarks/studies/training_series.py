@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gvendi_fast.integrations.meter import DiversityMeter
 from torch import nn
 
 from benchmarks.corpora.real_rows import BBH, ESNLI, GSM8K, Reader, Row, collate
 from benchmarks.environment import ROOT, describe_machine
 from gvendi_fast import GradientSketcher, SketchSpec, load_proxy
 from gvendi_fast.base.draws import order, stream
+from gvendi_fast.integrations.meter import DiversityMeter
 
 OUT = ROOT / "benchmarks" / "results" / "training_series.json"
 MOST_TOKENS, DIM, BATCH, RATE, LOOK_EVERY = 160, 256, 16, 1e-3, 5
