@@ -38,6 +38,7 @@ from benchmarks.report.quantised import quantised_line, quantised_table
 from benchmarks.report.reference import reference_values
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
+from benchmarks.report.training import sampler_line, sampler_table, series_line, series_table
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
 
@@ -180,6 +181,7 @@ def render(results: Path = RESULTS) -> str:
     dimension = load(results / "sketch_dimension.json")
     quantised = load(results / "quantised.json")
     direction = load(results / "common_direction.json")
+    sampler, series = (load(results / f"{name}.json") for name in ("gain_sampler", "training_series"))
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -235,6 +237,13 @@ def render(results: Path = RESULTS) -> str:
         machine_line(synthesis_entries(study, rate)),
         study_table(study, table),
         rate_table(rate, table),
+        "## Choosing while training",
+        sampler_line(sampler),
+        machine_line([sampler] if sampler else []),
+        sampler_table(sampler, table),
+        series_line(series),
+        machine_line([series] if series else []),
+        series_table(series, table),
         gpu_tables(gpu_results(results), table),
     ]
     return "\n\n".join(section for section in sections if section)
