@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
+from gvendi_fast.sketching.gradients.as_written import AsWritten, breaking, put_aside
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
 from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
@@ -97,6 +98,7 @@ class TappedModel(ProbedModel):
     def __init__(self, sketcher: GradientSketcher, model: nn.Module) -> None:
         probed = sketcher._probed
         self.sketcher, self.model = sketcher, model
+        self.breaking = breaking()
         self.spec, self._spec = probed.spec, probed._spec
         if probed.watched or probed.picks:
             names = ", ".join(repr(w.name) for w in probed.watched[:3]) or "experts that are layers"
@@ -182,8 +184,6 @@ class TappedModel(ProbedModel):
 
     def runs_here(self) -> bool:
         """Whether a layer that runs now belongs to a pass: of this call, or of a checkpoint's part run again."""
-        if torch.compiler.is_dynamo_compiling():
-            return self.running is not None
         task = torch._C._current_graph_task_id()
         if task != -1 and task != self.outer:
             if self.backward is not None:
@@ -200,8 +200,7 @@ class TappedModel(ProbedModel):
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         if self.runs_here():
-            if not torch.compiler.is_dynamo_compiling():
-                self.running.of.met.add(id(tapped.module))
+            self.running.of.met.add(id(tapped.module))
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
@@ -221,6 +220,10 @@ class TappedModel(ProbedModel):
 
 class PackingWarning(UserWarning):
     """Samples of a packed row are not kept apart by the model, or that is not known."""
+
+
+class CompiledWarning(UserWarning):
+    """A step of a compiled model runs eagerly."""
 
 
 class TrainingTap:
@@ -261,7 +264,8 @@ class TrainingTap:
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
-        self._looked_across = False
+        self._looked_across = self._warned_of_compiling = False
+        self._uncompiled = [AsWritten(module) for module in self._entries()]
         # What ends the watch over parameters whose layers did not run.
         self._watching: list[Callable[[], object]] = []
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
@@ -291,7 +295,15 @@ class TrainingTap:
         try:
             self._tapped.thread = threading.get_ident()
             undo.append(self._tapped.end)
-            for forward in self._tapped.tapped:
+            if put_aside(self.model, undo) and not self._warned_of_compiling:
+                self._warned_of_compiling = True
+                warnings.warn(
+                    "the tapped model is compiled; while the tap is attached it runs as it is written, eagerly, and "
+                    "compiled again after detach()",
+                    CompiledWarning,
+                    stacklevel=2,
+                )
+            for forward in (*self._tapped.tapped, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
             for module in self._entries():
@@ -370,6 +382,8 @@ class TrainingTap:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Before the model runs: the batch is looked at and gets a probe."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            return tapped.breaking(self._enter, (module, args, kwargs), {})
         given = kwargs
         if self._tag is not None and self._tag in kwargs:
             given = {name: value for name, value in kwargs.items() if name != self._tag}
@@ -450,6 +464,9 @@ class TrainingTap:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the model has run, or has failed."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            tapped.breaking(self._leave, (module, args, output), {})
+            return
         if tapped.depth == 0 or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
