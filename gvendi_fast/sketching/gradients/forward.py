@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -26,16 +27,21 @@ class Forward:
         self._own = self._of_class = self.inner = None
 
     def attach(self) -> None:
-        """Put `run` in the module's place for its forward, which `inner` then is."""
+        """Put `stands` in the module's place for its forward, which `inner` then is."""
         own, of_class = self.module.__dict__.get("forward"), type(self.module).forward
         # The same method as last time, so that a compiler knows it again.
         if self.inner is None or own != self._own or of_class is not self._of_class:
             self._own, self._of_class, self.inner = own, of_class, self.module.forward
-        self.module.forward = self.run
+        self.module.forward = self.stands
+
+    @property
+    def stands(self) -> Callable[..., Any]:
+        """What is put into the module's place for its forward: a bound method, the same one every time."""
+        return self.run
 
     def remove(self) -> None:
-        """Put back what was there, if `run` stands in its place: an interrupt may come before it does."""
-        if self.module.__dict__.get("forward") != self.run:
+        """Put back what was there, if `stands` is in its place: an interrupt may come before it is."""
+        if self.module.__dict__.get("forward") != self.stands:
             return
         if self._own is None:
             self.module.__dict__.pop("forward", None)

@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
+from gvendi_fast.sketching.gradients.as_written import AsWritten, breaking, put_aside
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
 from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
@@ -54,7 +55,7 @@ from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
-from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, check_followed, hidden_use
+from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -105,6 +106,7 @@ class TappedModel(ProbedModel):
     def __init__(self, sketcher: GradientSketcher, model: nn.Module) -> None:
         probed = sketcher._probed
         self.sketcher, self.model = sketcher, model
+        self.breaking = breaking()
         self.spec, self._spec = probed.spec, probed._spec
         modules = _modules_of(sketcher, model)
         bound = functools.partial(_bound, modules)
@@ -250,8 +252,6 @@ class TappedModel(ProbedModel):
 
     def runs_here(self) -> bool:
         """Whether a layer that runs now belongs to a pass: of this call, or of a checkpoint's part run again."""
-        if torch.compiler.is_dynamo_compiling():
-            return self.running is not None
         task = torch._C._current_graph_task_id()
         if task != -1 and task != self.outer:
             if self.backward is not None:
@@ -268,8 +268,7 @@ class TappedModel(ProbedModel):
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         if self.runs_here():
-            if not torch.compiler.is_dynamo_compiling():
-                self.running.of.met.add(id(tapped.module))
+            self.running.of.met.add(id(tapped.module))
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
@@ -289,6 +288,10 @@ class TappedModel(ProbedModel):
 
 class PackingWarning(UserWarning):
     """Samples of a packed row are not kept apart by the model, or that is not known."""
+
+
+class CompiledWarning(UserWarning):
+    """A step of a compiled model runs eagerly."""
 
 
 class TrainingTap:
@@ -329,7 +332,8 @@ class TrainingTap:
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
-        self._looked_across = False
+        self._looked_across = self._warned_of_compiling = False
+        self._uncompiled = [AsWritten(module) for module in self._entries()]
         # What ends the watch over parameters whose layers did not run.
         self._watching: list[Callable[[], object]] = []
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
@@ -360,9 +364,15 @@ class TrainingTap:
             self._tapped.thread = threading.get_ident()
             undo.append(self._tapped.end)
             undo.append(self._tapped.stop_following)
-            if self._tapped.follows:
-                check_followed(self.model)
-            for forward in (*self._tapped.tapped, *self._tapped.again):
+            if put_aside(self.model, undo) and not self._warned_of_compiling:
+                self._warned_of_compiling = True
+                warnings.warn(
+                    "the tapped model is compiled; while the tap is attached it runs as it is written, eagerly, and "
+                    "compiled again after detach()",
+                    CompiledWarning,
+                    stacklevel=2,
+                )
+            for forward in (*self._tapped.tapped, *self._tapped.again, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
             for module in self._entries():
@@ -444,6 +454,8 @@ class TrainingTap:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Before the model runs: the batch is looked at and gets a probe."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            return tapped.breaking(self._enter, (module, args, kwargs), {})
         given = kwargs
         if self._tag is not None and self._tag in kwargs:
             given = {name: value for name, value in kwargs.items() if name != self._tag}
@@ -526,6 +538,9 @@ class TrainingTap:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the model has run, or has failed."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            tapped.breaking(self._leave, (module, args, output), {})
+            return
         if tapped.depth == 0 or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
