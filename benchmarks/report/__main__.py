@@ -39,6 +39,7 @@ from benchmarks.report.reference import reference_values
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.report.training import sampler_line, sampler_table, series_line, series_table
+from benchmarks.report.training_tap import tap_sections
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
 
@@ -190,6 +191,7 @@ def render(results: Path = RESULTS) -> str:
         speed_table(cpu),
         copy_table(cpu),
         *expert_sections(load(results / "experts.json"), ratio, table, machine_line),
+        *tap_sections(load(results / "training_tap.json"), ratio, table, machine_line),
         *reading_sections(cpu, load(results / "before_after.json")),
         *reading_lines(load(results / "reading.json"), table),
         *(reading_lines(fast, table) if (fast := load(results / "reading_fast.json")) else ()),
