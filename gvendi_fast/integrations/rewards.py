@@ -319,7 +319,8 @@ def _numbers(correct: Correct) -> np.ndarray:
         # A column of answers, say, whose digits would pass for rewards.
         if value is not None and not hasattr(value, "__float__"):
             raise GvendiError(
-                f"correct holds {value!r} for rollout {i}; wanted numbers, booleans or None, as correctness rewards give"
+                f"correct holds {value!r} for rollout {i}; wanted numbers, booleans or None, as correctness rewards "
+                "give"
             )
     return np.array([math.nan if value is None else float(value) for value in plain], np.float64)
 
