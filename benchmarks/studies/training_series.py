@@ -35,6 +35,8 @@ ROWS, REPEATED, TIMES = 420, 14, 30
 SOURCES = ("GSM8K, one half", "GSM8K, other half", "e-SNLI", "BBH", "repeated")
 # Rows of the window: about 128 of each source.
 WINDOW = 128 * len(SOURCES)
+# Of a proxy that looks at some batches only.
+FEW = 64 * len(SOURCES)
 
 
 def corpus(reader: Reader) -> list[Row]:
@@ -147,7 +149,7 @@ def main() -> None:
     result = {
         "settings": {
             "steps": len(rows) // BATCH, "batch": BATCH, "rate": RATE, "dim": DIM, "most tokens": MOST_TOKENS,
-            "window": WINDOW, "repeated": REPEATED, "times": TIMES, "model": "tiny", "every": chosen.every,
+            "window": WINDOW, "window of others": FEW, "repeated": REPEATED, "times": TIMES, "model": "tiny", "every": chosen.every,
         },
         "rows": dict(Counter(row.source for row in rows)),
         "different texts": {
