@@ -178,7 +178,7 @@ def find_causal_lm(pl_module: Any, path: str | None = None) -> nn.Module:
             return pl_module.get_submodule(path)
         except AttributeError as error:
             raise GvendiError(
-                f"module is {path!r}, which {type(pl_module).__name__} has not ({error}); give the path of its causal LM"
+                f"module is {path!r}, which {type(pl_module).__name__} has not ({error}); give its causal LM"
             ) from error
     found: dict[str, nn.Module] = {}
     for name, part in pl_module.named_modules():
