@@ -137,7 +137,7 @@ def test_a_resumed_run_goes_on_with_meter_and_parts(tmp_path):
         log = next(log for log in trainer.state.log_history if log["step"] == 4)
         return callback, {name: value for name, value in log.items() if name.startswith("diversity/")}
 
-    callback, whole = begin()
+    _, whole = begin()
     parts = {part.name: part.read_bytes() for part in (path / "parts").iterdir()}
     assert len(parts) == 4
     # As a kill after the checkpoint of step 2 would have it: the part of later steps is there and comes again.
