@@ -20,6 +20,7 @@ _EXPORTS = {
     "GainSampler": "gvendi_fast.integrations.sampler",
     "GradientSketcher": "gvendi_fast.sketching.gradients.sketcher",
     "GroupDiversityReward": "gvendi_fast.integrations.rewards",
+    "RolloutSketcher": "gvendi_fast.integrations.rollouts",
     "VendiState": "gvendi_fast.vendi",
     "gvendi": "gvendi_fast.vendi",
     "group_diversity_rewards": "gvendi_fast.integrations.rewards",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gvendi_fast.integrations.meter import DiversityMeter as DiversityMeter
     from gvendi_fast.integrations.rewards import GroupDiversityReward as GroupDiversityReward
     from gvendi_fast.integrations.rewards import group_diversity_rewards as group_diversity_rewards
+    from gvendi_fast.integrations.rollouts import RolloutSketcher as RolloutSketcher
     from gvendi_fast.integrations.sampler import GainSampler as GainSampler
     from gvendi_fast.integrations.source_weights import SourceSampler as SourceSampler
     from gvendi_fast.integrations.source_weights import SourceWeights as SourceWeights

@@ -3,7 +3,7 @@
     python -m benchmarks.studies.training_series --data ../shared/data [--proxy NAME=FOLDER --every 4] [--out FILE.json]
 
 Five sources of as many rows in random order: two halves of GSM8K that share no row, e-SNLI, all tasks of BBH, and
-"repeated", twenty other rows of GSM8K thirty times each. `tiny` is trained on them for one epoch. Its own backward
+"repeated", fourteen other rows of GSM8K thirty times each. `tiny` is trained on them for one epoch. Its own backward
 passes are tapped, the sources travelling with the batch as tags; beside it `tiny` as it was before looks at the same
 batches as a frozen proxy, and so does another proxy at every so many of them. Each feeds a meter of its own, whose
 window holds about as many rows of each source, so that their G-Vendi are compared at about equal n.
@@ -30,11 +30,11 @@ from gvendi_fast.base.draws import order, stream
 from gvendi_fast.integrations.meter import DiversityMeter
 
 OUT = ROOT / "benchmarks" / "results" / "training_series.json"
-MOST_TOKENS, DIM, BATCH, RATE, LOOK_EVERY = 224, 256, 16, 1e-3, 8
-ROWS, REPEATED, TIMES = 600, 20, 30
+MOST_TOKENS, DIM, BATCH, RATE, LOOK_EVERY = 160, 256, 16, 1e-3, 5
+ROWS, REPEATED, TIMES = 420, 14, 30
 SOURCES = ("GSM8K, one half", "GSM8K, other half", "e-SNLI", "BBH", "repeated")
-# Rows of the window: 256 of each source.
-WINDOW = 256 * len(SOURCES)
+# Rows of the window: about 128 of each source.
+WINDOW = 128 * len(SOURCES)
 
 
 def corpus(reader: Reader) -> list[Row]:

@@ -65,7 +65,8 @@ class DiversityMeter(OneThread):
 
     Rows are kept in float32 with length 1, second moments are float64. Samples whose sketch is zero or not finite are
     left out and counted. Any number of threads may not share a meter: each has its own, and `merge_state` joins them.
-    The names that `compute` gives are in docs/training/meter.md.
+    The names that `compute` gives are in docs/training/meter.md. `exchange`, of a meter that `sync` returned, says what
+    travelled.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class DiversityMeter(OneThread):
 
     def _joined(self, ranks: Ranks) -> DiversityMeter:
         """As `sync`, over these ranks."""
-        settings = ranks.gathered(self._settings())
+        settings = ranks.gathered(self._settings() | {"max_sources": self.max_sources})
         check_alike(settings, "meters of the ranks", "make them alike on every rank")
         dims = [one["dim"] for one in settings if one["dim"] is not None]
         if not dims:
@@ -266,7 +267,7 @@ class DiversityMeter(OneThread):
 
         GvendiError for other settings, or for what no `state_dict` has written; it changes nothing.
         """
-        check_saved(state, self.decay)
+        check_saved(state)
         own = self._settings() | {"dim": self._dim}
         check_alike(
             [own, state["settings"]], "the meter and state", "make the meter with the settings of state (1)"

@@ -110,8 +110,8 @@ class Sources:
 
 
 def check_alike(settings: Sequence[Mapping[str, Any]], what: str, remedy: str) -> None:
-    """GvendiError unless what meters say of dim, window, decay and spec agrees; None fits every dim and spec."""
-    for name in ("dim", "window", "decay", "spec"):
+    """GvendiError unless what meters say of each setting agrees; None fits every dim and spec."""
+    for name in settings[0]:
         said = [(i, one[name]) for i, one in enumerate(settings)]
         if name in ("dim", "spec"):
             said = [(i, value) for i, value in said if value is not None]

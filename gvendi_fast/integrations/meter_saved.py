@@ -10,7 +10,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.integrations.meter_snapshot import Counts
-from gvendi_fast.integrations.meter_stream import Stream
+from gvendi_fast.integrations.meter_stream import UNLABELLED, Stream
 
 VERSION = 1
 
@@ -62,7 +62,7 @@ def restored(
     return stream, names, counts
 
 
-def check_saved(state: Any, decay: float | None) -> None:
+def check_saved(state: Any) -> None:
     """GvendiError for what `saved` has not written."""
     wanted = f"wanted what DiversityMeter.state_dict returned (version {VERSION})"
     if not isinstance(state, Mapping) or not {"version", "settings", "names", "counts"} <= set(state):
@@ -70,30 +70,39 @@ def check_saved(state: Any, decay: float | None) -> None:
         raise GvendiError(f"state is {found}; {wanted}")
     if state["version"] != VERSION:
         raise GvendiError(f"state is of version {state['version']!r}; {wanted}")
-    if "tensors" not in state:
-        return
-    why = _fault(state["tensors"], state["settings"], decay)
+    settings, why = state["settings"], None
+    if not {"dim", "window", "decay", "spec"} <= set(settings):
+        why = f"settings holds {', '.join(sorted(settings))}"
+    elif "tensors" in state:
+        why = _fault(state["tensors"], settings, len(state["names"]))
     if why is not None:
         raise GvendiError(f"state is damaged ({why}); {wanted}")
 
 
-def _fault(
-    tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], decay: float | None
-) -> str | None:
-    """What tensors have that a meter's cannot have."""
+def _fault(tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], names: int) -> str | None:
+    """What tensors have that a meter's cannot have. names: how many sources there are."""
     dim, window = settings["dim"], settings["window"]
+    wanted = {"rows", "codes", "left", "batch", "batch_codes", "norms"}
+    if settings["decay"] is not None:
+        wanted |= {"average", "average_tail"}
+    if wanted != set(tensors):
+        return f"tensors holds {', '.join(sorted(tensors))}"
     n, batch = len(tensors["rows"]), len(tensors["batch"])
     shapes = {
         "rows": (n, dim), "codes": (n,), "left": (len(tensors["left"]), dim), "batch": (batch, dim),
         "batch_codes": (batch,), "norms": (batch,),
     }  # fmt: skip
-    if decay is not None:
+    if settings["decay"] is not None:
         shapes |= {"average": (dim, dim), "average_tail": (len(tensors["average_tail"]), dim)}
     if n > window:
         return f"rows has {n} rows for a window of {window}"
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             return f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
+    for name in ("codes", "batch_codes"):
+        codes = tensors[name]
+        if codes.dtype != torch.int64 or bool(((codes < UNLABELLED) | (codes >= names)).any()):
+            return f"{name} has numbers of other than {names} sources"
     return None
 
 

@@ -255,6 +255,34 @@ def test_accelerate_shares_out_its_batches():
     assert shards[0].batch_sampler.epoch == 5
 
 
+def test_a_trainer_trains_on_its_batches(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate: pip install accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    z, seen = rows(24), []
+
+    def collate(chosen):
+        seen.append([row["number"] for row in chosen])
+        ids = torch.stack([row["input_ids"] for row in chosen])
+        return {"input_ids": ids, "labels": ids}
+
+    class GainTrainer(Trainer):
+        def get_train_dataloader(self):
+            sampler = GainSampler(z, 4, m=2, steps=3, seed=7)
+            return self.accelerator.prepare(
+                DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=collate)
+            )
+
+    data = [{"input_ids": torch.randint(3, 61, (5,)), "number": i} for i in range(24)]
+    arguments = TrainingArguments(
+        tmp_path, num_train_epochs=2, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True
+    )
+    trainer = GainTrainer(model=build("llama_untied"), args=arguments, train_dataset=data)
+    assert trainer.train().global_step == 6
+    wanted = GainSampler(z, 4, m=2, steps=3, seed=7)
+    assert seen == [*wanted, *wanted]
+
+
 def test_torchdata_resumes_it():
     module = pytest.importorskip(
         "torchdata.stateful_dataloader", reason="needs torchdata: pip install torchdata"

@@ -137,6 +137,8 @@ def test_ranks_that_differ_all_get_the_error():
     errors, _ = joined([DiversityMeter(window=5), DiversityMeter(window=5), DiversityMeter(window=6)])
     assert len({str(error) for error in errors}) == 1
     assert "ranks differ in window: 5 in 0 and 6 in 2" in str(errors[0])
+    errors, _ = joined([DiversityMeter(max_sources=5), DiversityMeter()])
+    assert "ranks differ in max_sources: 5 in 0 and 64 in 1" in str(errors[1])
     errors, _ = joined([DiversityMeter().update(sketches(2)), DiversityMeter(5)])
     assert "ranks differ in dim: 12 in 0 and 5 in 1" in str(errors[1])
 

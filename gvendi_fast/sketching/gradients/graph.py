@@ -14,8 +14,8 @@ def nodes_of(values: Any) -> frozenset[Any]:
     return frozenset(x.grad_fn for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
-def edges_to_leaves(outputs: Any, ends: Set[Any] = frozenset()) -> Iterator[tuple[Any, Tensor]]:
-    """(node, leaf) of every edge to a leaf in autograd's graph of some tensors, back to the nodes `ends`."""
+def edges(outputs: Any, ends: Set[Any] = frozenset()) -> Iterator[tuple[Any, Any]]:
+    """(node, the node of its input) of every edge in autograd's graph of some tensors, back to the nodes `ends`."""
     waiting = list(nodes_of(outputs))
     seen = {None, *ends}
     while waiting:
@@ -24,7 +24,13 @@ def edges_to_leaves(outputs: Any, ends: Set[Any] = frozenset()) -> Iterator[tupl
             continue
         seen.add(node)
         for following, _ in node.next_functions:
-            if hasattr(following, "variable"):
-                yield node, following.variable
-            else:
+            if following is not None:
+                yield node, following
                 waiting.append(following)
+
+
+def edges_to_leaves(outputs: Any, ends: Set[Any] = frozenset()) -> Iterator[tuple[Any, Tensor]]:
+    """(node, leaf) of every edge to a leaf in autograd's graph of some tensors, back to the nodes `ends`."""
+    for node, following in edges(outputs, ends):
+        if hasattr(following, "variable"):
+            yield node, following.variable

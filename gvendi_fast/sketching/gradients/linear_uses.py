@@ -89,7 +89,7 @@ def product(use: Use, x: Tensor, side: Side, x_axes: str, w_axes: str, out_axes:
         return t.expand(*sizes, *t.shape[len(leading) :])
 
     shape = [n for n, c in zip(x.shape, x_axes, strict=True) if c != "I"]
-    a = spread(x.detach(), x_axes, "I").reshape(-1, x.shape[x_axes.index("I")])
+    a = spread(_input_of(use, x, out), x_axes, "I").reshape(-1, x.shape[x_axes.index("I")])
     samples = spread(traced.view(shape), rows_of_x, "").reshape(-1)
     numbers = None
     if "G" in w_axes:
@@ -109,6 +109,11 @@ def product(use: Use, x: Tensor, side: Side, x_axes: str, w_axes: str, out_axes:
         lambda gradient: gradient.permute(order).reshape(size), side, part, use.current,
         *use.current.probes(side.of),
     )  # fmt: skip
+
+
+def _input_of(use: Use, x: Tensor, out: Tensor) -> Tensor:
+    """What is kept of a product's input: under autocast a step's weight gradient is that of the narrow one."""
+    return x.detach().to(out.dtype) if use.current.trains else x.detach()
 
 
 def _is_small(use: Use, side: Side) -> bool:
@@ -187,7 +192,8 @@ def linear(use: Use) -> Tensor:
         there = [p for p in plain if p is not None]
         for p in there:
             p.stacked = p.transposed = False
-        return LayerByRows.apply(out, x.detach(), *plain, use.current, *use.current.probes(there))
+        a = _input_of(use, x, out)
+        return LayerByRows.apply(out, a, *plain, use.current, *use.current.probes(there))
     if bias is not None:
         use.rows.follow(functional.linear, (x,), {}, out)
         out = bias_rows(use, bias, out)
@@ -324,7 +330,7 @@ def _grouped(use: Use, x: Tensor, w: Tensor, offsets: Tensor | None) -> Tensor:
     places = torch.arange(len(x), device=x.device, dtype=offsets.dtype)
     numbers = torch.searchsorted(offsets, places, right=True)
     return ProductOutput.apply(
-        out, x.detach(), Rows(numbers, samples), lambda gradient: gradient, side, part, use.current,
+        out, _input_of(use, x, out), Rows(numbers, samples), lambda gradient: gradient, side, part, use.current,
         *use.current.probes(side.of),
     )  # fmt: skip
 
@@ -367,7 +373,7 @@ def add_picked_rows(use: Use) -> Tensor:
     rows = Rows(side.origin.index.long().to(x.device), samples)
     # The bias has the node, and not the sum, which may be written over x.
     node = ProductOutput.apply(
-        side.value.detach(), None, rows, lambda gradient: gradient, side, part, use.current,
+        use.own(side), None, rows, lambda gradient: gradient, side, part, use.current,
         *use.current.probes(side.of),
     )  # fmt: skip
     return use.run(lambda _: node)

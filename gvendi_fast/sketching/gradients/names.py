@@ -209,16 +209,22 @@ def check_causal_lm(model: nn.Module) -> None:
         )
 
 
+def is_a(module: nn.Module, file: str, name: str) -> bool:
+    """Whether a module is of a class of a file that need not have been imported."""
+    kind = _class(file, name)
+    return kind is not None and isinstance(module, kind)
+
+
 def _inside(module: nn.Module) -> nn.Module | None:
     """The module that a wrapper was put around; None for what is no wrapper."""
-    if _is(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+    if is_a(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
         raise GvendiError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which keeps its weights as parts of flat "
             "vectors, without names and shapes of their own; shard it with torch.distributed.fsdp.fully_shard, which "
             "is sketched as the plain model, or load its checkpoint into a model without the wrapper"
         )
     for file, name, attribute in _WRAPPERS:
-        if _is(module, file, name):
+        if is_a(module, file, name):
             _check_wrapper(module, name)
             return getattr(module, attribute)
     return None
@@ -334,7 +340,7 @@ def _check_parallel(module: nn.Module) -> None:
 
 def _passed_by(module: nn.Module) -> set[str]:
     """The names of a module's children whose place in a path does not count."""
-    names = {attribute for file, name, attribute in (*_WRAPPERS, *_AROUND) if _is(module, file, name)}
+    names = {attribute for file, name, attribute in (*_WRAPPERS, *_AROUND) if is_a(module, file, name)}
     return names & set(module._modules)
 
 
@@ -354,11 +360,6 @@ def _joined(path: str, name: str) -> str:
 
 def _is_of(hook: Any, package: str) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(package)
-
-
-def _is(module: nn.Module, file: str, name: str) -> bool:
-    kind = _class(file, name)
-    return kind is not None and isinstance(module, kind)
 
 
 def _class(file: str, name: str) -> type | None:

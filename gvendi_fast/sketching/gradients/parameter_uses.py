@@ -5,8 +5,12 @@ computed from parameters alone (views, W[e], transposes, casts, -exp(A_log)) sta
 a leaf that stands for the parameter. Where a parameter-side tensor meets an activation, the handler of that operation
 gives the output, with a node of the probe (`probe.py`) in autograd's graph, and no weight gradient is formed.
 
+In a training step (`Pass.trains`) nothing stands for a parameter: every operation runs on the model's own tensors,
+whose gradients are formed as ever, and handlers add nodes alone. There other parameters have gradients too; what is
+computed from them alone is no activation.
+
 An operation without a handler raises GvendiError. What no handler saw would leave a gradient at a leaf, which the
-backward pass asks for, so nothing is missed in silence.
+backward pass asks for, so nothing is missed in silence; a training step looks at autograd's graph (`SeenEdges`).
 
 A handler is registered with `@handles(functions...)` and is a function `handler(use: Use) -> output`: it runs the
 operation with what it puts in place of each parameter-side tensor (`use.run`), and the values are those of the model.
@@ -14,9 +18,10 @@ operation with what it puts in place of each parameter-side tensor (`use.run`), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +30,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
+from gvendi_fast.sketching.gradients.graph import edges, nodes_of
 from gvendi_fast.sketching.gradients.token_rows import TokenRows
 
 Handler = Callable[["Use"], Any]
@@ -97,12 +103,43 @@ class Origin:
     of, leaves: the parameters that it was computed from, and the leaf of autograd's graph that stands for each.
     view: the same coordinates as a view of the parameter itself (of its leaf), None where it is no plain part of one.
     index: int64; the tensor is view[index] along the first axis of `view`, None where it is `view` itself.
+    trains: whether it is of a training step. made: how it was computed there, None for a parameter itself.
     """
 
     of: tuple[Watched, ...]
     leaves: tuple[Tensor, ...]
     view: Tensor | None = None
     index: Tensor | None = None
+    trains: bool = False
+    made: Made | None = None
+
+    def again(self, leaves: dict[int, Tensor], done: dict[int, Tensor]) -> Tensor:
+        """The tensor computed anew; leaves: {id of a leaf: what stands for it}, done: {id of an origin: its tensor}."""
+        if self.made is None:
+            return leaves[id(self.leaves[0])]
+        if id(self) not in done:
+
+            def placed(x: Any) -> Any:
+                return x.again(leaves, done) if isinstance(x, Origin) else x
+
+            done[id(self)] = self.made.run(placed)
+        return done[id(self)]
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Output number `place` of a function on parameter-side tensors, for each of which its `Origin` stands here."""
+
+    function: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    place: int = 0
+
+    def run(self, placed: Callable[[Any], Any]) -> Tensor:
+        """The output, with placed(x) for every argument."""
+        args = (_mapped(x, placed) for x in self.args)
+        out = self.function(*args, **{name: _mapped(x, placed) for name, x in self.kwargs.items()})
+        return _outputs(out)[self.place]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +148,38 @@ class Side:
 
     value: Tensor
     origin: Origin
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it is one parameter itself."""
+        origin = self.origin
+        if origin.trains:
+            return origin.made is None
+        return len(origin.leaves) == 1 and self.value is origin.leaves[0]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the step forms a gradient of it; a parameter that it does not train has a leaf of its own."""
+        return self.origin.trains and any(isinstance(leaf, nn.Parameter) for leaf in self.origin.leaves)
+
+    def chain(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The value, and the leaves back to which a gradient of it may be taken.
+
+        In a training step it is computed anew: the step's own graph has hooks of others, and may be gone or be run
+        again by a checkpoint.
+        """
+        if not self.origin.trains:
+            return self.value, self.origin.leaves
+        with torch.enable_grad():
+            leaves = {id(leaf): leaf.detach().requires_grad_() for leaf in self.origin.leaves}
+            return self.origin.again(leaves, {}), tuple(leaves.values())
+
+    def then(self, function: Callable[[Tensor], Tensor]) -> Side:
+        """What a function makes of it."""
+        value = function(self.value)
+        if not self.origin.trains:
+            return Side(value, self.origin)
+        return Side(value.detach(), replace(self.origin, made=Made(function, (self.origin,), {})))
 
     @property
     def of(self) -> tuple[Watched, ...]:
@@ -124,6 +193,7 @@ class Pass:
 
     probe float32 [B, K]; group_probes: of each sketch group, empty where sketches are not kept by group.
     segments int64 [B, 2] on the CPU: the rows of the flattened batch in which a gradient can differ from zero.
+    trains: whether it is a training step's, which forms the gradients of its weights.
     """
 
     spec: SketchSpec
@@ -132,6 +202,7 @@ class Pass:
     segments: Tensor
     samples: int
     length: int
+    trains: bool = False
 
     def probes(self, watched: Sequence[Watched]) -> tuple[Tensor, ...]:
         """The probe, then that of the group of each of these parameters where sketches are kept by group."""
@@ -164,8 +235,14 @@ class Use:
         """An argument that comes by place or by name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
-    def run(self, put: Callable[[Side], Tensor] = lambda side: side.value.detach()) -> Any:
-        """The operation with put(side) in place of each side; detached, so that no weight gradient is formed."""
+    @staticmethod
+    def own(side: Side) -> Tensor:
+        """What takes part in the operation: detached, so that no gradient is formed that the model does not want."""
+        return side.value if side.is_trained else side.value.detach()
+
+    def run(self, put: Callable[[Side], Tensor] | None = None) -> Any:
+        """The operation with put(side) in place of each side, `own` if not given."""
+        put = put or self.own
 
         def placed(x: Any) -> Any:
             side = self.side(x) if isinstance(x, Tensor) else None
@@ -215,12 +292,51 @@ _GETS_NO_PART = {Tensor.data.__get__, Tensor.grad.__get__}
 _GATHERS = {Tensor.__getitem__, torch.index_select, Tensor.index_select, nn.functional.embedding}
 
 
+# Parts of the names of functions that give something else each time.
+_RANDOM = ("dropout", "bernoulli", "rand", "multinomial", "normal_")
+
+
+class SeenEdges:
+    """The edges of autograd's graph to watched parameters, and to what was computed from them, that were seen.
+
+    Another edge to them is a use that nothing sees: by an autograd function of a model's own, by a fused kernel.
+    leaves: {id of a parameter: its name}.
+    """
+
+    def __init__(self, leaves: dict[int, str]) -> None:
+        self._leaves = leaves
+        # Nodes, not their ids: what is not held may be made anew.
+        self._sides: dict[Any, list[str]] = {}
+        self._edges: set[tuple[Any, Any]] = set()
+
+    def side(self, x: Tensor, names: list[str]) -> None:
+        """x was computed from the parameters of these names."""
+        if x.grad_fn is not None:
+            self._sides[x.grad_fn] = names
+
+    def note(self, outputs: Any, ends: Set[Any]) -> None:
+        """An operation that was seen gave outputs; ends: the nodes that its arguments came from."""
+        self._edges.update(edge for edge in edges(outputs, ends) if self._names(edge[1]))
+
+    def hidden(self, outputs: Any) -> list[str]:
+        """Names of the parameters that outputs depend on by an edge that was not seen."""
+        found = {name for edge in edges(outputs) if edge not in self._edges for name in self._names(edge[1])}
+        return sorted(found)
+
+    def _names(self, node: Any) -> Sequence[str]:
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            return (self._leaves[id(leaf)],) if id(leaf) in self._leaves else ()
+        return self._sides.get(node, ())
+
+
 class ParameterUses(TorchFunctionMode):
     """Inside this block every operation of a pass is seen; see the top of this file."""
 
     def __init__(self, watched: Sequence[Watched], current: Pass) -> None:
         super().__init__()
-        self.current, self.rows = current, TokenRows(current.samples, current.length)
+        self.current = current
+        self.rows = TokenRows(current.samples, current.length, has_parameters=current.trains)
         # Names of the parameters of which an operation that may pass a gradient was seen.
         self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}
@@ -228,6 +344,24 @@ class ParameterUses(TorchFunctionMode):
         self.leaves = {w.name: w.parameter for w in watched if w.parameter.requires_grad}
         # Ids of tensors are those of this pass alone.
         self._mark = object()
+        # In a training step, where it is looked at which edges of autograd's graph are known.
+        self.seen: SeenEdges | None = None
+        # Threads in which operations are seen.
+        self._inside: list[int] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether operations of this thread are seen."""
+        return threading.get_ident() in self._inside
+
+    def __enter__(self) -> ParameterUses:
+        super().__enter__()
+        self._inside.append(threading.get_ident())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.remove(threading.get_ident())
+        super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -238,8 +372,21 @@ class ParameterUses(TorchFunctionMode):
         sides = list(self._sides((args, kwargs))) if self._watched else []
         if not sides or not torch.is_grad_enabled():
             out = function(*args, **kwargs)
-            self.rows.follow(function, args, kwargs, out)
+            if self.current.trains and self._is_still((args, kwargs)):
+                for x in _tensors(out):
+                    self.rows.keep_still(x)
+            else:
+                self.rows.follow(function, args, kwargs, out)
             return out
+        ends = None if self.seen is None else nodes_of((args, kwargs))
+        out = self._used(function, args, kwargs, sides)
+        if ends is not None:
+            # What was written to is among the arguments.
+            self.seen.note((out, args, kwargs), ends)
+        return out
+
+    def _used(self, function, args: tuple, kwargs: dict[str, Any], sides: list[tuple[Tensor, Side]]) -> Any:
+        """What an operation gives that parameter-side tensors take part in."""
         found = {id(given): side for given, side in sides}
         self.met.update(w.name for _, side in sides for w in side.origin.of)
 
@@ -305,16 +452,25 @@ class ParameterUses(TorchFunctionMode):
                 # Inside inference mode tensors are made that no gradient goes to.
                 own = x.clone() if x.is_inference() else x.detach()
                 leaf = self.leaves[watched.name] = own.requires_grad_()
-            return Side(leaf, Origin((watched,), (leaf,), leaf.detach()))
+            return Side(leaf, Origin((watched,), (leaf,), leaf.detach(), trains=self.current.trains))
         note = x.__dict__.get(_SIDE)
         return Side(x, note[1]) if note is not None and note[0] is self._mark else None
 
     def _note(self, x: Tensor, origin: Origin) -> None:
         x.__dict__[_SIDE] = self._mark, origin
+        if self.current.trains:
+            self.rows.keep_still(x)
+            if self.seen is not None:
+                self.seen.side(x, [w.name for w in origin.of])
 
     def _meets_activation(self, sides: Sequence[Side], values: Any) -> bool:
         own = {id(side.value) for side in sides}
-        return any(x.requires_grad and id(x) not in own for x in _tensors(values))
+        return any(self.rows.moves(x) and id(x) not in own for x in _tensors(values))
+
+    def _is_still(self, values: Any) -> bool:
+        """Whether an operation takes other parameters and no activation."""
+        given = [x for x in _tensors(values) if x.requires_grad]
+        return bool(given) and not any(map(self.rows.moves, given))
 
     def _origin(
         self, function, args, kwargs, sides: Sequence[Side], out: Any, place: int, x: Tensor
@@ -323,7 +479,26 @@ class ParameterUses(TorchFunctionMode):
         leaf_of = {w.name: (w, leaf) for s in sides for w, leaf in zip(s.of, s.origin.leaves, strict=True)}
         of, leaves = zip(*leaf_of.values(), strict=True)
         view, index = self._place(function, args, kwargs, sides, place, x)
-        return Origin(of, leaves, view, index)
+        if not self.current.trains:
+            return Origin(of, leaves, view, index)
+        given = {id(side.value): side.origin for side in sides}
+
+        def placed(y: Any) -> Any:
+            return given.get(id(y), y)
+
+        name = name_of(function)
+        if any(word in name for word in _RANDOM) and not torch.equal(x, sides[0].value):
+            raise GvendiError(
+                f"{name} makes something random of the parameters {', '.join(w.where for w in of)}, which cannot be "
+                f"computed again for their sketch; leave them out with exclude={[w.name for w in of]}"
+            )
+        again = Made(
+            function,
+            tuple(_mapped(y, placed) for y in args),
+            {n: _mapped(y, placed) for n, y in kwargs.items()},
+            place,
+        )
+        return Origin(of, leaves, view, index, True, again)
 
     def _place(self, function, args, kwargs, sides: Sequence[Side], place: int, x: Tensor):
         """(view, index) of `Origin` for output number `place`, x, of an operation."""
@@ -387,8 +562,10 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _mapped(x: Any, change: Callable[[Any], Any]) -> Any:
     """A call's argument with its tensors changed, also inside lists and tuples."""
-    if isinstance(x, (tuple, list)) and any(True for _ in _tensors(x)):
+    if isinstance(x, (tuple, list)):
         items = [_mapped(item, change) for item in x]
+        if all(new is old for new, old in zip(items, x, strict=True)):
+            return x
         return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
     return change(x)
 

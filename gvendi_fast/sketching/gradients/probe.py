@@ -605,6 +605,8 @@ class ProbedModel:
 
     # Whether an input may be kept in the narrower number format of the layer's output.
     narrows = False
+    # Where the model may be compiled by others: a function (run, args, kwargs) that no compiler traces.
+    breaking: Callable[..., Any] | None = None
 
     def segments_of(self, shape: torch.Size) -> Tensor | None:
         """int64 [B, 2]: each sample's rows of an input [..., I] of a linear layer; None if they cannot be told."""
@@ -710,6 +712,16 @@ class Tapped(Forward):
     def path(self) -> str:
         """The module's, for messages."""
         return self.tap.path
+
+    @property
+    def stands(self) -> Callable[..., Any]:
+        """As `Forward.stands`; outside of every graph where the model may be compiled by others."""
+        return self.run if self.probed.breaking is None else self._run_uncompiled
+
+    def _run_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return self.probed.breaking(self.run, args, kwargs)
+        return self.run(*args, **kwargs)
 
     def own_parameters(self) -> list[Tensor]:
         """The module's parameters that are sketched here, in the order of `tap.parameters`."""

@@ -191,8 +191,8 @@ class GradientSketcher:
                 cells = find_cells(model, layout)
         if layers != "all":
             with _alone(model):
-                names = left_out(layers, cells) if blocks is None else left_out_before(blocks, model, layout)
-                out = (*exclude, *map(glob.escape, names))
+                away = left_out(layers, cells) if blocks is None else left_out_before(blocks, model, layout)
+                out = (*exclude, *map(glob.escape, away))
                 layout = find_taps(model, out, text.names, parameters, self._reading.shared)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)

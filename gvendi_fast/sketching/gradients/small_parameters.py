@@ -16,6 +16,7 @@ Where it is not known which sample an entry belongs to, there is an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,13 +52,27 @@ class BroadcastSide(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, shape: tuple, known: Known, side: Side, current: Pass, *probes: Tensor):
         ctx.known, ctx.side, ctx.current, ctx.home = known, side, current, probes[0].device
-        ctx.count = len(probes) - 1
+        ctx.count, ctx.shape = len(probes) - 1, value.shape
         return value.expand(shape)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         found = sketches(ctx.side, gradient, ctx.known, ctx.current)
-        return *[None] * 5, *for_probes(found, ctx.home, ctx.count)
+        # Summed as autograd sums what an operation itself has broadcast.
+        own = gradient.sum_to_size(ctx.shape) if ctx.needs_input_grad[0] else None
+        return own, *[None] * 4, *for_probes(found, ctx.home, ctx.count)
+
+
+class Beside(torch.autograd.Function):
+    """The output of an operation as it is; its gradient goes as well to the same operation done beside it."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, beside: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, gradient
 
 
 class UseOutput(torch.autograd.Function):
@@ -73,7 +88,8 @@ class UseOutput(torch.autograd.Function):
         side: Side,
         *probes: Tensor,
     ):
-        ctx.of_gradient, ctx.use, ctx.side = of_gradient, use, side
+        # Without the activations, which a checkpoint would otherwise keep.
+        ctx.of_gradient, ctx.use, ctx.side = of_gradient, replace(use, args=(), kwargs={}), side
         ctx.home, ctx.count = probes[0].device, len(probes) - 1
         ctx.save_for_backward(*saved)
         return out.detach()
@@ -106,9 +122,9 @@ def pulled(side: Side, gradients: Tensor | Iterator[Tensor], current: Pass) -> l
 
     gradients: [B, *shape of the value], or one sample's after the other.
     """
-    value, leaves = side.value, side.origin.leaves
-    if isinstance(gradients, Tensor) and len(leaves) == 1 and value is leaves[0]:
+    if isinstance(gradients, Tensor) and side.is_leaf:
         return [sketch_of_gradients(side.of[0], gradients, current.spec)]
+    value, leaves = side.chain()
 
     def back(gradient: Tensor, batched: bool) -> list[Tensor]:
         found = torch.autograd.grad(
@@ -205,11 +221,15 @@ def _is_table(side: Side) -> bool:
 
 def compact(side: Side) -> Side:
     """The side before it was expanded: one entry of every axis along which it repeats itself."""
-    value = side.value
-    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
-        if stride == 0 and size > 1:
+    strides = zip(side.value.shape, side.value.stride(), strict=True)
+    repeated = [axis for axis, (size, stride) in enumerate(strides) if stride == 0 and size > 1]
+
+    def one(value: Tensor) -> Tensor:
+        for axis in repeated:
             value = value.narrow(axis, 0, 1)
-    return side if value is side.value else Side(value, side.origin)
+        return value
+
+    return side.then(one) if repeated else side
 
 
 def known_of(use: Use, x: Tensor) -> Known:
@@ -230,7 +250,7 @@ def _activations(use: Use) -> list[Tensor]:
 
     def look(x: Any) -> None:
         if isinstance(x, Tensor):
-            if x.requires_grad and use.side(x) is None:
+            if use.rows.moves(x) and use.side(x) is None:
                 found.append(x)
         elif isinstance(x, (tuple, list)):
             for item in x:
@@ -253,10 +273,12 @@ def _known_of_broadcast(use: Use, shape: Sequence[int]) -> Known:
 
 def broadcast(use: Use, side: Side, shape: Sequence[int], known: Known) -> Tensor:
     """A side's value, broadcast to the shape of an output, with the node of the probe."""
+    return _broadcast(use, side, use.own(side), shape, known)
+
+
+def _broadcast(use: Use, side: Side, value: Tensor, shape: Sequence[int], known: Known) -> Tensor:
     small = form(use, compact(side))
-    return BroadcastSide.apply(
-        small.value.detach(), tuple(shape), known, small, use.current, *use.current.probes(side.of)
-    )
+    return BroadcastSide.apply(value, tuple(shape), known, small, use.current, *use.current.probes(side.of))
 
 
 def check_small(watched: Iterable[Watched], total: int) -> None:
@@ -306,7 +328,44 @@ def elementwise(use: Use) -> Tensor:
     shapes = [x.shape for x in [*use.args, *use.kwargs.values()] if isinstance(x, Tensor)]
     shape = torch.broadcast_shapes(*shapes)
     known = _known_of_broadcast(use, shape)
-    return use.run(lambda side: broadcast(use, side, shape, known))
+    if not _is_mixed(use):
+        return use.run(lambda side: broadcast(use, side, shape, known))
+    if not _writes(use):
+        return _beside(use, shape, known)
+    # As the operation itself widens it; of a number alone it takes the digits that the others have room for.
+    given = next(x for x in use.args if isinstance(x, Tensor))
+    if any(side.value.dim() == 0 for side in use.sides):
+        raise use.unknown(f"it is a single number of another type than {given.dtype}, which it is written to")
+    wide = [torch.promote_types(given.dtype, side.value.dtype) for side in use.sides]
+    by_side = dict(zip(map(id, use.sides), wide, strict=True))
+    return use.run(lambda side: _broadcast(use, side, use.own(side).to(by_side[id(side)]), shape, known))
+
+
+def _is_mixed(use: Use) -> bool:
+    """Whether a training step's operation is on several number formats, whose sums must not be rounded otherwise."""
+    given = [x for x in [*use.args, *use.kwargs.values()] if isinstance(x, Tensor) and x.is_floating_point()]
+    return use.current.trains and len({x.dtype for x in given}) > 1
+
+
+def _writes(use: Use) -> bool:
+    """Whether an operation writes to its input."""
+    name = getattr(use.function, "__name__", "")
+    is_in_place = name.endswith("_") and not name.endswith("__")
+    return is_in_place or name in _WRITES or use.kwargs.get("out") is not None
+
+
+def _beside(use: Use, shape: Sequence[int], known: Known) -> Tensor:
+    """The model's own operation, and beside it one on the same values whose gradients are the samples'."""
+    out = use.run()
+
+    def placed(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        side = use.side(x)
+        return x.detach() if side is None else _broadcast(use, side, side.value.detach(), shape, known)
+
+    again = use.function(*map(placed, use.args), **{name: placed(x) for name, x in use.kwargs.items()})
+    return Beside.apply(out, again)
 
 
 @handles(Tensor.__setitem__)
@@ -387,7 +446,10 @@ def convolved(use: Use) -> Tensor:
     stride, padding, dilation = (use.argument(3 + i, n, d) for i, (n, d) in enumerate(
         [("stride", 1), ("padding", 0), ("dilation", 1)]
     ))  # fmt: skip
-    groups, space, samples = use.argument(6, "groups", 1), weight.dim() - 2, use.current.samples
+    groups, space, current, samples = (
+        use.argument(6, "groups", 1), weight.dim() - 2, use.current, use.current.samples
+    )  # fmt: skip
+    shape = weight.shape
     batched = x.dim() == weight.dim()
     if not batched or isinstance(padding, str) or not _along_first(use, x):
         return one_by_one(use)
@@ -410,11 +472,11 @@ def convolved(use: Use) -> Tensor:
 
         def of_weight(e: Tensor, given: Tensor) -> list[Tensor]:
             if is_pointwise:
-                return [_pointwise(side, given, e, use.current)]
+                return [_pointwise(side, given, e, current)]
             gradient = _convolution_gradient(
-                given, e, weight.shape, samples, each(stride), each(padding), each(dilation), groups
+                given, e, shape, samples, each(stride), each(padding), each(dilation), groups
             )
-            return pulled(side, gradient, use.current)
+            return pulled(side, gradient, current)
 
         if not is_pointwise:
             form(use, side)
@@ -426,7 +488,7 @@ def convolved(use: Use) -> Tensor:
             by_sample = e.unflatten(0, (samples, -1))
             axes = [1, *range(3, by_sample.dim())]
             return pulled(
-                shift, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), use.current
+                shift, by_sample.sum(axes, dtype=torch.promote_types(e.dtype, torch.float32)), current
             )
 
         out = UseOutput.apply(out, of_bias, (), use, form(use, shift), *use.current.probes(shift.of))
@@ -471,15 +533,16 @@ def normed(use: Use) -> Tensor:
     eps = use.argument(place, "eps", 1e-5 if is_layer else None)
     if use.side(x) is not None:
         return one_by_one(use)
-    known, out, samples = known_of(use, x), use.run(), use.current.samples
+    known, out, current, samples = known_of(use, x), use.run(), use.current, use.current.samples
+    number, of_shape = x.dtype, None if weight is None else tuple(weight.shape)
 
     def of_weight(e: Tensor, given: Tensor) -> list[Tensor]:
         given = given.to(torch.promote_types(given.dtype, torch.float32))
         if is_layer:
             x_hat = functional.layer_norm(given, shape, None, None, eps)
         else:
-            x_hat = functional.rms_norm(given, shape, None, torch.finfo(x.dtype).eps if eps is None else eps)
-        return pulled(side, split(e * x_hat, known, samples, tuple(weight.shape)), use.current)
+            x_hat = functional.rms_norm(given, shape, None, torch.finfo(number).eps if eps is None else eps)
+        return pulled(side, split(e * x_hat, known, samples, of_shape), current)
 
     side = use.side(weight) if weight is not None else None
     if side is not None:
@@ -488,9 +551,10 @@ def normed(use: Use) -> Tensor:
         )
     shift = use.side(bias) if bias is not None else None
     if shift is not None:
+        bias_shape = tuple(bias.shape)
 
         def of_bias(e: Tensor) -> list[Tensor]:
-            return pulled(shift, split(e, known, samples, tuple(bias.shape)), use.current)
+            return pulled(shift, split(e, known, samples, bias_shape), current)
 
         out = UseOutput.apply(out, of_bias, (), use, form(use, shift), *use.current.probes(shift.of))
     return out
@@ -503,12 +567,8 @@ def one_by_one(use: Use) -> Any:
     Its activations [B, ...] must have their samples along their first axis. That an output's entries are those of its
     sample is seen by running it for every sample alone.
     """
-    name, samples = getattr(use.function, "__name__", ""), use.current.samples
-    if (
-        (name.endswith("_") and not name.endswith("__"))
-        or name in _WRITES
-        or use.kwargs.get("out") is not None
-    ):
+    samples, current = use.current.samples, use.current
+    if _writes(use):
         raise use.unknown("it writes to its input")
     if any(not use.rows.is_natural(x) for x in _activations(use)):
         raise use.unknown("of its activations it is not known which sample each row belongs to")
@@ -529,7 +589,7 @@ def one_by_one(use: Use) -> Any:
                         (g,) = torch.autograd.grad(y, q, e[b * step : (b + 1) * step])
                     yield g
 
-            return pulled(side, gradients(), use.current)
+            return pulled(side, gradients(), current)
 
         out = UseOutput.apply(out, of_gradient, given, use, form(use, side), *use.current.probes(side.of))
     return out

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-_ROWS = "_gvendi_rows"
+_ROWS, _STILL = "_gvendi_rows", "_gvendi_still"
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,26 @@ class TokenRows:
 
     trusts_functions: an autograd function of a model's own is taken to leave the flattened batch's rows at their
     places, as a trial does that looks at the order of tokens by itself.
+    has_parameters: parameters require a gradient, as in a training step, so that not all that does is an activation.
     """
 
-    def __init__(self, samples: int, length: int, trusts_functions: bool = False) -> None:
+    def __init__(
+        self, samples: int, length: int, trusts_functions: bool = False, has_parameters: bool = False
+    ) -> None:
         self.samples_count, self.length = samples, length
         self._mark, self._trusts_functions = object(), trusts_functions
+        self._has_parameters = has_parameters
+
+    def moves(self, x: Tensor) -> bool:
+        """Whether x is an activation: it has a gradient, and is no parameter nor computed from them alone."""
+        if not x.requires_grad or not self._has_parameters:
+            return x.requires_grad
+        return not isinstance(x, nn.Parameter) and x.__dict__.get(_STILL) is not self._mark
+
+    def keep_still(self, x: Tensor) -> None:
+        """x was computed from parameters alone."""
+        if x.requires_grad:
+            x.__dict__[_STILL] = self._mark
 
     def of(self, x: Tensor) -> Along | Numbers | object:
         """What is known of a tensor."""
@@ -150,12 +165,12 @@ class TokenRows:
             if not y.requires_grad or any(y is x for x in noted):
                 continue
             # What is natural stays so: a residual to which experts' outputs are added.
-            plain = any(x.requires_grad and x.shape == y.shape and not self._is_noted(x) for x in inputs)
+            plain = any(self.moves(x) and x.shape == y.shape and not self._is_noted(x) for x in inputs)
             if plain and self._natural(y.shape) is not UNKNOWN:
                 y.__dict__.pop(_ROWS, None)
                 continue
             # A factor whose rows do not show in the product leaves it to the other, which is natural.
-            candidates = [*noted, *(x for x in inputs if x.requires_grad and not self._is_noted(x))]
+            candidates = [*noted, *(x for x in inputs if self.moves(x) and not self._is_noted(x))]
             fitting = [self.of(x) for x in candidates if self._fits(self.of(x), x, y)]
             known = next((k for k in fitting if k is not UNKNOWN), UNKNOWN)
             self._keep(y, known)
@@ -421,7 +436,7 @@ def _joined(rows: TokenRows, function, args, kwargs, out) -> None:
         return
     if any(k is UNKNOWN for k in known):
         # A constant joined to activations along another axis than that of the rows.
-        left = [(x, k) for x, k in zip(parts, known, strict=True) if k is not UNKNOWN and x.requires_grad]
+        left = [(x, k) for x, k in zip(parts, known, strict=True) if k is not UNKNOWN and rows.moves(x)]
         if dim == 0 or not left:
             return rows._keep(out, UNKNOWN)
         return rows._keep(out, left[0][1])
@@ -444,11 +459,12 @@ def _stacked(rows: TokenRows, function, args, kwargs, out) -> None:
     if not out.requires_grad or not isinstance(dim, int):
         return
     dim %= out.dim()
-    known = [rows.of(x) for x in parts if x.requires_grad]
+    moving = [x for x in parts if rows.moves(x)]
+    known = [rows.of(x) for x in moving]
     first = known[0] if known else UNKNOWN
     if isinstance(first, Along) and all(k == first for k in known):
         return rows._keep(out, Along(first.axis + (dim <= first.axis), first.each))
-    numbers = [rows._numbers(x, k) for x, k in zip((x for x in parts if x.requires_grad), known, strict=True)]
+    numbers = [rows._numbers(x, k) for x, k in zip(moving, known, strict=True)]
     if numbers and all(n is not None and torch.equal(n, numbers[0]) for n in numbers):
         return rows._keep(out, Numbers(numbers[0].unsqueeze(dim)))
     return rows._keep(out, UNKNOWN)
@@ -485,7 +501,7 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
 def _written(rows: TokenRows, function, args, kwargs, out) -> None:
     """x[key] = y: the rows of y come to x."""
     x, key, y = args
-    if not isinstance(y, Tensor) or not y.requires_grad:
+    if not isinstance(y, Tensor) or not rows.moves(y):
         return
     is_noted = rows._is_noted(y)
     # A whole slice along the samples' axis writes each to its own.
@@ -574,7 +590,7 @@ def _mixed(rows: TokenRows, function, args, kwargs, out) -> None:
 def _multiplied(rows: TokenRows, function, args, kwargs, out) -> None:
     """Products of matrices: rows of the left factor; a constant's product with rows on the right adds rows up."""
     left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
-    if isinstance(right, Tensor) and not left.requires_grad and right.requires_grad and right.dim() > 1:
+    if isinstance(right, Tensor) and not rows.moves(left) and rows.moves(right) and right.dim() > 1:
         known = rows.of(right)
         if isinstance(known, Along) and known.axis == right.dim() - 2:
             return rows._keep(out, UNKNOWN)
@@ -587,7 +603,7 @@ def _einsum(rows: TokenRows, function, args, kwargs, out) -> None:
     if len(factors) == 1 and isinstance(factors[0], (tuple, list)):
         factors = list(factors[0])
     plain = isinstance(equation, str) and "->" in equation and "." not in equation
-    moving = [(i, x) for i, x in enumerate(factors) if isinstance(x, Tensor) and x.requires_grad]
+    moving = [(i, x) for i, x in enumerate(factors) if isinstance(x, Tensor) and rows.moves(x)]
     known = [rows.of(x) for _, x in moving]
     if not plain or any(isinstance(k, Numbers) for k in known):
         return rows._same_rows(args, kwargs, out)

@@ -23,6 +23,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,15 @@ from torch.utils._pytree import tree_leaves
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
+from gvendi_fast.sketching.gradients.as_written import AsWritten, breaking, put_aside
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
 from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
 from gvendi_fast.sketching.gradients.fused_head import find_fused, fused_tokens, watch_fused
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
+from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, SeenEdges
+from gvendi_fast.sketching.gradients.parameter_uses import Pass as UsePass
 from gvendi_fast.sketching.gradients.probe import (
     ProbedModel,
     Tapped,
@@ -49,7 +53,9 @@ from gvendi_fast.sketching.gradients.probe import (
 )
 from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
-from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, Tap
+from gvendi_fast.sketching.gradients.small_parameters import check_small
+from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
+from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -60,7 +66,8 @@ class Pass:
     """One forward pass under a tap, and what its backward pass has given so far.
 
     z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. met: ids of
-    the modules whose layers ran. missed: parameters that may have got a gradient that their layer did not see.
+    the modules whose layers ran. missed: parameters that may have got a gradient that their layer did not see. hidden:
+    those whose uses are followed, and that got a gradient though none was seen.
     tokens int64 [S] and tags int64 [S], None where the batch does not say.
     """
 
@@ -71,6 +78,7 @@ class Pass:
     z: list[Tensor | None]
     met: set[int] = field(default_factory=set)
     missed: list[tuple[str, Tapped]] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
 
     def add(self, place: int, z: Tensor) -> None:
         """Add what a backward pass gave to probe number `place`."""
@@ -87,6 +95,7 @@ class Running:
     ids: Tensor
     labels: Tensor | None = None
     shifted: Tensor | None = None
+    uses: ParameterUses | None = None
 
 
 class TappedModel(ProbedModel):
@@ -97,21 +106,19 @@ class TappedModel(ProbedModel):
     def __init__(self, sketcher: GradientSketcher, model: nn.Module) -> None:
         probed = sketcher._probed
         self.sketcher, self.model = sketcher, model
+        self.breaking = breaking()
         self.spec, self._spec = probed.spec, probed._spec
-        if probed.watched or probed.picks:
-            names = ", ".join(repr(w.name) for w in probed.watched[:3]) or "experts that are layers"
-            raise GvendiError(
-                f"the uses of parameters of this model ({names}) are followed operation by operation, which a training "
-                "step does not do; leave them out with exclude="
-            )
         modules = _modules_of(sketcher, model)
         bound = functools.partial(_bound, modules)
-        starts = _needs_start(sketcher, model)
+        self.picks = probed.picks
+        self.follows = bool(probed.watched or probed.picks)
+        # Rows are followed from the embedding on.
+        starts = self.follows or _needs_start(sketcher, model)
         sketch = layer_sketch(self._spec)
         together = [group.taps for group in probed.groups] + [(tap,) for tap in sketcher._head_taps]
         self.groups = [linear_group([bound(tap) for tap in taps], sketch, self.spec) for taps in together]
         self.outside, self.own_uses, self.changed_between = probed.outside, None, None
-        self.watched, self.picks, self.uses = [], False, None
+        self.watched = [replace(w, module=modules[id(w.module)]) for w in probed.watched]
         self.tapped: list[Tapped] = [
             TappedLinear(self, group, slot) for group in self.groups for slot in range(len(group.taps))
         ]
@@ -126,6 +133,12 @@ class TappedModel(ProbedModel):
         # Layers that may be run after the model under them, by themselves.
         self.above = {id(tapped.module) for tapped in self.tapped} - inside
         self.running: Running | None = None
+        # In what settings autograd's graph was looked at for uses out of sight.
+        self.looked: set[tuple] = set()
+        linear = [tapped.module for tapped in self.tapped if isinstance(tapped, TappedLinear)]
+        followed = [w.module for w in self.watched] + (linear if self.picks else [])
+        taps = [tapped.module for tapped in self.tapped]
+        self.again = [RunAgain(m, self.seeing_again) for m in around(self.core, followed, taps)]
         # The pass that the backward pass at work came from.
         self.backward: Running | None = None
         # How many calls of the model this thread is inside.
@@ -135,6 +148,63 @@ class TappedModel(ProbedModel):
     def probe(self) -> Tensor:
         """Of the pass that runs."""
         return self.running.probes[0]
+
+    @property
+    def uses(self) -> ParameterUses | None:
+        """Of the pass that runs, where uses of parameters or rows of tokens are followed."""
+        return None if self.running is None else self.running.uses
+
+    def follow(self, running: Running) -> None:
+        """Have the uses of watched parameters, and the rows of tokens, followed in a pass."""
+        samples = running.of.samples
+        if samples.is_packed:
+            names = ", ".join(repr(w.name) for w in self.watched[:2]) or "experts that are layers"
+            raise GvendiError(
+                f"samples that are packed into one row cannot be told apart in a model whose tokens' rows are followed "
+                f"({names}); give each sample a row of its own for tapped steps (padding, no packing), or leave such "
+                "parameters out with exclude="
+            )
+        probe, *group_probes = running.probes
+        length = samples.shape[1]
+        current = UsePass(
+            self._spec, probe, tuple(group_probes), samples.segments, len(samples), length, trains=True
+        )
+        running.uses = uses = ParameterUses(self.watched, current)
+        trained = {id(w.parameter): w.name for w in self.watched if w.parameter.requires_grad}
+        if trained and self._settings() not in self.looked:
+            uses.seen = SeenEdges(trained)
+        uses.__enter__()
+
+    def stop_following(self) -> None:
+        """The forward pass is over, or has failed."""
+        uses = self.uses
+        if uses is not None and uses.is_on:
+            uses.__exit__(None, None, None)
+
+    def look_for_hidden(self, running: Running, output: Any) -> None:
+        """GvendiError where autograd's graph shows a use of a watched parameter that was not seen."""
+        uses = running.uses
+        seen, uses.seen = uses.seen, None
+        if seen is None:
+            return
+        names = seen.hidden(list(output.values()) if isinstance(output, Mapping) else output)
+        if names:
+            raise hidden_use(self.watched, names)
+        check_small(self.watched, self.sketcher.coverage.total)
+        self.looked.add(self._settings())
+
+    def seeing_again(self) -> AbstractContextManager:
+        """What a part of the pass that is run again runs in."""
+        if torch.compiler.is_dynamo_compiling() or not self.runs_here():
+            return nullcontext()
+        uses = self.uses
+        return nullcontext() if uses is None or uses.is_on else uses
+
+    def _settings(self) -> tuple:
+        """What may change how a model computes."""
+        config = getattr(self.model, "config", None)
+        names = "_attn_implementation", "_experts_implementation"
+        return self.model.training, *(getattr(config, name, None) for name in names)
 
     @property
     def segments(self) -> Tensor:
@@ -182,8 +252,6 @@ class TappedModel(ProbedModel):
 
     def runs_here(self) -> bool:
         """Whether a layer that runs now belongs to a pass: of this call, or of a checkpoint's part run again."""
-        if torch.compiler.is_dynamo_compiling():
-            return self.running is not None
         task = torch._C._current_graph_task_id()
         if task != -1 and task != self.outer:
             if self.backward is not None:
@@ -200,8 +268,7 @@ class TappedModel(ProbedModel):
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         if self.runs_here():
-            if not torch.compiler.is_dynamo_compiling():
-                self.running.of.met.add(id(tapped.module))
+            self.running.of.met.add(id(tapped.module))
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
@@ -221,6 +288,10 @@ class TappedModel(ProbedModel):
 
 class PackingWarning(UserWarning):
     """Samples of a packed row are not kept apart by the model, or that is not known."""
+
+
+class CompiledWarning(UserWarning):
+    """A step of a compiled model runs eagerly."""
 
 
 class TrainingTap:
@@ -261,7 +332,8 @@ class TrainingTap:
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
-        self._looked_across = False
+        self._looked_across = self._warned_of_compiling = False
+        self._uncompiled = [AsWritten(module) for module in self._entries()]
         # What ends the watch over parameters whose layers did not run.
         self._watching: list[Callable[[], object]] = []
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
@@ -291,7 +363,16 @@ class TrainingTap:
         try:
             self._tapped.thread = threading.get_ident()
             undo.append(self._tapped.end)
-            for forward in self._tapped.tapped:
+            undo.append(self._tapped.stop_following)
+            if put_aside(self.model, undo) and not self._warned_of_compiling:
+                self._warned_of_compiling = True
+                warnings.warn(
+                    "the tapped model is compiled; while the tap is attached it runs as it is written, eagerly, and "
+                    "compiled again after detach()",
+                    CompiledWarning,
+                    stacklevel=2,
+                )
+            for forward in (*self._tapped.tapped, *self._tapped.again, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
             for module in self._entries():
@@ -345,6 +426,9 @@ class TrainingTap:
         for undo in self._watching:
             undo()
         self._watching = []
+        hidden = [name for one in passes for name in one.hidden]
+        if hidden:
+            raise hidden_use(self._tapped.watched, sorted(set(hidden)))
         # A head may have run after the model under it.
         missed = [item for one in passes for item in one.missed if id(item[1].module) not in one.met]
         if missed:
@@ -370,6 +454,8 @@ class TrainingTap:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Before the model runs: the batch is looked at and gets a probe."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            return tapped.breaking(self._enter, (module, args, kwargs), {})
         given = kwargs
         if self._tag is not None and self._tag in kwargs:
             given = {name: value for name, value in kwargs.items() if name != self._tag}
@@ -425,6 +511,8 @@ class TrainingTap:
             )
             probes.append(probe)
         tapped.running, tapped.backward = Running(one, probes, ids[..., 0] if ids.dim() > 2 else ids), None
+        if tapped.follows:
+            tapped.follow(tapped.running)
         for name in ("labels", "shift_labels"):
             given = arguments.get(name)
             if isinstance(given, Tensor) and given.shape == (rows, length):
@@ -450,6 +538,9 @@ class TrainingTap:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the model has run, or has failed."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            tapped.breaking(self._leave, (module, args, output), {})
+            return
         if tapped.depth == 0 or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
@@ -460,6 +551,12 @@ class TrainingTap:
         for group in tapped.groups:
             group.close()
         running = tapped.running
+        if running is None:
+            return
+        if running.uses is not None:
+            tapped.stop_following()
+            tapped.look_for_hidden(running, output)
+            self._watch_unseen(running)
         self._look_after(running, output)
         for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
             if isinstance(x, Tensor) and x.requires_grad:
@@ -475,9 +572,11 @@ class TrainingTap:
             if id(part.module) in running.of.met
             for p in part.own_parameters()
         }
+        followed = {w.name for w in self._tapped.watched}
         for part in parts:
             for (_, name), parameter in zip(part.tap.parameters, part.own_parameters(), strict=True):
-                if not parameter.requires_grad:
+                # Uses of a watched one are seen elsewhere too.
+                if not parameter.requires_grad or name in followed:
                     continue
                 note = functools.partial(running.of.missed.append, (name, part))
                 if id(parameter) not in seen and type(parameter) is nn.Parameter:
@@ -485,6 +584,19 @@ class TrainingTap:
                 elif id(part.module) in self._tapped.above:
                     # Of a shared or a sharded weight it cannot be seen whose gradient it gets.
                     note()
+
+    def _watch_unseen(self, running: Running) -> None:
+        """Watch the watched parameters that no operation took: without a part run again they must get no gradient."""
+        uses, watched = running.uses, self._tapped.watched
+        for w in watched:
+            parameter = w.parameter
+            if w.name not in uses.met and parameter.requires_grad and type(parameter) is nn.Parameter:
+
+                def seen(_: Tensor, name: str = w.name) -> None:
+                    if name not in uses.met:
+                        running.of.hidden.append(name)
+
+                self._watching.append(parameter.register_hook(seen).remove)
 
     def _look_across(self, arguments: Mapping[str, Any], samples: Samples) -> None:
         """Warn, once, where the samples of a packed row attend to one another."""
@@ -539,6 +651,7 @@ def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
 def _modules_of(sketcher: GradientSketcher, model: nn.Module) -> dict[int, nn.Module]:
     """{id of a module of the sketcher's model: the module of `model` in its place}."""
     taps = [tapped.tap for tapped in sketcher._probed.tapped] + list(sketcher._head_taps)
+    taps += [Tap(w.path, w.module, WATCHED, None, None) for w in sketcher._probed.watched]
     own = {id(module) for module in model.modules()}
     there = parameters_by_name(model)
     wrong = [

@@ -43,7 +43,9 @@ class ProductOutput(torch.autograd.Function):
         ctx, output: Tensor, a: Tensor | None, rows, to_rows, side, part, current, *probes: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.rows, ctx.to_rows, ctx.side, ctx.part, ctx.current = rows, to_rows, side, part, current
+        ctx.rows, ctx.to_rows, ctx.part, ctx.current = rows, to_rows, part, current
+        # The value of a side, such as the weights of every row's expert, is not to be held for a part's sake.
+        ctx.side = side if part is None else None
         ctx.home, ctx.groups = probes[0].device, len(probes) - 1
         ctx.save_for_backward(*(() if a is None else (a,)))
         return output.detach()
@@ -114,13 +116,13 @@ def sketch_by_sample(side: Side, gradient: Tensor, spec: SketchSpec) -> list[Ten
 
     Pulled back to the parameters by one batched product, and sketched as `reference.sketch_of_gradient` defines.
     """
-    leaves = side.origin.leaves
-    gradient = gradient.to(side.value.dtype)
-    if len(leaves) == 1 and side.value is leaves[0]:
+    gradient, leaves = gradient.to(side.value.dtype), side.origin.leaves
+    if side.is_leaf:
         pulled: Sequence[Tensor] = [gradient]
     else:
+        value, leaves = side.chain()
         pulled = torch.autograd.grad(
-            side.value, leaves, gradient, is_grads_batched=True, retain_graph=True, allow_unused=True
+            value, leaves, gradient, is_grads_batched=True, retain_graph=True, allow_unused=True
         )
     found = []
     for watched, leaf, own in zip(side.of, leaves, pulled, strict=True):

@@ -66,6 +66,8 @@ class Part:
         self, a: Tensor | None, e: Tensor, numbers: Tensor, samples: Tensor, spec: SketchSpec, out: Tensor
     ) -> None:
         """Add the sketch of rows a [R, I] (None for a bias) and e [R, O] to out [B, K]; numbers, samples int64 [R]."""
+        # Half precision, as a scaled training step has it, is read by no kernel.
+        a, e = (x.float() if x is not None and x.dtype == torch.float16 else x for x in (a, e))
         if self.outputs is None:
             # A dot product's gradient is a vector.
             a, e = None, a * e
