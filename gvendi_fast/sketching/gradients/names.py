@@ -356,9 +356,10 @@ def _check_parallel(path: str, module: nn.Module) -> None:
     if any(_is_of(hook, "torch.distributed.tensor") for hook in hooks) or _is_of(
         own, "transformers.distributed"
     ):
+        where = f"the {type(module).__name__} {canonical_name(path)!r} of the model"
         raise GvendiError(
-            f"the {type(module).__name__} {canonical_name(path)!r} of the model is split over devices (tensor parallel), where no rank "
-            "has a layer's whole input and output; load the model without a tp_plan"
+            f"{where} is split over devices (tensor parallel), where no rank has a layer's whole input and output; "
+            "load the model without a tp_plan"
         )
 
 
