@@ -36,6 +36,7 @@ _WRAPPERS = (
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
     ("torch.optim.swa_utils", "AveragedModel", "module"),
+    ("deepspeed.runtime.engine", "DeepSpeedEngine", "module"),
     (
         "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
         "ActivationWrapper",
@@ -63,11 +64,27 @@ _TUNERS_AS_BASE = ("AdaLoraModel",)
 _SHARDING = "torch.distributed.fsdp"
 
 
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model inside its outer wrappers, or itself. Raises GvendiError for one whose numbers are not the model's."""
-    while (inner := _inside(model)) is not None:
+def plain_model(model: nn.Module, stays: bool = False) -> nn.Module:
+    """The model inside its outer wrappers, or itself. Raises GvendiError for one whose numbers are not the model's.
+
+    stays: the wrappers will run, so that hooks of theirs are nothing to refuse.
+    """
+    while (inner := _inside(model, stays)) is not None:
         model = inner
     return model
+
+
+def check_trained(model: nn.Module) -> None:
+    """Raises GvendiError for a model whose own training step does not run its layers here, each by its whole weight."""
+    for path, module in model.named_modules():
+        _check_flat(module)
+        if is_a(module, "torch.nn.parallel.data_parallel", "DataParallel"):
+            raise GvendiError(
+                "the model is wrapped in DataParallel, whose threads run copies of its layers; start one process for "
+                "each GPU (torchrun) and wrap it in DistributedDataParallel"
+            )
+        _check_weights(module)
+        _check_parallel(path, module)
 
 
 def canonical_name(name: str) -> str:
@@ -220,29 +237,33 @@ def is_a(module: nn.Module, file: str, name: str) -> bool:
     return kind is not None and isinstance(module, kind)
 
 
-def _inside(module: nn.Module) -> nn.Module | None:
+def _inside(module: nn.Module, stays: bool = False) -> nn.Module | None:
     """The module that a wrapper was put around; None for what is no wrapper."""
     kinds = _wrapped_as(type(module))
     if not kinds:
         return None
-    if _FSDP1 in kinds:
+    _check_flat(module)
+    for kind in _WRAPPERS:
+        if kind in kinds:
+            _, name, attribute = kind
+            _check_wrapper(module, name, stays)
+            return getattr(module, attribute)
+    return None
+
+
+def _check_flat(module: nn.Module) -> None:
+    if _FSDP1 in _wrapped_as(type(module)):
         raise GvendiError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which keeps its weights as parts of flat "
             "vectors, without names and shapes of their own; shard it with torch.distributed.fsdp.fully_shard, which "
             "is sketched as the plain model, or load its checkpoint into a model without the wrapper"
         )
-    for kind in _WRAPPERS:
-        if kind in kinds:
-            _, name, attribute = kind
-            _check_wrapper(module, name)
-            return getattr(module, attribute)
-    return None
 
 
-def _check_wrapper(module: nn.Module, name: str) -> None:
+def _check_wrapper(module: nn.Module, name: str, stays: bool) -> None:
     """Raises GvendiError for a wrapper that does more than to hand its arguments on."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    if not all(_is_of(hook, _SHARDING) for hook in hooks):
+    if not stays and not all(_is_of(hook, _SHARDING) for hook in hooks):
         raise GvendiError(
             f"the wrapper {name} has forward hooks of its own, and a pass takes the wrapper off; register them on the "
             "module inside it, or remove them while sketches are taken"
@@ -320,8 +341,8 @@ def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
     if kind is None:
         return
     whole: dict[int, nn.Parameter] = {}
-    for module in list(model.modules()):
-        _check_parallel(module)
+    for path, module in list(model.named_modules()):
+        _check_parallel(path, module)
         for place in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = getattr(module, place)
             others = [item for item in hooks.items() if not _is_of(item[1], _SHARDING)]
@@ -338,13 +359,17 @@ def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
             module._parameters[name] = whole[id(parameter)]
 
 
-def _check_parallel(module: nn.Module) -> None:
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        if _is_of(hook, "torch.distributed.tensor"):
-            raise GvendiError(
-                f"the {type(module).__name__} of the model is split over devices (tensor parallel), where no rank has "
-                "a layer's whole input and output; load the model without a tp_plan"
-            )
+def _check_parallel(path: str, module: nn.Module) -> None:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    own = module.__dict__.get("forward")
+    if any(_is_of(hook, "torch.distributed.tensor") for hook in hooks) or _is_of(
+        own, "transformers.distributed"
+    ):
+        where = f"the {type(module).__name__} {canonical_name(path)!r} of the model"
+        raise GvendiError(
+            f"{where} is split over devices (tensor parallel), where no rank has a layer's whole input and output; "
+            "load the model without a tp_plan"
+        )
 
 
 def _passed_by(module: nn.Module) -> set[str]:

@@ -40,7 +40,7 @@ from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
 from gvendi_fast.sketching.gradients.fused_head import find_fused, fused_tokens, watch_fused
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
-from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
+from gvendi_fast.sketching.gradients.names import check_causal_lm, check_trained, named_modules, plain_model
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, SeenEdges
 from gvendi_fast.sketching.gradients.parameter_uses import Pass as UsePass
 from gvendi_fast.sketching.gradients.probe import (
@@ -324,9 +324,9 @@ class TrainingTap:
     ) -> None:
         given = sketcher.model if model is None else model
         self.sketcher, self.model = sketcher, given
-        self._plain: Any = plain_model(given)
+        self._plain: Any = plain_model(given, stays=True)
         check_causal_lm(self._plain)
-        _check_wrappers(given)
+        check_trained(given)
         self._tag, self._samples = tag, samples
         self._tapped = TappedModel(sketcher, self._plain)
         self._arrived: list[Pass] = []
@@ -349,6 +349,7 @@ class TrainingTap:
             raise GvendiError(
                 "this tap is attached already; detach() it first, or enter it once around the whole loop"
             )
+        check_trained(self.model)
         _check_frozen(self.sketcher, self._plain)
         for tapped in self._tapped.tapped:
             other = getattr(tapped.module.__dict__.get("forward"), "__self__", None)
@@ -421,7 +422,8 @@ class TrainingTap:
                 f"({forwards} forward passes ran under the tap; torch.autograd.grad() reaches weights alone)"
                 if forwards
                 else "no forward pass of the model ran under the tap with gradients; attach the tap before the "
-                "forward pass, and run it on the model that is tapped"
+                "forward pass, and run it on the model that is tapped (a compiler that is told not to look at its "
+                "guards runs the graph of before; tap the compiled module itself)"
             )
         for undo in self._watching:
             undo()
@@ -696,16 +698,6 @@ def _needs_start(sketcher: GradientSketcher, model: nn.Module) -> bool:
     """Whether gradients must begin at the embedding: below a sketched parameter there may be none to train."""
     there = parameters_by_name(model)
     return any(not there[name].requires_grad for name in sketcher.parameters)
-
-
-def _check_wrappers(model: nn.Module) -> None:
-    """GvendiError for what runs the layers elsewhere than here."""
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel):
-            raise GvendiError(
-                "the model is wrapped in DataParallel, whose threads run copies of its layers; start one process for "
-                "each GPU (torchrun) and wrap it in DistributedDataParallel"
-            )
 
 
 def _check_frozen(sketcher: GradientSketcher, model: nn.Module) -> None:
