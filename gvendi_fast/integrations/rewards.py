@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.unit_length import Rows
@@ -239,8 +240,6 @@ class GroupDiversityReward:
 
     def _gathered(self, own: _Slice) -> tuple[list[_Slice], int]:
         """The slices of all processes in the order of their ranks, and which is this one's."""
-        import torch.distributed as dist
-
         if self.gather is False or not (dist.is_available() and dist.is_initialized()):
             return [own], 0
         over = None if self.gather is True else self.gather

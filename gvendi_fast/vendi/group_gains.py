@@ -132,7 +132,8 @@ def _gains(unit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     if m == 1:
         zero = whole.new_zeros(count, 1)
         return whole, zero, zero
-    t, weight = nodes(eigenvalues, -1)
+    # The nodes of any m unit rows, so that a group's result does not depend on those beside it.
+    t, weight = nodes(eigenvalues.new_tensor([0, m]), -1)
     energy = vectors.square() * eigenvalues[:, None, :]
     energy /= energy.sum(dim=2, keepdim=True)
     # x^T (A + t)^-1 x <= 1 / (1 + t) for a row of A, and x^T A x >= 1: only rounding exceeds either.

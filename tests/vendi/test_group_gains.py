@@ -130,7 +130,7 @@ def test_what_is_computed_together_changes_nothing(monkeypatch):
     whole = group_gains(rows, labels)
     monkeypatch.setattr(room, "AT_ONCE_BYTES", 1)
     alone = group_gains(rows, labels)
-    assert whole.gain == pytest.approx(alone.gain, abs=1e-7)
+    assert whole.gain == pytest.approx(alone.gain, abs=1e-13)
     assert whole.names == alone.names == list(dict.fromkeys(labels.tolist()))
 
 
