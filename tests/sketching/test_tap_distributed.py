@@ -124,7 +124,7 @@ def whole(tensor):
 
 def train(model, rank, around, tap=None):
     """20 steps, every other one under the tap: the sketches of the first one, and what the steps after it sent."""
-    optimizer, first = torch.optim.AdamW(model.parameters(), lr=1e-3), None
+    optimizer, first = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), None
     for step in range(STEPS):
         is_tapped = tap is not None and step % 2 == 0
         with tap if is_tapped else nullcontext():
@@ -151,7 +151,7 @@ def sent(model, rank, tap):
 def compare(way, rank):
     """What a rank found of one way of training."""
     wrap, _, around = WAYS[way]
-    plain = build("llama_untied").train()
+    plain = build("qwen2_tied" if way in DAILY else "llama_untied").train()
     own = batch(0, rank)
     wanted = sketches_of(plain, own)
     if around is not None:
