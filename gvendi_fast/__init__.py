@@ -10,7 +10,9 @@ from gvendi_fast.base._version import __version__
 # Loaded on first use, so that importing the package costs no more than torch and numpy.
 _EXPORTS = {
     "DiversityMeter": "gvendi_fast.integrations.meter",
+    "GvendiCallback": "gvendi_fast.integrations.trainer",
     "GvendiError": "gvendi_fast.base.errors",
+    "GvendiLightningCallback": "gvendi_fast.integrations.lightning",
     "ProxySketches": "gvendi_fast.integrations.candidates",
     "SketchSpec": "gvendi_fast.kernels.sketch_matrix",
     "SourceSampler": "gvendi_fast.integrations.source_weights",
@@ -26,6 +28,7 @@ _EXPORTS = {
     "group_gvendi": "gvendi_fast.vendi.groups",
     "jackknife": "gvendi_fast.vendi",
     "load_proxy": "gvendi_fast.sketching.proxy.load",
+    "pack_with_sources": "gvendi_fast.integrations.sources",
     "score": "gvendi_fast.analysis.scoring",
     "select": "gvendi_fast.selection",
     "self_check": "gvendi_fast.sketching.self_check",
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from gvendi_fast.analysis.scoring import score as score
     from gvendi_fast.base.errors import GvendiError as GvendiError
     from gvendi_fast.integrations.candidates import ProxySketches as ProxySketches
+    from gvendi_fast.integrations.lightning import GvendiLightningCallback as GvendiLightningCallback
     from gvendi_fast.integrations.meter import DiversityMeter as DiversityMeter
     from gvendi_fast.integrations.rewards import GroupDiversityReward as GroupDiversityReward
     from gvendi_fast.integrations.rewards import group_diversity_rewards as group_diversity_rewards
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from gvendi_fast.integrations.sampler import GainSampler as GainSampler
     from gvendi_fast.integrations.source_weights import SourceSampler as SourceSampler
     from gvendi_fast.integrations.source_weights import SourceWeights as SourceWeights
+    from gvendi_fast.integrations.sources import pack_with_sources as pack_with_sources
+    from gvendi_fast.integrations.trainer import GvendiCallback as GvendiCallback
     from gvendi_fast.kernels.backends import use_backend as use_backend
     from gvendi_fast.kernels.sketch_matrix import SketchSpec as SketchSpec
     from gvendi_fast.selection import select as select

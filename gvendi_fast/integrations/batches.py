@@ -69,7 +69,7 @@ class BatchChooser(Sampler[list[int]]):
         """The next iteration goes on where the state was taken. One of other arguments or rows raises GvendiError."""
         resumed = self._begin(self.epoch)
         resumed.load_state_dict(state)
-        self._resumed, self.epoch = resumed, resumed.epoch
+        self._resumed = resumed
 
     def _ended(self, epoch: BatchEpoch) -> None:
         if epoch is self._running and epoch.epoch == self.epoch:
@@ -117,7 +117,9 @@ class BatchEpoch(Iterator[list[int]]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; GvendiError for the state of other settings."""
         check_state(state, self._sampler.settings(), type(self._sampler).__name__)
+        # A loader that resumes the iterator alone goes on to the epoch after it.
         self.epoch, self.step = state["epoch"], state["step"]
+        self._sampler.epoch = self.epoch
         self._restore(state["place"])
 
 

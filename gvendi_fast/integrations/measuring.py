@@ -258,7 +258,7 @@ def _name(model: nn.Module, proxy: str | Proxy | None) -> str:
         return Path(proxy if isinstance(proxy, str | os.PathLike) else proxy.name).name
     plain = plain_model(model)
     path = getattr(getattr(plain, "config", None), "name_or_path", "") or ""
-    return Path(path).name or type(plain).__name__
+    return f"{Path(path).name or type(plain).__name__} (in training)"
 
 
 def _state_file(folder: str | os.PathLike, rank: int) -> Path:

@@ -314,7 +314,14 @@ def _digest(prompt: Text) -> bytes:
 
 def _numbers(correct: Correct) -> np.ndarray:
     """float64 [N], NaN for None."""
-    plain = correct.tolist() if isinstance(correct, np.ndarray | torch.Tensor) else correct
+    plain = correct.tolist() if isinstance(correct, np.ndarray | torch.Tensor) else list(correct)
+    for i, value in enumerate(plain):
+        # A column of answers, say, whose digits would pass for rewards.
+        if value is not None and not hasattr(value, "__float__"):
+            raise GvendiError(
+                f"correct holds {value!r} for rollout {i}; wanted numbers, booleans or None, as correctness rewards "
+                "give"
+            )
     return np.array([math.nan if value is None else float(value) for value in plain], np.float64)
 
 

@@ -6,7 +6,8 @@ Of c = m B candidates X [c, K], rows of length 1, a batch takes B, one after ano
     vendi    -(S(A + x x^T) - S(A)),  S(A) = tr(A ln A)      as `gvendi select --objective vendi`
 logdet needs one factorisation and c x c numbers of a batch, A + eps = L L^T and P = (L^-1 X^T)^T (L^-1 X^T):
     pick j of the largest P_jj,  P -> P - p_j p_j^T / (1 + P_jj)
-in K^3 / 3 + c K^2 + c^2 K + B^2 c multiplications and additions: at K = 256, B = 32, m = 4 some 18 million.
+in K^3 / 3 + c K^2 + c^2 K + B^2 c multiplications and additions, and 2 B K^2 for the window: at K = 256, B = 32 and
+m = 4 some 23 million.
 
 Coordinates are rounded to multiples of 2^-20, whose products and sums float64 holds exactly up to a window of 8192
 rows. So rows can leave A again without a trace, and A is the same to the bit whatever was added before, after a
@@ -52,7 +53,8 @@ class GainSampler(BatchChooser):
     rows: how many rows the data set has; a run directory, which lacks the rows it rejected, and a function need it.
     steps: batches of an epoch; None is all, ceil(N / batch_size). ceil(N / (m batch_size)) looks at each row once.
     window: gains are against this many rows trained on last in the epoch, at most 8192; 0: against the batch alone.
-    objective: one of those above. vendi costs a diagonalisation a batch, some ten times the time.
+    objective: one of those above. vendi takes a diagonalisation of A a batch in place of the factorisation, and a
+        product for each of 14 to 36 nodes.
     eps: of logdet.
     dim: use the first coordinates of the sketches only, which are a sketch too; time and memory fall with it.
     seed: of the order of the rows.

@@ -20,6 +20,8 @@ from gvendi_fast.base.errors import GvendiError
 TAG = "gvendi_tag"
 # Of padding in a batch whose tags are by token.
 PADDING = -1
+# Names that are numbered as they are met begin here, apart from integers that a column has.
+_MET = 1 << 62
 
 
 class SourceNames:
@@ -49,7 +51,7 @@ class SourceNames:
     def number_of(self, value: Any) -> int:
         """The number of one value of the column. Raises GvendiError for a value that is no source."""
         if isinstance(value, Integral) and not isinstance(value, bool):
-            if not 0 <= value < 1 << 62:
+            if not 0 <= value < _MET:
                 raise GvendiError(f"column '{self.column}' has the source {value}; wanted 0 to 2^62")
             return int(value)
         if not isinstance(value, str):
@@ -61,8 +63,15 @@ class SourceNames:
         return self._numbers[value]
 
     def name_of(self, number: int) -> str:
-        """The name behind a number; a number without one is its own."""
-        return self.names[number] if number < len(self.names) else str(number)
+        """The name behind a number; an integer of the column is its own where it has none."""
+        if number < _MET:
+            return self.names[number] if self.is_closed and number < len(self.names) else str(number)
+        if number - _MET < len(self.names):
+            return self.names[number - _MET]
+        raise GvendiError(
+            f"the names in column '{self.column}' were numbered by another process, which gave this one its batches; "
+            "give sources=[...] with all of them"
+        )
 
     def _add(self, name: str) -> None:
         if self.is_closed:
@@ -76,7 +85,7 @@ class SourceNames:
                 f"the names in column '{self.column}' cannot be numbered by several workers of a data loader; give "
                 "sources=[...] with all of them, or dataloader_num_workers=0"
             )
-        self._numbers[name] = len(self.names)
+        self._numbers[name] = _MET + len(self.names)
         self.names.append(name)
 
 

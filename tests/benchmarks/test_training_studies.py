@@ -87,7 +87,8 @@ def test_series_become_a_table_and_a_picture(here, tmp_path):
     watched = {"steps": [1, 2, 3], "series": series, "last": dict.fromkeys(sources, figures)}
     found = {
         "settings": {
-            "model": "tiny", "steps": 3, "batch": 2, "repeated": 1, "times": 3, "window": 10, "dim": 16, "every": 2
+            "model": "tiny", "steps": 3, "batch": 2, "repeated": 1, "times": 3, "window": 10, "dim": 16,
+            "every": 2, "window of others": 5,
         },
         "rows": dict.fromkeys(sources, 3), "watched": {"tap": watched, "other": watched},
     }  # fmt: skip

@@ -287,14 +287,20 @@ def test_torchdata_resumes_it():
     module = pytest.importorskip(
         "torchdata.stateful_dataloader", reason="needs torchdata: pip install torchdata"
     )
-    loader = module.StatefulDataLoader(range(N), batch_sampler=GainSampler(rows(), B, m=3))
+
+    def made():
+        return module.StatefulDataLoader(range(N), batch_sampler=GainSampler(rows(), B, m=3))
+
+    loader = made()
+    first = [batch.tolist() for batch in loader]
     batches = iter(loader)
     for _ in range(4):
         next(batches)
-    state, rest = loader.state_dict(), [b.tolist() for b in batches]
-    other = module.StatefulDataLoader(range(N), batch_sampler=GainSampler(rows(), B, m=3))
+    state, rest = loader.state_dict(), [batch.tolist() for batch in batches]
+    other = made()
     other.load_state_dict(state)
-    assert [b.tolist() for b in other] == rest
+    assert [batch.tolist() for batch in other] == rest != first[4:]
+    assert [batch.tolist() for batch in other] == [batch.tolist() for batch in loader]
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,10 @@ def test_wrong_rollouts_and_rollouts_without_a_gradient_get_no_bonus():
         ({"threshold": -0.5}, "threshold is -0.5; wanted 0 or more"),
         ({"group_size": 3}, "group 'a' has 2 rollouts where group_size is 3"),
         ({"correct": [1]}, "correct has 1 entries for 4 rollouts"),
+        ({"correct": [1, "6", 0, 0]}, "correct holds '6' for rollout 1; wanted numbers"),
         ({"sketches": None}, "give sketches .*, or prompt_ids, completion_ids and sketcher"),
     ],
-    ids=["weight", "ceiling", "threshold", "size", "correct", "no sketches"],
+    ids=["weight", "ceiling", "threshold", "size", "correct", "texts", "no sketches"],
 )
 def test_wrong_arguments_get_one_sentence(given, message):
     plain = {"correct": [1] * 4, "groups": ["a", "a", "b", "b"], "sketches": np.eye(4)}

@@ -81,6 +81,21 @@ def test_what_the_trainer_passes_and_logs(form, tmp_path):
     assert 1 <= in_evaluation["eval_gvendi/group"] <= 2
 
 
+def test_another_trainer_of_groups(tmp_path):
+    tiny = load_proxy("tiny", device="cpu", dtype="float32")
+    trainer = trl.RLOOTrainer(
+        model=tiny.model,
+        processing_class=tiny.tokenizer,
+        reward_funcs=GroupDiversityReward(half_right, device="cpu"),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "[2, 4, "}, {"prompt": "[1, 3, "}]),
+        args=trl.RLOOConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, **SETTINGS
+        ),
+    )
+    trainer.train()
+    assert 1 <= trainer.state.log_history[0]["gvendi/group"] <= 4
+
+
 def test_a_data_set_with_one_prompt_twice(tmp_path):
     reward = GroupDiversityReward(half_right, device="cpu")
     trainer = trainer_of(reward, tmp_path, ["[2, 4, "] * 2, per_device_train_batch_size=8, num_generations=4)

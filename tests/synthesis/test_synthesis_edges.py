@@ -13,7 +13,7 @@ from gvendi_fast.synthesis.tasks.generic import GenericTask
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 
 
 @pytest.fixture(scope="module")

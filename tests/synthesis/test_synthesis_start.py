@@ -24,7 +24,7 @@ from gvendi_fast.synthesis.run import synthesize
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 NOWHERE = "http://127.0.0.1:1/v1"
 CHECK = "def short(row):\n    return len(row['prompt']) < 1000\n"
 

@@ -23,7 +23,7 @@ from gvendi_fast.sketching.gradients.parameter_uses import (
     Watched,
     handles,
 )
-from gvendi_fast.sketching.gradients.use_nodes import ProductOutput, Rows, changed, for_probes
+from gvendi_fast.sketching.gradients.use_nodes import ProductOutput, Rows, changed, for_probes, is_change
 from gvendi_fast.sketching.gradients.weight_parts import Part, part_of
 
 # Coordinates of a weight that was computed (not a plain part of a parameter), times samples, that are formed whole.
@@ -52,6 +52,8 @@ class LayerByRows(torch.autograd.Function):
         try:
             (a,) = ctx.saved_tensors
         except RuntimeError as error:
+            if not is_change(error):
+                raise
             raise changed((weight or bias).name) from error
         text = layer_ops.spec_text(ctx.current.spec)
         sketches = []

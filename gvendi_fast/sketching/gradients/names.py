@@ -15,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -51,6 +52,10 @@ _AROUND = (
     ("peft.utils.other", "AuxiliaryTrainingWrapper", "original_module"),
     ("peft.utils.other", "ModulesToSaveWrapper", "original_module"),
 )
+# Its weights have no names of their own.
+_FSDP1 = ("torch.distributed.fsdp", "FullyShardedDataParallel", "")
+# What `_wrapped_as` has found.
+_known: weakref.WeakKeyDictionary[type, tuple[tuple[str, str, str], ...]] = weakref.WeakKeyDictionary()
 # What a name alone tells: nobody calls a module of their own so.
 _PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # AdaLoRA's adds a term to a loss that transformers computes, which no pass asks for.
@@ -234,16 +239,20 @@ def is_a(module: nn.Module, file: str, name: str) -> bool:
 
 def _inside(module: nn.Module, stays: bool = False) -> nn.Module | None:
     """The module that a wrapper was put around; None for what is no wrapper."""
+    kinds = _wrapped_as(type(module))
+    if not kinds:
+        return None
     _check_flat(module)
-    for file, name, attribute in _WRAPPERS:
-        if is_a(module, file, name):
+    for kind in _WRAPPERS:
+        if kind in kinds:
+            _, name, attribute = kind
             _check_wrapper(module, name, stays)
             return getattr(module, attribute)
     return None
 
 
 def _check_flat(module: nn.Module) -> None:
-    if is_a(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+    if _FSDP1 in _wrapped_as(type(module)):
         raise GvendiError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which keeps its weights as parts of flat "
             "vectors, without names and shapes of their own; shard it with torch.distributed.fsdp.fully_shard, which "
@@ -365,8 +374,7 @@ def _check_parallel(path: str, module: nn.Module) -> None:
 
 def _passed_by(module: nn.Module) -> set[str]:
     """The names of a module's children whose place in a path does not count."""
-    names = {attribute for file, name, attribute in (*_WRAPPERS, *_AROUND) if is_a(module, file, name)}
-    return names & set(module._modules)
+    return {attribute for *_, attribute in _wrapped_as(type(module)) if attribute in module._modules}
 
 
 def _of_parameter(path: str, module: nn.Module, local: str) -> str:
@@ -385,6 +393,19 @@ def _joined(path: str, name: str) -> str:
 
 def _is_of(hook: Any, package: str) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(package)
+
+
+def _wrapped_as(kind: type) -> tuple[tuple[str, str, str], ...]:
+    """Of the wrappers above those that modules of this class are.
+
+    Kept by class: a pass asks for it of every module, several times. A class comes after those that it is made of, so
+    no later import changes the answer.
+    """
+    found = _known.get(kind)
+    if found is None:
+        classes = [(wrapper, _class(*wrapper[:2])) for wrapper in (*_WRAPPERS, *_AROUND, _FSDP1)]
+        found = _known[kind] = tuple(w for w, base in classes if base is not None and issubclass(kind, base))
+    return found
 
 
 def _class(file: str, name: str) -> type | None:

@@ -735,8 +735,11 @@ class Tapped(Forward):
         if uses is None or not self.is_watched:
             output = self.inner(*args, **kwargs)
         else:
+            before = None if uses.seen is None else nodes_of((args, kwargs))
             with uses.out_of_sight(self.module._parameters.values()):
                 output = self.inner(*args, **kwargs)
+            if before is not None:
+                uses.seen.note(output, before)
         if trial is not None and self.tap.kind != EMBEDDING:
             trial.note(self.module, ends, output)
         return output

@@ -33,7 +33,7 @@ from gvendi_fast.sketching.gradients.parameter_uses import (
     handles,
 )
 from gvendi_fast.sketching.gradients.token_rows import UNKNOWN, Along, Numbers
-from gvendi_fast.sketching.gradients.use_nodes import for_probes, sketch_of_gradients
+from gvendi_fast.sketching.gradients.use_nodes import for_probes, is_change, sketch_of_gradients
 
 functional = nn.functional
 Known = Along | Numbers
@@ -99,6 +99,8 @@ class UseOutput(torch.autograd.Function):
         try:
             saved = ctx.saved_tensors
         except RuntimeError as error:
+            if not is_change(error):
+                raise
             raise ctx.use.unknown(
                 "its input was changed in place afterwards, so its gradient is lost"
             ) from error

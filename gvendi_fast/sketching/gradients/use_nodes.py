@@ -56,9 +56,13 @@ class ProductOutput(torch.autograd.Function):
         if gradient is None:
             return None, *none, *(None,) * (1 + ctx.groups)
         try:
-            a = ctx.saved_tensors[0] if ctx.saved_tensors else None
+            # Read once: a checkpoint gives what it keeps no second time.
+            kept = ctx.saved_tensors
         except RuntimeError as error:
+            if not is_change(error):
+                raise
             raise changed(ctx.part.name if ctx.part else ctx.side.of[0].name) from error
+        a = kept[0] if kept else None
         e = ctx.to_rows(gradient).contiguous()
         if ctx.part is None:
             whole = _whole_gradient(ctx.rows, ctx.current.samples, a, e)
@@ -88,6 +92,11 @@ def rows_output(
     return ProductOutput.apply(
         output, a, rows, lambda gradient: gradient.reshape(-1, width), None, part, current, *probes
     )
+
+
+def is_change(error: RuntimeError) -> bool:
+    """Whether autograd refuses a tensor that was changed since; a checkpoint may raise something else there."""
+    return "inplace operation" in str(error)
 
 
 def changed(name: str) -> GvendiError:
