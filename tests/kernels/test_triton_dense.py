@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kernel_cases import cases
 from plain import dense32
 from tolerance import FLOOR, UNIT, check, relative_error
 
@@ -76,20 +77,7 @@ def check_dense(a: torch.Tensor, e: torch.Tensor, dim: int) -> None:
     check(got, dense32(a, e, segments, KEY, dim) + 1, want + 1, TRUNCATIONS)
 
 
-# The slowest three of the interpreter in float32 alone every day.
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        pytest.param(
-            shape,
-            dtype,
-            id="-".join(map(str, (*shape, name))),
-            marks=pytest.mark.soak if dtype == FP16 and shape in SHAPES[7:9] + SHAPES[12:] else (),
-        )
-        for shape in SHAPES
-        for name, dtype in (("fp32", FP32), ("fp16", FP16))
-    ],
-)
+@cases(SHAPES, (FP32, FP16), lambda shape: shape in SHAPES[7:9] + SHAPES[12:])
 def test_dense_sketch(shape, dtype):
     rows, width_in, width_out, dim = shape
     # Rows of aligned shapes begin 16 elements from one another, so that the kernel of aligned rows runs.

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from kernel_cases import cases
 from plain import fold32, fold_hadamard32, linear32, token32, vector32
 from tolerance import check
 
@@ -44,23 +45,9 @@ SHAPES = [
 ]
 
 
-def with_dtypes(shapes: list[tuple[int, ...]], *dtypes: torch.dtype) -> pytest.MarkDecorator:
-    """Each shape, with each dtype; the largest, which take long in the interpreter, in float32 alone every day."""
-    return pytest.mark.parametrize(
-        ("shape", "dtype"),
-        [
-            pytest.param(
-                shape,
-                dtype,
-                id="-".join(map(str, (*shape, dtype))).replace("torch.", ""),
-                marks=pytest.mark.soak
-                if dtype != torch.float32 and max(shape[0] / 400, shape[-1] / 8192) >= 1
-                else (),
-            )
-            for shape in shapes
-            for dtype in dtypes
-        ],
-    )
+def is_slow(shape: tuple[int, ...]) -> bool:
+    """By the rows and by K: in the interpreter these take a second and more."""
+    return shape[0] >= 400 or shape[-1] >= 8192
 
 
 EVERY = (torch.float32, torch.float16, torch.bfloat16)
@@ -96,7 +83,7 @@ def test_fold_hadamard(rows, width, dim, dtype):
     check(ops.fold_hadamard(x, table), fold_hadamard32(x, table), reference.fold_hadamard(x, table))
 
 
-@with_dtypes(SHAPES, *EVERY)
+@cases(SHAPES, EVERY, is_slow)
 def test_linear_sketch(shape, dtype):
     rows, width_in, width_out, dim = shape
     a, e = draw(rows, width_in, dtype, 1), draw(rows, width_out, dtype, 2)
@@ -138,7 +125,7 @@ def test_linear_sketch_of_several_parts(rows, width, dim, count):
     check(ops.linear_sketch(a, a_table, parts[::-1], segments, zeros(segments, dim)), torch32, want)
 
 
-@with_dtypes(SHAPES, *EVERY)
+@cases(SHAPES, EVERY, is_slow)
 def test_token_sketch(shape, dtype):
     rows, vocabulary, width, dim = shape
     e, segments = draw(rows, width, dtype, 4), spans(rows)
@@ -159,9 +146,10 @@ def test_token_sketch_of_an_id_outside_the_vocabulary_is_nan():
 
 
 @pytest.mark.parametrize("norm", [None, "rms", "layer"])
-@with_dtypes(
+@cases(
     [(0, 16, 64), (1, 64, 64), (7, 50, 64), (63, 200, 64), (64, 255, 256), (1000, 40, 64), (7, 1100, 1024)],
-    *EVERY,
+    EVERY,
+    is_slow,
 )
 def test_vector_sketch(shape, norm, dtype):
     rows, width, dim = shape
