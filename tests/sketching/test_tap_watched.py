@@ -265,11 +265,3 @@ def test_a_forward_pass_that_fails_leaves_no_mode_behind(made):
         assert torch.overrides._get_current_function_mode() is None
         loss_of(model, given).backward()
         assert off(tap.take().z, wanted) < 1e-5
-
-
-def test_a_compiled_model_is_refused(made, monkeypatch):
-    model, sketcher, _ = made("mixtral")
-    # As `Module.compile` leaves it, without the seconds that a compiler takes to be imported.
-    monkeypatch.setattr(model.model.layers[0], "_compiled_call_impl", model._call_impl)
-    with pytest.raises(GvendiError, match="compiled model"):
-        sketcher.tap(model).attach()

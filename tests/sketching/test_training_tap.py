@@ -632,3 +632,88 @@ def test_a_norm_of_the_flattened_packed_batch():
     with sketcher.tap(model) as tap:
         model(**packed(given)).loss.backward()
         assert off(tap.take().z, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("keep", [7, torch.arange(3, 30, 2)], ids=["last", "some"])
+def test_a_head_that_is_asked_for_some_tokens_of_packed_rows(made, keep):
+    model, sketcher, _ = made("qwen3")
+    given = packed(batch())
+    del given["labels"]
+    whole = torch.zeros(30)
+    places = keep if isinstance(keep, torch.Tensor) else slice(-keep, None)
+    whole[places] = torch.linspace(1, 2, len(whole[places]))
+    with sketcher.tap(model) as tap:
+        logits = model(**given, logits_to_keep=keep).logits
+        weights = whole[whole != 0]
+        (logits.logsumexp(-1)[0] * weights).sum().backward()
+        found = tap.take().z
+        (model(**given).logits.logsumexp(-1)[0] * whole).sum().backward()
+        wanted = tap.take().z
+    live = wanted.norm(dim=1) > 0
+    assert int(live.sum()) >= 2
+    assert off(found[live], wanted[live]) < 1e-5
+    assert torch.equal(found[~live], wanted[~live])
+
+
+def test_what_is_trained_changes_while_the_tap_is_attached():
+    model = build("qwen3")
+    model.model.embed_tokens.weight.requires_grad_(False)
+    with GradientSketcher(model, SPEC).tap(model) as tap:
+        model(**batch()).loss.backward()
+        assert tap.take().z.isfinite().all()
+        model.model.embed_tokens.weight.requires_grad_(True)
+        assert "was frozen when the sketcher was made" in said(lambda: model(**batch()))
+
+
+def test_a_checkpoint_around_the_whole_model(made):
+    model, sketcher, wanted = made("qwen3")
+
+    def whole(reentrant, i=None):
+        given = packed(batch()) if i is None else batch(i)
+        # The batch needs a gradient itself for a re-entrant checkpoint to have one.
+        return torch.utils.checkpoint.checkpoint(
+            lambda _: model(**given).loss, torch.zeros((), requires_grad=True), use_reentrant=reentrant
+        )
+
+    with sketcher.tap(model) as tap:
+        for reentrant in (False, True):
+            whole(reentrant).backward()
+            assert off(tap.take().z, wanted) < 1e-5
+            for i in (1, 0):
+                whole(reentrant, i).backward()
+            assert off(tap.take().z[4:], wanted) < 1e-5
+
+
+def test_a_checkpointed_head_of_two_passes(made):
+    model, sketcher, wanted = made("qwen3")
+    given = batch()
+
+    def loss(i, reentrant):
+        hidden = model.model(input_ids=given["input_ids"][i : i + 2]).last_hidden_state
+
+        def head(x):
+            logits = model.lm_head(x)[:, :-1].transpose(1, 2)
+            return torch.nn.functional.cross_entropy(logits, given["labels"][i : i + 2, 1:], reduction="sum")
+
+        return torch.utils.checkpoint.checkpoint(head, hidden, use_reentrant=reentrant)
+
+    with sketcher.tap(model) as tap:
+        for reentrant in (False, True):
+            losses = [loss(0, reentrant), loss(2, reentrant)]
+            if reentrant:
+                assert "which of the 2 forward passes is not known" in said(losses[0].backward)
+                continue
+            for one in losses:
+                one.backward()
+            assert off(tap.take().z, wanted) < 1e-5
+
+
+def test_transforms_of_functions_are_refused(made):
+    model, sketcher, _ = made("qwen3")
+    weights = dict(model.named_parameters())
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, kwargs=batch()).loss
+
+    with sketcher.tap(model):
+        assert "transform of torch.func" in said(lambda: torch.func.grad(loss)(weights))

@@ -159,7 +159,8 @@ class GradientSketcher:
         with _frozen(model), never_packed():
             # Gathered anew by every block: sharded weights would stay whole on every rank.
             there = parameters_by_name(model)
-            text = find_text_path(model, {name: there[name] for name in wanted}, excluded(wanted, exclude))
+            self.left_out_knowingly = excluded(wanted, exclude)
+            text = find_text_path(model, {name: there[name] for name in wanted}, self.left_out_knowingly)
             del there
         if len(text.names) == len(wanted):
             raise GvendiError(

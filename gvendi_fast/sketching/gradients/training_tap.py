@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
 from gvendi_fast.base.errors import GvendiError
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
 # Under what name a node of autograd's graph knows its pass, and how far from a layer's output it is looked for.
 _PASS = "gvendi_fast pass"
 _NEAR = 64
+# Of a parameter that got a gradient: its uses are followed and none was seen; text was found not to reach it.
+FOLLOWED, UNREACHED = "followed", "unreached"
 
 
 @dataclass(eq=False)
@@ -86,9 +89,11 @@ class Pass:
     met: Counter[int] = field(default_factory=Counter)
     missed: dict[str, Tapped] = field(default_factory=dict)
     followed: set[str] = field(default_factory=set)
+    has_come: bool = False
 
     def add(self, place: int, z: Tensor) -> None:
         """Add what a backward pass gave to probe number `place`."""
+        self.has_come = True
         before = self.z[place]
         self.z[place] = z.detach() if before is None else before + z.detach().to(before.device)
 
@@ -104,6 +109,9 @@ class Running:
     labels: Tensor | None = None
     shifted: Tensor | None = None
     uses: ParameterUses | None = None
+    # Positions of a row, in order, that a head is asked for; None for all.
+    kept: Tensor | None = None
+    thread: int = field(default_factory=threading.get_ident)
 
 
 class TappedModel(ProbedModel):
@@ -126,6 +134,12 @@ class TappedModel(ProbedModel):
         together = [group.taps for group in probed.groups] + [(tap,) for tap in sketcher._head_taps]
         self.groups = [linear_group([bound(tap) for tap in taps], sketch, self.spec) for taps in together]
         self.outside, self.own_uses, self.changed_between = probed.outside, None, None
+        there = parameters_by_name(model)
+        self.unreached_parameters = {
+            place.name: there[place.name]
+            for place in probed.unreached
+            if place.name in there and place.name not in sketcher.left_out_knowingly
+        }
         self.watched = [replace(w, module=modules[id(w.module)]) for w in probed.watched]
         self.tapped: list[Tapped] = [
             TappedLinear(self, group, slot) for group in self.groups for slot in range(len(group.taps))
@@ -141,6 +155,8 @@ class TappedModel(ProbedModel):
         # Layers that may be run after the model under them, by themselves.
         self.above = {id(tapped.module) for tapped in self.tapped} - inside
         self.running: Running | None = None
+        # Those whose graph lives.
+        self.alive: weakref.WeakSet[Running] = weakref.WeakSet()
         # In what settings autograd's graph was looked at for uses out of sight.
         self.looked: set[tuple] = set()
         linear = [tapped.module for tapped in self.tapped if isinstance(tapped, TappedLinear)]
@@ -232,6 +248,10 @@ class TappedModel(ProbedModel):
         count = math.prod(shape[:-1])
         if count == batch * length and (len(shape) <= 2 or shape[0] == batch):
             return samples.segments
+        kept = self.running.kept
+        if samples.is_packed and kept is not None and tuple(shape[:-1]) == (batch, len(kept)):
+            tokens = (torch.arange(batch)[:, None] * length + kept).reshape(-1)
+            return torch.searchsorted(tokens, samples.segments).contiguous()
         if samples.is_packed or not (batch == 1 or (len(shape) > 2 and shape[0] == batch)):
             return None
         begins = torch.arange(batch) * (count // batch)
@@ -265,12 +285,25 @@ class TappedModel(ProbedModel):
 
     def runs_here(self) -> bool:
         """Whether a layer that runs now belongs to a pass: of this call, or of a checkpoint's part run again."""
-        task = torch._C._current_graph_task_id()
-        if task != -1 and task != self.outer:
-            if self.backward is not None:
-                self.running = self.backward
+        if self.depth == 0 and torch._C._current_graph_task_id() != -1:
+            self.running = self.backward or self._only_one_waiting()
             return self.running is not None
-        return self.depth > 0 and self.running is not None and self.thread == threading.get_ident()
+        return self.depth > 0 and self.running is not None and threading.get_ident() == self.running.thread
+
+    def _only_one_waiting(self) -> Running | None:
+        """The pass that a checkpoint runs a part of again, where no output of a pass has been reached."""
+        waiting = [running for running in self.alive if not running.of.has_come]
+        if len(waiting) > 1:
+            raise GvendiError(
+                "an activation checkpoint runs a part of the tapped model again, and of which of the "
+                f"{len(waiting)} forward passes is not known, for no output of the model was in the backward pass "
+                "before; run a backward pass for each forward pass, or let the head out of the checkpoint"
+            )
+        return waiting[0] if waiting else self.running
+
+    def backward_ends(self) -> None:
+        """The backward pass at work is through."""
+        self.backward = None
 
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what its backward pass needs."""
@@ -280,6 +313,12 @@ class TappedModel(ProbedModel):
 
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
+        is_above = id(tapped.module) in self.above and isinstance(output, Tensor)
+        if is_above and self.depth == 0 and (running := self._pass_near(output)) is not None:
+            # A head that is called by itself, after the model under it, or that a checkpoint runs again.
+            self.running = running
+            self.running.of.met[id(tapped.module)] += 1
+            return True
         if self.runs_here():
             # What a pass without gradients runs, for its metrics, makes no node.
             if torch.is_grad_enabled():
@@ -287,9 +326,8 @@ class TappedModel(ProbedModel):
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
-        if id(tapped.module) in self.above and (running := self._pass_of(output)) is not None:
-            # A head that is called by itself, after the model under it.
-            self.running = running
+        if is_above and self.running is not None:
+            # Of what it read no pass is told by the graph, as where a loss in chunks cuts it: the last one's.
             self.running.of.met[id(tapped.module)] += 1
             return True
         if MODELS.is_claimed([tapped.module]):
@@ -302,8 +340,8 @@ class TappedModel(ProbedModel):
             "run it under torch.no_grad(), or leave the layer out with exclude="
         )
 
-    def _pass_of(self, output: Tensor) -> Running | None:
-        """The pass of which a layer above the model read the result: of those whose node is near, else the last."""
+    def _pass_near(self, output: Tensor) -> Running | None:
+        """The pass whose result a layer above the model read, by the nodes that are near in autograd's graph."""
         waiting, seen = list(nodes_of(output)), 0
         while waiting and seen < _NEAR:
             node, seen = waiting.pop(0), seen + 1
@@ -312,7 +350,7 @@ class TappedModel(ProbedModel):
             if isinstance(found := node.metadata.get(_PASS), Running) and found.by is self:
                 return found
             waiting += [following for following, _ in node.next_functions]
-        return self.running
+        return None
 
     def note_result(self, output: Any, running: Running) -> None:
         """Let autograd's graph tell which pass a result is of, for as long as it lives."""
@@ -370,12 +408,13 @@ class TrainingTap:
         self._undo: Any = None
         self._looked_across = self._warned_of_compiling = False
         self._uncompiled = [AsWritten(module, self._failed) for module in self._entries()]
-        # Passes that began since the last take.
-        self._begun: list[Pass] = []
+        # Passes whose graph lives, and how many began since the last take.
+        self._begun: weakref.WeakSet[Pass] = weakref.WeakSet()
+        self._since = 0
         # By id, what ends the watch over a parameter whose layer did not run, and by name what the watches saw: the
-        # layer, or None for a parameter whose uses are followed.
+        # layer, FOLLOWED for a parameter whose uses are followed, or UNREACHED for one that text does not reach.
         self._watches: dict[int, Callable[[], object]] = {}
-        self._seen: dict[str, Tapped | None] = {}
+        self._seen: dict[str, Tapped | str] = {}
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
 
     @property
@@ -391,6 +430,8 @@ class TrainingTap:
             )
         check_trained(self.model)
         _check_frozen(self.sketcher, self._plain)
+        self._trained = list(self._plain.parameters())
+        self._flags = [p.requires_grad for p in self._trained]
         for tapped in self._tapped.tapped:
             other = getattr(tapped.module.__dict__.get("forward"), "__self__", None)
             if isinstance(other, Tapped):
@@ -419,6 +460,9 @@ class TrainingTap:
             for module in self._entries():
                 undo.append(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
                 undo.append(module.register_forward_hook(self._leave, always_call=True).remove)
+            for name, parameter in self._tapped.unreached_parameters.items():
+                if parameter.requires_grad and type(parameter) is nn.Parameter:
+                    self._watch(parameter, name, UNREACHED)
         except BaseException:
             self.detach()
             raise
@@ -431,7 +475,8 @@ class TrainingTap:
         self._tapped.depth = 0
         for end in self._watches.values():
             end()
-        self._watches, self._seen, self._begun = {}, {}, []
+        self._watches, self._seen = {}, {}
+        self._begun, self._since = weakref.WeakSet(), 0
         if stack is not None:
             stack.__exit__(None, None, None)
 
@@ -453,15 +498,15 @@ class TrainingTap:
                 "this tap is not attached; enter it ('with tap:', or tap.attach()) before the step"
             )
         passes = sorted(self._arrived, key=lambda p: p.number)
-        begun, seen = self._begun, self._seen
-        self._arrived, self._begun, self._seen = [], [], {}
+        begun, seen, since = list(self._begun), self._seen, self._since
+        self._arrived, self._seen, self._since = [], {}, 0
         for group in self._tapped.groups:
             group.close()
         if not passes:
             raise GvendiError(
                 "no backward pass has come: call loss.backward() before take(), on a loss of the model's own outputs "
-                f"({len(begun)} forward passes ran under the tap; torch.autograd.grad() reaches weights alone)"
-                if begun
+                f"({since} forward passes ran under the tap; torch.autograd.grad() reaches weights alone)"
+                if since
                 else "no forward pass of the model ran under the tap with gradients; attach the tap before the "
                 "forward pass, and run it on the model that is tapped (a compiler that is told not to look at its "
                 "guards runs the graph of before; tap the compiled module itself)"
@@ -470,17 +515,26 @@ class TrainingTap:
         return _sketches(passes)
 
     def _check_seen(
-        self, seen: Mapping[str, Tapped | None], passes: Sequence[Pass], begun: Sequence[Pass]
+        self, seen: Mapping[str, Tapped | str], passes: Sequence[Pass], begun: Sequence[Pass]
     ) -> None:
         """GvendiError where a parameter got a gradient that neither its layer nor anything else saw."""
         # Another pass may have run what one has left out (a layer that is dropped at random, a head).
         ran = set().union(*(one.met for one in (*passes, *begun)))
         followed = set().union(*(one.followed for one in (*passes, *begun)))
-        hidden = sorted(name for name, part in seen.items() if part is None and name not in followed)
+        late = sorted(name for name, part in seen.items() if part == UNREACHED)
+        if late:
+            raise GvendiError(
+                f"the parameters {', '.join(map(repr, late[:3]))} ({len(late)} of them) were left out as ones that "
+                "text does not reach, but this step trains them, so their part of the sketches would be missing; leave "
+                f"them out knowingly with exclude=, such as {late[:1]}"
+            )
+        hidden = sorted(name for name, part in seen.items() if part == FOLLOWED and name not in followed)
         if hidden:
             raise hidden_use(self._tapped.watched, hidden)
         missed = {
-            name: part for name, part in seen.items() if part is not None and id(part.module) not in ran
+            name: part
+            for name, part in seen.items()
+            if isinstance(part, Tapped) and id(part.module) not in ran
         }
         for one in passes:
             missed |= {name: part for name, part in one.missed.items() if id(part.module) not in one.met}
@@ -511,23 +565,32 @@ class TrainingTap:
         if self._tag is not None and self._tag in kwargs:
             given = {name: value for name, value in kwargs.items() if name != self._tag}
         changed = None if given is kwargs else (args, given)
-        if (
-            not torch.is_grad_enabled()
-            or threading.get_ident() != tapped.thread
-            or MODELS.is_claimed([module])
-        ):
+        if not torch.is_grad_enabled() or MODELS.is_claimed([module]):
             return changed
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() == -1:
+            if threading.get_ident() != tapped.thread:
+                return changed
+        elif tapped.depth == 0 and (tapped.backward or any(not one.of.has_come for one in tapped.alive)):
+            # Run again by a checkpoint around the whole model. A re-entrant one runs it with gradients here first.
             return changed
+        _check_transforms()
         tapped.depth += 1
         if tapped.depth == 1:
             arguments = {**dict(zip(self._parameters[1:], args, strict=False)), **kwargs}
             try:
+                self._check_flags()
                 self._begin(arguments)
             except BaseException:
                 tapped.depth = 0
                 raise
         return changed
+
+    def _check_flags(self) -> None:
+        """GvendiError where what is trained has changed since the tap was attached."""
+        flags = [p.requires_grad for p in self._trained]
+        if flags != self._flags:
+            _check_frozen(self.sketcher, self._plain)
+            self._flags = flags
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
         """A pass of its own for a call of the model."""
@@ -554,7 +617,8 @@ class TrainingTap:
         home = self._plain.get_input_embeddings().weight.device
         one = Pass(self._forwards, samples, tokens, tags, [None] * count)
         self._forwards += 1
-        self._begun.append(one)
+        self._since += 1
+        self._begun.add(one)
         probes = []
         for place in range(count):
             probe = torch.zeros(len(samples), self.sketcher.spec.dim, device=home, requires_grad=True)
@@ -563,12 +627,14 @@ class TrainingTap:
             )
             probes.append(probe)
         tapped.running = Running(tapped, one, probes, ids[..., 0] if ids.dim() > 2 else ids)
+        tapped.alive.add(tapped.running)
         if tapped.follows:
             tapped.follow(tapped.running)
         for name in ("labels", "shift_labels"):
             given = arguments.get(name)
             if isinstance(given, Tensor) and given.shape == (rows, length):
                 setattr(tapped.running, name if name == "labels" else "shifted", given)
+        tapped.running.kept = _kept(arguments, length, samples)
         for part in tapped.tapped:
             group = part.tap.group
             part.group_probe = None if groups is None or group is None else probes[1 + group]
@@ -593,9 +659,7 @@ class TrainingTap:
         if torch.compiler.is_dynamo_compiling():
             tapped.breaking(self._leave, (module, args, output), {})
             return
-        if tapped.depth == 0 or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
-            return
-        if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
+        if tapped.depth == 0 or not torch.is_grad_enabled() or MODELS.is_claimed([module]):
             return
         tapped.depth -= 1
         if tapped.depth:
@@ -653,7 +717,7 @@ class TrainingTap:
         values = list(output.values()) if isinstance(output, Mapping) else output
         return sum(leaf is parameter for _, leaf in edges_to_leaves(values)) > runs
 
-    def _watch(self, parameter: Tensor, name: str, part: Tapped | None) -> None:
+    def _watch(self, parameter: Tensor, name: str, part: Tapped | str) -> None:
         """Note whether a parameter gets a gradient, until the tap is detached."""
         if id(parameter) not in self._watches:
             of = weakref.ref(self)
@@ -671,7 +735,7 @@ class TrainingTap:
             parameter = w.parameter
             is_met = w.name in running.uses.met
             if not is_met and parameter.requires_grad and type(parameter) is nn.Parameter:
-                self._watch(parameter, w.name, None)
+                self._watch(parameter, w.name, FOLLOWED)
 
     def _look_across(self, arguments: Mapping[str, Any], samples: Samples) -> None:
         """Warn, once, where the samples of a packed row attend to one another."""
@@ -720,6 +784,8 @@ class TrainingTap:
 
 def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
     """A backward pass has reached the output of a forward pass: what checkpoints run again is of that pass."""
+    if tapped.backward is None:
+        Variable._execution_engine.queue_callback(tapped.backward_ends)
     tapped.backward = running
 
 
@@ -842,3 +908,31 @@ def _sketches(passes: Sequence[Pass]) -> Sketches:
         torch.stack(by_group, dim=1) if by_group else None,
         None if any(x is None for x in tags) else torch.cat(tags),
     )
+
+
+def _kept(arguments: Mapping[str, Any], length: int, samples: Samples) -> Tensor | None:
+    """Positions of a row, int64 in order on the CPU, that the head is asked for; None for all, or if rows are whole."""
+    given = next(
+        (arguments[name] for name in ("logits_to_keep", "num_logits_to_keep") if name in arguments), None
+    )
+    if given is None or not samples.is_packed:
+        return None
+    if not isinstance(given, Tensor):
+        return torch.arange(length)[-int(given) :] if given else None
+    kept = torch.arange(length)[given.detach().cpu()]
+    if kept.dim() != 1 or bool((kept[1:] <= kept[:-1]).any()):
+        raise GvendiError(
+            "logits_to_keep picks positions out of order, or one twice, in rows of packed samples, so whose tokens the "
+            "head sees is not known; give them in order"
+        )
+    return kept
+
+
+def _check_transforms() -> None:
+    """GvendiError inside torch.func's transforms, which nodes of a tap cannot take part in."""
+    level = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)()
+    if level is not None:
+        raise GvendiError(
+            "the tapped model runs inside a transform of torch.func (grad, vmap, jvp), which a tap takes no part in; "
+            "detach the tap for that, or call loss.backward()"
+        )
