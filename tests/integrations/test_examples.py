@@ -66,7 +66,9 @@ def test_two_processes_agree_on_what_both_have_seen():
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line.partition("series ")[2]) for line in done.stdout.splitlines() if "series [" in line]
+    found = [
+        json.loads(line.partition("series ")[2]) for line in done.stdout.splitlines() if "series [" in line
+    ]
     assert len(found) == 2
     for (own, joined), (other, again) in zip(*found, strict=True):
         assert joined == again

@@ -178,15 +178,19 @@ def test_added_later_attached_and_a_sketcher_and_meter_of_ones_own(tmp_path):
     trainer = trainer_of(tmp_path)
     meter = DiversityMeter(window=3)
     sketcher = GradientSketcher(trainer.model, SketchSpec(dim=128), layers="no-embedding")
-    callback = GvendiCallback(every=1, sketcher=sketcher, meter=meter, source="source", prefix="train-")
+    kept = tmp_path / "kept"
+    callback = GvendiCallback(
+        every=1, sketcher=sketcher, meter=meter, source="source", prefix="train-", save_to=kept
+    )
     assert callback.attach_to(trainer) is callback
     trainer.train()
     last = trainer.state.log_history[-2]
     assert last["train-samples/window"] == 3
     assert meter.dim == 128
-    # A second training of the same model goes on with the meter.
+    # A second training of the same model goes on with the meter and in the folder.
     trainer.train()
     assert meter.compute()["samples/seen"] == 16
+    assert sum(len(part.rows) for part in RunDirectory.load(kept).iterate(["row"])) == 16
 
 
 @pytest.mark.parametrize(
