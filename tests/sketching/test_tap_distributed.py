@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from children import children
-from small_models import SPEC, build, pad
+from small_models import CONFIGS, SPEC, build, pad
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -369,3 +369,47 @@ def test_a_model_that_is_sharded_while_it_is_tapped_is_the_same(plain, one_rank)
         warnings.simplefilter("error", CompiledWarning)
         model(**given).loss.backward()
         assert off(tap.take().z, sketches_of(plain[0], given)) < EXACT
+
+
+def on_meta(model):
+    with torch.device("meta"):
+        return type(model)(model.config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("qwen3", "gpt2") else pytest.mark.soak) for name in CONFIGS],
+)
+def test_a_model_without_values_serves_to_tap_another_of_its_kind(name):
+    model, empty, given = build(name), on_meta(build(name)), batch(0, 0)
+    sketcher, own = GradientSketcher(empty, SPEC), GradientSketcher(model, SPEC)
+    assert (sketcher.parameters, sketcher.shapes, sketcher.coverage) == (
+        own.parameters,
+        own.shapes,
+        own.coverage,
+    )
+    assert all(x.is_meta for x in (*empty.parameters(), *empty.buffers()))
+    wanted = sketches_of(model, given)
+    with sketcher.tap(model) as tap:
+        model(**given).loss.backward()
+        assert off(tap.take().z, wanted) < EXACT
+    with pytest.raises(GvendiError, match=r"meta device.*sketcher\.tap"):
+        sketcher(given["input_ids"], given["labels"])
+
+
+def test_a_model_is_sharded_and_filled_after_its_sketcher_was_made(plain, one_rank):
+    model, given = on_meta(plain[0]), batch(0, 0)
+    sketcher = GradientSketcher(model, SPEC)
+    sharded()(model)
+    late = GradientSketcher(model, SPEC)
+    model.to_empty(device="cpu")
+    for own, value in zip(model.parameters(), plain[0].parameters(), strict=True):
+        own.data.to_local().copy_(value.data)
+    for own, value in zip(model.buffers(), plain[0].buffers(), strict=True):
+        own.copy_(value)
+    wanted = sketches_of(plain[0], given)
+    for made in (sketcher, late):
+        with made.tap(model) as tap:
+            model(**given).loss.backward()
+            assert off(tap.take().z, wanted) < EXACT
+        assert torch.allclose(sketches_of(model, given), wanted)

@@ -213,6 +213,7 @@ def as_plain(model: nn.Module) -> Iterator[None]:
             _check_weights(module)
             _uncompile(module, undo)
         _gather(model, undo)
+        _stand_in(model, undo)
         with ExitStack() as stack:
             # Mixed precision around the call would be another model's, as that of a forward is.
             for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
@@ -354,9 +355,37 @@ def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
                 continue
             undo.append(partial(module._parameters.__setitem__, name, parameter))
             if id(parameter) not in whole:
-                values = parameter.detach().full_tensor()
+                if parameter.is_meta:
+                    values = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                else:
+                    values = parameter.detach().full_tensor()
                 whole[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             module._parameters[name] = whole[id(parameter)]
+
+
+def _stand_in(model: nn.Module, undo: list[Callable[[], object]]) -> None:
+    """Tensors on the meta device have values inside, by which a model can be looked at: one tensor for each shape."""
+    values: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+    inside: dict[int, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def of(x: Tensor) -> Tensor:
+        key = x.shape, x.dtype
+        if key not in values:
+            drawn = torch.rand(x.shape, generator=generator).add_(0.5)
+            values[key] = (drawn / x.shape[-1] if x.dim() > 1 else drawn).to(x.dtype)
+        return values[key]
+
+    for module in list(model.modules()):
+        for table in (module._parameters, module._buffers):
+            for name, x in table.items():
+                if x is None or not x.is_meta:
+                    continue
+                undo.append(partial(table.__setitem__, name, x))
+                if id(x) not in inside:
+                    is_parameter = isinstance(x, nn.Parameter)
+                    inside[id(x)] = nn.Parameter(of(x), x.requires_grad) if is_parameter else of(x)
+                table[name] = inside[id(x)]
 
 
 def _check_parallel(path: str, module: nn.Module) -> None:

@@ -924,7 +924,8 @@ class TappedEmbedding(Tapped):
         batch, length = probed.ids.shape
         if self.is_sketched and by_frequency:
             raise self.no_look_up("divides its gradient by how often a token occurs (scale_grad_by_freq)")
-        ids, out = probed.every_row(ids, out)
+        if self.is_sketched:
+            ids, out = probed.every_row(ids, out)
         shape = ids.shape
         if self.is_sketched and (
             math.prod(shape) != batch * length or (len(shape) > 1 and shape[0] != batch)
