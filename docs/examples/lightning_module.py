@@ -12,14 +12,14 @@ import random
 import sys
 import tempfile
 
-import lightning as L
+import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from gvendi_fast import GvendiLightningCallback, load_proxy
 
 
-class Tuned(L.LightningModule):
+class Tuned(lightning.LightningModule):
     """Fine-tunes a causal LM on its next token."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -61,7 +61,7 @@ def main(steps: int = 30) -> dict[str, float]:
     data = torch.utils.data.DataLoader(rows(8 * steps), batch_size=8, collate_fn=collate)
     measured = GvendiLightningCallback(every=2, window=512, dim=512, source="source")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
+        trainer = lightning.Trainer(
             accelerator="cpu", max_steps=steps, accumulate_grad_batches=2, log_every_n_steps=2, callbacks=[measured],
             logger=CSVLogger(folder), default_root_dir=folder, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False,

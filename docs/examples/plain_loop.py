@@ -2,7 +2,7 @@
 
     python docs/examples/plain_loop.py
 
-The data gets poorer on the way: from the middle on, four rows of five are one of two. The loss alone looks like progress;
+The data gets poorer on the way: from the middle on, four rows of five are one of two. The loss looks like progress;
 the meter says what has happened.
 """
 
@@ -23,7 +23,9 @@ def text(is_poor: bool, draw: random.Random) -> str:
     if is_poor and draw.random() < 0.8:
         return draw.choice(REPEATED)
     a, b = draw.randrange(100), draw.randrange(100)
-    return draw.choice([f"{a} plus {b} is {a + b}.", f"{a} times {b} is {a * b}.", f"{max(a, b)} is the larger."])
+    return draw.choice(
+        [f"{a} plus {b} is {a + b}.", f"{a} times {b} is {a * b}.", f"{max(a, b)} is the larger."]
+    )
 
 
 def main(steps: int = 60) -> list[dict[str, float]]:

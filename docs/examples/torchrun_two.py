@@ -21,7 +21,11 @@ from gvendi_fast import DiversityMeter, GradientSketcher, SketchSpec, load_proxy
 def text(rank: int, draw: random.Random) -> str:
     """A row of a process's own kind."""
     a, b = draw.randrange(100), draw.randrange(100)
-    return f"The sum of {a} and {b} is {a + b}." if rank == 0 else f"I have read page {a} of book {b}, and liked it."
+    return (
+        f"The sum of {a} and {b} is {a + b}."
+        if rank == 0
+        else f"I have read page {a} of book {b}, and liked it."
+    )
 
 
 def main(steps: int = 20) -> list[tuple[float, float]]:
@@ -48,7 +52,10 @@ def main(steps: int = 20) -> list[tuple[float, float]]:
             if step % max(1, steps // 5) == 0:
                 own, joined = meter.compute()["gvendi/window"], meter.sync().compute()["gvendi/window"]
                 series.append((own, joined))
-                print(f"step {step}, process {rank}: G-Vendi of its own {own:.3g}, of all {joined:.3g}", flush=True)
+                print(
+                    f"step {step}, process {rank}: G-Vendi of its own {own:.3g}, of all {joined:.3g}",
+                    flush=True,
+                )
     if is_joined:
         distributed.destroy_process_group()
     return series

@@ -128,7 +128,11 @@ class TrainingDiversity:
                     f"save_to is '{self.save_to}', which {kept['ranks']} processes wrote, but {ranks} go on; give "
                     "another folder, or as many processes"
                 )
-            done = kept["done"] if is_resumed and kept is not None else 0 if is_resumed else None
+            if is_resumed:
+                done = 0 if kept is None else kept["done"]
+            else:
+                # A trainer that trains once more goes on in its own folder.
+                done = None if self.kept is None else self.kept.done
             spec = training_spec(self.sketcher, self.layers, _name(model, self.proxy), self._how(training))
             self.kept = KeptSketches(self.save_to, spec, self.sketcher, rank, ranks, done)
         self._restored = None

@@ -1,4 +1,4 @@
-"""GvendiLightningCallback: the steps of Lightning's loops, its loggers and checkpoints, and that training is unchanged."""
+"""GvendiLightningCallback: the steps of Lightning's loops, loggers and checkpoints; training is unchanged."""
 
 import importlib
 import importlib.util

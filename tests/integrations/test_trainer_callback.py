@@ -1,11 +1,15 @@
 """GvendiCallback in transformers' Trainer: what it measures, where its figures go, and that training is unchanged."""
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
+from places import ROOT
 from trainers import PLAIN, Reporter, Seen, rows, same, small_model, weights
 from typer.testing import CliRunner
 
@@ -178,15 +182,19 @@ def test_added_later_attached_and_a_sketcher_and_meter_of_ones_own(tmp_path):
     trainer = trainer_of(tmp_path)
     meter = DiversityMeter(window=3)
     sketcher = GradientSketcher(trainer.model, SketchSpec(dim=128), layers="no-embedding")
-    callback = GvendiCallback(every=1, sketcher=sketcher, meter=meter, source="source", prefix="train-")
+    kept = tmp_path / "kept"
+    callback = GvendiCallback(
+        every=1, sketcher=sketcher, meter=meter, source="source", prefix="train-", save_to=kept
+    )
     assert callback.attach_to(trainer) is callback
     trainer.train()
     last = trainer.state.log_history[-2]
     assert last["train-samples/window"] == 3
     assert meter.dim == 128
-    # A second training of the same model goes on with the meter.
+    # A second training of the same model goes on with the meter and in the folder.
     trainer.train()
     assert meter.compute()["samples/seen"] == 16
+    assert sum(len(part.rows) for part in RunDirectory.load(kept).iterate(["row"])) == 16
 
 
 @pytest.mark.parametrize(
@@ -243,3 +251,65 @@ def test_tensorboard_receives_the_figures(tmp_path):
     trainer.train()
     written = b"".join((folder / name).read_bytes() for name in os.listdir(folder))
     assert b"gvendi/window" in written
+
+
+TWO_RANKS = """
+import json, os, sys
+from pathlib import Path
+sys.path[:0] = ["tests/integrations", "tests"]
+import test_trainer_callback as room
+from trainers import PLAIN, Reporter, rows, same, small_model, weights
+from transformers import Trainer, TrainingArguments
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+
+
+def trained(*callbacks, checkpoint=None):
+    settings = {**PLAIN, "save_strategy": "steps", "save_steps": 2, "output_dir": str(folder / "out")}
+    trainer = Trainer(
+        small_model(), TrainingArguments(**settings), train_dataset=room.data(), callbacks=list(callbacks)
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def callback():
+    return room.GvendiCallback(every=2, dim=64, source="source", save_to=folder / "kept")
+
+
+plain = trained()
+measured = trained(callback())
+again = trained(callback(), checkpoint=str(folder / "out" / "checkpoint-2"))
+figures = [
+    {name: value for name, value in trainer.state.log_history[3].items() if name.startswith("diversity/")}
+    for trainer in (measured, again)
+]
+result = {"same": same(weights(plain.model), weights(measured.model)), "figures": figures}
+(folder / f"rank-{rank}.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.soak
+def test_two_ranks_log_what_both_have_seen_and_go_on_from_a_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    done = subprocess.run(
+        [*command, str(tmp_path / "two.py"), str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["same"]
+    whole, resumed = first["figures"]
+    assert whole == resumed
+    # Two measured steps of two rows on two ranks.
+    assert whole["diversity/samples/window"] == 8
+    kept = RunDirectory.load(tmp_path / "kept")
+    z = torch.cat([torch.tensor(part.sketches) for part in kept.iterate()])
+    assert len(z) == 8
+    assert gvendi(z) == pytest.approx(whole["diversity/gvendi/window"], rel=1e-6)
+    assert {i.split("-sample")[0] for part in kept.iterate(["id"]) for i in part.ids} == {
+        f"step-{step}-rank-{rank}" for step in (2, 4) for rank in (0, 1)
+    }

@@ -1,4 +1,4 @@
-"""GvendiCallback in TRL's trainers: packing, preference pairs, adapters, and the loss that stands in the head's place."""
+"""GvendiCallback in TRL's trainers: packing, preference pairs, adapters, the loss in the head's place."""
 
 import copy
 
@@ -175,5 +175,5 @@ def test_packing_that_drops_sources_is_an_error_with_the_remedy(tiny, tmp_path):
     trainer = sft(tiny, tmp_path, tokens(tiny), GvendiCallback(source="source"), packing=True, max_length=32)
     with pytest.raises(GvendiError, match=r"SFTTrainer drops all other columns .* pack_with_sources"):
         trainer.train()
-    with pytest.raises(GvendiError, match="dataset has no column 'input_ids' .* tokenise it first"):
+    with pytest.raises(GvendiError, match=r"dataset has no column 'input_ids' .* tokenise it first"):
         pack_with_sources(pairs(), 32)
