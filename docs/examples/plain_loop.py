@@ -2,7 +2,7 @@
 
     python docs/examples/plain_loop.py
 
-The data gets poorer on the way: from the middle on, every other row is one of two. The loss alone looks like progress;
+The data gets poorer on the way: from the middle on, four rows of five are one of two. The loss alone looks like progress;
 the meter says what has happened.
 """
 
@@ -19,8 +19,8 @@ REPEATED = ("The answer is always the same.", "Nothing is new here at all.")
 
 
 def text(is_poor: bool, draw: random.Random) -> str:
-    """A row of the data; of poorer data, every other one is one of two."""
-    if is_poor and draw.random() < 0.5:
+    """A row of the data; of poorer data, four of five are one of two."""
+    if is_poor and draw.random() < 0.8:
         return draw.choice(REPEATED)
     a, b = draw.randrange(100), draw.randrange(100)
     return draw.choice([f"{a} plus {b} is {a + b}.", f"{a} times {b} is {a * b}.", f"{max(a, b)} is the larger."])

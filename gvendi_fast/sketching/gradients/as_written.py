@@ -40,17 +40,21 @@ def _call(run: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
 
 
 class AsWritten(Forward):
-    """A module that runs outside of the graph of whatever calls it."""
+    """A module that runs outside of the graph of whatever calls it. failed: called where it ends by an exception."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, failed: Callable[[], None]) -> None:
         super().__init__(module)
-        self._breaking = breaking()
+        self._breaking, self._failed = breaking(), failed
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's forward gives."""
         if torch.compiler.is_dynamo_compiling():
             return self._breaking(self.inner, args, kwargs)
-        return self.inner(*args, **kwargs)
+        try:
+            return self.inner(*args, **kwargs)
+        except BaseException:
+            self._failed()
+            raise
 
 
 def put_aside(model: nn.Module, undo: list[Callable[[], object]]) -> bool:
