@@ -632,3 +632,15 @@ def test_a_norm_of_the_flattened_packed_batch():
     with sketcher.tap(model) as tap:
         model(**packed(given)).loss.backward()
         assert off(tap.take().z, wanted) < 1e-5
+
+
+def test_a_sketcher_is_made_of_a_tapped_model(made):
+    model, sketcher, wanted = made("qwen3")
+    given = batch()
+    with sketcher.tap(model) as tap:
+        loss = model(**given).loss
+        # Between the forward and the backward pass, where the head by itself would be of the pass before.
+        own = GradientSketcher(model, SPEC)(given["input_ids"], given["labels"], given["attention_mask"])
+        loss.backward()
+        assert off(tap.take().z, wanted) < 1e-5
+        assert off(own, wanted) < 1e-5

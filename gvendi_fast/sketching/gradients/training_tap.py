@@ -287,14 +287,14 @@ class TappedModel(ProbedModel):
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
+        if MODELS.is_claimed([tapped.module]):
+            # A sketcher's own pass over the same model.
+            return False
         if id(tapped.module) in self.above and (running := self._pass_of(output)) is not None:
             # A head that is called by itself, after the model under it.
             self.running = running
             self.running.of.met[id(tapped.module)] += 1
             return True
-        if MODELS.is_claimed([tapped.module]):
-            # A sketcher's own pass over the same model.
-            return False
         where = "in another thread than the tap's" if self.thread != threading.get_ident() else "by itself"
         raise GvendiError(
             f"layer {tapped.path!r} of the tapped model was run outside of a forward pass of the model, {where} or by "
