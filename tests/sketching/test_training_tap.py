@@ -717,3 +717,15 @@ def test_transforms_of_functions_are_refused(made):
 
     with sketcher.tap(model):
         assert "transform of torch.func" in said(lambda: torch.func.grad(loss)(weights))
+
+
+def test_a_sketcher_is_made_of_a_tapped_model(made):
+    model, sketcher, wanted = made("qwen3")
+    given = batch()
+    with sketcher.tap(model) as tap:
+        loss = model(**given).loss
+        # Between the forward and the backward pass, where the head by itself would be of the pass before.
+        own = GradientSketcher(model, SPEC)(given["input_ids"], given["labels"], given["attention_mask"])
+        loss.backward()
+        assert off(tap.take().z, wanted) < 1e-5
+        assert off(own, wanted) < 1e-5

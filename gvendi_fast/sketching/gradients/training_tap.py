@@ -326,13 +326,13 @@ class TappedModel(ProbedModel):
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
+        if MODELS.is_claimed([tapped.module]):
+            # A sketcher's own pass over the same model.
+            return False
         if is_above and self.running is not None:
             # Of what it read no pass is told by the graph, as where a loss in chunks cuts it: the last one's.
             self.running.of.met[id(tapped.module)] += 1
             return True
-        if MODELS.is_claimed([tapped.module]):
-            # A sketcher's own pass over the same model.
-            return False
         where = "in another thread than the tap's" if self.thread != threading.get_ident() else "by itself"
         raise GvendiError(
             f"layer {tapped.path!r} of the tapped model was run outside of a forward pass of the model, {where} or by "
