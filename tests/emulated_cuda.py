@@ -28,10 +28,6 @@ COMPILER = os.environ.get("CXX", "c++")
 if shutil.which(COMPILER) is None:
     pytest.skip(f"needs a C++ compiler, {COMPILER} is not there", allow_module_level=True)
 
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
-)
-
 
 @functools.cache
 def build():

@@ -64,15 +64,21 @@ def case_errors(model: torch.nn.Module, sketcher: GradientSketcher, rows=None) -
     rows = samples() if rows is None else rows
     wanted = [wanted_sketch(model, sketcher, *row) for row in rows]
     width = max(len(ids) for ids, _ in rows) + 3
+    # Padded by themselves, every other sample: in a batch all but the longest are padded anyway.
+    every_other = slice(None, None, 2)
+    some = rows[every_other]
     got = {
         ALONE: torch.stack([sketcher(ids[None], labels[None])[0] for ids, labels in rows]),
-        RIGHT: torch.stack([sketcher(*pad([row], to=width))[0] for row in rows]),
+        RIGHT: torch.stack([sketcher(*pad([row], to=width))[0] for row in some]),
         BATCHED: sketcher(*pad(rows)),
     }
     if not sketcher._reading.reads_padding:
-        got[LEFT] = torch.stack([sketcher(*pad([row], side="left", to=width))[0] for row in rows])
+        got[LEFT] = torch.stack([sketcher(*pad([row], side="left", to=width))[0] for row in some])
         got[MIXED] = sketcher(*pad(rows, side="left"))
-    errors = {case: _largest_error(found, wanted) for case, found in got.items()}
+    errors = {
+        case: _largest_error(found, wanted[every_other] if case in (RIGHT, LEFT) else wanted)
+        for case, found in got.items()
+    }
     # As many samples as the model has heads, layers or streams: an axis must not be taken for that of the samples.
     for count in (2, 4):
         errors[BATCHED] = max(errors[BATCHED], _largest_error(sketcher(*pad(rows[:count])), wanted[:count]))

@@ -36,7 +36,7 @@ FLOORS = {
     "selection": 4,
     "engines": 4,
     "report": 5,
-    "": 5,
+    "": 6,
     "synthesis": 6,
     "integrations": 6,
     "cli": 7,

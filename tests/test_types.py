@@ -37,6 +37,7 @@ def measure(ids: torch.Tensor, labels: torch.Tensor, rows: np.ndarray) -> Sequen
     assert_type(gvendi_fast.gvendi(rows), float)
     assert_type(gvendi_fast.jackknife(state, z).high, float)
     assert_type(gvendi_fast.group_gvendi(rows, list("ab")).gvendi, np.ndarray)
+    assert_type(gvendi_fast.DiversityMeter(256).update(z, group=["a", 1]).compute(), dict[str, float])
     kmeans = SphericalKMeans(8).fit(rows)
     chosen = assert_type(select(rows, 3, quality=[1.0, 2.0], quotas={"a": 2}, groups=list("ab")), Selection)
     try:
@@ -52,6 +53,7 @@ WRONG = {
     "gvendi_fast.SketchSpec(dims=256)": 'Unexpected keyword argument "dims"',
     "size: int = gvendi_fast.VendiState(8).gvendi()": "Incompatible types in assignment",
     "gvendi_fast.VendiState(8).gvendi(ci='bootstrap', rows=rows)": "No overload variant",
+    "gvendi_fast.DiversityMeter(window='4096')": 'Argument "window"',
     "gvendi_fast.load_proxy('tiny').tokens": "has no attribute",
 }
 

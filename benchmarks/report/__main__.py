@@ -21,6 +21,7 @@ from benchmarks.report.direction import direction_line, direction_table
 from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.experts import expert_sections
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
+from benchmarks.report.group_rewards import reward_sections
 from benchmarks.report.proxies import (
     agreement_table,
     choice_line,
@@ -37,6 +38,8 @@ from benchmarks.report.quantised import quantised_line, quantised_table
 from benchmarks.report.reference import reference_values
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
+from benchmarks.report.training import sampler_line, sampler_table, series_line, series_table
+from benchmarks.report.training_tap import tap_sections
 from benchmarks.shapes import SHAPES
 from gvendi_fast.kernels.backends.measured import RECORD
 
@@ -179,6 +182,7 @@ def render(results: Path = RESULTS) -> str:
     dimension = load(results / "sketch_dimension.json")
     quantised = load(results / "quantised.json")
     direction = load(results / "common_direction.json")
+    sampler, series = (load(results / f"{name}.json") for name in ("gain_sampler", "training_series"))
     speed = [entry for name, entry in cpu.items() if name.startswith(SPEED)]
     sections = [
         "## Speed on a CPU",
@@ -187,6 +191,7 @@ def render(results: Path = RESULTS) -> str:
         speed_table(cpu),
         copy_table(cpu),
         *expert_sections(load(results / "experts.json"), ratio, table, machine_line),
+        *tap_sections(load(results / "training_tap.json"), ratio, table, machine_line),
         *reading_sections(cpu, load(results / "before_after.json")),
         *reading_lines(load(results / "reading.json"), table),
         *(reading_lines(fast, table) if (fast := load(results / "reading_fast.json")) else ()),
@@ -224,6 +229,7 @@ def render(results: Path = RESULTS) -> str:
         "On finished sketches.",
         machine_line(engine_entries(cpu, selection)),
         engine_table(cpu, selection, table),
+        *reward_sections(load(results / "group_rewards.json"), table, machine_line),
         "## One common direction",
         direction_line(direction),
         machine_line([direction] if direction else []),
@@ -233,6 +239,13 @@ def render(results: Path = RESULTS) -> str:
         machine_line(synthesis_entries(study, rate)),
         study_table(study, table),
         rate_table(rate, table),
+        "## Choosing while training",
+        sampler_line(sampler),
+        machine_line([sampler] if sampler else []),
+        sampler_table(sampler, table),
+        series_line(series),
+        machine_line([series] if series else []),
+        series_table(series, table),
         gpu_tables(gpu_results(results), table),
     ]
     return "\n\n".join(section for section in sections if section)

@@ -376,7 +376,7 @@ def damaged_of(run: RunDirectory) -> dict[str, str]:
 
 def check_by(run: RunDirectory, by: str | None) -> None:
     """GvendiError unless the run directory was sketched with this --by and a row has it (None always passes)."""
-    recorded = (run.manifest or {}).get("fields", {}).get("by")
+    recorded = run.by
     if by is not None and by != recorded:
         raise GvendiError(
             f"'{run.path}' was sketched with --by {recorded}, not --by {by}; the groups are stored with the "

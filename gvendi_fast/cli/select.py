@@ -264,7 +264,7 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
     from gvendi_fast.data.originals import number_of, original_rows
     from gvendi_fast.data.rows import record_group
 
-    stored = per is not None and per == run.manifest["fields"]["by"]
+    stored = per is not None and per == run.by
     if stored and not any(pool.groups):
         raise _no_row_has(per)
     ordinals = pool.numbers("row").tolist()

@@ -236,6 +236,13 @@ class RunDirectory:
         return sketch_spec(self.spec)
 
     @property
+    def by(self) -> str | None:
+        """The field, or the column of a training run's data, whose values are the groups of its rows."""
+        training = self.spec.get("training")
+        of_training = training.get("source") if isinstance(training, dict) else None
+        return ((self.manifest or {}).get("fields") or {}).get("by") or of_training
+
+    @property
     def units_total(self) -> int | None:
         """Number of work units of the corpus, None where no corpus was recorded."""
         return None if self.manifest is None else int(self.manifest["units_total"])
@@ -378,6 +385,12 @@ class RunDirectory:
         with atomic_write(self.part_path(unit), sweep=False) as stream:
             stream.write(pages)
             stream.write(footer)
+
+    def remove_part(self, unit: int) -> None:
+        """Undo what `write_part` did for a work unit."""
+        for path in (self.part_path(unit), self._rejected_path(unit)):
+            path.unlink()
+        flush_folder(self.parts)
 
     def _rows_of(self, unit: int, rows: np.ndarray) -> tuple[int, int]:
         """(first row, rows) of a work unit of which these ascending rows are accepted."""

@@ -331,6 +331,22 @@ def group_entropies(
     return out
 
 
+def group_gains(rows: torch.Tensor | np.ndarray, boundaries: torch.Tensor) -> torch.Tensor:
+    """H_1 of a row's group less that of the group without it -> float64 [N], NaN outside all groups.
+
+    Group g is rows boundaries[g] .. boundaries[g + 1] of [N, K]. Of nothing the entropy is 0.
+    """
+    spans = boundaries.tolist()
+    out = torch.full((len(rows),), math.nan, dtype=torch.float64)
+    for begin, end in itertools.pairwise(spans):
+        own = torch.as_tensor(rows[begin:end])
+        whole = group_entropies(own, torch.tensor([0, len(own)]))
+        for i in range(len(own)):
+            left = torch.cat([own[:i], own[i + 1 :]])
+            out[begin + i] = whole - (group_entropies(left, torch.tensor([0, len(left)])) if len(left) else 0)
+    return out
+
+
 def centred(rows: torch.Tensor | np.ndarray, mean: torch.Tensor) -> torch.Tensor:
     """c = (z - m) / |z - m| of each normalised row z of rows [N, K], m = mean [K] -> float64 [N, K]; 0 where z = m."""
     left = normalise(rows) - torch.as_tensor(mean).double()

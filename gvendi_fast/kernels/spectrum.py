@@ -73,10 +73,17 @@ def marginal_change(
     if at.sign < 0:
         # A >= x x^T, so only rounding exceeds these bounds; within them the logarithm stays finite.
         mu, g = mu.clamp_min(1), torch.minimum(g, 1 / (1 + at.t))
-    integral = torch.log1p(at.sign * (1 / (mu + at.t) - g) / (1 + at.sign * g)) @ at.weight
-    after = mu + at.sign
+    return change_of_sum(mu, g, at.t, at.weight, at.sign), mu[:, 0], excess, length[:, 0]
+
+
+def change_of_sum(
+    mu: torch.Tensor, g: torch.Tensor, t: torch.Tensor, weight: torch.Tensor, sign: int
+) -> torch.Tensor:
+    """Delta S of `marginal_change` from mu [..., 1] and g [..., J] at the nodes t with their weights [J] -> [...]."""
+    integral = torch.log1p(sign * (1 / (mu + t) - g) / (1 + sign * g)) @ weight
+    after = mu + sign
     closed = torch.special.xlogy(after, after) - torch.special.xlogy(mu, mu)
-    return closed[:, 0] + integral, mu[:, 0], excess, length[:, 0]
+    return closed[..., 0] + integral
 
 
 def entropy_and_surprise(sigma: torch.Tensor, least: float) -> tuple[torch.Tensor, float, torch.Tensor]:

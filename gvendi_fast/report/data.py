@@ -56,7 +56,7 @@ def report_data(
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
     say = say or (lambda step: None)
-    recorded = ((run.manifest or {}).get("fields") or {}).get("by")
+    recorded = run.by
     say("reading the run")
     pool = as_pool(run)
     # A field that no row has makes no groups; asked for by name, it is an error below.

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gvendi_fast.base.caller import caller
 from gvendi_fast.base.differences import PARAMETERS
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
@@ -251,7 +251,7 @@ def _look(manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress
     progress.note(found.summary())
     for fault in found.faults:
         # Without a registry, which would pass over the same words of the next corpus.
-        warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, *_caller())
+        warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, *caller())
     if strict and found.faults:
         count = len(found.faults)
         raise GvendiError(
@@ -360,14 +360,6 @@ def _compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketche
         warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
         return sketcher
     return compiled
-
-
-def _caller() -> tuple[str, int]:
-    """File and line of the code that called this package; a warning is of its rows."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gvendi_fast":
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
 
 
 def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:

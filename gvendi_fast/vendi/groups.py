@@ -66,9 +66,9 @@ def group_gvendi(
     if not q > 0:
         raise GvendiError(f"q must be an order above 0, or inf, got {q}; 1 is von Neumann's entropy")
     if labels is None:
-        names, order, starts = _by_boundaries(boundaries, len(rows))
+        names, order, starts = by_boundaries(boundaries, len(rows))
     else:
-        names, order, starts = _by_labels(labels, len(rows))
+        names, order, starts = by_labels(labels, len(rows))
     counts = np.diff(starts)
     values = np.empty(len(names))
     spans = [order[begin:end] for begin, end in itertools.pairwise(starts)]
@@ -83,7 +83,7 @@ def group_gvendi(
     return GroupVendi(names, counts, values, float(q))
 
 
-def _by_labels(
+def by_labels(
     labels: Sequence[Hashable] | np.ndarray | torch.Tensor, rows: int
 ) -> tuple[list[Hashable], np.ndarray, np.ndarray]:
     """Names, the numbers of the rows group by group, and where each group starts there."""
@@ -96,7 +96,7 @@ def _by_labels(
     return list(places), np.argsort(codes, kind="stable"), starts.astype(np.int64)
 
 
-def _by_boundaries(
+def by_boundaries(
     boundaries: Sequence[int] | np.ndarray | torch.Tensor, rows: int
 ) -> tuple[list[Hashable], np.ndarray, np.ndarray]:
     plain = boundaries.tolist() if isinstance(boundaries, torch.Tensor) else boundaries

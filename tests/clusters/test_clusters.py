@@ -42,7 +42,7 @@ def same(a: SphericalKMeans, b: SphericalKMeans) -> bool:
 
 @pytest.fixture(scope="module")
 def real_run(shared, tmp_path_factory):
-    """150 rows each of grade-school math, natural-language inference and twenty reasoning tasks, sketched."""
+    """70 rows each of grade-school math, natural-language inference and twenty reasoning tasks, sketched."""
     folder = tmp_path_factory.mktemp("real")
     lines = []
     for name in ("gsm8k/test.jsonl", "esnli/dev.jsonl.gz", "bbh_cot/bbh_cot.jsonl.gz"):
@@ -50,7 +50,7 @@ def real_run(shared, tmp_path_factory):
         # The longest rows would take most of the time.
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as stream:
             found = sorted(stream, key=len)[:1300]
-        lines += found[:: len(found) // 150][:150]
+        lines += found[:: len(found) // 70][:70]
     (folder / "rows.jsonl").write_text("".join(lines))
     return sketch_corpus(
         folder / "rows.jsonl",

@@ -30,13 +30,18 @@ SPILLED = {
 }
 
 
+# As GVENDI_CUDA_ARCHITECTURES: one of them every day, where each takes a dozen seconds, and all that are supported.
+EVERY_DAY, ALL = "90", ""
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory, request):
     """The folder with the module, and what the compiler said."""
     if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None:
         pytest.skip("needs nvcc, which is not on the PATH")
     folder = tmp_path_factory.mktemp("cuda-build")
     configure = ["cmake", str(ROOT), "-DGVENDI_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DGVENDI_CUDA_ARCHITECTURES={request.param}"]
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'gvendi_fast'}"]
     subprocess.run(configure, cwd=folder, check=True, capture_output=True)
     build = ["cmake", "--build", ".", "--target", "_cuda", "--verbose"]
@@ -57,12 +62,20 @@ def compiled(log: str) -> list[tuple[str, str, int, int]]:
     ]
 
 
-def test_kernels_keep_to_registers_on_every_architecture(built):
+@pytest.mark.parametrize(
+    ("built", "wanted"),
+    [
+        pytest.param(EVERY_DAY, {"sm_90"}, id="sm_90"),
+        pytest.param(ALL, {"sm_80", "sm_90"}, id="every architecture", marks=pytest.mark.soak),
+    ],
+    indirect=["built"],
+)
+def test_kernels_keep_to_registers(built, wanted):
     found = compiled(built[1])
     # 8 values of K for three kernels, 3 dtypes for two, and one more.
     per_architecture = 3 * 8 + 2 * 3 + 1
     architectures = {arch for _, arch, _, _ in found}
-    assert {"sm_80", "sm_90"} <= architectures
+    assert wanted <= architectures
     assert len(found) == per_architecture * len(architectures)
     assert [entry for entry in found if entry[2] > SPILLED.get(entry[:2], 0)] == [], "kernels that spill"
     assert [entry for entry in found if entry[3] > REGISTERS[entry[0]]] == [], (
@@ -70,7 +83,15 @@ def test_kernels_keep_to_registers_on_every_architecture(built):
     )
 
 
-def test_module_loads_without_a_driver_and_says_so(built, tmp_path):
+@pytest.mark.parametrize(
+    ("built", "names"),
+    [
+        pytest.param(EVERY_DAY, "sm_90", id="sm_90"),
+        pytest.param(ALL, "sm_80, sm_90", id="every architecture", marks=pytest.mark.soak),
+    ],
+    indirect=["built"],
+)
+def test_module_loads_without_a_driver_and_says_so(built, names, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     shutil.copytree(
@@ -85,7 +106,7 @@ def test_module_loads_without_a_driver_and_says_so(built, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert out[0] == "None"
-    assert re.match(r"built for sm_80, sm_90.*, but there is no device: \S+", out[1])
+    assert re.match(rf"built for {names}.*, but there is no device: \S+", out[1])
 
 
 def test_says_how_to_get_the_module_and_which_kernels_there_are(monkeypatch):

@@ -11,26 +11,58 @@ import numpy as np
 import pytest
 from places import PACKAGE, ROOT
 
-# An editable install would lend its compiled module to the copy.
-PRELUDE = """
-import sys
+# An editable install would lend its compiled module to the copy. Three commands share what a process takes to start.
+CODE = """
+import contextlib, io, json, os, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
 from gvendi_fast import cli
+
+found = {}
+for name, backend, arguments in json.loads(sys.argv[1]):
+    os.environ.pop("GVENDI_BACKEND", None)
+    os.environ.update(backend)
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv, code = ["gvendi", *arguments], 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    found[name] = [code, out.getvalue(), err.getvalue()]
+print(json.dumps(found))
 """
-OPTIONS = ["--proxy", "tiny", "--dtype", "float32", "--dim", "64", "--out", "out", "--json"]
-SCORE = PRELUDE + f"sys.argv = ['gvendi', 'score', 'data.jsonl', *{OPTIONS}]; cli.main()"
-INFO = PRELUDE + "sys.argv = ['gvendi', 'info']; cli.main()"
+SCORE = [
+    "score",
+    "data.jsonl",
+    "--proxy",
+    "tiny",
+    "--dtype",
+    "float32",
+    "--dim",
+    "64",
+    "--out",
+    "out",
+    "--json",
+]
 
 
-@pytest.fixture
-def bare(tmp_path):
-    """The package as files, without its compiled module."""
-    shutil.copytree(
-        ROOT / "gvendi_fast", tmp_path / "gvendi_fast", ignore=shutil.ignore_patterns("_cpu*", "__pycache__")
-    )
+def write_rows(folder: Path) -> None:
     rows = [{"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(4)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The package as files, without its compiled module: the folder, and (exit code, output, errors) by command."""
+    folder = tmp_path_factory.mktemp("bare")
+    shutil.copytree(
+        ROOT / "gvendi_fast", folder / "gvendi_fast", ignore=shutil.ignore_patterns("_cpu*", "__pycache__")
+    )
+    write_rows(folder)
+    commands = [("info", {}, ["info"]), ("by name", {"GVENDI_BACKEND": "cpu"}, SCORE), ("score", {}, SCORE)]
+    done = run(folder, "-c", CODE, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
 
 
 def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
@@ -49,32 +81,33 @@ def sketches(folder: Path) -> np.ndarray:
     return np.concatenate([part.sketches for part in RunDirectory.load(folder).iterate(["sketch"])])
 
 
-def test_package_without_extension_scores_and_says_that_it_is_slow(bare):
-    done = run(bare, "-c", SCORE)
-    assert done.returncode == 0, done.stderr
-    assert "slow reference backend" in done.stderr
-    assert "compiled kernels cannot be loaded" in done.stderr
-    slow = sketches(bare / "out")
-    shutil.rmtree(bare / "out")
-    shutil.rmtree(bare / "gvendi_fast")
-    fast = run(bare, "-c", SCORE, PYTHONPATH=str(ROOT))
-    assert fast.returncode == 0, fast.stderr
+def test_package_without_extension_scores_and_says_that_it_is_slow(bare, gvendi, tmp_path, monkeypatch):
+    folder, found = bare
+    code, _, told = found["score"]
+    assert code == 0, told
+    assert "slow reference backend" in told
+    assert "compiled kernels cannot be loaded" in told
+    slow = sketches(folder / "out")
+    write_rows(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, _, told = gvendi(*SCORE)
+    assert code == 0, told
     # Both add the same float32 activations; only the order of rounding differs.
-    np.testing.assert_allclose(sketches(bare / "out"), slow, atol=1e-5 * np.abs(slow).max())
+    np.testing.assert_allclose(sketches(tmp_path / "out"), slow, atol=1e-5 * np.abs(slow).max())
 
 
 def test_info_gives_the_reason(bare):
-    done = run(bare, "-c", INFO)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("backend cpu"))
+    code, shown, told = bare[1]["info"]
+    assert code == 0, told
+    line = next(line for line in shown.splitlines() if line.startswith("backend cpu"))
     assert "cannot be loaded" in line
     assert "GVENDI_REQUIRE_EXT=1" in line
 
 
 def test_backend_asked_for_by_name_raises_with_the_reason(bare):
-    done = run(bare, "-c", SCORE, GVENDI_BACKEND="cpu")
-    assert done.returncode == 1
-    assert "backend 'cpu' was requested but cannot run" in done.stderr
+    code, _, told = bare[1]["by name"]
+    assert code == 1
+    assert "backend 'cpu' was requested but cannot run" in told
 
 
 @pytest.mark.parametrize("required", ["0", "1"])

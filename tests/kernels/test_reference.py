@@ -157,6 +157,15 @@ def test_entropy_by_hand():
     assert reference.entropy_after_removal(a, n, np.eye(3)[2]) == pytest.approx(math.log(3))
 
 
+def test_group_gains_by_hand():
+    # Without a: (a, b), so ln 2. Without b: (a, a), so 0. With all: shares of 2/3 and 1/3. A row alone has no others.
+    rows = torch.tensor([[2.0, 0.0], [0.1, 0.0], [0.0, -3.0], [1.0, 1.0], [5.0, 5.0]])
+    whole = -2 / 3 * math.log(2 / 3) - 1 / 3 * math.log(1 / 3)
+    got = reference.group_gains(rows, torch.tensor([0, 3, 4])).tolist()
+    assert got[:4] == pytest.approx([whole - math.log(2), whole - math.log(2), whole, 0])
+    assert math.isnan(got[4])
+
+
 def test_plain_greedy_by_hand():
     """e1, e1, e2 and their diagonal: after a tie of all, e2 is orthogonal; then any row doubles an eigenvalue."""
     rows = torch.tensor([[1.0, 0], [2, 0], [0, 3], [1, 1]])

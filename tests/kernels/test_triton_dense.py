@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kernel_cases import cases
 from plain import dense32
 from tolerance import FLOOR, UNIT, check, relative_error
 
@@ -76,9 +77,9 @@ def check_dense(a: torch.Tensor, e: torch.Tensor, dim: int) -> None:
     check(got, dense32(a, e, segments, KEY, dim) + 1, want + 1, TRUNCATIONS)
 
 
-@pytest.mark.parametrize("dtype", [FP32, FP16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize(("rows", "width_in", "width_out", "dim"), SHAPES)
-def test_dense_sketch(rows, width_in, width_out, dim, dtype):
+@cases(SHAPES, (FP32, FP16), lambda shape: shape in SHAPES[7:9] + SHAPES[12:])
+def test_dense_sketch(shape, dtype):
+    rows, width_in, width_out, dim = shape
     # Rows of aligned shapes begin 16 elements from one another, so that the kernel of aligned rows runs.
     beside = 16 if width_in % 16 == width_out % 16 == 0 else 9
     check_dense(draw(rows, width_in, dtype, 1, beside), draw(rows, width_out, dtype, 2, beside), dim)
@@ -206,10 +207,10 @@ def test_an_embedding_is_the_same_parameter_as_its_one_hot_matrix():
 
 def results(order=slice(None)):
     """Both kernels on one batch of five samples; `order` picks samples."""
-    segments = torch.tensor([[0, 20], [20, 21], [21, 21], [21, 54], [54, 60]])[order]
-    a, e = draw(60, 12, FP16, 6), draw(60, 7, FP32, 7)
+    segments = torch.tensor([[0, 9], [9, 10], [10, 10], [10, 43], [43, 46]])[order]
+    a, e = draw(46, 12, FP16, 6), draw(46, 3, FP32, 7)
     yield sketch(a, e, segments, 192)
-    yield sketch(torch.arange(60, device=DEVICE) % 45, e, segments, 192)
+    yield sketch(torch.arange(46, device=DEVICE) % 29, e, segments, 64)
 
 
 def test_results_are_the_same_bits_again_and_in_another_batch():

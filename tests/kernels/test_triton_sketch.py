@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from kernel_cases import cases
 from plain import fold32, fold_hadamard32, linear32, token32, vector32
 from tolerance import check
 
@@ -44,6 +45,14 @@ SHAPES = [
 ]
 
 
+def is_slow(shape: tuple[int, ...]) -> bool:
+    """By the rows and by K: in the interpreter these take a second and more."""
+    return shape[0] >= 400 or shape[-1] >= 8192
+
+
+EVERY = (torch.float32, torch.float16, torch.bfloat16)
+
+
 @pytest.fixture(autouse=True)
 def _triton():
     with use_backend("triton"):
@@ -74,9 +83,9 @@ def test_fold_hadamard(rows, width, dim, dtype):
     check(ops.fold_hadamard(x, table), fold_hadamard32(x, table), reference.fold_hadamard(x, table))
 
 
-@DTYPES
-@pytest.mark.parametrize(("rows", "width_in", "width_out", "dim"), SHAPES)
-def test_linear_sketch(rows, width_in, width_out, dim, dtype):
+@cases(SHAPES, EVERY, is_slow)
+def test_linear_sketch(shape, dtype):
+    rows, width_in, width_out, dim = shape
     a, e = draw(rows, width_in, dtype, 1), draw(rows, width_out, dtype, 2)
     a_table, e_table = make_table(0, "a", width_in, dim), make_table(0, "e", width_out, dim)
     segments = spans(rows)
@@ -87,8 +96,14 @@ def test_linear_sketch(rows, width_in, width_out, dim, dtype):
     check(got, torch32 + 1, want + 1)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
-@pytest.mark.parametrize(("rows", "width", "dim"), [(65, 100, 64), (3, 300, 1024)])
+@pytest.mark.parametrize(
+    ("rows", "width", "dim", "count"),
+    [
+        *((3, 300, 1024, count) for count in (2, 3, 4, 5, 9)),
+        *((65, 100, 64, count) for count in (2, 3, 5)),
+        *(pytest.param(65, 100, 64, count, marks=pytest.mark.soak) for count in (4, 9)),
+    ],
+)
 def test_linear_sketch_of_several_parts(rows, width, dim, count):
     dtypes = [torch.float32, torch.float16]
     a, a_table, segments = (
@@ -110,9 +125,9 @@ def test_linear_sketch_of_several_parts(rows, width, dim, count):
     check(ops.linear_sketch(a, a_table, parts[::-1], segments, zeros(segments, dim)), torch32, want)
 
 
-@DTYPES
-@pytest.mark.parametrize(("rows", "vocabulary", "width", "dim"), SHAPES)
-def test_token_sketch(rows, vocabulary, width, dim, dtype):
+@cases(SHAPES, EVERY, is_slow)
+def test_token_sketch(shape, dtype):
+    rows, vocabulary, width, dim = shape
     e, segments = draw(rows, width, dtype, 4), spans(rows)
     ids = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(5)).to(DEVICE)
     id_table, e_table = make_table(0, "v", vocabulary, dim), make_table(0, "d", width, dim)
@@ -130,13 +145,14 @@ def test_token_sketch_of_an_id_outside_the_vocabulary_is_nan():
     assert out[1].isfinite().all()
 
 
-@DTYPES
 @pytest.mark.parametrize("norm", [None, "rms", "layer"])
-@pytest.mark.parametrize(
-    ("rows", "width", "dim"),
+@cases(
     [(0, 16, 64), (1, 64, 64), (7, 50, 64), (63, 200, 64), (64, 255, 256), (1000, 40, 64), (7, 1100, 1024)],
+    EVERY,
+    is_slow,
 )
-def test_vector_sketch(rows, width, dim, norm, dtype):
+def test_vector_sketch(shape, norm, dtype):
+    rows, width, dim = shape
     # An offset of 3 makes the variance about the mean a harder sum than the plain squares.
     x, e = draw(rows, width, dtype, 6) + 3, draw(rows, width, dtype, 7)
     table, segments, eps = make_table(0, "w", width, dim), spans(rows), 1e-6

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from kernel_cases import cases
 from plain import covariance32, softmax32
 from tolerance import check
 
@@ -25,7 +26,6 @@ from gvendi_fast.kernels.backends.triton.covariance import covariance, unit_rows
 from gvendi_fast.kernels.backends.triton.entropy import entropies, entropy, group_spectra  # noqa: E402
 from gvendi_fast.kernels.backends.triton.softmax_fold import PART_V, softmax_fold  # noqa: E402
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 ORDERS = (1.0, 2.0, math.inf, 1.001, 1.3, 7.0)
 
 
@@ -56,9 +56,7 @@ def check_softmax(logits, labels, table, softcap=None, scale=1.0):
         check(got, torch32, right)
 
 
-@DTYPES
-@pytest.mark.parametrize(
-    ("rows", "vocabulary", "dim", "softcap", "scale"),
+@cases(
     [
         (0, 16, 64, None, 1.0),
         (1, 1, 64, None, 1.0),
@@ -72,8 +70,11 @@ def check_softmax(logits, labels, table, softcap=None, scale=1.0):
         (2, PART_V + 5000, 1024, None, 1.0),
         (1, 9000, 8192, None, 1.0),
     ],
+    (torch.float32, torch.float16),
+    lambda shape: shape[0] >= 63 or shape[1] > PART_V,
 )
-def test_softmax_fold(rows, vocabulary, dim, softcap, scale, dtype):
+def test_softmax_fold(shape, dtype):
+    rows, vocabulary, dim, softcap, scale = shape
     logits = draw(rows, vocabulary, dtype, 1).mul_(4)
     labels = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(2))
     labels[:2] = torch.tensor([vocabulary - 1, 0])[: len(labels[:2])]
@@ -81,10 +82,13 @@ def test_softmax_fold(rows, vocabulary, dim, softcap, scale, dtype):
 
 
 # Rows that begin 16 elements from one another are read 16 bytes at a time; whole tiles, whole parts, and one more.
-@DTYPES
-@pytest.mark.parametrize("vocabulary", [2048, 4096, 16 * 257, 4096 + 31])
-@pytest.mark.parametrize("softcap", [None, 20.0])
-def test_softmax_fold_of_aligned_rows(vocabulary, softcap, dtype):
+@cases(
+    [(vocabulary, softcap) for vocabulary in (2048, 4096, 16 * 257, 4096 + 31) for softcap in (None, 20.0)],
+    (torch.float32, torch.float16),
+    lambda shape: shape[0] > 2048 and shape[1] is not None,
+)
+def test_softmax_fold_of_aligned_rows(shape, dtype):
+    vocabulary, softcap = shape
     logits = draw(5, vocabulary, dtype, 1, -vocabulary % 16 or 16).mul_(4)
     assert logits.stride(0) % 16 == 0
     labels = torch.tensor([0, vocabulary - 1, 2047, vocabulary // 2, 17], device=DEVICE)
@@ -170,11 +174,13 @@ def test_softmax_without_a_table_has_the_same_gradient():
     assert torch.equal(e, plain_e)
 
 
-@DTYPES
-@pytest.mark.parametrize(
-    ("rows", "dim"), [(0, 64), (1, 64), (7, 128), (65, 64), (257, 64), (1000, 64), (7, 512)]
+@cases(
+    [(0, 64), (1, 64), (7, 128), (65, 64), (257, 64), (1000, 64), (7, 512)],
+    (torch.float32, torch.float16),
+    lambda shape: shape[0] == 1000,
 )
-def test_covariance(rows, dim, dtype):
+def test_covariance(shape, dtype):
+    rows, dim = shape
     x = draw(rows, dim, dtype, 5)
     before = torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).to(DEVICE)
     before = before + before.T
@@ -235,7 +241,7 @@ def spectra_of(x: torch.Tensor, M: int) -> torch.Tensor:
         ("duplicates", 31, 32),
         ("near", 32, 32),
         ("normal", 63, 64),
-        ("duplicates", 64, 64),
+        pytest.param("duplicates", 64, 64, marks=pytest.mark.soak),
         ("rank one", 64, 64),
     ],
 )
@@ -252,18 +258,26 @@ def test_jacobi_entropy_of_every_order(kind, m, padded):
         torch.testing.assert_close(entropies(spectra, q), want.to(DEVICE), rtol=0, atol=1e-4)
 
 
-@DTYPES
-def test_entropy_of_ragged_groups(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "q"),
+    [
+        (torch.float32, 1.0),
+        (torch.float16, 0.5),
+        pytest.param(torch.float32, 0.5, marks=pytest.mark.soak),
+        pytest.param(torch.float16, 1.0, marks=pytest.mark.soak),
+    ],
+    ids=str,
+)
+def test_entropy_of_ragged_groups(dtype, q):
     counts = torch.tensor([3, 65, 1, 2, 7, 17, 64, 130])
     boundaries = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]) + 2
     x = draw(int(boundaries[-1]) + 3, 50, dtype, 9)
     # A group of one direction, and rows of no group that hold NaN.
     x[2:5], x[:2] = x[2].clone(), math.nan
-    for q in (1.0, 0.5):
-        out = torch.full((len(counts),), math.nan, dtype=torch.float64, device=DEVICE)
-        entropy(x, boundaries, q, out)
-        want = reference.group_entropies(x, boundaries, q).to(DEVICE)
-        torch.testing.assert_close(out, want, rtol=0, atol=1e-4)
+    out = torch.full((len(counts),), math.nan, dtype=torch.float64, device=DEVICE)
+    entropy(x, boundaries, q, out)
+    want = reference.group_entropies(x, boundaries, q).to(DEVICE)
+    torch.testing.assert_close(out, want, rtol=0, atol=1e-4)
 
 
 def test_a_group_that_has_not_converged_is_solved_in_float64(monkeypatch):

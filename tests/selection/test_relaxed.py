@@ -66,7 +66,15 @@ def test_the_best_vertex_keeps_limits_and_ties_go_by_order():
 
 
 @pytest.mark.parametrize(
-    ("n", "dim", "size"), [(600, 16, 60), (600, 64, 30), (300, 256, 20), (90, 8, 90), (50, 16, 1)]
+    ("n", "dim", "size"),
+    [
+        (600, 16, 60),
+        pytest.param(600, 64, 30, marks=pytest.mark.soak),
+        pytest.param(300, 256, 20, marks=pytest.mark.soak),
+        (150, 128, 20),
+        (90, 8, 90),
+        (50, 16, 1),
+    ],
 )
 def test_the_certificate_holds_for_better_weights_and_for_whole_rows(n, dim, size):
     pool = MatrixPool(rows(n, dim))

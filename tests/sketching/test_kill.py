@@ -1,6 +1,6 @@
 """Killed at random moments and started again, a run ends with the same bytes and the same score.
 
-Twenty kills must hit a process that has not ended, while it loads or works; a run that gets done between kills is
+The kills must hit a process that has not ended, while it loads or works; a run that gets done between kills is
 compared and the next one begins.
 """
 
@@ -10,9 +10,9 @@ import random
 import time
 from pathlib import Path
 
+import pytest
 from children import children
 
-KILLS = 20
 ROWS = 120
 
 
@@ -45,7 +45,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_killed_and_resumed_run_gives_the_same_bytes_and_score(tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_and_resumed_run_gives_the_same_bytes_and_score(kills, tmp_path):
     from gvendi_fast.analysis.scoring import score_run
     from gvendi_fast.data.run_directory import RunDirectory
 
@@ -68,7 +69,7 @@ def test_killed_and_resumed_run_gives_the_same_bytes_and_score(tmp_path):
 
     killed, finished, generator = 0, [], random.Random(1)
     folder = tmp_path / "killed-0"
-    while killed < KILLS:
+    while killed < kills:
         process = start(folder)
         process.join(timeout=generator.uniform(0, seconds))
         if process.exitcode is None:

@@ -69,7 +69,7 @@ def test_a_tied_matrix_is_one_parameter_and_both_its_gradients_go_to_one_group()
     assert relative(sketcher.sketch(*BATCH).by_group[:, number], only) <= FP32_RELATIVE
 
 
-@pytest.mark.parametrize("name", ["qwen2_tied", "phi_biased_head"])
+@pytest.mark.parametrize("name", [pytest.param("qwen2_tied", marks=pytest.mark.soak), "phi_biased_head"])
 def test_a_compiled_pass_gives_the_same_groups(name, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 

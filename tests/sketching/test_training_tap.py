@@ -12,6 +12,7 @@ import torch
 from small_models import CONFIGS, SPEC, build
 
 from gvendi_fast import GradientSketcher, GvendiError
+from gvendi_fast.sketching.gradients.boundaries import find_samples
 from gvendi_fast.sketching.gradients.training_tap import PackingWarning
 
 # Shared key and value heads, norms of heads before and after they change places, capped logits, transposed weights and
@@ -502,3 +503,132 @@ def test_the_fused_head_of_trl(name):
         entropy = -(log_p.exp() * log_p).sum(-1)
         (-(of_target * kept).sum() - 0.1 * (entropy * kept).sum()).backward()
         assert off(fused, tap.take().z) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+def test_tokens_that_are_looked_up_outside_of_the_model_are_refused(made, name):
+    model, sketcher, _ = made(name)
+    with sketcher.tap(model):
+        assert "outside of a forward pass" in said(lambda: model.get_input_embeddings()(batch()["input_ids"]))
+
+
+def test_a_gradient_of_a_gradient_is_refused_and_a_graph_of_it_alone_is_not(made):
+    model, sketcher, wanted = made("qwen3")
+    with sketcher.tap(model) as tap:
+        model(**batch()).loss.backward(create_graph=True)
+        assert off(tap.take().z, wanted) < 1e-5
+        model.zero_grad()
+        out = model(**batch(), output_hidden_states=True)
+        (slope,) = torch.autograd.grad(out.loss, out.hidden_states[0], create_graph=True)
+        assert "is itself differentiated" in said((out.loss + slope.square().sum()).backward)
+
+
+def test_a_head_for_metrics_and_a_loss_that_takes_its_weight(made):
+    model, sketcher, _ = made("qwen3")
+    given = batch()
+    with sketcher.tap(model) as tap:
+        hidden = model.model(input_ids=given["input_ids"]).last_hidden_state
+        with torch.no_grad():
+            model.lm_head(hidden)
+        (hidden @ model.lm_head.weight.T).logsumexp(-1).sum().backward()
+        assert "without running its layer" in said(tap.take)
+
+
+def test_two_results_of_the_base_and_then_their_heads(made):
+    model, sketcher, wanted = made("qwen3")
+    given = batch()
+    with sketcher.tap(model) as tap:
+        parts = [{"input_ids": given["input_ids"][i : i + 2]} for i in (0, 2)]
+        results = [model.model(**part).last_hidden_state for part in parts]
+        logits = torch.cat([model.lm_head(result) for result in results])
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), given["labels"][:, 1:], reduction="sum"
+        ).backward()
+        assert off(tap.take().z, wanted) < 1e-5
+
+
+def test_layers_that_are_dropped_at_random_under_accumulation():
+    model = build("opt")
+    sketcher = GradientSketcher(model, SPEC)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "layerdrop"):
+            module.layerdrop = 0.5
+    torch.manual_seed(0)
+    with sketcher.tap(model) as tap:
+        for _ in range(4):
+            for part in micro_batches(batch()):
+                model(**part).loss.backward()
+            assert tap.take().z.isfinite().all()
+
+
+def test_a_tied_head_that_the_loss_does_without():
+    model = deterministic(build("qwen2_tied"))
+    sketcher = GradientSketcher(model, SPEC)
+    with sketcher.tap(model) as tap:
+        model.model(input_ids=batch()["input_ids"]).last_hidden_state.square().sum().backward()
+        assert tap.take().z.shape == (4, SPEC.dim)
+        # Where the model itself takes the weight, its graph shows it.
+        own = model.forward
+        model.forward = lambda **given: {
+            "logits": model.model(**given).last_hidden_state @ model.lm_head.weight.T
+        }
+        model(input_ids=batch()["input_ids"])["logits"].square().sum().backward()
+        assert "without running its layer 'lm_head'" in said(tap.take)
+        model.forward = own
+
+
+class Interrupted(BaseException):
+    """Stands for a KeyboardInterrupt."""
+
+
+def test_a_forward_pass_that_is_interrupted(made):
+    model, sketcher, wanted = made("qwen3")
+
+    def interrupt(*_):
+        raise Interrupted
+
+    with sketcher.tap(model, tag="source") as tap:
+        for entry in (model, model.model):
+            hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+            with pytest.raises(Interrupted):
+                entry(input_ids=batch()["input_ids"][:1])
+            hook.remove()
+            model(**batch(), source=torch.arange(4)).loss.backward()
+            found = tap.take()
+            assert off(found.z, wanted) < 1e-5
+            assert found.tags.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("positions", ["clamped", "masked"])
+def test_padding_on_the_left_without_a_mask_is_no_sample(positions):
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    numbers = mask.cumsum(1) - 1
+    given = {
+        "clamped": {"position_ids": numbers.clamp(min=0)},
+        "masked": {"position_ids": numbers.masked_fill(mask == 0, 1), "attention_mask": mask},
+    }[positions]
+    found = find_samples(given, 2, 6)
+    assert len(found) == 2
+    assert found.at_first_tokens(torch.tensor([7, 8])).tolist() == [7, 8]
+
+
+def test_a_norm_of_the_flattened_packed_batch():
+    class Block(torch.nn.Module):
+        def __init__(self, own, width):
+            super().__init__()
+            self.own, self.norm = own, torch.nn.LayerNorm(width)
+
+        def forward(self, x):
+            return self.own(self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape))
+
+    model = build("qwen3")
+    model.model.layers[0].mlp = Block(model.model.layers[0].mlp, 32)
+    sketcher = GradientSketcher(deterministic(model), SPEC)
+    given = batch()
+    wanted = sketcher(given["input_ids"], given["labels"], given["attention_mask"])
+    with sketcher.tap(model) as tap:
+        model(**packed(given)).loss.backward()
+        assert off(tap.take().z, wanted) < 1e-5

@@ -136,7 +136,7 @@ WRAPPED = {
     ),
 }
 # In tests of their own, below: packages that need not be installed.
-ELSEWHERE = {"PeftModel", "PeftMixedModel", "BaseTuner"}
+ELSEWHERE = {"PeftModel", "PeftMixedModel", "BaseTuner", "DeepSpeedEngine"}
 
 
 @pytest.fixture(scope="module")

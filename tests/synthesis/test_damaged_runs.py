@@ -22,7 +22,7 @@ from gvendi_fast.synthesis.disk.record import RunRecord
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 
 DIM = 4
 SETTINGS = {"settings": {"a": 1}, "sketches": {"dim": DIM}}

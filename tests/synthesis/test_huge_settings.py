@@ -14,7 +14,7 @@ from gvendi_fast.synthesis.tasks import make_task
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 
 STRANGE = [
     -1, 0, 1, 10**9, 2**63, 10**30, -(10**30), 1.5, -0.0, 1e308, float("nan"), float("inf"), -float("inf"), "5", "",

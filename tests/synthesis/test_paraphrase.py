@@ -33,7 +33,7 @@ from gvendi_fast.synthesis.tasks.words import words
 pytest.importorskip("sklearn", reason="the extra `synthesis` is not installed")
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 PARAPHRASES = GOLDEN / "paraphrases.jsonl"
 
 GOATS = "Mara has twelve goats and buys nine sheep. How many animals graze on her meadow?"

@@ -13,7 +13,7 @@ from gvendi_fast.synthesis.tasks.generic import GenericTask
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_a_tiny_pool_grows_with_more_clusters_and_columns_than_rows(rule, size, 
         "accept": {"rule": rule, "clusters": 100, "reference": "candidates", "recent": 100},
         "filter": {"near": None},
     }
-    status = run(tmp_path / "run", server.url, seeds, stop={"target": 12}, **sections)
-    assert (status.stopped, status.pool, status.seeds) == ("target", 12, size)
+    status = run(tmp_path / "run", server.url, seeds, stop={"target": 10}, **sections)
+    assert (status.stopped, status.pool, status.seeds) == ("target", 10, size)
     events = [e for e in lines(tmp_path / "run" / "events.jsonl") if e["event"] == "round"]
     assert events[0]["clusters"] == size
     assert all(1 <= event["clusters"] <= event["pool"] for event in events)
@@ -107,7 +107,7 @@ def test_a_tiny_pool_grows_with_more_clusters_and_columns_than_rows(rule, size, 
     assert all({"cluster": row["sparse"], "gain": row["above"], "all": True}[rule] for row in rows)
     assert len(rows[0]["parents"]) == size
     # And again in two steps.
-    for target in (size + 3, 12):
+    for target in (size + 3, 10):
         run(tmp_path / "again", server.url, seeds, stop={"target": target}, **sections)
     assert contents(tmp_path / "again") == contents(tmp_path / "run")
 

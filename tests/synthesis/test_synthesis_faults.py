@@ -13,7 +13,7 @@ from synthesis_runs import contents, outcomes_of, paid, run, stored, write_rows
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
 DAMAGED = [

@@ -11,7 +11,7 @@ from synthesis_runs import lines, outcomes_of, paid, run, settings, stored, writ
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 
 CHECK = """
 import os, sys, time

@@ -58,13 +58,6 @@ def _no_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Pages without figures, which take most of the time, for tests of words."""
-    for name in ("growth_figure", "acceptance_figure", "clusters_figure"):
-        monkeypatch.setattr(report_page.figures, name, lambda data: {"wide": "", "narrow": ""})
-
-
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("seeds") / "seeds.jsonl"
@@ -330,52 +323,75 @@ def test_a_run_that_was_killed_shows_what_was_decided(undrawn, whole, tmp_path):
     assert "A run notes this when it ends" in page
 
 
-@pytest.mark.parametrize(
-    ("fault", "error", "reason"),
-    [
-        (Fault(drop="before"), EndpointDownError, "endpoint"),
-        (Fault(status=401, body={"error": {"message": "no"}}), KeyRefusedError, "key"),
-    ],
-    ids=["endpoint", "key"],
-)
-def test_a_fault_that_ends_the_run_is_noted_and_the_run_goes_on(
-    undrawn, fault, error, reason, whole, tmp_path, seeds
-):
-    out = tmp_path / "run"
-    with ChatServer(answer, lambda arrival, body: fault if arrival > 40 else None) as server:
-        with pytest.raises(error) as raised:
-            synthesize(config_from(settings(out, server.url, seeds)))
-        served = server.served.total()
-    stop = lines(out / "events.jsonl")[-1]
-    assert (stop["event"], stop["reason"], stop["why"]) == ("stop", reason, raised.value.why)
-    assert (stop["requests"], stop["pool"]) == (served, 25 + len(lines(out / FILES[0])))
-    found = json.loads((out / "report.json").read_text())
-    assert found["stop"] == {"reason": reason, "why": raised.value.why}
-    assert 0 < found["score"]["decided"] < 60
-    words = "".join(Page((out / "report.html").read_text()).words)
-    assert f"It ended before its target: {raised.value.why}" in words
+def broken_after(last: int, fault: Fault):
+    """Every request behind the first `last` meets the fault."""
+    return lambda arrival, body: fault if arrival > last else None
+
+
+# What ends a run, the error, and the reason on record.
+FAULTS = [
+    (broken_after(30, Fault(drop="before")), EndpointDownError, "endpoint"),
+    (broken_after(15, Fault(status=401, body={"error": {"message": "no"}})), KeyRefusedError, "key"),
+]
+
+
+def test_a_fault_that_ends_the_run_is_noted_and_the_run_goes_on(undrawn, whole, tmp_path, seeds):
+    out, served, decided = tmp_path / "run", 0, 0
+    for plan, error, reason in FAULTS:
+        with ChatServer(answer, plan) as server:
+            with pytest.raises(error) as raised:
+                synthesize(config_from(settings(out, server.url, seeds)))
+            served += server.served.total()
+        stop = lines(out / "events.jsonl")[-1]
+        assert (stop["event"], stop["reason"], stop["why"]) == ("stop", reason, raised.value.why)
+        assert (stop["requests"], stop["pool"]) == (served, 25 + len(lines(out / FILES[0])))
+        found = json.loads((out / "report.json").read_text())
+        assert found["stop"] == {"reason": reason, "why": raised.value.why}
+        assert decided < found["score"]["decided"] < 60
+        decided = found["score"]["decided"]
+        words = "".join(Page((out / "report.html").read_text()).words)
+        assert f"It ended before its target: {raised.value.why}" in words
     with ChatServer(answer) as server:
         synthesize(config_from(settings(out, server.url, seeds)))
     assert contents(out) == contents(whole[0])
     found = json.loads((out / "report.json").read_text())
-    assert (found["stop"]["reason"], found["spent"]["runs"]) == ("target", 2)
+    assert (found["stop"]["reason"], found["spent"]["runs"]) == ("target", 3)
     assert found["score"] == json.loads((whole[0] / "report.json").read_text())["score"]
     assert found["spent"]["requests"] == served + server.served.total()
 
 
-def test_an_interrupted_run_leaves_its_report(undrawn, whole, tmp_path, seeds):
+def test_an_interrupt_and_a_full_disk_are_noted_and_the_run_goes_on(
+    monkeypatch, undrawn, whole, tmp_path, seeds
+):
     class Stopper:
         def update(self, status):
             if status.accepted > 3:
                 signal.raise_signal(signal.SIGINT)
 
-    out, said = tmp_path / "run", []
+    out, said, plain = tmp_path / "run", [], Journal.block
     with ChatServer(answer) as server:
         with pytest.raises(KeyboardInterrupt):
             synthesize(config_from(settings(out, server.url, seeds)), Stopper(), say=said.append)
         assert json.loads((out / "report.json").read_text())["stop"]["reason"] == "interrupted"
         assert 3 < json.loads((out / "report.json").read_text())["score"]["accepted"] < 25
         assert said == [f"writing {out / 'report.html'}"]
+
+        written = len([event for event in lines(out / "events.jsonl") if event["event"] == "block"])
+
+        def full(self, *arguments):
+            if len(self.blocks) == written + 1:
+                raise OSError(28, "No space left on device")
+            plain(self, *arguments)
+
+        monkeypatch.setattr(Journal, "block", full)
+        with pytest.raises(OSError, match="No space left"):
+            synthesize(config_from(settings(out, server.url, seeds)))
+        stop = lines(out / "events.jsonl")[-1]
+        assert (stop["event"], stop["reason"]) == ("stop", "error")
+        assert "its disk is full" in stop["why"]
+        assert "Errno" not in stop["why"]
+        assert "It ended before its target" in (out / "report.html").read_text()
+        monkeypatch.setattr(Journal, "block", plain)
         synthesize(config_from(settings(out, server.url, seeds)))
     assert contents(out) == contents(whole[0])
 
@@ -400,28 +416,6 @@ def test_a_report_that_fails_hides_neither_result_nor_error(kind, monkeypatch, w
         pytest.raises(KeyRefusedError),
     ):
         synthesize(config_from(settings(out, server.url, seeds, stop={"target": 60})))
-
-
-def test_a_full_disk_is_noted_as_the_end(monkeypatch, undrawn, whole, tmp_path, seeds):
-    out, plain = tmp_path / "run", Journal.block
-
-    def full(self, *arguments):
-        if len(self.blocks) == 2:
-            raise OSError(28, "No space left on device")
-        plain(self, *arguments)
-
-    monkeypatch.setattr(Journal, "block", full)
-    with ChatServer(answer) as server, pytest.raises(OSError, match="No space left"):
-        synthesize(config_from(settings(out, server.url, seeds)))
-    stop = lines(out / "events.jsonl")[-1]
-    assert (stop["event"], stop["reason"]) == ("stop", "error")
-    assert "its disk is full" in stop["why"]
-    assert "Errno" not in stop["why"]
-    assert "It ended before its target" in (out / "report.html").read_text()
-    monkeypatch.setattr(Journal, "block", plain)
-    with ChatServer(answer) as server:
-        synthesize(config_from(settings(out, server.url, seeds)))
-    assert contents(out) == contents(whole[0])
 
 
 @pytest.mark.parametrize(("new", "shift"), [(300, 0.0), (300, 1.0)])

@@ -24,7 +24,7 @@ from gvendi_fast.synthesis.run import synthesize
 
 pytest.importorskip("openai", reason="the extra `synthesis` is not installed")
 pytest.importorskip("yaml", reason="the extra `synthesis` is not installed")
-pytestmark = pytest.mark.usefixtures("loopback")
+pytestmark = pytest.mark.usefixtures("loopback", "undrawn")
 NOWHERE = "http://127.0.0.1:1/v1"
 CHECK = "def short(row):\n    return len(row['prompt']) < 1000\n"
 
@@ -174,22 +174,24 @@ def test_a_run_goes_on_from_another_working_directory(tmp_path, gvendi, monkeypa
     assert "home" not in fingerprints[0]
 
 
-@pytest.mark.parametrize("name", ["mine.j2", "tests.jsonl", "lib/my_pack/rules.py"])
-def test_the_content_of_a_file_counts(name, tmp_path, monkeypatch):
+def test_the_content_of_every_file_counts(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     sections = files_of_a_run(tmp_path)
     monkeypatch.chdir(tmp_path)
     with ChatServer(writer()) as server:
         run(Path("run"), server.url, Path("-"), **{**sections, "stop": {"target": 26}})
         before = contents(tmp_path / "run"), paid(tmp_path / "run")
-        content = (tmp_path / name).read_text()
-        changed = content.replace("lazy", "lazier").replace("Here are", "These are").replace("1000", "999")
-        assert changed != content
-        (tmp_path / name).write_text(changed)
-        with pytest.raises(GvendiError, match="a run with other settings"):
-            run(Path("run"), server.url, Path("-"), **sections)
-        assert (contents(tmp_path / "run"), paid(tmp_path / "run")) == before
-        (tmp_path / name).write_text(content)
+        for name in ("mine.j2", "tests.jsonl", "lib/my_pack/rules.py"):
+            content = (tmp_path / name).read_text()
+            changed = (
+                content.replace("lazy", "lazier").replace("Here are", "These are").replace("1000", "999")
+            )
+            assert changed != content
+            (tmp_path / name).write_text(changed)
+            with pytest.raises(GvendiError, match="a run with other settings"):
+                run(Path("run"), server.url, Path("-"), **sections)
+            assert (contents(tmp_path / "run"), paid(tmp_path / "run")) == before, name
+            (tmp_path / name).write_text(content)
         assert run(Path("run"), server.url, Path("-"), **sections).pool == 34
 
 

@@ -38,10 +38,13 @@ def mean_of(*blocks, spec=None) -> RowMean:
 
 
 def brute(rows, mean: torch.Tensor) -> float:
-    """Centred G-Vendi by the definition: eigenvalues of the Gram matrix of the centred rows, float64."""
+    """Centred G-Vendi by the definition: eigenvalues of the Gram matrix of the centred rows, float64.
+
+    They are the squares of the rows' singular values.
+    """
     c = reference.centred(rows, mean)
     c = c[c.norm(dim=1) > 0]
-    return math.exp(reference.entropy(torch.linalg.eigvalsh(c @ c.T / len(c))))
+    return math.exp(reference.entropy(torch.linalg.svdvals(c).square() / len(c)))
 
 
 def test_orthogonal_rows_lose_one_direction():

@@ -107,7 +107,7 @@ def find_samples(arguments: Mapping[str, Any], rows: int, length: int) -> Sample
     positions = _text_positions(arguments.get("position_ids"), length)
     if positions is None:
         return whole_rows(rows, length)
-    return _by_starts(_resets(positions, real), real, rows, length)
+    return _by_starts(_resets(positions, real), real, rows, length, True)
 
 
 def _text_positions(given: Any, length: int) -> Tensor | None:
@@ -137,15 +137,31 @@ def _changes(numbers: Tensor) -> Tensor:
     return begins
 
 
-def _by_starts(begins: Tensor, real: Tensor | None, rows: int, length: int) -> Samples:
-    """Samples that begin at the first token of every row and where `begins` says so."""
+def _by_starts(
+    begins: Tensor, real: Tensor | None, rows: int, length: int, positions: bool = False
+) -> Samples:
+    """Samples that begin at the first token of every row and where `begins` says so.
+
+    positions: by positions that begin anew, which padding has too, on either side: a sample of one token is none then.
+    """
     begins = begins.expand(rows, length).clone()
     if not bool(begins.any()):
         return whole_rows(rows, length)
     begins[:, 0] = True
     first = begins.reshape(-1).nonzero()[:, 0]
     ends = torch.cat([first[1:], torch.tensor([rows * length])])
-    return _without_padding(torch.stack([first, ends], dim=1), real, rows, length)
+    segments = torch.stack([first, ends], dim=1)
+    is_long = ends - first > 1
+    if positions and bool(is_long.any()):
+        segments = segments[is_long]
+        lone = segments[:, 0] // length
+        if (
+            len(segments) == rows
+            and torch.equal(lone, torch.arange(rows))
+            and bool((segments[:, 1] % length == 0).all())
+        ):
+            return whole_rows(rows, length)
+    return _without_padding(segments, real, rows, length)
 
 
 def _by_lengths(name: str, given: Tensor, rows: int, length: int) -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -26,16 +27,21 @@ class Forward:
         self._own = self._of_class = self.inner = None
 
     def attach(self) -> None:
-        """Put `run` in the module's place for its forward, which `inner` then is."""
+        """Put `stands` in the module's place for its forward, which `inner` then is."""
         own, of_class = self.module.__dict__.get("forward"), type(self.module).forward
         # The same method as last time, so that a compiler knows it again.
         if self.inner is None or own != self._own or of_class is not self._of_class:
             self._own, self._of_class, self.inner = own, of_class, self.module.forward
-        self.module.forward = self.run
+        self.module.forward = self.stands
+
+    @property
+    def stands(self) -> Callable[..., Any]:
+        """What is put into the module's place for its forward: a bound method, the same one every time."""
+        return self.run
 
     def remove(self) -> None:
-        """Put back what was there, if `run` stands in its place: an interrupt may come before it does."""
-        if self.module.__dict__.get("forward") != self.run:
+        """Put back what was there, if `stands` is in its place: an interrupt may come before it is."""
+        if self.module.__dict__.get("forward") != self.stands:
             return
         if self._own is None:
             self.module.__dict__.pop("forward", None)
@@ -46,11 +52,11 @@ class Forward:
         """What the module's forward is while this is attached."""
         raise NotImplementedError
 
-    def __deepcopy__(self, memo: dict) -> Any:
-        raise GvendiError(
-            "the model cannot be copied or pickled whole while sketches are taken of it, for its layers' forwards are "
-            "replaced; detach the tap first (tap.detach()), or copy its state_dict()"
-        )
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__deepcopy__({})
+        """Refused while a model holds it, whose copy would run the sketches of this one; a sketcher's own may go."""
+        if self.module.__dict__.get("forward") == self.run:
+            raise GvendiError(
+                "the model cannot be copied or pickled whole while sketches are taken of it, for its layers' forwards "
+                "are replaced; detach the tap first (tap.detach()), or copy its state_dict()"
+            )
+        return super().__reduce_ex__(protocol)

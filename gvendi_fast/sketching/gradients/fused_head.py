@@ -64,8 +64,8 @@ def fused_tokens(node: Any, labels: Tensor | None, shifted: Tensor | None, sampl
 
 def watch_fused(
     node: Any, tokens: Tensor, samples: Samples, tap: Tap, spec: SketchSpec, found: Callable[[Tensor], None]
-) -> Callable[[], object]:
-    """Have `found` called in the backward pass with the head's sketch, float32 [S, K]. Returns what ends the watch."""
+) -> None:
+    """Have `found` called in backward passes over the node with the head's sketch, float32 [S, K]."""
     segments = torch.searchsorted(tokens, samples.segments).contiguous()
 
     def before(gradients: tuple[Tensor | None, ...]) -> None:
@@ -74,7 +74,7 @@ def watch_fused(
             with torch.no_grad():
                 found(_head_sketch(node, by_target, by_entropy, segments, tap, spec))
 
-    return node.register_prehook(before).remove
+    node.register_prehook(before)
 
 
 def _head_sketch(

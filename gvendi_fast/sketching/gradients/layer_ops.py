@@ -9,7 +9,6 @@ unchanged.
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Callable
 
@@ -128,14 +127,14 @@ def _(a, transformed, gradients, segments, keys, spec) -> Tensor:
 
 
 @_operator(
-    "(Tensor x, Tensor gradient, Tensor segments, Tensor key, bool by_token, str norm, float eps, str spec) -> Tensor"
+    "(Tensor x, Tensor gradient, Tensor segments, Tensor key, int tokens, str norm, float eps, str spec) -> Tensor"
 )
 def norm_layer(
     x: Tensor,
     gradient: Tensor,
     segments: Tensor,
     key: Tensor,
-    by_token: bool,
+    tokens: int,
     norm: str,
     eps: float,
     spec: str,
@@ -144,12 +143,13 @@ def norm_layer(
 
     norm "rms" or "layer": the formula of x_hat. "given": x is x_hat already. A norm may run once a head, before or
     after heads and positions change places, so a sample is all of its rows, an equal part; padding has no gradient.
-    by_token: x and gradient are [B, T, ..., d], and the samples are `segments` of the B * T tokens.
+    tokens: not 0 where x and gradient hold the rows of each token of the flattened batch together; then it is their
+    number, and samples are `segments` of them.
     """
     sketch, out, (weight, bias) = _sketch(spec), _zeros(segments, spec, gradient), names_of(key)
     e, samples = rows(gradient), len(segments)
-    if by_token:
-        whole = segments * (len(e) // math.prod(gradient.shape[:2]))
+    if tokens:
+        whole = segments * (len(e) // tokens)
     else:
         starts = torch.arange(samples, dtype=torch.int64) * (len(e) // samples)
         whole = torch.stack([starts, starts + len(e) // samples], dim=1)
@@ -163,7 +163,7 @@ def norm_layer(
 
 
 @torch.library.register_fake("gvendi::norm_layer")
-def _(x, gradient, segments, key, by_token, norm, eps, spec) -> Tensor:
+def _(x, gradient, segments, key, tokens, norm, eps, spec) -> Tensor:
     return _empty(segments, spec, gradient)
 
 

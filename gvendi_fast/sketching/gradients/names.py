@@ -15,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ _WRAPPERS = (
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
     ("torch.optim.swa_utils", "AveragedModel", "module"),
+    ("deepspeed.runtime.engine", "DeepSpeedEngine", "module"),
     (
         "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
         "ActivationWrapper",
@@ -50,6 +52,10 @@ _AROUND = (
     ("peft.utils.other", "AuxiliaryTrainingWrapper", "original_module"),
     ("peft.utils.other", "ModulesToSaveWrapper", "original_module"),
 )
+# Its weights have no names of their own.
+_FSDP1 = ("torch.distributed.fsdp", "FullyShardedDataParallel", "")
+# What `_wrapped_as` has found.
+_known: weakref.WeakKeyDictionary[type, tuple[tuple[str, str, str], ...]] = weakref.WeakKeyDictionary()
 # What a name alone tells: nobody calls a module of their own so.
 _PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # AdaLoRA's adds a term to a loss that transformers computes, which no pass asks for.
@@ -58,11 +64,27 @@ _TUNERS_AS_BASE = ("AdaLoraModel",)
 _SHARDING = "torch.distributed.fsdp"
 
 
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model inside its outer wrappers, or itself. Raises GvendiError for one whose numbers are not the model's."""
-    while (inner := _inside(model)) is not None:
+def plain_model(model: nn.Module, stays: bool = False) -> nn.Module:
+    """The model inside its outer wrappers, or itself. Raises GvendiError for one whose numbers are not the model's.
+
+    stays: the wrappers will run, so that hooks of theirs are nothing to refuse.
+    """
+    while (inner := _inside(model, stays)) is not None:
         model = inner
     return model
+
+
+def check_trained(model: nn.Module) -> None:
+    """Raises GvendiError for a model whose own training step does not run its layers here, each by its whole weight."""
+    for path, module in model.named_modules():
+        _check_flat(module)
+        if is_a(module, "torch.nn.parallel.data_parallel", "DataParallel"):
+            raise GvendiError(
+                "the model is wrapped in DataParallel, whose threads run copies of its layers; start one process for "
+                "each GPU (torchrun) and wrap it in DistributedDataParallel"
+            )
+        _check_weights(module)
+        _check_parallel(path, module)
 
 
 def canonical_name(name: str) -> str:
@@ -191,6 +213,7 @@ def as_plain(model: nn.Module) -> Iterator[None]:
             _check_weights(module)
             _uncompile(module, undo)
         _gather(model, undo)
+        _stand_in(model, undo)
         with ExitStack() as stack:
             # Mixed precision around the call would be another model's, as that of a forward is.
             for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
@@ -209,25 +232,39 @@ def check_causal_lm(model: nn.Module) -> None:
         )
 
 
-def _inside(module: nn.Module) -> nn.Module | None:
+def is_a(module: nn.Module, file: str, name: str) -> bool:
+    """Whether a module is of a class of a file that need not have been imported."""
+    kind = _class(file, name)
+    return kind is not None and isinstance(module, kind)
+
+
+def _inside(module: nn.Module, stays: bool = False) -> nn.Module | None:
     """The module that a wrapper was put around; None for what is no wrapper."""
-    if _is(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+    kinds = _wrapped_as(type(module))
+    if not kinds:
+        return None
+    _check_flat(module)
+    for kind in _WRAPPERS:
+        if kind in kinds:
+            _, name, attribute = kind
+            _check_wrapper(module, name, stays)
+            return getattr(module, attribute)
+    return None
+
+
+def _check_flat(module: nn.Module) -> None:
+    if _FSDP1 in _wrapped_as(type(module)):
         raise GvendiError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which keeps its weights as parts of flat "
             "vectors, without names and shapes of their own; shard it with torch.distributed.fsdp.fully_shard, which "
             "is sketched as the plain model, or load its checkpoint into a model without the wrapper"
         )
-    for file, name, attribute in _WRAPPERS:
-        if _is(module, file, name):
-            _check_wrapper(module, name)
-            return getattr(module, attribute)
-    return None
 
 
-def _check_wrapper(module: nn.Module, name: str) -> None:
+def _check_wrapper(module: nn.Module, name: str, stays: bool) -> None:
     """Raises GvendiError for a wrapper that does more than to hand its arguments on."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    if not all(_is_of(hook, _SHARDING) for hook in hooks):
+    if not stays and not all(_is_of(hook, _SHARDING) for hook in hooks):
         raise GvendiError(
             f"the wrapper {name} has forward hooks of its own, and a pass takes the wrapper off; register them on the "
             "module inside it, or remove them while sketches are taken"
@@ -305,8 +342,8 @@ def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
     if kind is None:
         return
     whole: dict[int, nn.Parameter] = {}
-    for module in list(model.modules()):
-        _check_parallel(module)
+    for path, module in list(model.named_modules()):
+        _check_parallel(path, module)
         for place in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = getattr(module, place)
             others = [item for item in hooks.items() if not _is_of(item[1], _SHARDING)]
@@ -318,24 +355,55 @@ def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
                 continue
             undo.append(partial(module._parameters.__setitem__, name, parameter))
             if id(parameter) not in whole:
-                values = parameter.detach().full_tensor()
+                if parameter.is_meta:
+                    values = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                else:
+                    values = parameter.detach().full_tensor()
                 whole[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             module._parameters[name] = whole[id(parameter)]
 
 
-def _check_parallel(module: nn.Module) -> None:
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        if _is_of(hook, "torch.distributed.tensor"):
-            raise GvendiError(
-                f"the {type(module).__name__} of the model is split over devices (tensor parallel), where no rank has "
-                "a layer's whole input and output; load the model without a tp_plan"
-            )
+def _stand_in(model: nn.Module, undo: list[Callable[[], object]]) -> None:
+    """Tensors on the meta device have values inside, by which a model can be looked at: one tensor for each shape."""
+    values: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+    inside: dict[int, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def of(x: Tensor) -> Tensor:
+        key = x.shape, x.dtype
+        if key not in values:
+            drawn = torch.rand(x.shape, generator=generator).add_(0.5)
+            values[key] = (drawn / x.shape[-1] if x.dim() > 1 else drawn).to(x.dtype)
+        return values[key]
+
+    for module in list(model.modules()):
+        for table in (module._parameters, module._buffers):
+            for name, x in table.items():
+                if x is None or not x.is_meta:
+                    continue
+                undo.append(partial(table.__setitem__, name, x))
+                if id(x) not in inside:
+                    is_parameter = isinstance(x, nn.Parameter)
+                    inside[id(x)] = nn.Parameter(of(x), x.requires_grad) if is_parameter else of(x)
+                table[name] = inside[id(x)]
+
+
+def _check_parallel(path: str, module: nn.Module) -> None:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    own = module.__dict__.get("forward")
+    if any(_is_of(hook, "torch.distributed.tensor") for hook in hooks) or _is_of(
+        own, "transformers.distributed"
+    ):
+        where = f"the {type(module).__name__} {canonical_name(path)!r} of the model"
+        raise GvendiError(
+            f"{where} is split over devices (tensor parallel), where no rank has a layer's whole input and output; "
+            "load the model without a tp_plan"
+        )
 
 
 def _passed_by(module: nn.Module) -> set[str]:
     """The names of a module's children whose place in a path does not count."""
-    names = {attribute for file, name, attribute in (*_WRAPPERS, *_AROUND) if _is(module, file, name)}
-    return names & set(module._modules)
+    return {attribute for *_, attribute in _wrapped_as(type(module)) if attribute in module._modules}
 
 
 def _of_parameter(path: str, module: nn.Module, local: str) -> str:
@@ -356,9 +424,17 @@ def _is_of(hook: Any, package: str) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(package)
 
 
-def _is(module: nn.Module, file: str, name: str) -> bool:
-    kind = _class(file, name)
-    return kind is not None and isinstance(module, kind)
+def _wrapped_as(kind: type) -> tuple[tuple[str, str, str], ...]:
+    """Of the wrappers above those that modules of this class are.
+
+    Kept by class: a pass asks for it of every module, several times. A class comes after those that it is made of, so
+    no later import changes the answer.
+    """
+    found = _known.get(kind)
+    if found is None:
+        classes = [(wrapper, _class(*wrapper[:2])) for wrapper in (*_WRAPPERS, *_AROUND, _FSDP1)]
+        found = _known[kind] = tuple(w for w, base in classes if base is not None and issubclass(kind, base))
+    return found
 
 
 def _class(file: str, name: str) -> type | None:

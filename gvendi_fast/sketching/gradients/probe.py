@@ -127,19 +127,43 @@ class LayerOutput(torch.autograd.Function):
     """The output of a linear layer as it is; its gradient also goes to the layer's place in a `SharedInput`."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx, output: Tensor, place: Tensor, trains: bool) -> Tensor:
+        ctx.trains = trains
         # Detached and not a view: what follows may change it in place, as it may change the layer's own output.
         return output.detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return gradient, gradient
+        return _handed_on(gradient, ctx.trains), gradient, None
+
+
+class HandedOn(torch.autograd.Function):
+    """A gradient as it is, which no second backward pass may go through: the sketch would have no part of it."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        raise GvendiError(
+            "a tapped model's gradient is itself differentiated (create_graph=True, as for a gradient penalty), which "
+            "no sketch of the samples follows; detach the tap for such steps"
+        )
+
+
+def _handed_on(gradient: Tensor, trains: bool) -> Tensor:
+    """A layer's gradient for what comes before it."""
+    if trains and torch.is_grad_enabled() and gradient.requires_grad:
+        return HandedOn.apply(gradient)
+    return gradient
 
 
 class NormOutput(torch.autograd.Function):
     """The output of a norm layer as it is; x is the layer's input, or x_hat where no formula is known.
 
-    axis: along which the tokens of a row of the batch run, where a row holds several samples; 0 where it holds one.
+    axis: along which the tokens of a row of the batch run, where a row holds several samples (1 too for the flattened
+    batch [B * T, d]); 0 where it holds one.
     """
 
     @staticmethod
@@ -166,8 +190,9 @@ class NormOutput(torch.autograd.Function):
         e = gradient
         if axis > 1:
             x, e = x.transpose(1, axis), e.transpose(1, axis)
-        z = torch.ops.gvendi.norm_layer(x, e, segments, key, axis > 0, of.norm, of.eps, of.probed.spec)
-        return gradient, *_for_probes(ctx, z), None, None, None, None, None
+        tokens = 0 if axis == 0 else math.prod(e.shape[: 1 if e.dim() == 2 else 2])
+        z = torch.ops.gvendi.norm_layer(x, e, segments, key, tokens, of.norm, of.eps, of.probed.spec)
+        return _handed_on(gradient, of.probed.trains), *_for_probes(ctx, z), None, None, None, None, None
 
 
 class RefusedOutput(torch.autograd.Function):
@@ -212,7 +237,7 @@ class LookedUp(torch.autograd.Function):
                 ids, gradient, segments, key, of.vocabulary, ctx.padding_idx, of.probed.spec
             )
             sketches = _for_probes(ctx, z)
-        return gradient, *sketches, *[None] * 5
+        return _handed_on(gradient, of.probed.trains), *sketches, *[None] * 5
 
 
 class HeadLoss(torch.autograd.Function):
@@ -599,12 +624,18 @@ class ProbedModel:
             current = Pass(self._spec, probe, tuple(group_probes), segments, *ids.shape)
             self.uses = ParameterUses(self.watched, current)
 
+    def outside_of_passes(self, tapped: Tapped, output: Any) -> None:
+        """A layer gave this while no pass ran; GvendiError where it should belong to one."""
+
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """Whether a layer that runs now belongs to the pass; output: what it gave, where that is known."""
         return self.runs_here()
 
-    # Whether an input may be kept in the narrower number format of the layer's output.
-    narrows = False
+    # Whether the pass is a training step: inputs may be kept in the narrower number format of a layer's output, and
+    # gradients may be differentiated themselves.
+    trains = False
+    # Where the model may be compiled by others: a function (run, args, kwargs) that no compiler traces.
+    breaking: Callable[..., Any] | None = None
 
     def segments_of(self, shape: torch.Size) -> Tensor | None:
         """int64 [B, 2]: each sample's rows of an input [..., I] of a linear layer; None if they cannot be told."""
@@ -711,6 +742,16 @@ class Tapped(Forward):
         """The module's, for messages."""
         return self.tap.path
 
+    @property
+    def stands(self) -> Callable[..., Any]:
+        """As `Forward.stands`; outside of every graph where the model may be compiled by others."""
+        return self.run if self.probed.breaking is None else self._run_uncompiled
+
+    def _run_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return self.probed.breaking(self.run, args, kwargs)
+        return self.run(*args, **kwargs)
+
     def own_parameters(self) -> list[Tensor]:
         """The module's parameters that are sketched here, in the order of `tap.parameters`."""
         return [getattr(self.module, attribute) for attribute, _ in self.tap.parameters]
@@ -783,7 +824,9 @@ class TappedLinear(Tapped):
                 f"layer {tap.path!r} saw an input of shape {tuple(shape)} for a batch of {batch} x {length} "
                 f"tokens, so its gradient cannot be split by sample; exclude {tap.weight or tap.bias!r}",
             )
-        return self.probed.carried(output, LayerOutput.apply(output, self._place(x, output, segments)))
+        return self.probed.carried(
+            output, LayerOutput.apply(output, self._place(x, output, segments), self.probed.trains)
+        )
 
     def _place(self, x: Tensor, output: Tensor, segments: Tensor) -> Tensor:
         """The layer's output of the group's `SharedInput`, which the first layer to read x makes."""
@@ -793,7 +836,7 @@ class TappedLinear(Tapped):
         if group.source is not x or group.version != version or group.places[slot] is None:
             # A device map may leave it to the layer to fetch its input.
             source = x.detach().to(output.device)
-            if probed.narrows and source.dtype != output.dtype and not group.transform:
+            if probed.trains and source.dtype != output.dtype and not group.transform:
                 # Under autocast the weight's gradient is that of the narrow input, which takes half the memory too.
                 source = source.to(output.dtype)
             group.source, group.version = x, version
@@ -856,7 +899,9 @@ class TappedEmbedding(Tapped):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, with a gradient at what it looked up."""
         if not self.probed.runs(self):
-            return self.inner(*args, **kwargs)
+            out = self.inner(*args, **kwargs)
+            self.probed.outside_of_passes(self, out)
+            return out
         calls = _EmbeddingCalls(
             self._looked_up, self.module._parameters.get("weight") if self.is_sketched else None
         )

@@ -104,7 +104,8 @@ class GradientSketcher:
     The gradient is that of the negative log-likelihood of a sample's supervised tokens (labels other than -100),
     summed, over all parameters that require a gradient (over all, if none does), with the model in eval mode.
 
-    model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16.
+    model: a causal LM as `transformers.AutoModelForCausalLM` gives it, on any device, float32 or bfloat16. One on the
+        meta device will do where another model of its kind is tapped.
     spec: dimension, kind and seed of the sketch.
     exclude: shell patterns of parameter names to leave out; `coverage` says what is left. Parts that text does not
         reach, such as a vision tower, are left out by themselves, and `coverage.left_out` names them.
@@ -191,8 +192,8 @@ class GradientSketcher:
                 cells = find_cells(model, layout)
         if layers != "all":
             with _alone(model):
-                names = left_out(layers, cells) if blocks is None else left_out_before(blocks, model, layout)
-                out = (*exclude, *map(glob.escape, names))
+                away = left_out(layers, cells) if blocks is None else left_out_before(blocks, model, layout)
+                out = (*exclude, *map(glob.escape, away))
                 layout = find_taps(model, out, text.names, parameters, self._reading.shared)
         self.parameters, self.transposed = tuple(layout.names), layout.transposed
         self.coverage = Coverage(layout.sketched, layout.total, text.parts)
@@ -291,6 +292,11 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
+        if any(p.is_meta for p in self.model.parameters()):
+            raise GvendiError(
+                "the model is on the meta device, where weights have no values; such a sketcher serves to tap another "
+                "model of its kind (sketcher.tap(model)), or load the weights first"
+            )
         ids, given, mask = on_cpu(input_ids, labels, attention_mask)
         count = 1 if self.groups is None else 1 + len(self.groups.names)
         samples = len(ids) if ids.dim() else 0

@@ -22,6 +22,7 @@ import math
 import threading
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -34,12 +35,14 @@ from torch.utils._pytree import tree_leaves
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.undoing import undoing
 from gvendi_fast.sketching.gradients.adapters import BASE, TRAINABLE
+from gvendi_fast.sketching.gradients.as_written import AsWritten, breaking, put_aside
 from gvendi_fast.sketching.gradients.boundaries import Samples, find_samples, given_samples
 from gvendi_fast.sketching.gradients.crossing import attends_across
 from gvendi_fast.sketching.gradients.forward import MODELS
 from gvendi_fast.sketching.gradients.fused_head import find_fused, fused_tokens, watch_fused
+from gvendi_fast.sketching.gradients.graph import edges_to_leaves, nodes_of
 from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
-from gvendi_fast.sketching.gradients.names import check_causal_lm, named_modules, plain_model
+from gvendi_fast.sketching.gradients.names import check_causal_lm, check_trained, named_modules, plain_model
 from gvendi_fast.sketching.gradients.parameter_uses import ParameterUses, SeenEdges
 from gvendi_fast.sketching.gradients.parameter_uses import Pass as UsePass
 from gvendi_fast.sketching.gradients.probe import (
@@ -54,20 +57,25 @@ from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
-from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, check_followed, hidden_use
+from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+
+
+# Under what name a node of autograd's graph knows its pass, and how far from a layer's output it is looked for.
+_PASS = "gvendi_fast pass"
+_NEAR = 64
 
 
 @dataclass(eq=False)
 class Pass:
     """One forward pass under a tap, and what its backward pass has given so far.
 
-    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. met: ids of
-    the modules whose layers ran. missed: parameters that may have got a gradient that their layer did not see. hidden:
-    those whose uses are followed, and that got a gradient though none was seen.
-    tokens int64 [S] and tags int64 [S], None where the batch does not say.
+    z: the gradients of its probes, the first of all parameters, then of every sketch group; None before. met: how often
+    layers ran, by the id of their module. missed: parameters of which autograd's graph shows a use that no layer saw.
+    followed: names of those whose uses are followed and of which one was seen. tokens int64 [S] and tags int64 [S],
+    None where the batch does not say.
     """
 
     number: int
@@ -75,9 +83,9 @@ class Pass:
     tokens: Tensor | None
     tags: Tensor | None
     z: list[Tensor | None]
-    met: set[int] = field(default_factory=set)
-    missed: list[tuple[str, Tapped]] = field(default_factory=list)
-    hidden: list[str] = field(default_factory=list)
+    met: Counter[int] = field(default_factory=Counter)
+    missed: dict[str, Tapped] = field(default_factory=dict)
+    followed: set[str] = field(default_factory=set)
 
     def add(self, place: int, z: Tensor) -> None:
         """Add what a backward pass gave to probe number `place`."""
@@ -89,6 +97,7 @@ class Pass:
 class Running:
     """The probes of a pass, which its forward pass needs, and a checkpoint that runs a part of it again."""
 
+    by: TappedModel
     of: Pass
     probes: list[Tensor]
     ids: Tensor
@@ -100,11 +109,12 @@ class Running:
 class TappedModel(ProbedModel):
     """The taps of a sketcher on the layers of a model that is trained: the sketcher's own, or another of its kind."""
 
-    narrows = True
+    trains = True
 
     def __init__(self, sketcher: GradientSketcher, model: nn.Module) -> None:
         probed = sketcher._probed
         self.sketcher, self.model = sketcher, model
+        self.breaking = breaking()
         self.spec, self._spec = probed.spec, probed._spec
         modules = _modules_of(sketcher, model)
         bound = functools.partial(_bound, modules)
@@ -162,6 +172,7 @@ class TappedModel(ProbedModel):
             self._spec, probe, tuple(group_probes), samples.segments, len(samples), length, True, owners
         )
         running.uses = uses = ParameterUses(self.watched, current)
+        running.of.followed = uses.met
         trained = {id(w.parameter): w.name for w in self.watched if w.parameter.requires_grad}
         if trained and self._settings() not in self.looked:
             uses.seen = SeenEdges(trained)
@@ -220,6 +231,10 @@ class TappedModel(ProbedModel):
         begins = torch.arange(batch) * (count // batch)
         return torch.stack([begins, begins + count // batch], dim=1)
 
+    def outside_of_passes(self, tapped: Tapped, output: Any) -> None:
+        """As `ProbedModel.outside_of_passes`: `runs` raises the error."""
+        self.runs(tapped, output)
+
     def token_axis(self, shape: torch.Size) -> int | None:
         """As `ProbedModel.token_axis`; with several samples in a row it must be known where the tokens run."""
         samples = self.running.of.samples
@@ -244,8 +259,6 @@ class TappedModel(ProbedModel):
 
     def runs_here(self) -> bool:
         """Whether a layer that runs now belongs to a pass: of this call, or of a checkpoint's part run again."""
-        if torch.compiler.is_dynamo_compiling():
-            return self.running is not None
         task = torch._C._current_graph_task_id()
         if task != -1 and task != self.outer:
             if self.backward is not None:
@@ -262,27 +275,53 @@ class TappedModel(ProbedModel):
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         if self.runs_here():
-            if not torch.compiler.is_dynamo_compiling():
-                self.running.of.met.add(id(tapped.module))
+            # What a pass without gradients runs, for its metrics, makes no node.
+            if torch.is_grad_enabled():
+                self.running.of.met[id(tapped.module)] += 1
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False
-        if id(tapped.module) in self.above and self.running is not None:
+        if id(tapped.module) in self.above and (running := self._pass_of(output)) is not None:
             # A head that is called by itself, after the model under it.
-            self.running.of.met.add(id(tapped.module))
+            self.running = running
+            self.running.of.met[id(tapped.module)] += 1
             return True
         if MODELS.is_claimed([tapped.module]):
             # A sketcher's own pass over the same model.
             return False
+        where = "in another thread than the tap's" if self.thread != threading.get_ident() else "by itself"
         raise GvendiError(
-            f"layer {tapped.path!r} of the tapped model was run outside of a forward pass of the model, by itself or "
-            "by another model that shares it, so whose samples its gradient is of is not known; detach the tap for "
-            "that, run it under torch.no_grad(), or leave the layer out with exclude="
+            f"layer {tapped.path!r} of the tapped model was run outside of a forward pass of the model, {where} or by "
+            "another model that shares it, so whose samples its gradient is of is not known; detach the tap for that, "
+            "run it under torch.no_grad(), or leave the layer out with exclude="
         )
+
+    def _pass_of(self, output: Tensor) -> Running | None:
+        """The pass of which a layer above the model read the result: of those whose node is near, else the last."""
+        waiting, seen = list(nodes_of(output)), 0
+        while waiting and seen < _NEAR:
+            node, seen = waiting.pop(0), seen + 1
+            if node is None:
+                continue
+            if isinstance(found := node.metadata.get(_PASS), Running) and found.by is self:
+                return found
+            waiting += [following for following, _ in node.next_functions]
+        return self.running
+
+    def note_result(self, output: Any, running: Running) -> None:
+        """Let autograd's graph tell which pass a result is of, for as long as it lives."""
+        for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
+            if isinstance(x, Tensor) and x.grad_fn is not None:
+                x.grad_fn.metadata[_PASS] = running
+                x.register_hook(functools.partial(_reach, self, running))
 
 
 class PackingWarning(UserWarning):
     """Samples of a packed row are not kept apart by the model, or that is not known."""
+
+
+class CompiledWarning(UserWarning):
+    """A step of a compiled model runs eagerly."""
 
 
 class TrainingTap:
@@ -302,7 +341,7 @@ class TrainingTap:
     A sketch is that of the gradient of the user's own scalar by the sample's tokens: its length is the scalar's scale
     (a mean over the batch divides it, a gradient scaler multiplies it), and only its direction is a sample's own. A
     sample that the loss does not depend on has z = 0.
-    Threads: a tap belongs to the thread that attached it; a forward pass in another one is not sketched.
+    Threads: a tap belongs to the thread that attached it; a forward pass with gradients in another one is refused.
     """
 
     def __init__(
@@ -315,17 +354,22 @@ class TrainingTap:
     ) -> None:
         given = sketcher.model if model is None else model
         self.sketcher, self.model = sketcher, given
-        self._plain: Any = plain_model(given)
+        self._plain: Any = plain_model(given, stays=True)
         check_causal_lm(self._plain)
-        _check_wrappers(given)
+        check_trained(given)
         self._tag, self._samples = tag, samples
         self._tapped = TappedModel(sketcher, self._plain)
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
-        self._looked_across = False
-        # What ends the watch over parameters whose layers did not run.
-        self._watching: list[Callable[[], object]] = []
+        self._looked_across = self._warned_of_compiling = False
+        self._uncompiled = [AsWritten(module, self._failed) for module in self._entries()]
+        # Passes that began since the last take.
+        self._begun: list[Pass] = []
+        # By id, what ends the watch over a parameter whose layer did not run, and by name what the watches saw: the
+        # layer, or None for a parameter whose uses are followed.
+        self._watches: dict[int, Callable[[], object]] = {}
+        self._seen: dict[str, Tapped | None] = {}
         self._parameters = tuple(inspect.signature(type(self._plain).forward).parameters)
 
     @property
@@ -339,6 +383,7 @@ class TrainingTap:
             raise GvendiError(
                 "this tap is attached already; detach() it first, or enter it once around the whole loop"
             )
+        check_trained(self.model)
         _check_frozen(self.sketcher, self._plain)
         for tapped in self._tapped.tapped:
             other = getattr(tapped.module.__dict__.get("forward"), "__self__", None)
@@ -354,9 +399,15 @@ class TrainingTap:
             self._tapped.thread = threading.get_ident()
             undo.append(self._tapped.end)
             undo.append(self._tapped.stop_following)
-            if self._tapped.follows:
-                check_followed(self.model)
-            for forward in (*self._tapped.tapped, *self._tapped.again):
+            if put_aside(self.model, undo) and not self._warned_of_compiling:
+                self._warned_of_compiling = True
+                warnings.warn(
+                    "the tapped model is compiled; while the tap is attached it runs as it is written, eagerly, and "
+                    "compiled again after detach()",
+                    CompiledWarning,
+                    stacklevel=2,
+                )
+            for forward in (*self._tapped.tapped, *self._tapped.again, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
             for module in self._entries():
@@ -370,11 +421,11 @@ class TrainingTap:
     def detach(self) -> None:
         """Leave the model as it was; what has come and was not taken is forgotten. Nothing where not attached."""
         stack, self._undo = self._undo, None
-        self._arrived, self._forwards = [], 0
+        self._arrived = []
         self._tapped.depth = 0
-        for end in self._watching:
+        for end in self._watches.values():
             end()
-        self._watching = []
+        self._watches, self._seen, self._begun = {}, {}, []
         if stack is not None:
             stack.__exit__(None, None, None)
 
@@ -396,33 +447,43 @@ class TrainingTap:
                 "this tap is not attached; enter it ('with tap:', or tap.attach()) before the step"
             )
         passes = sorted(self._arrived, key=lambda p: p.number)
-        forwards, self._arrived, self._forwards = self._forwards, [], 0
+        begun, seen = self._begun, self._seen
+        self._arrived, self._begun, self._seen = [], [], {}
         for group in self._tapped.groups:
             group.close()
         if not passes:
             raise GvendiError(
                 "no backward pass has come: call loss.backward() before take(), on a loss of the model's own outputs "
-                f"({forwards} forward passes ran under the tap; torch.autograd.grad() reaches weights alone)"
-                if forwards
+                f"({len(begun)} forward passes ran under the tap; torch.autograd.grad() reaches weights alone)"
+                if begun
                 else "no forward pass of the model ran under the tap with gradients; attach the tap before the "
-                "forward pass, and run it on the model that is tapped"
+                "forward pass, and run it on the model that is tapped (a compiler that is told not to look at its "
+                "guards runs the graph of before; tap the compiled module itself)"
             )
-        for undo in self._watching:
-            undo()
-        self._watching = []
-        hidden = [name for one in passes for name in one.hidden]
+        self._check_seen(seen, passes, begun)
+        return _sketches(passes)
+
+    def _check_seen(
+        self, seen: Mapping[str, Tapped | None], passes: Sequence[Pass], begun: Sequence[Pass]
+    ) -> None:
+        """GvendiError where a parameter got a gradient that neither its layer nor anything else saw."""
+        # Another pass may have run what one has left out (a layer that is dropped at random, a head).
+        ran = set().union(*(one.met for one in (*passes, *begun)))
+        followed = set().union(*(one.followed for one in (*passes, *begun)))
+        hidden = sorted(name for name, part in seen.items() if part is None and name not in followed)
         if hidden:
-            raise hidden_use(self._tapped.watched, sorted(set(hidden)))
-        # A head may have run after the model under it.
-        missed = [item for one in passes for item in one.missed if id(item[1].module) not in one.met]
-        if missed:
-            name, part = missed[0]
+            raise hidden_use(self._tapped.watched, hidden)
+        missed = {
+            name: part for name, part in seen.items() if part is not None and id(part.module) not in ran
+        }
+        for one in passes:
+            missed |= {name: part for name, part in one.missed.items() if id(part.module) not in one.met}
+        for name, part in missed.items():
             raise GvendiError(
                 f"the parameter {name!r} is trained without running its layer {part.path!r} (by a fused loss that "
                 "takes the weight itself, or by code of one's own), so its part of the sketches would be missing; "
                 f"switch the fused loss off, or leave it out with exclude=[{name!r}]"
             )
-        return _sketches(passes)
 
     def __getstate__(self) -> dict[str, Any]:
         raise GvendiError(
@@ -438,6 +499,8 @@ class TrainingTap:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Before the model runs: the batch is looked at and gets a probe."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            return tapped.breaking(self._enter, (module, args, kwargs), {})
         given = kwargs
         if self._tag is not None and self._tag in kwargs:
             given = {name: value for name, value in kwargs.items() if name != self._tag}
@@ -485,6 +548,7 @@ class TrainingTap:
         home = self._plain.get_input_embeddings().weight.device
         one = Pass(self._forwards, samples, tokens, tags, [None] * count)
         self._forwards += 1
+        self._begun.append(one)
         probes = []
         for place in range(count):
             probe = torch.zeros(len(samples), self.sketcher.spec.dim, device=home, requires_grad=True)
@@ -492,7 +556,7 @@ class TrainingTap:
                 functools.partial(self._came, weakref.ref(self), one, place)
             )
             probes.append(probe)
-        tapped.running, tapped.backward = Running(one, probes, ids[..., 0] if ids.dim() > 2 else ids), None
+        tapped.running = Running(tapped, one, probes, ids[..., 0] if ids.dim() > 2 else ids)
         if tapped.follows:
             tapped.follow(tapped.running)
         for name in ("labels", "shift_labels"):
@@ -520,6 +584,9 @@ class TrainingTap:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the model has run, or has failed."""
         tapped = self._tapped
+        if torch.compiler.is_dynamo_compiling():
+            tapped.breaking(self._leave, (module, args, output), {})
+            return
         if tapped.depth == 0 or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         if threading.get_ident() != tapped.thread or MODELS.is_claimed([module]):
@@ -537,9 +604,13 @@ class TrainingTap:
             tapped.look_for_hidden(running, output)
             self._watch_unseen(running)
         self._look_after(running, output)
-        for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
-            if isinstance(x, Tensor) and x.requires_grad:
-                x.register_hook(functools.partial(_reach, tapped, running))
+        tapped.note_result(output, running)
+
+    def _failed(self) -> None:
+        """A forward pass was ended by an error or an interrupt."""
+        if torch._C._current_graph_task_id() == -1 and threading.get_ident() == self._tapped.thread:
+            self._tapped.stop_following()
+            self._tapped.depth, self._tapped.running = 0, None
 
     def _look_after(self, running: Running, output: Any) -> None:
         """Watch the parameters of layers that did not run: they must get no gradient."""
@@ -557,25 +628,44 @@ class TrainingTap:
                 # Uses of a watched one are seen elsewhere too.
                 if not parameter.requires_grad or name in followed:
                     continue
-                note = functools.partial(running.of.missed.append, (name, part))
                 if id(parameter) not in seen and type(parameter) is nn.Parameter:
-                    self._watching.append(parameter.register_hook(lambda _, note=note: note()).remove)
-                elif id(part.module) in self._tapped.above:
-                    # Of a shared or a sharded weight it cannot be seen whose gradient it gets.
-                    note()
+                    self._watch(parameter, name, part)
+                elif id(part.module) in self._tapped.above and self._takes_more(parameter, output):
+                    running.of.missed[name] = part
+
+    def _takes_more(self, parameter: Tensor, output: Any) -> bool:
+        """Whether what a model gave depends on a parameter by more than the layers that ran; True if it is sharded."""
+        if type(parameter) is not nn.Parameter:
+            return True
+        running = self._tapped.running
+        layers = {
+            id(part.module)
+            for part in self._tapped.tapped
+            if any(parameter is p for p in part.own_parameters())
+        }
+        runs = sum(running.of.met[layer] for layer in layers)
+        values = list(output.values()) if isinstance(output, Mapping) else output
+        return sum(leaf is parameter for _, leaf in edges_to_leaves(values)) > runs
+
+    def _watch(self, parameter: Tensor, name: str, part: Tapped | None) -> None:
+        """Note whether a parameter gets a gradient, until the tap is detached."""
+        if id(parameter) not in self._watches:
+            of = weakref.ref(self)
+
+            def saw(_: Tensor) -> None:
+                tap = of()
+                if tap is not None:
+                    tap._seen[name] = part
+
+            self._watches[id(parameter)] = parameter.register_hook(saw).remove
 
     def _watch_unseen(self, running: Running) -> None:
         """Watch the watched parameters that no operation took: without a part run again they must get no gradient."""
-        uses, watched = running.uses, self._tapped.watched
-        for w in watched:
+        for w in self._tapped.watched:
             parameter = w.parameter
-            if w.name not in uses.met and parameter.requires_grad and type(parameter) is nn.Parameter:
-
-                def seen(_: Tensor, name: str = w.name) -> None:
-                    if name not in uses.met:
-                        running.of.hidden.append(name)
-
-                self._watching.append(parameter.register_hook(seen).remove)
+            is_met = w.name in running.uses.met
+            if not is_met and parameter.requires_grad and type(parameter) is nn.Parameter:
+                self._watch(parameter, w.name, None)
 
     def _look_across(self, arguments: Mapping[str, Any], samples: Samples) -> None:
         """Warn, once, where the samples of a packed row attend to one another."""
@@ -618,8 +708,8 @@ class TrainingTap:
                 one.add(1 + tap.group, z)
             TrainingTap._arrive(of, one)
 
-        self._watching.append(watch_fused(node, tokens, one.samples, tap, self.sketcher.spec, found))
-        running.of.met.add(id(tap.module))
+        watch_fused(node, tokens, one.samples, tap, self.sketcher.spec, found)
+        running.of.met[id(tap.module)] += 1
 
 
 def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:
@@ -675,16 +765,6 @@ def _needs_start(sketcher: GradientSketcher, model: nn.Module) -> bool:
     """Whether gradients must begin at the embedding: below a sketched parameter there may be none to train."""
     there = parameters_by_name(model)
     return any(not there[name].requires_grad for name in sketcher.parameters)
-
-
-def _check_wrappers(model: nn.Module) -> None:
-    """GvendiError for what runs the layers elsewhere than here."""
-    for module in model.modules():
-        if isinstance(module, nn.DataParallel):
-            raise GvendiError(
-                "the model is wrapped in DataParallel, whose threads run copies of its layers; start one process for "
-                "each GPU (torchrun) and wrap it in DistributedDataParallel"
-            )
 
 
 def _check_frozen(sketcher: GradientSketcher, model: nn.Module) -> None:

@@ -59,14 +59,3 @@ def hidden_use(watched: Sequence[Watched], names: Sequence[str]) -> GvendiError:
         f"it does (a fused kernel, an autograd function of its own), so their sketch would not be whole; {remedy}, or "
         f"leave them out with exclude={list(names)}"
     )
-
-
-def check_followed(model: nn.Module) -> None:
-    """GvendiError for a compiled model, whose operations are not seen one by one."""
-    for module in model.modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise GvendiError(
-                "a compiled model (torch.compile) with experts, states or other parameters whose uses are followed "
-                "operation by operation cannot be tapped; leave it uncompiled for tapped steps, or leave such "
-                "parameters out with exclude="
-            )

@@ -1,0 +1,211 @@
+"""Which source a sample of a training batch comes from: a number that travels with the batch.
+
+A trainer drops the columns that its model does not take, and a collator knows a few names only. So the collator is
+wrapped: the source leaves the rows before they are collated and joins the batch as int64 under `TAG`, which the tap
+takes out of the arguments of the model's forward. Names stay behind; `SourceNames` knows them by their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import nn
+
+from gvendi_fast.base.errors import GvendiError
+
+# The key of the batch; no model has an argument of this name.
+TAG = "gvendi_tag"
+# Of padding in a batch whose tags are by token.
+PADDING = -1
+# Names that are numbered as they are met begin here, apart from integers that a column has.
+_MET = 1 << 62
+
+
+class SourceNames:
+    """The sources of a data set's column, numbered.
+
+    column: the column of the data set.
+    names: what the numbers 0, 1, ... stand for; None numbers the names as they are met, which workers of a data loader
+        cannot do, as each has its own copy. Integers in the column are taken as they are.
+    """
+
+    def __init__(self, column: str, names: Sequence[str] | None = None) -> None:
+        self.column = column
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self.is_closed = False
+        if names is not None:
+            self.close(names)
+
+    def close(self, names: Sequence[str]) -> None:
+        """These are all the names. Raises GvendiError where one is there twice."""
+        self.names = [str(name) for name in names]
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+        self.is_closed = True
+        if len(self._numbers) != len(self.names):
+            raise GvendiError(f"sources is {list(names)}, with one name twice; give each source once")
+
+    def number_of(self, value: Any) -> int:
+        """The number of one value of the column. Raises GvendiError for a value that is no source."""
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            if not 0 <= value < _MET:
+                raise GvendiError(f"column '{self.column}' has the source {value}; wanted 0 to 2^62")
+            return int(value)
+        if not isinstance(value, str):
+            raise GvendiError(
+                f"column '{self.column}' has a {type(value).__name__} for a source; wanted a string or an integer a row"
+            )
+        if value not in self._numbers:
+            self._add(value)
+        return self._numbers[value]
+
+    def name_of(self, number: int) -> str:
+        """The name behind a number; an integer of the column is its own where it has none."""
+        if number < _MET:
+            return self.names[number] if self.is_closed and number < len(self.names) else str(number)
+        if number - _MET < len(self.names):
+            return self.names[number - _MET]
+        raise GvendiError(
+            f"the names in column '{self.column}' were numbered by another process, which gave this one its batches; "
+            "give sources=[...] with all of them"
+        )
+
+    def _add(self, name: str) -> None:
+        if self.is_closed:
+            known = ", ".join(map(repr, self.names[:8]))
+            raise GvendiError(
+                f"column '{self.column}' has the source {name!r}, which is none of {known}; give sources=[...] with "
+                "all of them"
+            )
+        if torch.utils.data.get_worker_info() is not None:
+            raise GvendiError(
+                f"the names in column '{self.column}' cannot be numbered by several workers of a data loader; give "
+                "sources=[...] with all of them, or dataloader_num_workers=0"
+            )
+        self._numbers[name] = _MET + len(self.names)
+        self.names.append(name)
+
+
+def names_in(dataset: Any, column: str) -> list[str] | None:
+    """The names of a column's sources as a data set knows them, None where it does not: one of text that is read as it
+    comes, and one of integers."""
+    features = getattr(dataset, "features", None)
+    feature = features.get(column) if isinstance(features, Mapping) else None
+    # A list of class labels, token by token, in a packed data set.
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is not None:
+        return list(names)
+    if getattr(feature, "dtype", None) == "string" and hasattr(dataset, "unique"):
+        return sorted(dataset.unique(column))
+    return None
+
+
+class SourceCollator:
+    """A data collator that adds the sources of its rows to the batch of another.
+
+    A row's source is a string or an integer, or, of a packed row, an integer a token. In the batch they are int64: [B],
+    [2 B] where a row gives two sequences (chosen, then rejected), or one a token of a row that holds several samples.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], names: SourceNames, remedy: str = "") -> None:
+        self.collate, self.names, self.remedy = collate, names, remedy
+
+    def __call__(self, rows: list[Any]) -> Any:
+        column = self.names.column
+        for row in rows:
+            if not isinstance(row, Mapping) or column not in row:
+                found = ", ".join(map(repr, row)) if isinstance(row, Mapping) else f"a {type(row).__name__}"
+                raise GvendiError(f"source is {column!r}, but a row of the data set has {found}{self.remedy}")
+        values = [row[column] for row in rows]
+        batch = self.collate([{key: row[key] for key in row if key != column} for row in rows])
+        if "input_ids" not in batch:
+            raise GvendiError(
+                f"source is {column!r}, but the batch has no 'input_ids' to tell its samples by (it has "
+                f"{', '.join(map(repr, batch))}); leave source out"
+            )
+        batch[TAG] = self._tags(rows, values, batch["input_ids"])
+        return batch
+
+    def _tags(self, rows: list[Any], values: list[Any], ids: torch.Tensor) -> torch.Tensor:
+        is_by_token = [isinstance(value, list | tuple | torch.Tensor) for value in values]
+        if not any(is_by_token) and len(ids) in (len(rows), 2 * len(rows)):
+            numbers = torch.tensor([self.names.number_of(value) for value in values], dtype=torch.int64)
+            return numbers.repeat(len(ids) // len(rows))
+        tokens = [
+            torch.as_tensor(value, dtype=torch.int64)
+            if by_token
+            else torch.full((len(row["input_ids"]),), self.names.number_of(value), dtype=torch.int64)
+            for row, value, by_token in zip(rows, values, is_by_token, strict=True)
+        ]
+        if len(ids) == 1:
+            tokens = [torch.cat(tokens)]
+        if len(tokens) != len(ids) or max(map(len, tokens)) > ids.shape[1]:
+            raise GvendiError(
+                f"source is {self.names.column!r}, but {len(rows)} rows became a batch of shape {tuple(ids.shape)}, "
+                "and nothing says which sample is which row's; leave source out, or collate rows one after the other"
+            )
+        tags = torch.full(tuple(ids.shape), PADDING, dtype=torch.int64)
+        for row, of_tokens in zip(tags, tokens, strict=True):
+            row[: len(of_tokens)] = of_tokens
+        return tags
+
+
+def keep_tags_from(model: nn.Module, is_taken: Callable[[], bool]) -> Any:
+    """Take the tags out of the arguments of a model's forward where nobody else does; returns the hook's handle."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if TAG in kwargs and not is_taken():
+            kwargs = {key: value for key, value in kwargs.items() if key != TAG}
+        return args, kwargs
+
+    return model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+
+
+def pack_with_sources(
+    dataset: Any,
+    max_length: int,
+    source: str = "source",
+    *,
+    strategy: str = "bfd",
+    sources: Sequence[str] | None = None,
+) -> Any:
+    """Pack a tokenised data set as TRL does, with every token's source.
+
+    SFTTrainer keeps `input_ids` and `labels` alone when it packs, so that sources are lost; a data set that was packed
+    here keeps them. It is given to the trainer with `packing=True` and
+    `dataset_kwargs={"skip_prepare_dataset": True}` in its SFTConfig.
+
+    dataset: of the package datasets, with the columns `input_ids`, `labels` (or not: all tokens are supervised) and
+        `source`; `SFTTrainer(..., packing=False).train_dataset` is one.
+    max_length, strategy: as SFTConfig has them; "bfd", "bfd_split" or "wrapped", where a row is a sample whose source
+        is that of its first token.
+    sources: their names, where the column has text and the data set is iterable.
+    Raises GvendiError for columns that are missing and sources that have no number.
+    """
+    from datasets import ClassLabel, Sequence
+    from trl import pack_dataset
+
+    columns = list(dataset.column_names or next(iter(dataset)))
+    for name in ("input_ids", source):
+        if name not in columns:
+            raise GvendiError(
+                f"dataset has no column '{name}' (it has {', '.join(columns)}); tokenise it first, as SFTTrainer does "
+                "with packing=False, whose train_dataset keeps the other columns"
+            )
+    known = sources if sources is not None else names_in(dataset, source)
+    table = SourceNames(source, () if known is None else known)
+
+    def by_token(row: dict[str, Any]) -> dict[str, Any]:
+        return {source: [table.number_of(row[source])] * len(row["input_ids"])}
+
+    kept = [name for name in ("input_ids", "labels") if name in columns]
+    # A column of strings is no place for lists of integers.
+    numbered = dataset.map(
+        lambda row: {"gvendi_source": by_token(row)[source]},
+        remove_columns=[c for c in columns if c not in kept],
+    ).rename_column("gvendi_source", source)
+    packed = pack_dataset(numbered.select_columns([*kept, source]), max_length, strategy)
+    return packed if known is None else packed.cast_column(source, Sequence(ClassLabel(names=list(known))))
