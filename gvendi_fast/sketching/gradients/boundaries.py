@@ -7,6 +7,7 @@ index. Values are read on the CPU: on a GPU a packed batch waits for what was qu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,14 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.segments)
+
+    def owners(self) -> Tensor:
+        """int64 [B, T] on the CPU: the number of each token's sample, S for a token of none."""
+        marks = torch.full((math.prod(self.shape),), len(self))
+        lengths = self.segments[:, 1] - self.segments[:, 0]
+        places = torch.cat([torch.arange(*segment) for segment in self.segments.tolist()])
+        marks[places] = torch.arange(len(self)).repeat_interleave(lengths)
+        return marks.view(self.shape)
 
     def at_first_tokens(self, values: Tensor) -> Tensor:
         """What values [B] or [B, T] hold for each sample, [S] on the CPU: of its row, or at its first token."""

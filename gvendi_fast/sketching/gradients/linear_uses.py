@@ -170,8 +170,7 @@ def _whole_parameter(side: Side | None, dims: int) -> Watched | None:
 
 
 def _is_of_all_tokens(use: Use, x: Tensor) -> bool:
-    tokens = use.current.samples * use.current.length
-    return x.numel() == tokens * x.shape[-1] and use.rows.is_natural(x)
+    return x.numel() == use.rows.tokens * x.shape[-1] and use.rows.is_natural(x)
 
 
 _LETTERS = string.ascii_lowercase

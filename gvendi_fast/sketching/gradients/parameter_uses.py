@@ -193,7 +193,7 @@ class Pass:
 
     probe float32 [B, K]; group_probes: of each sketch group, empty where sketches are not kept by group.
     segments int64 [B, 2] on the CPU: the rows of the flattened batch in which a gradient can differ from zero.
-    trains: whether it is a training step's, which forms the gradients of its weights.
+    trains: whether it is a training step's, which forms the gradients of its weights. owners: as `TokenRows` has them.
     """
 
     spec: SketchSpec
@@ -203,6 +203,7 @@ class Pass:
     samples: int
     length: int
     trains: bool = False
+    owners: Tensor | None = None
 
     def probes(self, watched: Sequence[Watched]) -> tuple[Tensor, ...]:
         """The probe, then that of the group of each of these parameters where sketches are kept by group."""
@@ -255,9 +256,12 @@ class Use:
         """The error for a use that cannot be sketched."""
         names = ", ".join(w.where for side in self.sides for w in side.of)
         patterns = list(dict.fromkeys(w.name for side in self.sides for w in side.of))
+        packed = (
+            "give each sample a row of its own instead of packing them, or " if self.rows.is_packed else ""
+        )
         return GvendiError(
-            f"no sketch is known for the parameters {names} as {name_of(self.function)} uses them: {why}; leave them "
-            f"out with exclude={patterns} (the coverage of the result then says how much is sketched)"
+            f"no sketch is known for the parameters {names} as {name_of(self.function)} uses them: {why}; {packed}"
+            f"leave them out with exclude={patterns} (the coverage of the result then says how much is sketched)"
         )
 
 
@@ -336,7 +340,9 @@ class ParameterUses(TorchFunctionMode):
     def __init__(self, watched: Sequence[Watched], current: Pass) -> None:
         super().__init__()
         self.current = current
-        self.rows = TokenRows(current.samples, current.length, has_parameters=current.trains)
+        self.rows = TokenRows(
+            current.samples, current.length, has_parameters=current.trains, owners=current.owners
+        )
         # Names of the parameters of which an operation that may pass a gradient was seen.
         self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}

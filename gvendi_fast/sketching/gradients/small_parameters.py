@@ -236,7 +236,7 @@ def compact(side: Side) -> Side:
 
 def known_of(use: Use, x: Tensor) -> Known:
     """Which sample an entry of an activation belongs to. Raises GvendiError where that is not known."""
-    if use.current.samples == 1:
+    if use.current.samples == 1 and not use.rows.is_packed:
         return Numbers(torch.zeros((1,) * x.dim(), dtype=torch.int64, device=x.device))
     known = use.rows.of(x)
     if known is UNKNOWN:
@@ -412,7 +412,7 @@ def joined(use: Use) -> Tensor:
     dim = use.argument(1, "dim", use.kwargs.get("axis", 0))
     x = next(x for x in _activations(use))
     known = known_of(use, x)
-    if use.current.samples > 1:
+    if use.current.samples > 1 or use.rows.is_packed:
         along = (
             [known.axis]
             if isinstance(known, Along)
@@ -434,7 +434,7 @@ def stacked(use: Use) -> Tensor:
 
 def _along_first(use: Use, x: Tensor) -> bool:
     """Whether x [B, ...] or [B * m, ...] has its samples one after the other."""
-    return use.current.samples == 1 or use.rows.is_natural(x)
+    return not use.rows.is_packed and (use.current.samples == 1 or use.rows.is_natural(x))
 
 
 @handles(
@@ -572,7 +572,7 @@ def one_by_one(use: Use) -> Any:
     samples, current = use.current.samples, use.current
     if _writes(use):
         raise use.unknown("it writes to its input")
-    if any(not use.rows.is_natural(x) for x in _activations(use)):
+    if use.rows.is_packed or any(not use.rows.is_natural(x) for x in _activations(use)):
         raise use.unknown("of its activations it is not known which sample each row belongs to")
     out = use.run()
     if not isinstance(out, Tensor):

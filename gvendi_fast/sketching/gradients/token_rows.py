@@ -45,12 +45,21 @@ class TokenRows:
     trusts_functions: an autograd function of a model's own is taken to leave the flattened batch's rows at their
     places, as a trial does that looks at the order of tokens by itself.
     has_parameters: parameters require a gradient, as in a training step, so that not all that does is an activation.
+    owners: int64 [rows, T], the sample of every token where a row of the batch may hold several, B for one of none.
+        What is natural then has both axes, or the flattened one.
     """
 
     def __init__(
-        self, samples: int, length: int, trusts_functions: bool = False, has_parameters: bool = False
+        self,
+        samples: int,
+        length: int,
+        trusts_functions: bool = False,
+        has_parameters: bool = False,
+        owners: Tensor | None = None,
     ) -> None:
         self.samples_count, self.length = samples, length
+        self.tokens = samples * length if owners is None else owners.numel()
+        self._owners = {} if owners is None else {owners.device: owners}
         self._mark, self._trusts_functions = object(), trusts_functions
         self._has_parameters = has_parameters
 
@@ -69,11 +78,18 @@ class TokenRows:
         """What is known of a tensor."""
         if self._is_noted(x):
             return x.__dict__[_ROWS][1]
-        return self._natural(x.shape)
+        return self._natural(x)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a row of the batch may hold several samples."""
+        return bool(self._owners)
 
     def is_natural(self, x: Tensor) -> bool:
         """Whether x has the rows of its samples one after the other along its first axis, in the batch's order."""
         found = self.of(x)
+        if self.is_packed:
+            return isinstance(found, Numbers) and not self._is_noted(x)
         return isinstance(found, Along) and found.axis == 0 and found.in_order
 
     def samples(self, x: Tensor, feature: int = -1) -> Tensor | None:
@@ -81,7 +97,7 @@ class TokenRows:
         shape = list(x.shape)
         feature %= len(shape)
         del shape[feature]
-        if self.samples_count == 1:
+        if self.samples_count == 1 and not self.is_packed:
             return torch.zeros(math.prod(shape), dtype=torch.int64, device=x.device)
         numbers = self._numbers(x, self.of(x))
         if numbers is None or numbers.shape[feature] != 1:
@@ -102,7 +118,16 @@ class TokenRows:
         else:
             self._same_rows(args, kwargs, out)
 
-    def _natural(self, shape: Sequence[int]) -> Along | object:
+    def _natural(self, x: Tensor) -> Along | Numbers | object:
+        shape = x.shape
+        if self.is_packed:
+            owners = self._owners.get(x.device)
+            if owners is None:
+                owners = self._owners[x.device] = next(iter(self._owners.values())).to(x.device)
+            for axes in ((owners.numel(),), tuple(owners.shape)):
+                if tuple(shape[: len(axes)]) == axes:
+                    return Numbers(owners.view(*axes, *[1] * (len(shape) - len(axes))))
+            return UNKNOWN
         if len(shape) and shape[0] == self.samples_count * self.length:
             return Along(0, self.length)
         if len(shape) and shape[0] == self.samples_count:
@@ -121,12 +146,21 @@ class TokenRows:
 
     def _is_flattened(self, x: Tensor) -> bool:
         """Whether x has the rows of the flattened batch, or as many by chance."""
-        return x.dim() > 0 and self.samples_count > 1 and self._natural(x.shape) == Along(0, self.length)
+        if self.is_packed:
+            # Attention kernels of packed samples leave their tokens at their places.
+            return x.dim() > 0 and x.shape[0] == self.tokens and not _is_attention(x)
+        return x.dim() > 0 and self.samples_count > 1 and self._natural(x) == Along(0, self.length)
 
     def _keep(self, x: Any, known: Along | Numbers | object) -> None:
         if not isinstance(x, Tensor):
             return
-        if known == self._natural(x.shape):
+        natural = self._natural(x)
+        if self.is_packed and isinstance(known, Numbers):
+            if not self._fits(known, known.samples, x):
+                known = UNKNOWN
+            elif isinstance(natural, Numbers) and _is_equal(known.samples, natural.samples):
+                known = natural
+        if known == natural:
             x.__dict__.pop(_ROWS, None)
         else:
             x.__dict__[_ROWS] = self._mark, known
@@ -145,7 +179,7 @@ class TokenRows:
 
         That is looked at on a CPU, and elsewhere only where nothing else helps, for the look waits for the GPU.
         """
-        known = self._natural(x.shape)
+        known = self._natural(x)
         if isinstance(known, Along) and (numbers.device.type == "cpu" or numbers.shape[-1] > 1):
             wanted = (torch.arange(x.shape[0], device=numbers.device) // known.each).view(
                 -1, *[1] * (x.dim() - 1)
@@ -166,7 +200,7 @@ class TokenRows:
                 continue
             # What is natural stays so: a residual to which experts' outputs are added.
             plain = any(self.moves(x) and x.shape == y.shape and not self._is_noted(x) for x in inputs)
-            if plain and self._natural(y.shape) is not UNKNOWN:
+            if plain and self._natural(y) is not UNKNOWN:
                 y.__dict__.pop(_ROWS, None)
                 continue
             # A factor whose rows do not show in the product leaves it to the other, which is natural.
@@ -190,6 +224,21 @@ def _is_of_own_function(x: Tensor) -> bool:
     """Whether a torch.autograd.Function that is neither torch's nor of this package gave x."""
     of = getattr(x.grad_fn, "_forward_cls", None)
     return of is not None and of.__module__.partition(".")[0] not in ("torch", "gvendi_fast")
+
+
+def _is_attention(x: Tensor) -> bool:
+    """Whether a library of attention kernels gave x."""
+    name = x.grad_fn._forward_cls.__module__
+    return "flash" in name and "attn" in name
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether numbers are the same; on a GPU, for which nothing waits here, whether they are one tensor."""
+    if one.shape != other.shape:
+        return False
+    if one.device.type == "cpu":
+        return torch.equal(one, other)
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
 def _flat(values: Any) -> list[Tensor]:
@@ -482,6 +531,11 @@ def _reduced(rows: TokenRows, function, args, kwargs, out) -> None:
     is_mixed = left is None or not axes or any(left.shape[a] != 1 for a in axes if a == 0)
     if isinstance(known, Along):
         is_mixed = is_mixed or known.axis in axes
+    if rows.is_packed and not is_mixed:
+        # A token's rows at its experts again; a sum over tokens may mix samples.
+        is_mixed = any(
+            left.shape[a] != 1 and not torch.equal(left, left.narrow(a, 0, 1).expand_as(left)) for a in axes
+        )
     for y in _flat(out):
         if not y.requires_grad:
             continue
@@ -537,6 +591,13 @@ def _of_first(rows: TokenRows, function, args, kwargs, out) -> None:
     if function not in _PUTS or not isinstance(y, Tensor):
         return
     known, numbers = rows.of(out), rows._numbers(y, rows.of(y))
+    if rows.is_packed and isinstance(known, Numbers):
+        dim, own = named["dim"] % x.dim(), known.samples
+        if numbers is None or any(n != 1 for k in (own, numbers) for a, n in enumerate(k.shape) if a != dim):
+            return rows._keep(out, UNKNOWN)
+        sizes = [n if axis == dim else 1 for axis, n in enumerate(y.shape)]
+        whole = own.expand([n if axis == dim else 1 for axis, n in enumerate(x.shape)])
+        return rows._keep(out, Numbers(whole.index_copy(dim, named["index"], numbers.expand(sizes))))
     if known is not UNKNOWN:
         # The rows of the whole batch come back in an order of their own; an expert's own rows are picked, and noted.
         if known == Along(0, rows.length) and rows.of(y) == known and named["dim"] % x.dim() == 0:
@@ -594,6 +655,13 @@ def _multiplied(rows: TokenRows, function, args, kwargs, out) -> None:
         known = rows.of(right)
         if isinstance(known, Along) and known.axis == right.dim() - 2:
             return rows._keep(out, UNKNOWN)
+        if rows.is_packed:
+            return rows._keep(out, UNKNOWN)
+    if rows.is_packed and rows.moves(left):
+        # Of queries by keys, and of weights by values, rows are the left factor's.
+        known = rows.of(left)
+        is_by_row = isinstance(known, Numbers) and known.samples.shape[-1] == 1 and left.dim() == out.dim()
+        return rows._keep(out, known if is_by_row else UNKNOWN)
     return rows._same_rows(args, kwargs, out)
 
 
@@ -603,6 +671,8 @@ def _einsum(rows: TokenRows, function, args, kwargs, out) -> None:
     if len(factors) == 1 and isinstance(factors[0], (tuple, list)):
         factors = list(factors[0])
     plain = isinstance(equation, str) and "->" in equation and "." not in equation
+    if rows.is_packed:
+        return rows._keep(out, _of_einsum(rows, equation, factors) if plain else UNKNOWN)
     moving = [(i, x) for i, x in enumerate(factors) if isinstance(x, Tensor) and rows.moves(x)]
     known = [rows.of(x) for _, x in moving]
     if not plain or any(isinstance(k, Numbers) for k in known):
@@ -619,6 +689,23 @@ def _einsum(rows: TokenRows, function, args, kwargs, out) -> None:
     if found:
         return rows._keep(out, found[0][1])
     return rows._keep(out, UNKNOWN) if out.requires_grad else None
+
+
+def _of_einsum(rows: TokenRows, equation: str, factors: Sequence[Tensor]) -> Numbers | object:
+    """Of packed samples: the numbers of the first factor that is known, if its tokens' letters are the output's."""
+    given, _, result = equation.replace(" ", "").partition("->")
+    for letters, x in zip(given.split(","), factors, strict=True):
+        known = rows.of(x) if isinstance(x, Tensor) and rows.moves(x) else UNKNOWN
+        if isinstance(known, Numbers):
+            moving = [c for c, n in zip(letters, known.samples.shape, strict=True) if n != 1]
+            if not set(moving) <= set(result):
+                return UNKNOWN
+            numbers = torch.einsum(f"{letters}->{''.join(moving)}", known.samples)
+            order = sorted(moving, key=result.index)
+            numbers = numbers.permute([moving.index(c) for c in order])
+            sizes = dict(zip(order, numbers.shape, strict=True))
+            return Numbers(numbers.reshape([sizes.get(c, 1) for c in result]))
+    return UNKNOWN
 
 
 def _both(*names: str) -> list[Any]:

@@ -181,17 +181,11 @@ class TappedModel(ProbedModel):
     def follow(self, running: Running) -> None:
         """Have the uses of watched parameters, and the rows of tokens, followed in a pass."""
         samples = running.of.samples
-        if samples.is_packed:
-            names = ", ".join(repr(w.name) for w in self.watched[:2]) or "experts that are layers"
-            raise GvendiError(
-                f"samples that are packed into one row cannot be told apart in a model whose tokens' rows are followed "
-                f"({names}); give each sample a row of its own for tapped steps (padding, no packing), or leave such "
-                "parameters out with exclude="
-            )
+        owners = samples.owners().to(running.ids.device) if samples.is_packed else None
         probe, *group_probes = running.probes
         length = samples.shape[1]
         current = UsePass(
-            self._spec, probe, tuple(group_probes), samples.segments, len(samples), length, trains=True
+            self._spec, probe, tuple(group_probes), samples.segments, len(samples), length, True, owners
         )
         running.uses = uses = ParameterUses(self.watched, current)
         running.of.followed = uses.met

@@ -74,13 +74,15 @@ class ProductOutput(torch.autograd.Function):
 
 def sketch_of_rows(part: Part, a: Tensor | None, e: Tensor, rows: Rows, current: Pass) -> Tensor:
     """The sketch float32 [B, K] of a part of a parameter by the rows that met it."""
-    out = e.new_zeros((current.samples, current.spec.dim), dtype=torch.float32)
+    # Rows of tokens of no sample go to one more.
+    count = current.samples + (current.owners is not None)
+    out = e.new_zeros((count, current.spec.dim), dtype=torch.float32)
     numbers = rows.numbers
     if numbers is None:
         numbers = torch.zeros_like(rows.samples)
     numbers, samples = numbers.contiguous(), rows.samples.contiguous()
     part.add(None if a is None else a.contiguous(), e, numbers, samples, current.spec, out)
-    return out
+    return out[: current.samples]
 
 
 def rows_output(
@@ -110,7 +112,7 @@ def changed(name: str) -> GvendiError:
 def _whole_gradient(rows: Rows, count: int, a: Tensor | None, e: Tensor) -> Tensor:
     """Each sample's gradient [B, *side's shape] of a weight, or of a bias where a is None, formed whole."""
     each = e if a is None else a[:, :, None] * e[:, None, :] if rows.turned else e[:, :, None] * a[:, None, :]
-    return each.new_zeros((count, *each.shape[1:])).index_add_(0, rows.samples, each)
+    return each.new_zeros((count + 1, *each.shape[1:])).index_add_(0, rows.samples, each)[:count]
 
 
 def for_probes(sketches: Sequence[Tensor], home: torch.device, groups: int) -> tuple[Tensor, ...]:
