@@ -13,7 +13,7 @@ from small_models import CONFIGS, SPEC, build
 
 from gvendi_fast import GradientSketcher, GvendiError
 from gvendi_fast.sketching.gradients.boundaries import find_samples
-from gvendi_fast.sketching.gradients.training_tap import PackingWarning
+from gvendi_fast.sketching.gradients.training_tap import IncompleteWarning, PackingWarning
 
 # Shared key and value heads, norms of heads before and after they change places, capped logits, transposed weights and
 # learned positions, parallel layers with a biased head, a width above K.
@@ -594,7 +594,7 @@ def test_a_forward_pass_that_is_interrupted(made):
         for entry in (model, model.model):
             hook = model.model.layers[1].register_forward_pre_hook(interrupt)
             with pytest.raises(Interrupted):
-                entry(input_ids=batch()["input_ids"][:1])
+                entry(input_ids=batch()["input_ids"][:1], source=torch.arange(1))
             hook.remove()
             model(**batch(), source=torch.arange(4)).loss.backward()
             found = tap.take()
@@ -729,3 +729,55 @@ def test_a_sketcher_is_made_of_a_tapped_model(made):
         loss.backward()
         assert off(tap.take().z, wanted) < 1e-5
         assert off(own, wanted) < 1e-5
+
+
+def test_a_head_by_itself_on_slices_in_order_and_on_nothing_else(made):
+    model, sketcher, wanted = made("qwen3")
+    given = batch()
+    flat = given["labels"][:, 1:].reshape(-1)
+    with sketcher.tap(model) as tap:
+        hidden = model.model(input_ids=given["input_ids"]).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1].reshape(-1, hidden.shape[-1]))
+        torch.nn.functional.cross_entropy(logits, flat, reduction="sum").backward()
+        assert off(tap.take().z, wanted) < 1e-5
+        hidden = model.model(input_ids=given["input_ids"]).last_hidden_state
+        for other in (
+            hidden[torch.tensor([3, 1, 0, 2])],
+            hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]),
+            hidden[:2],
+            hidden[given["labels"] != -100],
+        ):
+            assert "on tokens that are not told apart" in said(lambda other=other: model.lm_head(other))
+
+
+def test_a_part_of_the_gradient_that_goes_past_the_layers_is_told_once(made):
+    model, sketcher, _ = made("qwen2_tied")
+
+    def step():
+        (model(**batch()).loss + model.model.embed_tokens.weight.square().sum()).backward()
+
+    with sketcher.tap(model) as tap:
+        step()
+        with pytest.warns(IncompleteWarning, match="do not add up to the sketch of its gradient: 9"):
+            tap.take()
+        step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tap.take()
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not-reentrant", "reentrant"])
+def test_groups_of_two_passes_under_checkpoints(made, reentrant):
+    model, _, _ = made("llama_wide")
+    sketcher = GradientSketcher(model, SPEC, groups="kind")
+    given = batch()
+    wanted = sketcher.sketch(given["input_ids"], given["labels"], given["attention_mask"]).by_group
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    with sketcher.tap(model) as tap:
+        sum(model(**part).loss for part in micro_batches(given)).backward()
+        found = tap.take().by_group
+    if reentrant:
+        model.disable_input_require_grads()
+    assert off(found.flatten(0, 1), wanted.flatten(0, 1)) < 1e-5

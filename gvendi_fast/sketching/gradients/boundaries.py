@@ -73,16 +73,21 @@ def given_samples(segments: Any, rows: int, length: int) -> Samples:
 
     Raises GvendiError for what is no such list: out of range, empty, or with samples that overlap or are unordered.
     """
-    found = torch.as_tensor(segments).detach().cpu().to(torch.int64).contiguous()
-    ok = found.dim() == 2 and found.shape[1] == 2 and len(found) > 0
+    try:
+        given = torch.as_tensor(segments).detach().cpu()
+    except (RuntimeError, TypeError, ValueError):
+        given = torch.empty(0)
+    found = given.to(torch.int64).contiguous()
+    ok = not given.is_floating_point() and given.dim() == 2 and given.shape[1] == 2 and len(given) > 0
     if ok:
         begins, ends = found.unbind(1)
         ok = bool((begins < ends).all() and begins[0] >= 0 and ends[-1] <= rows * length)
         ok = ok and bool((begins[1:] >= ends[:-1]).all())
     if not ok:
         raise GvendiError(
-            f"samples gave {tuple(found.shape)} for a batch of {rows} x {length} tokens; wanted (begin, end) of every "
-            f"sample, [S, 2], in order and apart, each 0 <= begin < end <= {rows * length} in the flattened batch"
+            f"samples= gave {type(segments).__name__} {tuple(found.shape)} for a batch of {rows} x {length} tokens; "
+            "wanted (begin, end) of every sample, [S, 2], in order and apart, each 0 <= begin < end <= "
+            f"{rows * length} in the flattened batch"
         )
     begins = torch.arange(rows) * length
     is_whole = torch.equal(found, torch.stack([begins, begins + length], dim=1))
@@ -142,7 +147,7 @@ def _by_starts(
 ) -> Samples:
     """Samples that begin at the first token of every row and where `begins` says so.
 
-    positions: by positions that begin anew, which padding has too, on either side: a sample of one token is none then.
+    positions: by positions that begin anew. Padding on the left of several rows has positions 0, 0, ..., too.
     """
     begins = begins.expand(rows, length).clone()
     if not bool(begins.any()):
@@ -151,17 +156,23 @@ def _by_starts(
     first = begins.reshape(-1).nonzero()[:, 0]
     ends = torch.cat([first[1:], torch.tensor([rows * length])])
     segments = torch.stack([first, ends], dim=1)
-    is_long = ends - first > 1
-    if positions and bool(is_long.any()):
-        segments = segments[is_long]
+    if positions and rows > 1:
+        segments = segments[~_leading(segments, length)]
         lone = segments[:, 0] // length
-        if (
-            len(segments) == rows
-            and torch.equal(lone, torch.arange(rows))
-            and bool((segments[:, 1] % length == 0).all())
-        ):
+        is_one_a_row = len(segments) == rows and torch.equal(lone, torch.arange(rows))
+        if is_one_a_row and bool((segments[:, 1] % length == 0).all()):
             return whole_rows(rows, length)
     return _without_padding(segments, real, rows, length)
+
+
+def _leading(segments: Tensor, length: int) -> Tensor:
+    """Which samples are of one token and at the begin of a row, after none but such: padding on the left."""
+    found, at = [], 0
+    for begin, end in segments.tolist():
+        at = begin if begin % length == 0 else at
+        found.append(begin == at and end == begin + 1 and end % length != 0)
+        at = end if found[-1] else -1
+    return torch.tensor(found, dtype=torch.bool)
 
 
 def _by_lengths(name: str, given: Tensor, rows: int, length: int) -> Samples:

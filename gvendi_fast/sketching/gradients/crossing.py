@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,8 @@ def attends_across(
     """Whether a sample's hidden states change with the tokens of the sample before it in its row.
 
     The first two samples of a row, cut to 8 tokens each, are read twice, with other tokens in the first, in eval mode
-    and without gradients; arguments as the step gave them. No random number is drawn, and the model is as it was.
+    without gradients and without the hooks of others; arguments as the step gave them. No random number is drawn, and
+    the model is as it was.
     None where it is not tried: weights are sharded, so that every rank would have to read along, or no row holds two.
     """
     ids = arguments.get("input_ids")
@@ -40,9 +42,10 @@ def attends_across(
     other["input_ids"][:, : lengths[0]] = (other["input_ids"][:, : lengths[0]] + 1) % vocabulary
     with undoing() as undo, torch.no_grad():
         for module in core.modules():
-            if module.training:
-                undo.append(lambda module=module: setattr(module, "training", True))
-                module.training = False
+            own = module.__dict__
+            for name, value in (("training", False), ("_forward_hooks", {}), ("_forward_pre_hooks", {})):
+                undo.append(partial(own.__setitem__, name, own[name]))
+                own[name] = value
         before, after = (core(**given)[0][:, lengths[0] :] for given in (call, other))
     return not torch.equal(before, after)
 

@@ -364,7 +364,9 @@ def _gather(model: nn.Module, undo: list[Callable[[], object]]) -> None:
 
 
 def _stand_in(model: nn.Module, undo: list[Callable[[], object]]) -> None:
-    """Tensors on the meta device have values inside, by which a model can be looked at: one tensor for each shape."""
+    """The tensors of a model on the meta device have values inside, by which it can be looked at: one a shape."""
+    if not all(x.is_meta for x in model.parameters()):
+        return
     values: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
     inside: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)

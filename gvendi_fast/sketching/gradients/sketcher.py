@@ -238,6 +238,7 @@ class GradientSketcher:
         *,
         tag: str | None = None,
         samples: Callable[[Mapping[str, Any]], Any] | None = None,
+        check: bool | None = None,
     ) -> TrainingTap:
         """A tap on a model that is trained: the sketches of its batches come from the step's own backward pass.
 
@@ -249,11 +250,14 @@ class GradientSketcher:
         samples: a function of the forward's arguments {name: value} that gives (begin, end) of every sample in the
             flattened batch, int64 [S, 2]; by default they are found (`boundaries.find_samples`): rows, or the packed
             samples of a row by position_ids that begin anew, cu_seq_lens_q, seq_idx, or a mask that numbers them.
+        check: whether the sum of the first step's sketches is compared with the sketch of its whole gradient, once for
+            each setting (train or eval mode, autocast); a warning says what is missing. By default up to 200 million
+            sketched parameters, for each is folded on the CPU once; never where weights are sharded or frozen.
         Raises GvendiError for a model of another kind.
         """
         from gvendi_fast.sketching.gradients.training_tap import TrainingTap
 
-        return TrainingTap(self, model, tag=tag, samples=samples)
+        return TrainingTap(self, model, tag=tag, samples=samples, check=check)
 
     def is_coded(self, name: str) -> bool:
         """Whether a parameter is a quantised weight, which cannot require a gradient."""
@@ -293,7 +297,7 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        if any(p.is_meta for p in self.model.parameters()):
+        if all(p.is_meta for p in self.model.parameters()):
             raise GvendiError(
                 "the model is on the meta device, where weights have no values; such a sketcher serves to tap another "
                 "model of its kind (sketcher.tap(model)), or load the weights first"

@@ -59,6 +59,7 @@ from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
 from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
+from gvendi_fast.sketching.gradients.whole_gradient import EXACT, MOST, NARROW, WholeGradient
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -67,6 +68,35 @@ if TYPE_CHECKING:
 # Under what name a node of autograd's graph knows its pass, and how far from a layer's output it is looked for.
 _PASS = "gvendi_fast pass"
 _NEAR = 64
+# Operations between hidden states and a head that leave rows and tokens in their order.
+_IN_ORDER = (
+    *(
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "ToCopy",
+        "Clone",
+        "Alias",
+        "Mul",
+        "Div",
+        "Add",
+        "Sub",
+        "Neg",
+        "Tanh",
+    ),
+    *(
+        "NativeDropout",
+        "FusedDropout",
+        "NativeLayerNorm",
+        "FusedRmsNorm",
+        "Addmm",
+        "Mm",
+        "Mv",
+        "Linear",
+        "TBackward",
+    ),
+    *("Gelu", "Silu", "Relu"),
+)
 # Of a parameter that got a gradient: its uses are followed and none was seen; text was found not to reach it.
 FOLLOWED, UNREACHED = "followed", "unreached"
 
@@ -174,6 +204,11 @@ class TappedModel(ProbedModel):
         return self.running.probes[0]
 
     @property
+    def group_probes(self) -> Sequence[Tensor]:
+        """Of the pass that runs."""
+        return () if self.running is None else self.running.probes[1:]
+
+    @property
     def uses(self) -> ParameterUses | None:
         """Of the pass that runs, where uses of parameters or rows of tokens are followed."""
         return None if self.running is None else self.running.uses
@@ -190,7 +225,7 @@ class TappedModel(ProbedModel):
         running.uses = uses = ParameterUses(self.watched, current)
         running.of.followed = uses.met
         trained = {id(w.parameter): w.name for w in self.watched if w.parameter.requires_grad}
-        if trained and self._settings() not in self.looked:
+        if trained and self.settings() not in self.looked:
             uses.seen = SeenEdges(trained)
         uses.__enter__()
 
@@ -206,11 +241,11 @@ class TappedModel(ProbedModel):
         seen, uses.seen = uses.seen, None
         if seen is None:
             return
-        names = seen.hidden(list(output.values()) if isinstance(output, Mapping) else output)
+        names = seen.hidden(_values(output))
         if names:
             raise hidden_use(self.watched, names)
         check_small(self.watched, self.sketcher.coverage.total)
-        self.looked.add(self._settings())
+        self.looked.add(self.settings())
 
     def seeing_again(self) -> AbstractContextManager:
         """What a part of the pass that is run again runs in."""
@@ -219,7 +254,7 @@ class TappedModel(ProbedModel):
         uses = self.uses
         return nullcontext() if uses is None or uses.is_on else uses
 
-    def _settings(self) -> tuple:
+    def settings(self) -> tuple:
         """What may change how a model computes."""
         config = getattr(self.model, "config", None)
         names = "_attn_implementation", "_experts_implementation"
@@ -246,7 +281,9 @@ class TappedModel(ProbedModel):
         if samples.is_packed and kept is not None and tuple(shape[:-1]) == (batch, len(kept)):
             tokens = (torch.arange(batch)[:, None] * length + kept).reshape(-1)
             return torch.searchsorted(tokens, samples.segments).contiguous()
-        if samples.is_packed or not (batch == 1 or (len(shape) > 2 and shape[0] == batch)):
+        # A head by itself, which has been found to read slices in their order.
+        is_head = self.depth == 0 and count % batch == 0
+        if samples.is_packed or not (batch == 1 or is_head or (len(shape) > 2 and shape[0] == batch)):
             return None
         begins = torch.arange(batch) * (count // batch)
         return torch.stack([begins, begins + count // batch], dim=1)
@@ -308,9 +345,14 @@ class TappedModel(ProbedModel):
     def runs(self, tapped: Tapped, output: Any = None) -> bool:
         """As `ProbedModel.runs`; GvendiError for a layer with a gradient that no forward pass of the model runs."""
         is_above = id(tapped.module) in self.above and isinstance(output, Tensor)
-        if is_above and self.depth == 0 and (running := self._pass_near(output)) is not None:
+        if is_above and self.depth == 0 and (found := self._pass_near(output)) is not None:
             # A head that is called by itself, after the model under it, or that a checkpoint runs again.
-            self.running = running
+            self.running, unlike = found
+            if unlike is not None:
+                raise GvendiError(
+                    f"layer {tapped.path!r} was called by itself on tokens that are not told apart ({unlike}): give it "
+                    "the model's hidden states [B, T, d] as they are, or a slice of them along the tokens"
+                )
             self.running.of.met[id(tapped.module)] += 1
             return True
         if self.runs_here():
@@ -334,21 +376,32 @@ class TappedModel(ProbedModel):
             "run it under torch.no_grad(), or leave the layer out with exclude="
         )
 
-    def _pass_near(self, output: Tensor) -> Running | None:
-        """The pass whose result a layer above the model read, by the nodes that are near in autograd's graph."""
-        waiting, seen = list(nodes_of(output)), 0
-        while waiting and seen < _NEAR:
-            node, seen = waiting.pop(0), seen + 1
-            if node is None:
+    def _pass_near(self, output: Tensor) -> tuple[Running, str | None] | None:
+        """The pass whose result a layer above the model read, by autograd's graph, and what was done to it in between.
+
+        None where no result is near. The second is None where all of it leaves rows and tokens in their order.
+        """
+        waiting: list[tuple[Any, str | None]] = [(node, None) for node in nodes_of(output)]
+        several = sum(not running.of.has_come for running in self.alive) > 1
+        found: dict[int, tuple[Running, str | None]] = {}
+        seen: set[Any] = set()
+        while waiting and (several or len(seen) < _NEAR):
+            node, unlike = waiting.pop(0)
+            if node is None or node in seen:
                 continue
-            if isinstance(found := node.metadata.get(_PASS), Running) and found.by is self:
-                return found
-            waiting += [following for following, _ in node.next_functions]
-        return None
+            seen.add(node)
+            running = node.metadata.get(_PASS)
+            if isinstance(running, Running) and running.by is self:
+                found.setdefault(id(running), (running, unlike))
+                continue
+            waiting += [(following, unlike or _reorders(node)) for following, _ in node.next_functions]
+        if len(found) > 1:
+            return next(iter(found.values()))[0], f"they come from {len(found)} forward passes"
+        return next(iter(found.values()), None)
 
     def note_result(self, output: Any, running: Running) -> None:
         """Let autograd's graph tell which pass a result is of, for as long as it lives."""
-        for x in tree_leaves(list(output.values()) if isinstance(output, Mapping) else output):
+        for x in tree_leaves(_values(output)):
             if isinstance(x, Tensor) and x.grad_fn is not None:
                 x.grad_fn.metadata[_PASS] = running
                 x.register_hook(functools.partial(_reach, self, running))
@@ -356,6 +409,10 @@ class TappedModel(ProbedModel):
 
 class PackingWarning(UserWarning):
     """Samples of a packed row are not kept apart by the model, or that is not known."""
+
+
+class IncompleteWarning(UserWarning):
+    """The sketches of a step's samples do not add up to the sketch of the step's gradient."""
 
 
 class CompiledWarning(UserWarning):
@@ -389,13 +446,17 @@ class TrainingTap:
         *,
         tag: str | None = None,
         samples: Callable[[Mapping[str, Any]], Any] | None = None,
+        check: bool | None = None,
     ) -> None:
         given = sketcher.model if model is None else model
         self.sketcher, self.model = sketcher, given
         self._plain: Any = plain_model(given, stays=True)
         check_causal_lm(self._plain)
         check_trained(given)
-        self._tag, self._samples = tag, samples
+        self._tag, self._samples, self._check = tag, samples, check
+        self._whole: WholeGradient | None = None
+        # In what settings sums were compared.
+        self._compared: set[tuple] = set()
         self._tapped = TappedModel(sketcher, self._plain)
         self._arrived: list[Pass] = []
         self._forwards = 0
@@ -470,6 +531,7 @@ class TrainingTap:
         for end in self._watches.values():
             end()
         self._watches, self._seen = {}, {}
+        self._stop_comparing()
         self._begun, self._since = weakref.WeakSet(), 0
         if stack is not None:
             stack.__exit__(None, None, None)
@@ -505,8 +567,51 @@ class TrainingTap:
                 "forward pass, and run it on the model that is tapped (a compiler that is told not to look at its "
                 "guards runs the graph of before; tap the compiled module itself)"
             )
-        self._check_seen(seen, passes, begun)
-        return _sketches(passes)
+        try:
+            self._check_seen(seen, passes, begun)
+        except GvendiError:
+            self._stop_comparing()
+            raise
+        found = _sketches(passes)
+        if self._whole is not None:
+            self._whole.take(found.z)
+            if not any(not one.has_come for one in begun):
+                self._compare()
+        return found
+
+    def _look_at_sum(self) -> None:
+        """Have the first step of a setting compared with the gradient that autograd forms of it."""
+        settings = (*self._tapped.settings(), torch.is_autocast_enabled(), torch.is_autocast_enabled("cpu"))
+        if self._whole is not None or settings in self._compared or self._check is False:
+            return
+        self._compared.add(settings)
+        there = parameters_by_name(self._plain)
+        sketched = {name: there[name] for name in self.sketcher.parameters}
+        plain = all(type(p) is nn.Parameter and p.requires_grad and not p.is_meta for p in sketched.values())
+        if plain and (self._check or self.sketcher.coverage.sketched <= MOST):
+            self._whole = WholeGradient(self.sketcher, sketched)
+            narrow = any(settings[-2:]) or any(p.dtype != torch.float32 for p in sketched.values())
+            self._least = NARROW if narrow else EXACT
+
+    def _stop_comparing(self) -> None:
+        whole, self._whole = self._whole, None
+        if whole is not None:
+            whole.end()
+
+    def _compare(self) -> None:
+        """Warn where the sum of the sketches is not the sketch of the gradient."""
+        whole = self._whole
+        self._stop_comparing()
+        missing = whole.difference()
+        if missing > self._least:
+            warnings.warn(
+                f"the sketches of this step's samples do not add up to the sketch of its gradient: {missing:.1%} of "
+                "its length is missing. A part of it went past the layers (a penalty on weights, a loss that takes a "
+                "weight itself beside its layer, such as a fused one) or is of no sample, and no sketch has it; leave "
+                "such a weight out with exclude=, or switch this check off with tap(check=False)",
+                IncompleteWarning,
+                stacklevel=3,
+            )
 
     def _check_seen(
         self, seen: Mapping[str, Tapped | str], passes: Sequence[Pass], begun: Sequence[Pass]
@@ -590,6 +695,7 @@ class TrainingTap:
         """A pass of its own for a call of the model."""
         tapped = self._tapped
         tapped.running = tapped.backward = None
+        self._look_at_sum()
         ids = _tokens(arguments)
         rows, length = ids.shape[:2]
         if self._samples is not None:
@@ -603,9 +709,14 @@ class TrainingTap:
         tokens = None
         if isinstance(labels, Tensor) and labels.shape == (rows, length):
             tokens = samples.targets(labels)
-        tags = arguments.get(self._tag) if self._tag is not None else None
-        if tags is not None:
-            tags = _checked_tags(self._tag, tags, samples)
+        tags = None
+        if self._tag is not None:
+            if self._tag not in arguments:
+                raise GvendiError(
+                    f"the batch has no {self._tag!r}, the tag that the tap was made with; pass it to the model with "
+                    "every batch (int64 [B] of the rows, or [B, T] of the tokens), or make the tap without tag="
+                )
+            tags = _checked_tags(self._tag, arguments[self._tag], samples)
         groups = self.sketcher.groups
         count = 1 if groups is None else 1 + len(groups.names)
         home = self._plain.get_input_embeddings().weight.device
@@ -629,9 +740,6 @@ class TrainingTap:
             if isinstance(given, Tensor) and given.shape == (rows, length):
                 setattr(tapped.running, name if name == "labels" else "shifted", given)
         tapped.running.kept = _kept(arguments, length, samples)
-        for part in tapped.tapped:
-            group = part.tap.group
-            part.group_probe = None if groups is None or group is None else probes[1 + group]
 
     @staticmethod
     def _came(of: weakref.ref[TrainingTap], one: Pass, place: int, probe: Tensor) -> None:
@@ -708,8 +816,7 @@ class TrainingTap:
             if any(parameter is p for p in part.own_parameters())
         }
         runs = sum(running.of.met[layer] for layer in layers)
-        values = list(output.values()) if isinstance(output, Mapping) else output
-        return sum(leaf is parameter for _, leaf in edges_to_leaves(values)) > runs
+        return sum(leaf is parameter for _, leaf in edges_to_leaves(_values(output))) > runs
 
     def _watch(self, parameter: Tensor, name: str, part: Tapped | str) -> None:
         """Note whether a parameter gets a gradient, until the tap is detached."""
@@ -774,6 +881,24 @@ class TrainingTap:
 
         watch_fused(node, tokens, one.samples, tap, self.sketcher.spec, found)
         running.of.met[id(tap.module)] += 1
+
+
+def _reorders(node: Any) -> str | None:
+    """The name of an operation that may leave tokens in another order or out, None for one that does not."""
+    name = node.name()
+    if name.startswith("SliceBackward"):
+        return f"{name} of rows" if getattr(node, "_saved_dim", 1) == 0 else None
+    kept = name.startswith(_IN_ORDER) or name.startswith(("LayerOutput", "NormOutput", "HandedOn"))
+    return None if kept else name
+
+
+def _values(output: Any) -> Any:
+    """What a model gave, as nested lists and mappings: a class of one's own by its attributes."""
+    if isinstance(output, Mapping):
+        return list(output.values())
+    if isinstance(output, (Tensor, tuple, list)) or not hasattr(output, "__dict__"):
+        return output
+    return list(vars(output).values())
 
 
 def _reach(tapped: TappedModel, running: Running, gradient: Tensor) -> None:

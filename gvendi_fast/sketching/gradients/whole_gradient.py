@@ -1,0 +1,53 @@
+"""Whether the sketches of a step's samples add up to the sketch of the step's whole gradient, which autograd forms.
+
+The sketch is linear, so they must, unless a part of the gradient goes past the layers: by a loss that takes a weight
+itself, a penalty on weights, code that runs in train mode alone. What the layers do not see no tap can see, but the
+sum tells that it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gvendi_fast.kernels import reference
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+
+# Parameters above which a tap does not look by itself: each is folded once on the CPU, in float64.
+MOST = 200_000_000
+# Relative differences that are rounding: of gradients in float32, and where anything is narrower.
+EXACT, NARROW = 1e-3, 5e-2
+
+
+class WholeGradient:
+    """The sketch of all gradients that some parameters get from here on, until `end`."""
+
+    def __init__(self, sketcher: GradientSketcher, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._sketcher = sketcher
+        self.sketch = torch.zeros(sketcher.spec.dim, dtype=torch.float64)
+        self.sum = torch.zeros(sketcher.spec.dim, dtype=torch.float64)
+        self._hooks = [p.register_hook(partial(self._add, name)) for name, p in parameters.items()]
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        own = self._sketcher
+        self.sketch += reference.sketch_of_gradient({name: gradient}, own.spec, own.transposed, own.stacked)
+
+    def take(self, z: Tensor) -> None:
+        """Sketches [S, K] that a tap gave of these gradients."""
+        self.sum += z.detach().double().cpu().sum(dim=0)
+
+    def difference(self) -> float:
+        """The length of what is missing of the sum, over that of the whole; NaN where there is no gradient."""
+        return float((self.sum - self.sketch).norm() / self.sketch.norm())
+
+    def end(self) -> None:
+        """Look no longer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
