@@ -90,7 +90,7 @@ def train(rows: list[Row], others: dict[str, Path], every: int) -> dict[str, Any
         reader = Reader(Path(), proxy.tokenizer, MOST_TOKENS)
         proxies[name], watched[name] = (
             (GradientSketcher(proxy.model, spec), reader, every),
-            Watched(WINDOW // every),
+            Watched(FEW),
         )
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
     steps, losses = len(rows) // BATCH, []
