@@ -121,10 +121,15 @@ class SourceCollator:
                 raise GvendiError(f"source is {column!r}, but a row of the data set has {found}{self.remedy}")
         values = [row[column] for row in rows]
         batch = self.collate([{key: row[key] for key in row if key != column} for row in rows])
-        if "input_ids" not in batch:
+        if not isinstance(batch, Mapping) or "input_ids" not in batch:
+            what = (
+                f"has {', '.join(map(repr, batch))}"
+                if isinstance(batch, Mapping)
+                else f"is a {type(batch).__name__}"
+            )
             raise GvendiError(
-                f"source is {column!r}, but the batch has no 'input_ids' to tell its samples by (it has "
-                f"{', '.join(map(repr, batch))}); leave source out"
+                f"source is {column!r}, but the collator's batch {what}, without 'input_ids' to tell its samples by (a "
+                "trainer on rollouts makes them later); leave source out"
             )
         batch[TAG] = self._tags(rows, values, batch["input_ids"])
         return batch

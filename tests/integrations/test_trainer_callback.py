@@ -29,6 +29,7 @@ from gvendi_fast import (  # noqa: E402
 from gvendi_fast.cli import app  # noqa: E402
 from gvendi_fast.data.run_directory import RunDirectory  # noqa: E402
 from gvendi_fast.integrations.measuring import UnmeasuredWarning  # noqa: E402
+from gvendi_fast.integrations.sources import SourceCollator, SourceNames  # noqa: E402
 
 WINDOW = "diversity/gvendi/window"
 
@@ -218,6 +219,13 @@ def test_wrong_use_is_one_sentence(tmp_path):
         trainer_of(tmp_path, GvendiCallback(sketcher=other)).train()
     with pytest.raises(GvendiError, match="source is 'topic', but a row of the data set has 'input_ids'"):
         trainer_of(tmp_path, GvendiCallback(source="topic")).train()
+    with pytest.raises(GvendiError, match="the collator's batch is a list, without 'input_ids'"):
+        SourceCollator(list, SourceNames("source"))(rows(2))
+    closed = SourceCollator(_ids_alone, SourceNames("source", ["a"]))
+    with pytest.raises(GvendiError, match="the source 'b', which is none of 'a'; give sources"):
+        closed(rows(2))
+    with pytest.raises(GvendiError, match="the names in column 'source' were numbered by another process"):
+        SourceNames("source").name_of(SourceNames("source").number_of("a"))
     with pytest.raises(GvendiError, match="no Trainer calls this callback"):
         GvendiCallback().on_train_begin(None, None, None)
     with pytest.warns(UnmeasuredWarning, match="no step was measured: every is 9"):
