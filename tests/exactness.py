@@ -59,14 +59,17 @@ def wanted_sketch(model: torch.nn.Module, sketcher: GradientSketcher, ids, label
     return reference.sketch_of_gradient(gradients, sketcher.spec, sketcher.transposed, stacked)
 
 
-def case_errors(model: torch.nn.Module, sketcher: GradientSketcher, rows=None) -> dict[str, float]:
-    """The largest relative error of each case over the samples."""
+def case_errors(
+    model: torch.nn.Module, sketcher: GradientSketcher, rows=None, step: int = 2
+) -> dict[str, float]:
+    """The largest relative error of each case over the samples.
+
+    Of the samples every `step`-th is padded by itself: in a batch all but the longest are padded anyway.
+    """
     rows = samples() if rows is None else rows
     wanted = [wanted_sketch(model, sketcher, *row) for row in rows]
     width = max(len(ids) for ids, _ in rows) + 3
-    # Padded by themselves, every other sample: in a batch all but the longest are padded anyway.
-    every_other = slice(None, None, 2)
-    some = rows[every_other]
+    some = rows[::step]
     got = {
         ALONE: torch.stack([sketcher(ids[None], labels[None])[0] for ids, labels in rows]),
         RIGHT: torch.stack([sketcher(*pad([row], to=width))[0] for row in some]),
@@ -76,7 +79,7 @@ def case_errors(model: torch.nn.Module, sketcher: GradientSketcher, rows=None) -
         got[LEFT] = torch.stack([sketcher(*pad([row], side="left", to=width))[0] for row in some])
         got[MIXED] = sketcher(*pad(rows, side="left"))
     errors = {
-        case: _largest_error(found, wanted[every_other] if case in (RIGHT, LEFT) else wanted)
+        case: _largest_error(found, wanted[::step] if case in (RIGHT, LEFT) else wanted)
         for case, found in got.items()
     }
     # As many samples as the model has heads, layers or streams: an axis must not be taken for that of the samples.
@@ -110,7 +113,7 @@ def judge(
     """What the sketcher makes of a model; `more` goes to it."""
     try:
         sketcher = GradientSketcher(model, spec, **more)
-        errors = case_errors(model, sketcher, rows)
+        errors = case_errors(model, sketcher, rows, step=1)
     except GvendiError as error:
         return Finding(REFUSED, " ".join(str(error).split()))
     share = sketcher.coverage.share
