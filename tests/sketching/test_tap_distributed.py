@@ -46,7 +46,8 @@ def sharded(apart=(), **settings):
     """apart: names of modules that are sharded by themselves, beside the blocks and the root."""
 
     def wrap(model):
-        for module in (*model.model.layers, *map(model.get_submodule, apart)):
+        blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+        for module in (*blocks, *map(model.get_submodule, apart)):
             fully_shard(module, **settings)
         return fully_shard(model, **settings)
 
@@ -116,6 +117,12 @@ WAYS = {
     "fully_shard, compiled blocks": (after(compiled_blocks, sharded()), EXACT, None),
 }
 DAILY = ["ddp", "fully_shard"]
+NAMES = ["qwen3", "gemma3", "gemma2", "gpt2", "phi_biased_head", "llama_wide"]
+# (way, model) of a soak.
+RUNS = [(way, "llama_untied") for way in WAYS if way not in DAILY]
+RUNS += [(way, name) for way in DAILY for name in NAMES]
+GPT2 = {**CONFIGS["gpt2"][1], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+MODELS = {**CONFIGS, "gpt2": ("GPT2Config", GPT2)}
 
 
 def whole(tensor):
@@ -148,10 +155,10 @@ def sent(model, rank, tap):
     return {(e.key, str(e.input_shapes)): e.count for e in events if "c10d" in e.key or "gloo" in e.key}
 
 
-def compare(way, rank):
-    """What a rank found of one way of training."""
+def compare(way, name, rank):
+    """What a rank found of one way of training one model."""
     wrap, _, around = WAYS[way]
-    plain = build("qwen2_tied" if way in DAILY else "llama_untied").train()
+    plain = build(name, MODELS).train()
     own = batch(0, rank)
     wanted = sketches_of(plain, own)
     if around is not None:
@@ -193,22 +200,22 @@ def off(got, wanted):
     return float((1 - torch.cosine_similarity(got.double(), wanted.double(), dim=1)).max())
 
 
-def run_rank(rank, folder, ways):
+def run_rank(rank, folder, runs):
     """One of two processes; what it found, or the error, is in folder/rank."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-        found = {way: compare(way, rank) for way in ways}
+        found = {run: compare(*run, rank) for run in runs}
         dist.destroy_process_group()
     except BaseException:
         found = traceback.format_exc()
     torch.save(found, folder / str(rank))
 
 
-def on_two_ranks(folder, ways):
-    """What each rank found, {way: what `compare` gave}."""
-    ranks = [children().Process(target=run_rank, args=(rank, folder, ways)) for rank in range(2)]
+def on_two_ranks(folder, runs):
+    """What each rank found, {(way, model): what `compare` gave}."""
+    ranks = [children().Process(target=run_rank, args=(rank, folder, runs)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -218,30 +225,31 @@ def on_two_ranks(folder, ways):
     return found
 
 
-def check(way, found):
+def check(run, found):
     for one in found:
-        assert max(one[way]["off"].values()) < WAYS[way][1]
-        assert all(one[way]["same"].values())
+        assert max(one[run]["off"].values()) < WAYS[run[0]][1]
+        assert all(one[run]["same"].values())
 
 
 def test_two_ranks_have_their_own_samples_and_send_nothing_more(tmp_path):
-    found = on_two_ranks(tmp_path, DAILY)
-    for way in DAILY:
-        check(way, found)
+    runs = [(way, "qwen2_tied") for way in DAILY]
+    found = on_two_ranks(tmp_path, runs)
+    for run in runs:
+        check(run, found)
         for one in found:
-            without, under = one[way]["sent"]
+            without, under = one[run]["sent"]
             assert under == without != {}
 
 
 @pytest.fixture(scope="module")
-def every_way(tmp_path_factory):
-    return on_two_ranks(tmp_path_factory.mktemp("ranks"), [way for way in WAYS if way not in DAILY])
+def every_run(tmp_path_factory):
+    return on_two_ranks(tmp_path_factory.mktemp("ranks"), RUNS)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in DAILY])
-def test_every_way_of_two_ranks(every_way, way):
-    check(way, every_way)
+@pytest.mark.parametrize(("way", "name"), RUNS)
+def test_every_way_of_two_ranks(every_run, way, name):
+    check((way, name), every_run)
 
 
 @pytest.fixture(scope="module")

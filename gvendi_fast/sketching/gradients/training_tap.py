@@ -458,6 +458,7 @@ class TrainingTap:
         # In what settings sums were compared.
         self._compared: set[tuple] = set()
         self._tapped = TappedModel(sketcher, self._plain)
+        self._checked: list[tuple[int, bool]] | None = None
         self._arrived: list[Pass] = []
         self._forwards = 0
         self._undo: Any = None
@@ -483,8 +484,7 @@ class TrainingTap:
             raise GvendiError(
                 "this tap is attached already; detach() it first, or enter it once around the whole loop"
             )
-        check_trained(self.model)
-        _check_frozen(self.sketcher, self._plain)
+        self._check()
         self._trained = list(self._plain.parameters())
         self._flags = [p.requires_grad for p in self._trained]
         for tapped in self._tapped.tapped:
@@ -522,6 +522,14 @@ class TrainingTap:
             self.detach()
             raise
         return self
+
+    def _check(self) -> None:
+        """GvendiError where the model is not what the tap was made for, looked at anew where it has changed."""
+        state = [(id(p), p.requires_grad) for p in self.model.parameters()]
+        if state != self._checked:
+            check_trained(self.model)
+            _check_frozen(self.sketcher, self._plain)
+            self._checked = state
 
     def detach(self) -> None:
         """Leave the model as it was; what has come and was not taken is forgotten. Nothing where not attached."""
