@@ -265,3 +265,50 @@ def test_a_forward_pass_that_fails_leaves_no_mode_behind(made):
         assert torch.overrides._get_current_function_mode() is None
         loss_of(model, given).backward()
         assert off(tap.take().z, wanted) < 1e-5
+
+
+def in_one_row(given, width):
+    """The samples of a padded batch one after the other in a row of `width` tokens, with positions."""
+    row = {"input_ids": 0, "labels": -100, "position_ids": 0}
+    row, at = {name: torch.full((1, width), fill) for name, fill in row.items()}, 0
+    for i, n in enumerate(LENGTHS):
+        for name in ("input_ids", "labels"):
+            row[name][0, at : at + n] = given[name][i, :n]
+        row["position_ids"][0, at : at + n] = torch.arange(n)
+        at += n
+    return {**row, "use_cache": False}
+
+
+@pytest.mark.parametrize("way", ["eager", "grouped_mm", "batched_mm"])
+def test_packed_samples_of_a_mixture_of_experts(made, way):
+    model, sketcher, wanted = made("mixtral")
+    if not hasattr(model, "set_experts_implementation"):
+        pytest.skip("transformers here has no choice of experts")
+    before = model.config._experts_implementation
+    model.set_experts_implementation(way)
+    with sketcher.tap(model) as tap:
+        model(**in_one_row(batch(), sum(LENGTHS) + 3)).loss.backward()
+        found = tap.take().z
+    model.set_experts_implementation(before)
+    assert off(found, wanted) < 1e-5
+    assert distance(found.sum(dim=0), whole(model, sketcher)) < 1e-4
+
+
+def test_packed_samples_of_experts_that_are_layers():
+    model = with_picked(normed=True)
+    sketcher, given = GradientSketcher(model, SPEC), batch()
+    wanted = sketcher(given["input_ids"], given["labels"], given["attention_mask"])
+    with sketcher.tap(model) as tap:
+        model(**in_one_row(given, sum(LENGTHS))).loss.backward()
+        assert off(tap.take().z, wanted) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:attention in packed rows")
+def test_packed_samples_of_a_state_space_are_refused(made):
+    model, sketcher, _ = made("mamba2")
+    given = in_one_row(batch(), sum(LENGTHS))
+    with (
+        sketcher.tap(model),
+        pytest.raises(GvendiError, match=r"row of its own instead of packing .*exclude="),
+    ):
+        model(given["input_ids"], position_ids=given["position_ids"], use_cache=False)
