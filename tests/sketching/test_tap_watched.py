@@ -174,6 +174,23 @@ def test_experts_that_are_layers():
         assert off(tap.take().z, wanted) < 1e-5
 
 
+def test_frozen_parameters_others_left_out_and_groups():
+    model = tiny_model("gpt_oss")
+    for name, p in model.named_parameters():
+        p.requires_grad_("down_proj" not in name or "bias" in name)
+    sketcher = GradientSketcher(
+        model, SPEC, exclude=["*sinks", "*embed*", "*gate_up_proj"], groups={"first": ["*layers.0.*"]}
+    )
+    given = batch()
+    wanted = sketcher.sketch(given["input_ids"], given["labels"], given["attention_mask"])
+    with sketcher.tap(model) as tap:
+        loss_of(model, given).backward()
+        found = tap.take()
+    assert off(found.z, wanted.z) < 1e-5
+    assert off(found.by_group.flatten(0, 1), wanted.by_group.flatten(0, 1)) < 1e-5
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
 def test_an_auxiliary_loss_of_the_router_is_part_of_the_gradient(made):
     model, sketcher, wanted = made("mixtral")
     with sketcher.tap(model) as tap:

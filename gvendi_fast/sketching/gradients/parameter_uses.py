@@ -269,7 +269,8 @@ def pair_biases(watched: Sequence[Watched]) -> None:
     """Before a trial: a bias [E, O] beside a weight [E, ...] of its module is stacked as that is."""
     for w in watched:
         if w.parameter.dim() == 2 and "bias" in w.attribute:
-            beside = [v.parameter for v in watched if v.module is w.module and v.parameter.dim() == 3]
+            # The weight need not be sketched itself.
+            beside = [p for p in w.module._parameters.values() if p is not None and p.dim() == 3]
             w.stacked = any(len(p) == len(w.parameter) for p in beside)
 
 
