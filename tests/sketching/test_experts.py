@@ -134,6 +134,15 @@ def test_an_expert_that_no_token_or_every_token_sees(kind):
     assert max(case_errors(model, sketcher).values()) <= FP32_RELATIVE
 
 
+def test_biases_of_experts_whose_weights_are_frozen():
+    model = model_of("gpt_oss")
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith("proj_bias"))
+    sketcher = GradientSketcher(model, SPEC)
+    assert sketcher.stacked == set(sketcher.parameters)
+    assert max(case_errors(model, sketcher).values()) <= FP32_RELATIVE
+
+
 def test_groups_of_parameters_add_up_and_each_is_exact():
     model = model_of("mixtral")
     whole = GradientSketcher(model, SPEC)

@@ -62,7 +62,9 @@ class LayerByRows(torch.autograd.Function):
         for names in keys:
             key = layer_ops.layer_key(*names)
             sketches.append(
-                torch.ops.gvendi.linear_layers(a, False, [gradient], ctx.current.segments, [key], text)
+                torch.ops.gvendi.linear_layers(
+                    a, False, [gradient.detach()], ctx.current.segments, [key], text
+                )
             )
         return gradient, *none, *for_probes(sketches, ctx.home, ctx.groups)
 

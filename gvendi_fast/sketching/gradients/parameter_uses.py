@@ -269,7 +269,8 @@ def pair_biases(watched: Sequence[Watched]) -> None:
     """Before a trial: a bias [E, O] beside a weight [E, ...] of its module is stacked as that is."""
     for w in watched:
         if w.parameter.dim() == 2 and "bias" in w.attribute:
-            beside = [v.parameter for v in watched if v.module is w.module and v.parameter.dim() == 3]
+            # The weight need not be sketched itself.
+            beside = [p for p in w.module._parameters.values() if p is not None and p.dim() == 3]
             w.stacked = any(len(p) == len(w.parameter) for p in beside)
 
 
@@ -313,6 +314,10 @@ class SeenEdges:
         self._sides: dict[Any, list[str]] = {}
         self._edges: set[tuple[Any, Any]] = set()
 
+    def leaf(self, parameter: Tensor, name: str) -> None:
+        """A parameter is another tensor than at the beginning of the pass."""
+        self._leaves[id(parameter)] = name
+
     def side(self, x: Tensor, names: list[str]) -> None:
         """x was computed from the parameters of these names."""
         if x.grad_fn is not None:
@@ -346,6 +351,10 @@ class ParameterUses(TorchFunctionMode):
         # Names of the parameters of which an operation that may pass a gradient was seen.
         self.met: set[str] = set()
         self._watched = {id(w.parameter): w for w in watched}
+        self._all = tuple(watched)
+        # Parameters that are not watched, held so that nothing else gets their ids, and those that are out of sight.
+        self._others: dict[int, Tensor] = {}
+        self._hidden: set[int] = set()
         # Of one that requires a gradient a use out of sight is seen by its gradient, even if no operation took it.
         self.leaves = {w.name: w.parameter for w in watched if w.parameter.requires_grad}
         # Ids of tensors are those of this pass alone.
@@ -423,11 +432,11 @@ class ParameterUses(TorchFunctionMode):
     @contextmanager
     def out_of_sight(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Inside, uses of these parameters are not looked at: a tap of a whole module sketches them."""
-        hidden = {id(p): self._watched.pop(id(p)) for p in parameters if id(p) in self._watched}
+        before, self._hidden = self._hidden, self._hidden | {id(p) for p in parameters if p is not None}
         try:
             yield
         finally:
-            self._watched |= hidden
+            self._hidden = before
 
     def missed(self, gradients: Sequence[Tensor | None]) -> None:
         """Raises GvendiError if a leaf got a gradient: `gradients` of the loss for `leaves`, in their order."""
@@ -451,16 +460,36 @@ class ParameterUses(TorchFunctionMode):
                 yield x, side
 
     def _side(self, x: Tensor) -> Side | None:
-        watched = self._watched.get(id(x))
+        watched = self._of(x)
         if watched is not None:
             leaf = self.leaves.get(watched.name)
-            if leaf is None:
+            if self.current.trains and x.requires_grad:
+                leaf = self.leaves[watched.name] = x
+            elif leaf is None:
                 # Inside inference mode tensors are made that no gradient goes to.
                 own = x.clone() if x.is_inference() else x.detach()
                 leaf = self.leaves[watched.name] = own.requires_grad_()
             return Side(leaf, Origin((watched,), (leaf,), leaf.detach(), trains=self.current.trains))
         note = x.__dict__.get(_SIDE)
         return Side(x, note[1]) if note is not None and note[0] is self._mark else None
+
+    def _of(self, x: Tensor) -> Watched | None:
+        """The watched parameter that x is, None for another tensor and where it is out of sight."""
+        key = id(x)
+        if key in self._hidden:
+            return None
+        if key not in self._watched and self.current.trains and isinstance(x, nn.Parameter):
+            if key in self._others:
+                return None
+            # Sharded weights are gathered into other tensors while their layers run.
+            found = next((w for w in self._all if w.parameter is x), None)
+            if found is None:
+                self._others[key] = x
+                return None
+            self._watched[key] = found
+            if self.seen is not None:
+                self.seen.leaf(x, found.name)
+        return self._watched.get(key)
 
     def _note(self, x: Tensor, origin: Origin) -> None:
         x.__dict__[_SIDE] = self._mark, origin

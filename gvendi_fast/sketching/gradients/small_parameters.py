@@ -57,7 +57,7 @@ class BroadcastSide(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        found = sketches(ctx.side, gradient, ctx.known, ctx.current)
+        found = sketches(ctx.side, gradient.detach(), ctx.known, ctx.current)
         # Summed as autograd sums what an operation itself has broadcast.
         own = gradient.sum_to_size(ctx.shape) if ctx.needs_input_grad[0] else None
         return own, *[None] * 4, *for_probes(found, ctx.home, ctx.count)
@@ -104,7 +104,7 @@ class UseOutput(torch.autograd.Function):
             raise ctx.use.unknown(
                 "its input was changed in place afterwards, so its gradient is lost"
             ) from error
-        found = ctx.of_gradient(gradient, *saved)
+        found = ctx.of_gradient(gradient.detach(), *saved)
         return gradient, *[None] * 4, *for_probes(found, ctx.home, ctx.count)
 
 

@@ -220,6 +220,7 @@ def module_kind(module: nn.Module) -> str | None:
     alone = len(given) == 1 and given[0].default is given[0].empty
     # One number for all features is no norm's weight: it is followed as any other parameter.
     vectors = all(p is None or (p.dim() == 1 and len(p) > 1) for p in module._parameters.values())
-    if "Norm" in type(module).__name__ and vectors and alone:
+    has_weight = module._parameters.get("weight") is not None
+    if "Norm" in type(module).__name__ and has_weight and vectors and alone:
         return NORM
     return None

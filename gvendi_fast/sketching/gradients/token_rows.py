@@ -656,7 +656,10 @@ def _multiplied(rows: TokenRows, function, args, kwargs, out) -> None:
         if isinstance(known, Along) and known.axis == right.dim() - 2:
             return rows._keep(out, UNKNOWN)
         if rows.is_packed:
-            return rows._keep(out, UNKNOWN)
+            is_by_column = (
+                isinstance(known, Numbers) and known.samples.shape[-2] == 1 and right.dim() == out.dim()
+            )
+            return rows._keep(out, known if is_by_column else UNKNOWN)
     if rows.is_packed and rows.moves(left):
         # Of queries by keys, and of weights by values, rows are the left factor's.
         known = rows.of(left)

@@ -435,7 +435,8 @@ class TrainingTap:
 
     A sketch is that of the gradient of the user's own scalar by the sample's tokens: its length is the scalar's scale
     (a mean over the batch divides it, a gradient scaler multiplies it), and only its direction is a sample's own. A
-    sample that the loss does not depend on has z = 0.
+    sample that the loss does not depend on has z = 0. An auxiliary loss over the whole batch, as routers have, is part
+    of the scalar: a sample's share of its gradient is that through its own tokens.
     Threads: a tap belongs to the thread that attached it; a forward pass with gradients in another one is refused.
     """
 

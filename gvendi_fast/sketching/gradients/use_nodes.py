@@ -63,7 +63,7 @@ class ProductOutput(torch.autograd.Function):
                 raise
             raise changed(ctx.part.name if ctx.part else ctx.side.of[0].name) from error
         a = kept[0] if kept else None
-        e = ctx.to_rows(gradient).contiguous()
+        e = ctx.to_rows(gradient.detach()).contiguous()
         if ctx.part is None:
             whole = _whole_gradient(ctx.rows, ctx.current.samples, a, e)
             sketches = sketch_by_sample(ctx.side, whole, ctx.current.spec)
