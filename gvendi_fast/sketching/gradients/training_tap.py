@@ -58,7 +58,7 @@ from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
-from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
+from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, checkpoint_seen, hidden_use
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -449,6 +449,8 @@ class TrainingTap:
                     CompiledWarning,
                     stacklevel=2,
                 )
+            for forward in self._tapped.again:
+                undo.append(checkpoint_seen(forward.module, self._tapped.seeing_again))
             for forward in (*self._tapped.tapped, *self._tapped.again, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
