@@ -58,7 +58,7 @@ from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
-from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
+from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, checkpoint_seen, hidden_use
 from gvendi_fast.sketching.gradients.whole_gradient import EXACT, MOST, NARROW, WholeGradient
 
 if TYPE_CHECKING:
@@ -327,10 +327,10 @@ class TappedModel(ProbedModel):
         waiting = [running for running in self.alive if not running.of.has_come]
         if len(waiting) > 1:
             raise GvendiError(
-                "a part of the tapped model runs by itself (a head on hidden states whose graph was cut, a part that "
-                f"an activation checkpoint runs again), and of which of {len(waiting)} forward passes is not known; run "
-                "a backward pass for each forward pass before the next one, or keep the part within the graph and out of "
-                "the checkpoint"
+                "a part of the tapped model runs by itself (a head on hidden states whose graph was cut, a part that an "
+                f"activation checkpoint runs again), and of which of {len(waiting)} forward passes is not known; run a "
+                "backward pass for each forward pass before the next one, or keep the part within the graph and out "
+                "of the checkpoint"
             )
         return waiting[0] if waiting else self.running
 
@@ -511,6 +511,8 @@ class TrainingTap:
                     CompiledWarning,
                     stacklevel=2,
                 )
+            for forward in self._tapped.again:
+                undo.append(checkpoint_seen(forward.module, self._tapped.seeing_again))
             for forward in (*self._tapped.tapped, *self._tapped.again, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
