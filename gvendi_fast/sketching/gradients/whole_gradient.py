@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gvendi_fast.kernels import reference
 
@@ -28,7 +28,7 @@ EXACT, NARROW = 1e-3, 5e-2
 class WholeGradient:
     """The sketch of all gradients that some parameters get from here on, until `end`."""
 
-    def __init__(self, sketcher: GradientSketcher, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, sketcher: GradientSketcher, parameters: Mapping[str, Tensor]) -> None:
         self._sketcher = sketcher
         self.sketch = torch.zeros(sketcher.spec.dim, dtype=torch.float64)
         self.sum = torch.zeros(sketcher.spec.dim, dtype=torch.float64)
