@@ -485,7 +485,7 @@ class TrainingTap:
             raise GvendiError(
                 "this tap is attached already; detach() it first, or enter it once around the whole loop"
             )
-        self._check()
+        self._look_at_model()
         self._trained = list(self._plain.parameters())
         self._flags = [p.requires_grad for p in self._trained]
         for tapped in self._tapped.tapped:
@@ -524,7 +524,7 @@ class TrainingTap:
             raise
         return self
 
-    def _check(self) -> None:
+    def _look_at_model(self) -> None:
         """GvendiError where the model is not what the tap was made for, looked at anew where it has changed."""
         state = [(id(p), p.requires_grad) for p in self.model.parameters()]
         if state != self._checked:
