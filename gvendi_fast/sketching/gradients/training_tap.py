@@ -133,7 +133,7 @@ class TrainingTap:
             raise GvendiError(
                 "this tap is attached already; detach() it first, or enter it once around the whole loop"
             )
-        self._check()
+        self._look_at_model()
         for tapped in self._tapped.tapped:
             other = getattr(tapped.module.__dict__.get("forward"), "__self__", None)
             if isinstance(other, Tapped):
@@ -173,7 +173,7 @@ class TrainingTap:
             raise
         return self
 
-    def _check(self) -> None:
+    def _look_at_model(self) -> None:
         """GvendiError where the model is not what the tap was made for, looked at anew where it has changed."""
         state = [(id(p), p.requires_grad) for p in self.model.parameters()]
         if state != self._checked:
@@ -341,7 +341,7 @@ class TrainingTap:
         if tapped.depth == 1:
             arguments = {**dict(zip(self._parameters[1:], args, strict=False)), **kwargs}
             try:
-                self._check()
+                self._look_at_model()
                 self._begin(arguments)
             except BaseException:
                 tapped.depth = 0
