@@ -172,6 +172,8 @@ class TappedModel(ProbedModel):
         self.again = [RunAgain(m, self.seeing_again) for m in around(self.core, followed, taps)]
         # The pass that the backward pass at work came from.
         self.backward: Running | None = None
+        # Whether a layer gave numbers of a format narrower than float32, as under an autocast inside the model.
+        self.is_narrow = False
         # How many calls of the model this thread is inside.
         self.depth = 0
 
@@ -337,6 +339,7 @@ class TappedModel(ProbedModel):
             # What a pass without gradients runs, for its metrics, makes no node.
             if torch.is_grad_enabled():
                 self.running.of.met[id(tapped.module)] += 1
+                self.is_narrow |= isinstance(output, Tensor) and output.dtype.itemsize < 4
             return True
         if not torch.is_grad_enabled() or not (isinstance(output, Tensor) and output.requires_grad):
             return False

@@ -248,8 +248,7 @@ class TrainingTap:
         plain = all(type(p) is nn.Parameter and p.requires_grad and not p.is_meta for p in sketched.values())
         if plain and (self._looks or self.sketcher.coverage.sketched <= MOST):
             self._whole = WholeGradient(self.sketcher, sketched)
-            narrow = any(settings[-2:]) or any(p.dtype != torch.float32 for p in sketched.values())
-            self._least = NARROW if narrow else EXACT
+            self._tapped.is_narrow = any(p.dtype.itemsize < 4 for p in sketched.values())
 
     def _stop_comparing(self) -> None:
         whole, self._whole = self._whole, None
@@ -261,7 +260,7 @@ class TrainingTap:
         whole = self._whole
         self._stop_comparing()
         missing = whole.difference()
-        if missing > self._least:
+        if missing > (NARROW if self._tapped.is_narrow else EXACT):
             warnings.warn(
                 f"the sketches of this step's samples do not add up to the sketch of its gradient: {missing:.1%} of "
                 "its length is missing. A part of it went past the layers (a penalty on weights, a loss that takes a "
