@@ -21,6 +21,8 @@ Labels = Label | Sequence[Label] | np.ndarray | torch.Tensor
 def sketch_rows(sketches: Any, dim: int | None) -> torch.Tensor:
     """The matrix [S, K] of `Sketches`, a tensor or an array, without its graph; GvendiError if it is none."""
     rows = getattr(sketches, "z", sketches)
+    if isinstance(rows, torch.Tensor) and rows.is_meta:
+        raise GvendiError("sketches is on the meta device; wanted a tensor [S, K] with values")
     if isinstance(rows, np.ndarray) and np.issubdtype(rows.dtype, np.floating):
         rows = torch.from_numpy(np.array(rows, np.float64 if rows.dtype.itemsize >= 8 else np.float32))
     if not isinstance(rows, torch.Tensor):
@@ -39,15 +41,23 @@ def sketch_rows(sketches: Any, dim: int | None) -> torch.Tensor:
     return rows.detach()
 
 
-def label_of(label: Any) -> str:
-    """A source's name by one label; GvendiError for anything but str and int."""
+def label_of(label: Any, argument: str = "group") -> str:
+    """A source's name by one label of the argument; GvendiError for anything but str and int."""
     if isinstance(label, str):
         return str(label)
     if not isinstance(label, bool) and hasattr(label, "__index__"):
         return str(operator.index(label))
     raise GvendiError(
-        f"group holds {label!r}, a {type(label).__name__}; wanted str or int labels of sources, or group=None for none"
+        f"{argument} holds {label!r}, a {type(label).__name__}; wanted str or int labels of sources"
+        + (", or group=None for none" if argument == "group" else "")
     )
+
+
+def plain_labels(labels: Labels, argument: str) -> Any:
+    """Labels of an argument as Python's values: a list or tuple of one a sample, or one for all."""
+    if isinstance(labels, torch.Tensor) and labels.is_meta:
+        raise GvendiError(f"{argument} is on the meta device; wanted labels with values")
+    return labels.tolist() if isinstance(labels, np.ndarray | torch.Tensor) else labels
 
 
 def check_decay(decay: Any) -> float | None:
@@ -84,7 +94,7 @@ class Sources:
         """The number of each sample's source, int64 [S]; GvendiError, and nothing changed, for what are no labels."""
         if group is None:
             return np.full(samples, UNLABELLED, np.int64)
-        plain: Any = group.tolist() if isinstance(group, np.ndarray | torch.Tensor) else group
+        plain = plain_labels(group, "group")
         if isinstance(plain, list | tuple):
             if len(plain) != samples:
                 raise GvendiError(
