@@ -58,7 +58,7 @@ from gvendi_fast.sketching.gradients.quantised import parameters_by_name
 from gvendi_fast.sketching.gradients.sketches import Sketches
 from gvendi_fast.sketching.gradients.small_parameters import check_small
 from gvendi_fast.sketching.gradients.taps import EMBEDDING, LINEAR, NORM, QUANTISED, WATCHED, Tap
-from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, hidden_use
+from gvendi_fast.sketching.gradients.watched_training import RunAgain, around, checkpoint_seen, hidden_use
 from gvendi_fast.sketching.gradients.whole_gradient import EXACT, MOST, NARROW, WholeGradient
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Running:
     of: Pass
     probes: list[Tensor]
     ids: Tensor
+    given: Tensor
     labels: Tensor | None = None
     shifted: Tensor | None = None
     uses: ParameterUses | None = None
@@ -322,13 +323,14 @@ class TappedModel(ProbedModel):
         return self.depth > 0 and self.running is not None and threading.get_ident() == self.running.thread
 
     def _only_one_waiting(self) -> Running | None:
-        """The pass that a checkpoint runs a part of again, where no output of a pass has been reached."""
+        """The pass that a part belongs to which runs by itself, where autograd's graph does not tell."""
         waiting = [running for running in self.alive if not running.of.has_come]
         if len(waiting) > 1:
             raise GvendiError(
-                "an activation checkpoint runs a part of the tapped model again, and of which of the "
-                f"{len(waiting)} forward passes is not known, for no output of the model was in the backward pass "
-                "before; run a backward pass for each forward pass, or let the head out of the checkpoint"
+                "a part of the tapped model runs by itself (a head on hidden states whose graph was cut, a part that an "
+                f"activation checkpoint runs again), and of which of {len(waiting)} forward passes is not known; run a "
+                "backward pass for each forward pass before the next one, or keep the part within the graph and out "
+                "of the checkpoint"
             )
         return waiting[0] if waiting else self.running
 
@@ -365,8 +367,9 @@ class TappedModel(ProbedModel):
         if MODELS.is_claimed([tapped.module]):
             # A sketcher's own pass over the same model.
             return False
-        if is_above and self.running is not None:
-            # Of what it read no pass is told by the graph, as where a loss in chunks cuts it: the last one's.
+        if is_above and (running := self._only_one_waiting()) is not None:
+            # Of what it read no pass is told by the graph, as where a loss in chunks cuts it.
+            self.running = running
             self.running.of.met[id(tapped.module)] += 1
             return True
         where = "in another thread than the tap's" if self.thread != threading.get_ident() else "by itself"
@@ -454,7 +457,7 @@ class TrainingTap:
         self._plain: Any = plain_model(given, stays=True)
         check_causal_lm(self._plain)
         check_trained(given)
-        self._tag, self._samples, self._check = tag, samples, check
+        self._tag, self._samples, self._looks = tag, samples, check
         self._whole: WholeGradient | None = None
         # In what settings sums were compared.
         self._compared: set[tuple] = set()
@@ -486,8 +489,6 @@ class TrainingTap:
                 "this tap is attached already; detach() it first, or enter it once around the whole loop"
             )
         self._check()
-        self._trained = list(self._plain.parameters())
-        self._flags = [p.requires_grad for p in self._trained]
         for tapped in self._tapped.tapped:
             other = getattr(tapped.module.__dict__.get("forward"), "__self__", None)
             if isinstance(other, Tapped):
@@ -510,6 +511,8 @@ class TrainingTap:
                     CompiledWarning,
                     stacklevel=2,
                 )
+            for forward in self._tapped.again:
+                undo.append(checkpoint_seen(forward.module, self._tapped.seeing_again))
             for forward in (*self._tapped.tapped, *self._tapped.again, *self._uncompiled):
                 undo.append(forward.remove)
                 forward.attach()
@@ -591,13 +594,13 @@ class TrainingTap:
     def _look_at_sum(self) -> None:
         """Have the first step of a setting compared with the gradient that autograd forms of it."""
         settings = (*self._tapped.settings(), torch.is_autocast_enabled(), torch.is_autocast_enabled("cpu"))
-        if self._whole is not None or settings in self._compared or self._check is False:
+        if self._whole is not None or settings in self._compared or self._looks is False:
             return
         self._compared.add(settings)
         there = parameters_by_name(self._plain)
         sketched = {name: there[name] for name in self.sketcher.parameters}
         plain = all(type(p) is nn.Parameter and p.requires_grad and not p.is_meta for p in sketched.values())
-        if plain and (self._check or self.sketcher.coverage.sketched <= MOST):
+        if plain and (self._looks or self.sketcher.coverage.sketched <= MOST):
             self._whole = WholeGradient(self.sketcher, sketched)
             narrow = any(settings[-2:]) or any(p.dtype != torch.float32 for p in sketched.values())
             self._least = NARROW if narrow else EXACT
@@ -678,27 +681,26 @@ class TrainingTap:
         if torch._C._current_graph_task_id() == -1:
             if threading.get_ident() != tapped.thread:
                 return changed
-        elif tapped.depth == 0 and (tapped.backward or any(not one.of.has_come for one in tapped.alive)):
-            # Run again by a checkpoint around the whole model. A re-entrant one runs it with gradients here first.
-            return changed
+        elif tapped.depth == 0:
+            # Run again by a checkpoint around the whole model, with the tensors of the first time.
+            again = [one for one in tapped.alive if any(one.given is x for x in (*args, *kwargs.values()))]
+            if again:
+                tapped.backward = again[0]
+                Variable._execution_engine.queue_callback(tapped.backward_ends)
+            if tapped.backward or any(not one.of.has_come for one in tapped.alive):
+                # A re-entrant one has run it without gradients: its pass begins here.
+                return changed
         _check_transforms()
         tapped.depth += 1
         if tapped.depth == 1:
             arguments = {**dict(zip(self._parameters[1:], args, strict=False)), **kwargs}
             try:
-                self._check_flags()
+                self._check()
                 self._begin(arguments)
             except BaseException:
                 tapped.depth = 0
                 raise
         return changed
-
-    def _check_flags(self) -> None:
-        """GvendiError where what is trained has changed since the tap was attached."""
-        flags = [p.requires_grad for p in self._trained]
-        if flags != self._flags:
-            _check_frozen(self.sketcher, self._plain)
-            self._flags = flags
 
     def _begin(self, arguments: Mapping[str, Any]) -> None:
         """A pass of its own for a call of the model."""
@@ -740,7 +742,7 @@ class TrainingTap:
                 functools.partial(self._came, weakref.ref(self), one, place)
             )
             probes.append(probe)
-        tapped.running = Running(tapped, one, probes, ids[..., 0] if ids.dim() > 2 else ids)
+        tapped.running = Running(tapped, one, probes, ids[..., 0] if ids.dim() > 2 else ids, ids)
         tapped.alive.add(tapped.running)
         if tapped.follows:
             tapped.follow(tapped.running)
