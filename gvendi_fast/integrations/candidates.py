@@ -82,7 +82,7 @@ class ProxySketches:
             raise GvendiError(
                 f"encode gave {len(labels)} rows of {len(numbers)}; wanted one for each, in order"
             )
-        out = torch.zeros(len(numbers), self.sketcher.spec.dim)
+        out = torch.zeros(len(numbers), self.sketcher.spec.dim, dtype=torch.float32)
         # The first token is predicted from nothing.
         told = (labels[:, 1:] != -100).any(dim=1).cpu()
         if bool(told.any()):
@@ -168,6 +168,11 @@ class Candidates:
                 "rows is None, and a run directory does not hold the rows that it rejected; give rows=len(data), where "
                 "data is what was sketched, in the same order"
             )
+        if "training" in pool.run.spec:
+            raise GvendiError(
+                f"sketches is '{pool.run.path}', which has the sketches of a training run: its rows are samples of its "
+                "steps, not rows of a data set; sketch the data set with 'gvendi sketch' and give that directory"
+            )
         ordinals = pool.numbers("row")
         if len(ordinals) and int(ordinals.max()) >= rows:
             raise GvendiError(
@@ -182,7 +187,7 @@ class Candidates:
 def _held(pool: Pool, dim: int | None) -> torch.Tensor:
     """The sketches of a pool in memory, float32 [N, dim]: a batch would read every part of a run directory."""
     width = pool.dim if dim is None else min(dim, pool.dim)
-    out = torch.empty(len(pool), width)
+    out = torch.empty(len(pool), width, dtype=torch.float32)
     for first, block in pool.blocks():
         out[first : first + len(block)] = block[:, :width]
     return out

@@ -75,11 +75,16 @@ def check_decay(decay: Any) -> float | None:
 class Sources:
     """The numbers of sources by name.
 
-    names: {label: name} of sources that come by number; other labels are names themselves.
+    names: {label: name} of sources that come by number; other labels are names themselves. Two labels of one name are
+        one source.
     """
 
     def __init__(self, names: Mapping[Label, str] | None) -> None:
-        self.given = {label_of(label): str(name) for label, name in (names or {}).items()}
+        if names is not None and not isinstance(names, Mapping):
+            raise GvendiError(
+                f"names is {names!r}; wanted a mapping from labels to names, such as dict(enumerate(names))"
+            )
+        self.given = {label_of(label, "names"): str(name) for label, name in (names or {}).items()}
         self._codes: dict[str, int] = {}
 
     def __len__(self) -> int:

@@ -217,7 +217,7 @@ def _sketch(
         if place == len(distinct):
             distinct.append(replace(sample, row=place))
     # One row more, which stays 0.
-    z = torch.zeros(len(distinct) + 1, sketcher.spec.dim, device=weight.device)
+    z = torch.zeros(len(distinct) + 1, sketcher.spec.dim, dtype=torch.float32, device=weight.device)
     # A trainer may call under autocast, which is of the policy.
     with torch.autocast(weight.device.type, enabled=False):
         for batch in batches(distinct, budget):
