@@ -109,7 +109,7 @@ class Candidates:
         self._place: np.ndarray | None = None
         if callable(sketches) and not isinstance(sketches, torch.Tensor | np.ndarray | Pool):
             self._call = sketches
-            known = len(sketches) if hasattr(sketches, "__len__") else None
+            known: int | None = len(sketches) if hasattr(sketches, "__len__") else None
         elif isinstance(sketches, torch.Tensor | np.ndarray):
             check_matrix(sketches)
             self._matrix, known = sketches, len(sketches)
@@ -150,6 +150,8 @@ class Candidates:
             if out.shape[1] < self.dim:
                 raise GvendiError(f"sketches gave a width of {out.shape[1]}; wanted {self.dim}")
             return out[:, : self.dim].contiguous()
+        # What is no function is a matrix.
+        assert self._matrix is not None
         place = numbers if self._place is None else self._place[numbers]
         there = np.maximum(place, 0)
         if isinstance(self._matrix, torch.Tensor):

@@ -278,7 +278,7 @@ class DiversityMeter(OneThread):
         self._start()
         self.dim, self.spec = state["settings"]["dim"] or self._dim, self.spec or state["settings"]["spec"]
         self._stream = stream
-        self._sources.set(names)
+        self._sources.number(names)
         self._seen, self._zero, self._non_finite = counts.seen, counts.zero, counts.non_finite
         return self
 

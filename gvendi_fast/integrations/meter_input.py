@@ -64,7 +64,7 @@ def check_decay(decay: Any) -> float | None:
     """The decay as a float."""
     if decay is None:
         return None
-    if isinstance(decay, bool) or not isinstance(decay, numbers.Real) or not 0 < decay < 1:
+    if isinstance(decay, bool) or not isinstance(decay, numbers.Real) or not 0 < float(decay) < 1:
         raise GvendiError(
             f"decay is {decay!r}; wanted a number between 0 and 1, such as 0.999, by which a sample's weight falls "
             "with each sample that follows, or None for no average"
@@ -111,7 +111,7 @@ class Sources:
         found = (self.given.get(label, label) for label in labels)
         return np.array([self._codes.setdefault(name, len(self._codes)) for name in found], np.int64)
 
-    def set(self, names: Sequence[str]) -> None:
+    def number(self, names: Sequence[str]) -> None:
         """Number these, and forget others."""
         self._codes = {name: code for code, name in enumerate(names)}
 
@@ -120,7 +120,7 @@ class Sources:
         kept, names = sorted(used - {UNLABELLED}), self.names
         table = np.full(len(names) + 1, UNLABELLED, np.int64)
         table[kept] = np.arange(len(kept))
-        self.set([names[code] for code in kept])
+        self.number([names[code] for code in kept])
         return table
 
 

@@ -286,7 +286,7 @@ class GroupDiversityReward:
         if self.group_size is not None:
             return self.group_size
         # TRL passes no settings, but a method of the trainer that has them.
-        trainer = getattr(kwargs.get("log_metric"), "__self__", None)
+        trainer: Any = getattr(kwargs.get("log_metric"), "__self__", None)
         if not hasattr(trainer, "num_generations"):
             raise GvendiError(
                 "how many rollouts make a group is not known from this call; give group_size, the trainer's "
@@ -318,7 +318,7 @@ class _Slice:
 
 def _digest(prompt: Text) -> bytes:
     """A prompt's words; images, which the copies of a group have in common, are compared by no one."""
-    words = words_only(prompt)
+    words: Any = words_only(prompt)
     if not isinstance(words, str):
         words = [(message.get("role"), message["content"]) for message in words]
     return hashlib.blake2b(repr(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()

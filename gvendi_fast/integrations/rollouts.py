@@ -210,7 +210,8 @@ def _sketch(
     budget = batch_tokens or (GPU_BATCH_TOKENS if weight.is_cuda else CPU_BATCH_TOKENS)
     # What a policy writes again costs no pass of its own, and is the same row to the bit.
     places: dict[tuple[bytes, bytes], int] = {}
-    distinct, of = [], {}
+    distinct: list[Sample] = []
+    of: dict[int, int] = {}
     for sample in _cropped(samples, limit, bos):
         place = places.setdefault((sample.input_ids.tobytes(), sample.labels.tobytes()), len(places))
         of[sample.row] = place
