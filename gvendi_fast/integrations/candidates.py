@@ -120,7 +120,8 @@ class Candidates:
             if isinstance(pool, RunPool):
                 rows = self._number(pool, rows)
                 known = rows
-        if known is None and rows is None:
+        count = known if rows is None else rows
+        if count is None:
             raise GvendiError(
                 "rows is None, and a function does not say how many rows it knows; give rows=len(data)"
             )
@@ -128,7 +129,7 @@ class Candidates:
             raise GvendiError(
                 f"rows is {rows:,}, but there are {known:,} sketches; sketch the data set that is trained on, all of it"
             )
-        self.rows: int = known if rows is None else rows
+        self.rows = count
         width = None if self._matrix is None else self._matrix.shape[1]
         if dim is not None and width is not None and dim > width:
             raise GvendiError(f"dim is {dim}; wanted at most {width}, the width of the sketches")
