@@ -5,10 +5,10 @@
 A step is a forward and a backward pass over all parameters, without the optimiser, whose time would make ratios
 smaller. A round times, one after the other, the step alone, with a tap on all layers, with one on the last four (where
 the model has more), and the step followed by a sketcher's own pass over the batch; ratios are of one round. For the
-smaller model in float32 ten steps of which one is tapped, attaching and detaching among them, are timed beside ten plain ones. The
-tap's sketches are first compared with the sketcher's own of the same samples. Memory: bytes that autograd keeps from
-the forward to the backward pass, and the largest resident size of a process of its own for each. Nothing else should
-run meanwhile.
+smaller model in float32 ten steps of which one is tapped, attaching and detaching among them, are timed beside ten
+plain ones. The tap's sketches are first compared with the sketcher's own of the same samples. Memory: bytes that
+autograd keeps from the forward to the backward pass, and the largest resident size of a process of its own for each.
+Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
