@@ -1,8 +1,9 @@
 """Which source a sample of a training batch comes from: a number that travels with the batch.
 
 A trainer drops the columns that its model does not take, and a collator knows a few names only. So the collator is
-wrapped: the source leaves the rows before they are collated and joins the batch as int64 under `TAG`, which the tap
-takes out of the arguments of the model's forward. Names stay behind; `SourceNames` knows them by their numbers.
+wrapped: the source leaves the rows before they are collated and joins the batch as int64 under a tag of the callback's
+own, which the tap takes out of the arguments of the model's forward. Names stay behind; `SourceNames` knows them by
+their numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
 
-# The key of the batch; no model has an argument of this name.
+# How the keys of the batch begin, one a callback; no model has an argument of such a name.
 TAG = "gvendi_tag"
 # Of padding in a batch whose tags are by token.
 PADDING = -1
@@ -99,7 +100,12 @@ def names_in(dataset: Any, column: str) -> list[str] | None:
     if names is not None:
         return list(names)
     if getattr(feature, "dtype", None) == "string" and hasattr(dataset, "unique"):
-        return sorted(dataset.unique(column))
+        found = dataset.unique(column)
+        if None in found:
+            raise GvendiError(
+                f"column '{column}' has rows without a source (None); give each row one, or filter those rows out"
+            )
+        return sorted(found)
     return None
 
 
@@ -108,19 +114,30 @@ class SourceCollator:
 
     A row's source is a string or an integer, or, of a packed row, an integer a token. In the batch they are int64: [B],
     [2 B] where a row gives two sequences (chosen, then rejected), or one a token of a row that holds several samples.
+    tag: the key that they get. One may stand around another, for two callbacks, of one column too.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], names: SourceNames, remedy: str = "") -> None:
-        self.collate, self.names, self.remedy = collate, names, remedy
+    def __init__(
+        self, collate: Callable[[list[Any]], Any], names: SourceNames, remedy: str = "", tag: str = TAG
+    ) -> None:
+        self.collate, self.names, self.remedy, self.tag = collate, names, remedy, tag
 
     def __call__(self, rows: list[Any]) -> Any:
+        return self._collated(rows, set())
+
+    def _collated(self, rows: list[Any], apart: set[str]) -> Any:
+        """The batch; `apart` are the columns of those around this one, which the collator inside does not get."""
         column = self.names.column
         for row in rows:
             if not isinstance(row, Mapping) or column not in row:
                 found = ", ".join(map(repr, row)) if isinstance(row, Mapping) else f"a {type(row).__name__}"
                 raise GvendiError(f"source is {column!r}, but a row of the data set has {found}{self.remedy}")
         values = [row[column] for row in rows]
-        batch = self.collate([{key: row[key] for key in row if key != column} for row in rows])
+        apart = apart | {column}
+        if isinstance(self.collate, SourceCollator):
+            batch = self.collate._collated(rows, apart)
+        else:
+            batch = self.collate([{key: row[key] for key in row if key not in apart} for row in rows])
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
             what = (
                 f"has {', '.join(map(repr, batch))}"
@@ -131,7 +148,7 @@ class SourceCollator:
                 f"source is {column!r}, but the collator's batch {what}, without 'input_ids' to tell its samples by (a "
                 "trainer on rollouts makes them later); leave source out"
             )
-        batch[TAG] = self._tags(rows, values, batch["input_ids"])
+        batch[self.tag] = self._tags(rows, values, batch["input_ids"])
         return batch
 
     def _tags(self, rows: list[Any], values: list[Any], ids: torch.Tensor) -> torch.Tensor:
@@ -158,12 +175,12 @@ class SourceCollator:
         return tags
 
 
-def keep_tags_from(model: nn.Module, is_taken: Callable[[], bool]) -> Any:
-    """Take the tags out of the arguments of a model's forward where nobody else does; returns the hook's handle."""
+def keep_tags_from(model: nn.Module, tag: str, is_taken: Callable[[], bool]) -> Any:
+    """Take a tag out of the arguments of a model's forward where nobody else does; returns the hook's handle."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if TAG in kwargs and not is_taken():
-            kwargs = {key: value for key, value in kwargs.items() if key != TAG}
+        if tag in kwargs and not is_taken():
+            kwargs = {key: value for key, value in kwargs.items() if key != tag}
         return args, kwargs
 
     return model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
@@ -190,7 +207,7 @@ def pack_with_sources(
     sources: their names, where the column has text and the data set is iterable.
     Raises GvendiError for columns that are missing and sources that have no number.
     """
-    from datasets import ClassLabel, Sequence
+    from datasets import ClassLabel, Features, Sequence, Value
     from trl import pack_dataset
 
     columns = list(dataset.column_names or next(iter(dataset)))
@@ -213,4 +230,11 @@ def pack_with_sources(
         remove_columns=[c for c in columns if c not in kept],
     ).rename_column("gvendi_source", source)
     packed = pack_dataset(numbered.select_columns([*kept, source]), max_length, strategy)
-    return packed if known is None else packed.cast_column(source, Sequence(ClassLabel(names=list(known))))
+    if known is None:
+        return packed
+    labelled = Sequence(ClassLabel(names=[str(name) for name in known]))
+    if packed.features is not None:
+        return packed.cast_column(source, labelled)
+    # An iterable data set forgets what its columns are, which are all lists of integers here.
+    whole = {name: Sequence(Value("int64")) for name in next(iter(packed))}
+    return packed.cast(Features({**whole, source: labelled}))
