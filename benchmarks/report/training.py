@@ -66,7 +66,7 @@ def series_line(found: dict[str, Any]) -> str:
     if set(found["watched"]) - {"tap", "tiny"}:
         every = settings["every"]
         rarely = (
-            f" (others than `tiny`: one batch in {every}, in a window of {settings['window'] // every:,})"
+            f" (others than `tiny`: one batch in {every}, in a window of {settings['window of others']:,})"
         )
     return (
         f"Series by source: `{settings['model']}` trained for {settings['steps']} steps of {settings['batch']} rows on "

@@ -23,7 +23,7 @@ def tap_sections(found: dict, ratio: Callable, table: Callable, machine_line: Ca
                     [
                         f"{shape.name}, {shape.batch} x {shape.length} tokens",
                         dtype,
-                        *(ratio(ratios, name) if name in ratios else "no such layers" for name in COLUMNS),
+                        *(ratio(ratios, name) if name in ratios else "—" for name in COLUMNS),
                         _more(entry["bytes kept for the backward pass"]),
                         _more(entry["largest resident bytes"]),
                     ]

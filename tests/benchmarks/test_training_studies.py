@@ -88,11 +88,11 @@ def test_series_become_a_table_and_a_picture(here, tmp_path):
     found = {
         "settings": {
             "model": "tiny", "steps": 3, "batch": 2, "repeated": 1, "times": 3, "window": 10, "dim": 16,
-            "every": 2, "window of others": 5,
+            "every": 2, "window of others": 7,
         },
         "rows": dict.fromkeys(sources, 3), "watched": {"tap": watched, "other": watched},
     }  # fmt: skip
-    assert "one batch in 2, in a window of 5" in series_line(found)
+    assert "one batch in 2, in a window of 7" in series_line(found)
     assert (
         series_table(found, table).splitlines()[-1]
         == "| other | repeated | 5 | 3.2 | 0.500 | 1.00 | -0.125 |"

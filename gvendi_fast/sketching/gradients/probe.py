@@ -935,7 +935,8 @@ class TappedEmbedding(Tapped):
             tap = self.tap
             raise GvendiError(
                 f"embedding {tap.path!r} is looked up by ids of shape {tuple(shape)} for a batch of {batch} x {length} "
-                f"tokens, so its gradient cannot be split by sample; exclude {tap.weight!r}"
+                "tokens, so its gradient cannot be split by sample; give the model the rows that it reads, where it or "
+                f"a hook changes the batch, or exclude {tap.weight!r}"
             )
         if probed.own_uses is not None:
             probed.own_uses.note(self.module, frozenset(), out)

@@ -33,6 +33,29 @@ class RunAgain(Forward):
             return self.inner(*args, **kwargs)
 
 
+# Where layers of transformers keep the function that runs them under a checkpoint, without a call of the module.
+_CHECKPOINT = "_gradient_checkpointing_func"
+
+
+def checkpoint_seen(module: nn.Module, context: Callable[[], AbstractContextManager]) -> Callable[[], object]:
+    """Have what a layer's checkpoint runs again run in `context()`. Returns what undoes it."""
+    own = module.__dict__.get(_CHECKPOINT)
+    if own is None:
+        return lambda: None
+
+    def checkpointed(function: Callable, *args: Any, **kwargs: Any) -> Any:
+        def again(*given: Any, **named: Any) -> Any:
+            if torch._C._current_graph_task_id() == -1:
+                return function(*given, **named)
+            with context():
+                return function(*given, **named)
+
+        return own(again, *args, **kwargs)
+
+    setattr(module, _CHECKPOINT, checkpointed)
+    return lambda: setattr(module, _CHECKPOINT, own)
+
+
 def around(
     model: nn.Module, followed: Sequence[nn.Module], tapped: Sequence[nn.Module]
 ) -> Iterator[nn.Module]:
