@@ -97,8 +97,8 @@ def _recorded_files(run: RunDirectory) -> list[dict[str, Any]]:
     if "training" in run.spec:
         raise GvendiError(
             f"'{run.path}' has the sketches of a training run, which keeps no texts, and this needs them; what "
-            "needs sketches alone takes the directory: gvendi score, cluster and report, and gvendi_fast.select, whose ids "
-            "of rows name their steps"
+            "needs sketches alone takes the directory: gvendi score, cluster and report, and gvendi_fast.select, whose "
+            "ids of rows name their steps"
         )
     if run.manifest is None or "files" not in run.manifest:
         raise GvendiError(f"'{run.path}' has no units.json, which names its corpus; sketch the corpus again")

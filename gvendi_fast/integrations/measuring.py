@@ -24,7 +24,7 @@ from gvendi_fast.base.files import atomic_write, exists, make_folder
 from gvendi_fast.integrations.kept_sketches import KeptSketches, training_spec
 from gvendi_fast.integrations.meter import DiversityMeter
 from gvendi_fast.integrations.proxy_batches import ProxyBatches
-from gvendi_fast.integrations.sources import TAG, SourceNames, keep_tags_from
+from gvendi_fast.integrations.sources import TAG, SourceNames, keep_tags_from, without_sources
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients.names import plain_model
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
@@ -151,7 +151,8 @@ class TrainingDiversity:
         run: the trainer; another one than before, or another model, begins with an empty meter. steps: how many it has.
         """
         self.stop()
-        self._run_alone(model, run, steps)
+        self.clear(model, run)
+        self._check_alone(run, steps)
         is_another = model is not self._model or run is not self._of_run()
         if (is_another or is_resumed) and self._restored is None and self.measured:
             self.meter.reset()
@@ -184,6 +185,20 @@ class TrainingDiversity:
             spec = training_spec(self.sketcher, self.layers, _name(model, self.proxy), self._how(training))
             self.kept = KeptSketches(self.save_to, spec, self.sketcher, rank, ranks, done)
         self._restored = None
+
+    def clear(self, model: nn.Module, run: Any = None) -> None:
+        """Take from a model what others have left on it whose runs are over, as one does that was interrupted."""
+        parts = {id(part) for part in model.modules()}
+        for other in list(_ALL):
+            if other is self or other._model is None:
+                continue
+            if parts.isdisjoint(id(part) for part in other._model.modules()):
+                continue
+            if run is None or other._of_run() is not run:
+                other.stop()
+            # Of this run's last call, where that failed in a step.
+            elif other._held.tap.is_attached:
+                other._held.tap.detach()
 
     def is_due(self, step: int) -> bool:
         """Whether this step, counted from 1, is measured."""
@@ -284,23 +299,11 @@ class TrainingDiversity:
     def _of_run(self) -> Any:
         return None if self._run is None else self._run()
 
-    def _run_alone(self, model: nn.Module, run: Any, steps: int | None) -> None:
-        """Take from the model what runs that are over have left, as one does that was interrupted.
-
-        GvendiError where another of this run taps the model at the same step.
-        """
-        parts = {id(part) for part in model.modules()}
+    def _check_alone(self, run: Any, steps: int | None) -> None:
+        """GvendiError where another of this run taps the model at the same step."""
         for other in list(_ALL):
-            if other is self or other._model is None:
+            if other is self or run is None or other._of_run() is not run:
                 continue
-            if parts.isdisjoint(id(part) for part in other._model.modules()):
-                continue
-            if run is None or other._of_run() is not run:
-                other.stop()
-                continue
-            # The other may have been at work in a step that failed, and now begins anew like this one.
-            if other._held.tap.is_attached:
-                other._held.tap.detach()
             first = math.lcm(self.every, other.every)
             if self.proxy is None and other.proxy is None and (steps is None or first <= steps):
                 raise GvendiError(
@@ -312,11 +315,7 @@ class TrainingDiversity:
         if self.names is None:
             return None
         if sketches.tags is None:
-            raise GvendiError(
-                f"source is {self.names.column!r}, but the model was called without the sources of its batch; pass the "
-                "whole batch on where the loss is computed, model(**inputs), and let the callback be among those that "
-                "the trainer is made with"
-            )
+            raise without_sources()
         return [self.names.name_of(number) for number in sketches.tags.tolist()]
 
     def _how(self, training: dict[str, Any] | None) -> dict[str, Any]:

@@ -175,12 +175,22 @@ class SourceCollator:
         return tags
 
 
+def without_sources() -> GvendiError:
+    """The error of a model that is called without the tags of its batch."""
+    return GvendiError(
+        "source is given, but the model was called without the sources of its batch; pass the whole batch on where the "
+        "loss is computed, model(**inputs), and let the callback be among those that the trainer is made with"
+    )
+
+
 def keep_tags_from(model: nn.Module, tag: str, is_taken: Callable[[], bool]) -> Any:
     """Take a tag out of the arguments of a model's forward where nobody else does; returns the hook's handle."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if tag in kwargs and not is_taken():
+        if not is_taken():
             kwargs = {key: value for key, value in kwargs.items() if key != tag}
+        elif tag not in kwargs:
+            raise without_sources()
         return args, kwargs
 
     return model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)

@@ -77,6 +77,7 @@ class GvendiCallback(TrainerCallback):
             sketcher=sketcher, proxy=proxy, prefix=prefix, meter=meter,
         )  # fmt: skip
         self._trainer: Trainer | None = None
+        self._is_at_work = False
         self._figures: dict[str, float] = {}
 
     @property
@@ -88,7 +89,7 @@ class GvendiCallback(TrainerCallback):
         """Become a callback of this trainer, which a trainer does with the callbacks that it is made with."""
         if self._trainer is trainer:
             return self
-        if self._trainer is not None and self._trainer.is_in_train:
+        if self._is_at_work:
             raise GvendiError("this callback is at work in another trainer; make one for each")
         callbacks = trainer.callback_handler.callbacks
         if self in callbacks:
@@ -107,6 +108,8 @@ class GvendiCallback(TrainerCallback):
         callbacks.insert(sum(isinstance(other, DefaultFlowCallback) for other in callbacks[:1]), self)
         if self.diversity.names is not None:
             _add_sources(trainer, self.diversity.names, self.diversity.tag)
+        # A tap that is left hides from the trainer which columns the model takes.
+        self.diversity.clear(trainer.model, trainer)
         self._trainer = trainer
         trainer.train = self._watched(trainer.train)
         return self
@@ -116,9 +119,11 @@ class GvendiCallback(TrainerCallback):
 
         @functools.wraps(train)
         def watched(*args: Any, **kwargs: Any) -> Any:
+            self._is_at_work = True
             try:
                 return train(*args, **kwargs)
             finally:
+                self._is_at_work = False
                 self.diversity.stop()
 
         return watched

@@ -44,11 +44,17 @@ def data(**settings):
     return datasets.Dataset.from_list(rows(**settings))
 
 
-def trainer_of(tmp_path, *callbacks, train=None, model=None, **settings):
+def trainer_of(tmp_path, *callbacks, train=None, model=None, model_init=None, kind=Trainer, **settings):
     args = TrainingArguments(output_dir=str(tmp_path / "out"), **{**PLAIN, **settings})
     train = data() if train is None else train
-    return Trainer(
-        model or small_model(), args, train_dataset=train, eval_dataset=data(), callbacks=list(callbacks)
+    model = (model or small_model()) if model_init is None else None
+    return kind(
+        model,
+        args,
+        train_dataset=train,
+        eval_dataset=data(),
+        model_init=model_init,
+        callbacks=list(callbacks),
     )
 
 
