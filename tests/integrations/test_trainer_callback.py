@@ -310,7 +310,7 @@ def test_two_ranks_log_what_both_have_seen_and_go_on_from_a_checkpoint(tmp_path)
     (tmp_path / "two.py").write_text(TWO_RANKS)
     done = subprocess.run(
         [*command, str(tmp_path / "two.py"), str(tmp_path)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
