@@ -91,6 +91,8 @@ class TrainingDiversity:
             raise GvendiError(
                 "sources names the values of a column, but source does not say of which; give both"
             )
+        if sources is not None and not list(sources):
+            raise GvendiError("sources is empty; wanted the names in the column, or None")
         if sketcher is not None and proxy is not None:
             raise GvendiError(
                 "sketcher is of the trained model and proxy is another one; give one of the two"

@@ -75,6 +75,11 @@ class SourceNames:
         )
 
     def _add(self, name: str) -> None:
+        if self.is_closed and not self.names:
+            raise GvendiError(
+                f"column '{self.column}' has sources of text, such as {name!r}, and their names are not known before "
+                "it is read; give sources=[...] with all of them"
+            )
         if self.is_closed:
             known = ", ".join(map(repr, self.names[:8]))
             raise GvendiError(
@@ -115,12 +120,23 @@ class SourceCollator:
     A row's source is a string or an integer, or, of a packed row, an integer a token. In the batch they are int64: [B],
     [2 B] where a row gives two sequences (chosen, then rejected), or one a token of a row that holds several samples.
     tag: the key that they get. One may stand around another, for two callbacks, of one column too.
+    removes: whether the column is kept from the collator, as a trainer does with one that its model does not take.
     """
 
     def __init__(
-        self, collate: Callable[[list[Any]], Any], names: SourceNames, remedy: str = "", tag: str = TAG
+        self,
+        collate: Callable[[list[Any]], Any],
+        names: SourceNames,
+        remedy: str = "",
+        tag: str = TAG,
+        removes: bool = True,
     ) -> None:
-        self.collate, self.names, self.remedy, self.tag = collate, names, remedy, tag
+        self.collate, self.names, self.remedy, self.tag, self.removes = collate, names, remedy, tag, removes
+
+    def removed(self) -> set[str]:
+        """The columns that the collator inside does not get."""
+        inside = self.collate.removed() if isinstance(self.collate, SourceCollator) else set()
+        return inside | ({self.names.column} if self.removes else set())
 
     def __call__(self, rows: list[Any]) -> Any:
         return self._collated(rows, set())
@@ -133,7 +149,7 @@ class SourceCollator:
                 found = ", ".join(map(repr, row)) if isinstance(row, Mapping) else f"a {type(row).__name__}"
                 raise GvendiError(f"source is {column!r}, but a row of the data set has {found}{self.remedy}")
         values = [row[column] for row in rows]
-        apart = apart | {column}
+        apart = apart | {column} if self.removes else apart
         if isinstance(self.collate, SourceCollator):
             batch = self.collate._collated(rows, apart)
         else:
@@ -148,14 +164,17 @@ class SourceCollator:
                 f"source is {column!r}, but the collator's batch {what}, without 'input_ids' to tell its samples by (a "
                 "trainer on rollouts makes them later); leave source out"
             )
-        batch[self.tag] = self._tags(rows, values, batch["input_ids"])
+        batch[self.tag] = self._tags(rows, values, batch["input_ids"], batch.get("attention_mask"))
         return batch
 
-    def _tags(self, rows: list[Any], values: list[Any], ids: torch.Tensor) -> torch.Tensor:
+    def _tags(
+        self, rows: list[Any], values: list[Any], ids: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        order = self._order(rows, ids, mask)
         is_by_token = [isinstance(value, list | tuple | torch.Tensor) for value in values]
         if not any(is_by_token) and len(ids) in (len(rows), 2 * len(rows)):
             numbers = torch.tensor([self.names.number_of(value) for value in values], dtype=torch.int64)
-            return numbers.repeat(len(ids) // len(rows))
+            return numbers[[place % len(rows) for place in order]]
         tokens = [
             torch.as_tensor(value, dtype=torch.int64)
             if by_token
@@ -164,15 +183,78 @@ class SourceCollator:
         ]
         if len(ids) == 1:
             tokens = [torch.cat(tokens)]
+        elif len(ids) == len(rows):
+            tokens = [tokens[place] for place in order]
         if len(tokens) != len(ids) or max(map(len, tokens)) > ids.shape[1]:
             raise GvendiError(
                 f"source is {self.names.column!r}, but {len(rows)} rows became a batch of shape {tuple(ids.shape)}, "
                 "and nothing says which sample is which row's; leave source out, or collate rows one after the other"
             )
         tags = torch.full(tuple(ids.shape), PADDING, dtype=torch.int64)
-        for row, of_tokens in zip(tags, tokens, strict=True):
-            row[: len(of_tokens)] = of_tokens
+        for number, of_tokens in enumerate(tokens):
+            real = None if mask is None else mask[number].bool()
+            if real is not None and real.dim() == 1 and int(real.sum()) == len(of_tokens):
+                tags[number, real] = of_tokens
+            else:
+                tags[number, : len(of_tokens)] = of_tokens
         return tags
+
+    def _order(self, rows: list[Any], ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
+        """Which row each row of the batch is of, by its tokens; where two sequences come of each, chosen ones first.
+
+        A collator that changes tokens, so that no row is found in another's place, is taken to keep the order.
+        """
+        own = _texts(rows, len(ids))
+        in_order = list(range(len(ids)))
+        if own is None:
+            return in_order
+        has_mask = mask is not None and mask.shape == ids.shape
+        given = [(row[mask[n].bool()] if has_mask else row).tolist() for n, row in enumerate(ids)]
+        if len(given) != len(own):
+            flat = [token for text in own for token in text]
+            found = given[0][: len(flat)]
+            if len(given) == 1 and found != flat and sorted(found) == sorted(flat):
+                raise self._disordered(ids)
+            return in_order
+        if given == own:
+            return in_order
+        free = set(in_order)
+        places: list[int] = []
+        moved = False
+        for n, text in enumerate(given):
+            found = [(abs(len(own[m]) - len(text)), m != n, m) for m in free if _is_of(text, own[m])]
+            # The nearest in length, since one text may begin another.
+            for _, is_other, m in sorted(found)[:1]:
+                places.append(m)
+                free.remove(m)
+                moved = moved or (is_other and not _is_of(text, own[n]))
+        if len(places) == len(given):
+            return places
+        if moved:
+            raise self._disordered(ids)
+        return in_order
+
+    def _disordered(self, ids: torch.Tensor) -> GvendiError:
+        return GvendiError(
+            f"source is {self.names.column!r}, but the collator's batch of shape {tuple(ids.shape)} has its rows in "
+            "another order than they came, and not all are found by their tokens; keep the order, or leave source out"
+        )
+
+
+def _texts(rows: list[Any], count: int) -> list[list[int]] | None:
+    """The tokens of the rows, or of their chosen and then their rejected answers; None where they do not say."""
+    pair = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if count == 2 * len(rows) and all(isinstance(row, Mapping) and set(pair) <= set(row) for row in rows):
+        return [[*row["prompt_ids"], *row[answer]] for answer in pair[1:] for row in rows]
+    if count == 2 * len(rows) or not all("input_ids" in row for row in rows):
+        return None
+    return [torch.as_tensor(row["input_ids"]).flatten().tolist() for row in rows]
+
+
+def _is_of(text: list[int], whole: list[int]) -> bool:
+    """Whether a row of a batch is a text, cut or lengthened at an end."""
+    n = min(len(text), len(whole))
+    return n > 0 and (text[:n] == whole[:n] or text[-n:] == whole[-n:])
 
 
 def without_sources() -> GvendiError:
@@ -229,6 +311,9 @@ def pack_with_sources(
             )
     known = sources if sources is not None else names_in(dataset, source)
     table = SourceNames(source, () if known is None else known)
+    # Of an iterable data set, which would say so when its first row is read.
+    if known is None and isinstance(value := next(iter(dataset))[source], str):
+        table.number_of(value)
 
     def by_token(row: dict[str, Any]) -> dict[str, Any]:
         return {source: [table.number_of(row[source])] * len(row["input_ids"])}

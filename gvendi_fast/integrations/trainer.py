@@ -241,8 +241,11 @@ def _add_sources(trainer: Trainer, names: SourceNames, tag: str) -> None:
             names.close(known)
         trainer._set_signature_columns_if_needed()
         columns, collator = trainer._signature_columns, trainer.data_collator
+        # What another callback has put there the trainer would have removed, too.
+        added = collator.removed() if isinstance(collator, SourceCollator) else set()
+        removes = trainer.args.remove_unused_columns and names.column not in set(columns) - added
         trainer._signature_columns = [*columns, *({names.column} - set(columns))]
-        trainer.data_collator = SourceCollator(collator, names, remedy, tag)
+        trainer.data_collator = SourceCollator(collator, names, remedy, tag, removes)
         try:
             return original()
         finally:

@@ -19,7 +19,7 @@ from gvendi_fast import (
     SketchSpec,
     pack_with_sources,
 )
-from gvendi_fast.integrations.sources import names_in
+from gvendi_fast.integrations.sources import TAG, SourceCollator, SourceNames, names_in
 from gvendi_fast.sketching.proxy.load import Proxy
 
 
@@ -225,3 +225,80 @@ def test_an_iterable_data_set_is_packed_with_the_names_of_its_sources():
     numbers = [(first - 1) % 3 for first in row["input_ids"][::10]]
     assert row["source"] == [number for number in numbers for _ in range(10)]
     assert names_in(packed, "source") == ["a", "b", "c"]
+
+
+def by_length(found):
+    """A collator that sorts its rows, as some do before they pad, to the right."""
+    found = sorted(found, key=lambda row: len(row["input_ids"]))
+    most = len(found[-1]["input_ids"])
+    ids = [row["input_ids"] + [0] * (most - len(row["input_ids"])) for row in found]
+    mask = [[1] * len(row["input_ids"]) + [0] * (most - len(row["input_ids"])) for row in found]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def test_rows_in_another_order_keep_their_sources():
+    found = [
+        {**row, "input_ids": row["input_ids"][:length]}
+        for row, length in zip(rows(6), (9, 4, 7, 4, 10, 2), strict=True)
+    ]
+    # One text begins another.
+    found[5]["input_ids"] = found[4]["input_ids"][:2]
+    names = SourceNames("source", ["a", "b", "c"])
+    wanted = sorted(range(6), key=lambda n: len(found[n]["input_ids"]))
+    for shape in (lambda batch: batch, lambda batch: {"input_ids": batch["input_ids"]}):
+        batch = SourceCollator(lambda rows, shape=shape: shape(by_length(rows)), names)(found)
+        assert batch[TAG].tolist() == [n % 3 for n in wanted]
+
+    two = [found[4], found[5]]
+    assert SourceCollator(by_length, names)(two)[TAG].tolist() == [2, 1]
+
+    def changes(rows):
+        batch = by_length(rows)
+        batch["input_ids"][3] = 60
+        return batch
+
+    with pytest.raises(GvendiError, match="rows in another order than they came"):
+        SourceCollator(changes, names)(found)
+    # Tokens of another kind say nothing of an order.
+    in_order = SourceCollator(lambda rows: {"input_ids": torch.zeros(len(rows), 4, dtype=torch.int64)}, names)
+    assert in_order(found)[TAG].tolist() == [0, 1, 2, 0, 1, 2]
+
+    def flat(rows):
+        return {"input_ids": torch.tensor([[token for row in rows[::-1] for token in row["input_ids"]]])}
+
+    with pytest.raises(GvendiError, match="rows in another order than they came"):
+        SourceCollator(flat, names)(found)
+    pairs = [
+        {"prompt_ids": [n], "chosen_ids": [7], "rejected_ids": [8], "source": "abc"[n]} for n in range(3)
+    ]
+
+    def one_after_the_other(rows):
+        both = [[*row["prompt_ids"], *row[k]] for row in rows for k in ("chosen_ids", "rejected_ids")]
+        return {"input_ids": torch.tensor(both)}
+
+    assert SourceCollator(one_after_the_other, names)(pairs)[TAG].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_collator_gets_the_column_where_the_trainer_leaves_it(tmp_path):
+    seen = []
+
+    def collate(found):
+        seen.append({key for row in found for key in row})
+        ids = torch.tensor([row["input_ids"] for row in found])
+        return {"input_ids": ids, "labels": ids}
+
+    both = [of(source="source"), of(source="source", proxy=frozen(), prefix="proxy/")]
+    for removes in (True, False):
+        trainer = trainer_of(tmp_path, *both, remove_unused_columns=removes, max_steps=1)
+        trainer.data_collator = collate
+        trainer.train()
+        assert seen.pop() == {"input_ids", "labels"} | (set() if removes else {"source"})
+        seen.clear()
+
+
+def test_sources_without_names_are_asked_for_at_once():
+    pytest.importorskip("trl", reason="needs trl, whose packing this is")
+    with pytest.raises(GvendiError, match=r"sources of text, such as 'a', .* give sources="):
+        pack_with_sources(data().to_iterable_dataset(), 32)
+    with pytest.raises(GvendiError, match="sources is empty"):
+        of(source="source", sources=[])
