@@ -82,7 +82,7 @@ class ProxySketches:
             raise GvendiError(
                 f"encode gave {len(labels)} rows of {len(numbers)}; wanted one for each, in order"
             )
-        out = torch.zeros(len(numbers), self.sketcher.spec.dim)
+        out = torch.zeros(len(numbers), self.sketcher.spec.dim, dtype=torch.float32)
         # The first token is predicted from nothing.
         told = (labels[:, 1:] != -100).any(dim=1).cpu()
         if bool(told.any()):
@@ -109,7 +109,7 @@ class Candidates:
         self._place: np.ndarray | None = None
         if callable(sketches) and not isinstance(sketches, torch.Tensor | np.ndarray | Pool):
             self._call = sketches
-            known = len(sketches) if hasattr(sketches, "__len__") else None
+            known: int | None = len(sketches) if hasattr(sketches, "__len__") else None
         elif isinstance(sketches, torch.Tensor | np.ndarray):
             check_matrix(sketches)
             self._matrix, known = sketches, len(sketches)
@@ -120,7 +120,8 @@ class Candidates:
             if isinstance(pool, RunPool):
                 rows = self._number(pool, rows)
                 known = rows
-        if known is None and rows is None:
+        count = known if rows is None else rows
+        if count is None:
             raise GvendiError(
                 "rows is None, and a function does not say how many rows it knows; give rows=len(data)"
             )
@@ -128,7 +129,7 @@ class Candidates:
             raise GvendiError(
                 f"rows is {rows:,}, but there are {known:,} sketches; sketch the data set that is trained on, all of it"
             )
-        self.rows: int = known if rows is None else rows
+        self.rows = count
         width = None if self._matrix is None else self._matrix.shape[1]
         if dim is not None and width is not None and dim > width:
             raise GvendiError(f"dim is {dim}; wanted at most {width}, the width of the sketches")
@@ -150,6 +151,8 @@ class Candidates:
             if out.shape[1] < self.dim:
                 raise GvendiError(f"sketches gave a width of {out.shape[1]}; wanted {self.dim}")
             return out[:, : self.dim].contiguous()
+        # What is no function is a matrix.
+        assert self._matrix is not None
         place = numbers if self._place is None else self._place[numbers]
         there = np.maximum(place, 0)
         if isinstance(self._matrix, torch.Tensor):
@@ -168,6 +171,11 @@ class Candidates:
                 "rows is None, and a run directory does not hold the rows that it rejected; give rows=len(data), where "
                 "data is what was sketched, in the same order"
             )
+        if "training" in pool.run.spec:
+            raise GvendiError(
+                f"sketches is '{pool.run.path}', which has the sketches of a training run: its rows are samples of its "
+                "steps, not rows of a data set; sketch the data set with 'gvendi sketch' and give that directory"
+            )
         ordinals = pool.numbers("row")
         if len(ordinals) and int(ordinals.max()) >= rows:
             raise GvendiError(
@@ -182,7 +190,7 @@ class Candidates:
 def _held(pool: Pool, dim: int | None) -> torch.Tensor:
     """The sketches of a pool in memory, float32 [N, dim]: a batch would read every part of a run directory."""
     width = pool.dim if dim is None else min(dim, pool.dim)
-    out = torch.empty(len(pool), width)
+    out = torch.empty(len(pool), width, dtype=torch.float32)
     for first, block in pool.blocks():
         out[first : first + len(block)] = block[:, :width]
     return out

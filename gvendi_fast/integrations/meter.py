@@ -58,7 +58,8 @@ class DiversityMeter(OneThread):
     figures: which ones `compute` says: some of "batch", "novelty", "norms", "window", "average", "sources" and
         "source_gain"; None: all but the last, which takes a spectrum [K, K] for each source.
     max_sources: how many sources have figures of their own, the largest of the window; others count as "other".
-    names: {label: name} of sources that `group` or the sketches' tags give by number.
+    names: {label: name} of sources that `group` or the sketches' tags give by number; two labels of one name are one
+        source.
     spec: a dict of JSON values that says how sketches are made, such as `dataclasses.asdict(sketcher.spec)` with
         the model's name; meters of different ones do not merge.
     device: where sketches are kept; None: where the first ones are.
@@ -277,7 +278,7 @@ class DiversityMeter(OneThread):
         self._start()
         self.dim, self.spec = state["settings"]["dim"] or self._dim, self.spec or state["settings"]["spec"]
         self._stream = stream
-        self._sources.set(names)
+        self._sources.number(names)
         self._seen, self._zero, self._non_finite = counts.seen, counts.zero, counts.non_finite
         return self
 

@@ -21,6 +21,8 @@ Labels = Label | Sequence[Label] | np.ndarray | torch.Tensor
 def sketch_rows(sketches: Any, dim: int | None) -> torch.Tensor:
     """The matrix [S, K] of `Sketches`, a tensor or an array, without its graph; GvendiError if it is none."""
     rows = getattr(sketches, "z", sketches)
+    if isinstance(rows, torch.Tensor) and rows.is_meta:
+        raise GvendiError("sketches is on the meta device; wanted a tensor [S, K] with values")
     if isinstance(rows, np.ndarray) and np.issubdtype(rows.dtype, np.floating):
         rows = torch.from_numpy(np.array(rows, np.float64 if rows.dtype.itemsize >= 8 else np.float32))
     if not isinstance(rows, torch.Tensor):
@@ -39,22 +41,30 @@ def sketch_rows(sketches: Any, dim: int | None) -> torch.Tensor:
     return rows.detach()
 
 
-def label_of(label: Any) -> str:
-    """A source's name by one label; GvendiError for anything but str and int."""
+def label_of(label: Any, argument: str = "group") -> str:
+    """A source's name by one label of the argument; GvendiError for anything but str and int."""
     if isinstance(label, str):
         return str(label)
     if not isinstance(label, bool) and hasattr(label, "__index__"):
         return str(operator.index(label))
     raise GvendiError(
-        f"group holds {label!r}, a {type(label).__name__}; wanted str or int labels of sources, or group=None for none"
+        f"{argument} holds {label!r}, a {type(label).__name__}; wanted str or int labels of sources"
+        + (", or group=None for none" if argument == "group" else "")
     )
+
+
+def plain_labels(labels: Labels, argument: str) -> Any:
+    """Labels of an argument as Python's values: a list or tuple of one a sample, or one for all."""
+    if isinstance(labels, torch.Tensor) and labels.is_meta:
+        raise GvendiError(f"{argument} is on the meta device; wanted labels with values")
+    return labels.tolist() if isinstance(labels, np.ndarray | torch.Tensor) else labels
 
 
 def check_decay(decay: Any) -> float | None:
     """The decay as a float."""
     if decay is None:
         return None
-    if isinstance(decay, bool) or not isinstance(decay, numbers.Real) or not 0 < decay < 1:
+    if isinstance(decay, bool) or not isinstance(decay, numbers.Real) or not 0 < float(decay) < 1:
         raise GvendiError(
             f"decay is {decay!r}; wanted a number between 0 and 1, such as 0.999, by which a sample's weight falls "
             "with each sample that follows, or None for no average"
@@ -65,11 +75,16 @@ def check_decay(decay: Any) -> float | None:
 class Sources:
     """The numbers of sources by name.
 
-    names: {label: name} of sources that come by number; other labels are names themselves.
+    names: {label: name} of sources that come by number; other labels are names themselves. Two labels of one name are
+        one source.
     """
 
     def __init__(self, names: Mapping[Label, str] | None) -> None:
-        self.given = {label_of(label): str(name) for label, name in (names or {}).items()}
+        if names is not None and not isinstance(names, Mapping):
+            raise GvendiError(
+                f"names is {names!r}; wanted a mapping from labels to names, such as dict(enumerate(names))"
+            )
+        self.given = {label_of(label, "names"): str(name) for label, name in (names or {}).items()}
         self._codes: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -84,7 +99,7 @@ class Sources:
         """The number of each sample's source, int64 [S]; GvendiError, and nothing changed, for what are no labels."""
         if group is None:
             return np.full(samples, UNLABELLED, np.int64)
-        plain: Any = group.tolist() if isinstance(group, np.ndarray | torch.Tensor) else group
+        plain = plain_labels(group, "group")
         if isinstance(plain, list | tuple):
             if len(plain) != samples:
                 raise GvendiError(
@@ -96,7 +111,7 @@ class Sources:
         found = (self.given.get(label, label) for label in labels)
         return np.array([self._codes.setdefault(name, len(self._codes)) for name in found], np.int64)
 
-    def set(self, names: Sequence[str]) -> None:
+    def number(self, names: Sequence[str]) -> None:
         """Number these, and forget others."""
         self._codes = {name: code for code, name in enumerate(names)}
 
@@ -105,7 +120,7 @@ class Sources:
         kept, names = sorted(used - {UNLABELLED}), self.names
         table = np.full(len(names) + 1, UNLABELLED, np.int64)
         table[kept] = np.arange(len(kept))
-        self.set([names[code] for code in kept])
+        self.number([names[code] for code in kept])
         return table
 
 

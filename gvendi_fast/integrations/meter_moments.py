@@ -39,7 +39,7 @@ class Moment:
     @classmethod
     def of_sum(cls, matrix: torch.Tensor, n: int) -> Moment:
         """Of n rows of which only the sum of outer products is known, float64 [K, K]; it takes the matrix over."""
-        moment = cls(torch.empty(0, len(matrix), device=matrix.device))
+        moment = cls(torch.empty(0, len(matrix), dtype=torch.float32, device=matrix.device))
         moment.n, moment._has_rows, moment._state = n, False, given_state(matrix, n)
         return moment
 

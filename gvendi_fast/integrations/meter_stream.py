@@ -41,7 +41,7 @@ class Average:
         self.decay = decay
         self.matrix = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         self.weight = self.squared = 0.0
-        self.tail = torch.empty(0, dim, device=device)
+        self.tail = torch.empty(0, dim, dtype=torch.float32, device=device)
 
     def add(self, rows: torch.Tensor) -> None:
         """Take rows in, the oldest first."""
@@ -164,12 +164,12 @@ class Stream:
     def __init__(self, dim: int, window: int, decay: float | None, device: torch.device) -> None:
         self.window, self.device = window, device
         self.average = None if decay is None else Average(decay, dim, device)
-        self.ring = torch.empty(window, dim, device=device)
+        self.ring = torch.empty(window, dim, dtype=torch.float32, device=device)
         self.codes = np.full(window, UNLABELLED, np.int64)
         # Of the oldest row in the ring, and how many there are.
         self.first = self.n = 0
-        self.left = torch.empty(0, dim, device=device)
-        self.batch = torch.empty(0, dim, device=device)
+        self.left = torch.empty(0, dim, dtype=torch.float32, device=device)
+        self.batch = torch.empty(0, dim, dtype=torch.float32, device=device)
         self.batch_codes, self.norms = np.empty(0, np.int64), np.empty(0)
 
     def add(self, rows: torch.Tensor, codes: np.ndarray, norms: np.ndarray) -> None:

@@ -75,8 +75,11 @@ class ProxyBatches:
         texts, self._texts = self._texts, []
         samples = [self._sample(place, text) for place, text in enumerate(texts)]
         scored = [sample for sample in samples if sample.supervised]
-        z = torch.zeros(len(texts), self.sketcher.spec.dim)
-        loss, tokens = torch.zeros(len(texts)), torch.zeros(len(texts), dtype=torch.int64)
+        z = torch.zeros(len(texts), self.sketcher.spec.dim, dtype=torch.float32)
+        loss, tokens = (
+            torch.zeros(len(texts), dtype=torch.float32),
+            torch.zeros(len(texts), dtype=torch.int64),
+        )
         # A tokenizer without a padding token pads with any id: the mask says where.
         for batch in batches(scored, TOKENS_AT_ONCE):
             found = sketch_batch(self.sketcher, batch, 0)

@@ -18,8 +18,9 @@ import asyncio
 import hashlib
 import inspect
 import math
+import numbers
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.unit_length import Rows
+from gvendi_fast.base.unit_length import Rows, check_matrix
 from gvendi_fast.integrations.rollouts import Ids, RolloutSketcher, Text, sketch_tokens, words_only
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
@@ -47,6 +49,9 @@ class _Rule:
     threshold: float
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise GvendiError(f"{name} is {value!r}, a {type(value).__name__}; wanted a number")
         if not 0 <= self.weight < math.inf:
             raise GvendiError(
                 f"weight is {self.weight}; wanted 0 or more: the most that diversity adds to a reward of 1"
@@ -101,10 +106,17 @@ def group_diversity_rewards(
         else:
             sketches = sketch_tokens(sketcher, prompt_ids, completion_ids)
     rows = sketches.z if isinstance(sketches, Sketches) else sketches
+    if not isinstance(rows, np.ndarray | torch.Tensor):
+        raise GvendiError(
+            f"sketches is a {type(rows).__name__}; wanted Sketches, or a tensor or array [N, K]"
+        )
+    check_matrix(rows)
     if len(values) != len(rows):
         raise GvendiError(f"correct has {len(values)} entries for {len(rows)} rollouts; give one for each")
-    found = group_gains(rows, groups)
+    found = group_gains(rows, _labels(groups, len(rows)))
     sizes = np.bincount(found.group, minlength=len(found.names))
+    if group_size is not None:
+        group_size = whole(group_size, "group_size", "how many rollouts each group has, at least 1", 1)
     if group_size is not None and (wrong := np.flatnonzero(sizes != group_size)).size:
         name = found.names[wrong[0]]
         raise GvendiError(
@@ -164,8 +176,8 @@ class GroupDiversityReward:
             raise GvendiError(
                 f"correct is {correct!r}; wanted a reward function in TRL's signature, or the name of a column"
             )
-        if group_size is not None and group_size < 2:
-            raise GvendiError(f"group_size is {group_size}; wanted at least 2, the trainer's num_generations")
+        if group_size is not None:
+            group_size = whole(group_size, "group_size", "at least 2, the trainer's num_generations", 2)
         self._rule = _Rule(weight, ceiling, threshold)
         self.correct, self.group_size, self.gather = correct, group_size, gather
         self.sketcher = (
@@ -217,6 +229,7 @@ class GroupDiversityReward:
             )
             if inspect.isawaitable(values):
                 values = self._awaited(values)
+        values = _plain(values, "correct", "numbers, booleans or None, one for each rollout")
         if len(values) != len(prompts):
             raise GvendiError(
                 f"correct gives {len(values)} values for {len(prompts)} rollouts; wanted one for each"
@@ -273,7 +286,7 @@ class GroupDiversityReward:
         if self.group_size is not None:
             return self.group_size
         # TRL passes no settings, but a method of the trainer that has them.
-        trainer = getattr(kwargs.get("log_metric"), "__self__", None)
+        trainer: Any = getattr(kwargs.get("log_metric"), "__self__", None)
         if not hasattr(trainer, "num_generations"):
             raise GvendiError(
                 "how many rollouts make a group is not known from this call; give group_size, the trainer's "
@@ -305,7 +318,7 @@ class _Slice:
 
 def _digest(prompt: Text) -> bytes:
     """A prompt's words; images, which the copies of a group have in common, are compared by no one."""
-    words = words_only(prompt)
+    words: Any = words_only(prompt)
     if not isinstance(words, str):
         words = [(message.get("role"), message["content"]) for message in words]
     return hashlib.blake2b(repr(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -313,15 +326,46 @@ def _digest(prompt: Text) -> bytes:
 
 def _numbers(correct: Correct) -> np.ndarray:
     """float64 [N], NaN for None."""
-    plain = correct.tolist() if isinstance(correct, np.ndarray | torch.Tensor) else list(correct)
+    plain = _plain(correct, "correct", "numbers, booleans or None, one for each rollout")
+    values = np.empty(len(plain), np.float64)
     for i, value in enumerate(plain):
+        if isinstance(value, np.ndarray | torch.Tensor) and math.prod(value.shape) == 1:
+            value = value.item()
         # A column of answers, say, whose digits would pass for rewards.
-        if value is not None and not hasattr(value, "__float__"):
+        is_other = isinstance(value, str | bytes | np.ndarray | torch.Tensor) or not hasattr(
+            value, "__float__"
+        )
+        if value is not None and is_other:
             raise GvendiError(
                 f"correct holds {value!r} for rollout {i}; wanted numbers, booleans or None, as correctness rewards "
                 "give"
             )
-    return np.array([math.nan if value is None else float(value) for value in plain], np.float64)
+        values[i] = math.nan if value is None else float(value)
+    return values
+
+
+def _labels(groups: Any, rollouts: int) -> list[Hashable]:
+    """Those of the groups, as a list."""
+    plain = _plain(groups, "groups", "one label for each rollout")
+    if len(plain) != rollouts:
+        raise GvendiError(f"groups has {len(plain)} labels for {rollouts} rollouts; give one for each")
+    for i, label in enumerate(plain):
+        if not isinstance(label, Hashable):
+            raise GvendiError(
+                f"groups holds {label!r} for rollout {i}; wanted a label that can be hashed: a string or a number"
+            )
+    return plain
+
+
+def _plain(values: Any, argument: str, wanted: str) -> list[Any]:
+    """An argument with one entry a rollout as a list."""
+    if isinstance(values, torch.Tensor) and values.is_meta:
+        raise GvendiError(f"{argument} is on the meta device; wanted {wanted}")
+    if isinstance(values, np.ndarray | torch.Tensor) and values.ndim:
+        return values.tolist()
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise GvendiError(f"{argument} is {values!r}; wanted {wanted}")
+    return list(values)
 
 
 def _as_list(values: np.ndarray) -> list[float | None]:

@@ -210,14 +210,15 @@ def _sketch(
     budget = batch_tokens or (GPU_BATCH_TOKENS if weight.is_cuda else CPU_BATCH_TOKENS)
     # What a policy writes again costs no pass of its own, and is the same row to the bit.
     places: dict[tuple[bytes, bytes], int] = {}
-    distinct, of = [], {}
+    distinct: list[Sample] = []
+    of: dict[int, int] = {}
     for sample in _cropped(samples, limit, bos):
         place = places.setdefault((sample.input_ids.tobytes(), sample.labels.tobytes()), len(places))
         of[sample.row] = place
         if place == len(distinct):
             distinct.append(replace(sample, row=place))
     # One row more, which stays 0.
-    z = torch.zeros(len(distinct) + 1, sketcher.spec.dim, device=weight.device)
+    z = torch.zeros(len(distinct) + 1, sketcher.spec.dim, dtype=torch.float32, device=weight.device)
     # A trainer may call under autocast, which is of the policy.
     with torch.autocast(weight.device.type, enabled=False):
         for batch in batches(distinct, budget):

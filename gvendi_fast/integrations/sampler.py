@@ -111,6 +111,8 @@ class GainSampler(BatchChooser):
         self.rows = self.candidates.rows
         taken = self.batch_size * self.world
         most = self.rows // taken if self.drop_last else -(-self.rows // taken)
+        if self.rows == 0:
+            raise GvendiError("sketches has no rows; give one sketch for each row of the data set")
         if most == 0:
             raise GvendiError(
                 f"batch_size is {batch_size} on {self.world} processes, but there are only {self.rows} rows: with "
@@ -189,7 +191,10 @@ class _Epoch(BatchEpoch):
         """Places of `size` of the candidates float64 [c, K], ties to the first in line."""
         dim = rows.shape[1]
         if self._moment is None:
-            self._moment, self._window = torch.zeros(dim, dim, dtype=torch.float64), torch.empty(0, dim)
+            self._moment, self._window = (
+                torch.zeros(dim, dim, dtype=torch.float64),
+                torch.empty(0, dim, dtype=torch.float32),
+            )
         if self._sampler.objective == "vendi":
             return _most_entropy(self._moment, len(self._window), rows, size)
         return _most_logdet(self._moment, rows, size, self._sampler.eps)

@@ -9,7 +9,8 @@ that is drawn often would look diverse for that alone and be drawn more often st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.unit_length import Rows, check_matrix, has_direction
 from gvendi_fast.integrations.batches import BatchChooser, BatchEpoch
+from gvendi_fast.integrations.meter_input import Label, Labels, label_of, plain_labels
 from gvendi_fast.vendi.state import VendiState
 
 if TYPE_CHECKING:
@@ -28,19 +30,21 @@ if TYPE_CHECKING:
 
 # In nats: 0.1 % of G-Vendi, far below what the next sketches change.
 _TOLERANCE = 1e-3
+_ROUNDING = 1e-9
 
 
 class SourceWeights:
     """Sampling weights of sources that follow the diversity of what each brings.
 
-    sources: their names; sketches are labelled by a name or by its place here, as a tap's tags are.
+    sources: their names, or whole numbers, of which 1 and "1" are one name. Sketches are labelled by a name or, as a
+        tap's tags are, by its place here; a number that is one source's place and another's name is refused.
     every: steps between two updates.
     floor, cap: least and most weight of any source; floor None is a tenth of an equal share, since a source without
         weight is never looked at again.
     smoothing: share of the old weights in the new ones, from 0 (none) to below 1.
     rows: how many of the last sketches of each source count; 4 K bytes each.
     least: a source with fewer sketches keeps its weight until it has them.
-    start: weights to begin with, scaled to sum 1; None: all equal.
+    start: weights to begin with, scaled to sum 1, from floor to cap; None: all equal.
 
         weights = SourceWeights(["math", "code", "web"], every=200)
         sampler = SourceSampler(source_of_row, 32, weights)
@@ -53,7 +57,7 @@ class SourceWeights:
 
     def __init__(
         self,
-        sources: Sequence[str],
+        sources: Sequence[Label],
         *,
         every: int = 100,
         floor: float | None = None,
@@ -61,9 +65,9 @@ class SourceWeights:
         smoothing: float = 0.5,
         rows: int = 256,
         least: int = 16,
-        start: Mapping[str, float] | None = None,
+        start: Mapping[Label, float] | None = None,
     ) -> None:
-        self.sources = tuple(sources)
+        self.sources = tuple(label_of(name, "sources") for name in sources)
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise GvendiError(f"sources is {list(self.sources)}; wanted at least one name, each once")
         count = len(self.sources)
@@ -93,22 +97,22 @@ class SourceWeights:
         """By source, sum 1."""
         return dict(zip(self.sources, self._weights.tolist(), strict=True))
 
-    def update(
-        self, sketches: Sketches | Rows, source: Sequence[str | int] | torch.Tensor | np.ndarray | None = None
-    ) -> None:
+    def update(self, sketches: Sketches | Rows, source: Labels | None = None) -> None:
         """Take in the sketches of a step's samples [S, K].
 
-        source: one a sample, by name or by place in `sources`; None: the sketches' own tags.
+        source: one a sample or one for all, by name or by place in `sources`; None: the sketches' own tags.
         Samples whose sketch is zero or not finite are left out and counted.
         """
-        z = getattr(sketches, "z", sketches)
+        z: Any = getattr(sketches, "z", sketches)
         tags = getattr(sketches, "tags", None) if source is None else source
         if tags is None:
             raise GvendiError(
                 "source is None and the sketches carry no tags; give one source a sample, or tap with tag=..."
             )
         check_matrix(z)
-        names = self._names(tags.tolist() if isinstance(tags, torch.Tensor | np.ndarray) else tags)
+        plain = plain_labels(tags, "source")
+        is_one = isinstance(plain, str) or not isinstance(plain, Iterable)
+        names = self._names([plain] * len(z) if is_one else list(plain))
         if len(names) != len(z):
             raise GvendiError(f"source has {len(names)} entries for {len(z)} samples; wanted one for each")
         z = torch.as_tensor(z).detach().to("cpu", torch.float32)
@@ -128,7 +132,7 @@ class SourceWeights:
     def step(
         self,
         sketches: Sketches | Rows | None = None,
-        source: Sequence[str | int] | torch.Tensor | np.ndarray | None = None,
+        source: Labels | None = None,
     ) -> bool:
         """`update`, where there are sketches, and count a training step; whether the weights were recomputed."""
         if sketches is not None:
@@ -195,29 +199,48 @@ class SourceWeights:
         self.steps, self.left_out = state["steps"], state["left_out"]
         self._last = {name: rows.clone() for name, rows in state["last"].items()}
 
-    def _begun(self, start: Mapping[str, float] | None) -> np.ndarray:
+    def _begun(self, start: Mapping[Label, float] | None) -> np.ndarray:
         if start is None:
             return np.full(len(self.sources), 1 / len(self.sources))
-        given = np.array([start.get(name, -1.0) for name in self.sources], np.float64)
-        if set(start) != set(self.sources) or not (
+        by_name = _by_name(start, "start")
+        given = np.array([by_name.get(name, -1.0) for name in self.sources], np.float64)
+        if set(by_name) != set(self.sources) or not (
             np.isfinite(given).all() and (given >= 0).all() and given.any()
         ):
             raise GvendiError(
                 f"start is {dict(start)}; wanted a weight of at least 0 for each of {list(self.sources)}"
             )
-        return given / given.sum()
-
-    def _names(self, given: Sequence[str | int]) -> list[str]:
-        names = [
-            self.sources[one] if isinstance(one, int) and 0 <= one < len(self.sources) else one
-            for one in given
-        ]
-        for name in names:
-            if name not in self.sources:
+        weights = given / given.sum()
+        for name, weight in zip(self.sources, weights.tolist(), strict=True):
+            # What lies on a limit may miss it by the rounding of the sum.
+            if not self.floor - _ROUNDING <= weight <= self.cap + _ROUNDING:
                 raise GvendiError(
-                    f"source holds {name!r}; wanted one of {list(self.sources)} or a place among them"
+                    f"start gives {name!r} {weight:.4g} of the sum; wanted from floor, {self.floor:.4g}, to cap, "
+                    f"{self.cap:.4g}: a source without weight gets no sketches, and so keeps it; give floor= or cap= "
+                    "that allow this start, or another start"
                 )
-        return names
+        return weights
+
+    def _names(self, given: Sequence[Any]) -> list[str]:
+        """The names of labels, each a name or a place."""
+        return [self._name(one) for one in given]
+
+    def _name(self, label: Any) -> str:
+        if isinstance(label, str):
+            if label in self.sources:
+                return label
+        elif not isinstance(label, bool) and hasattr(label, "__index__"):
+            place, as_name = operator.index(label), str(operator.index(label))
+            there = self.sources[place] if 0 <= place < len(self.sources) else None
+            if as_name in self.sources and there != as_name:
+                raise GvendiError(
+                    f"source holds the number {place}, and the source {as_name!r} is not the one at place {place} of "
+                    f"{list(self.sources)}; give names as strings, [str(one) for one in source], or, where numbers are "
+                    "places, name the sources otherwise"
+                )
+            if there is not None:
+                return there
+        raise GvendiError(f"source holds {label!r}; wanted one of {list(self.sources)} or a place among them")
 
     def _states(self) -> dict[str, VendiState]:
         judged = {name: rows for name, rows in self._last.items() if len(rows) >= self.least}
@@ -225,25 +248,40 @@ class SourceWeights:
         return {name: VendiState(rows.shape[1]).update(rows[-n:]) for name, rows in judged.items()}
 
 
+def _by_name(weights: Mapping[Label, float], argument: str) -> dict[str, float]:
+    """A copy with the names as strings."""
+    found = {label_of(label, argument): weight for label, weight in weights.items()}
+    if len(found) != len(weights):
+        raise GvendiError(
+            f"{argument} is {dict(weights)}; wanted each source once, and 1 and '1' are one source"
+        )
+    return found
+
+
 class SourceSampler(BatchChooser):
     """A batch sampler that draws each batch's sources by weights that may change while it runs.
 
     source_of_row: the source of each row of the data set, N names.
     batch_size: rows of a batch of one process.
-    weights: `SourceWeights`, or fixed ones by source; read anew for every batch.
+    weights: `SourceWeights`, read anew for every batch; or fixed ones by source, copied.
     steps: batches of an epoch; None is N // batch_size, at least 1.
     seed, rank, world: as of `GainSampler`. The weights must be the same on every rank.
 
     A batch of B rows has B w_k rows of source k, rounded up or down at random so that the mean is right. The rows of a
     source come in a random order, all of them before one comes again, across batches and epochs; so a source of small
     weight is not gone through in an epoch, and one of large weight comes again.
+
+    With fixed weights an epoch's batches are a function of the arguments and the epoch's number, as those of
+    `GainSampler`, so a trainer that resumes by `set_epoch` and skipping batches goes on with the right ones. With
+    `SourceWeights` they depend on what the weights were at each step: resume by `state_dict` and `load_state_dict` of
+    both, the sampler's and the weights', and skip nothing.
     """
 
     def __init__(
         self,
-        source_of_row: Sequence[str],
+        source_of_row: Sequence[Label],
         batch_size: int,
-        weights: SourceWeights | Mapping[str, float],
+        weights: SourceWeights | Mapping[Label, float],
         *,
         steps: int | None = None,
         seed: int = 0,
@@ -256,7 +294,7 @@ class SourceSampler(BatchChooser):
         self.rows = len(code)
         if self.rows == 0:
             raise GvendiError("source_of_row is empty; give the source of each row of the data set")
-        self._given = weights
+        self._given = weights if isinstance(weights, SourceWeights) else _by_name(weights, "weights")
         known = set(self.weights())
         if known != set(self._rows):
             raise GvendiError(
@@ -266,7 +304,10 @@ class SourceSampler(BatchChooser):
         self.steps = (
             max(1, most) if steps is None else whole(steps, "steps", "the number of batches of an epoch", 1)
         )
-        self._cursor = dict.fromkeys(self._rows, 0)
+        # How many rows of each source were drawn: moving weights, by all epochs so far.
+        self._drawn = dict.fromkeys(self._rows, 0)
+        # Fixed weights, before the epoch of this number.
+        self._before = 0, dict.fromkeys(self._rows, 0)
         self._order: dict[str, tuple[int, np.ndarray]] = {}
 
     def weights(self) -> dict[str, float]:
@@ -290,6 +331,34 @@ class SourceSampler(BatchChooser):
     def _begin(self, epoch: int) -> _Drawn:
         return _Drawn(self, epoch)
 
+    def _drawn_before(self, epoch: int) -> dict[str, int]:
+        """How many rows of each source the epochs before this one drew; to be counted up by those who draw."""
+        if isinstance(self._given, SourceWeights):
+            return self._drawn
+        first, before = self._before if self._before[0] <= epoch else (0, dict.fromkeys(self._rows, 0))
+        drawn = dict(before)
+        for earlier in range(first, epoch):
+            for step in range(self.steps):
+                for name, count in self._counts(self._words(earlier, step)).items():
+                    drawn[name] += count
+        self._before = epoch, dict(drawn)
+        return dict(drawn)
+
+    def _words(self, epoch: int, step: int) -> np.random.Philox:
+        """The random words of a batch: the first is for `_counts`."""
+        return stream("source sampler", self.seed, epoch, step)
+
+    def _counts(self, words: np.random.Philox) -> dict[str, int]:
+        """How many rows of each source a batch of all ranks has, by the weights of the moment."""
+        size, weights = self.batch_size * self.world, self.weights()
+        offset = float(words.random_raw()) / 2.0**64
+        # Points at equal distances over the sum of the weights: a source has as many as fall on it.
+        names = sorted(weights)
+        ends = np.cumsum([weights[name] for name in names]) * size
+        ends[-1] = size
+        counts = np.diff(np.ceil(ends - offset), prepend=np.ceil(0 - offset)).astype(int)
+        return dict(zip(names, counts.tolist(), strict=True))
+
     def _shuffled(self, name: str, turn: int) -> np.ndarray:
         """The rows of a source in the order of their turn; that of the last call is kept."""
         if self._order.get(name, (None, None))[0] != turn:
@@ -299,27 +368,24 @@ class SourceSampler(BatchChooser):
 
 
 class _Drawn(BatchEpoch):
-    """Batches by the weights of the moment. How far each source was gone through is the sampler's, not the epoch's."""
+    """Batches by the weights of the moment."""
 
     _sampler: SourceSampler
 
+    def __init__(self, sampler: SourceSampler, epoch: int) -> None:
+        super().__init__(sampler, epoch)
+        self._drawn = sampler._drawn_before(epoch)
+
     def _batch(self) -> list[int]:
-        sampler = self._sampler
-        size, weights = sampler.batch_size * sampler.world, sampler.weights()
-        words = stream("source sampler", sampler.seed, self.epoch, self.step)
-        offset = float(words.random_raw()) / 2.0**64
-        # Points at equal distances over the sum of the weights: a source has as many as fall on it.
-        names = sorted(weights)
-        ends = np.cumsum([weights[name] for name in names]) * size
-        ends[-1] = size
-        counts = np.diff(np.ceil(ends - offset), prepend=np.ceil(0 - offset)).astype(int)
-        rows = [row for name, count in zip(names, counts, strict=True) for row in self._of(name, int(count))]
+        words = self._sampler._words(self.epoch, self.step)
+        counts = self._sampler._counts(words)
+        rows = [row for name, count in counts.items() for row in self._of(name, count)]
         return [rows[i] for i in order(words, len(rows))]
 
     def _of(self, name: str, count: int) -> list[int]:
         """The next rows of a source."""
-        own, place = self._sampler._rows[name], self._sampler._cursor[name]
-        self._sampler._cursor[name] = place + count
+        own, place = self._sampler._rows[name], self._drawn[name]
+        self._drawn[name] = place + count
         found: list[int] = []
         while count:
             turn, first = divmod(place, len(own))
@@ -328,7 +394,8 @@ class _Drawn(BatchEpoch):
         return found
 
     def _state(self) -> dict[str, Any]:
-        return {"cursor": dict(self._sampler._cursor)}
+        return {"cursor": dict(self._drawn)}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._sampler._cursor = dict(state["cursor"])
+        # In place: of moving weights it is the sampler's own.
+        self._drawn.update(state["cursor"])

@@ -205,6 +205,17 @@ def test_every_form_of_sketches_gives_one_choice(tmp_path):
         GainSampler(tmp_path / "run", B)
     with pytest.raises(GvendiError, match=r"rows is 80, but the run directory has a sketch of row 89"):
         GainSampler(tmp_path / "run", B, rows=80)
+    run.spec["training"] = {"by": "tap"}
+    with pytest.raises(GvendiError, match=r"has the sketches of a training run: .* sketch the data set"):
+        GainSampler(run, B, rows=N)
+    with pytest.raises(GvendiError, match="sketches has no rows; give one sketch for each row"):
+        GainSampler(z[:0], B)
+    # Nor does torch's default dtype change a choice.
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert list(GainSampler(z, B, m=3)) == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("keep", [False, True])

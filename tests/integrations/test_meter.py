@@ -317,8 +317,27 @@ def test_states_are_what_other_rooms_take():
     assert DiversityMeter(8).window_state().n == 0
 
 
-def test_an_update_waits_for_no_device():
-    # Whatever reads a value of a tensor without values raises.
+def test_the_default_dtype_changes_no_figure():
+    sizes = [7, 7, 30, 4]
+    batches = [(sketches(size, step), labels_of(size, step)) for step, size in enumerate(sizes)]
+    wanted = fed(DiversityMeter(window=20), sizes)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = DiversityMeter(window=20)
+        for rows, labels in batches:
+            found.update(rows, labels)
+        again = DiversityMeter(window=20).load_state_dict(found.state_dict())
+        assert same_to_the_bit(found, wanted)
+        assert same_to_the_bit(again, wanted)
+        assert same_to_the_bit(found.sync(), wanted)
+        assert found.merge_state([]).compute() == wanted.compute()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_update_waits_for_no_device(monkeypatch):
+    # Whatever reads a value of a tensor without values raises; that a meter refuses such tensors by name is put aside.
+    monkeypatch.setattr(torch.Tensor, "is_meta", False)
     meter = DiversityMeter()
     for _ in range(10):
         meter.update(torch.empty(64, 8, device="meta"), labels_of(64, 0))
@@ -360,6 +379,11 @@ WRONG = {
     "sketches is a list": lambda: DiversityMeter().update([[1.0, 2.0]]),
     "sketches is an array of int64": lambda: DiversityMeter().update(np.ones((2, 3), np.int64)),
     "K = 12, and this meter holds sketches of K = 8": lambda: DiversityMeter(8).update(sketches(2)),
+    "sketches is on the meta device": lambda: DiversityMeter().update(torch.ones(2, 3, device="meta")),
+    "group is on the meta device": lambda: DiversityMeter().update(
+        sketches(2), torch.ones(2, dtype=torch.int64, device="meta")
+    ),
+    "names is .'x', 'y'.; wanted a mapping": lambda: DiversityMeter(names=["x", "y"]),
     "group has 2 labels for 3 samples": lambda: DiversityMeter().update(sketches(3), ["a", "b"]),
     "group holds None, a NoneType": lambda: DiversityMeter().update(sketches(2), ["a", None]),
     "group holds 1.5, a float": lambda: DiversityMeter().update(sketches(1), np.array([1.5])),

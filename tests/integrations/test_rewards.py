@@ -306,8 +306,48 @@ def test_wrong_settings_get_one_sentence(sketcher):
         GroupDiversityReward(3, sketcher)
     with pytest.raises(GvendiError, match="group_size is 1; wanted at least 2"):
         GroupDiversityReward(all_right, sketcher, group_size=1)
+    with pytest.raises(GvendiError, match=r"weight is '0\.5', a str; wanted a number"):
+        GroupDiversityReward(all_right, sketcher, weight="0.5")
     with pytest.raises(GvendiError, match="correct gives 1 values for 4 rollouts"):
         Trainer(4).call(GroupDiversityReward(lambda **k: [1], sketcher), *batch(PROMPTS[:1]))
+
+
+META = torch.ones(2, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"correct": 1.0}, "correct is 1.0; wanted numbers, booleans or None, one for each rollout"),
+        ({"correct": "ab"}, "correct is 'ab'; wanted"),
+        ({"correct": META}, "correct is on the meta device"),
+        ({"correct": [[1.0], [1.0]]}, r"correct holds \[1.0\] for rollout 0; wanted numbers"),
+        ({"correct": [1.0, np.str_("x")]}, r"correct holds np.str_\('x'\) for rollout 1; wanted numbers"),
+        ({"correct": [np.ones(2)] * 2}, "correct holds array.* for rollout 0; wanted numbers"),
+        ({"correct": [torch.ones(2)] * 2}, "correct holds tensor.* for rollout 0; wanted numbers"),
+        ({"groups": None}, "groups is None; wanted one label for each rollout"),
+        ({"groups": 0}, "groups is 0; wanted one label"),
+        ({"groups": META}, "groups is on the meta device"),
+        ({"groups": [[0], [0]]}, r"groups holds \[0\] for rollout 0; wanted a label that can be hashed"),
+        ({"groups": [0]}, "groups has 1 labels for 2 rollouts"),
+        ({"sketches": [[1.0], [2.0]]}, "sketches is a list; wanted Sketches, or a tensor"),
+        ({"sketches": META[:, None]}, "on the meta device; wanted a dense tensor"),
+        ({"group_size": "2"}, "group_size is '2'; wanted how many rollouts"),
+        ({"weight": "0.5"}, "weight is '0.5', a str; wanted a number"),
+        ({"ceiling": None}, "ceiling is None, a NoneType; wanted a number"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_of_other_kinds_are_refused_by_name(given, said):
+    arguments = {"correct": [1.0, 1.0], "groups": [0, 0], "sketches": torch.eye(2)}
+    with pytest.raises(GvendiError, match=said):
+        group_diversity_rewards(**{**arguments, **given})
+
+
+def test_numbers_of_every_kind_are_rewards():
+    z = torch.eye(2)
+    for one in (True, 1, np.float32(1), np.bool_(True), torch.tensor(1.0), torch.ones(1), np.ones(1)):
+        assert group_diversity_rewards([one, one], ["g", "g"], z) == pytest.approx([1.5, 1.5])
 
 
 def test_a_pickled_reward_gives_the_same(sketcher):

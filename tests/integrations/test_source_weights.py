@@ -52,11 +52,11 @@ def test_a_source_that_repeats_itself_falls_to_its_floor():
 
 
 def test_smoothing_and_cap():
-    start = {"a": 2, "b": 1, "again": 1}
+    start = {"a": 4, "b": 3, "again": 3}
     best = np.array(list(fed(smoothing=0.0, cap=0.4).recompute().values()))
     slow = np.array(list(fed(smoothing=0.75, cap=0.4, start=start).recompute().values()))
     assert best.max() <= 0.4 + 1e-9
-    np.testing.assert_allclose(slow, 0.75 * np.array([0.5, 0.25, 0.25]) + 0.25 * best, atol=1e-9)
+    np.testing.assert_allclose(slow, 0.75 * np.array([0.4, 0.3, 0.3]) + 0.25 * best, atol=1e-9)
 
 
 def test_a_source_of_which_little_is_known_keeps_its_weight():
@@ -179,10 +179,103 @@ def test_ranks_and_resuming():
     assert list(other) == list(sampler) != whole
 
 
+def test_numbers_are_names_or_places_and_never_mixed():
+    weights = SourceWeights([1, 2])
+    assert weights.sources == ("1", "2")
+    weights.update(drawn(4, 1), ["1", "1", "2", "2"])
+    weights.update(drawn(3, 2), 0)
+    weights.update(drawn(2, 3), "2")
+    weights.update(drawn(1, 4), [np.int64(0)])
+    assert {name: len(rows) for name, rows in weights._last.items()} == {"1": 6, "2": 4}
+    for source in ([1, 1, 2, 2], torch.tensor([1, 1, 2, 2]), 1, 2):
+        with pytest.raises(GvendiError, match=r"source holds the number .*give names as strings"):
+            weights.update(drawn(4, 1), source)
+    # Where both readings agree there is nothing to ask.
+    same = SourceWeights(range(3), start={0: 1, 1: 1, "2": 2})
+    same.update(drawn(2, 1), [1, 2])
+    assert same.weights == {"0": 0.25, "1": 0.25, "2": 0.5}
+    assert set(same._last) == {"1", "2"}
+    assert len(next(iter(SourceSampler([0, 1, 2, 2], 2, same)))) == 2
+    assert len(next(iter(SourceSampler(["0", 1, 2, 2], 2, {0: 1, 1: 1, 2: 1})))) == 2
+
+
+def test_epochs_of_fixed_weights_are_a_function_of_their_number():
+    def sampler() -> SourceSampler:
+        return SourceSampler(source_of_row(), 8, {"a": 0.5, "b": 0.37, "again": 0.13}, steps=7, seed=5)
+
+    first = sampler()
+    epochs = [list(first) for _ in range(3)]
+    # All rows of a source before one comes again, over the epochs too.
+    rows = [i for epoch in epochs for batch in epoch for i in batch if i < 50]
+    assert len(rows) > 50
+    assert len(set(rows[:44])) == 44
+    # As a trainer resumes: a new sampler, the epoch's number, batches skipped.
+    resumed = sampler()
+    resumed.set_epoch(1)
+    assert list(resumed)[3:] == epochs[1][3:]
+    assert list(resumed) == epochs[2]
+    resumed.set_epoch(0)
+    assert list(resumed) == epochs[0]
+    # A state asked for amid an epoch leaves it as it is.
+    resumed.set_epoch(1)
+    batches = iter(resumed)
+    begun = [next(batches) for _ in range(2)]
+    state = pickle.loads(pickle.dumps(resumed.state_dict()))
+    assert begun + list(batches) == epochs[1]
+    other = sampler()
+    other.load_state_dict(state)
+    assert list(other) == epochs[1][2:]
+    assert list(other) == epochs[2]
+
+
+def test_moving_weights_resume_by_both_states():
+    def made() -> tuple[SourceWeights, SourceSampler]:
+        weights = SourceWeights(NAMES, every=2, least=2, smoothing=0.0)
+        return weights, SourceSampler(source_of_row(), 8, weights, steps=5)
+
+    def trained(weights: SourceWeights, sampler: SourceSampler, steps: int) -> list[list[int]]:
+        batches, done = iter(sampler), []
+        while len(done) < steps:
+            for batch in batches:
+                done.append(batch)
+                weights.step(drawn(8, 10 + batch[0]), [source_of_row()[i] for i in batch])
+                if len(done) == steps:
+                    break
+            else:
+                batches = iter(sampler)
+        return done
+
+    wanted = trained(*made(), 12)
+    weights, sampler = made()
+    begun = trained(weights, sampler, 7)
+    states = pickle.loads(pickle.dumps((weights.state_dict(), sampler.state_dict())))
+    weights, sampler = made()
+    weights.load_state_dict(states[0])
+    sampler.load_state_dict(states[1])
+    assert begun + trained(weights, sampler, 5) == wanted
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda: SourceWeights([]), r"sources is \[\]"),
+        (lambda: SourceWeights([1, "1"]), "each once"),
+        (lambda: SourceSampler(["1"], 1, {1: 1, "1": 1}), "weights is .* wanted each source once"),
+        (lambda: SourceWeights(["a"]).update(drawn(2, 1), 1.5), "source holds 1.5; wanted one of"),
+        (lambda: SourceWeights([True]), "sources holds True, a bool"),
+        (
+            lambda: SourceWeights(["a", "b"], start={"a": 1, "b": 0}, floor=0.2),
+            "start gives 'a' 1 of|start gives 'b' 0",
+        ),
+        (
+            lambda: SourceWeights(["a", "b"], start={"a": 3, "b": 1}, cap=0.6),
+            "start gives 'a' 0.75 of the sum",
+        ),
+        (lambda: SourceWeights(["a", "b"]).update(drawn(2, 1), "ab"), "source holds 'ab'; wanted one of"),
+        (
+            lambda: SourceWeights(["a"]).update(drawn(2, 1), torch.zeros(2, device="meta")),
+            "source is on the meta device",
+        ),
         (lambda: SourceWeights(["a", "a"]), "each once"),
         (lambda: SourceWeights(NAMES, every=0), "every is 0"),
         (lambda: SourceWeights(NAMES, floor=0.4), r"floor is 0.4 and cap 1.0; 3 sources need"),

@@ -251,8 +251,8 @@ class GradientSketcher:
             flattened batch, int64 [S, 2]; by default they are found (`boundaries.find_samples`): rows, or the packed
             samples of a row by position_ids that begin anew, cu_seq_lens_q, seq_idx, or a mask that numbers them.
         check: whether the sum of the first step's sketches is compared with the sketch of its whole gradient, once for
-            each setting (train or eval mode, autocast); a warning says what is missing. By default up to 200 million
-            sketched parameters, for each is folded on the CPU once; never where weights are sharded or frozen.
+            each setting (train or eval mode, autocast); a warning says what is missing. By default up to 500 million
+            sketched parameters, for each is folded once; never where weights are sharded or frozen.
         Raises GvendiError for a model of another kind.
         """
         from gvendi_fast.sketching.gradients.training_tap import TrainingTap

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from gvendi_fast.kernels import reference
+from gvendi_fast.sketching.gradients.layer_ops import rows
+from gvendi_fast.sketching.gradients.layer_sketch import layer_sketch
 
 if TYPE_CHECKING:
     from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
-# Parameters above which a tap does not look by itself: each is folded once on the CPU, in float64.
-MOST = 200_000_000
+# Parameters above which a tap does not look by itself: each is folded once.
+MOST = 500_000_000
 # Relative differences that are rounding: of float32 (products may be of TF32), and where anything is narrower.
 EXACT, NARROW = 5e-3, 5e-2
 
@@ -35,8 +37,19 @@ class WholeGradient:
         self._hooks = [p.register_hook(partial(self._add, name)) for name, p in parameters.items()]
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        own = self._sketcher
-        self.sketch += reference.sketch_of_gradient({name: gradient}, own.spec, own.transposed, own.stacked)
+        own, g = self._sketcher, gradient.detach()
+        if own.spec.kind == "rademacher" or name in own.stacked or g.dim() not in (1, 2):
+            self.sketch += reference.sketch_of_gradient({name: g}, own.spec, own.transposed, own.stacked)
+            return
+        # By the kernels: a matrix [O, I] is the sum over its columns of column times unit vector.
+        sketch, out = layer_sketch(own.spec), torch.zeros(1, own.spec.dim, device=g.device)
+        if g.dim() == 1:
+            sketch.vector(name, None, rows(g[None]), torch.tensor([[0, 1]]), out)
+        else:
+            e = rows(g if name in own.transposed else g.T)
+            units = sketch.transform(name, torch.eye(len(e), device=g.device))
+            sketch.linear(units, [(name, e)], torch.tensor([[0, len(e)]]), out, True)
+        self.sketch += out[0].double().cpu()
 
     def take(self, z: Tensor) -> None:
         """Sketches [S, K] that a tap gave of these gradients."""
