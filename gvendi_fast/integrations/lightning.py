@@ -112,6 +112,8 @@ class GvendiLightningCallback(_Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the sketcher; a checkpoint has been read by now."""
         model = find_causal_lm(pl_module, self.module)
+        if not (self._is_resumed or self.diversity.is_of(trainer)):
+            self._steps, self.figures = 0, {}
         self.diversity.begin(
             model,
             tokenizer=self.tokenizer or getattr(pl_module, "tokenizer", None),

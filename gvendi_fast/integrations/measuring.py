@@ -155,7 +155,7 @@ class TrainingDiversity:
         self.stop()
         self.clear(model, run)
         self._check_alone(run, steps)
-        is_another = model is not self._model or run is not self._of_run()
+        is_another = model is not self._model or not self.is_of(run)
         if (is_another or is_resumed) and self._restored is None and self.measured:
             self.meter.reset()
             self.measured, self.kept, self.is_fresh = 0, None, False
@@ -196,11 +196,15 @@ class TrainingDiversity:
                 continue
             if parts.isdisjoint(id(part) for part in other._model.modules()):
                 continue
-            if run is None or other._of_run() is not run:
+            if run is None or not other.is_of(run):
                 other.stop()
             # Of this run's last call, where that failed in a step.
             elif other._held.tap.is_attached:
                 other._held.tap.detach()
+
+    def is_of(self, run: Any) -> bool:
+        """Whether this trainer's run was the last that it began."""
+        return run is (None if self._run is None else self._run())
 
     def is_due(self, step: int) -> bool:
         """Whether this step, counted from 1, is measured."""
@@ -298,13 +302,10 @@ class TrainingDiversity:
         self.sketcher = GradientSketcher(proxy.model, SketchSpec(dim=self._dim), layers=self.layers)
         return ProxyBatches(model, self.sketcher, proxy.tokenizer, tokenizer, self.tag)
 
-    def _of_run(self) -> Any:
-        return None if self._run is None else self._run()
-
     def _check_alone(self, run: Any, steps: int | None) -> None:
         """GvendiError where another of this run taps the model at the same step."""
         for other in list(_ALL):
-            if other is self or run is None or other._of_run() is not run:
+            if other is self or run is None or not other.is_of(run):
                 continue
             first = math.lcm(self.every, other.every)
             if self.proxy is None and other.proxy is None and (steps is None or first <= steps):

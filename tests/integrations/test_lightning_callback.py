@@ -186,6 +186,9 @@ def test_tap_and_proxy_side_by_side_and_sources_in_every_batch(tmp_path):
         assert {n: callback.figures[f"{prefix}samples/source/{n}"] for n in "abc"} == wanted
     trainer.validate(module, loader(2))
     assert not module.model._forward_pre_hooks
+    # Another trainer's steps are counted from one, into an empty meter.
+    fit(tmp_path, tap, max_steps=3)
+    assert tap.meter.compute()["samples/seen"] == 2
     assert {tap.state_key, proxy.state_key} == {
         "GvendiLightningCallback",
         "GvendiLightningCallback[proxy/]",

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -164,6 +165,9 @@ def test_a_resumed_run_goes_on_with_meter_and_parts(tmp_path):
     done = CliRunner().invoke(app.app, ["score", str(path), "--by", "source", "--json"])
     assert done.exit_code == 0, done.output
     assert f"{gvendi(sketches):.6g}"[:6] in done.output
+    shutil.copytree(path, tmp_path / "other")
+    compared = CliRunner().invoke(app.app, ["compare", str(path), str(tmp_path / "other")])
+    assert "keeps no texts, and this needs them" in f"{compared.exception}"
     with pytest.raises(GvendiError, match=r"save_to is .* begins anew; give another folder"):
         begin()
 
