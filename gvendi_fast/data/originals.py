@@ -96,8 +96,9 @@ def locate_corpus(run: RunDirectory, corpus: str | os.PathLike | None = None) ->
 def _recorded_files(run: RunDirectory) -> list[dict[str, Any]]:
     if "training" in run.spec:
         raise GvendiError(
-            f"'{run.path}' has the sketches of a training run, which keeps no texts; gvendi_fast.select takes the "
-            "directory and gives the ids of rows, which name their steps"
+            f"'{run.path}' has the sketches of a training run, which keeps no texts, and this needs them; what "
+            "needs sketches alone takes the directory: gvendi score, cluster and report, and gvendi_fast.select, whose "
+            "ids of rows name their steps"
         )
     if run.manifest is None or "files" not in run.manifest:
         raise GvendiError(f"'{run.path}' has no units.json, which names its corpus; sketch the corpus again")

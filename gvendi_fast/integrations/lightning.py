@@ -18,7 +18,7 @@ from torch import nn
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.integrations.measuring import PREFIX, TrainingDiversity
 from gvendi_fast.integrations.meter import DiversityMeter
-from gvendi_fast.integrations.sources import TAG, SourceNames
+from gvendi_fast.integrations.sources import SourceNames
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.load import Proxy
 
@@ -79,6 +79,7 @@ class GvendiLightningCallback(_Callback):
         self._steps = self._counted = 0
         self._is_open = self._is_resumed = False
         self._tags: torch.Tensor | None = None
+        self._model: nn.Module | None = None
         self._handle: Any = None
 
     @property
@@ -86,9 +87,33 @@ class GvendiLightningCallback(_Callback):
         """The meter that the measured samples go to."""
         return self.diversity.meter
 
+    @property
+    def state_key(self) -> str:
+        """Of its state in a checkpoint: one a prefix, so that a trainer may have two."""
+        name = type(self).__qualname__
+        return name if self.diversity.prefix == PREFIX else f"{name}[{self.diversity.prefix}]"
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Batches of validation have sources too, and come before training does."""
+        self._keep_from(pl_module)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """As in validation."""
+        self._keep_from(pl_module)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """As in validation."""
+        self._keep_from(pl_module)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the model as it was."""
+        self._leave()
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the sketcher; a checkpoint has been read by now."""
         model = find_causal_lm(pl_module, self.module)
+        if not (self._is_resumed or self.diversity.is_of(trainer)):
+            self._steps, self.figures = 0, {}
         self.diversity.begin(
             model,
             tokenizer=self.tokenizer or getattr(pl_module, "tokenizer", None),
@@ -96,10 +121,12 @@ class GvendiLightningCallback(_Callback):
             ranks=trainer.world_size,
             is_resumed=self._is_resumed,
             training={"trainer": type(pl_module).__name__},
+            run=trainer,
+            # -1 where epochs end it.
+            steps=trainer.max_steps if trainer.max_steps > 0 else None,
         )
-        names = self.diversity.names
-        if names is not None:
-            self._handle = model.register_forward_pre_hook(self._give_tags, prepend=True, with_kwargs=True)
+        self._model = model
+        self._keep_from(pl_module, anew=True)
         self._is_open, self._is_resumed, self._counted = False, False, trainer.global_step
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -107,6 +134,8 @@ class GvendiLightningCallback(_Callback):
         if not self._is_open and self.diversity.is_due(self._steps + 1):
             self.diversity.open()
             self._is_open = True
+            # Ahead of what reads the tags.
+            self._keep_from(pl_module, anew=True)
         names = self.diversity.names
         self._tags = _tags(batch, names) if names is not None and self._is_open else None
 
@@ -157,17 +186,29 @@ class GvendiLightningCallback(_Callback):
         self.diversity.load_state_dict(ranks[rank % len(ranks)])
         self._steps, self._is_resumed = ranks[0]["steps"], True
 
-    def _leave(self) -> None:
+    def _keep_from(self, pl_module: Any, anew: bool = False) -> None:
+        """Keep the sources from the model, however a step calls it, and give it tags where they are wanted."""
+        if self.diversity.names is None or (self._handle is not None and not anew):
+            return
+        model = self._model or find_causal_lm(pl_module, self.module)
+        self._leave_model()
+        self._handle = model.register_forward_pre_hook(self._give_tags, prepend=True, with_kwargs=True)
+
+    def _leave_model(self) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._handle = self._tags = None
+        self._handle = None
+
+    def _leave(self) -> None:
+        self._leave_model()
+        self._tags = self._model = None
 
     def _give_tags(
         self, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         kwargs = {key: value for key, value in kwargs.items() if key != self.diversity.names.column}
         if self._tags is not None and torch.is_grad_enabled():
-            kwargs[TAG] = self._tags
+            kwargs[self.diversity.tag] = self._tags
         return args, kwargs
 
 

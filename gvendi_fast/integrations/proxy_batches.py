@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.integrations.sources import TAG
 from gvendi_fast.sketching.batch_memory import sketch_batch
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher, Sketches
 from gvendi_fast.sketching.proxy.encode import IGNORED, Sample, batches
@@ -34,19 +33,21 @@ class _Text:
     tag: int | None
 
 
-@dataclass
+@dataclass(eq=False)
 class ProxyBatches:
     """Reads a model's batches and sketches them by a frozen proxy; attach, take and detach as a tap does.
 
     model: the one that is trained. sketcher: of the frozen one.
     proxy_tokenizer, tokenizer: of the frozen and of the trained model; with one of them None, or with one vocabulary,
         the proxy gets the ids as they are.
+    tag: the argument of the model's forward that holds the samples' sources, None where there is none.
     """
 
     model: nn.Module
     sketcher: GradientSketcher
     proxy_tokenizer: Any = None
     tokenizer: Any = None
+    tag: str | None = None
     is_attached: bool = field(default=False, init=False)
     _texts: list[_Text] = field(default_factory=list, init=False)
     _handle: Any = field(default=None, init=False)
@@ -98,7 +99,7 @@ class ProxyBatches:
             )
         labels, mask, positions, tags = (
             value.cpu() if isinstance(value := kwargs.get(name), torch.Tensor) else None
-            for name in ("labels", "attention_mask", "position_ids", TAG)
+            for name in ("labels", "attention_mask", "position_ids", self.tag)
         )
         ids = ids.detach().cpu()
         labels = ids if labels is None else labels

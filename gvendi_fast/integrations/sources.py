@@ -1,8 +1,9 @@
 """Which source a sample of a training batch comes from: a number that travels with the batch.
 
 A trainer drops the columns that its model does not take, and a collator knows a few names only. So the collator is
-wrapped: the source leaves the rows before they are collated and joins the batch as int64 under `TAG`, which the tap
-takes out of the arguments of the model's forward. Names stay behind; `SourceNames` knows them by their numbers.
+wrapped: the source leaves the rows before they are collated and joins the batch as int64 under a tag of the callback's
+own, which the tap takes out of the arguments of the model's forward. Names stay behind; `SourceNames` knows them by
+their numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 
 from gvendi_fast.base.errors import GvendiError
 
-# The key of the batch; no model has an argument of this name.
+# How the keys of the batch begin, one a callback; no model has an argument of such a name.
 TAG = "gvendi_tag"
 # Of padding in a batch whose tags are by token.
 PADDING = -1
@@ -74,6 +75,11 @@ class SourceNames:
         )
 
     def _add(self, name: str) -> None:
+        if self.is_closed and not self.names:
+            raise GvendiError(
+                f"column '{self.column}' has sources of text, such as {name!r}, and their names are not known before "
+                "it is read; give sources=[...] with all of them"
+            )
         if self.is_closed:
             known = ", ".join(map(repr, self.names[:8]))
             raise GvendiError(
@@ -99,7 +105,12 @@ def names_in(dataset: Any, column: str) -> list[str] | None:
     if names is not None:
         return list(names)
     if getattr(feature, "dtype", None) == "string" and hasattr(dataset, "unique"):
-        return sorted(dataset.unique(column))
+        found = dataset.unique(column)
+        if None in found:
+            raise GvendiError(
+                f"column '{column}' has rows without a source (None); give each row one, or filter those rows out"
+            )
+        return sorted(found)
     return None
 
 
@@ -108,19 +119,41 @@ class SourceCollator:
 
     A row's source is a string or an integer, or, of a packed row, an integer a token. In the batch they are int64: [B],
     [2 B] where a row gives two sequences (chosen, then rejected), or one a token of a row that holds several samples.
+    tag: the key that they get. One may stand around another, for two callbacks, of one column too.
+    removes: whether the column is kept from the collator, as a trainer does with one that its model does not take.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], names: SourceNames, remedy: str = "") -> None:
-        self.collate, self.names, self.remedy = collate, names, remedy
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Any],
+        names: SourceNames,
+        remedy: str = "",
+        tag: str = TAG,
+        removes: bool = True,
+    ) -> None:
+        self.collate, self.names, self.remedy, self.tag, self.removes = collate, names, remedy, tag, removes
+
+    def removed(self) -> set[str]:
+        """The columns that the collator inside does not get."""
+        inside = self.collate.removed() if isinstance(self.collate, SourceCollator) else set()
+        return inside | ({self.names.column} if self.removes else set())
 
     def __call__(self, rows: list[Any]) -> Any:
+        return self._collated(rows, set())
+
+    def _collated(self, rows: list[Any], apart: set[str]) -> Any:
+        """The batch; `apart` are the columns of those around this one, which the collator inside does not get."""
         column = self.names.column
         for row in rows:
             if not isinstance(row, Mapping) or column not in row:
                 found = ", ".join(map(repr, row)) if isinstance(row, Mapping) else f"a {type(row).__name__}"
                 raise GvendiError(f"source is {column!r}, but a row of the data set has {found}{self.remedy}")
         values = [row[column] for row in rows]
-        batch = self.collate([{key: row[key] for key in row if key != column} for row in rows])
+        apart = apart | {column} if self.removes else apart
+        if isinstance(self.collate, SourceCollator):
+            batch = self.collate._collated(rows, apart)
+        else:
+            batch = self.collate([{key: row[key] for key in row if key not in apart} for row in rows])
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
             what = (
                 f"has {', '.join(map(repr, batch))}"
@@ -131,14 +164,17 @@ class SourceCollator:
                 f"source is {column!r}, but the collator's batch {what}, without 'input_ids' to tell its samples by (a "
                 "trainer on rollouts makes them later); leave source out"
             )
-        batch[TAG] = self._tags(rows, values, batch["input_ids"])
+        batch[self.tag] = self._tags(rows, values, batch["input_ids"], batch.get("attention_mask"))
         return batch
 
-    def _tags(self, rows: list[Any], values: list[Any], ids: torch.Tensor) -> torch.Tensor:
+    def _tags(
+        self, rows: list[Any], values: list[Any], ids: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        order = self._order(rows, ids, mask)
         is_by_token = [isinstance(value, list | tuple | torch.Tensor) for value in values]
         if not any(is_by_token) and len(ids) in (len(rows), 2 * len(rows)):
             numbers = torch.tensor([self.names.number_of(value) for value in values], dtype=torch.int64)
-            return numbers.repeat(len(ids) // len(rows))
+            return numbers[[place % len(rows) for place in order]]
         tokens = [
             torch.as_tensor(value, dtype=torch.int64)
             if by_token
@@ -147,23 +183,96 @@ class SourceCollator:
         ]
         if len(ids) == 1:
             tokens = [torch.cat(tokens)]
+        elif len(ids) == len(rows):
+            tokens = [tokens[place] for place in order]
         if len(tokens) != len(ids) or max(map(len, tokens)) > ids.shape[1]:
             raise GvendiError(
                 f"source is {self.names.column!r}, but {len(rows)} rows became a batch of shape {tuple(ids.shape)}, "
                 "and nothing says which sample is which row's; leave source out, or collate rows one after the other"
             )
         tags = torch.full(tuple(ids.shape), PADDING, dtype=torch.int64)
-        for row, of_tokens in zip(tags, tokens, strict=True):
-            row[: len(of_tokens)] = of_tokens
+        for number, of_tokens in enumerate(tokens):
+            real = None if mask is None else mask[number].bool()
+            if real is not None and real.dim() == 1 and int(real.sum()) == len(of_tokens):
+                tags[number, real] = of_tokens
+            else:
+                tags[number, : len(of_tokens)] = of_tokens
         return tags
 
+    def _order(self, rows: list[Any], ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
+        """Which row each row of the batch is of, by its tokens; where two sequences come of each, chosen ones first.
 
-def keep_tags_from(model: nn.Module, is_taken: Callable[[], bool]) -> Any:
-    """Take the tags out of the arguments of a model's forward where nobody else does; returns the hook's handle."""
+        A collator that changes tokens, so that no row is found in another's place, is taken to keep the order.
+        """
+        own = _texts(rows, len(ids))
+        in_order = list(range(len(ids)))
+        if own is None:
+            return in_order
+        has_mask = mask is not None and mask.shape == ids.shape
+        given = [(row[mask[n].bool()] if has_mask else row).tolist() for n, row in enumerate(ids)]
+        if len(given) != len(own):
+            flat = [token for text in own for token in text]
+            found = given[0][: len(flat)]
+            if len(given) == 1 and found != flat and sorted(found) == sorted(flat):
+                raise self._disordered(ids)
+            return in_order
+        if given == own:
+            return in_order
+        free = set(in_order)
+        places: list[int] = []
+        moved = False
+        for n, text in enumerate(given):
+            found = [(abs(len(own[m]) - len(text)), m != n, m) for m in free if _is_of(text, own[m])]
+            # The nearest in length, since one text may begin another.
+            for _, is_other, m in sorted(found)[:1]:
+                places.append(m)
+                free.remove(m)
+                moved = moved or (is_other and not _is_of(text, own[n]))
+        if len(places) == len(given):
+            return places
+        if moved:
+            raise self._disordered(ids)
+        return in_order
+
+    def _disordered(self, ids: torch.Tensor) -> GvendiError:
+        return GvendiError(
+            f"source is {self.names.column!r}, but the collator's batch of shape {tuple(ids.shape)} has its rows in "
+            "another order than they came, and not all are found by their tokens; keep the order, or leave source out"
+        )
+
+
+def _texts(rows: list[Any], count: int) -> list[list[int]] | None:
+    """The tokens of the rows, or of their chosen and then their rejected answers; None where they do not say."""
+    pair = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if count == 2 * len(rows) and all(isinstance(row, Mapping) and set(pair) <= set(row) for row in rows):
+        return [[*row["prompt_ids"], *row[answer]] for answer in pair[1:] for row in rows]
+    if count == 2 * len(rows) or not all("input_ids" in row for row in rows):
+        return None
+    return [torch.as_tensor(row["input_ids"]).flatten().tolist() for row in rows]
+
+
+def _is_of(text: list[int], whole: list[int]) -> bool:
+    """Whether a row of a batch is a text, cut or lengthened at an end."""
+    n = min(len(text), len(whole))
+    return n > 0 and (text[:n] == whole[:n] or text[-n:] == whole[-n:])
+
+
+def without_sources() -> GvendiError:
+    """The error of a model that is called without the tags of its batch."""
+    return GvendiError(
+        "source is given, but the model was called without the sources of its batch; pass the whole batch on where the "
+        "loss is computed, model(**inputs), and let the callback be among those that the trainer is made with"
+    )
+
+
+def keep_tags_from(model: nn.Module, tag: str, is_taken: Callable[[], bool]) -> Any:
+    """Take a tag out of the arguments of a model's forward where nobody else does; returns the hook's handle."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if TAG in kwargs and not is_taken():
-            kwargs = {key: value for key, value in kwargs.items() if key != TAG}
+        if not is_taken():
+            kwargs = {key: value for key, value in kwargs.items() if key != tag}
+        elif tag not in kwargs:
+            raise without_sources()
         return args, kwargs
 
     return model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
@@ -190,7 +299,7 @@ def pack_with_sources(
     sources: their names, where the column has text and the data set is iterable.
     Raises GvendiError for columns that are missing and sources that have no number.
     """
-    from datasets import ClassLabel, Sequence
+    from datasets import ClassLabel, Features, Sequence, Value
     from trl import pack_dataset
 
     columns = list(dataset.column_names or next(iter(dataset)))
@@ -202,6 +311,9 @@ def pack_with_sources(
             )
     known = sources if sources is not None else names_in(dataset, source)
     table = SourceNames(source, () if known is None else known)
+    # Of an iterable data set, which would say so when its first row is read.
+    if known is None and isinstance(value := next(iter(dataset))[source], str):
+        table.number_of(value)
 
     def by_token(row: dict[str, Any]) -> dict[str, Any]:
         return {source: [table.number_of(row[source])] * len(row["input_ids"])}
@@ -213,4 +325,11 @@ def pack_with_sources(
         remove_columns=[c for c in columns if c not in kept],
     ).rename_column("gvendi_source", source)
     packed = pack_dataset(numbered.select_columns([*kept, source]), max_length, strategy)
-    return packed if known is None else packed.cast_column(source, Sequence(ClassLabel(names=list(known))))
+    if known is None:
+        return packed
+    labelled = Sequence(ClassLabel(names=[str(name) for name in known]))
+    if packed.features is not None:
+        return packed.cast_column(source, labelled)
+    # An iterable data set forgets what its columns are, which are all lists of integers here.
+    whole = {name: Sequence(Value("int64")) for name in next(iter(packed))}
+    return packed.cast(Features({**whole, source: labelled}))

@@ -7,6 +7,7 @@ and the callback goes to the front of those that report, so that figures added t
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ class GvendiCallback(TrainerCallback):
             sketcher=sketcher, proxy=proxy, prefix=prefix, meter=meter,
         )  # fmt: skip
         self._trainer: Trainer | None = None
+        self._is_at_work = False
         self._figures: dict[str, float] = {}
 
     @property
@@ -87,17 +89,44 @@ class GvendiCallback(TrainerCallback):
         """Become a callback of this trainer, which a trainer does with the callbacks that it is made with."""
         if self._trainer is trainer:
             return self
-        if self._trainer is not None and self._trainer.is_in_train:
+        if self._is_at_work:
             raise GvendiError("this callback is at work in another trainer; make one for each")
         callbacks = trainer.callback_handler.callbacks
         if self in callbacks:
             callbacks.remove(self)
+        alike = [
+            other
+            for other in callbacks
+            if isinstance(other, GvendiCallback) and other.diversity.prefix == self.diversity.prefix
+        ]
+        if alike:
+            raise GvendiError(
+                f"the trainer has another GvendiCallback with the prefix {self.diversity.prefix!r}, and the figures of "
+                "one would stand in place of the other's; give one of them a prefix=... of its own"
+            )
         # Behind the one that says when to log, before those that report.
         callbacks.insert(sum(isinstance(other, DefaultFlowCallback) for other in callbacks[:1]), self)
         if self.diversity.names is not None:
-            _add_sources(trainer, self.diversity.names)
+            _add_sources(trainer, self.diversity.names, self.diversity.tag)
+        # A tap that is left hides from the trainer which columns the model takes.
+        self.diversity.clear(trainer.model, trainer)
         self._trainer = trainer
+        trainer.train = self._watched(trainer.train)
         return self
+
+    def _watched(self, train: Any) -> Any:
+        """A trainer tells no callback that training failed or was interrupted, so the call itself is watched."""
+
+        @functools.wraps(train)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._is_at_work = True
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self._is_at_work = False
+                self.diversity.stop()
+
+        return watched
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer is made: find it."""
@@ -106,6 +135,12 @@ class GvendiCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Make the sketcher, and go on from a checkpoint where the trainer does."""
         trainer, checkpoint = _calling()
+        if self._trainer is not trainer and self.diversity.names is not None:
+            raise GvendiError(
+                f"source is {self.diversity.names.column!r}, but the callback came to the trainer by add_callback, and "
+                "the data loader is made by now; give it to the trainer when that is made, callbacks=[...], or "
+                "GvendiCallback(...).attach_to(trainer)"
+            )
         self.attach_to(trainer)
         if args.n_gpu > 1:
             raise GvendiError(
@@ -124,6 +159,8 @@ class GvendiCallback(TrainerCallback):
             ranks=args.world_size,
             is_resumed=is_resumed,
             training={"trainer": type(trainer).__name__},
+            run=trainer,
+            steps=state.max_steps,
         )
         self._figures = {}
 
@@ -142,12 +179,17 @@ class GvendiCallback(TrainerCallback):
         if self.diversity.is_fresh and (control.should_log or is_last):
             self._figures = self.diversity.figures(args.world_size > 1)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where a trainer logs by epochs, it is now that it says so."""
+        self.on_step_end(args, state, control)
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Add the figures to what the trainer logs of training, once."""
-        # Not to those of an evaluation that comes between.
-        if logs is None or any(name.startswith("eval_") for name in logs):
+        # Not to those of an evaluation that comes between, or of a loss that logs something of its own.
+        is_own = self._trainer._globalstep_last_logged == state.global_step
+        if logs is None or not (is_own or "train_runtime" in logs):
             return
         if self.diversity.is_fresh and args.world_size == 1:
             self._figures = self.diversity.figures()
@@ -183,18 +225,27 @@ def _calling() -> tuple[Trainer, str | None]:
     )
 
 
-def _add_sources(trainer: Trainer, names: SourceNames) -> None:
+def _add_sources(trainer: Trainer, names: SourceNames, tag: str) -> None:
     """Let the batches of a trainer's training data, and no others, carry their sources."""
     original = trainer.get_train_dataloader
 
     def get_train_dataloader() -> torch.utils.data.DataLoader:
+        packs = getattr(trainer.args, "packing", False)
+        remedy = _PACKED if packs else ""
+        # Before the trainer takes out the columns that the model does not take.
+        there = getattr(trainer.train_dataset, "column_names", None)
+        if there is not None and names.column not in there:
+            found = ", ".join(map(repr, there))
+            raise GvendiError(f"source is {names.column!r}, but a row of the data set has {found}{remedy}")
         if not names.is_closed and (known := names_in(trainer.train_dataset, names.column)) is not None:
             names.close(known)
         trainer._set_signature_columns_if_needed()
         columns, collator = trainer._signature_columns, trainer.data_collator
-        packs = getattr(trainer.args, "packing", False)
-        trainer._signature_columns = [*columns, names.column]
-        trainer.data_collator = SourceCollator(collator, names, _PACKED if packs else "")
+        # What another callback has put there the trainer would have removed, too.
+        added = collator.removed() if isinstance(collator, SourceCollator) else set()
+        removes = trainer.args.remove_unused_columns and names.column not in set(columns) - added
+        trainer._signature_columns = [*columns, *({names.column} - set(columns))]
+        trainer.data_collator = SourceCollator(collator, names, remedy, tag, removes)
         try:
             return original()
         finally:

@@ -156,3 +156,40 @@ def test_the_causal_lm_is_found_or_named_and_sources_are_asked_for(tmp_path):
         find_causal_lm(torch.nn.Linear(2, 2))
     with pytest.raises(GvendiError, match="source is 'topic', but the batch has 'input_ids', 'source'"):
         fit(tmp_path, GvendiLightningCallback(every=1, dim=64, source="topic"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tap_and_proxy_side_by_side_and_sources_in_every_batch(tmp_path):
+    from gvendi_fast.sketching.proxy.load import Proxy
+
+    class Whole(parts_of(NAMES[0])[0]):
+        """Gives the model whatever the batch has."""
+
+        def _loss(self, batch):
+            return self.model(**batch, labels=batch["input_ids"]).loss
+
+    frozen = Proxy(
+        small_model(hidden_size=16), None, "small", "sha256:0", torch.float32, torch.device("cpu"), 1
+    )
+    tap = GvendiLightningCallback(every=2, dim=64, source="source")
+    proxy = GvendiLightningCallback(every=2, dim=64, source="source", proxy=frozen, prefix="proxy/")
+    _, trainer_of, _ = parts_of(NAMES[0])
+    trainer = trainer_of(
+        accelerator="cpu", callbacks=[tap, proxy], max_steps=4, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, log_every_n_steps=2,
+    )  # fmt: skip
+    module = Whole()
+    trainer.fit(module, loader(), loader(2))
+    wanted = {name: sum("abc"[n % 3] == name for n in (2, 3, 6, 7)) for name in "abc"}
+    for callback in (tap, proxy):
+        prefix = callback.diversity.prefix
+        assert {n: callback.figures[f"{prefix}samples/source/{n}"] for n in "abc"} == wanted
+    trainer.validate(module, loader(2))
+    assert not module.model._forward_pre_hooks
+    # Another trainer's steps are counted from one, into an empty meter.
+    fit(tmp_path, tap, max_steps=3)
+    assert tap.meter.compute()["samples/seen"] == 2
+    assert {tap.state_key, proxy.state_key} == {
+        "GvendiLightningCallback",
+        "GvendiLightningCallback[proxy/]",
+    }

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -44,11 +45,17 @@ def data(**settings):
     return datasets.Dataset.from_list(rows(**settings))
 
 
-def trainer_of(tmp_path, *callbacks, train=None, model=None, **settings):
+def trainer_of(tmp_path, *callbacks, train=None, model=None, model_init=None, kind=Trainer, **settings):
     args = TrainingArguments(output_dir=str(tmp_path / "out"), **{**PLAIN, **settings})
     train = data() if train is None else train
-    return Trainer(
-        model or small_model(), args, train_dataset=train, eval_dataset=data(), callbacks=list(callbacks)
+    model = (model or small_model()) if model_init is None else None
+    return kind(
+        model,
+        args,
+        train_dataset=train,
+        eval_dataset=data(),
+        model_init=model_init,
+        callbacks=list(callbacks),
     )
 
 
@@ -158,6 +165,9 @@ def test_a_resumed_run_goes_on_with_meter_and_parts(tmp_path):
     done = CliRunner().invoke(app.app, ["score", str(path), "--by", "source", "--json"])
     assert done.exit_code == 0, done.output
     assert f"{gvendi(sketches):.6g}"[:6] in done.output
+    shutil.copytree(path, tmp_path / "other")
+    compared = CliRunner().invoke(app.app, ["compare", str(path), str(tmp_path / "other")])
+    assert "keeps no texts, and this needs them" in f"{compared.exception}"
     with pytest.raises(GvendiError, match=r"save_to is .* begins anew; give another folder"):
         begin()
 
