@@ -352,6 +352,8 @@ def test_what_accelerate_prepares_is_sketched_as_the_plain_model(plain, wanted):
     accelerate = pytest.importorskip(
         "accelerate", reason="accelerate is not installed: pip install accelerate"
     )
+    # Trainers of other tests have chosen another precision for this process.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     bf16 = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(copy.deepcopy(plain))
     assert torch.equal(GradientSketcher(bf16, SPEC)(*pad(samples())), wanted)
     placed = accelerate.dispatch_model(copy.deepcopy(plain), {"": "cpu"}, force_hooks=True)

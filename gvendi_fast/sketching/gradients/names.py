@@ -198,10 +198,11 @@ def by_canonical_name(patterns: Sequence[str], written: Mapping[str, str]) -> li
 
 
 @contextmanager
-def as_plain(model: nn.Module) -> Iterator[None]:
+def as_plain(model: nn.Module, stands_in: bool = True) -> Iterator[None]:
     """The plain model's tree inside, as it was outside: no wrappers, nothing compiled by others, whole weights.
 
-    model: as `plain_model` gives it. Raises GvendiError where its numbers would not be those of the plain model.
+    model: as `plain_model` gives it. stands_in: whether a model on the meta device has values inside.
+    Raises GvendiError where its numbers would not be those of the plain model.
     """
     with undoing() as undo:
         for parent in list(model.modules()):
@@ -213,7 +214,8 @@ def as_plain(model: nn.Module) -> Iterator[None]:
             _check_weights(module)
             _uncompile(module, undo)
         _gather(model, undo)
-        _stand_in(model, undo)
+        if stands_in:
+            _stand_in(model, undo)
         with ExitStack() as stack:
             # Mixed precision around the call would be another model's, as that of a forward is.
             for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):

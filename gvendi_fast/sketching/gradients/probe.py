@@ -612,7 +612,7 @@ class ProbedModel:
         segments: the rows of the flattened [B * T] batch in which a sample's gradient can differ from zero.
         group_probes: one float32 [B, K] for each sketch group, none where sketches are not kept by group.
         """
-        self.group_probes = tuple(group_probes)
+        self.give_group_probes(group_probes)
         self.probe, self.segments, self.ids = probe, segments, ids
         self.uses = None
         if self.watched or self.picks:
@@ -661,6 +661,12 @@ class ProbedModel:
         """Around the model's forward: sees the uses of watched parameters, where there are any."""
         return self.uses or nullcontext()
 
+    def give_group_probes(self, probes: Sequence[Tensor]) -> None:
+        """Let every layer have the probe of its sketch group; none where sketches are not kept by group."""
+        for tapped in self.tapped:
+            group = tapped.tap.group
+            tapped.group_probe = probes[group] if probes and group is not None else None
+
     def read(self) -> None:
         """The forward pass is over: inputs of layers are let go, for a part that is run again has others."""
         for group in self.groups:
@@ -669,7 +675,7 @@ class ProbedModel:
     def end(self) -> None:
         """Let go of the pass's tensors; the graph holds what the backward pass needs."""
         self.probe = self.segments = self.ids = None
-        self.group_probes = ()
+        self.give_group_probes(())
         self.read()
 
     @contextmanager
@@ -730,14 +736,10 @@ class Tapped(Forward):
     def __init__(self, probed: ProbedModel, tap: Tap) -> None:
         super().__init__(tap.module)
         (self.probed, self.tap), (self.key,) = (probed, tap), _keys([tap])
+        # Of the pass that runs, that of the sketch group of its parameters.
+        self.group_probe: Tensor | None = None
         # Whether its parameters are used outside the module too.
         self.is_watched = bool({tap.weight, tap.bias} & probed.outside)
-
-    @property
-    def group_probe(self) -> Tensor | None:
-        """Of the pass that runs, that of the sketch group of its parameters."""
-        probes, group = self.probed.group_probes, self.tap.group
-        return probes[group] if probes and group is not None else None
 
     @property
     def path(self) -> str:

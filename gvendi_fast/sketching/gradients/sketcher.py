@@ -145,6 +145,8 @@ class GradientSketcher:
         # To a checker the methods of a model behind nn.Module may be tensors.
         self.model: Any = model
         self.choice = parameters
+        # Made of a model without values, to tap another.
+        self._is_empty = all(p.is_meta for p in model.parameters())
         check_causal_lm(model)
         self.spec = spec or SketchSpec()
         self._is_safe = False
@@ -297,7 +299,7 @@ class GradientSketcher:
         """
         if torch.is_inference_mode_enabled():
             raise GvendiError("a gradient cannot be taken inside torch.inference_mode(); leave that block")
-        if all(p.is_meta for p in self.model.parameters()):
+        if self._is_empty and all(p.is_meta for p in self.model.parameters()):
             raise GvendiError(
                 "the model is on the meta device, where weights have no values; such a sketcher serves to tap another "
                 "model of its kind (sketcher.tap(model)), or load the weights first"
@@ -308,7 +310,7 @@ class GradientSketcher:
         # A batch of one would be compiled anew: compilers take a size of 1 for a constant.
         blocks = self._blocks if samples > 1 else []
         errors = compiler_errors() if blocks else foreign_compiler_errors()
-        with _frozen(self.model), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
+        with _frozen(self.model, False), _unchanged(self.model), torch.enable_grad(), never_packed(), errors:
             embedding = self.model.get_input_embeddings().weight
             device = embedding.device
             batch = prepare(ids, given, mask, embedding.shape[0])
@@ -413,18 +415,18 @@ def _embedding(model: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _alone(model: nn.Module) -> Iterator[list[nn.Module]]:
+def _alone(model: nn.Module, stands_in: bool = True) -> Iterator[list[nn.Module]]:
     """The modules of a plain model, which no other thread sketches inside; without its wrappers, see `as_plain`."""
     modules = list(model.modules())
     # Models may share a layer, or a parameter of layers of their own.
-    with MODELS.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model):
+    with MODELS.claimed([*modules, *_parameters(modules)], _is_in_backward), as_plain(model, stands_in):
         yield list(model.modules())
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _frozen(model: nn.Module, stands_in: bool = True) -> Iterator[None]:
     """Eval mode and no parameter that requires a gradient inside, for one thread; flags as they were outside."""
-    with _alone(model) as modules, undoing() as undo:
+    with _alone(model, stands_in) as modules, undoing() as undo:
         training = [m for m in modules if m.training]
         trainable = [p for p in _parameters(modules) if p.requires_grad]
 

@@ -7,7 +7,7 @@ import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,7 @@ class TappedModel(ProbedModel):
         inside = {id(module) for module in self.core.modules()}
         # Layers that may be run after the model under them, by themselves.
         self.above = {id(tapped.module) for tapped in self.tapped} - inside
-        self.running: Running | None = None
+        self._running: Running | None = None
         # Those whose graph lives.
         self.alive: weakref.WeakSet[Running] = weakref.WeakSet()
         # In what settings autograd's graph was looked at for uses out of sight.
@@ -183,9 +183,16 @@ class TappedModel(ProbedModel):
         return self.running.probes[0]
 
     @property
-    def group_probes(self) -> Sequence[Tensor]:
-        """Of the pass that runs."""
-        return () if self.running is None else self.running.probes[1:]
+    def running(self) -> Running | None:
+        """The pass that runs."""
+        return self._running
+
+    @running.setter
+    def running(self, running: Running | None) -> None:
+        if running is not self._running:
+            self._running = running
+            if self.sketcher.groups is not None:
+                self.give_group_probes(() if running is None else running.probes[1:])
 
     @property
     def uses(self) -> ParameterUses | None:
