@@ -25,7 +25,7 @@ def tap_sections(found: dict, ratio: Callable, table: Callable, machine_line: Ca
                         dtype,
                         *(ratio(ratios, name) if name in ratios else "—" for name in COLUMNS),
                         _more(entry["bytes kept for the backward pass"]),
-                        _more(entry["largest resident bytes"]),
+                        _more(entry.get("largest resident bytes")),
                     ]
                 )
     head = [
@@ -46,6 +46,8 @@ def tap_sections(found: dict, ratio: Callable, table: Callable, machine_line: Ca
     ]
 
 
-def _more(entry: dict[str, int]) -> str:
+def _more(entry: dict[str, int] | None) -> str:
+    if not entry:
+        return "not measured"
     plain, tapped = (entry[name] / 2**20 for name in ("plain", "tap"))
     return f"{plain:,.0f} MiB; {tapped:,.0f} MiB"
