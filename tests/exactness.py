@@ -40,6 +40,11 @@ class Finding:
     share: float = 0.0
 
 
+def off(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest 1 - cosine of two sketches of the same samples, both [S, K]."""
+    return float((1 - torch.cosine_similarity(got.double(), wanted.double(), dim=1)).max())
+
+
 def wanted_sketch(model: torch.nn.Module, sketcher: GradientSketcher, ids, labels) -> torch.Tensor:
     """By the definition, float64 [K]: the sketch of autograd's gradient of one sample by itself."""
     parameters = named_parameters(plain_model(model))

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from exactness import off
 from small_models import CONFIGS, SPEC, build, pad, samples
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
@@ -57,10 +58,6 @@ def batch(step=0):
 
 def sketches_of(model, given):
     return GradientSketcher(model, SPEC)(given["input_ids"], given["labels"], given["attention_mask"])
-
-
-def off(got, wanted):
-    return float((1 - torch.cosine_similarity(got.double(), wanted.double(), dim=1)).max())
 
 
 class Counting:

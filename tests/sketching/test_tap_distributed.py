@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from children import children
+from exactness import off
 from small_models import CONFIGS, SPEC, build, pad
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
@@ -194,10 +195,6 @@ def compare(way, name, rank):
 
 def sketches_of(model, given):
     return GradientSketcher(model, SPEC)(given["input_ids"], given["labels"], given["attention_mask"])
-
-
-def off(got, wanted):
-    return float((1 - torch.cosine_similarity(got.double(), wanted.double(), dim=1)).max())
 
 
 def run_rank(rank, folder, runs):

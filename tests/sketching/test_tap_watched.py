@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from exactness import off
 from small_models import SPEC, build
 from test_experts import with_picked
 from tiny_families import NotBuiltError, tiny_model
@@ -33,11 +34,6 @@ def batch(seed=0):
     labels = ids.where(mask != 0, -100)
     labels[:, :2] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def off(got, wanted):
-    """The largest 1 - cosine of two sketches of the same samples."""
-    return float((1 - torch.nn.functional.cosine_similarity(got.double(), wanted.double(), dim=1)).max())
 
 
 def loss_of(model, given):

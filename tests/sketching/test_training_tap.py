@@ -9,6 +9,7 @@ import weakref
 import peft
 import pytest
 import torch
+from exactness import off
 from small_models import CONFIGS, SPEC, build
 
 from gvendi_fast import GradientSketcher, GvendiError
@@ -49,12 +50,6 @@ def packed(given, rows=((0, 1, 2, 3),), pad=0):
 
 
 FILLS = {"input_ids": 0, "labels": -100, "position_ids": 0}
-
-
-def off(got, wanted):
-    """The largest 1 - cosine of two sketches of the same samples."""
-    got, wanted = got.double(), wanted.double()
-    return float((1 - torch.nn.functional.cosine_similarity(got, wanted, dim=1)).max())
 
 
 def deterministic(model):

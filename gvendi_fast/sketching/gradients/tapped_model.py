@@ -155,7 +155,7 @@ class TappedModel(ProbedModel):
             tap = tapped.tap
             if tap.kind == NORM or (tap.kind == EMBEDDING and (tap.weight or starts)):
                 self.tapped.append((TappedNorm if tap.kind == NORM else TappedEmbedding)(self, bound(tap)))
-        self.thread, self.outer = None, -1
+        self.thread: int | None = None
         base = getattr(model, "base_model", None)
         self.core: nn.Module = base if isinstance(base, nn.Module) else model
         inside = {id(module) for module in self.core.modules()}
