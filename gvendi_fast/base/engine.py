@@ -1,0 +1,77 @@
+"""Which processes do a piece of work: what an engine offers, and the one that is this process.
+
+Others are in `gvendi_fast.engines`: the ranks of torchrun, accelerate and Slurm, and Ray.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Worker(Protocol):
+    """Does pieces of work whose results are on disk when it says so."""
+
+    def run(self, items: Iterable[int]) -> Iterator[Any]:
+        """Do these items, in order; yields a small receipt for each one that is on disk."""
+
+    def close(self) -> None:
+        """Let go of what it holds; called once, also after an error."""
+
+
+class Engine(ABC):
+    """Which processes do a piece of work.
+
+    name: what messages call it.
+    is_first: whether this process is the one that reports: of the ranks of one command, all but one are silent.
+    """
+
+    name = "an engine"
+    is_first = True
+
+    @abstractmethod
+    def map(
+        self, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Result]]:
+        """(place in `items`, result) of each item, as they are done, in any order.
+
+        make: called in each worker, once or again after a loss, for the function that takes an item; it is pickled for
+            workers elsewhere, as items and results are, so it is a function of a module, a `functools.partial` of one,
+            or an object of a class of a module.
+        A result does not depend on the engine: whoever adds results up does so in the order of places. An item whose
+        worker is lost is done again. An error of the function ends the iteration with it.
+        """
+
+    @abstractmethod
+    def work(self, open_worker: Callable[[], Worker], items: Sequence[int]) -> Iterator[Any]:
+        """Receipts of items whose results go to disk, as they are done, in any order.
+
+        open_worker: called once in each worker process; pickled for workers elsewhere.
+        Items that someone else has done meanwhile may have no receipt.
+        """
+
+
+class LocalEngine(Engine):
+    """This process, one item after the other."""
+
+    name = "this process"
+
+    def map(
+        self, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Result]]:
+        """See `Engine.map`."""
+        function = make()
+        for place, item in enumerate(items):
+            yield place, function(item)
+
+    def work(self, open_worker: Callable[[], Worker], items: Sequence[int]) -> Iterator[Any]:
+        """See `Engine.work`."""
+        worker = open_worker()
+        try:
+            yield from worker.run(items)
+        finally:
+            worker.close()
