@@ -8,6 +8,7 @@
     parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm,
                                  norm_share by kind of layer, and, if asked for, group_sketches
     rejected.jsonl               all rejected rows in input order, written when the run is complete
+    workers/, leases/, failed/   who works, on what, and what failed (worker_records.py): hints for people and workers
 
 A work unit is done when its part exists; no other state is kept. So any number of processes may work in one directory,
 and one that is killed loses only the work units that it had not finished. Two that do the same work unit write the same
@@ -70,6 +71,7 @@ from gvendi_fast.data.run_files import (
     unit_ranges,
 )
 from gvendi_fast.data.sketched_parameters import SketchedParameters, differing_from, keep_parameters
+from gvendi_fast.data.worker_records import FOLDERS
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
@@ -169,8 +171,9 @@ class RunDirectory:
             manifest = known
         elif exists(units):
             manifest = check_manifest(units, read_json(units))
-        for folder in (root, root / "parts"):
-            remove_stale(folder)
+        for folder in (root, root / "parts", *(root / name for name in FOLDERS)):
+            if exists(folder):
+                remove_stale(folder)
         return cls(root, recorded, manifest)
 
     @classmethod
