@@ -15,10 +15,14 @@ NAMES = ("auto", "local", "ranks", "ray")
 
 
 def engine_of(
-    name: str = "auto", environment: Mapping[str, str] | None = None, **of_ray: Any
+    name: str = "auto",
+    environment: Mapping[str, str] | None = None,
+    with_arrays: bool = True,
+    **of_ray: Any,
 ) -> Engine:
     """The engine called `name`; "auto": "ranks" where a launcher has started several, else "local".
 
+    with_arrays: whether an array of Slurm, whose jobs may each have something else to do, is several for "auto".
     of_ray: arguments of `RayEngine`; None for its own. Raises GvendiError for another name, for one of these with
     another engine, and as the engines do.
     """
@@ -32,22 +36,27 @@ def engine_of(
         return RayEngine(**given)
     if given:
         first = next(iter(given))
-        raise GvendiError(f"{first} goes with the engine 'ray', not with {name!r}; leave it out, or name that engine")
+        raise GvendiError(
+            f"{first} goes with the engine 'ray', not with {name!r}; leave it out, or name that engine"
+        )
     if name == "auto":
         found = numbers(environment)
-        name = "ranks" if found is not None and found.world > 1 else "local"
+        is_several = found is not None and found.world > 1 and (with_arrays or not found.is_array)
+        name = "ranks" if is_several else "local"
     return RanksEngine(environment=environment) if name == "ranks" else LocalEngine()
 
 
-def parse_workers(text: str | None) -> tuple[int, int] | None:
-    """ "4" -> (4, 4), "1:64" -> (1, 64): fewest and most workers."""
+def parse_workers(text: str | None) -> int | tuple[int, int] | None:
+    """ "4" -> 4, "1:64" -> (1, 64): the most workers, or the fewest and the most."""
     if text is None:
         return None
     low, colon, high = text.partition(":")
     parts = [low, high] if colon else [low, low]
     if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
-        raise GvendiError(f"--workers is {text[:40]!r}; wanted a number such as 4, or fewest and most, as 1:64")
+        raise GvendiError(
+            f"--workers is {text[:40]!r}; wanted a number such as 4, or fewest and most, as 1:64"
+        )
     least, most = map(int, parts)
     if not 1 <= least <= most:
         raise GvendiError(f"--workers is {text!r}; wanted at least 1 worker, and the larger number last")
-    return least, most
+    return (least, most) if colon else most

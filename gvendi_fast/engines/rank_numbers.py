@@ -21,7 +21,7 @@ class Numbers:
     """rank, of `world` processes; local: among those of its machine, None where nothing says.
 
     said: the variables that say so. run_id: of the command. is_unique: whether no other command has this run_id.
-    own_gpus: whether the process may be shown its own GPUs alone.
+    own_gpus: whether the process may be shown its own GPUs alone. is_array: whether it is a job of an array.
     """
 
     rank: int
@@ -31,6 +31,7 @@ class Numbers:
     run_id: str
     is_unique: bool
     own_gpus: bool = False
+    is_array: bool = False
 
 
 def numbers(environment: Mapping[str, str]) -> Numbers | None:
@@ -77,7 +78,9 @@ def _of_slurm(environment: Mapping[str, str]) -> Numbers:
     # Slurm starts a job again as a whole, but each job of an array by itself.
     again = "" if is_array else environment.get("SLURM_RESTART_COUNT", "")
     run_id = _id("slurm", job, environment.get("SLURM_STEP_ID", ""), again)
-    return Numbers(rank, world, local, " and ".join(said), run_id, bool(job), own_gpus=True)
+    return Numbers(
+        rank, world, local, " and ".join(said), run_id, bool(job), own_gpus=True, is_array=is_array
+    )
 
 
 def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -85,7 +88,9 @@ def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
     task = _count(environment, "SLURM_ARRAY_TASK_ID")
     count = _count(environment, "SLURM_ARRAY_TASK_COUNT", least=1)
     first, step = (
-        _count(environment, f"SLURM_ARRAY_TASK_{name}") if f"SLURM_ARRAY_TASK_{name}" in environment else other
+        _count(environment, f"SLURM_ARRAY_TASK_{name}")
+        if f"SLURM_ARRAY_TASK_{name}" in environment
+        else other
         for name, other in (("MIN", 0), ("STEP", 1))
     )
     last = _count(environment, "SLURM_ARRAY_TASK_MAX") if "SLURM_ARRAY_TASK_MAX" in environment else None

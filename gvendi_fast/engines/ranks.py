@@ -45,7 +45,7 @@ class RanksEngine(Engine):
             found = Numbers(rank, world, None, "rank and world", run_id or "ranks", run_id is not None)
         else:
             found = self._found(os.environ if environment is None else environment)
-        self.said = found.said
+        self.said, self.is_array = found.said, found.is_array
         self.rank: int = found.rank
         self.world = found.world
         self.is_first = found.rank == 0
