@@ -397,7 +397,7 @@ class RunDirectory:
     def remove_part(self, unit: int) -> None:
         """Undo what `write_part` did for a work unit."""
         for path in (self.part_path(unit), self._rejected_path(unit)):
-            path.unlink()
+            path.unlink(missing_ok=True)
         flush_folder(self.parts)
 
     def _rows_of(self, unit: int, rows: np.ndarray) -> tuple[int, int]:
