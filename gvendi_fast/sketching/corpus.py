@@ -37,10 +37,11 @@ from gvendi_fast.data.index import Fields, Manifest, Rejected, Unit, UnitReader,
 from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.rows import MAX_ROW_BYTES
-from gvendi_fast.data.run_directory import Part, RunDirectory, sketch_spec
+from gvendi_fast.data.run_directory import Part, RunDirectory, recorded_store, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
+from gvendi_fast.data.stored_sketches import FLOAT32, check_store
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.adapters import check_choice
@@ -104,6 +105,8 @@ class Settings:
     control_tokens: "text", or "tokens", what control tokens are that a conversation's content spells out, see
         `encode.Encoder`.
     strict: end with an error, before any row is sketched, where the look at the first rows gives a warning.
+    store: how the run directory keeps sketches, "float32", "float16" or "int8", see `data.stored_sketches` (None: as it
+        was begun, float32 in a new one).
     """
 
     spec: SketchSpec = field(default_factory=SketchSpec)
@@ -125,8 +128,10 @@ class Settings:
     control_tokens: str = "text"
     strict: bool = False
     parameters: str = "trainable"
+    store: str | None = None
 
     def __post_init__(self) -> None:
+        check_store(self.store)
         check_preset(self.layers)
         check_choice(self.parameters)
         check_groups(self.groups)
@@ -198,6 +203,7 @@ def sketch_corpus(
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
         settings = replace(settings, spec=replace(settings.spec, dim=dim))
     sketcher = _sketcher(proxy.model, settings)
+    settings = replace(settings, store=settings.store or recorded_store(out))
     spec = spec_of(proxy, sketcher, settings, limit)
     if mean is not None:
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
@@ -376,6 +382,8 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
     chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
     if settings.parameters != "trainable":
         chosen["parameters"] = settings.parameters
+    if settings.store not in (None, FLOAT32):
+        chosen["store"] = settings.store
     if proxy.weights:
         chosen["weights"] = proxy.weights
     if settings.control_tokens != "text":
