@@ -62,6 +62,14 @@ class Sketch(str, Enum):
     rademacher = "rademacher"
 
 
+class Store(str, Enum):
+    """How sketches are stored."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
 class ControlTokens(str, Enum):
     """What control tokens are that a content spells out."""
 
@@ -324,6 +332,14 @@ SketchGroups = Annotated[
         "the head, and the rest), kind, or kind-and-half (every choice). Takes 4 K bytes more a row and group.",
     ),
 ]
+StoreOption = Annotated[
+    Store | None,
+    typer.Option(
+        "--store",
+        help="Numbers that sketches are stored in: float16 takes half the bytes of float32, int8 a quarter, each with "
+        "a scale a row; docs/sketch.md says what that changes. (Default: as --out was begun, float32 in a new one.)",
+    ),
+]
 PromptField = Annotated[
     str,
     typer.Option(
@@ -545,6 +561,7 @@ class CorpusOptions:
     exclude: Exclude = None
     layers: Layers = None
     sketch_groups: SketchGroups = None
+    store: StoreOption = None
     parameters: Parameters = "trainable"
     quantize: QuantizeOption = None
     format: FormatOption = RowFormat.auto
@@ -608,6 +625,7 @@ class CorpusOptions:
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",
             groups=self.sketch_groups,
+            store=self.store and self.store.value,
             parameters=self.parameters,
             max_row_bytes=self.max_row_bytes,
             skip_unreadable=self.skip_unreadable,
