@@ -129,6 +129,35 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
             beside.unlink(missing_ok=True)
 
 
+def put_quickly(path: Path, content: bytes, exclusive: bool = False) -> bool:
+    """Put a small file there whole, without waiting for the disk: for what may be lost with a power cut.
+
+    Returns whether it is there now; with `exclusive` one that is already there stays, and the answer is no.
+    """
+    beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
+    try:
+        with named(path):
+            beside.write_bytes(content)
+            if not exclusive:
+                os.replace(beside, path)
+                return True
+            try:
+                os.link(beside, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                # Two may both get here; whoever calls must bear that.
+                if exists(path):
+                    return False
+                os.replace(beside, path)
+            return True
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 class _Raw(io.FileIO):
     """A new file whose failed writes name the file that it is to become."""
 

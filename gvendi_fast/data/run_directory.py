@@ -289,20 +289,24 @@ class RunDirectory:
         """Whether this work unit is done."""
         return exists(self.part_path(unit))
 
-    def broken(self, inputs: Mapping[int, str] | None = None) -> list[DamagedPartError]:
+    def broken(
+        self, inputs: Mapping[int, str] | None = None, units: Sequence[int] | None = None
+    ) -> list[DamagedPartError]:
         """What is wrong with each part that cannot be used, in the order of work units; all of every part is read.
 
         inputs: digest of what each work unit is read from; a part that was made from something else cannot be used.
+        units: of these work units alone, which are done; None for all.
         Raises OSError where the system does not let one be read, and GvendiError where spec.json or units.json is the
         one that does not agree with the parts.
         """
         found = []
-        for unit in self.done():
+        looked = self.done() if units is None else units
+        for unit in looked:
             try:
                 self.verify(unit, "" if inputs is None else inputs[unit])
             except DamagedPartError as damage:
                 found.append(damage)
-        proper = self.units_done - sum(1 for item in found if not item.is_foreign)
+        proper = len(looked) - sum(1 for item in found if not item.is_foreign)
         for other, name in RECORDS.items():
             strays = [item for item in found if item.other == other]
             if strays and len(strays) == proper:
