@@ -42,16 +42,14 @@ def _sizes(column: Any) -> np.ndarray:
         or types.is_large_binary(kind)
     ):
         return _counts(compute.binary_length(column))
-    if (
-        types.is_list(kind)
-        or types.is_large_list(kind)
-        or types.is_fixed_size_list(kind)
-        or types.is_map(kind)
-    ):
-        counts = _counts(compute.list_value_length(column))
-        ends = np.cumsum(counts)
-        until = np.concatenate(([0], np.cumsum(_sizes(column.flatten()))))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        ends = np.cumsum(counts := _counts(compute.list_value_length(column)))
+        until = _until(_sizes(column.flatten()))
         return until[ends] - until[ends - counts]
+    if types.is_map(kind):
+        # Which those functions do not take.
+        ends, until = np.asarray(column.offsets), _until(_sizes(column.keys) + _sizes(column.items))
+        return (until[ends[1:]] - until[ends[:-1]]) * _numbers(column.is_valid(), 0)
     if types.is_struct(kind):
         return sum(map(_sizes, column.flatten()), np.zeros(len(column), np.int64))
     if types.is_dictionary(kind):
@@ -60,6 +58,11 @@ def _sizes(column: Any) -> np.ndarray:
         return values[_numbers(column.indices.cast("int64"), len(values) - 1)]
     width = (kind.bit_width + 7) // 8 if types.is_primitive(kind) else _ANY
     return np.where(_numbers(column.is_valid(), 0), width, 0).astype(np.int64)
+
+
+def _until(sizes: np.ndarray) -> np.ndarray:
+    """Bytes of all values before each, and of all, int64 [n + 1]."""
+    return np.concatenate(([0], np.cumsum(sizes)))
 
 
 def _counts(lengths: Any) -> np.ndarray:
