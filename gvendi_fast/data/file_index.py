@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import size_of
 from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.listing import UNREADABLE
@@ -94,7 +94,7 @@ class FileIndex:
     def __init__(self, path: str, kind: str, cut: Cut, max_bytes: int, repeats: Repeats) -> None:
         """repeats: called with each work unit that has ids."""
         self.path, self.kind = path, kind
-        self.size = os.path.getsize(path)
+        self.size = size_of(path)
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0
         # Whether there are rows behind those that were asked for.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import size_of, status_of
 from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.manifest import Manifest, SourceFile, Unit, unpack_duplicates
@@ -201,7 +201,7 @@ def _check_unchanged(source: SourceFile) -> None:
     path = source.here or source.path
     try:
         with naming(path):
-            size = os.path.getsize(path)
+            size = size_of(path)
     except FileNotFoundError as error:
         raise GvendiError(
             f"corpus: '{path}' no longer exists; restore it or index the corpus again"
@@ -221,15 +221,14 @@ class GroupSums:
 
     def __init__(self, path: str, kind: str) -> None:
         self.path, self.kind = path, kind
-        self._status: tuple[int, ...] = ()
+        self._status: tuple[Any, ...] = ()
         self._footer = 0
         self._rows: list[int] = []
         self._sums: dict[int, int] = {}
 
     def digest(self, first: int, rows: int) -> str:
         """`Unit.digest` of `rows` rows from row `first` (from 0) on, as the file is now."""
-        found = os.stat(self.path)
-        status = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        status = status_of(self.path)
         if status != self._status:
             with open_table(self.path, self.kind, Fields()) as source:
                 self._rows, self._footer = source.group_rows, source.footer_sum()

@@ -173,7 +173,7 @@ class UnitWorker:
             elif id(event.group) not in broken:
                 error = event.error or self._take(event)
                 if error is None:
-                    yield from (self._written(unit) for unit in event.group.finished())
+                    yield from [self._written(unit) for unit in event.group.finished()]
                     continue
                 broken.add(id(event.group))
                 left = event.group.unfinished()
