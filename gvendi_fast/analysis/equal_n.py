@@ -146,7 +146,9 @@ def group_scores(
     centred_of: dict[str, list[float]] = {group: [] for group in compared}
     firsts: dict[str, _First] = {}
     for batch in _batches(compared, n, seed, GROUP_BYTES // (4 * dim)):
-        for (group, _), value, centred, drawn in zip(batch, *_score(run, batch, dim, mean, engine), strict=True):
+        for (group, _), value, centred, drawn in zip(
+            batch, *_score(run, batch, dim, mean, engine), strict=True
+        ):
             values_of[group].append(value)
             if centred is not None:
                 centred_of[group].append(centred)

@@ -21,11 +21,12 @@ from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
+from gvendi_fast.data.chunks import unit_chunks
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.in_memory import Corpus
 from gvendi_fast.data.parts import Part
 from gvendi_fast.data.passes import over_run
-from gvendi_fast.data.pool import BlockPool, unit_chunks
+from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
 from gvendi_fast.data.run_files import read_warnings

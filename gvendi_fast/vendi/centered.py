@@ -243,9 +243,7 @@ class CenteredSums:
         return self._state, self._seen
 
 
-def centered_of(
-    sums: Iterable[tuple[VendiState, int]], mean: RowMean, spec: dict | None = None
-) -> Centered:
+def centered_of(sums: Iterable[tuple[VendiState, int]], mean: RowMean, spec: dict | None = None) -> Centered:
     """Centred G-Vendi from what `CenteredSums` has collected of all rows; memory is that of two states."""
     whole: VendiState | None = None
     seen = 0
@@ -356,9 +354,7 @@ def check_own(state: SecondMoment, own: RowMean) -> None:
         raise GvendiError("the mean is not that of the state's rows; give one made from exactly these rows")
 
 
-def _blocks(
-    rows: Rows | Iterable[Rows], mean: RowMean, first: int = 0
-) -> Iterator[tuple[int, torch.Tensor]]:
+def _blocks(rows: Rows | Iterable[Rows], mean: RowMean, first: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
     """(rows read, centred rows of them that have a direction), block by block; the first row has this number."""
     m, seen = mean.vector(), first
     for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:

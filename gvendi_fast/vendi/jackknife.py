@@ -112,7 +112,7 @@ class Removed:
 
 
 class LeftOut:
-    """What `jackknife` needs of the rows of a state, as the sums of a pass over them; `pairs` as `pairs_of` gives it."""
+    """What `jackknife` needs of rows of a state, as sums of a pass; `pairs` as `pairs_of` gives them."""
 
     def __init__(self, state: SecondMoment, pairs: np.ndarray) -> None:
         self._state, self._pairs = state, pairs
