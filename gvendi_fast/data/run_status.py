@@ -107,7 +107,7 @@ class RunStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at the rate of the last minutes, or where those say too little of the live workers."""
+        """How long the rest takes, at the rate of the last minutes, or of the workers where those say too little."""
         if self.is_done:
             return 0.0
         enough = max(ENOUGH_PARTS, 2 * self.live)
