@@ -17,6 +17,7 @@ from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
 from gvendi_fast.base.errors import GvendiError, keeping
+from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
 from gvendi_fast.data.distinct import Distinct
@@ -155,7 +156,7 @@ def _run_of(data: Corpus | RunDirectory) -> RunDirectory | None:
     if isinstance(data, RunDirectory):
         return data
     one: object = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
-    if isinstance(one, str | os.PathLike) and (Path(one) / "spec.json").is_file():
+    if isinstance(one, str | os.PathLike) and (place(one) / "spec.json").is_file():
         return RunDirectory.load(one)
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,12 +27,24 @@ class Worker(Protocol):
 class Engine(ABC):
     """Which processes do a piece of work.
 
-    name: what messages call it.
+    name: "local", "ranks" or "ray".
+    run_id: of the command, the same in all of its processes.
+    rank: this process' number among those of one command, None where they are not numbered.
     is_first: whether this process is the one that reports: of the ranks of one command, all but one are silent.
+    is_remote: whether workers are other processes, to which everything is pickled.
+    device: where this process loads a proxy, as `load_proxy` takes it.
     """
 
-    name = "an engine"
+    name: str
+    run_id: str
+    rank: int | None = None
     is_first = True
+    is_remote = False
+    device = "auto"
+
+    def share(self, items: Sequence[int]) -> Sequence[int]:
+        """Those that this process looks through where the processes of one command share a look."""
+        return items
 
     @abstractmethod
     def map(
@@ -58,7 +71,10 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """This process, one item after the other."""
 
-    name = "this process"
+    name = "local"
+
+    def __init__(self) -> None:
+        self.run_id = uuid4().hex[:16]
 
     def map(
         self, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item]

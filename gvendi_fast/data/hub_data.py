@@ -24,6 +24,7 @@ from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.files import atomic_write, exists, make_folder
 from gvendi_fast.base.hub_errors import first_line, gated, refused, unknown, without_revision
 from gvendi_fast.base.os_errors import named
+from gvendi_fast.base.places import is_url, place
 from gvendi_fast.base.progress import LINE_EVERY, Progress, Silent
 from gvendi_fast.base.temporary import is_of_this_process, new_folder
 from gvendi_fast.data.hub_names import HubName, check_installed, hub_name, is_kept_file
@@ -72,7 +73,7 @@ class HubRows:
         progress: Progress | None = None,
         most: int | None = None,
     ) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else place(folder)
         # Path("") would be the current folder.
         self._is_nowhere = folder is not None and not os.fspath(folder)
         self._progress, self._most = progress or Silent(), most
@@ -86,6 +87,11 @@ class HubRows:
         """
         if given in self._names:
             return self._names[given]
+        if is_url(self._folder):
+            raise GvendiError(
+                f"corpus: rows of '{given}' are kept in the run directory as they are fetched, and '{self._folder}' is "
+                "a URL, where no file can be added to; name its files by hf://datasets/..., or a folder of this machine"
+            )
         name = hub_name(given)
         if name is None:
             raise GvendiError(
@@ -196,7 +202,7 @@ class HubRows:
         return next((kept for kept in every if kept.name.unpinned == name.unpinned), None)
 
     def _states(self) -> Iterator[_Kept]:
-        if self._folder is None or not self._folder.is_dir():
+        if self._folder is None or not exists(self._folder):
             return
         for entry in sorted(os.listdir(self._folder)):
             if is_kept_file(entry) and entry.endswith(".json"):
