@@ -15,6 +15,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.places import is_url, local_name, place
 from gvendi_fast.base.printing import warn
 from gvendi_fast.cli.wording import values
 from gvendi_fast.data.shapes import FORMATS
@@ -59,6 +60,15 @@ class ControlTokens(str, Enum):
     tokens = "tokens"
 
 
+class UrlText(str):
+    """A URL where a path may stand."""
+
+
+def path_or_url(text: str) -> Path | UrlText:
+    """What a command is given for a path: `Path` would make one slash of a URL's two. `at_home` makes a place of it."""
+    return UrlText(text) if is_url(text) else Path(local_name(text))
+
+
 class Mask(str, Enum):
     """Which tokens are supervised."""
 
@@ -81,12 +91,18 @@ Data = Annotated[
     ),
 ]
 RunDir = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made.")
+    Path,
+    typer.Argument(
+        parser=path_or_url,
+        metavar="DIR",
+        help="A run directory that 'gvendi sketch' or 'score --out' made.",
+    ),
 ]
 Corpus = Annotated[
     Path | None,
     typer.Option(
         "--corpus",
+        parser=path_or_url,
         metavar="DIR",
         help="Folder that holds the corpus' files now, if they have moved since they were sketched.",
     ),
@@ -474,6 +490,8 @@ def at_home(command: Callable) -> Callable:
     """The command with `home` applied to every argument that is a path; GvendiError for one that is no UTF-8."""
 
     def expanded(value):
+        if isinstance(value, UrlText):
+            return place(value)
         if isinstance(value, Path):
             path = home(str(value))
             # Names are stored as text, and Arrow takes no others.

@@ -97,6 +97,8 @@ def sketch_corpus(
     """
     settings, progress, engine = settings or Settings(), progress or Silent(), engine or LocalEngine()
     proxy = replace(proxy, model=plain_model(proxy.model))
+    if settings.terms.hang_after_s is None:
+        settings = replace(settings, terms=replace(settings.terms, hang_after_s=engine.hang_after_s))
     index = index_of(
         data,
         out,

@@ -1,0 +1,6 @@
+"""Which process does which work: this one, the ranks of torchrun, accelerate and Slurm, or the workers of Ray."""
+
+from gvendi_fast.base.engine import Engine, LocalEngine
+from gvendi_fast.engines.ray import RayEngine
+
+__all__ = ["Engine", "LocalEngine", "RayEngine"]
