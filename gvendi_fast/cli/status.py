@@ -112,7 +112,7 @@ def _print(out: Console, found: RunStatus) -> None:
         say(out, f"{what}: work unit {unit.unit} {times}{last}", 2)
     _say_more(out, len(found.failed))
     if given_up:
-        say(out, "the command that made the directory tries what was given up again", 2)
+        say(out, "mend what failed, then run the same command with --retry-failed", 2)
     for lease in found.expired[:SHOWN_UNITS]:
         late = found.now - lease.expires
         since = f"{clock(late)} ago" if late >= 0 else "early, as its process is gone"
