@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import is_url, open_file
 from gvendi_fast.base.stand_ins import stand_in_at
 from gvendi_fast.data.arrow_rows import BATCH_BYTES, BATCH_ROWS, first_line, records
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
@@ -36,7 +37,7 @@ class ArrowSource:
     def __init__(self, path: str, fields: Fields, max_bytes: int = MAX_ROW_BYTES) -> None:
         self.path, self._max_bytes = path, max_bytes
         check_file(path)
-        with naming(path), open(path, "rb") as stream:
+        with naming(path), open_file(path) as stream:
             begin = stream.read(len(_FILE))
         if begin.startswith(_OLD):
             raise UnreadableFileError(
@@ -113,7 +114,7 @@ class ArrowSource:
 
     def _sum(self, digest: Any) -> int:
         found = 0
-        with open(self.path, "rb") as stream:
+        with open_file(self.path) as stream:
             while block := stream.read(_PIECE):
                 found = zlib.crc32(block, found)
                 if digest is not None:
@@ -125,6 +126,13 @@ class ArrowSource:
         next(read)
         return read
 
+    def _open(self) -> Any:
+        import pyarrow
+
+        return (
+            pyarrow.PythonFile(open_file(self.path), "r") if is_url(self.path) else pyarrow.OSFile(self.path)
+        )
+
     def _read(self, names: Sequence[str] | None) -> Iterator[Any]:
         """The schema, then the record batches. names: columns to read, None for all."""
         import pyarrow
@@ -135,7 +143,7 @@ class ArrowSource:
             # Of a few columns, what the others hold is not unpacked.
             places = [self._schema.get_field_index(name) for name in names] if names else None
             options = pyarrow.ipc.IpcReadOptions(use_threads=False, included_fields=places)
-            with naming(self.path), pyarrow.OSFile(self.path, "rb") as file:
+            with naming(self.path), self._open() as file:
                 open_ = pyarrow.ipc.open_file if self._is_file else pyarrow.ipc.open_stream
                 reader = open_(file, options=options)
                 # Names that are no UTF-8 are damage.
@@ -158,7 +166,7 @@ class ArrowSource:
 
 
 def _has_end(path: str) -> bool:
-    with naming(path), open(path, "rb") as stream:
+    with naming(path), open_file(path) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - len(_END)))
         return stream.read() == _END

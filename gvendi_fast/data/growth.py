@@ -18,10 +18,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.files import exists
+from gvendi_fast.base.places import open_file, place
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.listing import UNREADABLE, short_names
 from gvendi_fast.data.parts import DamagedPartError, read_stamp
@@ -92,7 +92,8 @@ def _as_recorded(fields: Fields, known: Mapping[str, Any]) -> Fields:
 
 def _recorded(out: str | os.PathLike) -> RunDirectory | None:
     """The run directory, if it is one and names a corpus as `Manifest.to_dict` does."""
-    root, units = Path(out), Path(out) / "units.json"
+    root = place(out)
+    units = root / "units.json"
     if not exists(root / "spec.json") or not exists(units):
         return None
     known = check_manifest(units, read_json(units))
@@ -232,7 +233,7 @@ def _is_appended(known: Mapping[str, Any], found: Manifest) -> bool:
     if not entry["kind"] == source.kind == "jsonl" or source.size <= entry["size"]:
         return False
     digest, left = hashlib.blake2b(digest_size=16), entry["size"]
-    with open(source.here or source.path, "rb") as stream:
+    with open_file(source.here or source.path) as stream:
         while left and (piece := stream.read(min(left, _PIECE))):
             digest.update(piece)
             left -= len(piece)

@@ -17,6 +17,7 @@ from zlib import crc32
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import size_of
 from gvendi_fast.data.kinds import STANDARD_INPUT, is_table, kind_of
 from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_files
@@ -209,7 +210,7 @@ class _FileIndex:
         max_bytes: int,
     ) -> None:
         self.path, self.file, self.kind = path, file, kind
-        self.size = os.path.getsize(path)
+        self.size = size_of(path)
         self.digest = hashlib.blake2b(digest_size=16)
         self.rows = self.duplicates = 0
         # Whether there are rows behind those that were asked for.

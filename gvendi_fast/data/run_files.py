@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.files import atomic_write, exists
+from gvendi_fast.base.files import atomic_write, exists, names_in
+from gvendi_fast.base.places import place
 from gvendi_fast.data.pieces import pieces_of
 from gvendi_fast.data.records import Fields, lone_surrogate
 
@@ -171,10 +172,8 @@ def _check_growth(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def lost_spec(folder: str | os.PathLike) -> GvendiError | None:
     """The error of a run directory with parts whose spec.json is gone; None for any other folder."""
-    root = Path(folder)
-    if not (root / "parts").is_dir() or exists(root / "spec.json"):
-        return None
-    if not any(map(_PART.match, os.listdir(root / "parts"))):
+    root = place(folder)
+    if exists(root / "spec.json") or not any(map(_PART.match, names_in(root / "parts"))):
         return None
     return GvendiError(
         f"'{root}' is a run directory that has lost its spec.json, without which its parts cannot be read: restore "

@@ -7,13 +7,14 @@ Tables: CRC-32 over those of the row groups that hold its rows and of the footer
 
 from __future__ import annotations
 
-import os
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 from zlib import crc32
 
+from gvendi_fast.base.places import status_of
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.sources import open_table
 
@@ -50,15 +51,14 @@ class GroupSums:
 
     def __init__(self, path: str, kind: str) -> None:
         self.path, self.kind = path, kind
-        self._status: tuple[int, ...] = ()
+        self._status: tuple[Any, ...] = ()
         self._footer = 0
         self._rows: list[int] = []
         self._sums: dict[int, int] = {}
 
     def digest(self, first: int, rows: int) -> str:
         """`Unit.digest` of `rows` rows from row `first` (from 0) on, as the file is now."""
-        found = os.stat(self.path)
-        status = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        status = status_of(self.path)
         if status != self._status:
             with open_table(self.path, self.kind, Fields()) as source:
                 self._rows, self._footer = source.group_rows, source.footer_sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import size_of
 from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.lines import Lines
 from gvendi_fast.data.listing import Unreadable
@@ -344,7 +344,7 @@ def _check_unchanged(source: SourceFile) -> None:
     path = source.here or source.path
     try:
         with naming(path):
-            size = os.path.getsize(path)
+            size = size_of(path)
     except FileNotFoundError as error:
         raise GvendiError(
             f"corpus: '{path}' no longer exists; restore it or index the corpus again"
