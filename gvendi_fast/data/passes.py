@@ -148,7 +148,9 @@ class _Portable:
 class _RunTask:
     """What a worker does with the parts of a run directory."""
 
-    def __init__(self, of: _Portable, columns: tuple[str, ...], task: Callable[[Iterator[Part]], Any]) -> None:
+    def __init__(
+        self, of: _Portable, columns: tuple[str, ...], task: Callable[[Iterator[Part]], Any]
+    ) -> None:
         self._run, self._columns, self._task = of.run, columns, task
 
     def __call__(self, units: tuple[int, ...] | None) -> Any:
