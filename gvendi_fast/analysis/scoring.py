@@ -16,6 +16,7 @@ import numpy as np
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
@@ -116,6 +117,7 @@ def score(
     mean: RowMean | None = None,
     save_mean: str | os.PathLike | None = None,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Score:
     """Sketch a corpus and score it, or score what a run directory holds.
 
@@ -129,6 +131,7 @@ def score(
     orders: compute G-Vendi of these orders too, beside order 1.
     mean: the reference that the centred value leaves out (None: the corpus' own mean); one for all that is compared.
     save_mean: write the corpus' own mean to this file, as the reference of later scores; it replaces a saved mean only.
+    engine: which processes sketch: this one (None), or those of `gvendi_fast.engines`; several ranks need an `out`.
     Raises GvendiError for arguments and corpora that cannot be used.
     """
     _check_orders(orders)
@@ -138,11 +141,17 @@ def score(
     if run is not None:
         _check_made_so(run, proxy, out, settings)
         return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean)
-    proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
+    if out is None and engine is not None and engine.world > 1:
+        raise GvendiError(
+            f"out is None, and engine is {engine.name!r} with {engine.world} processes, which work together in one run "
+            "directory; name it"
+        )
+    if isinstance(proxy, str):
+        proxy = load_proxy(proxy, device="auto" if engine is None else engine.device)
     settings = settings or Settings()
     if by is not None:
         settings = replace(settings, fields=replace(settings.fields, by=by))
-    rest = (proxy, settings, orders, mean, save_mean, progress)
+    rest = (proxy, settings, orders, mean, save_mean, progress, engine)
     # A run directory has been scored above.
     corpus = cast("Corpus", data)
     if out is not None:
@@ -226,9 +235,10 @@ def _sketch_and_score(
     mean: RowMean | None,
     save_mean: str | os.PathLike | None,
     progress: Progress | None,
+    engine: Engine | None,
 ) -> Score:
     clock = _Clock(progress)
-    run = sketch_corpus(data, out, proxy, settings, clock, mean)
+    run = sketch_corpus(data, out, proxy, settings, clock, mean, engine)
     return score_run(
         run,
         by=settings.fields.by,

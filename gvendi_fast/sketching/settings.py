@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.leases import Terms
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields
+from gvendi_fast.data.stored_sketches import check_store
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients.adapters import check_choice
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
@@ -47,6 +48,8 @@ class Settings:
     terms: when a work unit is taken from whoever has it, and when it is given up.
     retry_failed: try work units again that were given up.
     strict: end with an error, before any row is sketched, where the look at the first rows gives a warning.
+    store: how the run directory keeps sketches, "float32", "float16" or "int8", see `data.stored_sketches` (None: as it
+        was begun, float32 in a new one).
     """
 
     spec: SketchSpec = field(default_factory=SketchSpec)
@@ -71,8 +74,10 @@ class Settings:
     parameters: str = "trainable"
     terms: Terms = field(default_factory=Terms)
     retry_failed: bool = False
+    store: str | None = None
 
     def __post_init__(self) -> None:
+        check_store(self.store)
         check_preset(self.layers)
         check_choice(self.parameters)
         check_groups(self.groups)

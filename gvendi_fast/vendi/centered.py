@@ -16,7 +16,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.differences import comparable, differences, flat, same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes, reading, reads
+from gvendi_fast.base.places import is_url, place
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
 from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
 from gvendi_fast.kernels.spectrum import renyi_entropy
@@ -111,8 +111,8 @@ class RowMean(OneThread):
     @staticmethod
     def check_savable(path: str | os.PathLike) -> None:
         """GvendiError where `save` has no folder to write into, or would replace anything but a saved mean."""
-        path = Path(path)
-        if not path.parent.is_dir():
+        path = place(path)
+        if not (is_url(path) or path.parent.is_dir()):
             raise GvendiError(
                 f"save_mean is '{path}', but the folder '{path.parent}' does not exist; make it first"
             )
