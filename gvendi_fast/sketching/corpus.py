@@ -114,11 +114,12 @@ def sketch_corpus(
             max_row_bytes=settings.max_row_bytes,
             skip_unreadable=settings.skip_unreadable,
             hub=HubRows(out, progress, waits=engine.world > 1),
+            engine=engine,
         ),
         settings.fields,
         settings.limit,
     )
-    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit)
+    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit, settings.unit_bytes)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)

@@ -29,6 +29,8 @@ class Settings:
     mask: "completion", or "released" for the masking of the released G-Vendi code.
     limit: read the first `limit` rows only (None: all).
     unit_rows: rows of a work unit, at most; a run directory goes on with those that it was begun with.
+    unit_bytes: bytes of the text of a work unit's rows, at most, unless it is one row (None: not cut by bytes); kept by
+        a run directory as `unit_rows` is.
     rows_together: work units share batches until they have this many rows (None: 8192 on a GPU, and one work unit at
         a time on a CPU).
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
@@ -57,6 +59,7 @@ class Settings:
     mask: str = "completion"
     limit: int | None = None
     unit_rows: int = 512
+    unit_bytes: int | None = None
     rows_together: int | None = None
     max_rejected: int | float | None = None
     exclude: tuple[str, ...] = ()
@@ -78,7 +81,15 @@ class Settings:
         check_preset(self.layers)
         check_choice(self.parameters)
         check_groups(self.groups)
-        for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens", "max_row_bytes"):
+        for name in (
+            "batch_tokens",
+            "unit_rows",
+            "unit_bytes",
+            "rows_together",
+            "limit",
+            "max_tokens",
+            "max_row_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise GvendiError(f"{name} must be at least 1, got {value}")
