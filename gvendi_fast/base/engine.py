@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,12 +30,44 @@ class Worker(Protocol):
 class Engine(ABC):
     """Which processes do a piece of work.
 
-    name: what messages call it.
+    name: "local", "ranks" or "ray".
+    run_id: of the command, the same in all of its processes.
+    rank: this process' number among those of one command, None where they are not numbered.
+    world: how many processes run the same command at once; 1 where a command is one process, whatever it has done
+        elsewhere.
     is_first: whether this process is the one that reports: of the ranks of one command, all but one are silent.
+    is_remote: whether workers are other processes, to which everything is pickled.
+    device: where this process loads a proxy, as `load_proxy` takes it.
+    hang_after_s: how long work without any progress is borne where nobody has said; None: for ever.
+
+    Outside `with`, `close` is called when no more work will come.
     """
 
-    name = "an engine"
+    name: str
+    run_id: str
+    rank: int | None = None
+    world = 1
     is_first = True
+    is_remote = False
+    device = "auto"
+    hang_after_s: float | None = None
+
+    def dtype(self, asked: Any = "auto") -> Any:
+        """The precision that a proxy is loaded in, as `load_proxy` takes it: "auto" is by the hardware of workers."""
+        return asked
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what it holds, if anything; more work may still follow, and takes hold anew."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def share(self, items: Sequence[int]) -> Sequence[int]:
+        """Those that this process looks through where the processes of one command share a look."""
+        return items
 
     @abstractmethod
     def map(
@@ -51,6 +87,7 @@ class Engine(ABC):
         """Receipts of items whose results go to disk, as they are done, in any order.
 
         open_worker: called once in each worker process; pickled for workers elsewhere.
+        items: may be gone through again, and then lack what has been done meanwhile; `in` says whether one is left.
         Items that someone else has done meanwhile may have no receipt.
         """
 
@@ -58,7 +95,10 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """This process, one item after the other."""
 
-    name = "this process"
+    name = "local"
+
+    def __init__(self) -> None:
+        self.run_id = uuid4().hex[:16]
 
     def map(
         self, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item]

@@ -16,11 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import making, named
+from gvendi_fast.base.places import is_url, open_file
+
+if TYPE_CHECKING:
+    from gvendi_fast.base.urls import Url
 
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _FOREIGN_AGE_S = 24 * 3600
@@ -39,8 +43,10 @@ def host_name() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 
 
-def exists(path: Path) -> bool:
+def exists(path: Path | Url) -> bool:
     """Whether there is something at `path`; where the system cannot say (permission, a vanished mount), its OSError."""
+    if is_url(path):
+        return path.exists()
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -48,11 +54,13 @@ def exists(path: Path) -> bool:
     return True
 
 
-def names_in(folder: Path) -> list[str]:
+def names_in(folder: Path | Url) -> list[str]:
     """Names of what a folder of results holds, sorted; none where there is no folder.
 
     Raises GvendiError where one is a FIFO, a socket or a device, which would have whoever opens it wait for ever.
     """
+    if is_url(folder):
+        return [name for name, _ in folder.entries()]
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -81,7 +89,7 @@ def read_text(path: str | os.PathLike, most: int, what: str, wanted: str) -> str
     is not UTF-8, and OSError, with the path, where the system does not let it be read.
     """
     try:
-        with named(path), open(path, encoding="utf-8") as stream:
+        with named(path), io.TextIOWrapper(open_file(path), encoding="utf-8") as stream:
             text = stream.read(most + 1)
     except UnicodeDecodeError as error:
         raise GvendiError(f"{what} '{os.fspath(path)}' is not UTF-8: {error}") from error
@@ -90,21 +98,25 @@ def read_text(path: str | os.PathLike, most: int, what: str, wanted: str) -> str
     return text
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path | Url) -> None:
     """Make a folder, and those above it, unless it is there."""
     with making():
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path | Url, exclusive: bool = False, sweep: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose bytes are at `path` after the block, and nowhere if the block raises or the process dies.
 
     The bytes go to a hidden file beside it (its name holds host, process and a random part), are flushed to the disk
     and moved over `path` in one step; then the folder is flushed, so that no later write can survive a power cut that
     this one does not. With `exclusive` a file that is already at `path` stays as it is. With `sweep` what killed
-    processes left of this very file is removed first.
+    processes left of this very file is removed first. In an object store it is one put, and nothing is beside.
     """
+    if is_url(path):
+        with path.written(exclusive) as stream:
+            yield stream
+        return
     if sweep:
         with _as_of(path.parent, path):
             remove_stale(path.parent, path.name)
@@ -125,6 +137,39 @@ def atomic_write(path: Path, exclusive: bool = False, sweep: bool = True) -> Ite
             flush_folder(path.parent)
     finally:
         # What kept the file from being made may keep it from being looked for too.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def put_quickly(path: Path | Url, content: bytes, exclusive: bool = False) -> bool:
+    """Put a small file there whole, without waiting for the disk: for what may be lost with a power cut.
+
+    Returns whether this content is there now; with `exclusive` a file that is already there stays.
+    """
+    if is_url(path):
+        with path.written(exclusive) as stream:
+            stream.write(content)
+        return not exclusive or path.read_bytes() == content
+    beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
+    try:
+        with named(path):
+            beside.write_bytes(content)
+            if not exclusive:
+                os.replace(beside, path)
+                return True
+            try:
+                os.link(beside, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                # Two may both get here; whoever calls must bear that.
+                if exists(path):
+                    return False
+                os.replace(beside, path)
+            return True
+    finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
 
@@ -166,9 +211,9 @@ def _place_new(beside: Path, path: Path) -> None:
             os.replace(beside, path)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut; Windows has no call for it and does so by itself."""
-    if os.name == "nt":
+def flush_folder(folder: Path | Url) -> None:
+    """Make the names in `folder` survive a power cut; Windows and object stores do so by themselves."""
+    if os.name == "nt" or is_url(folder):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -187,7 +232,7 @@ def is_passing(name: str) -> bool:
     return is_temporary(name) or name.startswith(".nfs")
 
 
-def remove_stale(folder: Path, name: str | None = None) -> None:
+def remove_stale(folder: Path | Url, name: str | None = None) -> None:
     """Remove what killed processes left in `folder`, and nothing that a live one may be writing.
 
     name: only what was to become the file of this name.
@@ -198,8 +243,10 @@ def remove_stale(folder: Path, name: str | None = None) -> None:
         path.unlink(missing_ok=True)
 
 
-def stale(folder: Path, name: str | None = None) -> list[Path]:
-    """What `remove_stale` would remove."""
+def stale(folder: Path | Url, name: str | None = None) -> list[Path]:
+    """What `remove_stale` would remove; an object store has none."""
+    if is_url(folder):
+        return []
     return [
         path
         for path in sorted(folder.iterdir())
@@ -230,10 +277,15 @@ def is_dead(pid: int) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    # One that has ended and that its parent has not asked after yet is still listed, on Linux as a zombie.
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] == [b"Z"]
 
 
-def two_outputs(out: Path, suffix: str, beside: str, force: bool) -> tuple[Path, Path]:
+def two_outputs(out: Path | Url, suffix: str, beside: str, force: bool) -> tuple[Path | Url, Path | Url]:
     """`out` and the file beside it with the suffix `beside`, checked before any work is done.
 
     Raises GvendiError for an `out` without `suffix`, and where either file exists, unless `force`.

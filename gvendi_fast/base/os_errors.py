@@ -58,9 +58,15 @@ _WHY = {
 _ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
 
 
+class StoreError(OSError):
+    """What an object store refuses, or failed to do: `errno`, its words with the remedy in `strerror`, and the URL."""
+
+
 def sentence(error: OSError) -> str:
     """One line, without a full stop: the path, why it could not be used, and the remedy."""
     paths = [printable(os.fsdecode(path)) for path in (error.filename, error.filename2) if _is_path(path)]
+    if isinstance(error, StoreError):
+        return f"'{printable(os.fsdecode(error.filename))}' cannot be used: {printable(error.strerror)}"
     if error.errno is None:
         # Libraries raise OSError with words alone; their further lines are hints on their own calls.
         text = printable((str(error).strip() or type(error).__name__).splitlines()[0])

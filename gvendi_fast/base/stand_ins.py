@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from gvendi_fast.base.places import open_file
+
 # What a file begins with -> what it is, and the remedy.
 _KINDS = (
     (
@@ -32,5 +34,5 @@ def stand_in(head: bytes) -> str | None:
 
 def stand_in_at(path: str | os.PathLike) -> str | None:
     """`stand_in` of a file."""
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         return stand_in(stream.read(_HEAD))

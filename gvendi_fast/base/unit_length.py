@@ -10,8 +10,10 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 
-# Rows that are scaled at once: in float64 they stay in the cache at K = 1024.
+# Rows that are scaled and multiplied at once.
 BLOCK = 1024
+# Numbers that are scaled at once where float32 is wanted: in float64 they stay in the cache.
+_STRIP = 1 << 16
 Rows = torch.Tensor | np.ndarray
 
 
@@ -70,21 +72,37 @@ def unit_rows(rows: Rows, device: str | torch.device = "cpu", first: int = 0) ->
     return (x / norm).contiguous()
 
 
+def strips(rows: Rows) -> Iterator[slice]:
+    """Slices of rows [N, K] that stay in the cache in float64."""
+    step = max(_STRIP // rows.shape[1], 1)
+    return (slice(first, first + step) for first in range(0, len(rows), step))
+
+
+def unit_floats(rows: Rows, device: str | torch.device = "cpu", first: int = 0) -> torch.Tensor:
+    """`unit_rows` in float32, to the bit; on a CPU in a fifth of the time, as float64 stays in the cache."""
+    if torch.device(device).type != "cpu":
+        return unit_rows(rows, device, first).float()
+    out = torch.empty(rows.shape, dtype=torch.float32, device=device)
+    for strip in strips(rows):
+        out[strip] = unit_rows(rows[strip], device, first + strip.start)
+    return out
+
+
 def unit_blocks(
-    rows: Rows | Iterable[Rows], dim: int, device: str | torch.device = "cpu"
+    rows: Rows | Iterable[Rows], dim: int, device: str | torch.device = "cpu", first: int = 0
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(index of the first sketch, sketches of length 1) for blocks of a matrix or of a stream of matrices.
 
-    They are float64 where the matrix is, else float32, in which sketches are stored.
+    They are float64 where the matrix is, else float32, in which sketches are stored. first: index of the first of all.
     """
     if not isinstance(rows, Iterable):
         raise GvendiError(f"rows is {rows!r}; wanted a matrix [N, {dim}] or blocks of one")
-    seen = 0
+    seen = first
     for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
         check_matrix(matrix, dim)
         for i in range(0, len(matrix), BLOCK):
-            unit = unit_rows(matrix[i : i + BLOCK], device, seen + i)
-            yield seen + i, unit if is_double(matrix) else unit.float()
+            scaled = unit_rows if is_double(matrix) else unit_floats
+            yield seen + i, scaled(matrix[i : i + BLOCK], device, seen + i)
         seen += len(matrix)
 
 

@@ -22,9 +22,11 @@ from gvendi_fast.cli.inspect import inspect
 from gvendi_fast.cli.measures import measures
 from gvendi_fast.cli.option_names import as_typed
 from gvendi_fast.cli.options import at_home
+from gvendi_fast.cli.plan import plan
 from gvendi_fast.cli.report import report
 from gvendi_fast.cli.score import score, sketch
 from gvendi_fast.cli.select import select
+from gvendi_fast.cli.status import status
 from gvendi_fast.cli.synthesize import synthesize
 from gvendi_fast.cli.threads import with_threads
 from gvendi_fast.cli.weights import weights
@@ -63,11 +65,13 @@ for _command in (
     measures,
     weights,
     report,
+    plan,
+    status,
     check,
     synthesize,
 ):
     _made = at_home(_command)
-    app.command(cls=Command)(_made if _command in (inspect, info, check) else with_threads(_made))
+    app.command(cls=Command)(_made if _command in (inspect, info, status, check) else with_threads(_made))
 
 
 def _show_version(wanted: bool) -> None:

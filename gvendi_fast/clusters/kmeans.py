@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,15 @@ import torch
 
 from gvendi_fast.base.arguments import whole
 from gvendi_fast.base.differences import same_spec
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes, reads
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
 from gvendi_fast.base.unit_length import Rows
-from gvendi_fast.clusters.seeds import plus_plus, row_keys
-from gvendi_fast.clusters.sums import MAX_ROWS, UNIT, Tally, Worst
+from gvendi_fast.clusters.seeds import plus_plus
+from gvendi_fast.clusters.sums import MAX_ROWS, UNIT, Counted, Keys, Nearest, Tally, Worst
+from gvendi_fast.data.passes import over_pool, taken
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
-from gvendi_fast.kernels import ops
 
 _KIND = "gvendi_fast.spherical_kmeans"
 _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", "converged")
@@ -139,11 +141,15 @@ class SphericalKMeans(OneThread):
         return self._tally.mean_cosine()
 
     @changes
-    def fit(self, source: PoolLike, progress: AfterPass | None = None) -> SphericalKMeans:
+    def fit(
+        self, source: PoolLike, progress: AfterPass | None = None, engine: Engine | None = None
+    ) -> SphericalKMeans:
         """Cluster a pool: a matrix [N, K], a run directory, its path, or a Pool. Returns self.
 
-        Memory: the centroids and their sums, 4096 rows at a time, and the 8 C or at least 4096 rows that the seeds
-        are drawn from. `progress(iteration, objective, empty clusters)` is called after each pass over the rows.
+        Memory: the centroids and their sums, one part or 4096 rows at a time, 8 bytes a row, and the 8 C or at least
+        4096 rows that the seeds are drawn from. `progress(iteration, objective, empty clusters)` is called after each
+        pass over the rows. engine: which processes make the passes over a run directory (None: this one); centroids
+        are the same to the bit. One pass is for the rows' keys, one for the seeds, and one for each iteration.
         Raises GvendiError for a pool with fewer rows than clusters.
         """
         pool = as_pool(source)
@@ -152,12 +158,12 @@ class SphericalKMeans(OneThread):
             raise GvendiError(
                 f"n_clusters is {clusters} and the pool has {len(pool)} rows; wanted at most as many clusters as rows"
             )
-        keys = self._keys(pool)
-        self._centroids = self._seeds(pool, keys, clusters)
+        keys = self._keys(pool, engine)
+        self._centroids = self._seeds(pool, keys, clusters, engine)
         self.spec, self.converged = pool.spec, False
         before = -np.inf
         for iteration in range(self.max_iterations + 1):
-            self._tally, worst = self._pass(pool, keys)
+            self._tally, worst = self._pass(pool, keys, engine)
             self.iterations, now = iteration, self._tally.mean_cosine()
             empty = int((self._tally.counts == 0).sum())
             if progress is not None:
@@ -212,8 +218,8 @@ class SphericalKMeans(OneThread):
         return assignment
 
     @reads
-    def assign(self, source: PoolLike) -> Assignment:
-        """Each row's nearest centroid and the runner-up, with their cosines; `source` as in `fit`.
+    def assign(self, source: PoolLike, engine: Engine | None = None) -> Assignment:
+        """Each row's nearest centroid and the runner-up, with their cosines; `source` and `engine` as in `fit`.
 
         A row's labels do not depend on the other rows. A pool of another spec than the fitted one raises GvendiError.
         """
@@ -222,10 +228,12 @@ class SphericalKMeans(OneThread):
         self._check_pool(pool)
         kinds = (torch.int64, torch.float32) * 2
         whole = Assignment(*(torch.empty(len(pool), dtype=kind) for kind in kinds))
-        for first, rows in pool.blocks():
-            nearest = ops.assign(rows.to(self.device), self._centroids)
-            for column, values in zip(whole, nearest, strict=True):
-                column[first : first + len(rows)] = values
+        begin, first = partial(Nearest, self._centroids), 0
+        for columns in over_pool(engine, pool, begin):
+            rows = len(columns[0])
+            for column, values in zip(whole, columns, strict=True):
+                column[first : first + rows] = torch.from_numpy(values)
+            first += rows
         return whole
 
     @reads
@@ -251,24 +259,24 @@ class SphericalKMeans(OneThread):
         )
         return state
 
-    def _keys(self, pool: Pool) -> np.ndarray:
-        blocks = [row_keys(rows, self.seed) for _, rows in pool.blocks()]
-        return np.concatenate([np.empty(0, np.uint64), *blocks])
+    def _keys(self, pool: Pool, engine: Engine | None = None) -> np.ndarray:
+        found = list(over_pool(engine, pool, partial(Keys, self.seed)))
+        return np.concatenate([np.empty(0, np.uint64), *found])
 
-    def _seeds(self, pool: Pool, keys: np.ndarray, clusters: int) -> torch.Tensor:
+    def _seeds(
+        self, pool: Pool, keys: np.ndarray, clusters: int, engine: Engine | None = None
+    ) -> torch.Tensor:
         # In the order of the keys, so that the sample and its sums do not depend on the order of the rows.
         sample = np.argsort(keys, kind="stable")[: max(SEED_LEAST, SEED_ROWS * clusters)]
-        rows = pool.take(sample).to(self.device)
+        rows = taken(engine, pool, sample).to(self.device)
         return rows[plus_plus(rows, keys[sample], clusters).to(self.device)].clone()
 
-    def _pass(self, pool: Pool, keys: np.ndarray) -> tuple[Tally, Worst]:
+    def _pass(self, pool: Pool, keys: np.ndarray, engine: Engine | None = None) -> tuple[Tally, Worst]:
         """Assign all rows to centroids: sums and counts, and the rows with the lowest cosines."""
         tally, worst = Tally(self._centroids), Worst()
-        for first, rows in pool.blocks():
-            here = rows.to(self.device)
-            label, cosine, _, _ = ops.assign(here, self._centroids)
-            tally.add(here, label, cosine)
-            worst.offer(rows, cosine.cpu().numpy(), keys[first : first + len(rows)])
+        for more, lowest in over_pool(engine, pool, partial(Counted, self._centroids), [keys]):
+            tally.merge(more)
+            worst.merge(lowest)
         return tally, worst
 
     def _move(self, new: Tally) -> None:

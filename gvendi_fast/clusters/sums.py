@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.clusters.seeds import SAME_DIRECTION
+from gvendi_fast.clusters.seeds import SAME_DIRECTION, row_keys
+from gvendi_fast.kernels import ops
 
 # Unit of the integer sums; 2^26 coordinates of size 1 stay below 2^63.
 UNIT, MAX_ROWS = 2.0**-36, 1 << 26
@@ -81,6 +82,10 @@ class Worst:
         order = _lowest(cosine, keys)
         self.rows, self.cosine, self.keys = merged[order], cosine[order], keys[order]
 
+    def merge(self, other: Worst) -> None:
+        if other.rows is not None:
+            self.offer(other.rows, other.cosine, other.keys)
+
 
 def _lowest(cosine: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Positions of the RESEEDS lowest cosines of distinct rows, lowest first."""
@@ -92,3 +97,46 @@ def whole(x: torch.Tensor) -> torch.Tensor:
     """float32 numbers from -1 to 1 as integers in UNIT, so that their sums are exact."""
     # A power of two scales float32 exactly.
     return (x / UNIT).round_().to(torch.int64)
+
+
+class Keys:
+    """The keys of a chunk's rows, uint64; see seeds.py. `Sums` of a pass, as are the others below."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._found = seed, [np.empty(0, np.uint64)]
+
+    def add(self, first: int, rows: torch.Tensor) -> None:
+        self._found.append(row_keys(rows, self._seed))
+
+    def result(self) -> np.ndarray:
+        return np.concatenate(self._found)
+
+
+class Counted:
+    """A chunk's rows counted to centroids: its `Tally` and `Worst`; the rows' keys go along."""
+
+    def __init__(self, centroids: torch.Tensor) -> None:
+        self._centroids, self._tally, self._worst = centroids, Tally(centroids), Worst()
+
+    def add(self, first: int, rows: torch.Tensor, keys: np.ndarray) -> None:
+        here = rows.to(self._centroids.device)
+        label, cosine, _, _ = ops.assign(here, self._centroids)
+        self._tally.add(here, label, cosine)
+        self._worst.offer(rows, cosine.cpu().numpy(), keys)
+
+    def result(self) -> tuple[Tally, Worst]:
+        return self._tally, self._worst
+
+
+class Nearest:
+    """The nearest centroid of a chunk's rows and the runner-up, as `ops.assign` returns them."""
+
+    def __init__(self, centroids: torch.Tensor) -> None:
+        self._centroids, self._found = centroids, []
+
+    def add(self, first: int, rows: torch.Tensor) -> None:
+        nearest = ops.assign(rows.to(self._centroids.device), self._centroids)
+        self._found.append([column.cpu().numpy() for column in nearest])
+
+    def result(self) -> list[np.ndarray]:
+        return [np.concatenate(columns) for columns in zip(*self._found, strict=True)]

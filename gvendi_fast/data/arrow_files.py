@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import is_url, open_file
 from gvendi_fast.base.stand_ins import stand_in_at
 from gvendi_fast.data.arrow_rows import BATCH_BYTES, BATCH_ROWS, first_line, records
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
@@ -36,7 +37,7 @@ class ArrowSource:
     def __init__(self, path: str, fields: Fields, max_bytes: int = MAX_ROW_BYTES) -> None:
         self.path, self._max_bytes = path, max_bytes
         check_file(path)
-        with naming(path), open(path, "rb") as stream:
+        with naming(path), open_file(path) as stream:
             begin = stream.read(len(_FILE))
         if begin.startswith(_OLD):
             raise UnreadableFileError(
@@ -62,11 +63,13 @@ class ArrowSource:
         """Those that are columns, one each, and nest no deeper than rows may."""
         return usable_columns(self._schema, names)
 
-    def check(self, limit: int | None) -> int:
+    def check(self, limit: int | None, look: Callable[[Any], None] | None = None) -> int:
         """How many rows there are, up to `limit`; UnreadableFileError where the columns in use of them are damaged."""
         rows = 0
         for batch in self._batches(self.columns or None):
             rows += batch.num_rows
+            if look is not None and self.columns:
+                look(batch)
             if limit is not None and rows >= limit:
                 return limit
         return rows
@@ -113,7 +116,7 @@ class ArrowSource:
 
     def _sum(self, digest: Any) -> int:
         found = 0
-        with open(self.path, "rb") as stream:
+        with open_file(self.path) as stream:
             while block := stream.read(_PIECE):
                 found = zlib.crc32(block, found)
                 if digest is not None:
@@ -125,6 +128,13 @@ class ArrowSource:
         next(read)
         return read
 
+    def _open(self) -> Any:
+        import pyarrow
+
+        return (
+            pyarrow.PythonFile(open_file(self.path), "r") if is_url(self.path) else pyarrow.OSFile(self.path)
+        )
+
     def _read(self, names: Sequence[str] | None) -> Iterator[Any]:
         """The schema, then the record batches. names: columns to read, None for all."""
         import pyarrow
@@ -135,7 +145,7 @@ class ArrowSource:
             # Of a few columns, what the others hold is not unpacked.
             places = [self._schema.get_field_index(name) for name in names] if names else None
             options = pyarrow.ipc.IpcReadOptions(use_threads=False, included_fields=places)
-            with naming(self.path), pyarrow.OSFile(self.path, "rb") as file:
+            with naming(self.path), self._open() as file:
                 open_ = pyarrow.ipc.open_file if self._is_file else pyarrow.ipc.open_stream
                 reader = open_(file, options=options)
                 # Names that are no UTF-8 are damage.
@@ -158,7 +168,7 @@ class ArrowSource:
 
 
 def _has_end(path: str) -> bool:
-    with naming(path), open(path, "rb") as stream:
+    with naming(path), open_file(path) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - len(_END)))
         return stream.read() == _END

@@ -12,6 +12,7 @@ from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists, names_in, stale
+from gvendi_fast.base.places import place
 from gvendi_fast.data.originals import verify_corpus
 from gvendi_fast.data.parts import DamagedPartError
 from gvendi_fast.data.run_directory import RunDirectory
@@ -93,7 +94,7 @@ def check_run(
     with_corpus: read the corpus too and compare it with units.json. corpus: the folder that holds it now, if it has
     moved. Raises GvendiError where `path` is no run directory.
     """
-    root, seen = Path(path), Checked()
+    root, seen = place(path), Checked()
     names_in(root)
     if not exists(root / "spec.json") and not exists(root / "parts"):
         why = "it has neither spec.json nor parts" if exists(root) else "it does not exist"

@@ -18,12 +18,13 @@ from typing import IO, Any, TypeAlias
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, exists, make_folder
+from gvendi_fast.base.places import is_url, open_file, place
 from gvendi_fast.data.json_rows import row_line
 from gvendi_fast.data.kinds import STANDARD_INPUT, kind_of
+from gvendi_fast.data.manifest import Manifest
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import check_free
 from gvendi_fast.data.run_files import SPOOL, SPOOLED, check_manifest, read_json
-from gvendi_fast.data.work_units import Manifest
 
 Paths: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike]
 Corpus: TypeAlias = Paths | Iterable[Any]
@@ -86,6 +87,7 @@ def _is_path(text: str) -> bool:
     is_word = len(text.split()) <= 1
     return (
         text == STANDARD_INPUT
+        or is_url(text)
         or os.path.lexists(text)
         or (is_word and kind_of(text) is not None)
         or (glob.has_magic(text) and (is_word or os.sep in text) and bool(glob.glob(text)))
@@ -189,7 +191,7 @@ def spool(lines: Iterator[bytes], out: str | os.PathLike, limit: int | None = No
     Rows that the directory records must be the first ones, unless the limit was higher then, which leaves the file as
     it is. What else a call that failed has left in the file counts for nothing.
     """
-    root = Path(out)
+    root = place(out)
     if not os.fspath(out):
         raise GvendiError("the path of the run directory is empty; give a folder ('.' for the current one)")
     check_free(root)
@@ -201,7 +203,7 @@ def spool(lines: Iterator[bytes], out: str | os.PathLike, limit: int | None = No
     make_folder(root)
     try:
         with atomic_write(path) as stream:
-            known = open(path, "rb") if recorded and exists(path) else None  # noqa: SIM115
+            known = open_file(path) if recorded and exists(path) else None
             try:
                 _write(chain([first], lines), stream, known, recorded, limit, root)
             finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from gvendi_fast.base.places import name_of
 
 # A file that is packed has one of these behind the name of its format; the first is how its kind spells it.
 _PACKINGS = {".gz": ".gz", ".zst": ".zst", ".zstd": ".zst"}
@@ -29,7 +29,7 @@ def kind_of(path: str) -> str | None:
     """By the file's suffix: "jsonl", "json", "csv" or "tsv", packed with ".gz" or ".zst" behind it, "parquet" or
     "arrow"; None for any other suffix.
     """
-    name = os.path.basename(path).lower()
+    name = name_of(path).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import SPECIAL
+from gvendi_fast.base.places import is_url, local_name, place
 from gvendi_fast.data.hub_names import check_installed, hub_name
 from gvendi_fast.data.kinds import STANDARD_INPUT, WANTED, kind_of
 from gvendi_fast.data.records import lone_surrogate
@@ -92,7 +93,8 @@ def list_files(
     known suffix, hidden ones left out, sorted by path; links to folders are followed, each folder is read once) or a
     glob (`**` goes into folders; its matches sorted; a folder it matches is taken as a folder). A file that is named
     twice, reached through two links, or, where the system ignores case, spelled twice, is read once, where it comes
-    first. Run directories and those of synthesis runs inside a folder or a glob are passed over.
+    first. Run directories and those of synthesis runs inside a folder or a glob are passed over. Each of them may be
+    the URL of an object store, of the Hugging Face hub (hf://) or of a web server, as fsspec reads it.
 
     skip_unreadable: pass over what cannot be read, and list it.
     with_hub: what does not exist and is spelled as a data set of the Hugging Face hub (`hub_names`) is taken for one;
@@ -111,11 +113,11 @@ def list_files(
         for path in finder.expand(item):
             known = (
                 path
-                if path == STANDARD_INPUT or path in finder.hub
+                if path == STANDARD_INPUT or path in finder.hub or is_url(path)
                 else _known(os.path.realpath(path), spelled)
             )
             first = paths.setdefault(known, path)
-            if os.path.abspath(first) != os.path.abspath(path):
+            if first != path and os.path.abspath(first) != os.path.abspath(path):
                 finder.note("is read once, though links lead to it", first)
     for path in paths.values():
         if lone_surrogate(path):
@@ -142,6 +144,11 @@ def short_names(paths: Sequence[str]) -> list[str]:
     """Each path relative to the lowest folder that holds all of them, so that the folder's own place is not shown."""
     if not paths:
         return []
+    if any(map(is_url, paths)):
+        parts = [path.split("/") for path in paths]
+        same = [len(set(names)) == 1 for names in zip(*(names[:-1] for names in parts), strict=False)]
+        shared = [*same, False].index(False)
+        return ["/".join(names[shared:]) for names in parts]
     whole = [os.path.abspath(path) for path in paths]
     folder = os.path.commonpath([os.path.dirname(path) for path in whole])
     return [Path(path).relative_to(folder).as_posix() for path in whole]
@@ -150,9 +157,9 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def check_file(path: str) -> None:
     """UnreadableFileError unless `path` is a file or a link to one; told without opening, as a FIFO would block."""
     try:
-        mode = os.stat(path).st_mode
+        mode = place(path).stat().st_mode if is_url(path) else os.stat(path).st_mode
     except FileNotFoundError as error:
-        if not os.path.islink(path):
+        if is_url(path) or not os.path.islink(path):
             raise
         raise UnreadableFileError(
             f"corpus: '{path}' is a link to '{os.readlink(path)}', which does not exist; remove it, or {SKIP}"
@@ -184,6 +191,15 @@ class _Finder:
     def expand(self, item: str) -> list[str]:
         if item == STANDARD_INPUT:
             return [item]
+        if is_url(item):
+            from gvendi_fast.data.url_listing import files_at
+
+            try:
+                return files_at(item, _RESULTS, _INSTEAD, self._pass_over)
+            except OSError as error:
+                self._refuse(error, item)
+                return []
+        item = local_name(item)
         if self._with_hub and hub_name(item) is not None:
             if not os.path.lexists(item):
                 check_installed(item)

@@ -19,9 +19,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.places import is_url, place, status_of
 from gvendi_fast.data.arrow_values import plain, spelled, undecoded
 from gvendi_fast.data.hub_names import hub_name
 from gvendi_fast.data.kinds import format_of, is_table, kind_of
@@ -34,6 +35,9 @@ from gvendi_fast.data.shapes import columns_of
 from gvendi_fast.data.sources import open_table, read_lines
 from gvendi_fast.data.standard_input import place_in
 from gvendi_fast.data.unpacking import Damage
+
+if TYPE_CHECKING:
+    from gvendi_fast.base.urls import Url
 
 # Places that an error lists.
 MOST_TRIED = 4
@@ -163,7 +167,7 @@ def _as_number(cell: str) -> float | str:
 
 
 def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathLike | None) -> str:
-    recorded = Path(source["path"])
+    recorded = place(source["path"])
     tried, hub = [recorded], hub_name(source["path"])
     if (kept := place_in(run.path, source["path"], source["kind"])) is not None:
         tried = [kept]
@@ -172,8 +176,9 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
     elif corpus is not None:
         # The recorded path may be relative to any folder, so the longest tail of it that exists here is taken.
         parts = recorded.parts
-        tried = [Path(corpus, *parts[i:]) for i in range(1 if recorded.is_absolute() else 0, len(parts))]
-    elif not recorded.is_absolute():
+        begin = int(is_url(recorded) or recorded.is_absolute())
+        tried = [place(corpus).joinpath(*parts[i:]) for i in range(begin, len(parts))]
+    elif not (is_url(recorded) or is_url(run.path) or recorded.is_absolute()):
         # The run may have been started elsewhere: most are written into a folder that the paths are relative to.
         tried += [folder / recorded for folder in Path(os.path.abspath(run.path)).parents]
     found = [form for path in tried for form in _forms(path) if _is_file(form)]
@@ -183,7 +188,7 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
     )
     if path is None:
         # Several spellings of one place are one.
-        places = list(dict.fromkeys(map(os.path.abspath, tried)))
+        places = list(dict.fromkeys(str(p) if is_url(p) else os.path.abspath(p) for p in tried))
         raise GvendiError(
             f"the corpus of '{run.path}' is not where it was: '{recorded}' was not found "
             f"(looked for {', '.join(map(repr, places[:MOST_TRIED]))}); "
@@ -198,29 +203,24 @@ def _locate(source: Mapping[str, Any], run: RunDirectory, corpus: str | os.PathL
     return str(path)
 
 
-def _forms(path: Path) -> list[Path]:
+def _forms(path: Path | Url) -> list[Path | Url]:
     """The path and its other spellings of accented letters, which differ between file systems."""
     text = str(path)
     return [
-        Path(form)
+        place(form)
         for form in dict.fromkeys((text, *(unicodedata.normalize(n, text) for n in ("NFC", "NFD"))))
     ]
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: Path | Url) -> bool:
     # Not is_file(), which takes a folder that may not be read for one that does not hold it.
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return path.is_file() if is_url(path) else stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _status(path: str) -> tuple[int, ...]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _changed(path: str | Path, how: str) -> GvendiError:
+def _changed(path: str | os.PathLike, how: str) -> GvendiError:
     return GvendiError(
         f"'{path}' has changed since it was sketched ({how}), so its rows are no longer those of the run; "
         "restore it, or sketch the corpus again into another --out"
@@ -269,7 +269,7 @@ def _digest_of_whole_lines(path: str, kind: str, max_bytes: int) -> str:
 def _table_rows(
     path: str, source: Mapping[str, Any], here: dict[int, int], fields: Fields
 ) -> Iterator[Original]:
-    status = _status(path)
+    status = status_of(path)
     texts = {
         *columns_of(fields),
         fields.id,
@@ -283,7 +283,7 @@ def _table_rows(
             record |= {name: _as_read(record[name]) for name in texts & record.keys()}
             yield Original(here[number], path, number + 1, _as_json(record, where))
     # It was read twice: for its fingerprint, and for its rows.
-    if _status(path) != status:
+    if status_of(path) != status:
         _check_table(path, source)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import IO, Any
 
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import is_url, open_file, status_of
 from gvendi_fast.base.stand_ins import stand_in_at
 from gvendi_fast.data.arrow_rows import BATCH_BYTES, BATCH_ROWS, first_line, records
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
@@ -19,7 +20,7 @@ from gvendi_fast.data.unpacking import check_itself
 
 _PIECE = 1 << 20
 # Path -> the state of the file whose row groups were checked.
-_checked: dict[str, tuple[int, ...]] = {}
+_checked: dict[str, tuple[Any, ...]] = {}
 
 
 def _check_row_groups(path: str, file: Any) -> None:
@@ -30,8 +31,7 @@ def _check_row_groups(path: str, file: Any) -> None:
     """
     import pyarrow
 
-    found = os.stat(path)
-    state = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    state = status_of(path)
     if _checked.get(path) == state:
         return
     for index in range(file.metadata.num_row_groups):
@@ -59,7 +59,7 @@ class ParquetSource:
         check_file(path)
         try:
             with naming(path):
-                self._file = pyarrow.parquet.ParquetFile(path)
+                self._file = pyarrow.parquet.ParquetFile(open_file(path) if is_url(path) else path)
                 _check_row_groups(path, self._file)
             meta, schema = self._file.metadata, self._file.schema_arrow
             self.present = list(schema.names)
@@ -110,7 +110,7 @@ class ParquetSource:
         sums = [0] * used
         cuts = sorted({end, *(min(cut, end) for place in ranges for cut in place)})
         position = 0
-        with open(self.path, "rb") as stream:
+        with open_file(self.path) as stream:
             for cut in cuts:
                 # Usually one: row groups lie one behind the other.
                 inside = [i for i, (first, last) in enumerate(ranges) if first <= position < last]
@@ -125,14 +125,14 @@ class ParquetSource:
 
     def footer_sum(self) -> int:
         """CRC-32 of the footer, as `fingerprint` gives it."""
-        with open(self.path, "rb") as stream:
+        with open_file(self.path) as stream:
             return zlib.crc32(self._footer(stream))
 
     def group_sum(self, index: int) -> int:
         """CRC-32 of a row group, as `fingerprint` gives it."""
         position, end = self._group_range(index)
         found = 0
-        with open(self.path, "rb") as stream:
+        with open_file(self.path) as stream:
             stream.seek(position)
             while position < end and (block := stream.read(min(end - position, _PIECE))):
                 found = zlib.crc32(block, found)
@@ -149,7 +149,7 @@ class ParquetSource:
         """Those that are columns, one each, and nest no deeper than rows may."""
         return usable_columns(self._file.schema_arrow, names)
 
-    def check(self, limit: int | None) -> int:
+    def check(self, limit: int | None, look: Callable[[Any], None] | None = None) -> int:
         """Read the columns in use of the first `limit` rows, so that damage is found before the work is begun.
 
         Returns how many rows there are, up to `limit`. Raises UnreadableFileError where a page cannot be read.
@@ -161,6 +161,8 @@ class ParquetSource:
         if self.columns and used:
             for batch in self._batches(used, self.columns, seen):
                 seen += batch.num_rows
+                if look is not None:
+                    look(batch)
         return total
 
     def rows(

@@ -24,6 +24,7 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import open_file
 from gvendi_fast.data.stored_sketches import FLOAT32, SCALE, columns, read_columns
 
 # Column of the file -> attribute of Part.
@@ -233,7 +234,7 @@ def read_part(path: Path, unit: int, names: Sequence[str]) -> tuple[Part, Stamp 
     One of OPTIONAL that it lacks stays None; of a part without a stamp `rows` are read in any case. What is read is
     verified. Raises DamagedPartError, and OSError with its number and file where the system fails.
     """
-    with naming(path), open(path, "rb") as stream:
+    with naming(path), open_file(path) as stream:
         size = stream.seek(0, 2)
         footer, stamp = _footer(path, stream, size)
         if stamp is None:
@@ -247,7 +248,7 @@ def read_part(path: Path, unit: int, names: Sequence[str]) -> tuple[Part, Stamp 
 
 def read_stamp(path: Path) -> Stamp | None:
     """What a part says of itself, from its verified footer alone. Raises as `read_part` does."""
-    with naming(path), open(path, "rb") as stream:
+    with naming(path), open_file(path) as stream:
         return _footer(path, stream, stream.seek(0, 2))[1]
 
 

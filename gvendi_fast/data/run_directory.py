@@ -9,6 +9,7 @@
                                  norm_share by kind of layer, and, if asked for, group_sketches; sketches may be coded
                                  (stored_sketches.py), with a column of scales
     rejected.jsonl               all rejected rows in input order, written when the run is complete
+    workers/, leases/, failed/   who works, on what, and what failed (worker_records.py): hints for people and workers
 
 A work unit is done when its part exists; no other state is kept. So any number of processes may work in one directory,
 and one that is killed loses only the work units that it had not finished. Two that do the same work unit write the same
@@ -47,6 +48,7 @@ from gvendi_fast.base.files import (
     remove_stale,
 )
 from gvendi_fast.base.os_errors import naming
+from gvendi_fast.base.places import place
 from gvendi_fast.data.hub_names import is_kept_file
 from gvendi_fast.data.parts import (
     COLUMNS,
@@ -72,6 +74,7 @@ from gvendi_fast.data.run_files import (
 )
 from gvendi_fast.data.sketched_parameters import SketchedParameters, differing_from, keep_parameters
 from gvendi_fast.data.stored_sketches import DEFAULT, check_store, store_of
+from gvendi_fast.data.worker_records import FOLDERS
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
@@ -135,7 +138,7 @@ class RunDirectory:
             raise GvendiError(
                 "the path of the run directory is empty; give a folder ('.' for the current one)"
             )
-        root = Path(path)
+        root = place(path)
         spec = _plain(spec, "spec")
         if manifest is not None:
             manifest = _plain(manifest, "manifest")
@@ -172,8 +175,9 @@ class RunDirectory:
             manifest = known
         elif exists(units):
             manifest = check_manifest(units, read_json(units))
-        for folder in (root, root / "parts"):
-            remove_stale(folder)
+        for folder in (root, root / "parts", *(root / name for name in FOLDERS)):
+            if exists(folder):
+                remove_stale(folder)
         return cls(root, recorded, manifest)
 
     @classmethod
@@ -189,7 +193,7 @@ class RunDirectory:
     @classmethod
     def _recorded(cls, path: str | os.PathLike) -> RunDirectory:
         """The directory by spec.json and units.json alone."""
-        root = Path(path)
+        root = place(path)
         names_in(root)
         if not exists(root / "spec.json"):
             if (lost := lost_spec(root)) is not None:
@@ -292,20 +296,24 @@ class RunDirectory:
         """Whether this work unit is done."""
         return exists(self.part_path(unit))
 
-    def broken(self, inputs: Mapping[int, str] | None = None) -> list[DamagedPartError]:
+    def broken(
+        self, inputs: Mapping[int, str] | None = None, units: Sequence[int] | None = None
+    ) -> list[DamagedPartError]:
         """What is wrong with each part that cannot be used, in the order of work units; all of every part is read.
 
         inputs: digest of what each work unit is read from; a part that was made from something else cannot be used.
+        units: of these work units alone, which are done; None for all.
         Raises OSError where the system does not let one be read, and GvendiError where spec.json or units.json is the
         one that does not agree with the parts.
         """
         found = []
-        for unit in self.done():
+        looked = self.done() if units is None else units
+        for unit in looked:
             try:
                 self.verify(unit, "" if inputs is None else inputs[unit])
             except DamagedPartError as damage:
                 found.append(damage)
-        proper = self.units_done - sum(1 for item in found if not item.is_foreign)
+        proper = len(looked) - sum(1 for item in found if not item.is_foreign)
         for other, name in RECORDS.items():
             strays = [item for item in found if item.other == other]
             if strays and len(strays) == proper:
@@ -394,7 +402,7 @@ class RunDirectory:
     def remove_part(self, unit: int) -> None:
         """Undo what `write_part` did for a work unit."""
         for path in (self.part_path(unit), self._rejected_path(unit)):
-            path.unlink()
+            path.unlink(missing_ok=True)
         flush_folder(self.parts)
 
     def _rows_of(self, unit: int, rows: np.ndarray) -> tuple[int, int]:
@@ -591,7 +599,7 @@ def recorded_store(path: str | os.PathLike) -> str:
 
 def is_any_done(path: Path) -> bool:
     """Whether a work unit of this directory, which may not be there, is done; told without its records."""
-    return bool(RunDirectory(path, {}, None).done())
+    return bool(RunDirectory(place(path), {}, None).done())
 
 
 def check_free(root: Path) -> None:
@@ -604,11 +612,11 @@ def check_free(root: Path) -> None:
     # A run that is killed before its first file is complete leaves only an empty folder and temporary files.
     others = [
         name
-        for name in os.listdir(root)
+        for name in names_in(root)
         if name not in ("parts", SPOOL) and not is_passing(name) and not is_kept_file(name)
     ]
     if exists(root / "parts"):
-        others += [f"parts/{name}" for name in os.listdir(root / "parts") if not is_passing(name)]
+        others += [f"parts/{name}" for name in names_in(root / "parts") if not is_passing(name)]
     if others and (lost := lost_spec(root)) is not None:
         raise lost
     # Another process may have made it a run directory meanwhile.

@@ -9,13 +9,17 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write, exists
+from gvendi_fast.base.places import is_url, open_file, place, size_of
 from gvendi_fast.base.temporary import new_folder
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.run_files import SPOOL, SPOOLED
+
+if TYPE_CHECKING:
+    from gvendi_fast.base.urls import Url
 
 # How messages call it.
 SHOWN = "'-' (standard input)"
@@ -62,11 +66,11 @@ def kind_of_input(path: str) -> str:
     return next((kind for begin, kind in _KINDS.items() if head.startswith(begin)), kind)
 
 
-def place_in(run: str | os.PathLike, path: str, kind: str) -> Path | None:
+def place_in(run: str | os.PathLike, path: str, kind: str) -> Path | Url | None:
     """Where a run directory keeps the rows that came from no file: standard input's, and a program's; else None."""
     if path == SPOOLED:
-        return Path(run) / SPOOL
-    return Path(run) / f"standard-input.{kind}" if path == STANDARD_INPUT else None
+        return place(run) / SPOOL
+    return place(run) / f"standard-input.{kind}" if path == STANDARD_INPUT else None
 
 
 def keep_in(run: str | os.PathLike, path: str, kind: str, here: str) -> None:
@@ -74,11 +78,25 @@ def keep_in(run: str | os.PathLike, path: str, kind: str, here: str) -> None:
 
     path: their recorded name. What is kept of a corpus before it has grown is replaced.
     """
-    place = place_in(run, path, kind)
-    if place is None or (exists(place) and filecmp.cmp(here, place, shallow=False)):
+    where = place_in(run, path, kind)
+    if where is None or (exists(where) and _is_same(here, where)):
         return
-    with open(here, "rb") as file, atomic_write(place) as kept:
+    with open_file(here) as file, atomic_write(where) as kept:
         shutil.copyfileobj(file, kept, _PIECE)
+
+
+def _is_same(here: str, where: Path | Url) -> bool:
+    """Whether two files have the same bytes."""
+    if not is_url(here) and not is_url(where):
+        return filecmp.cmp(here, where, shallow=False)
+    if here == os.fspath(where):
+        return True
+    if size_of(here) != size_of(where):
+        return False
+    with open_file(here) as one, open_file(where) as other:
+        while (piece := one.read(_PIECE)) and piece == other.read(_PIECE):
+            pass
+        return not piece
 
 
 def named(error: Exception, path: str, name: str = STANDARD_INPUT) -> None:

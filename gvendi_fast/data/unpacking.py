@@ -14,6 +14,7 @@ import re
 import zlib
 from typing import IO, Any
 
+from gvendi_fast.base.places import open_file
 from gvendi_fast.base.stand_ins import stand_in, stand_in_at
 from gvendi_fast.data.kinds import packing_of
 from gvendi_fast.data.listing import SKIP, UnreadableFileError, check_file
@@ -78,7 +79,7 @@ class Text:
         packing = packing_of(kind)
         self.path, self.remarks = path, [] if remarks is None else remarks
         self._unpacked = _Unpacked(path, packing) if packing else None
-        raw: IO[bytes] = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115
+        raw: IO[bytes] = open_file(path, _BUFFER)
         if self._unpacked is not None:
             raw.close()
             raw = io.BufferedReader(self._unpacked, _BUFFER)
@@ -159,7 +160,7 @@ class _Counted:
     """A file of which is known how many bytes were read; behind `close_from` they come in pieces of `piece`."""
 
     def __init__(self, path: str, piece: int = _BUFFER, close_from: int = 0) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file = open_file(path, 0)
         self._piece, self._close_from = piece, close_from
         self.given = 0
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from damage import ATTACKS, strip
 
-from gvendi_fast.base import files
+from gvendi_fast.base import files, places
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data import checking, parts
+from gvendi_fast.data import checking
 from gvendi_fast.data.checking import check_run
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
@@ -343,7 +343,7 @@ def test_what_the_system_refuses_is_no_damage(gvendi, run, monkeypatch):
             raise OSError(files.errno.EIO, "broken disk", str(path))
         return plain(name, *args, **more)
 
-    monkeypatch.setattr(parts, "open", refuse, raising=False)
+    monkeypatch.setattr(places, "open", refuse, raising=False)
     code, out, _ = gvendi("check", run)
     assert code == 1
     assert (

@@ -27,6 +27,7 @@ from damage import (
     zeros,
 )
 
+from gvendi_fast.base import places
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data import parts
 from gvendi_fast.data.pool import as_pool
@@ -290,7 +291,7 @@ def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch, number, is_
         where = (0, 1 << 20) if when == "footer" else (4, 40)
         return Failing(builtins.open(name, *args, **more), number, where)
 
-    monkeypatch.setattr(parts, "open", failing, raising=False)
+    monkeypatch.setattr(places, "open", failing, raising=False)
     for read in (lambda: list(run.iterate()), run.broken):
         with pytest.raises(OSError, match="the system says no") as caught:
             read()

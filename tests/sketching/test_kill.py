@@ -4,7 +4,6 @@ The kills must hit a process that has not ended, while it loads or works; a run 
 compared and the next one begins.
 """
 
-import hashlib
 import json
 import random
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from children import children
+from run_contents import contents
 
 ROWS = 120
 
@@ -38,11 +38,6 @@ def sketch(corpus: str, out: str) -> None:
     torch.set_num_threads(1)
     settings = Settings(spec=SketchSpec(dim=256), unit_rows=6, batch_tokens=256)
     sketch_corpus(corpus, out, load_proxy("tiny", dtype="float32"), settings)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.soak)])

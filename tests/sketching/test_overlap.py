@@ -1,15 +1,15 @@
 """Results are waited for one batch late on a GPU; neither that nor a batch in halves changes what is stored."""
 
-import hashlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from run_contents import contents
 
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching import batch_memory, corpus
+from gvendi_fast.sketching import batch_memory, unit_worker
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.load import load_proxy
@@ -35,28 +35,24 @@ def data(tmp_path_factory):
     return path
 
 
-def contents(run) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.path.rglob("*") if p.is_file()}
-
-
 def late(monkeypatch) -> None:
     """Treat results as on a GPU: one batch behind."""
-    plain = corpus._behind
-    monkeypatch.setattr(corpus, "_behind", lambda items, count: plain(items, 1))
+    plain = unit_worker._behind
+    monkeypatch.setattr(unit_worker, "_behind", lambda items, count: plain(items, 1))
 
 
 def test_one_batch_behind_gives_the_same_bytes(proxy, data, tmp_path, monkeypatch):
-    at_once = contents(sketch_corpus(data, tmp_path / "a", proxy, SETTINGS))
+    at_once = contents(sketch_corpus(data, tmp_path / "a", proxy, SETTINGS).path)
     late(monkeypatch)
     run = sketch_corpus(data, tmp_path / "b", proxy, SETTINGS)
-    assert contents(run) == at_once
+    assert contents(run.path) == at_once
     assert run.units_done == run.units_total == 4
 
 
 def test_a_batch_is_waited_for_when_the_next_is_queued(proxy, tmp_path, monkeypatch):
     data = tmp_path / "whole.jsonl"
     data.write_text("".join(f'{{"prompt": "{i}?", "completion": "{i}."}}\n' for i in range(11)))
-    events, queue, plain = [], corpus.sketch_batch, corpus.fetch
+    events, queue, plain = [], unit_worker.sketch_batch, unit_worker.fetch
 
     def queued(*args):
         events.append("queue")
@@ -70,8 +66,8 @@ def test_a_batch_is_waited_for_when_the_next_is_queued(proxy, tmp_path, monkeypa
             events.append("wait")
             return self.inner.wait()
 
-    monkeypatch.setattr(corpus, "sketch_batch", queued)
-    monkeypatch.setattr(corpus, "fetch", Noted)
+    monkeypatch.setattr(unit_worker, "sketch_batch", queued)
+    monkeypatch.setattr(unit_worker, "fetch", Noted)
     sketch_corpus(data, tmp_path / "a", proxy, SETTINGS)
     assert events == ["queue", "wait"] * (len(events) // 2)
     count = len(events) // 2
@@ -108,8 +104,10 @@ def test_running_out_of_memory_while_a_batch_is_under_way(proxy, data, tmp_path,
 
 
 def test_a_gpu_run_is_one_batch_behind(proxy, data, tmp_path, monkeypatch):
-    counts, plain = [], corpus._behind
-    monkeypatch.setattr(corpus, "_behind", lambda items, count: counts.append(count) or plain(items, count))
+    counts, plain = [], unit_worker._behind
+    monkeypatch.setattr(
+        unit_worker, "_behind", lambda items, count: counts.append(count) or plain(items, count)
+    )
     sketch_corpus(data, tmp_path / "a", proxy, SETTINGS)
     on_gpu = replace(proxy, device=torch.device("cuda"))
     sketch_corpus(data, tmp_path / "b", on_gpu, SETTINGS)
@@ -124,5 +122,5 @@ def test_behind_keeps_order_and_hands_out_all():
             made.append(i)
             yield SimpleNamespace(i=i)
 
-    seen = [(item.i, len(made)) for item in corpus._behind(items(), 1)]
+    seen = [(item.i, len(made)) for item in unit_worker._behind(items(), 1)]
     assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]

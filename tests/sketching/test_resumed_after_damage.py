@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from damage import ATTACKS, strip
+from run_contents import contents
 
 from gvendi_fast.analysis.scoring import score_run
 from gvendi_fast.base.errors import GvendiError
@@ -61,10 +62,6 @@ def write(path: Path, records: list[dict]) -> None:
             stream.write(lines)
     else:
         path.write_bytes(lines)
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

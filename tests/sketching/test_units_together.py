@@ -1,6 +1,5 @@
 """Work units that share batches, as on a GPU: the same rows and sketches, less padding, nothing finished is lost."""
 
-import hashlib
 import json
 import random
 from dataclasses import replace
@@ -10,14 +9,16 @@ import pytest
 import torch
 from children import children
 from hangs import wait_for
+from run_contents import contents
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Silent
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching import corpus
+from gvendi_fast.sketching import unit_worker
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import load_proxy
+from gvendi_fast.sketching.unit_worker import UnitWorker
 
 ALONE = Settings(spec=SketchSpec(dim=64), unit_rows=8, batch_tokens=512)
 TOGETHER = replace(ALONE, rows_together=48)
@@ -70,9 +71,9 @@ class Counted(Silent):
 @pytest.fixture
 def batches(monkeypatch):
     """Every batch that goes to the proxy, in order."""
-    seen, plain = [], corpus.sketch_batch
+    seen, plain = [], unit_worker.sketch_batch
     monkeypatch.setattr(
-        corpus, "sketch_batch", lambda s, batch, pad: seen.append(batch) or plain(s, batch, pad)
+        unit_worker, "sketch_batch", lambda s, batch, pad: seen.append(batch) or plain(s, batch, pad)
     )
     return seen
 
@@ -110,27 +111,22 @@ def test_same_rows_and_sketches_with_less_padding_and_fewer_batches(proxy, data,
 
 
 def test_one_unit_at_a_time_gives_the_bytes_of_a_cpu_run(proxy, data, tmp_path):
-    def contents(run):
-        return {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.path.rglob("*") if p.is_file()
-        }
-
-    assert contents(sketch_corpus(data, tmp_path / "a", proxy, ALONE)) == contents(
-        sketch_corpus(data, tmp_path / "b", proxy, replace(ALONE, rows_together=1))
+    assert contents(sketch_corpus(data, tmp_path / "a", proxy, ALONE).path) == contents(
+        sketch_corpus(data, tmp_path / "b", proxy, replace(ALONE, rows_together=1)).path
     )
 
 
 def test_only_a_gpu_run_puts_units_together(proxy, data, tmp_path, monkeypatch):
-    asked, plain = [], corpus._together
-    monkeypatch.setattr(corpus, "_together", lambda *args: asked.append(args[-1]) or plain(*args))
+    asked, plain = [], UnitWorker._groups
+    monkeypatch.setattr(UnitWorker, "_groups", lambda *args: asked.append(args[-1]) or plain(*args))
     sketch_corpus(data, tmp_path / "a", proxy, ALONE)
     sketch_corpus(data, tmp_path / "b", replace(proxy, device=torch.device("cuda")), ALONE)
     sketch_corpus(data, tmp_path / "c", proxy, TOGETHER)
-    assert asked == [1, corpus.ROWS_TOGETHER, 48]
+    assert asked == [1, unit_worker.ROWS_TOGETHER, 48]
 
 
 def test_long_rows_bound_the_group(proxy, data, tmp_path, monkeypatch, batches):
-    monkeypatch.setattr(corpus, "TOKENS_TOGETHER", 1)
+    monkeypatch.setattr(unit_worker, "TOKENS_TOGETHER", 1)
     sketch_corpus(data, tmp_path / "a", proxy, TOGETHER)
 
     assert all(len({(s.line - 1) // 8 for s in batch}) == 1 for batch in batches)
@@ -141,13 +137,13 @@ def test_a_unit_is_written_when_its_last_batch_is_in(proxy, tmp_path, monkeypatc
     # The first unit has the short rows, so the second is whole first.
     words = [2] * 8 + [40] * 8
     path.write_text("".join(json.dumps({"prompt": "p", "completion": "a " * n}) + "\n" for n in words))
-    stored, plain = [], corpus.sketch_batch
+    stored, plain = [], unit_worker.sketch_batch
 
     def sketch(sketcher, batch, pad):
         stored.append(sorted(p.name for p in (tmp_path / "run").rglob("*.parquet")))
         return plain(sketcher, batch, pad)
 
-    monkeypatch.setattr(corpus, "sketch_batch", sketch)
+    monkeypatch.setattr(unit_worker, "sketch_batch", sketch)
     run = sketch_corpus(path, tmp_path / "run", proxy, replace(TOGETHER, batch_tokens=256))
     assert run.units_done == 2
     assert len(stored) > 1
@@ -168,7 +164,7 @@ def test_max_rejected_ends_the_run_and_keeps_every_whole_unit(proxy, data, tmp_p
 
 def test_resumed_run_keeps_what_was_finished(proxy, data, tmp_path, monkeypatch):
     whole = sketch_corpus(data, tmp_path / "whole", proxy, ALONE)
-    plain, calls = corpus.sketch_batch, []
+    plain, calls = unit_worker.sketch_batch, []
 
     def fail(sketcher, batch, pad):
         calls.append(batch)
@@ -176,7 +172,7 @@ def test_resumed_run_keeps_what_was_finished(proxy, data, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return plain(sketcher, batch, pad)
 
-    monkeypatch.setattr(corpus, "sketch_batch", fail)
+    monkeypatch.setattr(unit_worker, "sketch_batch", fail)
     with pytest.raises(KeyboardInterrupt):
         sketch_corpus(data, tmp_path / "run", proxy, TOGETHER)
     stored = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.parquet")}

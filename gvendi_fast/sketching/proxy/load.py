@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -66,6 +66,7 @@ class Proxy:
     attention: transformers' name of the attention that the model runs.
     attention_reason: why it was chosen.
     weights: in what code its weights are or were, such as "bitsandbytes 4-bit nf4"; empty for matrices of floats.
+    loading: what `load_proxy` takes beside name, dtype and device to load it again; None where it was made otherwise.
     """
 
     model: "PreTrainedModel" = field(repr=False)
@@ -79,6 +80,7 @@ class Proxy:
     attention: str = ""
     attention_reason: str = ""
     weights: str = ""
+    loading: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def vocabulary(self) -> int:
@@ -99,12 +101,14 @@ class ProxyTokenizer:
     name: what `load_tokenizer` was given.
     vocabulary: tokens that the model's embedding has, None where its config does not say.
     positions: the longest sequence of the model, None for no limit.
+    config: the model's.
     """
 
     tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     name: str
     vocabulary: int | None
     positions: int | None
+    config: "PretrainedConfig" = field(repr=False)
 
 
 def load_tokenizer(
@@ -138,7 +142,7 @@ def load_tokenizer(
         config = _load_config(folder, text, trust_remote_code, file)
         tokenizer = _load_tokenizer(folder, text, trust_remote_code, file)
     vocabulary = getattr(text_config(config), "vocab_size", None)
-    return ProxyTokenizer(tokenizer, text, vocabulary, positions_of(config))
+    return ProxyTokenizer(tokenizer, text, vocabulary, positions_of(config), config)
 
 
 def _revision_of_a_folder(name: str, revision: str) -> GvendiError:
@@ -178,6 +182,12 @@ def load_proxy(
     chosen, reason = resolve_dtype(dtype, target)
     text = os.fspath(name)
     coded_weights.check_quantize(quantize)
+    loading = {
+        "revision": revision,
+        "attention": attention,
+        "trust_remote_code": trust_remote_code,
+        "quantize": quantize,
+    }
     local = _local_path(text)
     file = None
     if local is None:
@@ -194,7 +204,7 @@ def load_proxy(
             trust_remote_code=trust_remote_code,
             quantize=quantize,
         )
-        return _adapted(replace(base, dtype_reason=reason), local, text, trust_remote_code)
+        return _adapted(replace(base, dtype_reason=reason, loading=loading), local, text, trust_remote_code)
     elif (file := gguf.find_gguf(local, text)) is not None:
         folder, version = file.parent, _digest([file])
     else:
@@ -220,7 +230,7 @@ def load_proxy(
     count = parameter_count(model)
     runs = text_config(model.config)._attn_implementation
     why = why if runs == wanted else f"transformers has no {wanted} for this model"
-    return Proxy(model, tokenizer, text, version, chosen, target, count, reason, runs, why, weights)
+    return Proxy(model, tokenizer, text, version, chosen, target, count, reason, runs, why, weights, loading)
 
 
 def _adapted(base: Proxy, folder: Path, name: str, code: bool) -> Proxy:
