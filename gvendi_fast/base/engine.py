@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,6 +38,9 @@ class Engine(ABC):
     is_first: whether this process is the one that reports: of the ranks of one command, all but one are silent.
     is_remote: whether workers are other processes, to which everything is pickled.
     device: where this process loads a proxy, as `load_proxy` takes it.
+    hang_after_s: how long work without any progress is borne where nobody has said; None: for ever.
+
+    Outside `with`, `close` is called when no more work will come.
     """
 
     name: str
@@ -44,6 +50,20 @@ class Engine(ABC):
     is_first = True
     is_remote = False
     device = "auto"
+    hang_after_s: float | None = None
+
+    def dtype(self, asked: Any = "auto") -> Any:
+        """The precision that a proxy is loaded in, as `load_proxy` takes it: "auto" is by the hardware of workers."""
+        return asked
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what it holds, if anything; more work may still follow, and takes hold anew."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def share(self, items: Sequence[int]) -> Sequence[int]:
         """Those that this process looks through where the processes of one command share a look."""

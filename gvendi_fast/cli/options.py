@@ -15,6 +15,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.places import is_url, local_name, place
 from gvendi_fast.base.printing import note, warn
 from gvendi_fast.cli.wording import values
 from gvendi_fast.data.shapes import FORMATS
@@ -61,11 +62,28 @@ class Sketch(str, Enum):
     rademacher = "rademacher"
 
 
+class Store(str, Enum):
+    """How sketches are stored."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
 class ControlTokens(str, Enum):
     """What control tokens are that a content spells out."""
 
     text = "text"
     tokens = "tokens"
+
+
+class UrlText(str):
+    """A URL where a path may stand."""
+
+
+def path_or_url(text: str) -> Path | UrlText:
+    """What a command is given for a path: `Path` would make one slash of a URL's two. `at_home` makes a place of it."""
+    return UrlText(text) if is_url(text) else Path(local_name(text))
 
 
 class Mask(str, Enum):
@@ -90,12 +108,18 @@ Data = Annotated[
     ),
 ]
 RunDir = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made.")
+    Path,
+    typer.Argument(
+        parser=path_or_url,
+        metavar="DIR",
+        help="A run directory that 'gvendi sketch' or 'score --out' made.",
+    ),
 ]
 Corpus = Annotated[
     Path | None,
     typer.Option(
         "--corpus",
+        parser=path_or_url,
         metavar="DIR",
         help="Folder that holds the corpus' files now, if they have moved since they were sketched.",
     ),
@@ -306,6 +330,14 @@ SketchGroups = Annotated[
         autocompletion=values("embedding", "kind", "kind-and-half"),
         help="Also keep the sketches of groups of layers, so that --layers can be chosen afterwards: embedding (with "
         "the head, and the rest), kind, or kind-and-half (every choice). Takes 4 K bytes more a row and group.",
+    ),
+]
+StoreOption = Annotated[
+    Store | None,
+    typer.Option(
+        "--store",
+        help="Numbers that sketches are stored in: float16 takes half the bytes of float32, int8 a quarter, each with "
+        "a scale a row; docs/sketch.md says what that changes. (Default: as --out was begun, float32 in a new one.)",
     ),
 ]
 PromptField = Annotated[
@@ -529,6 +561,7 @@ class CorpusOptions:
     exclude: Exclude = None
     layers: Layers = None
     sketch_groups: SketchGroups = None
+    store: StoreOption = None
     parameters: Parameters = "trainable"
     quantize: QuantizeOption = None
     format: FormatOption = RowFormat.auto
@@ -592,6 +625,7 @@ class CorpusOptions:
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",
             groups=self.sketch_groups,
+            store=self.store and self.store.value,
             parameters=self.parameters,
             max_row_bytes=self.max_row_bytes,
             skip_unreadable=self.skip_unreadable,
@@ -630,6 +664,8 @@ def at_home(command: Callable) -> Callable:
     """The command with `home` applied to every argument that is a path; GvendiError for one that is no UTF-8."""
 
     def expanded(value):
+        if isinstance(value, UrlText):
+            return place(value)
         if isinstance(value, Path):
             path = home(str(value))
             # Names are stored as text, and Arrow takes no others.

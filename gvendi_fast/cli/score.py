@@ -11,6 +11,7 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.files import atomic_write
+from gvendi_fast.base.places import place
 from gvendi_fast.base.printing import console, json_text, put, put_json, warn
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import (
@@ -21,6 +22,7 @@ from gvendi_fast.cli.options import (
     Order,
     UnitOptions,
     home,
+    path_or_url,
     saved_mean,
     unbundled,
     warn_unfinished,
@@ -51,6 +53,7 @@ def score(
         Path | None,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="DIR",
             help="Keep the sketches and score.json in this run directory, made if need be. The same command again goes "
             "on where it stopped, or scores what is there; other settings are refused. (Default: keep nothing.)",
@@ -61,6 +64,7 @@ def score(
         Path | None,
         typer.Option(
             "--mean",
+            parser=path_or_url,
             metavar="FILE",
             help="A file that --save-mean wrote: the mean that the 'centred' value leaves out, one for all corpora "
             "that are compared. (Default: this corpus' own.)",
@@ -70,6 +74,7 @@ def score(
         Path | None,
         typer.Option(
             "--save-mean",
+            parser=path_or_url,
             metavar="FILE",
             help="Write the mean of this corpus' sketches, for --mean of other scores and 'gvendi select --center'; a "
             "mean that is there is replaced.",
@@ -100,7 +105,7 @@ def score(
     reference = None if mean is None else saved_mean(mean)
     if save_mean is not None:
         RowMean.check_savable(save_mean)
-    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+    if len(data) == 1 and (place(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(
                 f"--out does not go with a run directory: '{data[0]}' holds its sketches already; leave --out out"
@@ -179,6 +184,7 @@ def sketch(
         Path,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="DIR",
             help="The run directory, made if need be. The same command again goes on where it stopped; other settings "
             "are refused.",

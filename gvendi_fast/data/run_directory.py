@@ -6,7 +6,8 @@
     warnings.json                what the look at some rows warned of before the run
     parts/rejected-000012.jsonl  the rows of work unit 12 that could not be scored; always written before its part
     parts/part-000012.parquet    the rows of work unit 12: id, group, row, sketch, tokens, length, loss, gradient_norm,
-                                 norm_share by kind of layer, and, if asked for, group_sketches
+                                 norm_share by kind of layer, and, if asked for, group_sketches; sketches may be coded
+                                 (stored_sketches.py), with a column of scales
     rejected.jsonl               all rejected rows in input order, written when the run is complete
     workers/, leases/, failed/   who works, on what, and what failed (worker_records.py): hints for people and workers
 
@@ -72,6 +73,7 @@ from gvendi_fast.data.run_files import (
     unit_ranges,
 )
 from gvendi_fast.data.sketched_parameters import SketchedParameters, differing_from, keep_parameters
+from gvendi_fast.data.stored_sketches import DEFAULT, check_store, store_of
 from gvendi_fast.data.worker_records import FOLDERS
 
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
@@ -108,6 +110,7 @@ class RunDirectory:
         self._ranges = None if manifest is None else unit_ranges(manifest)
         sketch = spec.get("sketch")
         self._recorded_dim = sketch.get("dim") if isinstance(sketch, dict) else None
+        self._store = store_of(spec)
 
     @classmethod
     def open(
@@ -360,7 +363,8 @@ class RunDirectory:
     def write_part(self, part: Part, rejected: Sequence[Rejected] = (), input: str = "") -> None:
         """Record a work unit as done: n accepted rows (n may be 0) in any order, and its rejected rows.
 
-        Shapes and dtypes are those of `Part`; each row occurs once. input: digest of what the work unit was read from.
+        Shapes and dtypes are those of `Part`; each row occurs once. Sketches are kept as the spec's `store` says.
+        input: digest of what the work unit was read from.
         Raises GvendiError for a column that is None, lengths that differ, a row that occurs twice or is not of the work
         unit, and a sketch that is not finite.
         """
@@ -369,7 +373,8 @@ class RunDirectory:
             raise GvendiError(
                 f"write_part: unit is {unit}; the corpus has {self.units_total} work units, numbered from 0"
             )
-        table = part_table(part)
+        check_store(self._store)
+        table = part_table(part, self._store)
         first, rows = self._rows_of(unit, table["row"].to_numpy())
         lines = b"".join(
             json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n"
@@ -380,7 +385,7 @@ class RunDirectory:
             first,
             rows,
             accepted=table.num_rows,
-            dim=table["sketch"].type.list_size,
+            dim=np.shape(part.sketches)[1],
             spec=self._spec_digest,
             corpus=self._corpus_digest,
             input=input,
@@ -582,8 +587,14 @@ class RunDirectory:
 
 
 def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """What the column `sketch` of a run of this spec depends on: all but the groups that are kept beside it."""
-    return {key: value for key, value in spec.items() if key != "groups"}
+    """What the sketches of a run of this spec depend on: all but how they are stored, and the groups beside them."""
+    return {key: value for key, value in spec.items() if key not in ("groups", "store")}
+
+
+def recorded_store(path: str | os.PathLike) -> str:
+    """How the run directory at this path keeps its sketches, or a new one does where there is none."""
+    spec = Path(path) / "spec.json"
+    return store_of(read_json(spec)) if exists(spec) else DEFAULT
 
 
 def is_any_done(path: Path) -> bool:

@@ -6,10 +6,8 @@ import hashlib
 import json
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from gvendi_fast.base.files import atomic_write, exists, names_in
 from gvendi_fast.base.places import place
 from gvendi_fast.data.pieces import pieces_of
 from gvendi_fast.data.records import Fields, lone_surrogate
+from gvendi_fast.data.unit_cuts import UnitRanges, even_runs, runs_of
 
 SCORE, WARNINGS, PAIRS = "score.json", "warnings.json", "parameters.json"
 # The file that holds the rows of a program, and the name under which its rows are recorded.
@@ -132,11 +131,25 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             good = absent or (is_count(value) if kind is int else _is_text(value))
             _check(path, f"files[{number}].{name}", value, good, "a count" if kind is int else "a string")
     _check_growth(path, manifest)
-    ranges = unit_ranges(manifest)
+    _check_cut(path, manifest)
+    try:
+        ranges = unit_ranges(manifest)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
     units, rows = manifest["units_total"], manifest.get("rows")
     if ranges is not None and (ranges.units, ranges.rows) != (units, rows):
         raise _damaged(path, f"its files do not add up to its {units} work units and {rows} rows")
     return manifest
+
+
+def _check_cut(path: Path, manifest: Mapping[str, Any]) -> None:
+    """What only the units.json of a corpus that is cut by bytes has."""
+    size, texts = manifest.get("unit_bytes"), manifest.get("rows_of_units")
+    is_cut = "unit_bytes" in manifest or "rows_of_units" in manifest
+    _check(path, "unit_bytes", size, not is_cut or (is_count(size) and size > 0), "a count of at least 1")
+    pieces = len(manifest.get("pieces", manifest.get("files", [])))
+    good = isinstance(texts, list) and len(texts) == pieces and all(isinstance(text, str) for text in texts)
+    _check(path, "rows_of_units", texts, not is_cut or good, "a text for each piece")
 
 
 def _check_growth(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -191,28 +204,22 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value and not lone_surrogate(value)
 
 
-class UnitRanges:
-    """The rows of each work unit of a recorded corpus, from the rows of its pieces; `units` and `rows` of all."""
-
-    def __init__(self, rows_of_pieces: Sequence[int], per_unit: int) -> None:
-        self._per_unit = per_unit
-        self._rows = [0, *accumulate(rows_of_pieces)]
-        self._units = [0, *accumulate(-(-rows // per_unit) for rows in rows_of_pieces)]
-        self.units, self.rows = self._units[-1], self._rows[-1]
-
-    def of(self, unit: int) -> tuple[int, int]:
-        """(first row, rows) of a work unit of the corpus."""
-        piece = bisect_right(self._units, unit) - 1
-        first = self._rows[piece] + (unit - self._units[piece]) * self._per_unit
-        return first, min(self._per_unit, self._rows[piece + 1] - first)
-
-
 def unit_ranges(manifest: Mapping[str, Any]) -> UnitRanges | None:
-    """The rows of the work units of a corpus by its units.json; None where it does not say."""
+    """The rows of the work units of a corpus by its units.json; None where it does not say.
+
+    Raises ValueError where it contradicts itself.
+    """
     per_unit, files = manifest.get("rows_per_unit"), manifest.get("files", [])
     if not per_unit or not files or any("rows" not in entry for entry in files):
         return None
-    return UnitRanges([piece.rows for piece in pieces_of(manifest)], per_unit)
+    pieces = pieces_of(manifest)
+    if "rows_of_units" not in manifest:
+        return UnitRanges([run for piece in pieces for run in even_runs(piece.rows, per_unit)])
+    runs = [runs_of(text) for text in manifest["rows_of_units"]]
+    for piece, own in zip(pieces, runs, strict=True):
+        if sum(rows * times for rows, times in own) != piece.rows or any(rows > per_unit for rows, _ in own):
+            raise ValueError("its work units do not add up to the rows of its files")
+    return UnitRanges([run for own in runs for run in own])
 
 
 def _check(path: Path, name: str, value: Any, good: bool, wanted: str) -> None:

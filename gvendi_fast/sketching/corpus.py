@@ -34,10 +34,11 @@ from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.leases import forget_failures, quarantined
 from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
-from gvendi_fast.data.run_directory import RunDirectory, sketch_spec
+from gvendi_fast.data.run_directory import RunDirectory, recorded_store, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
+from gvendi_fast.data.stored_sketches import FLOAT32
 from gvendi_fast.data.worker_records import LOST, read_workers
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
@@ -103,6 +104,8 @@ def sketch_corpus(
     progress = (progress if engine.is_first else None) or Silent()
     _check_shared(data, engine)
     proxy = replace(proxy, model=plain_model(proxy.model))
+    if settings.terms.hang_after_s is None:
+        settings = replace(settings, terms=replace(settings.terms, hang_after_s=engine.hang_after_s))
     index = index_of(
         data,
         out,
@@ -111,11 +114,12 @@ def sketch_corpus(
             max_row_bytes=settings.max_row_bytes,
             skip_unreadable=settings.skip_unreadable,
             hub=HubRows(out, progress, waits=engine.world > 1),
+            engine=engine,
         ),
         settings.fields,
         settings.limit,
     )
-    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit)
+    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit, settings.unit_bytes)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
@@ -130,6 +134,7 @@ def sketch_corpus(
         dim = (_recorded_dim(out, Silent()) if engine.world > 1 else None) or dim
         settings = replace(settings, spec=replace(settings.spec, dim=dim))
     sketcher = sketcher_for(proxy.model, settings)
+    settings = replace(settings, store=settings.store or recorded_store(out))
     spec = spec_of(proxy, sketcher, settings, limit)
     if mean is not None:
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
@@ -331,6 +336,8 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
     chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
     if settings.parameters != "trainable":
         chosen["parameters"] = settings.parameters
+    if settings.store not in (None, FLOAT32):
+        chosen["store"] = settings.store
     if proxy.weights:
         chosen["weights"] = proxy.weights
     if settings.control_tokens != "text":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from gvendi_fast.base.engine import Engine
@@ -58,16 +58,29 @@ class _Count:
     counts_rejected: bool
     every_s: float
     _due: float = 0.0
+    # {work unit that was taken for another's: its rejected rows}; its receipt may come yet, behind its part.
+    _looked_at: dict[int, int] = field(default_factory=dict)
 
     def take(self, receipt: Receipt) -> None:
         """Count a work unit that is done."""
         if receipt.unit in self.done:
+            self._taken_for_anothers(receipt)
             return
         self.done.add(receipt.unit)
         self.again.discard(receipt.unit)
         self.rejected += receipt.rejected
         if not receipt.counted:
             self.progress.advance(receipt.rows, receipt.tokens, receipt.rejected)
+
+    def _taken_for_anothers(self, receipt: Receipt) -> None:
+        refused = self._looked_at.pop(receipt.unit, None)
+        if refused is None:
+            return
+        self.rejected += receipt.rejected - refused
+        if receipt.counted:
+            self.progress.advance(-receipt.rows, 0, -refused)
+        else:
+            self.progress.advance(0, receipt.tokens, receipt.rejected - refused)
 
     def look(self, is_due: bool = False) -> None:
         """Count what others have done meanwhile; is_due: only if the last look is long ago."""
@@ -78,6 +91,7 @@ class _Count:
             self.done.add(unit)
             refused = sum(1 for _ in self.run.rejected([unit])) if self.counts_rejected else 0
             self.rejected += refused
+            self._looked_at[unit] = refused
             self.progress.advance(self.rows(unit), 0, refused)
         now = time.monotonic()
         self._due = now + max(self.every_s, LOOK_SHARE * (now - began))

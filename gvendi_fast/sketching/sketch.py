@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from gvendi_fast.base.engine import Engine
+from gvendi_fast.base.engine import Engine, LocalEngine
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.in_memory import Corpus
 from gvendi_fast.data.run_directory import RunDirectory
@@ -37,7 +37,7 @@ def sketch(
     settings: how the corpus is sketched.
     by: a field whose values make groups.
     progress: where the run reports.
-    engine: which processes do the work: this one (None), or those of `gvendi_fast.engines`.
+    engine: which processes do the work (default: this one), see `gvendi_fast.engines`.
 
     Values that JSON has not are written the obvious way: numbers and arrays of numpy as numbers and lists, times as
     ISO 8601, Decimal and UUID as text, bytes as the UTF-8 text that they are, NaN as null, sets as sorted lists. A row
@@ -54,6 +54,7 @@ def sketch(
     settings = settings or Settings()
     if by is not None:
         settings = replace(settings, fields=replace(settings.fields, by=by))
+    engine = engine or LocalEngine()
     if isinstance(proxy, str):
-        proxy = load_proxy(proxy, device="auto" if engine is None else engine.device)
+        proxy = load_proxy(proxy, dtype=engine.dtype(), device=engine.device)
     return sketch_corpus(data, out, proxy, settings, progress, engine=engine)
