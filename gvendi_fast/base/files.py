@@ -141,11 +141,15 @@ def atomic_write(path: Path | Url, exclusive: bool = False, sweep: bool = True) 
             beside.unlink(missing_ok=True)
 
 
-def put_quickly(path: Path, content: bytes, exclusive: bool = False) -> bool:
+def put_quickly(path: Path | Url, content: bytes, exclusive: bool = False) -> bool:
     """Put a small file there whole, without waiting for the disk: for what may be lost with a power cut.
 
-    Returns whether it is there now; with `exclusive` one that is already there stays, and the answer is no.
+    Returns whether this content is there now; with `exclusive` a file that is already there stays.
     """
+    if is_url(path):
+        with path.written(exclusive) as stream:
+            stream.write(content)
+        return not exclusive or path.read_bytes() == content
     beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
         with named(path):
@@ -273,7 +277,12 @@ def is_dead(pid: int) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    # One that has ended and that its parent has not asked after yet is still listed, on Linux as a zombie.
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] == [b"Z"]
 
 
 def two_outputs(out: Path | Url, suffix: str, beside: str, force: bool) -> tuple[Path | Url, Path | Url]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import atomic_write
+from gvendi_fast.base.places import is_url, open_file, place
 from gvendi_fast.base.stand_ins import stand_in_at
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 TENSORS_VERSION = "1"
 # Unit rows of float32 and their sums have their lengths to this share.
 LENGTH = 1e-4
+_PIECE = 1 << 20
 
 
 def save_tensors(
@@ -34,7 +38,7 @@ def save_tensors(
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     texts = {name: json.dumps(value) for name, value in words.items()}
     texts = {"format": kind, "version": TENSORS_VERSION, **texts, "digest": _digest(tensors, texts)}
-    with atomic_write(Path(path)) as stream:
+    with atomic_write(place(path)) as stream:
         stream.write(save(tensors, texts))
 
 
@@ -59,14 +63,14 @@ def load_tensors(
     wanted = f"wanted a file written by {writer} ({kind} version {TENSORS_VERSION})"
     try:
         # safetensors calls every failure a broken file.
-        with open(path, "rb") as stream:
-            os.read(stream.fileno(), 1)
+        with open_file(path, 0) as stream:
+            stream.read(1)
     except FileNotFoundError:
         raise GvendiError(f"{os.fspath(path)!r} does not exist; {wanted}") from None
     except IsADirectoryError:
         raise GvendiError(f"{os.fspath(path)!r} is a folder; {wanted}") from None
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with _here(path) as here, safe_open(here, framework="pt") as file:
             texts = file.metadata() or {}
             written = texts.get("format"), texts.get("version")
             if written != (kind, TENSORS_VERSION):
@@ -80,6 +84,19 @@ def load_tensors(
     if why is not None:
         raise GvendiError(f"{path} is damaged or was edited ({why}); {wanted}")
     return tensors, values
+
+
+@contextmanager
+def _here(path: str | os.PathLike) -> Iterator[str]:
+    """A file of this machine with the bytes of a file or URL."""
+    if not is_url(path):
+        yield os.fspath(path)
+        return
+    with NamedTemporaryFile(suffix=".safetensors") as file:
+        with open_file(path) as stream:
+            shutil.copyfileobj(stream, file, _PIECE)
+        file.flush()
+        yield file.name
 
 
 def _values(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gvendi_fast.base.printing import put, put_json
-from gvendi_fast.cli.options import Json
+from gvendi_fast.cli.options import Json, path_or_url
 
 EXIT_FINDINGS = 1
 
@@ -17,6 +17,7 @@ def check(
     directory: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_url,
             metavar="DIR",
             help="A run directory that 'gvendi sketch' or 'score --out' made, or the directory of 'gvendi synthesize'.",
         ),
@@ -25,6 +26,7 @@ def check(
         Path | None,
         typer.Option(
             "--corpus",
+            parser=path_or_url,
             metavar="DIR",
             help="Read the files of the corpus too, and compare them with what was sketched: the folder that holds "
             "them now, or '.' if they are where they were.",

@@ -11,7 +11,7 @@ from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.files import atomic_write, make_folder, two_outputs
 from gvendi_fast.base.printing import note, put, put_json
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import Json, RunDir, warn_unfinished
+from gvendi_fast.cli.options import Json, RunDir, path_or_url, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.clusters.kmeans import Assignment, SphericalKMeans
@@ -24,6 +24,7 @@ def cluster(
         Path,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="FILE.parquet",
             help="Where the cluster of each row is written: id, cluster, cosine, second_cluster, second_cosine. The "
             "centroids are written beside it, under the same name with .safetensors.",

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.places import is_url
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.printing import console, put_json
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import Json, saved_mean, warn_unfinished
+from gvendi_fast.cli.options import Json, path_or_url, saved_mean, warn_unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,7 @@ def compare(
     directories: Annotated[
         list[Path],
         typer.Argument(
+            parser=path_or_url,
             metavar="DIR",
             help="Two or more run directories, with the same options of 'What is computed' in 'gvendi sketch --help'.",
         ),
@@ -66,6 +68,7 @@ def compare(
         Path | None,
         typer.Option(
             "--corpus",
+            parser=path_or_url,
             metavar="DIR",
             help="Folder that holds the files of the corpora now, if they have moved.",
         ),
@@ -79,6 +82,7 @@ def compare(
         Path | None,
         typer.Option(
             "--mean",
+            parser=path_or_url,
             metavar="FILE",
             help="A file that 'gvendi score --save-mean FILE' wrote: the mean that centred values leave out. (Default: "
             "that of the rows compared, each set weighing the same.)",
@@ -134,9 +138,14 @@ def compare(
 
 def set_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     """A name for each path: the last folders of it, as many as make the names unique."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    parts = [
+        tuple(os.fspath(path).split("/")) if is_url(path) else Path(os.path.abspath(path)).parts
+        for path in paths
+    ]
     if len(set(parts)) < len(parts):
-        twice = next(str(Path(*path)) for path in parts if parts.count(path) > 1)
+        twice = next(
+            os.fspath(given) for given, path in zip(paths, parts, strict=True) if parts.count(path) > 1
+        )
         raise GvendiError(f"DIR: '{twice}' is given twice; give every run directory once")
     length = [1] * len(parts)
     while True:

@@ -9,7 +9,7 @@ import typer
 
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import By, Json, RunDir, warn_unfinished
+from gvendi_fast.cli.options import By, Json, RunDir, path_or_url, warn_unfinished
 from gvendi_fast.cli.tables import headline, print_table, say, short_names
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def measures(
         Path | None,
         typer.Option(
             "--corpus",
+            parser=path_or_url,
             metavar="DIR",
             help="Folder that holds the files of the corpus now, if they have moved.",
         ),

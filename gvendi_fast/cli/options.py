@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from inspect import Parameter
 from pathlib import Path
@@ -15,9 +15,19 @@ from typing import Annotated, get_type_hints
 import typer
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.base.printing import warn
+from gvendi_fast.base.places import is_url, local_name, place
+from gvendi_fast.base.printing import note, warn
 from gvendi_fast.cli.wording import values
 from gvendi_fast.data.shapes import FORMATS
+
+
+class EngineName(str, Enum):
+    """Which processes do the work."""
+
+    auto = "auto"
+    local = "local"
+    ranks = "ranks"
+    ray = "ray"
 
 
 class Dtype(str, Enum):
@@ -52,11 +62,28 @@ class Sketch(str, Enum):
     rademacher = "rademacher"
 
 
+class Store(str, Enum):
+    """How sketches are stored."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
 class ControlTokens(str, Enum):
     """What control tokens are that a content spells out."""
 
     text = "text"
     tokens = "tokens"
+
+
+class UrlText(str):
+    """A URL where a path may stand."""
+
+
+def path_or_url(text: str) -> Path | UrlText:
+    """What a command is given for a path: `Path` would make one slash of a URL's two. `at_home` makes a place of it."""
+    return UrlText(text) if is_url(text) else Path(local_name(text))
 
 
 class Mask(str, Enum):
@@ -81,12 +108,18 @@ Data = Annotated[
     ),
 ]
 RunDir = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run directory that 'gvendi sketch' or 'score --out' made.")
+    Path,
+    typer.Argument(
+        parser=path_or_url,
+        metavar="DIR",
+        help="A run directory that 'gvendi sketch' or 'score --out' made.",
+    ),
 ]
 Corpus = Annotated[
     Path | None,
     typer.Option(
         "--corpus",
+        parser=path_or_url,
         metavar="DIR",
         help="Folder that holds the corpus' files now, if they have moved since they were sketched.",
     ),
@@ -299,6 +332,14 @@ SketchGroups = Annotated[
         "the head, and the rest), kind, or kind-and-half (every choice). Takes 4 K bytes more a row and group.",
     ),
 ]
+StoreOption = Annotated[
+    Store | None,
+    typer.Option(
+        "--store",
+        help="Numbers that sketches are stored in: float16 takes half the bytes of float32, int8 a quarter, each with "
+        "a scale a row; docs/sketch.md says what that changes. (Default: as --out was begun, float32 in a new one.)",
+    ),
+]
 PromptField = Annotated[
     str,
     typer.Option(
@@ -355,6 +396,149 @@ Order = Annotated[
 ]
 
 
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Which processes do the work. local: this one; ranks: those that torchrun, accelerate launch, srun or a "
+        "Slurm array has started with the same command; ray: workers of a Ray cluster (docs/cluster.md). auto: ranks "
+        "where the environment says that there are several, else local.",
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|LOW:HIGH",
+        help="Workers of Ray: so many, or from LOW to HIGH, as the cluster has room. (Default: 1:64.)",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="N",
+        min=0,
+        help="GPUs of a worker of Ray; below 1, workers share one. (Default: 0, the CPU.)",
+    ),
+]
+CpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--cpus-per-worker",
+        metavar="N",
+        min=0,
+        help="CPU cores of a worker of Ray, and its threads. (Default: 1.)",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="The Ray cluster, as ray.init takes it. (Default: RAY_ADDRESS, else one of this machine for the run.)",
+    ),
+]
+MaxAttempts = Annotated[
+    int,
+    typer.Option(
+        "--max-attempts",
+        metavar="N",
+        min=1,
+        help="How often a work unit may fail before it is left out: the run goes on without it, lists it at the end "
+        "and exits with code 3.",
+    ),
+]
+HangAfter = Annotated[
+    float,
+    typer.Option(
+        "--hang-after",
+        metavar="SECONDS",
+        min=0,
+        help="Without progress for so long a work unit counts as failed, and its process ends, with code 75 where it "
+        "is the command's own. 0: never.",
+    ),
+]
+LeaseSeconds = Annotated[
+    float,
+    typer.Option(
+        "--lease",
+        metavar="SECONDS",
+        min=1,
+        help="Seconds after which the work units of a process that gives no sign of life are taken by others.",
+    ),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Try work units again that an earlier command has left out."),
+]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which processes do the work of a command."""
+
+    engine: EngineOption = EngineName.auto
+    workers: Workers = None
+    gpus_per_worker: GpusPerWorker = None
+    cpus_per_worker: CpusPerWorker = None
+    ray_address: RayAddress = None
+
+    def open(self, is_shared: bool = True):
+        """The `Engine`; is_shared: whether several ranks could work together, which "auto" depends on.
+
+        Raises GvendiError for options that do not go together, as the engine does, and for ranks that cannot.
+        """
+        from gvendi_fast.engines.choice import engine_of, parse_workers
+        from gvendi_fast.engines.ranks import RanksEngine
+
+        of_ray = {
+            "workers": parse_workers(self.workers),
+            "gpus_per_worker": self.gpus_per_worker,
+            "cpus_per_worker": self.cpus_per_worker,
+            "address": self.ray_address,
+        }
+        if self.engine is not EngineName.ray:
+            for name, value in {**of_ray, "ray_address": of_ray.pop("address")}.items():
+                if value is not None:
+                    raise GvendiError(
+                        f"--{name.replace('_', '-')} goes with --engine ray, not with {self.engine.value}; leave it "
+                        "out, or give that engine"
+                    )
+        name = self.engine.value
+        if not is_shared and name == "auto":
+            name = "local"
+        engine = engine_of(name, **of_ray)
+        if not is_shared and engine.world > 1:
+            raise GvendiError(
+                f"--engine is {name}, and {engine.world} ranks work together in one run directory; name it: --out DIR"
+            )
+        # Jobs of an array have a log each, and some arrays have a corpus each.
+        if isinstance(engine, RanksEngine) and engine.is_array and not engine.is_first:
+            note(
+                f"rank {engine.rank} of {engine.world} by {engine.said}: rank 0 reports; where each job of the array "
+                "has its own --out, give --engine local"
+            )
+        return engine
+
+
+@dataclass(frozen=True)
+class UnitOptions:
+    """When work units are given up or taken from others."""
+
+    max_attempts: MaxAttempts = 3
+    hang_after: HangAfter = 1800.0
+    lease: LeaseSeconds = 60.0
+    retry_failed: RetryFailed = False
+
+    def added_to(self, settings):
+        """`Settings` with these."""
+        from gvendi_fast.data.leases import Terms
+
+        terms = Terms(self.lease, self.max_attempts, hang_after_s=self.hang_after or None)
+        return replace(settings, terms=terms, retry_failed=self.retry_failed)
+
+
 @dataclass(frozen=True)
 class CorpusOptions:
     """What 'score' and 'sketch' read and how they sketch it."""
@@ -377,6 +561,7 @@ class CorpusOptions:
     exclude: Exclude = None
     layers: Layers = None
     sketch_groups: SketchGroups = None
+    store: StoreOption = None
     parameters: Parameters = "trainable"
     quantize: QuantizeOption = None
     format: FormatOption = RowFormat.auto
@@ -398,13 +583,17 @@ class CorpusOptions:
                     "leave it out, or sketch the corpus again into another --out"
                 )
 
-    def load_proxy(self):
-        """The proxy model with its tokenizer."""
+    def load_proxy(self, device: str = "auto"):
+        """The proxy model with its tokenizer, on a device as `load_proxy` takes it."""
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value
         return load_proxy(
-            home(self.proxy), dtype=self.dtype.value, attention=attention, quantize=self.quantize
+            home(self.proxy),
+            dtype=self.dtype.value,
+            device=device,
+            attention=attention,
+            quantize=self.quantize,
         )
 
     def settings(self):
@@ -436,6 +625,7 @@ class CorpusOptions:
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",
             groups=self.sketch_groups,
+            store=self.store and self.store.value,
             parameters=self.parameters,
             max_row_bytes=self.max_row_bytes,
             skip_unreadable=self.skip_unreadable,
@@ -474,6 +664,8 @@ def at_home(command: Callable) -> Callable:
     """The command with `home` applied to every argument that is a path; GvendiError for one that is no UTF-8."""
 
     def expanded(value):
+        if isinstance(value, UrlText):
+            return place(value)
         if isinstance(value, Path):
             path = home(str(value))
             # Names are stored as text, and Arrow takes no others.

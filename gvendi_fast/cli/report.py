@@ -9,13 +9,14 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.printing import note, put, warn
-from gvendi_fast.cli.options import Corpus, home, warn_unfinished
+from gvendi_fast.cli.options import Corpus, home, path_or_url, warn_unfinished
 
 
 def report(
     directory: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_url,
             metavar="DIR",
             help="A run directory that 'gvendi sketch' or 'score --out' made, or the directory of 'gvendi synthesize'.",
         ),
@@ -41,6 +42,7 @@ def report(
         Path | None,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="FILE.html",
             help="The page; its numbers are written beside it, with .json. (Default: report.html in the working "
             "directory; of a synthesis, DIR/report.html, written anew.)",

@@ -11,14 +11,18 @@ import typer
 
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.files import atomic_write
+from gvendi_fast.base.places import place
 from gvendi_fast.base.printing import console, json_text, put, put_json, warn
 from gvendi_fast.base.shown import shown
 from gvendi_fast.cli.options import (
     CorpusOptions,
     Data,
+    EngineOptions,
     Json,
     Order,
+    UnitOptions,
     home,
+    path_or_url,
     saved_mean,
     unbundled,
     warn_unfinished,
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gvendi_fast.analysis.scoring import Score
+    from gvendi_fast.base.engine import Engine
+    from gvendi_fast.data.run_directory import RunDirectory
+    from gvendi_fast.sketching.settings import Settings
     from gvendi_fast.vendi.diagnosis import Diagnosis
 
 TINY_NOTE = " (for trying things out: report no numbers made with it)"
@@ -40,10 +47,13 @@ TINY_NOTE = " (for trying things out: report no numbers made with it)"
 def score(
     data: Data,
     corpus: CorpusOptions,
+    engines: EngineOptions,
+    units: UnitOptions,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="DIR",
             help="Keep the sketches and score.json in this run directory, made if need be. The same command again goes "
             "on where it stopped, or scores what is there; other settings are refused. (Default: keep nothing.)",
@@ -54,6 +64,7 @@ def score(
         Path | None,
         typer.Option(
             "--mean",
+            parser=path_or_url,
             metavar="FILE",
             help="A file that --save-mean wrote: the mean that the 'centred' value leaves out, one for all corpora "
             "that are compared. (Default: this corpus' own.)",
@@ -63,6 +74,7 @@ def score(
         Path | None,
         typer.Option(
             "--save-mean",
+            parser=path_or_url,
             metavar="FILE",
             help="Write the mean of this corpus' sketches, for --mean of other scores and 'gvendi select --center'; a "
             "mean that is there is replaced.",
@@ -93,7 +105,7 @@ def score(
     reference = None if mean is None else saved_mean(mean)
     if save_mean is not None:
         RowMean.check_savable(save_mean)
-    if len(data) == 1 and (Path(data[0]) / "spec.json").is_file():
+    if len(data) == 1 and (place(data[0]) / "spec.json").is_file():
         if out is not None:
             raise GvendiError(
                 f"--out does not go with a run directory: '{data[0]}' holds its sketches already; leave --out out"
@@ -112,7 +124,11 @@ def score(
         for path, why in result.unreadable.items():
             warn(f"passed over '{path}': {why}")
         return
-    settings = corpus.settings()
+    settings = units.added_to(corpus.settings())
+    engine = engines.open(is_shared=out is not None)
+    if not engine.is_first and out is not None:
+        _sketch(data, out, corpus, settings, engine, "score")
+        return
     _check_data(data, settings.skip_unreadable, out)
     # Without --out the folder lasts until its score is printed.
     with ExitStack() as around:
@@ -123,13 +139,14 @@ def score(
             around.enter_context(_keeping_units(out, "score"))
         result = scoring.score(
             data,
-            proxy=corpus.load_proxy(),
+            proxy=corpus.load_proxy(engine.device),
             out=folder,
             settings=settings,
             orders=orders,
             mean=reference,
             save_mean=save_mean,
             progress=_progress(),
+            engine=engine,
         )
         with _written(result, folder):
             _show(result, corpus.by, mean, as_json)
@@ -167,12 +184,15 @@ def sketch(
         Path,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="DIR",
             help="The run directory, made if need be. The same command again goes on where it stopped; other settings "
             "are refused.",
         ),
     ],
     corpus: CorpusOptions,
+    engines: EngineOptions,
+    units: UnitOptions,
 ) -> None:
     """Sketch a corpus into a run directory, which all other commands read.
 
@@ -183,12 +203,12 @@ def sketch(
     Example: gvendi sketch data.jsonl --out runs/mine --by source
     """
     from gvendi_fast.analysis.scoring import damaged_of
-    from gvendi_fast.sketching.corpus import sketch_corpus
 
-    settings, data = corpus.settings(), [home(item) for item in data]
-    _check_data(data, settings.skip_unreadable, out)
-    with _keeping_units(out, "sketch"):
-        run = sketch_corpus(data, out, corpus.load_proxy(), settings, _progress())
+    settings, data = units.added_to(corpus.settings()), [home(item) for item in data]
+    engine = engines.open()
+    run = _sketch(data, out, corpus, settings, engine, "sketch")
+    if not engine.is_first:
+        return
     for path, why in damaged_of(run).items():
         warn(f"'{path}' is not whole: {why}")
     kinds = kinds_of(run.rejected())
@@ -201,6 +221,18 @@ def sketch(
         )
         if count and run.advice:
             warn(run.advice)
+
+
+def _sketch(
+    data: list[str], out: Path, corpus: CorpusOptions, settings: Settings, engine: Engine, command: str
+) -> RunDirectory:
+    from gvendi_fast.sketching.corpus import sketch_corpus
+
+    _check_data(data, settings.skip_unreadable, out)
+    with _keeping_units(out, command):
+        return sketch_corpus(
+            data, out, corpus.load_proxy(engine.device), settings, _progress(), engine=engine
+        )
 
 
 def _check_data(data: list[str], skip_unreadable: bool, out: Path | None) -> None:

@@ -12,9 +12,10 @@ from typing import IO, Annotated
 import typer
 
 from gvendi_fast.base.errors import GvendiError, keeping
+from gvendi_fast.base.places import is_url
 from gvendi_fast.base.printing import put, put_json
 from gvendi_fast.base.shown import at_most, significant
-from gvendi_fast.cli.options import Corpus, Json, saved_mean, warn_unfinished
+from gvendi_fast.cli.options import Corpus, Json, path_or_url, saved_mean, warn_unfinished
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -48,6 +49,7 @@ def select(
     directory: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_url,
             metavar="DIR",
             help="A run directory that 'gvendi sketch' or 'score --out' made: its rows are the pool to choose from.",
         ),
@@ -60,6 +62,7 @@ def select(
         Path,
         typer.Option(
             "--out",
+            parser=path_or_url,
             metavar="FILE.jsonl",
             help="Where the chosen rows are written; FILE.parquet beside it says of each its id, rank and gain.",
         ),
@@ -87,6 +90,7 @@ def select(
         Path | None,
         typer.Option(
             "--include",
+            parser=path_or_url,
             metavar="DIR2",
             help="A run directory, sketched alike, whose rows count as chosen already: choose rows that add to them.",
         ),
@@ -122,6 +126,7 @@ def select(
         Path | None,
         typer.Option(
             "--mean",
+            parser=path_or_url,
             metavar="FILE",
             help="With --center: the mean that 'gvendi score --save-mean FILE' wrote, in place of the pool's own.",
         ),
@@ -191,11 +196,12 @@ def select(
     run = RunDirectory.load(directory)
     warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.
-    written = [os.path.realpath(out), os.path.realpath(sidecar)]
+    written = [path if is_url(path) else os.path.realpath(path) for path in map(os.fspath, (out, sidecar))]
     there = [path for path in written if os.path.exists(path)]
     for path in locate_corpus(run, corpus):
         # Path.resolve raises for links in a circle; where the system ignores case, one file has several paths.
-        if os.path.realpath(path) in written or any(os.path.samefile(path, name) for name in there):
+        is_own = path in written or os.path.realpath(path) in written
+        if is_own or (not is_url(path) and any(os.path.samefile(path, name) for name in there)):
             raise GvendiError(f"--out: '{path}' is a file of the corpus itself; give another name")
     pool = as_pool(run)
     groups, scores = _columns(run, pool, per, quality, corpus)
@@ -216,7 +222,7 @@ def select(
     # Both files are complete before either gets its name.
     with atomic_write(sidecar) as about, atomic_write(out) as rows:
         _write_sidecar(about, chosen)
-        _write_rows(rows, out.parent, run, pool.numbers("row")[chosen.rows], corpus)
+        _write_rows(rows, None if is_url(out) else out.parent, run, pool.numbers("row")[chosen.rows], corpus)
     summary = {
         **chosen.to_dict(),
         "pool_rows": len(pool),
@@ -249,7 +255,7 @@ def _check_out(out: Path, force: bool) -> Path:
             f"--out is '{out}'; wanted a name that ends in .jsonl (FILE.parquet is written beside it)"
         )
     sidecar = out.with_suffix(".parquet")
-    if not out.parent.is_dir():
+    if not (is_url(out) or out.parent.is_dir()):
         raise GvendiError(f"--out: the folder '{out.parent}' does not exist; make it first")
     for path in (out, sidecar):
         if path.is_dir() or (path.exists() and not force):
@@ -324,7 +330,7 @@ def _write_sidecar(stream: IO[bytes], chosen) -> None:
     pq.write_table(table, stream)
 
 
-def _write_rows(stream: IO[bytes], folder: Path, run, ordinals, corpus: Path | None) -> None:
+def _write_rows(stream: IO[bytes], folder: Path | None, run, ordinals, corpus: Path | None) -> None:
     """The rows in the order of `ordinals`; they come in the corpus' order, so a file without a name sorts them."""
     from gvendi_fast.data.originals import original_rows
 

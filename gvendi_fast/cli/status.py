@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.progress import clock
-from gvendi_fast.cli.options import Json
+from gvendi_fast.cli.options import Json, home
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,10 +28,10 @@ _HOME = "\x1b[H\x1b[J"
 
 def status(
     directory: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="RUN",
-            help="A run directory that 'gvendi sketch' or 'score --out' makes or has made.",
+            help="A run directory that 'gvendi sketch' or 'score --out' makes or has made, or its URL.",
         ),
     ],
     watch: Annotated[
@@ -57,7 +56,7 @@ def status(
     """
     from gvendi_fast.data.run_status import StatusReader
 
-    reader = StatusReader(directory)
+    reader = StatusReader(home(directory))
     if not watch:
         _show(reader.read(), as_json)
         return
@@ -113,7 +112,7 @@ def _print(out: Console, found: RunStatus) -> None:
         say(out, f"{what}: work unit {unit.unit} {times}{last}", 2)
     _say_more(out, len(found.failed))
     if given_up:
-        say(out, "the command that made the directory tries what was given up again", 2)
+        say(out, "mend what failed, then run the same command with --retry-failed", 2)
     for lease in found.expired[:SHOWN_UNITS]:
         late = found.now - lease.expires
         since = f"{clock(late)} ago" if late >= 0 else "early, as its process is gone"

@@ -11,7 +11,7 @@ import typer
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
-from gvendi_fast.cli.options import Json, warn_unfinished
+from gvendi_fast.cli.options import Json, path_or_url, warn_unfinished
 from gvendi_fast.cli.tables import headline, print_table, short_names
 
 # Each source needs K x K numbers in memory.
@@ -22,7 +22,9 @@ def weights(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="A run directory that was sketched with --by FIELD, at most 256 values."
+            parser=path_or_url,
+            metavar="DIR",
+            help="A run directory that was sketched with --by FIELD, at most 256 values.",
         ),
     ],
     by: Annotated[

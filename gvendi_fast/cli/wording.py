@@ -40,6 +40,10 @@ PANELS = {
         "attention",
         "compile",
     ),
+    "Which processes do it, and what becomes of those that fail": (
+        *("engine", "workers", "gpus_per_worker", "cpus_per_worker", "ray_address"),
+        *("max_attempts", "hang_after", "lease", "retry_failed"),
+    ),
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 # Commands with fewer options have them in one list.

@@ -26,11 +26,10 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes, reads
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
 from gvendi_fast.base.unit_length import Rows
-from gvendi_fast.clusters.seeds import plus_plus, row_keys
+from gvendi_fast.clusters.seeds import plus_plus
 from gvendi_fast.clusters.sums import MAX_ROWS, UNIT, Counted, Keys, Nearest, Tally, Worst
 from gvendi_fast.data.passes import over_pool, taken
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
-from gvendi_fast.kernels import ops
 
 _KIND = "gvendi_fast.spherical_kmeans"
 _SETTINGS = ("n_clusters", "seed", "max_iterations", "tolerance", "iterations", "converged")

@@ -65,6 +65,7 @@ class HubRows:
     folder: where the files are kept, the run directory; None: a temporary folder that ends with the process.
     progress: where notes go.
     most: of a data set no more rows than this are fetched.
+    waits: for another process that fetches the same rows into the same folder, in place of an error.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class HubRows:
         folder: str | os.PathLike | None = None,
         progress: Progress | None = None,
         most: int | None = None,
+        waits: bool = False,
     ) -> None:
         self._folder = None if folder is None else place(folder)
         # Path("") would be the current folder.
         self._is_nowhere = folder is not None and not os.fspath(folder)
-        self._progress, self._most = progress or Silent(), most
+        self._progress, self._most, self._waits = progress or Silent(), most, waits
         self._kept: dict[str, _Kept] = {}
         self._names: dict[str, str] = {}
 
@@ -134,11 +136,15 @@ class HubRows:
             _check_state(path, kept)
         # Nothing is written where nothing lacks, as the folder may not be writable.
         if not kept.has(rows):
-            with named(path), _alone(path, kept.name, folder) as stream:
+            with named(path), _alone(path, kept.name, folder, self._waits) as stream:
                 kept.rows, end = _whole_lines(stream)
                 stream.truncate(end)
                 _check_state(path, kept)
-                self._fetch(kept, stream, path, rows)
+                if self._waits and exists(_state_of(path)):
+                    # Whoever was waited for may have fetched all there is.
+                    kept.of = _read_state(_state_of(path)).of
+                if not kept.has(rows):
+                    self._fetch(kept, stream, path, rows)
         return os.fspath(path)
 
     def _made_folder(self) -> Path:
@@ -384,8 +390,8 @@ def _what_is_kept(kept: _Kept, path: Path) -> str | None:
 
 
 @contextmanager
-def _alone(path: Path, name: HubName, folder: Path) -> Iterator[IO[bytes]]:
-    """The file of rows, to append to, while no other process does."""
+def _alone(path: Path, name: HubName, folder: Path, waits: bool) -> Iterator[IO[bytes]]:
+    """The file of rows, to append to, while no other process does; waits: until one that does has ended."""
     # Without a buffer, which would try to write again when the file is closed after a disk was full.
     with open(path, "ab+", buffering=0) as stream:
         # The system opens it again when the process ends, whatever ends it.
@@ -393,7 +399,7 @@ def _alone(path: Path, name: HubName, folder: Path) -> Iterator[IO[bytes]]:
             import fcntl
 
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 raise GvendiError(
                     f"another process is fetching {name.unpinned} into '{folder}'; wait for it, or give another --out"

@@ -25,6 +25,7 @@ import numpy as np
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.base.places import open_file
+from gvendi_fast.data.stored_sketches import FLOAT32, SCALE, columns, read_columns
 
 # Column of the file -> attribute of Part.
 COLUMNS = {
@@ -39,6 +40,8 @@ COLUMNS = {
 }
 # Columns that a part may lack: of a run that keeps none, or of an earlier version.
 OPTIONAL = {"group_sketches": "group_sketches", "norm_share": "norm_shares"}
+# Those that may have scales beside them.
+_SKETCHES = ("sketch", "group_sketches")
 _DTYPES = {
     "row": np.int64,
     "tokens": np.int32,
@@ -111,7 +114,7 @@ class Part:
     ids: one string a row.
     groups: one string a row, "" without a group.
     rows: int64 [n], each row's ordinal in the corpus.
-    sketches: float32 [n, K].
+    sketches: float32 [n, K], however they are stored.
     tokens: int32 [n], supervised tokens.
     length: int32 [n], all tokens.
     loss: float32 [n], in nats, summed over the supervised tokens.
@@ -135,8 +138,11 @@ class Part:
     norm_shares: dict[str, np.ndarray] | None = None
 
 
-def part_table(part: Part) -> Any:
-    """The Arrow table of a part, sorted by row. Raises GvendiError as `RunDirectory.write_part` says."""
+def part_table(part: Part, store: str = FLOAT32) -> Any:
+    """The Arrow table of a part, sorted by row, with its sketches kept as `store` (`stored_sketches.STORES`) says.
+
+    Raises GvendiError as `RunDirectory.write_part` says.
+    """
     import pyarrow as pa
 
     absent = [name for name in COLUMNS.values() if getattr(part, name) is None]
@@ -152,21 +158,22 @@ def part_table(part: Part) -> Any:
     order = np.argsort(arrays["row"], kind="stable")
     # Of rows that are in order, as a run's are, a slice is no copy.
     places = slice(None) if np.array_equal(order, np.arange(len(order))) else order
-    flat = pa.array(np.ascontiguousarray(sketches[places]).reshape(-1))
-    columns = {
+    dim = sketches.shape[1]
+    kept = {
         "id": _strings("id", part.ids, part, order),
         "group": _strings("group", part.groups, part, order),
         "row": pa.array(arrays["row"][places]),
-        "sketch": pa.FixedSizeListArray.from_arrays(flat, sketches.shape[1]),
     }
-    rest = {name: pa.array(arrays[name][places]) for name in ("tokens", "length", "loss", "gradient_norm")}
+    kept |= columns("sketch", np.ascontiguousarray(sketches[places]), dim, store)
+    kept |= {name: pa.array(arrays[name][places]) for name in ("tokens", "length", "loss", "gradient_norm")}
     if part.norm_shares is not None:
         shares = [pa.array(np.asarray(x, np.float32)[places]) for x in part.norm_shares.values()]
-        rest["norm_share"] = pa.StructArray.from_arrays(shares, list(part.norm_shares))
+        kept["norm_share"] = pa.StructArray.from_arrays(shares, list(part.norm_shares))
     if part.group_sketches is not None:
         groups = np.ascontiguousarray(np.asarray(part.group_sketches, np.float32)[places])
-        rest["group_sketches"] = pa.FixedSizeListArray.from_arrays(groups.reshape(-1), groups.shape[1])
-    return pa.table({**columns, **rest})
+        kept |= columns("group_sketches", groups, dim, store)
+    fields = [x if isinstance(x, pa.Field) else pa.field(x, array.type) for x, array in kept.items()]
+    return pa.table(list(kept.values()), schema=pa.schema(fields))
 
 
 def _strings(name: str, values: Sequence[str], part: Part, order: np.ndarray) -> Any:
@@ -313,14 +320,15 @@ def _read_stamped(
     with _parsing(path), pq.ParquetFile(pa.BufferReader(pa.py_buffer(content))) as file:
         present = set(file.schema_arrow.names)
         names = [name for name in names if name not in OPTIONAL or name in present]
+        scales = [name + SCALE for name in names if name in _SKETCHES and name + SCALE in present]
         chunks = _chunks(file.metadata)
         for (name, (start, end)), wanted in zip(chunks, stamp.columns, strict=bool(chunks)):
-            if name in names:
+            if name in names or name in scales:
                 column = memoryview(content)[start:end]
                 stream.seek(start)
                 if stream.readinto(column) != end - start or checksum(column) != wanted:
                     raise DamagedPartError(path, f"the checksum of its column '{name}' does not agree")
-        return _part_of(unit, file.read(names, use_threads=False), names)
+        return _part_of(unit, file.read([*names, *scales], use_threads=False), names)
 
 
 def _read_unstamped(path: Path, stream: IO[bytes], unit: int, names: Sequence[str]) -> Part:
@@ -355,7 +363,8 @@ def _parsing(path: Path) -> Iterator[None]:
 def _part_of(unit: int, table: Any, names: Sequence[str]) -> Part:
     part = Part(unit)
     for name in names:
-        setattr(part, {**COLUMNS, **OPTIONAL}[name], _column(name, table[name]))
+        value = read_columns(name, table) if name in _SKETCHES else _column(name, table[name])
+        setattr(part, {**COLUMNS, **OPTIONAL}[name], value)
     return part
 
 
@@ -365,9 +374,6 @@ def _column(name: str, column: Any) -> list[str] | np.ndarray | dict[str, np.nda
     if name == "norm_share":
         whole = column.combine_chunks()
         return {field.name: whole.field(field.name).to_numpy() for field in column.type}
-    if name in ("sketch", "group_sketches"):
-        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(column), column.type.list_size)
     return column.to_numpy()
 
 
@@ -395,7 +401,10 @@ def _check(part: Part, arrays: dict[str, np.ndarray], sketches: np.ndarray) -> N
         raise GvendiError(f"write_part: {n} sketches but {lengths}; wanted the same number of each")
     if len(np.unique(arrays["row"])) != n:
         raise GvendiError(f"write_part: work unit {part.unit} has a row twice; wanted each row once")
-    bad = np.flatnonzero(~np.isfinite(sketches).all(axis=1))
+    is_finite = np.isfinite(sketches).all(axis=1)
+    if part.group_sketches is not None:
+        is_finite &= np.isfinite(part.group_sketches).all(axis=1)
+    bad = np.flatnonzero(~is_finite)
     if len(bad):
         raise GvendiError(
             f"write_part: the sketch of '{part.ids[bad[0]]}' is not finite; pass such rows as rejected"

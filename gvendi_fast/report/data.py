@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from gvendi_fast.analysis.scoring import Score, score_run
 from gvendi_fast.analysis.set_numbers import Sample
 from gvendi_fast.base._version import __version__
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.places import place
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.rows import Rejected, kind_of_reason
@@ -71,7 +71,7 @@ def report_data(
     equal = max((group.n for group in score.by.values()), default=0) or None
     grown = numbers.growth(rows, score.gvendi, (score.low, score.high), score.growth, seed, equal)
     say("clusters")
-    wanted = clusters if clusters is None or isinstance(clusters, int) else Path(clusters)
+    wanted = clusters if clusters is None or isinstance(clusters, int) else place(clusters)
     label, clustered = numbers.clusters(pool, wanted, seed)
     say("map and near-duplicates")
     data = {

@@ -16,6 +16,7 @@ import torch
 from gvendi_fast.base.draws import order, stream
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import named
+from gvendi_fast.base.places import open_file
 from gvendi_fast.base.tensor_files import LENGTH
 from gvendi_fast.clusters.kmeans import SphericalKMeans, sparse_clusters
 from gvendi_fast.data.pool import MatrixPool, Pool
@@ -136,7 +137,7 @@ def clusters(pool: Pool, wanted: int | Path | None, seed: int) -> tuple[np.ndarr
     wanted: how many (None: 1 % of the rows, at most MOST_CLUSTERS), or a file that `gvendi cluster` wrote.
     """
     fitted = len(pool)
-    if isinstance(wanted, Path):
+    if wanted is not None and not isinstance(wanted, int):
         label, cosine = _read_clusters(wanted, pool)
         sizes = np.bincount(label)
     else:
@@ -158,7 +159,7 @@ def clusters(pool: Pool, wanted: int | Path | None, seed: int) -> tuple[np.ndarr
     sparse = sparse_clusters(sizes).numpy()
     result: dict[str, Any] = {
         "clusters": len(sizes),
-        "file": str(wanted) if isinstance(wanted, Path) else None,
+        "file": None if wanted is None or isinstance(wanted, int) else str(wanted),
         "fitted_rows": fitted,
         "sizes": sizes.tolist(),
         "mean_cosine": float(cosine.mean()),
@@ -225,7 +226,7 @@ def _read_clusters(path: Path, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise GvendiError(f"--clusters is '{path}', which is not a file; {wanted}")
     try:
-        with named(path), pq.ParquetFile(path) as file:
+        with named(path), open_file(path) as stream, pq.ParquetFile(stream) as file:
             schema = file.schema_arrow
             # A name that is missing or there twice has the index -1.
             if any(schema.get_field_index(name) < 0 for name in _CLUSTERS):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvendi_fast.base.differences import flat
 from gvendi_fast.base.files import atomic_write, make_folder, two_outputs
+from gvendi_fast.base.places import place
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.printing import json_text
 from gvendi_fast.base.shown import number, shown
@@ -65,7 +66,7 @@ def write_files(data: dict[str, Any], text: str, page: Path, numbers: Path) -> N
 def output_paths(out: str | os.PathLike, force: bool = False) -> tuple[Path, Path]:
     """The page and its JSON; raises GvendiError as `write_report` does, before there is anything to write."""
     figures.plotting()
-    return two_outputs(Path(out), ".html", ".json", force)
+    return two_outputs(place(out), ".html", ".json", force)
 
 
 def render(data: dict[str, Any], *, title: str | None = None, date: datetime.date | None = None) -> str:

@@ -22,20 +22,24 @@ from gvendi_fast.base.caller import caller
 from gvendi_fast.base.differences import PARAMETERS
 from gvendi_fast.base.engine import Engine, LocalEngine
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.unit_length import has_direction
 from gvendi_fast.data.growth import growth_note, index_for
 from gvendi_fast.data.hub_data import HubRows
-from gvendi_fast.data.in_memory import Corpus, index_of
+from gvendi_fast.data.in_memory import Corpus, index_of, is_paths
 from gvendi_fast.data.index import Manifest, Rejected, UnitReader, index_corpus
+from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.leases import forget_failures, quarantined
 from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
-from gvendi_fast.data.run_directory import RunDirectory, sketch_spec
+from gvendi_fast.data.run_directory import RunDirectory, recorded_store, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
+from gvendi_fast.data.stored_sketches import FLOAT32
+from gvendi_fast.data.worker_records import LOST, read_workers
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import choose_compile
@@ -47,7 +51,7 @@ from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.settings import Settings
-from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, encoder_for, sketcher_for
+from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, compiled, encoder_for, sketcher_for
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
@@ -87,7 +91,8 @@ def sketch_corpus(
     out: the run directory.
     settings: how the corpus is sketched.
     progress: where the run reports.
-    engine: which processes do the work (default: this one).
+    engine: which processes do the work (default: this one). Of several ranks each calls this with the same arguments;
+        the first reports, and raises UnitsFailedError where work units failed too often.
     mean: one that the rows are to be centred by later; of other settings it is refused before any row is sketched.
     Rows that cannot be scored are recorded with file, line and reason and the run goes on. Of a corpus that has grown
     since (a higher limit, lines behind those of a file, more files) what is done stays: see `data.growth`. Raises
@@ -95,7 +100,9 @@ def sketch_corpus(
     that changes under the run, and when more than `max_rejected` rows are rejected (what was done is kept). Every part
     of an earlier run is read first; those that are damaged or belong elsewhere are named and computed again.
     """
-    settings, progress, engine = settings or Settings(), progress or Silent(), engine or LocalEngine()
+    settings, engine = settings or Settings(), engine or LocalEngine()
+    progress = (progress if engine.is_first else None) or Silent()
+    _check_shared(data, engine)
     proxy = replace(proxy, model=plain_model(proxy.model))
     if settings.terms.hang_after_s is None:
         settings = replace(settings, terms=replace(settings.terms, hang_after_s=engine.hang_after_s))
@@ -106,12 +113,13 @@ def sketch_corpus(
             index_corpus,
             max_row_bytes=settings.max_row_bytes,
             skip_unreadable=settings.skip_unreadable,
-            hub=HubRows(out, progress),
+            hub=HubRows(out, progress, waits=engine.world > 1),
+            engine=engine,
         ),
         settings.fields,
         settings.limit,
     )
-    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit)
+    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit, settings.unit_bytes)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
@@ -119,11 +127,14 @@ def sketch_corpus(
     positions = positions_of(proxy.model.config)
     limit = longest(proxy.name, positions, settings.max_tokens)
     encoder = encoder_for(proxy, settings, limit)
-    found = _look(manifest, encoder, settings.strict, progress)
+    found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
+        # Another rank may have been quicker, and chosen otherwise on another GPU.
+        dim = (_recorded_dim(out, Silent()) if engine.world > 1 else None) or dim
         settings = replace(settings, spec=replace(settings.spec, dim=dim))
     sketcher = sketcher_for(proxy.model, settings)
+    settings = replace(settings, store=settings.store or recorded_store(out))
     spec = spec_of(proxy, sketcher, settings, limit)
     if mean is not None:
         centred_spec(sketch_spec(spec), mean, settings.spec.dim)
@@ -136,19 +147,24 @@ def sketch_corpus(
     for source in manifest.files:
         keep_in(run.path, source.path, source.kind, source.here or source.path)
     allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
-    if settings.retry_failed:
+    # What other ranks have tried meanwhile counts.
+    if settings.retry_failed and engine.is_first:
         forget_failures(run.path, quarantined(run.path))
     done, again = _usable(run, manifest, engine, progress)
     if (note := growth_note(manifest, done)) is not None:
         progress.note(note)
     todo = [unit for unit in manifest.units if unit.ordinal not in done]
-    rejected = sum(1 for _ in run.rejected(sorted(done)))
+    # Every rank would read all of them.
+    is_counted = engine.is_first or allowed is not None
+    rejected = sum(1 for _ in run.rejected(sorted(done))) if is_counted else 0
     progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
     try:
         _check_rejects(allowed, run, rejected, done)
         if is_compiled and todo:
             progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
         is_here = not engine.is_remote
+        if is_here and is_compiled and todo:
+            sketcher, is_compiled = compiled(sketcher, settings), False
         job = UnitJob(
             manifest,
             run.path,
@@ -168,15 +184,51 @@ def sketch_corpus(
         hand_out(run, job, engine, done, rejected, partial(_check_rejects, allowed, run), progress)
     finally:
         progress.close()
-    run.finish()
+    if engine.is_first or _is_alone(run, engine):
+        run.finish()
     return run
 
 
-def _look(manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress) -> Inspection:
+def _check_shared(data: Corpus, engine: Engine) -> None:
+    """GvendiError for a corpus that several ranks cannot read alike."""
+    if engine.world == 1:
+        return
+    said = f"engine is {engine.name!r} with {engine.world} processes"
+    if not is_paths(data):
+        raise GvendiError(
+            f"data holds rows, and {said}, each of which would write them into the run directory; write them to a "
+            "file first, such as JSON lines, and give its path, or use the engine 'local'"
+        )
+    named = [data] if isinstance(data, str | os.PathLike) else list(data)
+    if any(os.fspath(item) == STANDARD_INPUT for item in named):
+        raise GvendiError(
+            f"data is '-', standard input, and {said}, of which one at most is given it; write it to a file and name "
+            "that, or use the engine 'local'"
+        )
+
+
+def _is_alone(run: RunDirectory, engine: Engine) -> bool:
+    """Whether a rank that is not the first is to list the rejected rows, as the first one is lost, or was never there.
+
+    A list that is there is that of the corpus, as one that grows removes it.
+    """
+    if exists(run.path / "rejected.jsonl") or set(quarantined(run.path)) - set(run.done()):
+        return False
+    states = [
+        record.state()
+        for record in read_workers(run.path).found.values()
+        if record.run == engine.run_id and record.rank == 0
+    ]
+    return LOST in states or not states
+
+
+def _look(
+    manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress, is_first: bool
+) -> Inspection:
     """Say what a look at a few rows shows. Raises GvendiError for a warning where `strict` asks for it."""
     found = look(manifest, encoder)
     progress.note(found.summary())
-    for fault in found.faults:
+    for fault in found.faults if is_first else ():
         # Without a registry, which would pass over the same words of the next corpus.
         warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, *caller())
     if strict and found.faults:
@@ -191,7 +243,10 @@ def _look(manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress
 def _usable(
     run: RunDirectory, manifest: Manifest, engine: Engine, progress: Progress
 ) -> tuple[set[int], frozenset[int]]:
-    """The work units whose parts can stay, and those whose cannot, which one line names."""
+    """The work units whose parts can stay, and those whose cannot, which one line names.
+
+    Of several ranks each looks at its share, and removes those of it that are damaged, for whoever is free.
+    """
     broken = run.broken({unit.ordinal: unit.digest for unit in manifest.units}, engine.share(run.done()))
     if broken:
         names = ", ".join(f"{damage.path.name} ({damage.why})" for damage in broken[:NAMED])
@@ -202,6 +257,10 @@ def _usable(
                 f"{count} damaged or of another run in '{run.parts}', and computed again: {names}{more}"
             )
         )
+    if engine.world > 1:
+        for damage in broken:
+            run.remove_part(damage.unit)
+        broken = []
     again = frozenset(damage.unit for damage in broken)
     return set(run.done()) - again, again
 
@@ -277,6 +336,8 @@ def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_to
     chosen: dict[str, Any] = {} if settings.layers == "all" else {"layers": settings.layers}
     if settings.parameters != "trainable":
         chosen["parameters"] = settings.parameters
+    if settings.store not in (None, FLOAT32):
+        chosen["store"] = settings.store
     if proxy.weights:
         chosen["weights"] = proxy.weights
     if settings.control_tokens != "text":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
@@ -13,8 +14,11 @@ from gvendi_fast.data.leases import LeaseWatch, quarantined
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.sketching.unit_worker import DONE, QUARANTINED, Receipt, UnitJob
 
-# Seconds between two looks at what other commands have done meanwhile.
-LOOK_EVERY_S = 2.0
+# Seconds between two looks at what others have done meanwhile, of the process that reports and of one that does not,
+# and how many times what a look takes, which grows with the parts.
+LOOK_EVERY_S, SILENT_LOOK_EVERY_S, LOOK_SHARE = 2.0, 5.0, 20
+# Seconds of the first wait for work units of others, which grow.
+FIRST_WAIT_S = 0.25
 # Work units that fail one after the other, with none that is done between them, end the run: it is not them.
 MOST_IN_A_ROW = 5
 # Work units that a message names.
@@ -42,7 +46,7 @@ class UnitsFailedError(GvendiError):
 
 @dataclass
 class _Count:
-    """What is done of a run: work units, and their rejected rows."""
+    """What is done of a run: work units, and their rejected rows, of others only if `counts_rejected`."""
 
     run: RunDirectory
     progress: Progress
@@ -51,26 +55,73 @@ class _Count:
     rejected: int
     # Those whose part is damaged and not yet made anew: what lies on disk does not count.
     again: set[int]
-    own: set[int] = field(default_factory=set)
+    counts_rejected: bool
+    every_s: float
+    _due: float = 0.0
+    # {work unit that was taken for another's: its rejected rows}; its receipt may come yet, behind its part.
+    _looked_at: dict[int, int] = field(default_factory=dict)
 
     def take(self, receipt: Receipt) -> None:
         """Count a work unit that is done."""
         if receipt.unit in self.done:
+            self._taken_for_anothers(receipt)
             return
         self.done.add(receipt.unit)
-        self.own.add(receipt.unit)
         self.again.discard(receipt.unit)
         self.rejected += receipt.rejected
         if not receipt.counted:
             self.progress.advance(receipt.rows, receipt.tokens, receipt.rejected)
 
-    def look(self) -> None:
-        """Count what others have done meanwhile."""
+    def _taken_for_anothers(self, receipt: Receipt) -> None:
+        refused = self._looked_at.pop(receipt.unit, None)
+        if refused is None:
+            return
+        self.rejected += receipt.rejected - refused
+        if receipt.counted:
+            self.progress.advance(-receipt.rows, 0, -refused)
+        else:
+            self.progress.advance(0, receipt.tokens, receipt.rejected - refused)
+
+    def look(self, is_due: bool = False) -> None:
+        """Count what others have done meanwhile; is_due: only if the last look is long ago."""
+        began = time.monotonic()
+        if is_due and began < self._due:
+            return
         for unit in set(self.run.done()) - self.done - self.again:
             self.done.add(unit)
-            refused = sum(1 for _ in self.run.rejected([unit]))
+            refused = sum(1 for _ in self.run.rejected([unit])) if self.counts_rejected else 0
             self.rejected += refused
+            self._looked_at[unit] = refused
             self.progress.advance(self.rows(unit), 0, refused)
+        now = time.monotonic()
+        self._due = now + max(self.every_s, LOOK_SHARE * (now - began))
+
+    def forget_gone(self) -> None:
+        """Those whose part is there no more: another rank has found it damaged."""
+        self.done &= set(self.run.done())
+
+
+class _Left(Sequence[int]):
+    """Work units, less those that are done by the time that they are asked for."""
+
+    def __init__(self, units: Sequence[int], is_left: Callable[[int], bool]) -> None:
+        self._units, self._is_left = units, is_left
+
+    def __iter__(self) -> Iterator[int]:
+        return filter(self._is_left, self._units)
+
+    def __contains__(self, unit: object) -> bool:
+        return isinstance(unit, int) and self._is_left(unit)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, place: Any) -> Any:
+        return self._units[place]
 
 
 def hand_out(
@@ -85,15 +136,34 @@ def hand_out(
     """Have the work units of a corpus done that are not in `done`.
 
     rejected: rows of those that are. check: called with rejected rows and done work units, as they grow; what it raises
-    ends the run. Raises UnitsFailedError at the end where work units were given up.
+    ends the run. Raises UnitsFailedError at the end where work units were given up; of several ranks the first does,
+    as a launcher ends all of them with the first that fails.
     """
     units = {unit.ordinal: unit.rows for unit in job.manifest.units}
-    count = _Count(run, progress, units.__getitem__, set(done), rejected, set(job.again))
+    counts_rejected = engine.is_first or job.settings.max_rejected is not None
+    every_s = LOOK_EVERY_S if engine.is_first else SILENT_LOOK_EVERY_S
+    count = _Count(
+        run, progress, units.__getitem__, set(done), rejected, set(job.again), counts_rejected, every_s
+    )
     watch = LeaseWatch(run.path, job.settings.terms)
     given_up = set(quarantined(run.path))
-    in_a_row, is_waiting, looked = 0, False, time.monotonic()
-    while left := [unit for unit in units if unit not in count.done and unit not in given_up]:
-        todo = watch.free(left)
+    in_a_row, is_waiting, wait_s = 0, False, FIRST_WAIT_S
+
+    def is_left(unit: int) -> bool:
+        return unit not in count.done and unit not in given_up
+
+    while True:
+        # Leases before parts: a work unit that is done between the two looks is neither held nor left.
+        held = watch.held()
+        count.look()
+        check(count.rejected, count.done)
+        given_up |= set(quarantined(run.path))
+        if not any(map(is_left, units)) and engine.world > 1:
+            count.forget_gone()
+        left = list(filter(is_left, units))
+        if not left:
+            break
+        todo = _Left([unit for unit in left if unit not in held], is_left)
         has_moved = False
         # A worker is opened for work alone: it loads the proxy.
         receipts = engine.work(replace(job, again=frozenset(count.again)), todo) if todo else ()
@@ -106,19 +176,17 @@ def hand_out(
                 in_a_row, has_moved = in_a_row + 1, True
                 progress.note(f"work unit {receipt.unit} failed too often and is left out: {receipt.error}")
                 _check_row(in_a_row, receipt)
-            if time.monotonic() - looked >= LOOK_EVERY_S:
-                count.look()
-                looked = time.monotonic()
+            count.look(is_due=True)
             check(count.rejected, count.done)
-        count.look()
-        check(count.rejected, count.done)
-        given_up |= set(quarantined(run.path))
-        if not has_moved and set(left) - count.done - given_up:
+        if has_moved:
+            wait_s = FIRST_WAIT_S
+        elif any(map(is_left, left)):
             if not is_waiting:
                 is_waiting = True
                 progress.note(watch.sentence(left))
-            time.sleep(min(LOOK_EVERY_S, job.settings.terms.lease_s / 4))
-    if given_up:
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, count.every_s, job.settings.terms.lease_s / 4)
+    if given_up and engine.is_first:
         found = quarantined(run.path)
         listed = sorted(given_up & set(found))
         if listed:

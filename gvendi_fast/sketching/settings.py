@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.leases import Terms
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields
+from gvendi_fast.data.stored_sketches import check_store
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.gradients.adapters import check_choice
 from gvendi_fast.sketching.gradients.layers import check_groups, check_preset
@@ -28,6 +29,8 @@ class Settings:
     mask: "completion", or "released" for the masking of the released G-Vendi code.
     limit: read the first `limit` rows only (None: all).
     unit_rows: rows of a work unit, at most; a run directory goes on with those that it was begun with.
+    unit_bytes: bytes of the text of a work unit's rows, at most, unless it is one row (None: not cut by bytes); kept by
+        a run directory as `unit_rows` is.
     rows_together: work units share batches until they have this many rows (None: 8192 on a GPU, and one work unit at
         a time on a CPU).
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
@@ -45,6 +48,8 @@ class Settings:
     terms: when a work unit is taken from whoever has it, and when it is given up.
     retry_failed: try work units again that were given up.
     strict: end with an error, before any row is sketched, where the look at the first rows gives a warning.
+    store: how the run directory keeps sketches, "float32", "float16" or "int8", see `data.stored_sketches` (None: as it
+        was begun, float32 in a new one).
     """
 
     spec: SketchSpec = field(default_factory=SketchSpec)
@@ -54,6 +59,7 @@ class Settings:
     mask: str = "completion"
     limit: int | None = None
     unit_rows: int = 512
+    unit_bytes: int | None = None
     rows_together: int | None = None
     max_rejected: int | float | None = None
     exclude: tuple[str, ...] = ()
@@ -68,12 +74,22 @@ class Settings:
     parameters: str = "trainable"
     terms: Terms = field(default_factory=Terms)
     retry_failed: bool = False
+    store: str | None = None
 
     def __post_init__(self) -> None:
+        check_store(self.store)
         check_preset(self.layers)
         check_choice(self.parameters)
         check_groups(self.groups)
-        for name in ("batch_tokens", "unit_rows", "rows_together", "limit", "max_tokens", "max_row_bytes"):
+        for name in (
+            "batch_tokens",
+            "unit_rows",
+            "unit_bytes",
+            "rows_together",
+            "limit",
+            "max_tokens",
+            "max_row_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise GvendiError(f"{name} must be at least 1, got {value}")

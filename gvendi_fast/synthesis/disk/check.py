@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists, is_passing, names_in, stale
+from gvendi_fast.base.places import place
 from gvendi_fast.data.checking import DAMAGED, LEFT, Checked, check_run
 from gvendi_fast.synthesis.disk.digests import (
     ACCEPTED,
@@ -43,7 +44,7 @@ def check_directory(
 
     A synthesis that grows from another run directory has no sketches of seeds in its own; check that one by its name.
     """
-    root = Path(path)
+    root = place(path)
     names_in(root)
     if not holds_run(root):
         return check_run(root, with_corpus, corpus)
@@ -94,8 +95,8 @@ def check_record(path: str | os.PathLike) -> list[str]:
         except GvendiError as error:
             found.append(str(error))
     blocks = [event for event in events if event["event"] == "block"]
-    for place, name in enumerate(FILES):
-        _, wrong = read_through(folder / name, place, blocks)
+    for index, name in enumerate(FILES):
+        _, wrong = read_through(folder / name, index, blocks)
         found += wrong or _lengths(folder / name, blocks)
     found += _twice(folder, blocks)
     sizes = [(folder / name).stat().st_size if exists(folder / name) else 0 for name in FILES]

@@ -17,6 +17,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import names_in
+from gvendi_fast.base.places import place
 from gvendi_fast.clusters.kmeans import SphericalKMeans
 from gvendi_fast.data.pool import Pool, as_pool
 from gvendi_fast.data.run_directory import RunDirectory
@@ -72,8 +73,8 @@ class RunRecord:
         )
         sizes = self.blocks[-1]["bytes"] if self.blocks else (0, 0, 0)
         self._sizes = dict(zip(FILES, sizes, strict=True))
-        for place, name in enumerate(FILES):
-            _, wrong = read_through(self.path / name, place, self.blocks)
+        for index, name in enumerate(FILES):
+            _, wrong = read_through(self.path / name, index, self.blocks)
             if wrong:
                 raise GvendiError(wrong[0])
         self._check()
@@ -179,7 +180,7 @@ class RunRecord:
 
 def holds_run(path: str | os.PathLike) -> bool:
     """Whether a folder is the directory of a synthesis run: one that has begun, or has lost its fingerprint.json."""
-    root = Path(path)
+    root = place(path)
     if (root / FINGERPRINT).is_file():
         return True
     # Someone else's folder may well have one of these names.

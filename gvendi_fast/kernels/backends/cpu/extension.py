@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 
-# torch comes first: the extension then shares its OpenMP runtime instead of starting a second pool of threads.
+# torch comes first: the extension has no OpenMP runtime of its own and calls the one that torch has opened.
 import numpy as np
 import torch
 
