@@ -79,7 +79,7 @@ def choose_cut(
             return Cut(ROWS)
         cut = Cut(MOST_ROWS, bytes_of_a_unit(rate * BYTES_A_TOKEN))
         progress.note(
-            f"work units of up to {cut.bytes:,} bytes, about a minute at {rate:,.0f} tokens/s (--unit-rows cuts by rows)"
+            f"work units of up to {cut.bytes:,} bytes of rows, about a minute of work at {rate:,.0f} tokens/s"
         )
     check_free(root)
     make_folder(root)
