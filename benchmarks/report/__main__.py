@@ -40,6 +40,7 @@ from benchmarks.report.rates import planning_rates
 from benchmarks.report.reference import reference_values
 from benchmarks.report.scale import scale_sections
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
+from benchmarks.report.stored_sketches import stored_sections
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.report.training import sampler_line, sampler_table, series_line, series_table
 from benchmarks.report.training_tap import tap_sections
@@ -228,6 +229,7 @@ def render(results: Path = RESULTS) -> str:
         dimension_line(dimension, MISSING),
         machine_line([dimension] if dimension else []),
         dimension_table(dimension, table),
+        *stored_sections(load(results / "stored_sketches.json"), table, machine_line),
         *coverage_sections(load(results / "coverage.json"), table),
         "## Scoring and selection",
         "On finished sketches.",
