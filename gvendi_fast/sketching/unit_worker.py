@@ -18,11 +18,13 @@ from typing import Any
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists, host_name
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.data.index import Manifest, Rejected, Unit, UnitReader
 from gvendi_fast.data.leases import Leases
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_files import read_json
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
@@ -135,6 +137,7 @@ class UnitWorker:
     """See `engine.Worker`; its receipts are `Receipt`s."""
 
     def __init__(self, job: UnitJob) -> None:
+        _check_sight(job)
         proxy = job.proxy if isinstance(job.proxy, Proxy) else job.proxy.load()
         self.job, self.proxy = job, proxy
         self.run_directory = RunDirectory(job.path, job.spec, job.recorded)
@@ -296,6 +299,17 @@ class UnitWorker:
         for sample in self.encoder.stream(reader.read(unit)):
             (samples if isinstance(sample, Sample) else refused).append(sample)
         return UnitSketches(unit, samples, refused, self.columns)
+
+
+def _check_sight(job: UnitJob) -> None:
+    """Raise GvendiError where this machine has another run directory under its path than the run's, or none."""
+    path = job.path / "spec.json"
+    if not exists(path) or read_json(path) != job.spec:
+        raise GvendiError(
+            f"'{job.path}' is not the run directory here that it is where the run was begun (host {host_name()!r}): "
+            "every worker must see it under one path; put it where all machines look, on a shared file system or in "
+            "an object store"
+        )
 
 
 def encoder_for(proxy: Proxy, settings: Settings, longest: int) -> Encoder:
