@@ -52,6 +52,7 @@ from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.settings import Settings
+from gvendi_fast.sketching.unit_size import choose_cut
 from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, compiled, encoder_for, sketcher_for
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
@@ -123,14 +124,14 @@ def sketch_corpus(
         settings.fields,
         settings.limit,
     )
-    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit, settings.unit_bytes)
+    limit = longest(proxy.name, positions_of(proxy.model.config), settings.max_tokens)
+    encoder = encoder_for(proxy, settings, limit)
+    cut = choose_cut(data, out, index, proxy, encoder, settings, engine, progress)
+    manifest = index_for(out, index, settings.fields, cut.rows, settings.limit, cut.bytes)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    positions = positions_of(proxy.model.config)
-    limit = longest(proxy.name, positions, settings.max_tokens)
-    encoder = encoder_for(proxy, settings, limit)
     found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
