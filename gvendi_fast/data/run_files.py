@@ -21,6 +21,8 @@ from gvendi_fast.data.unit_cuts import UnitRanges, even_runs, runs_of
 # The format of units.json whose parts name the corpus up to their own file.
 BY_FILE = 2
 SCORE, WARNINGS, PAIRS = "score.json", "warnings.json", "parameters.json"
+# The folder through which the ranks of a command exchange results; nothing in it outlasts the command.
+PASSES = "passes"
 # The file that holds the rows of a program, and the name under which its rows are recorded.
 SPOOL, SPOOLED = "rows.jsonl", "rows"
 # How large the work units are to be, before units.json says it.
