@@ -38,6 +38,7 @@ from benchmarks.report.proxies import (
 from benchmarks.report.quantised import quantised_line, quantised_table
 from benchmarks.report.rates import planning_rates
 from benchmarks.report.reference import reference_values
+from benchmarks.report.scale import scale_sections
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
 from benchmarks.report.stored_sketches import stored_sections
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
@@ -284,7 +285,8 @@ def render_readme(results: Path = RESULTS) -> str:
     return table(["what", "measured"], rows)
 
 
-def _rates(results: Path) -> dict:
+def planning_rates_of(results: Path = RESULTS) -> dict:
+    """The content of rates.json, from a folder of results."""
     names = ("tiny", "threads", "reading", "before_after", "scale")
     return planning_rates(
         load(results / "cpu.json"), gpu_results(results), *(load(results / f"{name}.json") for name in names)
@@ -310,15 +312,16 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     args = parser.parse_args()
     page, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
-    scale = ROOT / "docs" / "good-number.md"
+    scale, plans = ROOT / "docs" / "good-number.md", ROOT / "docs" / "scale.md"
     record = json.dumps(dispatch_record(gpu_results(RESULTS)), indent=1, sort_keys=True)
-    rates = json.dumps(_rates(RESULTS), indent=1, sort_keys=True)
+    rates = planning_rates_of(RESULTS)
     wanted = {
         page: between_markers(page, render()),
         readme: between_markers(readme, render_readme()),
         scale: between_markers(scale, reference_values(load(RESULTS / "reference_values.json"), table)),
         ROOT / RECORD.relative_to(RECORD.parents[3]): f"{record}\n",
-        ROOT / RATES.relative_to(RATES.parents[2]): f"{rates}\n",
+        ROOT / RATES.relative_to(RATES.parents[2]): f"{json.dumps(rates, indent=1, sort_keys=True)}\n",
+        plans: between_markers(plans, scale_sections(rates, table)),
     }
     stale = [path for path, content in wanted.items() if path.read_text() != content]
     if args.check and stale:

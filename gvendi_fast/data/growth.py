@@ -29,7 +29,15 @@ from gvendi_fast.data.parts import DamagedPartError, read_stamp
 from gvendi_fast.data.pieces import Step, pieces_of
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import RunDirectory, same_corpus
-from gvendi_fast.data.run_files import SPOOLED, check_manifest, digest_of, read_json, unit_ranges
+from gvendi_fast.data.run_files import (
+    SPOOLED,
+    begins,
+    check_manifest,
+    digest_of,
+    piece_digests,
+    read_json,
+    unit_ranges,
+)
 from gvendi_fast.data.unit_cuts import Cut
 
 _PIECE = 1 << 20
@@ -55,18 +63,21 @@ def index_for(
     """
     run = _recorded(out)
     if run is None:
-        return index(fields=fields, rows_per_unit=rows_per_unit, unit_bytes=unit_bytes, limit=limit)
+        found = index(fields=fields, rows_per_unit=rows_per_unit, unit_bytes=unit_bytes, limit=limit)
+        return replace(found, by_file=True)
     known, asked_cut = run.manifest, Cut(rows_per_unit, unit_bytes)
     cut = _cut_of(known)
 
     def read(plan: _Plan | None = None) -> Manifest:
         asked = fields if plan is None else _as_recorded(fields, known)
-        return index(fields=asked, rows_per_unit=cut.rows, unit_bytes=cut.bytes, limit=limit, plan=plan)
+        found = index(fields=asked, rows_per_unit=cut.rows, unit_bytes=cut.bytes, limit=limit, plan=plan)
+        return replace(found, by_file="format" in known)
 
     found = None
     if "earlier" not in known:
         found = read()
-        if same_corpus(known, found.to_dict()):
+        now = found.to_dict()
+        if same_corpus(known, now) or ("indexed" in known and begins(known, now)):
             return _noted(found, out, cut, asked_cut)
     return _noted(_grown(run, read, limit) or found or read(), out, cut, asked_cut)
 
@@ -156,7 +167,11 @@ def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | No
             or not _is_proven(run, found, kept)
         ):
             return None
-    before = {"corpus": digest_of(known), "units": kept}
+    before: dict[str, Any] = {"corpus": digest_of(known), "units": kept}
+    if found.by_file:
+        # As all parts of the pieces before the first one that has changed still have theirs.
+        now = set(piece_digests(found.to_dict()))
+        before["pieces"] = [digest for digest in piece_digests(known) if digest not in now]
     ranges = unit_ranges(known)
     again = sum(ranges.of(unit)[1] for unit in run.done() if unit >= kept)
     return replace(found, earlier=(*earlier, before), grown=(known["rows"], again))
