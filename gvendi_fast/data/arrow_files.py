@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gvendi_fast.base.os_errors import naming
@@ -63,11 +63,13 @@ class ArrowSource:
         """Those that are columns, one each, and nest no deeper than rows may."""
         return usable_columns(self._schema, names)
 
-    def check(self, limit: int | None) -> int:
+    def check(self, limit: int | None, look: Callable[[Any], None] | None = None) -> int:
         """How many rows there are, up to `limit`; UnreadableFileError where the columns in use of them are damaged."""
         rows = 0
         for batch in self._batches(self.columns or None):
             rows += batch.num_rows
+            if look is not None and self.columns:
+                look(batch)
             if limit is not None and rows >= limit:
                 return limit
         return rows

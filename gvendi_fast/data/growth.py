@@ -24,12 +24,21 @@ from gvendi_fast.base.files import exists
 from gvendi_fast.base.places import open_file, place
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.listing import UNREADABLE, short_names
+from gvendi_fast.data.manifest import Manifest
 from gvendi_fast.data.parts import DamagedPartError, read_stamp
-from gvendi_fast.data.pieces import Piece, Step, pieces_of
+from gvendi_fast.data.pieces import Step, pieces_of
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import RunDirectory, same_corpus
-from gvendi_fast.data.run_files import SPOOLED, check_manifest, digest_of, read_json, unit_ranges
-from gvendi_fast.data.work_units import Manifest
+from gvendi_fast.data.run_files import (
+    SPOOLED,
+    begins,
+    check_manifest,
+    digest_of,
+    piece_digests,
+    read_json,
+    unit_ranges,
+)
+from gvendi_fast.data.unit_cuts import Cut
 
 _PIECE = 1 << 20
 # What units.json says of a file beside what it is called.
@@ -42,10 +51,11 @@ def index_for(
     fields: Fields,
     rows_per_unit: int,
     limit: int | None,
+    unit_bytes: int | None = None,
 ) -> Manifest:
     """The corpus that `index` reads, cut as the run directory `out` has it recorded, if it has.
 
-    index: `index_corpus` with all arguments but `fields`, `rows_per_unit`, `limit` and `plan`.
+    index: `index_corpus` with all arguments but `fields`, `rows_per_unit`, `unit_bytes`, `limit` and `plan`.
     fields: as the user gave them; where the shape of rows is to be recognised, rows behind do not change it.
     Where the corpus is the recorded one with rows behind (a higher `limit`, lines appended to its files, more files),
     the result has the recorded files in their recorded order and under their recorded names, then the new ones, and
@@ -53,19 +63,23 @@ def index_for(
     """
     run = _recorded(out)
     if run is None:
-        return index(fields=fields, rows_per_unit=rows_per_unit, limit=limit)
-    known, per_unit = run.manifest, run.manifest["rows_per_unit"]
+        found = index(fields=fields, rows_per_unit=rows_per_unit, unit_bytes=unit_bytes, limit=limit)
+        return replace(found, by_file=True)
+    known, asked_cut = run.manifest, Cut(rows_per_unit, unit_bytes)
+    cut = _cut_of(known)
 
     def read(plan: _Plan | None = None) -> Manifest:
         asked = fields if plan is None else _as_recorded(fields, known)
-        return index(fields=asked, rows_per_unit=per_unit, limit=limit, plan=plan)
+        found = index(fields=asked, rows_per_unit=cut.rows, unit_bytes=cut.bytes, limit=limit, plan=plan)
+        return replace(found, by_file="format" in known)
 
     found = None
     if "earlier" not in known:
         found = read()
-        if same_corpus(known, found.to_dict()):
-            return _noted(found, out, per_unit, rows_per_unit)
-    return _noted(_grown(run, read, limit) or found or read(), out, per_unit, rows_per_unit)
+        now = found.to_dict()
+        if same_corpus(known, now) or ("indexed" in known and begins(known, now)):
+            return _noted(found, out, cut, asked_cut)
+    return _noted(_grown(run, read, limit) or found or read(), out, cut, asked_cut)
 
 
 def growth_note(manifest: Manifest, done: set[int]) -> str | None:
@@ -104,11 +118,25 @@ def _recorded(out: str | os.PathLike) -> RunDirectory | None:
     return RunDirectory(root, read_json(root / "spec.json"), known)
 
 
-def _noted(manifest: Manifest, out: str | os.PathLike, recorded: int, asked: int) -> Manifest:
-    if recorded == asked:
-        return manifest
-    note = f"work units have {recorded:,} rows, as '{os.fspath(out)}' was begun with (unit_rows is {asked:,})"
-    return replace(manifest, notes=(*manifest.notes, note))
+def recorded_cut(out: str | os.PathLike) -> Cut | None:
+    """How the run directory `out` has cut its corpus, and goes on to; None where it is to be begun."""
+    run = _recorded(out)
+    return None if run is None else _cut_of(run.manifest)
+
+
+def _cut_of(known: Mapping[str, Any]) -> Cut:
+    return Cut(known["rows_per_unit"], known.get("unit_bytes"))
+
+
+def _noted(manifest: Manifest, out: str | os.PathLike, recorded: Cut, asked: Cut) -> Manifest:
+    notes, begun = [], f"as '{os.fspath(out)}' was begun with"
+    if recorded.rows != asked.rows:
+        notes.append(f"work units have {recorded.rows:,} rows, {begun} (unit_rows is {asked.rows:,})")
+    # What is chosen anew with every command is none that someone asked for.
+    if asked.bytes is not None and recorded.bytes != asked.bytes:
+        size = "any size" if recorded.bytes is None else f"{recorded.bytes:,} bytes"
+        notes.append(f"work units have {size}, {begun} (unit_bytes is {asked.bytes:,})")
+    return replace(manifest, notes=(*manifest.notes, *notes)) if notes else manifest
 
 
 def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | None) -> Manifest | None:
@@ -126,7 +154,8 @@ def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | No
     found = replace(found, earlier=tuple(earlier))
     if earlier and same_corpus(known, found.to_dict()):
         return found
-    if not plan.is_matched or not _is_longer(known, found):
+    # Rows that are cut by bytes and have become shorter make fewer work units.
+    if not plan.is_matched or not _is_longer(known, found) or len(found.units) < known["units_total"]:
         return None
     kept = _same_units(known, found)
     if not _is_proven(run, found, kept):
@@ -138,7 +167,11 @@ def _grown(run: RunDirectory, read: Callable[[_Plan], Manifest], limit: int | No
             or not _is_proven(run, found, kept)
         ):
             return None
-    before = {"corpus": digest_of(known), "units": kept}
+    before: dict[str, Any] = {"corpus": digest_of(known), "units": kept}
+    if found.by_file:
+        # As all parts of the pieces before the first one that has changed still have theirs.
+        now = set(piece_digests(found.to_dict()))
+        before["pieces"] = [digest for digest in piece_digests(known) if digest not in now]
     ranges = unit_ranges(known)
     again = sum(ranges.of(unit)[1] for unit in run.done() if unit >= kept)
     return replace(found, earlier=(*earlier, before), grown=(known["rows"], again))
@@ -242,10 +275,8 @@ def _is_appended(known: Mapping[str, Any], found: Manifest) -> bool:
 
 def _same_units(known: Mapping[str, Any], found: Manifest) -> int:
     """How many of the recorded work units, from the first on, have the same rows: all, or all but the last."""
-    pieces = pieces_of(known)
-    last = Piece(pieces[-1].file, pieces[-1].first, found.pieces[len(pieces) - 1].rows)
-    is_refilled = last != pieces[-1] and pieces[-1].rows % known["rows_per_unit"] != 0
-    return known["units_total"] - is_refilled
+    count = known["units_total"]
+    return count - (found.units[count - 1].rows != unit_ranges(known).of(count - 1)[1])
 
 
 def _is_proven(run: RunDirectory, found: Manifest, kept: int) -> bool:

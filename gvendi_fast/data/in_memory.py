@@ -21,10 +21,10 @@ from gvendi_fast.base.files import atomic_write, exists, make_folder
 from gvendi_fast.base.places import is_url, open_file, place
 from gvendi_fast.data.json_rows import row_line
 from gvendi_fast.data.kinds import STANDARD_INPUT, kind_of
+from gvendi_fast.data.manifest import Manifest
 from gvendi_fast.data.rows import Fields
 from gvendi_fast.data.run_directory import check_free
 from gvendi_fast.data.run_files import SPOOL, SPOOLED, check_manifest, read_json
-from gvendi_fast.data.work_units import Manifest
 
 Paths: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike]
 Corpus: TypeAlias = Paths | Iterable[Any]

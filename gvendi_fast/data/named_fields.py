@@ -10,9 +10,10 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.kinds import is_table
+from gvendi_fast.data.manifest import Manifest
 from gvendi_fast.data.rows import Fields, Rejected, Row
 from gvendi_fast.data.sources import open_table, records_of_file
-from gvendi_fast.data.work_units import Manifest, UnitReader
+from gvendi_fast.data.work_units import UnitReader
 
 # Rows whose fields are listed, and names that an error lists.
 FIRST_ROWS, MOST_NAMES = 64, 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import IO, Any
 
@@ -149,7 +149,7 @@ class ParquetSource:
         """Those that are columns, one each, and nest no deeper than rows may."""
         return usable_columns(self._file.schema_arrow, names)
 
-    def check(self, limit: int | None) -> int:
+    def check(self, limit: int | None, look: Callable[[Any], None] | None = None) -> int:
         """Read the columns in use of the first `limit` rows, so that damage is found before the work is begun.
 
         Returns how many rows there are, up to `limit`. Raises UnreadableFileError where a page cannot be read.
@@ -161,6 +161,8 @@ class ParquetSource:
         if self.columns and used:
             for batch in self._batches(used, self.columns, seen):
                 seen += batch.num_rows
+                if look is not None:
+                    look(batch)
         return total
 
     def rows(

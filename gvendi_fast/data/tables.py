@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from gvendi_fast.data.arrow_rows import depth
@@ -42,8 +42,11 @@ class Table(Protocol):
     def picked(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """(number, batch of one row with all columns) of the rows with these ascending numbers, from 0."""
 
-    def check(self, limit: int | None) -> int:
-        """How many rows there are, up to `limit`; UnreadableFileError where the columns in use of them are damaged."""
+    def check(self, limit: int | None, look: Callable[[Any], None] | None = None) -> int:
+        """How many rows there are, up to `limit`; UnreadableFileError where the columns in use of them are damaged.
+
+        look: called with each batch of these columns, from the first row to the last one, and perhaps more.
+        """
 
     def fingerprint(self, rows: int, digest: Any) -> tuple[int, list[int]]:
         """Update `digest` with the bytes that hold the first `rows` rows; CRC-32 of the rest and of each group."""

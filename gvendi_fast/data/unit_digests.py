@@ -11,12 +11,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 from zlib import crc32
-
-from gvendi_fast.base.places import status_of
-from gvendi_fast.data.rows import Fields
-from gvendi_fast.data.sources import open_table
 
 
 def line_digest(so_far: int, line: int, payload: bytes | str) -> int:
@@ -41,33 +36,3 @@ def groups_of(group_rows: Sequence[int], first: int, rows: int) -> range:
     """The row groups that hold `rows` rows from row `first` (from 0) of their file on."""
     ends = [*accumulate(group_rows)]
     return range(bisect_right(ends, first), bisect_left(ends, first + rows) + 1)
-
-
-class GroupSums:
-    """Checksums of a table's row groups, each read once as long as the system says that the file is the same.
-
-    The time of a file's last change of status cannot be set back, as that of its content can.
-    """
-
-    def __init__(self, path: str, kind: str) -> None:
-        self.path, self.kind = path, kind
-        self._status: tuple[Any, ...] = ()
-        self._footer = 0
-        self._rows: list[int] = []
-        self._sums: dict[int, int] = {}
-
-    def digest(self, first: int, rows: int) -> str:
-        """`Unit.digest` of `rows` rows from row `first` (from 0) on, as the file is now."""
-        status = status_of(self.path)
-        if status != self._status:
-            with open_table(self.path, self.kind, Fields()) as source:
-                self._rows, self._footer = source.group_rows, source.footer_sum()
-            self._status, self._sums = status, {}
-        wanted = groups_of(self._rows, first, rows)
-        missing = [group for group in wanted if group not in self._sums and group < len(self._rows)]
-        if missing:
-            with open_table(self.path, self.kind, Fields()) as source:
-                # Rows are read in order, so that the row groups before these are done with.
-                self._sums = {group: self._sums[group] for group in wanted if group in self._sums}
-                self._sums |= {group: source.group_sum(group) for group in missing}
-        return groups_digest(self._footer, [self._sums.get(group, 0) for group in wanted])

@@ -19,10 +19,11 @@ import numpy as np
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
 from gvendi_fast.data.kinds import is_table
+from gvendi_fast.data.manifest import Manifest, Unit
 from gvendi_fast.data.remedies import remedies_of
 from gvendi_fast.data.rows import Rejected, Row, kind_of_reason
 from gvendi_fast.data.sources import can_start_at, open_table
-from gvendi_fast.data.work_units import Manifest, Unit, UnitReader
+from gvendi_fast.data.work_units import UnitReader
 from gvendi_fast.sketching.proxy.encode import IGNORED, Encoder, Preview
 from gvendi_fast.sketching.silent_faults import NOTABLE, SPELT, Fault, Looked, Looks, faults
 

@@ -17,7 +17,7 @@ import pytest
 from hangs import HANG_S
 
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data import index
+from gvendi_fast.data import seen_ids
 from gvendi_fast.data.index import Fields, Rejected, Row, UnitReader, index_corpus, read_unit
 
 
@@ -154,7 +154,7 @@ def test_duplicate_ids_over_files(tmp_path):
 @pytest.mark.parametrize(("repeats", "bytes_a_row"), [(1, 2), (2, 7)])
 def test_index_memory_does_not_grow_with_rows(tmp_path, monkeypatch, repeats, bytes_a_row):
     # So that the ids of all but the first rows are on disk.
-    monkeypatch.setattr(index, "_IDS_BYTES", 1 << 16)
+    monkeypatch.setattr(seen_ids, "_IDS_BYTES", 1 << 16)
 
     def peak(rows: int) -> int:
         path = tmp_path / f"{rows}.jsonl"

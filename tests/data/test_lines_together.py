@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gvendi_fast.data import index, json_lines
+from gvendi_fast.data import json_lines, seen_ids
 from gvendi_fast.data import lines as lines_of_text
 from gvendi_fast.data.index import Fields, UnitReader, index_corpus
 from gvendi_fast.data.lines import Lines
@@ -142,5 +142,5 @@ def test_ids_on_disk_tell_the_same_repeats(tmp_path, monkeypatch):
     in_memory = read(tmp_path, rows_per_unit=50)
     assert in_memory[0].duplicates > 500
     for limit in (0, 50_000):
-        monkeypatch.setattr(index, "_IDS_BYTES", limit)
+        monkeypatch.setattr(seen_ids, "_IDS_BYTES", limit)
         assert read(tmp_path, rows_per_unit=50) == in_memory

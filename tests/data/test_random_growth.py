@@ -28,6 +28,7 @@ class Growing:
         self.files: dict[str, list[dict]] = {}
         self.count = 0
         self.limit: int | None = self.draw.choice([None, 3, 7])
+        self.unit_bytes: int | None = self.draw.choice([None, 90])
         self.folder.mkdir()
 
     def grow(self) -> None:
@@ -53,7 +54,8 @@ class Growing:
     def sketch(self, share: float) -> RunDirectory:
         """Do about this share of the work units that are left, as a run that is killed leaves them."""
         index = partial(index_corpus, self.folder)
-        manifest = index_for(self.run, index, Fields(), self.draw.choice([4, 5]), self.limit)
+        rows = self.draw.choice([4, 5])
+        manifest = index_for(self.run, index, Fields(), rows, self.limit, self.unit_bytes)
         run = RunDirectory.open(self.run, SPEC, manifest.to_dict())
         manifest = manifest.recorded_as(run.manifest)
         assert run.broken({unit.ordinal: unit.digest for unit in manifest.units}) == []
