@@ -257,7 +257,7 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
         "a work unit": computed(
             unit_rows,
             "rows",
-            f"what a worker does in {work.unit_seconds:,.0f} s, up to {MOST_PART >> 20} MiB; a kill loses one",
+            f"for --unit-rows: what a worker does in {work.unit_seconds:,.0f} s, up to {MOST_PART >> 20} MiB",
         ),
         "work units": computed(units, "units", "rows / rows of a work unit"),
         "objects": computed(2 * units, "objects", "a part and a list of rejected rows for each work unit"),
@@ -288,7 +288,11 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
     }
     if work.bytes_per_row is not None:
         index = rows * work.bytes_per_row.value / rates["indexing"]["value"]
-        results["indexing"] = computed(index / workers, "seconds", "bytes / rate / workers, one file a task")
+        results["indexing"] = computed(
+            index / workers,
+            "seconds",
+            "bytes / rate / workers, one file a task; each rank of torchrun or Slurm reads all files",
+        )
     passes = _passes(work, rows * row_bytes, inputs["reading parts"].value, inputs["products"].value, rates)
     return Plan(inputs, results, passes, tuple(_notes(work, results)))
 

@@ -28,8 +28,8 @@ def plan(
         list[str] | None,
         typer.Argument(
             metavar="[DATA]...",
-            help="Files, folders, globs or URLs of the corpus, of which some rows are looked at: their bytes, and their "
-            "tokens by the proxy's tokenizer. (Default: none; give --rows and --tokens.)",
+            help="Files, folders, globs or URLs of the corpus, of which some rows are looked at: their bytes, and "
+            "their tokens by the proxy's tokenizer. (Default: none; give --rows and --tokens.)",
         ),
     ] = None,
     rows: Annotated[
