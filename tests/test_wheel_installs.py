@@ -1,4 +1,4 @@
-"""`make wheel`, and its wheel where no compiler can be found: it installs, says its kernels, and scores as the source does."""
+"""`make wheel`, and its wheel where no compiler is: it installs, names its kernels, and scores as the source does."""
 
 import json
 import os

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ import torch
 
 from gvendi_fast.analysis.most import NEAR_MOST, near_most, what_can_tell
 from gvendi_fast.base.draws import stream, subset
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import quantile
 from gvendi_fast.base.unit_length import unit_rows
 from gvendi_fast.data.distinct import Distinct
+from gvendi_fast.data.parts import Part
+from gvendi_fast.data.passes import over_run
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.checks import MAX_GROUP
@@ -120,7 +124,9 @@ def saturation_sentence(values: Iterable[float], n: int, dim: int) -> str | None
     return f"{rows}: {within}, as those of any diverse data would at this n; {tell}"
 
 
-def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = None) -> dict[str, GroupScore]:
+def group_scores(
+    run: RunDirectory, seed: int = 0, reference: RowMean | None = None, engine: Engine | None = None
+) -> dict[str, GroupScore]:
     """G-Vendi of every group of a run at equal n, as `with_others` chooses groups and n.
 
     Rows are drawn without replacement, 20 times (5 times where n is above 256); a draw depends on seed, group and
@@ -128,9 +134,10 @@ def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = N
     group of N rows, t sqrt(1 + n/N + (1 - n/N) / D) SE: what varies is a new draw, the group's rows and the choice of
     the D among them.
     reference: whose mean centred values leave out; without one there are none.
+    engine: which processes read the run; None is this one.
     Memory: 8 bytes a row of the run, and GROUP_BYTES of sketches (or one draw, where that is more).
     """
-    rows = _rows_of_groups(run)
+    rows = _rows_of_groups(run, engine)
     sizes = {group: len(numbers) for group, numbers in rows.items()}
     compared, n = with_others(rows)
     dim = run.dim
@@ -139,7 +146,9 @@ def group_scores(run: RunDirectory, seed: int = 0, reference: RowMean | None = N
     centred_of: dict[str, list[float]] = {group: [] for group in compared}
     firsts: dict[str, _First] = {}
     for batch in _batches(compared, n, seed, GROUP_BYTES // (4 * dim)):
-        for (group, _), value, centred, drawn in zip(batch, *_score(run, batch, dim, mean), strict=True):
+        for (group, _), value, centred, drawn in zip(
+            batch, *_score(run, batch, dim, mean, engine), strict=True
+        ):
             values_of[group].append(value)
             if centred is not None:
                 centred_of[group].append(centred)
@@ -188,18 +197,29 @@ def _first(rows: torch.Tensor) -> _First:
     return _First(interval.se, interval.freedom, of.value / of.plain)
 
 
-def _rows_of_groups(run: RunDirectory) -> dict[str, np.ndarray]:
+def _rows_of_groups(run: RunDirectory, engine: Engine | None) -> dict[str, np.ndarray]:
     """Each group's row numbers in ascending order."""
     members: dict[str, list[np.ndarray]] = {}
-    for part in run.iterate(["group", "row"]):
-        names, codes = np.unique(np.array(part.groups, dtype=object), return_inverse=True)
-        for code, name in enumerate(names):
-            members.setdefault(name, []).append(part.rows[codes == code])
+    for found in over_run(engine, run, ["group", "row"], _members):
+        for name, rows in found.items():
+            members.setdefault(name, []).append(rows)
         if len(members) > MAX_GROUPS:
             raise GvendiError(
                 f"--by has more than {MAX_GROUPS} different values; choose a field with fewer, such as a source"
             )
     return {group: np.sort(np.concatenate(numbers)) for group, numbers in members.items()}
+
+
+def _members(parts: Iterator[Part]) -> dict[str, np.ndarray]:
+    """Each group's row numbers in some parts; at the first with too many groups they end, an error in any case."""
+    members: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        names, codes = np.unique(np.array(part.groups, dtype=object), return_inverse=True)
+        for code, name in enumerate(names):
+            members.setdefault(name, []).append(part.rows[codes == code])
+        if len(members) > MAX_GROUPS:
+            break
+    return {group: np.concatenate(numbers) for group, numbers in members.items()}
 
 
 def band(values: list[float]) -> tuple[float, float]:
@@ -240,16 +260,19 @@ def _batches(
 
 
 def _score(
-    run: RunDirectory, batch: list[tuple[str, np.ndarray]], dim: int, mean: torch.Tensor | None
+    run: RunDirectory,
+    batch: list[tuple[str, np.ndarray]],
+    dim: int,
+    mean: torch.Tensor | None,
+    engine: Engine | None,
 ) -> tuple[list[float], list[float | None], Iterator[torch.Tensor]]:
     """G-Vendi of each draw of a batch, its centred value, and its rows; sketches are read in one pass over the run."""
     drawings = [drawn for _, drawn in batch]
     wanted, n = np.unique(np.concatenate(drawings)), len(drawings[0])
     held = np.empty((len(wanted), dim), np.float32)
-    for part in run.iterate(["row", "sketch"]):
-        at = np.minimum(np.searchsorted(wanted, part.rows), len(wanted) - 1)
-        here = wanted[at] == part.rows
-        held[at[here]] = part.sketches[here]
+    for found in over_run(engine, run, ["row", "sketch"], partial(_wanted_rows, wanted)):
+        for places, rows in found:
+            held[places] = rows
     sketches = torch.from_numpy(held)
     values: list[float] = []
     centred: list[float | None] = []
@@ -265,6 +288,16 @@ def _score(
             rows, some = centre_rows(unit_rows(drawn), mean)
             centred += _values(rows[some].float(), some.reshape(-1, n).sum(dim=1))
     return values, centred, (sketches[torch.from_numpy(np.searchsorted(wanted, drawn))] for drawn in drawings)
+
+
+def _wanted_rows(wanted: np.ndarray, parts: Iterator[Part]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(places among the wanted rows, their sketches) of each part; wanted is ascending."""
+    found = []
+    for part in parts:
+        at = np.minimum(np.searchsorted(wanted, part.rows), len(wanted) - 1)
+        here = wanted[at] == part.rows
+        found.append((at[here], part.sketches[here]))
+    return found
 
 
 def _values(rows: torch.Tensor, counts: torch.Tensor) -> list[float | None]:

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gvendi_fast.base.differences import PARAMETERS
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.passes import over_run
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.data.sketched_parameters import read_parameters
 from gvendi_fast.sketching.gradients.layers import FIRST, KINDS, LAST, Cell, check_preset, choose_groups
@@ -84,22 +86,25 @@ _KINDS = {Cell(kind, half).name: kind for kind in KINDS for half in ("", FIRST, 
 _READ = {"sketch": "group_sketches", "gradient_norm": "group_sketches"}
 
 
-def norm_shares(run: RunDirectory | str | os.PathLike) -> dict[str, float] | None:
+def norm_shares(
+    run: RunDirectory | str | os.PathLike, engine: Engine | None = None
+) -> dict[str, float] | None:
     """{kind of layer: its share of the squared gradient norm}, the mean over rows; the shares add up to 1.
 
     A row's share of a kind is ||z_kind||^2 over the sum over kinds, whose expectation over sketches is
     ||g_kind||^2 / ||g||^2 to first order. Groups by kind and half add up to their kind; other groups stand under their
     own names. None for a run directory whose parts hold no shares: it is of an earlier version, or has no rows.
+    engine: which processes read it; None is this one.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory.load(run)
     sums: dict[str, float] = {}
     rows = 0
-    for part in run.iterate(["norm_share"]):
-        if part.norm_shares is None:
+    for found in over_run(engine, run, ["norm_share"], _share_sums):
+        if found is None:
             return None
-        for name, shares in part.norm_shares.items():
-            sums[name] = sums.get(name, 0.0) + float(shares.sum(dtype=np.float64))
-        rows += len(next(iter(part.norm_shares.values()), ()))
+        for name, total in found[0].items():
+            sums[name] = sums[name] + total if name in sums else total
+        rows += found[1]
     if not rows:
         return None
     shares: dict[str, float] = {}
@@ -107,3 +112,16 @@ def norm_shares(run: RunDirectory | str | os.PathLike) -> dict[str, float] | Non
         kind = _KINDS.get(name, name)
         shares[kind] = shares.get(kind, 0.0) + total / rows
     return shares
+
+
+def _share_sums(parts: Iterator[Part]) -> tuple[dict[str, float], int] | None:
+    """({group of layers: sum of its shares}, rows) of parts; None where one holds none."""
+    sums: dict[str, float] = {}
+    rows = 0
+    for part in parts:
+        if part.norm_shares is None:
+            return None
+        for name, shares in part.norm_shares.items():
+            sums[name] = sums.get(name, 0.0) + float(shares.sum(dtype=np.float64))
+        rows += len(next(iter(part.norm_shares.values()), ()))
+    return sums, rows

@@ -8,21 +8,26 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from gvendi_fast.analysis.asked_groups import check_by
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
-from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of
+from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of, second_pass
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.temporary import keep, new_folder
+from gvendi_fast.data.chunks import unit_chunks
 from gvendi_fast.data.distinct import Distinct
 from gvendi_fast.data.in_memory import Corpus
+from gvendi_fast.data.parts import Part
+from gvendi_fast.data.passes import over_run
 from gvendi_fast.data.pool import BlockPool
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.run_directory import RunDirectory, is_any_done
@@ -260,13 +265,16 @@ def score_run(
     seconds: float | None = None,
     fresh_tokens: int = 0,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Score:
-    """Score what a run directory holds, complete or not; memory is bounded by one part and some K x K numbers.
+    """Score what a run directory holds, complete or not, in two passes over its sketches.
 
+    Memory is bounded by one part, some K x K numbers and 10 bytes a row.
     run: the directory.
     by: the field that it was sketched with; groups need the memory that `group_scores` names.
     orders, mean, save_mean: as in `score`.
     seed: of the draws of rows.
+    engine: which processes make the passes; None is this one. The numbers are the same to the bit.
     """
     check_by(run, by)
     _check_orders(orders)
@@ -275,7 +283,7 @@ def score_run(
     if mean is not None:
         # Refused before the rows are read.
         centred_spec(run.sketch_spec, mean, run.dim)
-    read = _read(run)
+    read = _read(run, engine)
     kinds = kinds_of(run.rejected())
     rejected = sum(kind.count for kind in kinds)
     if read.own.n == 0:
@@ -286,8 +294,9 @@ def score_run(
             f"{listed(kinds) or 'none'}{advice}"
         )
     sample = read.sample(run, mean)
-    numbers = numbers_of(sample)
-    grown = growth_of(sample, numbers.interval, seed)
+    second = second_pass(sample, seed, engine)
+    numbers = numbers_of(sample, second=second)
+    grown = growth_of(sample, numbers.interval, seed, second)
     if save_mean is not None:
         read.own.save(save_mean)
     coverage = [run.setting("coverage", name) for name in ("sketched", "total")]
@@ -307,9 +316,9 @@ def score_run(
         seconds=seconds if fresh_tokens else None,
         tokens_per_second=fresh_tokens / seconds if fresh_tokens and seconds else None,
         rejected=rejected,
-        by={} if by is None else group_scores(run, seed, read.own if mean is None else mean),
+        by={} if by is None else group_scores(run, seed, read.own if mean is None else mean, engine),
         coverage=coverage[0] / max(1, coverage[1]),
-        norm_shares=norm_shares(run),
+        norm_shares=norm_shares(run, engine),
         spec=run.spec,
         units=(run.units_done, run.units_total),
         rejected_by_reason={kind.reason: kind.count for kind in kinds},
@@ -334,38 +343,74 @@ def _corpus_of(run: RunDirectory) -> str:
 
 @dataclass
 class _Read:
-    """What one pass over a run's sketches gives; `few` holds the rows themselves while they are fewer than K."""
+    """What one pass over a run's sketches gives, or over those of a chunk.
+
+    own: the mean. state: of the rows, None while they are fewer than K; then `few` holds them, part by part.
+    distinct: different rows. tokens: all of them. units, counts: the work units, and how many rows each has.
+    """
 
     own: RowMean
-    state: VendiState
+    state: VendiState | None
     distinct: Distinct
-    few: list[np.ndarray] | None
-    tokens: int = 0
+    few: list[np.ndarray]
+    tokens: int
+    units: list[int]
+    counts: list[int]
 
     def sample(self, run: RunDirectory, mean: RowMean | None) -> Sample:
         """The rows as `numbers_of` takes them."""
         distinct = self.distinct.count()
-        if self.few is not None:
+        if self.state is None:
             return Sample.of_rows(np.concatenate(self.few), mean, distinct)
-        pool = BlockPool(run, self.own.n)
+        pool = BlockPool(run, unit_chunks(self.units, self.counts))
         return Sample(self.state, self.own, mean or self.own, pool, pool.dim, distinct)
 
+    def merge(self, other: _Read) -> None:
+        """Take up the rows behind."""
+        self.own.merge(other.own)
+        self.distinct.merge(other.distinct)
+        self.tokens += other.tokens
+        self.units += other.units
+        self.counts += other.counts
+        if self.state is None and other.state is None:
+            self.few += other.few
+            if self.own.n >= self.own.dim:
+                self.state, self.few = _state_of(self.few), []
+            return
+        # A sum of chunks, each summed for itself.
+        states = [of.state or _state_of(of.few) for of in (self, other) if of.state or of.few]
+        self.state, self.few = states[0] if len(states) == 1 else states[0].merge(states[1]), []
 
-def _read(run: RunDirectory) -> _Read:
-    dim = run.dim
-    read = _Read(RowMean(dim, run.sketch_spec), VendiState(dim), Distinct(), [])
-    for part in run.iterate(["sketch", "length"]):
+
+def _state_of(few: Sequence[np.ndarray]) -> VendiState:
+    state = VendiState(few[0].shape[1])
+    for sketches in few:
+        state.update(sketches)
+    return state
+
+
+def _read(run: RunDirectory, engine: Engine | None = None) -> _Read:
+    dim, spec = run.dim, run.sketch_spec
+    read = _Read(RowMean(dim, spec), None, Distinct(), [], 0, [], [])
+    for more in over_run(engine, run, ["sketch", "length"], partial(_read_parts, dim, spec)):
+        read.merge(more)
+    return read
+
+
+def _read_parts(dim: int, spec: dict[str, Any], parts: Iterator[Part]) -> _Read:
+    read = _Read(RowMean(dim, spec), None, Distinct(), [], 0, [], [])
+    for part in parts:
         read.own.update(part.sketches)
         read.distinct.update(part.sketches)
         read.tokens += int(part.length.sum())
-        if read.few is None:
+        read.units.append(part.unit)
+        read.counts.append(len(part.sketches))
+        if read.state is not None:
             read.state.update(part.sketches)
             continue
         read.few.append(part.sketches)
         if read.own.n >= dim:
-            for sketches in read.few:
-                read.state.update(sketches)
-            read.few = None
+            read.state, read.few = _state_of(read.few), []
     return read
 
 
@@ -383,26 +428,6 @@ def unreadable_of(run: RunDirectory) -> dict[str, str]:
 def damaged_of(run: RunDirectory) -> dict[str, str]:
     """{file of the corpus that ends before it should: what is wrong with it}."""
     return {item["path"]: item["reason"] for item in (run.manifest or {}).get("damaged", [])}
-
-
-def check_by(run: RunDirectory, by: str | None) -> None:
-    """GvendiError unless the run directory was sketched with this --by and a row has it (None always passes)."""
-    recorded = run.by
-    if by is not None and by != recorded:
-        raise GvendiError(
-            f"'{run.path}' was sketched with --by {recorded}, not --by {by}; the groups are stored with the "
-            "sketches: sketch the corpus again with this --by into another --out"
-            if recorded
-            else f"'{run.path}' was sketched without --by, so it holds no groups; sketch the corpus with --by {by} "
-            "into another --out"
-        )
-    # Of a run that goes on, later rows may have it.
-    is_whole = by is not None and run.missing() is None
-    if is_whole and run.done() and not any(any(part.groups) for part in run.iterate(["group"])):
-        raise GvendiError(
-            f"by is {by!r}, which no row of '{run.path}' has; leave it out, or sketch the corpus with a field that its "
-            "rows have into another --out"
-        )
 
 
 class _Clock:

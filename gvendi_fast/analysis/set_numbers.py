@@ -6,27 +6,33 @@ reference (centred), and how much of the rows lies in one direction. Each is def
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 
 from gvendi_fast.analysis.most import NEAR_MOST, what_can_tell
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.shown import number, shown
 from gvendi_fast.base.unit_length import Rows, unit_rows
 from gvendi_fast.data.distinct import Distinct
+from gvendi_fast.data.passes import Sums, Together, over_pool
 from gvendi_fast.data.pool import MatrixPool, Pool
 from gvendi_fast.kernels.sketch_matrix import MAX_DIM
-from gvendi_fast.vendi.centered import CenteredScore, RowMean, centered
+from gvendi_fast.vendi.centered import CenteredScore, CenteredSums, RowMean, centered, centered_of
 from gvendi_fast.vendi.diagnosis import Diagnosis, diagnose
-from gvendi_fast.vendi.growth import LEAST_ROWS, Growth, growth
-from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.vendi.growth import LEAST_ROWS, Growth, Quarters, growth, quarter_of, quarters_of
+from gvendi_fast.vendi.jackknife import Interval, LeftOut, Removed, interval_of, pairs_of
 from gvendi_fast.vendi.of_rows import own_coordinates
 from gvendi_fast.vendi.state import VendiState
 from gvendi_fast.vendi.unlimited_k import NOTABLE, UnlimitedK, of_spectrum
 
 # Of fewer rows an interval is not to be relied on.
 FEW = 16
+# Tasks of a pass whose results are several K x K matrices.
+MOST_TASKS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,25 +118,77 @@ class SetNumbers:
         return self.interval.n
 
 
-def numbers_of(sample: Sample, level: float = 0.95) -> SetNumbers:
-    """The numbers of a sample, in two passes over its rows; level: of the intervals."""
+@dataclass(frozen=True, eq=False)
+class SecondPass:
+    """What a second pass over a sample's rows gives; the first one made its state and mean.
+
+    removed: by chunk, for the jackknife. centered: the value without the reference's mean.
+    quarters: states of random quarters of the rows; None where they were not asked for, or of too few rows.
+    """
+
+    removed: list[Removed]
+    centered: CenteredScore
+    quarters: list[VendiState] | None
+
+
+def second_pass(sample: Sample, seed: int | None = None, engine: Engine | None = None) -> SecondPass:
+    """Read a sample's rows once; seed: of the quarters, None for none. Memory: that of 16 states at most."""
+    state, n = sample.state, sample.state.n
+    # Made once, and the same on every machine.
+    state.eigenbasis()
+    begins: list[Callable[[], Sums]] = [
+        partial(LeftOut, state, pairs_of(n)),
+        partial(CenteredSums, sample.reference),
+    ]
+    along: list[np.ndarray] = []
+    is_cut = seed is not None and n >= LEAST_ROWS
+    if seed is not None and is_cut:
+        begins.append(partial(Quarters, state.dim))
+        along.append(quarter_of(n, seed))
+    removed: list[Removed] = []
+    centred: list[tuple[VendiState, int]] = []
+    quarters: list[VendiState] | None = None
+    for left, less, *parts in over_pool(engine, sample.pool, partial(Together, *begins), along, MOST_TASKS):
+        removed.append(left)
+        centred = [less] if not centred else [(centred[0][0].merge(less[0]), centred[0][1] + less[1])]
+        if is_cut:
+            quarters = quarters_of([*([] if quarters is None else [quarters]), *parts])
+    return SecondPass(removed, centered_of(centred, sample.reference).score(), quarters)
+
+
+def numbers_of(sample: Sample, level: float = 0.95, second: SecondPass | None = None) -> SetNumbers:
+    """The numbers of a sample; level: of the intervals. second: if it is there already."""
     state = sample.state
+    second = second_pass(sample) if second is None else second
     return SetNumbers(
-        interval=jackknife(state, (rows for _, rows in sample.pool.blocks()), level),
+        interval=interval_of(state, second.removed, level),
         entropy=max(0.0, state.entropy()),
         dim=sample.dim,
         unlimited_k=sample.unlimited_k(level),
-        centered=sample.centered(),
+        centered=second.centered,
         diagnosis=diagnose(state, sample.own),
         distinct=sample.distinct,
     )
 
 
-def growth_of(sample: Sample, interval: Interval, seed: int = 0) -> Growth | None:
-    """G-Vendi of a quarter and half of a sample's rows, with a forecast for twice as many; None of too few rows."""
+def growth_of(
+    sample: Sample, interval: Interval, seed: int = 0, second: SecondPass | None = None
+) -> Growth | None:
+    """G-Vendi of a quarter and half of a sample's rows, with a forecast for twice as many; None of too few rows.
+
+    second: with quarters cut by this seed, if it is there already.
+    """
     if sample.state.n < LEAST_ROWS:
         return None
-    return growth(sample.pool, interval, level=interval.level, seed=seed, dim=sample.dim, state=sample.state)
+    return growth(
+        sample.pool,
+        interval,
+        level=interval.level,
+        seed=seed,
+        dim=sample.dim,
+        state=sample.state,
+        quarters=second and second.quarters,
+    )
 
 
 def limits(numbers: SetNumbers, grown: Growth | None = None) -> list[str]:

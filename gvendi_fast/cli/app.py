@@ -22,6 +22,7 @@ from gvendi_fast.cli.inspect import inspect
 from gvendi_fast.cli.measures import measures
 from gvendi_fast.cli.option_names import as_typed
 from gvendi_fast.cli.options import at_home
+from gvendi_fast.cli.plan import plan
 from gvendi_fast.cli.report import report
 from gvendi_fast.cli.score import score, sketch
 from gvendi_fast.cli.select import select
@@ -64,6 +65,7 @@ for _command in (
     measures,
     weights,
     report,
+    plan,
     status,
     check,
     synthesize,

@@ -12,7 +12,7 @@ import typer
 from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.progress import clock
-from gvendi_fast.cli.options import Json
+from gvendi_fast.cli.options import Json, path_or_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +31,9 @@ def status(
     directory: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_url,
             metavar="RUN",
-            help="A run directory that 'gvendi sketch' or 'score --out' makes or has made.",
+            help="A run directory that 'gvendi sketch' or 'score --out' makes or has made, or its URL.",
         ),
     ],
     watch: Annotated[
@@ -113,7 +114,7 @@ def _print(out: Console, found: RunStatus) -> None:
         say(out, f"{what}: work unit {unit.unit} {times}{last}", 2)
     _say_more(out, len(found.failed))
     if given_up:
-        say(out, "the command that made the directory tries what was given up again", 2)
+        say(out, "mend what failed, then run the same command with --retry-failed", 2)
     for lease in found.expired[:SHOWN_UNITS]:
         late = found.now - lease.expires
         since = f"{clock(late)} ago" if late >= 0 else "early, as its process is gone"

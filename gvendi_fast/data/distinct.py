@@ -25,6 +25,11 @@ class Distinct:
         self._seen.append(np.frombuffer(b"".join(digests(rows)), np.uint64))
         return self
 
+    def merge(self, other: Distinct) -> Distinct:
+        """Take up the rows of another one; returns self."""
+        self._seen += other._seen
+        return self
+
     def count(self) -> int:
         """Different rows so far."""
         return len(np.unique(np.concatenate(self._seen))) if self._seen else 0

@@ -11,15 +11,18 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.engine import Engine, LocalEngine
-from gvendi_fast.data.parts import Part
-from gvendi_fast.data.pool import Chunk, Pool, Reader, portable, run_chunks
-from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.chunks import Chunk, Reader, portable, run_chunks
+
+if TYPE_CHECKING:
+    from gvendi_fast.data.parts import Part
+    from gvendi_fast.data.pool import Pool
+    from gvendi_fast.data.run_directory import RunDirectory
 
 # Results that wait in memory for those before them; more of them wait in a file.
 _WAITING = 4

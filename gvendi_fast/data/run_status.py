@@ -6,19 +6,22 @@ workers (worker_records.py), which a directory of an earlier version has not.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
+from gvendi_fast.base.places import is_url, place
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import check_manifest, read_json, unit_ranges
 from gvendi_fast.data.worker_records import (
+    ENDED,
     FOLDERS,
     LIVE,
+    LOST,
     FailedUnit,
     Lease,
     WorkerRecord,
@@ -107,7 +110,7 @@ class RunStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at the rate of the last minutes, or where those say too little of the live workers."""
+        """How long the rest takes, at the rate of the last minutes, or of the workers where those say too little."""
         if self.is_done:
             return 0.0
         enough = max(ENOUGH_PARTS, 2 * self.live)
@@ -146,11 +149,11 @@ class RunStatus:
 class StatusReader:
     """Reads how far a run directory is, once or again and again: a part's time is looked up once.
 
-    path: of the run directory. Raises GvendiError where there is none.
+    path: of the run directory, or its URL. Raises GvendiError where there is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = path = place(path)
         marks = ("spec.json", "units.json", "parts", *FOLDERS)
         if not any(exists(path / mark) for mark in marks):
             why = "it has neither spec.json nor parts" if exists(path) else "it does not exist"
@@ -170,7 +173,8 @@ class StatusReader:
         done = run.done()
         ranges = None if manifest is None else unit_ranges(manifest)
         rows = {} if ranges is None else {unit: ranges.of(unit)[1] for unit in done}
-        workers = _statuses(records[0].found, now)
+        at_work = {lease.worker for lease in records[1].found.values() if not lease.is_expired(now)}
+        workers = _statuses(records[0].found, at_work, now)
         live = [worker for worker in workers if worker.state == LIVE]
         recent, parts = self._recent(run, rows, now) if ranges is not None else (None, 0)
         is_done = set(done)
@@ -200,6 +204,9 @@ class StatusReader:
 
     def _recent(self, run: RunDirectory, rows: Mapping[int, int], now: float) -> tuple[Rate | None, int]:
         """Rows a second by the parts written in the last minutes, and how many parts these are."""
+        # A store takes a request for each.
+        if is_url(self.path):
+            return None, 0
         for unit in rows:
             if unit not in self._written:
                 try:
@@ -218,19 +225,24 @@ class StatusReader:
         return Rate(sum(rows[unit] for _, unit in late[1:]) / seconds), len(late)
 
 
-def read_status(path: Path, now: float | None = None) -> RunStatus:
+def read_status(path: str | os.PathLike, now: float | None = None) -> RunStatus:
     """How far the run in this directory is. Raises GvendiError where there is none, and for a damaged units.json."""
     return StatusReader(path).read(now)
 
 
-def _statuses(found: Mapping[str, WorkerRecord], now: float) -> tuple[WorkerStatus, ...]:
-    order = {"live": 0, "lost": 1, "ended": 2}
+def _statuses(
+    found: Mapping[str, WorkerRecord], at_work: Collection[str], now: float
+) -> tuple[WorkerStatus, ...]:
+    """Each worker's; at_work: names of those with a lease that holds, which are live however long they are silent."""
+    order = {LIVE: 0, LOST: 1, ENDED: 2}
     made = []
     for name, record in found.items():
         rate = None
         if record.seconds > 0 and record.rows:
             rate = Rate(record.rows / record.seconds, record.tokens / record.seconds)
-        made.append(WorkerStatus(name, record, record.state(now), rate))
+        state = record.state(now)
+        state = LIVE if state == LOST and name in at_work else state
+        made.append(WorkerStatus(name, record, state, rate))
     return tuple(
         sorted(
             made, key=lambda one: (order[one.state], one.record.rank or 0, one.record.host, one.record.pid)

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.base.unit_length import cosine_blocks
 from gvendi_fast.data.pool import POOL_BLOCK, Pool
+from gvendi_fast.data.strings import codes_of
 from gvendi_fast.vendi.state import VendiState
 
 
@@ -35,6 +37,7 @@ class Problem:
     seed: of all draws.
     memory: bytes that the selection may use.
     progress: where it reports.
+    engine: which processes read the pool where it is a run directory; None is this one.
     """
 
     pool: Pool
@@ -52,6 +55,7 @@ class Problem:
     seed: int
     memory: int
     progress: Progress
+    engine: Engine | None = None
 
     def begun(self) -> VendiState:
         """A new state of the given rows, to which others can be added."""
@@ -92,9 +96,8 @@ def equal_quotas(groups: Iterable[str], size: int) -> dict[str, int]:
     A label with fewer rows gives all that it has, and the others share the rest. A remainder goes, one row each, to
     the labels with the most rows (of equal ones, to the first by name).
     """
-    counts: dict[str, int] = {}
-    for label in groups:
-        counts[label] = counts.get(label, 0) + 1
+    labels, names = codes_of(groups if isinstance(groups, Sequence) else list(groups))
+    counts = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
     total = sum(counts.values())
     if not 1 <= size <= total:
         raise GvendiError(f"size is {size}; wanted 1 to {total}, the number of rows in the pool")
@@ -111,13 +114,6 @@ def equal_quotas(groups: Iterable[str], size: int) -> dict[str, int]:
     return quotas
 
 
-def rank_of(ids: Sequence[str]) -> np.ndarray:
-    """Place of every id in their sorted order, int64 [N]."""
-    rank = np.empty(len(ids), np.int64)
-    rank[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
-    return rank
-
-
 def coded_quotas(
     pool: Pool, groups: Sequence[str] | None, quotas: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +123,8 @@ def coded_quotas(
         raise GvendiError("quotas need groups, one label a row, and the pool has none; give groups=")
     if len(groups) != len(pool):
         raise GvendiError(f"groups has {len(groups)} labels for {len(pool)} rows; give one for each row")
-    code = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+    labels, names = codes_of(groups)
+    code = {label: i for i, label in enumerate(names)}
     unknown = [label for label in quotas if label not in code]
     if unknown:
         raise GvendiError(
@@ -140,7 +137,7 @@ def coded_quotas(
             f"quotas gives {wrong[0]!r} {quotas[wrong[0]]!r}; wanted a number of rows, 0 or more"
         )
     limits = np.array([quotas.get(label, len(pool)) for label in code], np.int64)
-    return np.fromiter((code[label] for label in groups), np.int64, len(groups)), limits
+    return labels, limits
 
 
 def checked_quality(quality: Sequence[float] | np.ndarray, pool: Pool) -> np.ndarray:

@@ -15,19 +15,24 @@ and brings in the rows that the active set misses.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.shown import shown
+from gvendi_fast.data.passes import over_pool, taken
 from gvendi_fast.data.pool import Pool
+from gvendi_fast.data.strings import rank_of
 from gvendi_fast.kernels.spectrum import entropy_and_surprise
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, check_feasible, project
-from gvendi_fast.selection.problem import checked_quality, rank_of
+from gvendi_fast.selection.problem import checked_quality
 from gvendi_fast.vendi.state import VendiState
 
 # Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
@@ -76,6 +81,7 @@ class _Problem:
     include: VendiState | None
     limits: Limits | None
     order: np.ndarray
+    engine: Engine | None
 
     @property
     def share(self) -> float:
@@ -116,8 +122,40 @@ class _Point:
         # Written in place: a list of small results between large blocks would fragment the heap.
         out = np.empty(rows)
         for first, block in blocks:
-            out[first : first + len(block)] = ((block @ self.surprise) * block).sum(dim=1).numpy()
+            out[first : first + len(block)] = _surprisal(block, self.surprise)
         return out
+
+
+def _surprisal(rows: torch.Tensor, surprise: torch.Tensor) -> np.ndarray:
+    """-z^T (ln Sigma) z of rows float32 [n, K]: float32 [n]."""
+    return (rows @ surprise).mul_(rows).sum(dim=1).numpy()
+
+
+class _Surprisals:
+    """`_surprisal` of a chunk's rows, as the sums of a pass."""
+
+    def __init__(self, surprise: torch.Tensor) -> None:
+        self._surprise, self._found = surprise, [np.empty(0, np.float32)]
+
+    def add(self, first: int, rows: torch.Tensor) -> None:
+        for strip in rows.split(_BLOCK):
+            self._found.append(_surprisal(strip, self._surprise))
+
+    def result(self) -> np.ndarray:
+        return np.concatenate(self._found)
+
+
+class _Moments:
+    """`_moment` of a chunk's rows, as the sums of a pass; their weights go along."""
+
+    def __init__(self, dim: int) -> None:
+        self._total = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, first: int, rows: torch.Tensor, weights: np.ndarray) -> None:
+        _add_moment(self._total, rows, torch.from_numpy(np.sqrt(weights)).float())
+
+    def result(self) -> torch.Tensor:
+        return self._total
 
 
 def relaxed_weights(
@@ -132,6 +170,8 @@ def relaxed_weights(
     memory: int = 2 << 30,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    order: np.ndarray | None = None,
+    engine: Engine | None = None,
 ) -> Relaxation:
     """The best weights for choosing `size` rows, to a gap of `tolerance` nats or `max_passes` passes over the pool.
 
@@ -140,21 +180,25 @@ def relaxed_weights(
     limits: on groups.
     memory: bytes for the active set; with too few, every step reads the whole pool.
     seed: of the first active set.
+    order: `rank_of` the pool's ids, if it is known.
+    engine: which processes read a run directory; None is this one. The weights are the same to the bit.
     Raises GvendiError where no `size` rows can be chosen.
     """
     check_feasible(size, len(pool), limits)
     quality = None if quality is None else checked_quality(quality, pool)
     # Neither the start nor a tie depends on the order of rows: ids decide.
-    order = rank_of(pool.ids)
-    problem = _Problem(pool, size, quality, include, limits, order)
+    order = rank_of(pool.ids) if order is None else order
+    problem = _Problem(pool, size, quality, include, limits, order, engine)
     active = _first_active(problem, memory, seed)
     log_u = project(np.zeros(len(active)), size, limits and limits.at(active))
     best: Relaxation | None = None
     steps, eta = 0, 1 / problem.share
     for number in range(1, max_passes + 1):
-        rows = _Rows(pool, active, memory)
-        log_u, point, taken, eta = _ascend(problem, rows, log_u, eta, tolerance / 2)
-        steps += taken
+        rows = _Rows(problem, active, memory)
+        log_u, point, more, eta = _ascend(problem, rows, log_u, eta, tolerance / 2)
+        steps += more
+        # Or the next active rows would be in memory beside them.
+        del rows
         weights = np.zeros(len(pool))
         weights[active] = np.exp(log_u) / size
         objective = point.entropy + problem.bonus(weights)[0]
@@ -192,11 +236,15 @@ def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
     if point.lowest < _EMPTY:
         uniform = project(np.zeros(len(weights)), problem.size, problem.limits)
         weights = (1 - 1e-4) * weights + 1e-4 * np.exp(uniform) / problem.size
-        moment = _moment(((f, block) for f, block in problem.pool.blocks()), weights, problem.pool.dim)
-        point = _Point(problem.sigma(moment))
-    surprisal = point.surprisals(problem.pool.blocks(), len(weights))
+        begin = partial(_Moments, problem.pool.dim)
+        moments = over_pool(problem.engine, problem.pool, begin, [weights])
+        point = _Point(problem.sigma(functools.reduce(torch.Tensor.add_, moments)))
+    values, first = np.empty(len(weights)), 0
+    for found in over_pool(problem.engine, problem.pool, partial(_Surprisals, point.surprise)):
+        values[first : first + len(found)] = found
+        first += len(found)
     bonus, slope = problem.bonus(weights)
-    values = problem.share * surprisal + slope
+    values = problem.share * values + slope
     chosen = best_vertex(values, problem.order, problem.size, problem.limits)
     objective = point.entropy + bonus
     gap = float(values[chosen].mean() - values @ weights)
@@ -243,9 +291,10 @@ def _ascend(
 class _Rows:
     """The active rows in blocks: from memory where they fit, else picked out of a pass over the pool."""
 
-    def __init__(self, pool: Pool, numbers: np.ndarray, memory: int) -> None:
-        self.pool, self.numbers = pool, numbers
-        self.kept = pool.take(numbers) if 4 * pool.dim * len(numbers) <= memory else None
+    def __init__(self, problem: _Problem, numbers: np.ndarray, memory: int) -> None:
+        self.pool, self.numbers = problem.pool, numbers
+        fits = 4 * problem.pool.dim * len(numbers) <= memory
+        self.kept = taken(problem.engine, problem.pool, numbers) if fits else None
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         if self.kept is not None:
@@ -263,11 +312,14 @@ def _moment(blocks: Iterator[tuple[int, torch.Tensor]], weights: np.ndarray, dim
     total = torch.zeros(dim, dim, dtype=torch.float64)
     root = torch.from_numpy(np.sqrt(weights)).float()
     for first, block in blocks:
-        here = root[first : first + len(block), None]
-        if bool((here > 0).any()):
-            scaled = block * here
-            total += scaled.T @ scaled
+        _add_moment(total, block, root[first : first + len(block)])
     return total
+
+
+def _add_moment(total: torch.Tensor, rows: torch.Tensor, root: torch.Tensor) -> None:
+    if bool((root > 0).any()):
+        scaled = rows * root[:, None]
+        total += scaled.T @ scaled
 
 
 def _capacity(problem: _Problem, memory: int) -> int:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.shown import shown
+from gvendi_fast.data.passes import taken
 from gvendi_fast.data.pool import Pool
+from gvendi_fast.data.strings import rank_of
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex
 from gvendi_fast.selection.greedy import Picks
 from gvendi_fast.selection.limits import entropy_limit, quality_limit
-from gvendi_fast.selection.problem import Problem, rank_of
+from gvendi_fast.selection.problem import Problem
 from gvendi_fast.selection.relaxed import Relaxation, relaxed_weights
 from gvendi_fast.vendi.state import VendiState
 
 # A round of swaps is too coarse if it gains less than this, in nats for a swap of all rows.
 _ROUNDS, _WORTH, _LEAST = 100, 1e-3, 1e-6
+# Rows that are copied at once; a multiple of those that a state multiplies at once.
+_BLOCK = 4096
 
 
 def relaxed(problem: Problem) -> Picks:
@@ -41,10 +46,17 @@ def relaxed(problem: Problem) -> Picks:
         memory=problem.memory // 2,
         seed=problem.seed,
         progress=problem.progress.note,
+        order=problem.rank,
+        engine=problem.engine,
     )
-    rows = problem.pool.take(numbers)
-    state = problem.begun().update(rows)
-    gains = -state.gain(rows, remove=True).numpy() if state.n > 1 else np.zeros(len(numbers))
+    rows = taken(problem.engine, problem.pool, numbers)
+    state = problem.begun()
+    for block in rows.split(_BLOCK):
+        state.update(block)
+    gains = np.zeros(len(numbers))
+    if state.n > 1:
+        gains = -np.concatenate([state.gain(block, remove=True).numpy() for block in rows.split(_BLOCK)])
+    del rows
     problem.progress.advance(problem.size, 0, 0)
     bound = "gvendi_bound" if problem.quality is None else "value_bound"
     limit = entropy_limit(problem.pool, problem.size, given, limits)
@@ -70,6 +82,8 @@ def relaxed_select(
     memory: int = 2 << 30,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    order: np.ndarray | None = None,
+    engine: Engine | None = None,
 ) -> tuple[np.ndarray, Relaxation]:
     """`size` rows of the pool, by number, and the relaxation whose bound holds for every choice.
 
@@ -78,6 +92,7 @@ def relaxed_select(
     mean quality) of the whole rises.
     The numbers come in descending order of surprisal under the chosen rows.
     """
+    order = rank_of(pool.ids) if order is None else order
     relaxation = relaxed_weights(
         pool,
         size,
@@ -88,14 +103,17 @@ def relaxed_select(
         memory=memory,
         seed=seed,
         progress=progress,
+        order=order,
+        engine=engine,
     )
     quality = None if quality is None else np.asarray(quality, np.float64)
-    order = rank_of(pool.ids)
     chosen = best_vertex(relaxation.weights, order, size, limits)
     # Rows outside that carry weight were almost chosen.
     beside = best_vertex(relaxation.weights, order, min(3 * size, len(pool)))
     candidates = np.setdiff1d(beside, chosen)
-    swaps = _Swaps(pool, np.concatenate([chosen, candidates]), size, quality, include, limits, order)
+    numbers = np.concatenate([chosen, candidates])
+    rows = taken(engine, pool, numbers)
+    swaps = _Swaps(rows, numbers, size, quality, include, limits, order)
     inside = swaps.improve(np.arange(size), progress)
     numbers = swaps.numbers[inside]
     surprisal = swaps.surprisal(inside)
@@ -107,7 +125,7 @@ class _Swaps:
 
     def __init__(
         self,
-        pool: Pool,
+        rows: torch.Tensor,
         numbers: np.ndarray,
         size: int,
         quality: np.ndarray | None,
@@ -116,7 +134,7 @@ class _Swaps:
         order: np.ndarray,
     ) -> None:
         self.numbers, self.size, self.include = numbers, size, include
-        self.rows, self.order = pool.take(numbers), order[numbers]
+        self.rows, self.order = rows, order[numbers]
         self.quality = None if quality is None else quality[numbers]
         self.limits = limits and limits.at(numbers)
 
@@ -126,14 +144,17 @@ class _Swaps:
         if self.include is not None:
             made.matrix += self.include.matrix.cpu()
             made.n = self.include.n
-        return made.update(self.rows[torch.from_numpy(np.sort(inside))])
+        for block in self._blocks(np.sort(inside)):
+            made.update(block)
+        return made
 
     def value(self, state: VendiState, inside: np.ndarray) -> float:
         bonus = 0.0 if self.quality is None else math.log(self.quality[inside].mean())
         return state.entropy() + bonus
 
     def surprisal(self, inside: np.ndarray) -> np.ndarray:
-        return self.state(inside).contributions(self.rows[torch.from_numpy(inside)]).numpy()
+        state = self.state(inside)
+        return np.concatenate([state.contributions(block).numpy() for block in self._blocks(inside)])
 
     def improve(self, inside: np.ndarray, progress: Callable[[str], None] | None) -> np.ndarray:
         """Swap as long as it helps; after a round that hardly did, half as many rows at once."""
@@ -189,4 +210,10 @@ class _Swaps:
 
     def _gain(self, state: VendiState, which: np.ndarray, remove: bool = False) -> np.ndarray:
         """What the entropy gains when each of these rows alone joins or leaves."""
-        return state.gain(self.rows[torch.from_numpy(which)], remove=remove).numpy()
+        gains = [state.gain(block, remove=remove).numpy() for block in self._blocks(which)]
+        return np.concatenate([np.empty(0), *gains])
+
+    def _blocks(self, which: np.ndarray) -> Iterator[torch.Tensor]:
+        """These rows, a few at a time: a copy of all would double the memory."""
+        for first in range(0, len(which), _BLOCK):
+            yield self.rows[torch.from_numpy(which[first : first + _BLOCK])]

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.draws import random_words
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress, Silent
+from gvendi_fast.data.passes import over_pool, taken
 from gvendi_fast.data.pool import Pool, PoolLike, as_pool
+from gvendi_fast.data.strings import rank_of
 from gvendi_fast.selection.greedy import Picks, lazy, stochastic, two_round
 from gvendi_fast.selection.objectives import OBJECTIVES
 from gvendi_fast.selection.problem import (
@@ -29,12 +33,10 @@ from gvendi_fast.selection.problem import (
     coded_quotas,
     equal_quotas,
     most,
-    raise_covered,
-    rank_of,
 )
 from gvendi_fast.selection.result import Selection
 from gvendi_fast.selection.rounding import relaxed
-from gvendi_fast.selection.set_score import score_chosen, score_random
+from gvendi_fast.selection.set_score import MOST_TASKS, GivenSums, score_chosen, score_random
 from gvendi_fast.selection.small_side import small_side
 from gvendi_fast.vendi.centered import RowMean
 from gvendi_fast.vendi.centered_pool import CenteredPool
@@ -70,6 +72,7 @@ def select(
     represent: int = 8192,
     center: bool | RowMean = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Selection:
     """Choose `size` rows of a pool.
 
@@ -96,6 +99,8 @@ def select(
         given ones and random subsets are centred, and G-Vendi of the chosen rows as they are is reported beside. Rows
         that equal the mean are not candidates. A diagnosis, not a better choice: docs/score.md.
     progress: where it reports.
+    engine: which processes read the pool where it is a run directory (None: this one), in the passes of "relaxed", the
+        subsets of "two-round" and the random subsets; the result is the same to the bit.
 
     Guarantees: logdet and facility are monotone and submodular, so greedy reaches 1 - 1/e of the optimum (Nemhauser,
     Wolsey, Fisher 1978), 1/2 under quotas (Fisher, Nemhauser, Wolsey 1978). -tr(A ln A) is submodular but falls with a
@@ -138,7 +143,7 @@ def select(
                 "must_include is a VendiState, whose rows cannot be centred and scaled again, as it keeps none; with "
                 "center give them as a matrix or a run directory"
             )
-        centred = CenteredPool(pool, None if center is True else center)
+        centred = CenteredPool(pool, None if center is True else center, engine)
         if size > len(centred):
             raise GvendiError(
                 f"size is {size}; wanted at most {len(centred)}: with center, {centred.left_out} of the pool's "
@@ -158,6 +163,7 @@ def select(
         eps,
         represent,
         progress,
+        engine,
     )
     small = small_side(problem)
     try:
@@ -199,7 +205,7 @@ def _beside_plain(
     draws: int,
 ) -> Selection:
     """A selection among centred rows, with G-Vendi of the same rows, and of the same random subsets, as they are."""
-    given = _given(must_include, centred.plain, None, None)
+    given = _given(must_include, centred.plain, None, None, engine=problem.engine)
     plain = replace(
         problem,
         pool=centred.plain,
@@ -250,6 +256,7 @@ def _problem(
     eps: float,
     represent: int,
     progress: Progress | None,
+    engine: Engine | None,
 ) -> Problem:
     labels, limits = (None, None) if quotas is None else coded_quotas(pool, groups, quotas)
     scores = None
@@ -267,7 +274,7 @@ def _problem(
         )
     rank, targets, covered = rank_of(pool.ids), None, None
     if objective == "facility":
-        targets = pool.take(_represented(len(pool), represent, seed, rank))
+        targets = taken(engine, pool, _represented(len(pool), represent, seed, rank))
         covered = torch.zeros(len(targets))
     return Problem(
         pool=pool,
@@ -278,13 +285,14 @@ def _problem(
         labels=labels,
         limits=limits,
         quality=scores,
-        given=_given(must_include, pool, targets, covered, None if centred is None else centred.mean),
+        given=_given(must_include, pool, targets, covered, None if centred is None else centred.mean, engine),
         targets=targets,
         covered=covered,
         eps=eps,
         seed=seed,
         memory=memory,
         progress=progress or Silent(),
+        engine=engine,
     )
 
 
@@ -304,6 +312,7 @@ def _given(
     targets: torch.Tensor | None,
     covered: torch.Tensor | None,
     mean: RowMean | None = None,
+    engine: Engine | None = None,
 ) -> VendiState:
     """The state of the rows that count as chosen, less a mean; `covered` rises to the cosines that they reach."""
     state = VendiState(pool.dim, pool.spec)
@@ -316,11 +325,14 @@ def _given(
                 "directory"
             )
         return state.merge(must_include)
-    rows = as_pool(must_include) if mean is None else CenteredPool(must_include, mean)
+    rows = as_pool(must_include) if mean is None else CenteredPool(must_include, mean, engine)
     # How a matrix was made is not known, so only its width can be checked.
     made = VendiState(rows.dim, pool.spec if rows.spec is None else rows.spec)
-    for _, block in rows.blocks():
-        made.update(block)
-        if targets is not None and rows.dim == pool.dim:
-            raise_covered(covered, targets, block)
+    if rows.dim != pool.dim:
+        # Which is an error.
+        return state.merge(made)
+    for more in over_pool(engine, rows, partial(GivenSums, rows.dim, made.spec, targets), (), MOST_TASKS):
+        made.merge(more.state)
+        if covered is not None:
+            torch.maximum(covered, more.covered, out=covered)
     return state.merge(made)

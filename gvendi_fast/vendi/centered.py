@@ -27,7 +27,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import OneThread, changes, reading, reads
 from gvendi_fast.base.places import is_url, place
 from gvendi_fast.base.tensor_files import LENGTH, load_tensors, save_tensors
-from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, unit_rows
+from gvendi_fast.base.unit_length import BLOCK, Rows, check_matrix, is_double, strips, unit_rows
 from gvendi_fast.kernels.spectrum import renyi_entropy
 from gvendi_fast.vendi.second_moment import SecondMoment
 from gvendi_fast.vendi.state import VendiState, plain_spec
@@ -68,8 +68,8 @@ class RowMean(OneThread):
         check_matrix(rows, self.dim)
         self._check_room(len(rows))
         total = torch.zeros_like(self._sum)
-        for i in range(0, len(rows), BLOCK):
-            total += (unit_rows(rows[i : i + BLOCK], first=i) / UNIT).round().long().sum(dim=0)
+        for strip in strips(rows):
+            total += (unit_rows(rows[strip], first=strip.start) / UNIT).round_().long().sum(dim=0)
         self._sum += total
         self.n += len(rows)
         return self
@@ -220,17 +220,44 @@ def centered(rows: Rows | Iterable[Rows], mean: RowMean, spec: dict | None = Non
 
     spec: of the rows; GvendiError where it is not that of the mean.
     """
-    check_mean(mean)
-    state, seen = VendiState(mean.dim, centred_spec(spec, mean, mean.dim)), 0
-    for count, block in _blocks(rows, mean):
-        state.update(block)
-        seen += count
+    sums = CenteredSums(mean)
+    sums.add(0, rows)
+    return centered_of([sums.result()], mean, spec)
+
+
+class CenteredSums:
+    """What `centered` needs of rows, as the sums of a pass over them."""
+
+    def __init__(self, mean: RowMean) -> None:
+        check_mean(mean)
+        self._mean, self._state, self._seen = mean, VendiState(mean.dim), 0
+
+    def add(self, first: int, rows: Rows | Iterable[Rows], *along: object) -> None:
+        """Take up rows [n, K], or blocks of them, numbered from `first`."""
+        for count, block in _blocks(rows, self._mean, first):
+            self._state.update(block)
+            self._seen += count
+
+    def result(self) -> tuple[VendiState, int]:
+        """The state of the centred rows, and the rows read."""
+        return self._state, self._seen
+
+
+def centered_of(sums: Iterable[tuple[VendiState, int]], mean: RowMean, spec: dict | None = None) -> Centered:
+    """Centred G-Vendi from what `CenteredSums` has collected of all rows; memory is that of two states."""
+    whole: VendiState | None = None
+    seen = 0
+    for state, rows in sums:
+        whole = state if whole is None else whole.merge(state)
+        seen += rows
+    whole = VendiState(mean.dim) if whole is None else whole
+    whole.spec = centred_spec(spec, mean, mean.dim)
     return Centered(
-        value=state.gvendi() if state.n else None,
-        n=state.n,
-        left_out=seen - state.n,
-        why_not=None if state.n else _why_not(seen),
-        state=state,
+        value=whole.gvendi() if whole.n else None,
+        n=whole.n,
+        left_out=seen - whole.n,
+        why_not=None if whole.n else _why_not(seen),
+        state=whole,
     )
 
 
@@ -327,15 +354,19 @@ def check_own(state: SecondMoment, own: RowMean) -> None:
         raise GvendiError("the mean is not that of the state's rows; give one made from exactly these rows")
 
 
-def _blocks(rows: Rows | Iterable[Rows], mean: RowMean) -> Iterator[tuple[int, torch.Tensor]]:
-    """(rows read, centred rows of them that have a direction), block by block."""
-    m, seen = mean.vector(), 0
+def _blocks(rows: Rows | Iterable[Rows], mean: RowMean, first: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
+    """(rows read, centred rows of them that have a direction), block by block; the first row has this number."""
+    m, seen = mean.vector(), first
     for matrix in [rows] if isinstance(rows, torch.Tensor | np.ndarray) else rows:
         check_matrix(matrix, mean.dim)
+        kind = torch.float64 if is_double(matrix) else torch.float32
         for i in range(0, len(matrix), BLOCK):
-            unit = unit_rows(matrix[i : i + BLOCK], first=seen + i)
-            centred, some = centre_rows(unit, m)
-            yield len(unit), centred[some] if is_double(matrix) else centred[some].float()
+            block = matrix[i : i + BLOCK]
+            out, some = torch.empty(block.shape, dtype=kind), torch.empty(len(block), dtype=torch.bool)
+            for strip in strips(block):
+                unit = unit_rows(block[strip], first=seen + i + strip.start)
+                out[strip], some[strip] = centre_rows(unit, m)
+            yield len(block), out if bool(some.all()) else out[some]
         seen += len(matrix)
 
 

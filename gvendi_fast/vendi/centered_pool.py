@@ -11,8 +11,9 @@ import torch
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.unit_length import strips
+from gvendi_fast.data.chunks import Chunk, Reader
 from gvendi_fast.data.passes import over_pool
-from gvendi_fast.data.pool import POOL_BLOCK, Chunk, Pool, PoolLike, Reader, as_pool
+from gvendi_fast.data.pool import POOL_BLOCK, Pool, PoolLike, as_pool
 from gvendi_fast.data.strings import taken
 from gvendi_fast.vendi.centered import RowMean, centre_rows, centred_spec, check_mean
 

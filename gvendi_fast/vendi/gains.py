@@ -45,16 +45,16 @@ def check_removable(state: SecondMoment) -> None:
 
 
 def removals(
-    state: SecondMoment, rows: Rows | Iterable[Rows]
+    state: SecondMoment, rows: Rows | Iterable[Rows], first: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Delta S and mu = x^T A x of each of rows [N, K] where it alone leaves the state, and the unit rows, by blocks.
 
-    Raises GvendiError for a row that cannot be in the state.
+    first: number of the first row. Raises GvendiError for a row that cannot be in the state.
     """
-    for first, unit in unit_blocks(rows, state.dim, state.matrix.device):
+    for begin, unit in unit_blocks(rows, state.dim, state.matrix.device, first):
         change, mu, excess = ops.gain(unit, *state.eigenbasis(), -1)
         if len(unit) and float(excess.max()) > 0.5:
-            row = first + int(excess.argmax())
+            row = begin + int(excess.argmax())
             raise GvendiError(
                 f"row {row} of rows is not in the state; give only rows that the state was made from"
             )

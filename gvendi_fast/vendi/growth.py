@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.draws import order, stream
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.student import quantile
-from gvendi_fast.data.pool import Pool, PoolLike, as_pool
-from gvendi_fast.vendi.jackknife import Interval, jackknife
+from gvendi_fast.data.passes import over_pool
+from gvendi_fast.data.pool import PoolLike, as_pool
+from gvendi_fast.vendi.jackknife import Interval, LeftOut, interval_of, pairs_of
 from gvendi_fast.vendi.state import VendiState
 
 # Fewer rows leave quarters too small to say anything.
@@ -105,6 +108,8 @@ def growth(
     seed: int = 0,
     dim: int | None = None,
     state: VendiState | None = None,
+    quarters: Sequence[VendiState] | None = None,
+    engine: Engine | None = None,
 ) -> Growth:
     """G-Vendi of n / 4, n / 2 and n rows of a matrix [n, K], pool or run directory, with a forecast for 2n.
 
@@ -113,6 +118,8 @@ def growth(
         takes long (coordinates above 2048).
     dim: K of the sketches, where the rows are given in other coordinates (default: the width of the rows).
     state: of all rows, if it is there already: it keeps its spectrum, which takes longest.
+    quarters: their states, if they are there already; else one pass makes them.
+    engine: which processes read a run directory; None is this one.
 
         H_2n  = H_n + c (M(n -> 2n) - H_n),   c = (H_n - H_half) / (M(half -> n) - H_half), M as above
         error^2 = 0.75 SE^2 + (0.04 (H_2n - H_n))^2, SE that of one draw's entropy
@@ -122,7 +129,7 @@ def growth(
     as a geometric series, at most 10 %; and from 32 rows on. Of eigenvalues like k^-2 each doubling adds 0.7 of the
     one before, of slower ones more, so a heavy tail passes late, where K ends it. Nothing here knows of a kind of row
     that no row shows.
-    Memory: four K x K states. Raises GvendiError for fewer than 16 rows.
+    Memory: eight K x K states. Raises GvendiError for fewer than 16 rows.
     """
     pool = as_pool(source)
     n, dim = len(pool), dim or pool.dim
@@ -134,13 +141,16 @@ def growth(
         raise GvendiError(
             f"state is of {state.n} rows of width {state.dim}; wanted that of these {n} rows of width {pool.dim}"
         )
-    quarters = _quarters(pool, seed)
+    if quarters is None:
+        quarters = quarters_of(over_pool(engine, pool, partial(Quarters, pool.dim), [quarter_of(n, seed)]))
     pairs = list(itertools.combinations(quarters, 2))
     # The first pair and the last have no quarter in common.
     halves = [_joined(pair) for pair in (pairs if pool.dim <= LARGE_DIM else (pairs[0], pairs[-1]))]
     whole = _joined(quarters) if state is None else state
     if interval is None:
-        interval = jackknife(whole, (rows for _, rows in pool.blocks()), level)
+        whole.eigenbasis()
+        removed = over_pool(engine, pool, partial(LeftOut, whole, pairs_of(n)))
+        interval = interval_of(whole, removed, level)
     elif interval.n != n or interval.level != level:
         raise GvendiError(
             f"interval is of {interval.n} rows at level {interval.level}; wanted that of these {n} rows at {level}"
@@ -192,18 +202,38 @@ def entropy_of_more(spectrum: torch.Tensor, n: int, m: int, dim: int) -> float:
     return integral + area - math.log1p(first)
 
 
-def _quarters(pool: Pool, seed: int) -> list[VendiState]:
-    """States of four random parts of the rows, of sizes that differ by one at most."""
-    n = len(pool)
-    part = np.empty(n, np.int64)
-    part[order(stream("quarters", seed), n)] = np.arange(n) % 4
-    states = [VendiState(pool.dim) for _ in range(4)]
-    for first, rows in pool.blocks():
-        here = part[first : first + len(rows)]
-        for i, state in enumerate(states):
-            chosen = torch.from_numpy(np.flatnonzero(here == i))
+class Quarters:
+    """States of four parts of the rows, as the sums of a pass over them; which part a row is in goes along."""
+
+    def __init__(self, dim: int) -> None:
+        self._states = [VendiState(dim) for _ in range(4)]
+
+    def add(self, first: int, rows: torch.Tensor, part: np.ndarray) -> None:
+        """Take up rows [n, K] with the numbers of their parts [n]."""
+        for i, state in enumerate(self._states):
+            chosen = torch.from_numpy(np.flatnonzero(part == i))
             if len(chosen):
                 state.update(rows[chosen])
+
+    def result(self) -> list[VendiState]:
+        """The states."""
+        return self._states
+
+
+def quarter_of(n: int, seed: int) -> np.ndarray:
+    """Which of four random parts each of n rows is in, int8 [n]; their sizes differ by one at most."""
+    part = np.empty(n, np.int8)
+    part[order(stream("quarters", seed), n)] = np.arange(n) % 4
+    return part
+
+
+def quarters_of(chunks: Iterable[Sequence[VendiState]]) -> list[VendiState]:
+    """The quarters' states from those of each chunk, in the order of the chunks."""
+    states: list[VendiState] = []
+    for more in chunks:
+        states = (
+            [state.merge(other) for state, other in zip(states, more, strict=True)] if states else list(more)
+        )
     return states
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gvendi_fast.base.draws import stream, subset
@@ -93,14 +94,60 @@ def jackknife(
         )
     if not 0 < level < 1:
         raise GvendiError(f"level is {level}; wanted a confidence level between 0 and 1, such as 0.95")
+    left = LeftOut(state, pairs_of(state.n))
+    left.add(0, rows)
+    return interval_of(state, [left.result()], level)
+
+
+@dataclass
+class Removed:
+    """What `LeftOut` collects of some of a state's rows.
+
+    moments: of Delta S. overlap: the sum of mu. pairs: unit rows [m, K] whose pairs count.
+    """
+
+    moments: _Moments
+    overlap: float
+    pairs: torch.Tensor
+
+
+class LeftOut:
+    """What `jackknife` needs of rows of a state, as sums of a pass; `pairs` as `pairs_of` gives them."""
+
+    def __init__(self, state: SecondMoment, pairs: np.ndarray) -> None:
+        self._state, self._pairs = state, pairs
+        self._moments, self._overlap, self._seen = _Moments(), 0.0, 0
+        self._chosen: list[torch.Tensor] = []
+
+    def add(self, first: int, rows: Rows | Iterable[Rows], *along: object) -> None:
+        """Take up rows [n, K], or blocks of them, numbered from `first`."""
+        for change, mu, unit in removals(self._state, rows, first):
+            self._moments.add(change)
+            self._overlap += float(mu.sum())
+            begin, end = np.searchsorted(self._pairs, [first, first + len(unit)])
+            self._chosen.append(unit[torch.from_numpy(self._pairs[begin:end] - first).to(unit.device)])
+            first += len(unit)
+
+    def result(self) -> Removed:
+        """What was collected."""
+        empty = torch.empty(0, self._state.dim)
+        return Removed(self._moments, self._overlap, torch.cat(self._chosen) if self._chosen else empty)
+
+
+def pairs_of(n: int) -> np.ndarray:
+    """Numbers of the rows, of n, whose pairs say how much of the variance is of second order; ascending."""
+    return subset(stream("paired", n), n, min(n, PAIRED)) if n else np.empty(0, np.int64)
+
+
+def interval_of(state: SecondMoment, removed: Iterable[Removed], level: float) -> Interval:
+    """The interval of `jackknife` from what `LeftOut` has collected of all rows, in the order of the rows."""
     n = state.n
-    paired = set(subset(stream("paired", n), n, min(n, PAIRED)).tolist()) if n else set()
-    moments, chosen, seen, overlap = _Moments(), [], 0, 0.0
-    for change, mu, unit in removals(state, rows):
-        moments.add(change)
-        overlap += float(mu.sum())
-        chosen.append(unit[[i for i in range(len(unit)) if seen + i in paired]])
-        seen += len(unit)
+    moments, overlap, chosen = _Moments(), 0.0, []
+    for part in removed:
+        moments.merge(part.moments)
+        overlap += part.overlap
+        chosen.append(part.pairs)
+    seen = moments.count
     # sum_i z_i^T A z_i = |A|_F^2 holds for the state's own rows.
     if seen != n or not math.isclose(overlap, float(state.matrix.square().sum()), rel_tol=1e-4):
         raise GvendiError(
@@ -130,10 +177,19 @@ class _Moments:
     def add(self, values: torch.Tensor) -> None:
         if not len(values):
             return
-        a, b = self.count, len(values)
-        n, mean = a + b, float(values.mean())
+        mean = float(values.mean())
         off = values - mean
-        m2, m3, m4 = (float(off.pow(k).sum()) for k in (2, 3, 4))
+        self._merge(len(values), mean, *(float(off.pow(k).sum()) for k in (2, 3, 4)))
+
+    def merge(self, other: _Moments) -> None:
+        if not self.count:
+            vars(self).update(vars(other))
+        elif other.count:
+            self._merge(other.count, other.mean, other.m2, other.m3, other.m4)
+
+    def _merge(self, b: int, mean: float, m2: float, m3: float, m4: float) -> None:
+        a = self.count
+        n = a + b
         d = mean - self.mean
         self.m4 += m4 + d**4 * a * b * (a * a - a * b + b * b) / n**3
         self.m4 += 6 * d * d * (a * a * m2 + b * b * self.m2) / n**2 + 4 * d * (a * m3 - b * self.m3) / n

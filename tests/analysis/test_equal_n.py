@@ -35,11 +35,14 @@ class Parts:
         self.cuts = [np.arange(s, min(s + part_rows, len(self.groups))) for s in starts]
         if backwards:
             self.cuts = [cut[::-1] for cut in self.cuts[::-1]]
-        self.passes = 0
+        self.passes, self.manifest = 0, None
 
-    def iterate(self, columns):
+    def done(self):
+        return [*range(len(self.cuts))]
+
+    def iterate(self, columns, units=None):
         self.passes += "sketch" in columns
-        for cut in self.cuts:
+        for cut in self.cuts if units is None else [self.cuts[unit] for unit in units]:
             yield SimpleNamespace(
                 groups=self.groups[cut].tolist(), rows=self.rows[cut], sketches=self.sketches[cut]
             )

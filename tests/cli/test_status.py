@@ -77,6 +77,15 @@ def test_a_run_that_goes_on(gvendi, run):
     assert [item["unit"] for item in found["failed"]] == [3]
 
 
+def test_a_silent_worker_with_a_lease_that_holds_is_live(run):
+    now = time.time()
+    _worker(run, "a", updated=now - 1000)
+    assert read_status(run, now).workers[0].state == "lost"
+    _write(run / "leases" / unit_file(3), Lease(3, "node1", 7, "a", "r", 1, now - 1000, now + 100))
+    assert read_status(run, now).workers[0].state == "live"
+    assert read_status(run, now + 100).workers[0].state == "lost"
+
+
 def test_the_rate_of_parts_needs_no_records(run):
     now = 1_000_000.0
     for unit, ago in ((0, 5000.0), (1, 100.0), (2, 50.0)):
@@ -117,6 +126,21 @@ def test_records_that_cannot_be_read_are_named_and_the_others_count(gvendi, run)
     assert "1 live" in out
     assert "a.json' is damaged" in out
     assert f"{unit_file(3)}' is damaged (it holds a list, not an object)" in out
+
+
+def test_a_run_directory_at_a_url(gvendi, run):
+    pytest.importorskip("upath", reason="needs universal_pathlib, which reads URLs")
+    import fsspec
+
+    _worker(run, "a")
+    store = fsspec.filesystem("memory")
+    for path in filter(os.path.isfile, run.rglob("*")):
+        store.pipe(f"/status/{path.relative_to(run)}", path.read_bytes())
+    code, out, err = gvendi("status", "memory://status")
+    assert (code, err) == (0, "")
+    assert out.startswith("3 of 4 work units  done, 30 of 35 rows")
+    assert "2.0 rows/s, 400 tokens/s by 1 worker" in out
+    assert gvendi("status", "memory://nothing")[0] == 1
 
 
 def test_what_is_no_run_directory(gvendi, tmp_path):

@@ -101,12 +101,14 @@ class ProxyTokenizer:
     name: what `load_tokenizer` was given.
     vocabulary: tokens that the model's embedding has, None where its config does not say.
     positions: the longest sequence of the model, None for no limit.
+    config: the model's.
     """
 
     tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     name: str
     vocabulary: int | None
     positions: int | None
+    config: "PretrainedConfig" = field(repr=False)
 
 
 def load_tokenizer(
@@ -140,7 +142,7 @@ def load_tokenizer(
         config = _load_config(folder, text, trust_remote_code, file)
         tokenizer = _load_tokenizer(folder, text, trust_remote_code, file)
     vocabulary = getattr(text_config(config), "vocab_size", None)
-    return ProxyTokenizer(tokenizer, text, vocabulary, positions_of(config))
+    return ProxyTokenizer(tokenizer, text, vocabulary, positions_of(config), config)
 
 
 def _revision_of_a_folder(name: str, revision: str) -> GvendiError:
