@@ -61,7 +61,7 @@ def scale_sections(rates: Mapping[str, Any], table: Callable[[list[str], list[li
 
 def _used(rates: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     gpus = [entry for entry in rates["sketching"] if entry["device"] != "cpu"]
-    return [*gpus, rates["reading parts"], rates["indexing"], rates["products"]]
+    return [*gpus, rates["reading parts"], rates["indexing"]]
 
 
 def _planned(rows: float, device: str, workers: int, store: str, rates: Mapping[str, Any]) -> Plan:

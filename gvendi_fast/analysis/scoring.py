@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gvendi_fast.analysis.asked_groups import check_by
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of, second_pass
@@ -427,26 +428,6 @@ def unreadable_of(run: RunDirectory) -> dict[str, str]:
 def damaged_of(run: RunDirectory) -> dict[str, str]:
     """{file of the corpus that ends before it should: what is wrong with it}."""
     return {item["path"]: item["reason"] for item in (run.manifest or {}).get("damaged", [])}
-
-
-def check_by(run: RunDirectory, by: str | None) -> None:
-    """GvendiError unless the run directory was sketched with this --by and a row has it (None always passes)."""
-    recorded = run.by
-    if by is not None and by != recorded:
-        raise GvendiError(
-            f"'{run.path}' was sketched with --by {recorded}, not --by {by}; the groups are stored with the "
-            "sketches: sketch the corpus again with this --by into another --out"
-            if recorded
-            else f"'{run.path}' was sketched without --by, so it holds no groups; sketch the corpus with --by {by} "
-            "into another --out"
-        )
-    # Of a run that goes on, later rows may have it.
-    is_whole = by is not None and run.missing() is None
-    if is_whole and run.done() and not any(any(part.groups) for part in run.iterate(["group"])):
-        raise GvendiError(
-            f"by is {by!r}, which no row of '{run.path}' has; leave it out, or sketch the corpus with a field that its "
-            "rows have into another --out"
-        )
 
 
 class _Clock:

@@ -227,11 +227,21 @@ MaxRejected = Annotated[
     ),
 ]
 UnitRows = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--unit-rows",
         metavar="N",
-        help="Rows that are computed, stored and resumed as a whole: an interrupted run loses those of one at most.",
+        help="Rows that are computed, stored and resumed as a whole: an interrupted run loses those of one at most. "
+        "(Default: about a minute of work, by the proxy's rate on a few rows; 512 where all take a few minutes.)",
+    ),
+]
+UnitBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--unit-bytes",
+        metavar="N",
+        help="Bytes of the text of those rows, at most, in place of their number or beside it. (Default: as "
+        "--unit-rows says.)",
     ),
 ]
 MaxRowBytes = Annotated[
@@ -555,7 +565,8 @@ class CorpusOptions:
     by: By = None
     limit: Limit = None
     max_rejected: MaxRejected = None
-    unit_rows: UnitRows = 512
+    unit_rows: UnitRows = None
+    unit_bytes: UnitBytes = None
     mask: MaskOption = Mask.completion
     control_tokens: ControlTokensOption = ControlTokens.text
     exclude: Exclude = None
@@ -621,6 +632,7 @@ class CorpusOptions:
             control_tokens=self.control_tokens.value,
             limit=self.limit,
             unit_rows=self.unit_rows,
+            unit_bytes=self.unit_bytes,
             max_rejected=parse_max_rejected(self.max_rejected),
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",

@@ -28,7 +28,7 @@ def plan(
         list[str] | None,
         typer.Argument(
             metavar="[DATA]...",
-            help="Files, folders or globs of the corpus, of which some rows are looked at: their bytes, and their "
+            help="Files, folders, globs or URLs of the corpus, of which some rows are looked at: their bytes, and their "
             "tokens by the proxy's tokenizer. (Default: none; give --rows and --tokens.)",
         ),
     ] = None,

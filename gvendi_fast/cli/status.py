@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.progress import clock
-from gvendi_fast.cli.options import Json, home
+from gvendi_fast.cli.options import Json, path_or_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,8 +29,9 @@ _HOME = "\x1b[H\x1b[J"
 
 def status(
     directory: Annotated[
-        str,
+        Path,
         typer.Argument(
+            parser=path_or_url,
             metavar="RUN",
             help="A run directory that 'gvendi sketch' or 'score --out' makes or has made, or its URL.",
         ),
@@ -56,7 +58,7 @@ def status(
     """
     from gvendi_fast.data.run_status import StatusReader
 
-    reader = StatusReader(home(directory))
+    reader = StatusReader(directory)
     if not watch:
         _show(reader.read(), as_json)
         return

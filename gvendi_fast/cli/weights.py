@@ -67,8 +67,8 @@ def weights(
 
     Example: gvendi weights runs/mine --by source --cap 0.5
     """
+    from gvendi_fast.analysis.asked_groups import check_by
     from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
-    from gvendi_fast.analysis.scoring import check_by
     from gvendi_fast.data.run_directory import RunDirectory
 
     directory = RunDirectory.load(run)

@@ -65,6 +65,8 @@ from gvendi_fast.data.parts import (
 )
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import (
+    CUT,
+    PASSES,
     SCORE,
     SPOOL,
     begins,
@@ -629,7 +631,7 @@ def check_free(root: Path) -> None:
     others = [
         name
         for name in names_in(root)
-        if name not in ("parts", SPOOL) and not is_passing(name) and not is_kept_file(name)
+        if name not in ("parts", SPOOL, CUT, PASSES) and not is_passing(name) and not is_kept_file(name)
     ]
     if exists(root / "parts"):
         others += [f"parts/{name}" for name in names_in(root / "parts") if not is_passing(name)]

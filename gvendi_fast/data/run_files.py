@@ -21,11 +21,16 @@ from gvendi_fast.data.unit_cuts import UnitRanges, even_runs, runs_of
 # The format of units.json whose parts name the corpus up to their own file.
 BY_FILE = 2
 SCORE, WARNINGS, PAIRS = "score.json", "warnings.json", "parameters.json"
+# The folder through which the ranks of a command exchange results; nothing in it outlasts the command.
+PASSES = "passes"
 # The file that holds the rows of a program, and the name under which its rows are recorded.
 SPOOL, SPOOLED = "rows.jsonl", "rows"
+# How large the work units are to be, before units.json says it.
+CUT = "cut.json"
 # {file of a run directory: what mends it}.
 REMEDIES = {
     "spec.json": "restore it, or sketch the corpus again into another --out",
+    CUT: "remove it",
     "units.json": "restore it, or move it away and run the command that made it again",
     WARNINGS: "remove it, or run the command that made it again, which writes it anew",
     PAIRS: "restore it, or remove it and run the command that made it again, which writes it anew",

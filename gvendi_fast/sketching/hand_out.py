@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.leases import LeaseWatch, quarantined
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.sketching.unit_worker import DONE, QUARANTINED, Receipt, UnitJob
+from gvendi_fast.sketching.receipts import DONE, QUARANTINED, Receipt
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.unit_worker import UnitJob
 
 # Seconds between two looks at what others have done meanwhile, of the process that reports and of one that does not,
 # and how many times what a look takes, which grows with the parts.

@@ -31,6 +31,7 @@ from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
+from gvendi_fast.sketching.receipts import DONE, ELSEWHERE, QUARANTINED, Receipt
 from gvendi_fast.sketching.settings import Settings
 from gvendi_fast.sketching.unit_sketches import Columns, UnitSketches, UnitsTogether
 
@@ -40,29 +41,6 @@ TRIAL_TOKENS = 64
 # of 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
 # bound long rows: 34 MB of ids and labels, twice with the group that is tokenised ahead. A kill loses one group.
 ROWS_TOGETHER, TOKENS_TOGETHER = 8192, 1 << 22
-DONE, ELSEWHERE, QUARANTINED = "done", "elsewhere", "quarantined"
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a work unit.
-
-    outcome: "done": its part is written; "elsewhere": another worker has or had it; "quarantined": it is given up.
-    rows, rejected: of the work unit; tokens: run through the proxy; seconds: that it took, with those it shared batches
-        with.
-    counted: the rows that the run's progress knows of already.
-    error: of one that is given up, the last attempt's, in one line.
-    """
-
-    unit: int
-    outcome: str
-    worker: str = ""
-    rows: int = 0
-    rejected: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    counted: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from gvendi_fast.analysis.planning import (
     plan,
     worker_of,
 )
+from gvendi_fast.data import stored_sketches
 
 RATES = {
     "sketching": [
@@ -105,6 +106,7 @@ def test_a_plan_worked_by_hand():
 
 
 def test_stores_take_a_half_and_a_quarter():
+    assert tuple(STORES) == stored_sketches.STORES
     sizes = {store: plan(work(store=store), RATES).results["sketches"].value for store in STORES}
     assert sizes == {"float32": 4.076e9, "float16": 2.080e9, "int8": 1.080e9}
 
