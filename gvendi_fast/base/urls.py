@@ -109,7 +109,7 @@ class Url(ProxyUPath):
                 return function(system)
             # Every library has errors of its own; those of this program go on as they are.
             except Exception as error:
-                if isinstance(error, GvendiError) or _is_fault(error):
+                if isinstance(error, GvendiError | StoreError) or _is_fault(error):
                     raise
                 found = _as_os_error(error, self)
                 if wait is None or (found.errno in _FINAL and _code_of(error) not in _BROKEN):
@@ -232,6 +232,12 @@ class Url(ProxyUPath):
 
         def piece(fs: Any) -> bytes:
             content = fs.cat_file(self.path, start=start, end=end)
+            if len(content) > end - start:
+                raise StoreError(
+                    errno.EINVAL,
+                    "its server sends all of it where a piece is asked for; download it",
+                    str(self),
+                )
             if len(content) != end - start:
                 raise OSError(errno.EIO, f"{len(content):,} of {end - start:,} bytes came")
             return content

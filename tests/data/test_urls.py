@@ -313,16 +313,17 @@ def test_a_place_that_cannot_be_used_says_why(store, monkeypatch, url, said):
 
 
 class _Web(BaseHTTPRequestHandler):
-    """A web server that knows ranges."""
+    """A web server."""
 
+    knows_ranges = True
     files: ClassVar[dict[str, bytes]] = {}
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         content = self.files.get(self.path.partition("?")[0])
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if content is None:
             content, status = b"", 404
-        elif asked:
+        elif asked and self.knows_ranges:
             content, status = content[int(asked[1]) : int(asked[2]) + 1], 206
         else:
             status = 200
@@ -338,7 +339,7 @@ class _Web(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_files_of_a_web_server_are_read(store, loopback, tmp_path):
+def test_files_of_a_web_server_are_read(store, loopback, monkeypatch, tmp_path):
     pytest.importorskip("aiohttp", reason="http:// is read through aiohttp")
     names = write_kinds(tmp_path)
     _Web.files = {f"/{name}": (tmp_path / name).read_bytes() for name in names}
@@ -352,8 +353,14 @@ def test_files_of_a_web_server_are_read(store, loopback, tmp_path):
         assert [unit.digest for unit in there.units] == [unit.digest for unit in here.units]
         assert [file.path for file in there.files] == urls
         assert len([row for unit in there.units for row in read_unit(there, unit)]) == 12
-        with pytest.raises(GvendiError, match="none.jsonl' does not exist"):
+        with pytest.raises(GvendiError, match="jsonl' does not exist"):
             index_corpus(f"{host}/none.jsonl")
+        # Less than a piece is read from a server that sends all of it; more would be sent once for every piece.
+        monkeypatch.setattr(_Web, "knows_ranges", False)
+        assert index_corpus(urls[0]).rows == 2
+        _Web.files["/long.jsonl"] = _Web.files["/a.jsonl"] * 5000
+        with pytest.raises(StoreError, match="sends all of it where a piece is asked for; download it"):
+            index_corpus(f"{host}/long.jsonl")
     finally:
         server.shutdown()
         server.server_close()
