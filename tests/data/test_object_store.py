@@ -1,7 +1,10 @@
 """A run directory in a store of S3's kind that fails: what is there is whole, and the same as on this machine."""
 
+import os
 import random
+import signal
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
@@ -224,8 +227,6 @@ def test_a_corpus_in_a_store_that_fails(shop, bucket, tmp_path):
 
 def sketch_at(data: str, out: str, environment: dict[str, str]) -> None:
     """A run for a process of its own."""
-    import os
-
     import torch
 
     from gvendi_fast.base import urls
@@ -238,6 +239,18 @@ def sketch_at(data: str, out: str, environment: dict[str, str]) -> None:
     sketch_corpus(data, out, load_proxy("tiny", device="cpu"), Settings(unit_rows=3))
 
 
+def killing(process, puts: int) -> Callable[[str, str], None]:
+    """What watches requests and kills the process while it waits for the answer to its last one of so many puts."""
+    left = [puts]
+
+    def watch(method: str, path: str) -> None:
+        left[0] -= method == "PUT" and "/run/" in path
+        if left[0] == 0 and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+
+    return watch
+
+
 def test_runs_that_are_killed_while_they_write_lose_and_double_nothing(shop, bucket, loopback):
     lines = "".join(f'{{"prompt": "{i}?", "completion": "{i * i}"}}\n' for i in range(36))
     with atomic_write(place(f"{bucket}/data.jsonl")) as stream:
@@ -246,19 +259,10 @@ def test_runs_that_are_killed_while_they_write_lose_and_double_nothing(shop, buc
     sketch_at(f"{bucket}/data.jsonl", str(whole), {})
     shop.faults = Faults(6, dict.fromkeys(("500", "lost", "cut"), 0.03))
     draw, context = random.Random(6), children()
-    # Of what is written, and at which of these a run dies: before it is there, or when it is.
-    for number in range(8):
-        left = draw.randrange(1, 9)
+    for number in range(5):
         process = context.Process(target=sketch_at, args=(f"{bucket}/data.jsonl", str(run), shop.environment))
 
-        def watch(method: str, path: str) -> None:
-            nonlocal left
-            left -= method == "PUT" and "/run/" in path
-            if left == 0 and process.is_alive():
-                process.kill()
-                process.join()
-
-        shop.watch = watch
+        shop.watch = killing(process, draw.randrange(1, 9))
         process.start()
         process.join()
         shop.watch = lambda method, path: None
