@@ -22,7 +22,8 @@ from gvendi_fast.sketching.unit_worker import UnitJob
 
 WORDS = "alpha beta gamma delta seven nine red blue sum of and minus the a".split()
 UNIT_ROWS = 4
-# Of one machine that several tests may share.
+# On a machine that others keep busy, Ray's workers, which it puts behind everything else, would get nothing.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 RAY = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 << 20}
 
 

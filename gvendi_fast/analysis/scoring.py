@@ -18,7 +18,7 @@ from gvendi_fast.analysis.asked_groups import check_by
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of, second_pass
-from gvendi_fast.base.engine import Engine
+from gvendi_fast.base.engine import Engine, LocalEngine
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
@@ -152,7 +152,8 @@ def score(
             "directory; name it"
         )
     if isinstance(proxy, str):
-        proxy = load_proxy(proxy, device="auto" if engine is None else engine.device)
+        where = engine or LocalEngine()
+        proxy = load_proxy(proxy, dtype=where.dtype(), device=where.device)
     settings = settings or Settings()
     if by is not None:
         settings = replace(settings, fields=replace(settings.fields, by=by))

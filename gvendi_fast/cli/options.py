@@ -594,15 +594,15 @@ class CorpusOptions:
                     "leave it out, or sketch the corpus again into another --out"
                 )
 
-    def load_proxy(self, device: str = "auto"):
-        """The proxy model with its tokenizer, on a device as `load_proxy` takes it."""
+    def load_proxy(self, engine):
+        """The proxy model with its tokenizer, where and as an engine's process has it."""
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value
         return load_proxy(
             home(self.proxy),
-            dtype=self.dtype.value,
-            device=device,
+            dtype=engine.dtype(self.dtype.value),
+            device=engine.device,
             attention=attention,
             quantize=self.quantize,
         )

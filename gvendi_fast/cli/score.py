@@ -132,6 +132,7 @@ def score(
     _check_data(data, settings.skip_unreadable, out)
     # Without --out the folder lasts until its score is printed.
     with ExitStack() as around:
+        around.enter_context(engine)
         if out is None:
             folder = around.enter_context(scoring.temporary_run())
         else:
@@ -139,7 +140,7 @@ def score(
             around.enter_context(_keeping_units(out, "score"))
         result = scoring.score(
             data,
-            proxy=corpus.load_proxy(engine.device),
+            proxy=corpus.load_proxy(engine),
             out=folder,
             settings=settings,
             orders=orders,
@@ -229,10 +230,8 @@ def _sketch(
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     _check_data(data, settings.skip_unreadable, out)
-    with _keeping_units(out, command):
-        return sketch_corpus(
-            data, out, corpus.load_proxy(engine.device), settings, _progress(), engine=engine
-        )
+    with _keeping_units(out, command), engine:
+        return sketch_corpus(data, out, corpus.load_proxy(engine), settings, _progress(), engine=engine)
 
 
 def _check_data(data: list[str], skip_unreadable: bool, out: Path | None) -> None:

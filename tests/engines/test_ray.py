@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray_parts import RAY, Multiply, PoisonedRay, settings, write_corpus
+from ray_parts import ENVIRONMENT, RAY, Multiply, PoisonedRay, settings, write_corpus
 from run_contents import contents
 
 import gvendi_fast
@@ -29,8 +29,8 @@ def ray():
         patch.setenv(
             "PYTHONPATH", str(Path(__file__).parents[1]) + ":" + str(Path(gvendi_fast.__file__).parents[1])
         )
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
         found.init(logging_level="ERROR", **RAY)
     yield found
     found.shutdown()

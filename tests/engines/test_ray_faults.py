@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray_parts
 from hangs import wait_for
-from ray_parts import RAY, PoisonedRay, settings, write_corpus
+from ray_parts import ENVIRONMENT, RAY, PoisonedRay, settings, write_corpus
 from run_contents import contents
 
 import gvendi_fast
@@ -22,7 +22,7 @@ from gvendi_fast.analysis.scoring import score_run
 from gvendi_fast.base.files import is_dead
 from gvendi_fast.data.leases import Terms, quarantined
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.worker_records import read_leases, read_workers
+from gvendi_fast.data.worker_records import read_workers
 from gvendi_fast.engines import RayEngine
 from gvendi_fast.sketching.corpus import UnitsFailedError
 
@@ -38,8 +38,8 @@ def address() -> Iterator[str]:
     pytest.importorskip("ray.data", reason="the engine 'ray' is an extra")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{Path(ray_parts.__file__).parent}:{HOME}")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
         context = ray.init(logging_level="ERROR", **RAY)
         yield context.address_info["gcs_address"]
         ray.shutdown()
@@ -76,13 +76,12 @@ def check_same(out: Path, alone: Path) -> None:
     assert (out / "rejected.jsonl").read_bytes() == (alone / "rejected.jsonl").read_bytes()
     assert score_run(run).gvendi == score_run(whole).gvendi
     assert not quarantined(out)
-    assert not read_leases(out).found
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_twenty_kills_of_actors_and_drivers_lose_and_double_nothing(address, seed, tmp_path):
     draw = random.Random(seed)
-    units, kills = 160, 20
+    units, kills = 120, 20
     corpus = write_corpus(tmp_path / "corpus.jsonl", units)
     gvendi_fast.sketch(corpus, out=tmp_path / "alone", proxy="tiny", settings=settings())
     out, driver, done = tmp_path / "run", None, 0
@@ -91,7 +90,7 @@ def test_twenty_kills_of_actors_and_drivers_lose_and_double_nothing(address, see
             driver = drive(corpus, out, address)
         before = parts(out)
         # A few work units later, with an actor at work on the next.
-        wanted = min(before + draw.randint(1, 6), units - 2 * (kills - kill))
+        wanted = min(before + draw.randint(1, 5), units - 2 * (kills - kill))
         wait_for(
             lambda wanted=wanted, driver=driver: (
                 (parts(out) >= wanted and actors(out)) or driver.poll() is not None
@@ -118,7 +117,8 @@ def test_twenty_kills_of_actors_and_drivers_lose_and_double_nothing(address, see
 def test_a_driver_whose_own_ray_dies_with_it_is_followed_by_the_next(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="the engine 'ray' is an extra")
     monkeypatch.setenv("PYTHONPATH", f"{Path(ray_parts.__file__).parent}:{HOME}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     corpus = write_corpus(tmp_path / "corpus.jsonl", 30)
     gvendi_fast.sketch(corpus, out=tmp_path / "alone", proxy="tiny", settings=settings())
     out = tmp_path / "run"
