@@ -252,6 +252,7 @@ def _sketch_and_score(
         save_mean=save_mean,
         seconds=clock.seconds,
         fresh_tokens=clock.tokens,
+        engine=engine,
     )
 
 
