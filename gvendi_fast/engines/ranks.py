@@ -98,6 +98,8 @@ class RanksEngine(Engine):
             yield from worker.run(self._in_turn(items))
         finally:
             worker.close()
+        if self._passes is not None:
+            self._passes.forget()
 
     def _in_turn(self, items: Sequence[int]) -> Iterator[int]:
         """Its own in their order; then, of the next rank on, those of each other one from the end."""

@@ -63,10 +63,11 @@ class SharedPasses:
         try:
             while True:
                 for at, path in _results(root):
-                    if at not in known and at < len(items):
-                        known.add(at)
-                        wait_s = _FIRST_WAIT_S
-                        yield at, pickle.loads(path.read_bytes())
+                    if at in known or (content := _read(path)) is None:
+                        continue
+                    known.add(at)
+                    wait_s = _FIRST_WAIT_S
+                    yield at, pickle.loads(content)
                 if len(known) == len(items):
                     break
                 _stand(root)
@@ -87,6 +88,12 @@ class SharedPasses:
             leases.close()
         self._leave(root)
 
+    def forget(self) -> None:
+        """Remove what lost ranks have not read: the work that followed is done."""
+        for folder in self._left:
+            _remove(folder)
+        self._left.clear()
+
     def _of(self, make: Any, items: Any) -> Path | Url:
         """The folder of a call; the same call again has another."""
         call = hashlib.blake2b(
@@ -101,7 +108,7 @@ class SharedPasses:
             _remove(root)
         else:
             self._left.append(root)
-        # Of a pass that all have read its last reader has removed it.
+        # A pass that all have read is gone by now.
         for old in self._left[:-2]:
             _remove(old)
         del self._left[:-2]
@@ -117,6 +124,14 @@ def _results(root: Path | Url) -> Iterator[tuple[int, Path | Url]]:
     for name in names_in(root):
         if name.startswith(_RESULT) and name.endswith(".pickle"):
             yield int(name.removeprefix(_RESULT).removesuffix(".pickle")), root / name
+
+
+def _read(path: Path | Url) -> bytes | None:
+    """A result; None where it was removed meanwhile, as this rank is late."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _remove(folder: Path | Url) -> None:
