@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,8 @@ class Multiply:
         return self.times
 
     def times(self, item: Any) -> Any:
+        if not isinstance(item, str | int):
+            return item * self.factor
         if item == "refused":
             raise GvendiError("the item is refused")
         if item == "strange":
@@ -153,10 +155,8 @@ def main(corpus: str, out: str, address: str) -> None:
     """A driver: sketches, and is killed or not."""
     import gvendi_fast
 
-    engine = RayEngine(2, **({"init": RAY} if address == "local" else {"address": address}))
-    with engine:
-        run = gvendi_fast.sketch(corpus, out=out, proxy="tiny", settings=replace(settings()), engine=engine)
-    print(run.path)
+    with RayEngine(2, address=address, init=RAY if address == "local" else None) as engine:
+        gvendi_fast.sketch(corpus, out=out, proxy="tiny", settings=settings(), engine=engine)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def test_a_driver_that_stops_early_lets_go_of_what_is_under_way(ray):
     assert dict(engine.map(Multiply(5), [1])) == {0: 5}
 
 
+@pytest.mark.soak
 def test_a_refused_row_of_a_worker_ends_the_run_by_its_own_words(ray, tmp_path):
     corpus = write_corpus(tmp_path / "refused.jsonl", 3, {1: "REFUSED"})
     with pytest.raises(GvendiError, match=r"^on the node '.+': this row is refused$"):
