@@ -13,6 +13,7 @@ that runs may run code in it.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from gvendi_fast.base.files import exists, make_folder, names_in, put_quickly
 from gvendi_fast.base.places import is_url, place
@@ -96,9 +99,9 @@ class SharedPasses:
 
     def _of(self, make: Any, items: Any) -> Path | Url:
         """The folder of a call; the same call again has another."""
-        call = hashlib.blake2b(
-            pickle.dumps((self._run_id, self._world, make, list(items)), protocol=5), digest_size=16
-        )
+        file = io.BytesIO()
+        _Plain(file).dump((self._run_id, self._world, make, list(items)))
+        call = hashlib.blake2b(file.getbuffer(), digest_size=16)
         count = self._calls[call.digest()] = self._calls.get(call.digest(), 0) + 1
         return self._folder / f"{call.hexdigest()}-{count}"
 
@@ -112,6 +115,22 @@ class SharedPasses:
         for old in self._left[:-2]:
             _remove(old)
         del self._left[:-2]
+
+
+class _Plain(pickle.Pickler):
+    """Writes the same for what is equal, whichever of its objects are one and wherever a tensor lies in memory."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        # Without notes of what was written before.
+        self.fast = True
+
+    def reducer_override(self, thing: Any) -> Any:
+        """See `pickle.Pickler`."""
+        if not isinstance(thing, torch.Tensor):
+            return NotImplemented
+        numbers = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return bytes, (numbers, f"{thing.dtype} {tuple(thing.shape)}")
 
 
 def _stand(root: Path | Url) -> None:
