@@ -1,4 +1,4 @@
-"""Passes: the same numbers to the bit on every engine, in whatever order results come, and errors that reach who asked."""
+"""Passes: the same numbers to the bit on every engine, in any order of results, and errors that reach who asked."""
 
 import pickle
 from concurrent.futures import ProcessPoolExecutor
