@@ -38,7 +38,9 @@ from benchmarks.report.proxies import (
 from benchmarks.report.quantised import quantised_line, quantised_table
 from benchmarks.report.rates import planning_rates
 from benchmarks.report.reference import reference_values
+from benchmarks.report.scale import scale_sections
 from benchmarks.report.sketch_dimension import dimension_line, dimension_row, dimension_table
+from benchmarks.report.stored_sketches import stored_sections
 from benchmarks.report.synthesis import rate_table, study_line, study_table, synthesis_entries
 from benchmarks.report.training import sampler_line, sampler_table, series_line, series_table
 from benchmarks.report.training_tap import tap_sections
@@ -227,6 +229,7 @@ def render(results: Path = RESULTS) -> str:
         dimension_line(dimension, MISSING),
         machine_line([dimension] if dimension else []),
         dimension_table(dimension, table),
+        *stored_sections(load(results / "stored_sketches.json"), table, machine_line),
         *coverage_sections(load(results / "coverage.json"), table),
         "## Scoring and selection",
         "On finished sketches.",
@@ -282,7 +285,8 @@ def render_readme(results: Path = RESULTS) -> str:
     return table(["what", "measured"], rows)
 
 
-def _rates(results: Path) -> dict:
+def planning_rates_of(results: Path = RESULTS) -> dict:
+    """The content of rates.json, from a folder of results."""
     names = ("tiny", "threads", "reading", "before_after", "scale")
     return planning_rates(
         load(results / "cpu.json"), gpu_results(results), *(load(results / f"{name}.json") for name in names)
@@ -308,15 +312,16 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     args = parser.parse_args()
     page, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
-    scale = ROOT / "docs" / "good-number.md"
+    scale, plans = ROOT / "docs" / "good-number.md", ROOT / "docs" / "scale.md"
     record = json.dumps(dispatch_record(gpu_results(RESULTS)), indent=1, sort_keys=True)
-    rates = json.dumps(_rates(RESULTS), indent=1, sort_keys=True)
+    rates = planning_rates_of(RESULTS)
     wanted = {
         page: between_markers(page, render()),
         readme: between_markers(readme, render_readme()),
         scale: between_markers(scale, reference_values(load(RESULTS / "reference_values.json"), table)),
         ROOT / RECORD.relative_to(RECORD.parents[3]): f"{record}\n",
-        ROOT / RATES.relative_to(RATES.parents[2]): f"{rates}\n",
+        ROOT / RATES.relative_to(RATES.parents[2]): f"{json.dumps(rates, indent=1, sort_keys=True)}\n",
+        plans: between_markers(plans, scale_sections(rates, table)),
     }
     stale = [path for path, content in wanted.items() if path.read_text() != content]
     if args.check and stale:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.places import open_file, size_of
 from gvendi_fast.data.index import Fields, index_corpus
 from gvendi_fast.data.kinds import kind_of
 from gvendi_fast.data.listing import list_files
@@ -51,7 +51,7 @@ def look_at_size(paths: Sequence[str], encoder: Encoder, fields: Fields | None =
     Raises GvendiError where none of the rows can be read, and what listing and reading the files raises.
     """
     files = list(list_files(paths).files)
-    sizes = [os.path.getsize(file) for file in files]
+    sizes = [size_of(file) for file in files]
     samples: list[Sample] = []
     refused = 0
     for file in evenly(files, FILES):
@@ -85,7 +85,10 @@ def _rows(files: Sequence[str], sizes: Sequence[int]) -> tuple[float | None, str
         import pyarrow.parquet as pq
 
         looked = evenly(range(len(files)), FOOTERS)
-        rows = sum(pq.read_metadata(files[i]).num_rows for i in looked)
+        rows = 0
+        for place in looked:
+            with open_file(files[place]) as stream:
+                rows += pq.read_metadata(stream).num_rows
         of = sum(sizes[i] for i in looked)
         return total * rows / of, f"{rows:,} rows in {len(looked):,} of {len(files):,} files"
     return None, ""
@@ -102,7 +105,7 @@ def _lines(files: Sequence[str], sizes: Sequence[int]) -> tuple[int, int]:
         # A block goes on in the next file, so that a corpus of small files is read whole too.
         file = bisect_right(begins, place) - 1
         while left and file < len(files):
-            with open(files[file], "rb") as stream:
+            with open_file(files[file]) as stream:
                 stream.seek(place - begins[file])
                 block = stream.read(left)
             lines, read = lines + block.count(b"\n"), read + len(block)

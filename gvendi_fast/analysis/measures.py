@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from gvendi_fast.analysis.asked_groups import check_by
 from gvendi_fast.analysis.compare import MOST_ROWS
 from gvendi_fast.analysis.equal_n import GROUP_BYTES, with_others
-from gvendi_fast.analysis.scoring import check_by
 from gvendi_fast.base.draws import places_by_id
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import sentence

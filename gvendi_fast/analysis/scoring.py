@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from gvendi_fast.analysis.asked_groups import check_by
 from gvendi_fast.analysis.equal_n import GroupScore, group_scores
 from gvendi_fast.analysis.layers import norm_shares
 from gvendi_fast.analysis.set_numbers import Sample, growth_of, limits, numbers_of, second_pass
-from gvendi_fast.base.engine import Engine
+from gvendi_fast.base.engine import Engine, LocalEngine
 from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
@@ -144,14 +145,17 @@ def score(
     run = _run_of(data)
     if run is not None:
         _check_made_so(run, proxy, out, settings)
-        return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean)
+        if engine is not None and engine.folder is None:
+            engine.folder = run.path
+        return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean, engine=engine)
     if out is None and engine is not None and engine.world > 1:
         raise GvendiError(
             f"out is None, and engine is {engine.name!r} with {engine.world} processes, which work together in one run "
             "directory; name it"
         )
     if isinstance(proxy, str):
-        proxy = load_proxy(proxy, device="auto" if engine is None else engine.device)
+        where = engine or LocalEngine()
+        proxy = load_proxy(proxy, dtype=where.dtype(), device=where.device)
     settings = settings or Settings()
     if by is not None:
         settings = replace(settings, fields=replace(settings.fields, by=by))
@@ -251,6 +255,7 @@ def _sketch_and_score(
         save_mean=save_mean,
         seconds=clock.seconds,
         fresh_tokens=clock.tokens,
+        engine=engine,
     )
 
 
@@ -427,26 +432,6 @@ def unreadable_of(run: RunDirectory) -> dict[str, str]:
 def damaged_of(run: RunDirectory) -> dict[str, str]:
     """{file of the corpus that ends before it should: what is wrong with it}."""
     return {item["path"]: item["reason"] for item in (run.manifest or {}).get("damaged", [])}
-
-
-def check_by(run: RunDirectory, by: str | None) -> None:
-    """GvendiError unless the run directory was sketched with this --by and a row has it (None always passes)."""
-    recorded = run.by
-    if by is not None and by != recorded:
-        raise GvendiError(
-            f"'{run.path}' was sketched with --by {recorded}, not --by {by}; the groups are stored with the "
-            "sketches: sketch the corpus again with this --by into another --out"
-            if recorded
-            else f"'{run.path}' was sketched without --by, so it holds no groups; sketch the corpus with --by {by} "
-            "into another --out"
-        )
-    # Of a run that goes on, later rows may have it.
-    is_whole = by is not None and run.missing() is None
-    if is_whole and run.done() and not any(any(part.groups) for part in run.iterate(["group"])):
-        raise GvendiError(
-            f"by is {by!r}, which no row of '{run.path}' has; leave it out, or sketch the corpus with a field that its "
-            "rows have into another --out"
-        )
 
 
 class _Clock:

@@ -5,6 +5,7 @@ Others are in `gvendi_fast.engines`: the ranks of torchrun, accelerate and Slurm
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -40,6 +41,8 @@ class Engine(ABC):
     device: where this process loads a proxy, as `load_proxy` takes it.
     hang_after_s: how long work without any progress is borne where nobody has said; None: for ever.
 
+    folder: the run directory that the work is for, through which processes of one command may exchange results.
+
     Outside `with`, `close` is called when no more work will come.
     """
 
@@ -51,6 +54,7 @@ class Engine(ABC):
     is_remote = False
     device = "auto"
     hang_after_s: float | None = None
+    folder: str | os.PathLike | None = None
 
     def dtype(self, asked: Any = "auto") -> Any:
         """The precision that a proxy is loaded in, as `load_proxy` takes it: "auto" is by the hardware of workers."""

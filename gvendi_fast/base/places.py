@@ -24,13 +24,13 @@ _WEB = re.compile(r"https?://", re.IGNORECASE)
 def is_url(path: Any) -> bool:
     """Whether this is the URL of something that does not lie on this machine."""
     text = path if isinstance(path, str) else "" if isinstance(path, Path) else str(path)
-    return _URL.match(text) is not None and _LOCAL.match(text) is None
+    return "://" in text and _URL.match(text) is not None and _LOCAL.match(text) is None
 
 
 def place(path: str | os.PathLike) -> Path | Url:
     """A path of this machine as `Path`, a URL as `Url`, which has the same methods.
 
-    Raises GvendiError where the packages that read URLs are missing.
+    Raises GvendiError where the packages that read URLs are missing, and for a protocol that nothing reads.
     """
     if isinstance(path, Path):
         return path
@@ -44,7 +44,14 @@ def place(path: str | os.PathLike) -> Path | Url:
         raise GvendiError(
             f"'{text}' is a URL, and what reads URLs is not installed ({error}): pip install 'gvendi-fast[urls]'"
         ) from error
-    return path if isinstance(path, Url) else Url(text, **getattr(path, "storage_options", {}))
+    if isinstance(path, Url):
+        return path
+    try:
+        return Url(text, **getattr(path, "storage_options", {}))
+    except ValueError as error:
+        raise GvendiError(
+            f"'{text}' cannot be used: there is nothing that reads {text.partition('://')[0]}:// ({error})"
+        ) from error
 
 
 def local_name(path: str) -> str:

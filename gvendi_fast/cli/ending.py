@@ -33,7 +33,8 @@ _AGAIN_S = 0.01
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an error, in one message; 2 wrong usage; 3 done but for work units that failed too often, "
     "which are listed; 70 a fault of gvendi-fast itself (see --traceback); 75 a work unit made no progress "
-    "(--hang-after), so that the process ended, and the same command goes on; 129, 130, 141, 143 ended by a closed terminal, by Ctrl-C, by a reader that closed its pipe, by "
+    "(--hang-after), so that the process ended, and the same command goes on; "
+    "129, 130, 141, 143 ended by a closed terminal, by Ctrl-C, by a reader that closed its pipe, by "
     "SIGTERM. Files are written whole or not at all, whatever the code."
 )
 # typer imports click or brings its own copy, by version: its public BadParameter is a UsageError, a ClickException.

@@ -227,11 +227,21 @@ MaxRejected = Annotated[
     ),
 ]
 UnitRows = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--unit-rows",
         metavar="N",
-        help="Rows that are computed, stored and resumed as a whole: an interrupted run loses those of one at most.",
+        help="Rows that are computed, stored and resumed as a whole: an interrupted run loses those of one at most. "
+        "(Default: about a minute of work, by the proxy's rate on a few rows; 512 where all take a few minutes.)",
+    ),
+]
+UnitBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--unit-bytes",
+        metavar="N",
+        help="Bytes of the text of those rows, at most, in place of their number or beside it. (Default: as "
+        "--unit-rows says.)",
     ),
 ]
 MaxRowBytes = Annotated[
@@ -484,9 +494,18 @@ class EngineOptions:
     cpus_per_worker: CpusPerWorker = None
     ray_address: RayAddress = None
 
-    def open(self, is_shared: bool = True):
+    def over(self, directory: Path):
+        """The `Engine` of a command that reads a run directory. Jobs of an array, of which each may have its own
+        directory, work together only where the engine is named.
+        """
+        engine = self.open(with_arrays=False)
+        engine.folder = directory
+        return engine
+
+    def open(self, is_shared: bool = True, with_arrays: bool = True):
         """The `Engine`; is_shared: whether several ranks could work together, which "auto" depends on.
 
+        with_arrays: whether jobs of an array do so too for "auto".
         Raises GvendiError for options that do not go together, as the engine does, and for ranks that cannot.
         """
         from gvendi_fast.engines.choice import engine_of, parse_workers
@@ -508,7 +527,7 @@ class EngineOptions:
         name = self.engine.value
         if not is_shared and name == "auto":
             name = "local"
-        engine = engine_of(name, **of_ray)
+        engine = engine_of(name, with_arrays=with_arrays, **of_ray)
         if not is_shared and engine.world > 1:
             raise GvendiError(
                 f"--engine is {name}, and {engine.world} ranks work together in one run directory; name it: --out DIR"
@@ -555,7 +574,8 @@ class CorpusOptions:
     by: By = None
     limit: Limit = None
     max_rejected: MaxRejected = None
-    unit_rows: UnitRows = 512
+    unit_rows: UnitRows = None
+    unit_bytes: UnitBytes = None
     mask: MaskOption = Mask.completion
     control_tokens: ControlTokensOption = ControlTokens.text
     exclude: Exclude = None
@@ -583,15 +603,15 @@ class CorpusOptions:
                     "leave it out, or sketch the corpus again into another --out"
                 )
 
-    def load_proxy(self, device: str = "auto"):
-        """The proxy model with its tokenizer, on a device as `load_proxy` takes it."""
+    def load_proxy(self, engine):
+        """The proxy model with its tokenizer, where and as this engine needs it."""
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value
         return load_proxy(
             home(self.proxy),
-            dtype=self.dtype.value,
-            device=device,
+            dtype=engine.dtype(self.dtype.value),
+            device=engine.device,
             attention=attention,
             quantize=self.quantize,
         )
@@ -621,6 +641,7 @@ class CorpusOptions:
             control_tokens=self.control_tokens.value,
             limit=self.limit,
             unit_rows=self.unit_rows,
+            unit_bytes=self.unit_bytes,
             max_rejected=parse_max_rejected(self.max_rejected),
             exclude=tuple(self.exclude or ()),
             layers=self.layers or "all",

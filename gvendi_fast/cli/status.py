@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.progress import clock
-from gvendi_fast.cli.options import Json, home
+from gvendi_fast.cli.options import Json, path_or_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,8 +29,9 @@ _HOME = "\x1b[H\x1b[J"
 
 def status(
     directory: Annotated[
-        str,
+        Path,
         typer.Argument(
+            parser=path_or_url,
             metavar="RUN",
             help="A run directory that 'gvendi sketch' or 'score --out' makes or has made, or its URL.",
         ),
@@ -56,7 +58,7 @@ def status(
     """
     from gvendi_fast.data.run_status import StatusReader
 
-    reader = StatusReader(home(directory))
+    reader = StatusReader(directory)
     if not watch:
         _show(reader.read(), as_json)
         return
@@ -84,7 +86,8 @@ def _show_again(found: RunStatus, as_json: bool) -> None:
         sys.stdout.write(_HOME)
         _print(out, found)
     else:
-        put(_done(found) + "".join(f", {text}" for text in (_rates(found), _left(found)) if text))
+        left = _left(found)
+        put(_done(found) + "".join(f", {text}" for text in (_rates(found), left and f"{left} left") if text))
 
 
 def _print(out: Console, found: RunStatus) -> None:
@@ -159,7 +162,7 @@ def _left(found: RunStatus) -> str:
     left = found.seconds_left
     if found.is_done or left is None:
         return ""
-    return f"{clock(left)} left" if found.live or found.recent_parts else ""
+    return clock(left) if found.live or found.recent_parts else ""
 
 
 def _counts(found: RunStatus) -> str:
@@ -186,9 +189,10 @@ def _print_workers(out: Console, found: RunStatus) -> None:
     from gvendi_fast.cli.tables import print_table, short_names
 
     shown = found.workers[:SHOWN_WORKERS]
-    hosts = short_names([one.record.host for one in shown])
+    different = list(dict.fromkeys(one.record.host for one in shown))
+    hosts = dict(zip(different, short_names(different), strict=True))
     # Columns in which all rows are the same empty word are left out.
-    rows = [_cells(one, host, found.now) for one, host in zip(shown, hosts, strict=True)]
+    rows = [_cells(one, hosts[one.record.host], found.now) for one in shown]
     headings = ("worker", "on", "state", "rank", "units", "rows/s", "tokens/s", "at work on", "last seen")
     kept = [place for place in range(len(headings)) if any(row[place] != "-" for row in rows)]
     print_table(

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, path_or_url, warn_unfinished
@@ -64,8 +63,8 @@ def weights(
 
     Example: gvendi weights runs/mine --by source --cap 0.5
     """
+    from gvendi_fast.analysis.asked_groups import check_by
     from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights, source_states
-    from gvendi_fast.analysis.scoring import check_by
     from gvendi_fast.data.run_directory import RunDirectory
 
     directory = RunDirectory.load(run)

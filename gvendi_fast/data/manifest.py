@@ -11,6 +11,7 @@ from typing import Any
 from gvendi_fast.data.listing import Unreadable
 from gvendi_fast.data.pieces import Piece
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields
+from gvendi_fast.data.run_files import BY_FILE
 from gvendi_fast.data.unit_cuts import written
 
 # Row within its work unit, then file and line of the row that had the id first.
@@ -86,6 +87,9 @@ class Manifest:
     grown: rows that it had before, and how many of those were sketched and are computed again; None where it did not
         grow just now.
     unit_bytes: bytes of a work unit's rows, at most, unless it is one row; None: whatever they are.
+    by_file: whether parts say of which corpus up to the file of their rows they are, not of which corpus; so in run
+        directories that are begun now.
+    is_whole: whether all files are there; else the first ones are, and the index goes on.
     """
 
     files: tuple[SourceFile, ...]
@@ -104,6 +108,8 @@ class Manifest:
     earlier: tuple[Mapping[str, Any], ...] = ()
     grown: tuple[int, int] | None = field(default=None, compare=False)
     unit_bytes: int | None = None
+    by_file: bool = False
+    is_whole: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """What a run directory records of the corpus, JSON-able: all that decides which rows a work unit has."""
@@ -122,6 +128,10 @@ class Manifest:
         if self.unit_bytes is not None:
             unusual["unit_bytes"] = self.unit_bytes
             unusual["rows_of_units"] = [written(rows) for rows in self._rows_of_units()]
+        if self.by_file:
+            unusual["format"] = BY_FILE
+        if not self.is_whole:
+            unusual["indexed"] = False
         return {
             **unusual,
             "units_total": len(self.units),
@@ -162,8 +172,12 @@ class Manifest:
         return [*self.notes, *(f"passed over '{item.path}': {item.reason}" for item in self.unreadable)]
 
     def recorded_as(self, recorded: Mapping[str, Any]) -> Manifest:
-        """The same corpus under the paths of an equal manifest's dict; the files are read from where they are."""
-        paths = [entry["path"] for entry in recorded["files"]]
+        """The same corpus under the paths of an equal manifest's dict, which may have more files, or fewer.
+
+        The files are read from where they are.
+        """
+        paths = [entry["path"] for entry in recorded["files"][: len(self.files)]]
+        paths += [source.path for source in self.files[len(paths) :]]
         files = [
             source if source.path == path else replace(source, path=path, here=source.here or source.path)
             for source, path in zip(self.files, paths, strict=True)

@@ -49,6 +49,7 @@ from gvendi_fast.base.files import (
 )
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.base.places import place
+from gvendi_fast.data.corpora import Corpora
 from gvendi_fast.data.hub_names import is_kept_file
 from gvendi_fast.data.parts import (
     COLUMNS,
@@ -64,12 +65,16 @@ from gvendi_fast.data.parts import (
 )
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import (
+    CUT,
+    PASSES,
     SCORE,
     SPOOL,
+    begins,
     check_manifest,
     digest_of,
     lost_spec,
     read_json,
+    sealed,
     unit_ranges,
 )
 from gvendi_fast.data.sketched_parameters import SketchedParameters, differing_from, keep_parameters
@@ -80,6 +85,8 @@ __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done",
 
 _FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.ASCII)
 _ABSENT = object()
+# Of units.json: what is otherwise where the files are, or how it came about.
+_FOLLOWS = ("earlier", "pieces", "rows_of_units", "indexed")
 # {what a part says of it: record of a run directory}.
 RECORDS = {"spec": "spec.json", "corpus": "units.json"}
 
@@ -97,20 +104,22 @@ class RunDirectory:
     """A run directory; made by `open` (to compute into) or `load` (to read). Threads and processes may share one."""
 
     def __init__(self, path: Path, spec: dict[str, Any], manifest: dict[str, Any] | None) -> None:
-        self.path, self.spec, self.manifest = path, spec, manifest
+        self.path, self.spec = path, spec
         # Of the command that read the corpus, where most of its first rows cannot be read; recorded nowhere.
         self.advice = ""
         self.parts = path / "parts"
         # Of what is recorded: a view of the directory may show another spec.
         self._spec_digest = digest_of(spec)
-        self._corpus_digest = "" if manifest is None else digest_of(manifest)
-        # {what the corpus was before it has grown: how many of its work units are still the same}.
-        self._earlier = {item["corpus"]: item["units"] for item in (manifest or {}).get("earlier", ())}
         self._says = {other: f"{name} says" for other, name in RECORDS.items()}
-        self._ranges = None if manifest is None else unit_ranges(manifest)
+        self._take(manifest)
         sketch = spec.get("sketch")
         self._recorded_dim = sketch.get("dim") if isinstance(sketch, dict) else None
         self._store = store_of(spec)
+
+    def _take(self, manifest: dict[str, Any] | None) -> None:
+        self.manifest = manifest
+        self._corpora = Corpora(manifest)
+        self._ranges = None if manifest is None else unit_ranges(manifest)
 
     @classmethod
     def open(
@@ -130,7 +139,8 @@ class RunDirectory:
         processes are removed as `files.remove_stale` says. A corpus of the same files by content is the same under
         other paths: the recorded ones stay, and `manifest` of the result has them.
         A corpus that has grown, as `growth.index_for` has proved, replaces the recorded one; the score of before, and
-        the part of the last work unit, if that was filled up, are removed first.
+        the part of the last work unit, if that was filled up, are removed first. One of which the first files are
+        recorded, as its index went on, replaces those; `manifest` may be such a beginning (see `extend`).
         Raises GvendiError, with a list of every difference, if another spec or corpus is recorded, and for a folder
         with other things in it, a spec that JSON cannot hold, and a spec.json that is not that of the parts.
         """
@@ -162,23 +172,25 @@ class RunDirectory:
             keep_parameters(root, recorded, parameters)
         units = root / "units.json"
         if manifest is not None:
-            known = check_manifest(units, _agree(units, manifest))
-            if _follows(known, manifest):
-                _grow(root, known, manifest)
-                known = check_manifest(units, read_json(units))
-            if not same_corpus(known, manifest):
-                raise GvendiError(
-                    f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
-                    "give another --out, or restore the recorded corpus, to which rows and files may be added"
-                    f"{_other_format(known, manifest)}"
-                )
-            manifest = known
+            manifest = _agree_on_corpus(root, manifest)
         elif exists(units):
             manifest = check_manifest(units, read_json(units))
         for folder in (root, root / "parts", *(root / name for name in FOLDERS)):
             if exists(folder):
                 remove_stale(folder)
         return cls(root, recorded, manifest)
+
+    def extend(self, manifest: dict[str, Any]) -> None:
+        """Record a corpus of which more files are indexed, or all; raises as `open` does.
+
+        manifest: `Manifest.to_dict()`. Where another process has recorded more, that stays.
+        """
+        self._take(_agree_on_corpus(self.path, _plain(manifest, "manifest")))
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether the corpus is recorded whole; else an index goes on, or was killed."""
+        return self.manifest is None or "indexed" not in self.manifest
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> RunDirectory:
@@ -285,6 +297,11 @@ class RunDirectory:
 
     def missing(self) -> str | None:
         """A sentence on the missing work units for a reader of the directory; None if all are done."""
+        if not self.is_indexed:
+            return (
+                f"'{self.path}' is not finished: its corpus is still being indexed, and {self.units_done} of the "
+                f"{self.units_total} work units so far are done; to go on, run the command that made it again"
+            )
         if self.units_total is None or self.units_done == self.units_total:
             return None
         return (
@@ -332,20 +349,22 @@ class RunDirectory:
             with suppress(DamagedPartError, OSError):
                 stamps.append(read_stamp(self.part_path(unit)))
         digests, says, strange = (
-            {"spec": self._spec_digest, "corpus": self._corpus_digest},
+            {"spec": self._spec_digest, "corpus": self._corpora.last},
             dict(self._says),
             [],
         )
         for other, recorded in digests.items():
             found = Counter(getattr(stamp, other) for stamp in stamps if stamp is not None)
-            own = {recorded, *(self._earlier if other == "corpus" else ())}
+            own = {recorded, *(self._corpora if other == "corpus" else ())}
             if found and own.isdisjoint(found):
                 digests[other] = found.most_common(1)[0][0]
                 says[other] = "most parts were"
                 strange.append(RECORDS[other])
         spec = {} if RECORDS["spec"] in strange else self.spec
         run = RunDirectory(self.path, spec, None if RECORDS["corpus"] in strange else self.manifest)
-        run._spec_digest, run._corpus_digest, run._says = digests["spec"], digests["corpus"], says
+        run._spec_digest, run._says = digests["spec"], says
+        if RECORDS["corpus"] in strange:
+            run._corpora = Corpora.of_stamp(digests["corpus"])
         return run, strange
 
     def verify(self, unit: int, input: str = "") -> int:
@@ -387,7 +406,7 @@ class RunDirectory:
             accepted=table.num_rows,
             dim=np.shape(part.sketches)[1],
             spec=self._spec_digest,
-            corpus=self._corpus_digest,
+            corpus=self._corpora.of(unit),
             input=input,
             rejected=checksum(lines),
         )
@@ -486,18 +505,14 @@ class RunDirectory:
             raise DamagedPartError(path, f"it is the part of work unit {stamp.unit}", "unit")
         if stamp.spec != self._spec_digest:
             raise DamagedPartError(path, f"it was made with other settings than {self._says['spec']}", "spec")
-        if not self._is_of_corpus(stamp):
+        if stamp not in self._corpora:
             raise DamagedPartError(
                 path, f"it was made from another corpus than {self._says['corpus']}", "corpus"
             )
 
-    def _is_of_corpus(self, stamp: Stamp) -> bool:
-        """Whether a part is of the corpus as it is, or of what it was when the work unit was the same."""
-        return stamp.corpus == self._corpus_digest or stamp.unit < self._earlier.get(stamp.corpus, 0)
-
     def is_own(self, unit: int, stamp: Stamp) -> bool:
         """Whether a stamp is that of this work unit of this run."""
-        return stamp.unit == unit and stamp.spec == self._spec_digest and self._is_of_corpus(stamp)
+        return stamp.unit == unit and stamp.spec == self._spec_digest and stamp in self._corpora
 
     def _check_first_stamp(self) -> None:
         """An edited spec.json or units.json is noticed before anything of it is used."""
@@ -510,7 +525,7 @@ class RunDirectory:
             if stamp is not None and stamp.unit == unit:
                 if stamp.spec != self._spec_digest:
                     raise self._edited("spec.json", unit)
-                if not self._is_of_corpus(stamp):
+                if stamp not in self._corpora:
                     raise self._edited("units.json", unit)
 
     def _edited(self, name: str, unit: int) -> GvendiError:
@@ -560,6 +575,11 @@ class RunDirectory:
         """
         done = self.done()
         missing = 0 if self.units_total is None else self.units_total - len(done)
+        if not self.is_indexed:
+            raise GvendiError(
+                f"run directory '{self.path}' is not complete: its corpus is still being indexed; run the same command "
+                "again to go on"
+            )
         if missing:
             first = next((number for number, unit in enumerate(done) if unit != number), len(done))
             raise GvendiError(
@@ -613,7 +633,7 @@ def check_free(root: Path) -> None:
     others = [
         name
         for name in names_in(root)
-        if name not in ("parts", SPOOL) and not is_passing(name) and not is_kept_file(name)
+        if name not in ("parts", SPOOL, CUT, PASSES) and not is_passing(name) and not is_kept_file(name)
     ]
     if exists(root / "parts"):
         others += [f"parts/{name}" for name in names_in(root / "parts") if not is_passing(name)]
@@ -634,6 +654,38 @@ def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     return read_json(path)
 
 
+def _agree_on_corpus(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Record a corpus, unless it is; what is recorded then. Raises GvendiError where that is another one."""
+    units = root / "units.json"
+    if not exists(units):
+        with atomic_write(units, exclusive=True) as stream:
+            stream.write(_json(sealed(manifest)))
+    known = check_manifest(units, read_json(units))
+    if "indexed" in manifest and begins(manifest, known):
+        return known
+    if "indexed" in known and begins(known, manifest):
+        # Rows have their ids by what their files were called first.
+        files = [
+            {**new, "path": old["path"]} for old, new in zip(known["files"], manifest["files"], strict=False)
+        ]
+        manifest = {**manifest, "files": [*files, *manifest["files"][len(files) :]]}
+        with atomic_write(units) as stream:
+            stream.write(_json(sealed(manifest)))
+        known = check_manifest(units, read_json(units))
+        # Another process may have recorded more, or less, meanwhile.
+        return known if begins(manifest, known) else manifest
+    if _follows(known, manifest):
+        _grow(root, known, manifest)
+        known = check_manifest(units, read_json(units))
+    if not same_corpus(known, manifest):
+        raise GvendiError(
+            f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
+            "give another --out, or restore the recorded corpus, to which rows and files may be added"
+            f"{_other_format(known, manifest)}"
+        )
+    return known
+
+
 def _follows(known: dict[str, Any], manifest: dict[str, Any]) -> bool:
     """Whether this corpus is what the recorded one has grown to."""
     earlier = manifest.get("earlier")
@@ -651,7 +703,7 @@ def _grow(root: Path, known: dict[str, Any], manifest: dict[str, Any]) -> None:
     for folder in (root, old.parts):
         flush_folder(folder)
     with atomic_write(root / "units.json") as stream:
-        stream.write(_json(manifest))
+        stream.write(_json(sealed(manifest)))
 
 
 def same_corpus(known: dict[str, Any], manifest: dict[str, Any]) -> bool:
@@ -714,10 +766,8 @@ def _other_format(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """A line for each changed, new or missing file, then one for each setting that differs."""
-    # How it has grown is no difference in itself.
-    old, new = (
-        {name: side[name] for name in side if name not in ("earlier", "pieces")} for side in (old, new)
-    )
+    # How it has grown, or is about to, is no difference in itself.
+    old, new = ({name: side[name] for name in side if name not in _FOLLOWS} for side in (old, new))
     was, now = (
         {item["path"]: {key: item[key] for key in item if key != "cut"} for item in side.get("files", [])}
         for side in (old, new)

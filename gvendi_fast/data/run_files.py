@@ -18,12 +18,19 @@ from gvendi_fast.data.pieces import pieces_of
 from gvendi_fast.data.records import Fields, lone_surrogate
 from gvendi_fast.data.unit_cuts import UnitRanges, even_runs, runs_of
 
+# The format of units.json whose parts name the corpus up to their own file.
+BY_FILE = 2
 SCORE, WARNINGS, PAIRS = "score.json", "warnings.json", "parameters.json"
+# The folder through which the ranks of a command exchange results; nothing in it outlasts the command.
+PASSES = "passes"
 # The file that holds the rows of a program, and the name under which its rows are recorded.
 SPOOL, SPOOLED = "rows.jsonl", "rows"
+# How large the work units are to be, before units.json says it.
+CUT = "cut.json"
 # {file of a run directory: what mends it}.
 REMEDIES = {
     "spec.json": "restore it, or sketch the corpus again into another --out",
+    CUT: "remove it",
     "units.json": "restore it, or move it away and run the command that made it again",
     WARNINGS: "remove it, or run the command that made it again, which writes it anew",
     PAIRS: "restore it, or remove it and run the command that made it again, which writes it anew",
@@ -33,6 +40,10 @@ _SCORE_FORMAT = 1
 # {key of units.json: type of its value}; those of a file's entry.
 _COUNTS = ("units_total", "rows", "duplicates", "rows_per_unit")
 _OF_FILE = {"path": str, "kind": str, "size": int, "rows": int, "digest": str}
+# What decides what the rows of all files are.
+_OF_ALL = ("fields", "max_row_bytes", "rows_per_unit", "unit_bytes")
+# What a digest of a corpus up to the end of a piece begins with.
+BY_PIECE = "+"
 _PART = re.compile(r"^part-\d{6,}\.parquet$", re.ASCII)
 
 
@@ -105,13 +116,24 @@ def _verified(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The content of units.json. Raises GvendiError where a value is of another kind than `Manifest.to_dict` writes."""
+    """What units.json was given to hold, by its content.
+
+    Raises GvendiError where a value is of another kind than `Manifest.to_dict` writes, and where it was edited.
+    """
+    if "format" in manifest:
+        good = manifest["format"] == BY_FILE and type(manifest["format"]) is int
+        _check(path, "format", manifest["format"], good, f"{BY_FILE}, or none")
+        manifest = dict(manifest)
+        digest = manifest.pop("digest", None)
     for name in _COUNTS:
         if name in manifest or name == "units_total":
             good = is_count(manifest.get(name)) and (name != "rows_per_unit" or manifest[name] > 0)
             _check(path, name, manifest.get(name), good, "a count")
     limit = manifest.get("limit")
     _check(path, "limit", limit, limit is None or is_count(limit), "a count or null")
+    _check(
+        path, "indexed", manifest.get("indexed"), manifest.get("indexed", False) is False, "false, or nothing"
+    )
     names = {field.name for field in fields(Fields)}
     of_rows = manifest.get("fields", {})
     # The one that makes groups may be null.
@@ -139,6 +161,9 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     units, rows = manifest["units_total"], manifest.get("rows")
     if ranges is not None and (ranges.units, ranges.rows) != (units, rows):
         raise _damaged(path, f"its files do not add up to its {units} work units and {rows} rows")
+    # Last, as whatever else is wrong says more.
+    if "format" in manifest and digest != digest_of(manifest):
+        raise _damaged(path, "its digest does not agree")
     return manifest
 
 
@@ -161,7 +186,9 @@ def _check_growth(path: Path, manifest: Mapping[str, Any]) -> None:
     earlier = manifest.get("earlier", [])
     good = isinstance(earlier, list) and all(
         isinstance(item, dict)
-        and set(item) == {"corpus", "units"}
+        and set(item) - {"pieces"} == {"corpus", "units"}
+        and isinstance(item.get("pieces", []), list)
+        and all(isinstance(digest, str) for digest in item.get("pieces", []))
         and isinstance(item["corpus"], str)
         and is_count(item["units"])
         for item in earlier
@@ -204,6 +231,46 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value and not lone_surrogate(value)
 
 
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What units.json holds of a manifest: with a digest of it all, where parts name no digest of it all."""
+    return {**manifest, "digest": digest_of(manifest)} if "format" in manifest else dict(manifest)
+
+
+def piece_digests(manifest: Mapping[str, Any]) -> list[str]:
+    """Of each piece the digest of the corpus up to its end: its rows, and all that decides what they are.
+
+    They begin with BY_PIECE.
+    """
+    before = digest_of({name: manifest.get(name) for name in _OF_ALL})
+    cuts, files, found = manifest.get("rows_of_units"), manifest["files"], []
+    for number, piece in enumerate(pieces_of(manifest)):
+        link = {
+            "before": before,
+            "file": {name: files[piece.file][name] for name in _OF_FILE},
+            "piece": [piece.file, piece.first, piece.rows],
+            "units": None if cuts is None else cuts[number],
+        }
+        before = digest_of(link)
+        found.append(BY_PIECE + before)
+    return found
+
+
+def begins(part: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    """Whether an index of a corpus has found this after some of its files; what files are called does not count."""
+    if any(part.get(name) != whole.get(name) for name in (*_OF_ALL, "format")):
+        return False
+    for name in ("files", "rows_of_units"):
+        own, others = part.get(name, []), whole.get(name, [])
+        if [_unnamed(item) for item in own] != [_unnamed(item) for item in others[: len(own)]]:
+            return False
+    pieces = pieces_of(part)
+    return pieces == pieces_of(whole)[: len(pieces)]
+
+
+def _unnamed(item: Any) -> Any:
+    return {name: item[name] for name in item if name != "path"} if isinstance(item, dict) else item
+
+
 def unit_ranges(manifest: Mapping[str, Any]) -> UnitRanges | None:
     """The rows of the work units of a corpus by its units.json; None where it does not say.
 
@@ -212,14 +279,24 @@ def unit_ranges(manifest: Mapping[str, Any]) -> UnitRanges | None:
     per_unit, files = manifest.get("rows_per_unit"), manifest.get("files", [])
     if not per_unit or not files or any("rows" not in entry for entry in files):
         return None
-    pieces = pieces_of(manifest)
+    return UnitRanges([run for own in _runs_of_pieces(manifest) for run in own])
+
+
+def units_of_pieces(manifest: Mapping[str, Any]) -> list[int]:
+    """How many work units each piece has."""
+    return [sum(times for _, times in own) for own in _runs_of_pieces(manifest)]
+
+
+def _runs_of_pieces(manifest: Mapping[str, Any]) -> list[list[tuple[int, int]]]:
+    """Of each piece the (rows, how many in turn) of its work units. Raises ValueError where it contradicts itself."""
+    pieces, per_unit = pieces_of(manifest), manifest["rows_per_unit"]
     if "rows_of_units" not in manifest:
-        return UnitRanges([run for piece in pieces for run in even_runs(piece.rows, per_unit)])
+        return [even_runs(piece.rows, per_unit) for piece in pieces]
     runs = [runs_of(text) for text in manifest["rows_of_units"]]
     for piece, own in zip(pieces, runs, strict=True):
         if sum(rows * times for rows, times in own) != piece.rows or any(rows > per_unit for rows, _ in own):
             raise ValueError("its work units do not add up to the rows of its files")
-    return UnitRanges([run for own in runs for run in own])
+    return runs
 
 
 def _check(path: Path, name: str, value: Any, good: bool, wanted: str) -> None:

@@ -22,6 +22,7 @@ class Numbers:
 
     said: the variables that say so. run_id: of the command. is_unique: whether no other command has this run_id.
     own_gpus: whether the process may be shown its own GPUs alone. is_array: whether it is a job of an array.
+    again: how often it was started again under this run_id.
     """
 
     rank: int
@@ -32,6 +33,7 @@ class Numbers:
     is_unique: bool
     own_gpus: bool = False
     is_array: bool = False
+    again: str = ""
 
 
 def numbers(environment: Mapping[str, str]) -> Numbers | None:
@@ -57,7 +59,9 @@ def _of_torch(environment: Mapping[str, str]) -> Numbers:
         # All processes have one parent, torchrun, which starts them again too.
         parts += [host_name(), str(os.getppid()), _started(os.getppid())]
         is_unique = True
-    return Numbers(rank, world, local, "RANK and WORLD_SIZE", _id("ranks", *parts), is_unique)
+    again = environment.get("TORCHELASTIC_RESTART_COUNT", "")
+    run_id = _id("ranks", *parts)
+    return Numbers(rank, world, local, "RANK and WORLD_SIZE", run_id, is_unique, again=again)
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Numbers:
@@ -76,10 +80,11 @@ def _of_slurm(environment: Mapping[str, str]) -> Numbers:
     local = _count(environment, "SLURM_LOCALID") if "SLURM_LOCALID" in environment else None
     job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID", "")
     # Slurm starts a job again as a whole, but each job of an array by itself.
-    again = "" if is_array else environment.get("SLURM_RESTART_COUNT", "")
-    run_id = _id("slurm", job, environment.get("SLURM_STEP_ID", ""), again)
+    again = environment.get("SLURM_RESTART_COUNT", "")
+    run_id = _id("slurm", job, environment.get("SLURM_STEP_ID", ""), "" if is_array else again)
+    named = " and ".join(said)
     return Numbers(
-        rank, world, local, " and ".join(said), run_id, bool(job), own_gpus=True, is_array=is_array
+        rank, world, local, named, run_id, bool(job), own_gpus=True, is_array=is_array, again=again
     )
 
 

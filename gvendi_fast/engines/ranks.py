@@ -13,7 +13,9 @@ from typing import Any
 
 from gvendi_fast.base.engine import Engine, Item, Result, Worker
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data.leases import Terms
 from gvendi_fast.engines.rank_numbers import Numbers, numbers
+from gvendi_fast.engines.shared_passes import SharedPasses
 
 
 class RanksEngine(Engine):
@@ -23,6 +25,9 @@ class RanksEngine(Engine):
         SLURM_ARRAY_TASK_COUNT, SLURM_PROCID and SLURM_NTASKS.
     run_id: of the command, the same in all its ranks and in no other command; None for one of what the launcher sets.
     environment: where those variables are; None for the process' own.
+    folder: the run directory of a pass, through which ranks share it (`Engine.folder`); `sketch` and `score` set it.
+    lease_s: after so long the items of a lost rank's passes are done by others.
+    Of a pass each rank does its share where it knows a run_id and a run directory, and everything elsewhere.
     LOCAL_RANK, else SLURM_LOCALID, is the number of its GPU. Raises GvendiError where variables are missing or do not
     agree, and where a machine has more ranks than GPUs.
     """
@@ -36,6 +41,8 @@ class RanksEngine(Engine):
         *,
         run_id: str | None = None,
         environment: Mapping[str, str] | None = None,
+        folder: str | os.PathLike | None = None,
+        lease_s: float = Terms.lease_s,
     ) -> None:
         if (rank is None) != (world is None):
             raise GvendiError(f"rank is {rank} and world is {world}; give both, or neither")
@@ -52,6 +59,10 @@ class RanksEngine(Engine):
         self.run_id = run_id or found.run_id
         self.is_unique = found.is_unique or run_id is not None
         self.device = _device(found)
+        self.folder = folder
+        self._lease_s, self._again = lease_s, found.again
+        self._passes: SharedPasses | None = None
+        self._folder: str | os.PathLike | None = None
 
     def _found(self, environment: Mapping[str, str]) -> Numbers:
         found = numbers(environment)
@@ -71,6 +82,14 @@ class RanksEngine(Engine):
         self, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]:
         """See `Engine.map`."""
+        if self.world > 1 and self.is_unique and self.folder is not None:
+            if self._passes is None or self._folder != self.folder:
+                self._folder = self.folder
+                # A rank that is started again begins with the first pass again.
+                run_id = f"{self.run_id} {self._again}"
+                self._passes = SharedPasses(self.folder, run_id, self.rank, self.world, self._lease_s)
+            yield from self._passes.map(make, items, list(self._in_turn(range(len(items)))))
+            return
         function = make()
         for place, item in enumerate(items):
             yield place, function(item)
@@ -82,6 +101,8 @@ class RanksEngine(Engine):
             yield from worker.run(self._in_turn(items))
         finally:
             worker.close()
+        if self._passes is not None:
+            self._passes.forget()
 
     def _in_turn(self, items: Sequence[int]) -> Iterator[int]:
         """Its own in their order; then, of the next rank on, those of each other one from the end."""

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,8 @@ LOSSES = 5
 IN_FLIGHT = 2
 # Functions of `map` that a worker keeps: they may hold much, and more than two passes are not under way at once.
 KEPT = 2
+# For actors that end.
+FAREWELL_S = 5.0
 # Workers from which on one's CPUs are spared for what reads beside them.
 SPARING = 4
 HANG_AFTER_S = 1800.0
@@ -94,9 +97,18 @@ class RayEngine(Engine):
 
     def close(self) -> None:
         """End the Ray that this engine has started; one that was there stays."""
-        if self._is_ours:
-            self._is_ours = False
-            importlib.import_module("ray").shutdown()
+        if not self._is_ours:
+            return
+        ray = importlib.import_module("ray")
+        if self._is_alone(ray):
+            # Actors without work end by themselves, and say so in the run directory, if they are let.
+            until = time.monotonic() + FAREWELL_S
+            while time.monotonic() < until and ray.available_resources().get(
+                "CPU"
+            ) != ray.cluster_resources().get("CPU"):
+                time.sleep(0.05)
+        self._is_ours = False
+        ray.shutdown()
 
     def dtype(self, asked: Any = "auto") -> Any:
         """See `Engine.dtype`: "auto" is what one worker finds, on a GPU where workers have one."""
@@ -104,7 +116,7 @@ class RayEngine(Engine):
             return asked
         ray = self._ray()
         self._pool(ray)
-        return self._result(ray, self._task(ray, self.gpus_per_worker).remote(self.threads, _dtype), "a task")
+        return self._result(ray, self._task(ray, self.gpus_per_worker).remote(self._desk(), _dtype), "a task")
 
     def map(
         self, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item]
@@ -121,7 +133,7 @@ class RayEngine(Engine):
         try:
             while True:
                 while len(under_way) < window and (place := next(left, None)) is not None:
-                    under_way[task.remote(self.threads, made, items[place])] = place
+                    under_way[task.remote(self._desk(), made, items[place])] = place
                 if not under_way:
                     return
                 for ref in ray.wait(list(under_way), num_returns=1)[0]:
@@ -144,7 +156,7 @@ class RayEngine(Engine):
             _settle(dataset.context)
             dataset = dataset.map_batches(
                 _Units,
-                fn_constructor_args=([ray.put(open_worker)], self.threads, __version__),
+                fn_constructor_args=([ray.put(open_worker)], self._desk()),
                 compute=data.ActorPoolStrategy(min_size=fewest, max_size=most),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -155,6 +167,9 @@ class RayEngine(Engine):
             while (batch := self._next(ray, batches)) is not None:
                 for content in batch.column(RECEIPT).to_pylist():
                     yield _unpacked(content)
+
+    def _desk(self) -> _Desk:
+        return _Desk(os.getcwd(), self.threads)
 
     def _ray(self) -> ModuleType:
         """Ray, connected."""
@@ -188,10 +203,8 @@ class RayEngine(Engine):
 
     def _pool(self, ray: ModuleType) -> tuple[int, int]:
         """(fewest, most) workers. Raises GvendiError where this machine, alone, has not what the fewest need."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        is_alone = self._is_ours and len(nodes) == 1 and self.address in (None, "local")
         # A cluster may grow, or have others on it, and Ray itself says what it waits for.
-        if not is_alone or "RAY_ADDRESS" in os.environ:
+        if not self._is_alone(ray):
             return self.fewest, self.most
         there = ray.cluster_resources()
         for kind, each in (("GPU", self.gpus_per_worker), ("CPU", self.cpus_per_worker)):
@@ -203,6 +216,11 @@ class RayEngine(Engine):
                     f"a smaller {name}, or the address of a cluster"
                 )
         return self.fewest, _reserved(self.fewest, self.most, self._room(ray))
+
+    def _is_alone(self, ray: ModuleType) -> bool:
+        """Whether Ray is this machine, for this engine."""
+        is_named = self.address not in (None, "local") or "RAY_ADDRESS" in os.environ
+        return self._is_ours and not is_named and sum(node["Alive"] for node in ray.nodes()) == 1
 
     def _tasks(self, count: int, workers: int) -> int:
         """How many tasks `count` items are cut into."""
@@ -344,11 +362,40 @@ def _unpacked(content: bytes) -> Any:
     raise error from _InWorker(found.traceback)
 
 
-def _run(threads: int, function: Callable[..., Any], *arguments: Any) -> bytes:
+@dataclass(frozen=True)
+class _Desk:
+    """How a worker's process works: as the one that hands out the work, so that paths and numbers mean the same.
+
+    folder: the current one, which relative paths begin in. threads: that compute. version: of this package.
+    """
+
+    folder: str
+    threads: int
+    version: str = __version__
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within the block. Raises GvendiError for another version of this package."""
+        if self.version != __version__:
+            raise GvendiError(
+                f"gvendi-fast is {__version__} here and {self.version} where the run was begun; install the same"
+            )
+        before = os.getcwd()
+        # Where it is missing, whatever is not found under a relative path says so.
+        os.chdir(self.folder if os.path.isdir(self.folder) else before)
+        wait_briefly(os.environ)
+        try:
+            with using(self.threads, os.environ):
+                yield
+        finally:
+            os.chdir(before)
+
+
+def _run(desk: _Desk, function: Callable[..., Any], *arguments: Any) -> bytes:
     """A task: the function's result, or its error, pickled, so that arrays can be written into like any others."""
-    _use_threads(threads)
     try:
-        return _packed(function(*arguments))
+        with desk.taken():
+            return _packed(function(*arguments))
     except Exception as error:
         return _failed(error)
 
@@ -381,9 +428,9 @@ class _Units:
     constructor reach the other side as Ray's own.
     """
 
-    def __init__(self, open_worker: list[Any], threads: int, version: str) -> None:
-        _use_threads(threads)
-        self._open, self._version = open_worker, version
+    def __init__(self, open_worker: list[Any], desk: _Desk) -> None:
+        self._open, self._desk = open_worker, desk
+        self._at_desk = ExitStack()
         self._worker: Worker | None = None
 
     def __call__(self, batch: Any) -> Iterator[dict[str, list[bytes]]]:
@@ -400,10 +447,8 @@ class _Units:
             yield {RECEIPT: [_failed(error)]}
 
     def _opened(self) -> Worker:
-        if self._version != __version__:
-            raise GvendiError(
-                f"gvendi-fast is {__version__} here and {self._version} where the run was begun; install the same"
-            )
+        # For good: the process is this actor's own.
+        self._at_desk.enter_context(self._desk.taken())
         return importlib.import_module("ray").get(self._open[0])()
 
     def __del__(self) -> None:
@@ -414,16 +459,3 @@ class _Units:
 
 # Functions of this process' `map`s, oldest first.
 _made: dict[str, Any] = {}
-# The number of threads of this process, and what puts it back.
-_threads: int | None = None
-_threads_set = ExitStack()
-
-
-def _use_threads(count: int) -> None:
-    """Have this process compute with so many threads, for as long as it lives or until others are asked for."""
-    global _threads
-    if _threads != count:
-        wait_briefly(os.environ)
-        _threads_set.close()
-        _threads_set.enter_context(using(count, os.environ))
-        _threads = count

@@ -23,6 +23,7 @@ from gvendi_fast.base.differences import PARAMETERS
 from gvendi_fast.base.engine import Engine, LocalEngine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
+from gvendi_fast.base.places import place
 from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.unit_length import has_direction
@@ -34,7 +35,7 @@ from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.leases import forget_failures, quarantined
 from gvendi_fast.data.named_fields import check_named_fields
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
-from gvendi_fast.data.run_directory import RunDirectory, recorded_store, sketch_spec
+from gvendi_fast.data.run_directory import RunDirectory, check_free, recorded_store, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.data.sketched_parameters import SketchedParameters
 from gvendi_fast.data.standard_input import keep_in
@@ -51,6 +52,7 @@ from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.settings import Settings
+from gvendi_fast.sketching.unit_size import choose_cut
 from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, compiled, encoder_for, sketcher_for
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
@@ -103,6 +105,9 @@ def sketch_corpus(
     settings, engine = settings or Settings(), engine or LocalEngine()
     progress = (progress if engine.is_first else None) or Silent()
     _check_shared(data, engine)
+    if engine.world > 1 and os.fspath(out):
+        check_free(place(out))
+        engine.folder = out
     proxy = replace(proxy, model=plain_model(proxy.model))
     if settings.terms.hang_after_s is None:
         settings = replace(settings, terms=replace(settings.terms, hang_after_s=engine.hang_after_s))
@@ -119,14 +124,14 @@ def sketch_corpus(
         settings.fields,
         settings.limit,
     )
-    manifest = index_for(out, index, settings.fields, settings.unit_rows, settings.limit, settings.unit_bytes)
+    limit = longest(proxy.name, positions_of(proxy.model.config), settings.max_tokens)
+    encoder = encoder_for(proxy, settings, limit)
+    cut = choose_cut(data, out, index, proxy, encoder, settings, engine, progress)
+    manifest = index_for(out, index, settings.fields, cut.rows, settings.limit, cut.bytes)
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
     is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    positions = positions_of(proxy.model.config)
-    limit = longest(proxy.name, positions, settings.max_tokens)
-    encoder = encoder_for(proxy, settings, limit)
     found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.leases import LeaseWatch, quarantined
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.sketching.unit_worker import DONE, QUARANTINED, Receipt, UnitJob
+from gvendi_fast.sketching.receipts import DONE, QUARANTINED, Receipt
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.unit_worker import UnitJob
 
 # Seconds between two looks at what others have done meanwhile, of the process that reports and of one that does not,
 # and how many times what a look takes, which grows with the parts.
@@ -153,12 +156,17 @@ def hand_out(
         return unit not in count.done and unit not in given_up
 
     while True:
+        # Leases before parts: a work unit that is done between the two looks is neither held nor left.
+        held = watch.held()
+        count.look()
+        check(count.rejected, count.done)
+        given_up |= set(quarantined(run.path))
         if not any(map(is_left, units)) and engine.world > 1:
             count.forget_gone()
         left = list(filter(is_left, units))
         if not left:
             break
-        todo = _Left(watch.free(left), is_left)
+        todo = _Left([unit for unit in left if unit not in held], is_left)
         has_moved = False
         # A worker is opened for work alone: it loads the proxy.
         receipts = engine.work(replace(job, again=frozenset(count.again)), todo) if todo else ()
@@ -173,12 +181,9 @@ def hand_out(
                 _check_row(in_a_row, receipt)
             count.look(is_due=True)
             check(count.rejected, count.done)
-        count.look()
-        check(count.rejected, count.done)
-        given_up |= set(quarantined(run.path))
         if has_moved:
             wait_s = FIRST_WAIT_S
-        elif set(left) - count.done - given_up:
+        elif any(map(is_left, left)):
             if not is_waiting:
                 is_waiting = True
                 progress.note(watch.sentence(left))

@@ -28,9 +28,9 @@ class Settings:
     batch_tokens: padded tokens of one batch (None: 2048 on a CPU, what fits into the free memory of a GPU).
     mask: "completion", or "released" for the masking of the released G-Vendi code.
     limit: read the first `limit` rows only (None: all).
-    unit_rows: rows of a work unit, at most; a run directory goes on with those that it was begun with.
-    unit_bytes: bytes of the text of a work unit's rows, at most, unless it is one row (None: not cut by bytes); kept by
-        a run directory as `unit_rows` is.
+    unit_rows, unit_bytes: rows of a work unit, and bytes of their text unless it is one row, at most; a run directory
+        goes on with those that it was begun with (both None: about a minute of work by the proxy's rate on a few rows,
+        512 rows where the corpus takes a few minutes; one alone: the other does not matter, up to 4096 rows).
     rows_together: work units share batches until they have this many rows (None: 8192 on a GPU, and one work unit at
         a time on a CPU).
     max_rejected: most rejected rows, an int for a count or a float below 1 for a share of all rows; with more the run
@@ -58,7 +58,7 @@ class Settings:
     batch_tokens: int | None = None
     mask: str = "completion"
     limit: int | None = None
-    unit_rows: int = 512
+    unit_rows: int | None = None
     unit_bytes: int | None = None
     rows_together: int | None = None
     max_rejected: int | float | None = None

@@ -18,17 +18,20 @@ from typing import Any
 import torch
 
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.base.files import exists, host_name
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
 from gvendi_fast.data.index import Manifest, Rejected, Unit, UnitReader
 from gvendi_fast.data.leases import Leases
 from gvendi_fast.data.run_directory import RunDirectory
+from gvendi_fast.data.run_files import read_json
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.gradients.compiled import CompileError
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
+from gvendi_fast.sketching.receipts import DONE, ELSEWHERE, QUARANTINED, Receipt
 from gvendi_fast.sketching.settings import Settings
 from gvendi_fast.sketching.unit_sketches import Columns, UnitSketches, UnitsTogether
 
@@ -38,29 +41,6 @@ TRIAL_TOKENS = 64
 # of 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
 # bound long rows: 34 MB of ids and labels, twice with the group that is tokenised ahead. A kill loses one group.
 ROWS_TOGETHER, TOKENS_TOGETHER = 8192, 1 << 22
-DONE, ELSEWHERE, QUARANTINED = "done", "elsewhere", "quarantined"
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a work unit.
-
-    outcome: "done": its part is written; "elsewhere": another worker has or had it; "quarantined": it is given up.
-    rows, rejected: of the work unit; tokens: run through the proxy; seconds: that it took, with those it shared batches
-        with.
-    counted: the rows that the run's progress knows of already.
-    error: of one that is given up, the last attempt's, in one line.
-    """
-
-    unit: int
-    outcome: str
-    worker: str = ""
-    rows: int = 0
-    rejected: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    counted: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +115,7 @@ class UnitWorker:
     """See `engine.Worker`; its receipts are `Receipt`s."""
 
     def __init__(self, job: UnitJob) -> None:
+        _check_sight(job)
         proxy = job.proxy if isinstance(job.proxy, Proxy) else job.proxy.load()
         self.job, self.proxy = job, proxy
         self.run_directory = RunDirectory(job.path, job.spec, job.recorded)
@@ -296,6 +277,17 @@ class UnitWorker:
         for sample in self.encoder.stream(reader.read(unit)):
             (samples if isinstance(sample, Sample) else refused).append(sample)
         return UnitSketches(unit, samples, refused, self.columns)
+
+
+def _check_sight(job: UnitJob) -> None:
+    """Raise GvendiError where this machine has another run directory under its path than the run's, or none."""
+    path = job.path / "spec.json"
+    if not exists(path) or read_json(path) != job.spec:
+        raise GvendiError(
+            f"'{job.path}' is not the run directory here that it is where the run was begun (host {host_name()!r}): "
+            "every worker must see it under one path; put it where all machines look, on a shared file system or in "
+            "an object store"
+        )
 
 
 def encoder_for(proxy: Proxy, settings: Settings, longest: int) -> Encoder:

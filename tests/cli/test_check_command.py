@@ -131,7 +131,7 @@ FAULTS = {
         lambda run: edit_name(run / "units.json"),
         "damaged",
         "units.json",
-        "it is not the one that the parts were made with; restore it",
+        "is damaged (its digest does not agree); restore it",
     ),
     "no units": (
         lambda run: (run / "units.json").unlink(),

@@ -17,7 +17,7 @@ from fuzz.mutations import (
 )
 from fuzz.test_fuzz_parts import SPEC, contents, make_run
 
-from gvendi_fast.analysis.scoring import check_by
+from gvendi_fast.analysis.asked_groups import check_by
 from gvendi_fast.data.originals import locate_corpus
 from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.run_directory import RunDirectory

@@ -1,0 +1,97 @@
+"""What ranks make together in a pass: all results in each of them, each made once, whoever is lost or late."""
+
+import os
+import pickle
+import signal
+from functools import partial
+
+import torch
+from children import children
+
+from gvendi_fast.data.run_files import PASSES
+from gvendi_fast.engines import RanksEngine
+from gvendi_fast.engines.shared_passes import SharedPasses
+
+
+class Square:
+    """Notes in a folder which process made which item."""
+
+    def __init__(self, notes, dies_at: int | None = None) -> None:
+        self.notes, self.dies_at = notes, dies_at
+
+    def __call__(self, item: int) -> int:
+        if item == self.dies_at and not (self.notes / "died").exists():
+            (self.notes / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self.notes / f"{item}-{os.getpid()}").touch()
+        return item * item
+
+
+def passes(folder, rank: int, world: int, dies_at: int | None = None) -> None:
+    """Two passes, of which the second depends on the first."""
+    engine = RanksEngine(rank, world, run_id="one command", lease_s=1.0)
+    engine.folder = folder / "run"
+    found, items = [], range(10)
+    for number in range(2):
+        notes = folder / f"notes-{number}"
+        results = dict(engine.map(partial(Square, notes, None if number else dies_at), items))
+        found.append([results[place] for place in range(len(items))])
+        items = found[-1]
+    (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
+
+
+def run(folder, world: int, **named) -> list[int]:
+    for number in range(2):
+        (folder / f"notes-{number}").mkdir()
+    (folder / "run").mkdir()
+    ranks = [
+        children().Process(target=passes, args=(folder, rank, world), kwargs=named) for rank in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return [rank.exitcode for rank in ranks]
+
+
+EXPECTED = [[n**2 for n in range(10)], [n**4 for n in range(10)]]
+
+
+def made(folder, number: int) -> list[int]:
+    return sorted(int(path.name.split("-")[0]) for path in (folder / f"notes-{number}").glob("*-*"))
+
+
+def test_each_item_is_made_by_one_rank_and_all_have_all_results(tmp_path):
+    assert run(tmp_path, 3) == [0, 0, 0]
+    for rank in range(3):
+        assert pickle.loads((tmp_path / f"found-{rank}").read_bytes()) == EXPECTED
+    assert made(tmp_path, 0) == list(range(10))
+    assert made(tmp_path, 1) == [n**2 for n in range(10)]
+    assert not list((tmp_path / "run" / PASSES).iterdir())
+
+
+def test_items_of_a_rank_that_is_killed_are_made_by_the_others(tmp_path):
+    codes = run(tmp_path, 2, dies_at=4)
+    assert sorted(codes) == [-signal.SIGKILL, 0]
+    assert pickle.loads((tmp_path / f"found-{codes.index(0)}").read_bytes()) == EXPECTED
+    assert made(tmp_path, 0) == list(range(10))
+
+
+def test_a_call_is_known_by_what_it_says_not_by_which_objects_are_one(tmp_path):
+    passes = SharedPasses(tmp_path, "one command", 0, 2, 1.0)
+    twice, numbers = "a" * 3, torch.arange(6.0)
+
+    def folder(*items):
+        return SharedPasses(tmp_path, "one command", 0, 2, 1.0)._of(Square, items).name
+
+    assert folder(twice, twice) == folder(twice, "".join(["a"] * 3))
+    assert folder(numbers) == folder(numbers.clone()) != folder(numbers + 1)
+    assert folder(numbers) != folder(numbers.reshape(2, 3))
+    assert passes._of(Square, [1]) != passes._of(Square, [1])
+
+
+def test_without_a_run_id_or_a_run_directory_each_rank_makes_everything(tmp_path):
+    for engine, folder in ((RanksEngine(1, 2), tmp_path), (RanksEngine(1, 2, run_id="one"), None)):
+        engine.folder = folder
+        assert dict(engine.map(partial(Square, tmp_path), range(4))) == {0: 0, 1: 1, 2: 4, 3: 9}
+    assert not (tmp_path / PASSES).exists()
