@@ -613,7 +613,7 @@ def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 def recorded_store(path: str | os.PathLike) -> str:
     """How the run directory at this path keeps its sketches, or a new one does where there is none."""
-    spec = Path(path) / "spec.json"
+    spec = place(path) / "spec.json"
     return store_of(read_json(spec)) if exists(spec) else DEFAULT
 
 

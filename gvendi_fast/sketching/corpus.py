@@ -275,7 +275,7 @@ def _usable(
 
 def _recorded_dim(out: str | os.PathLike, progress: Progress) -> int | None:
     """The dimension of the run directory `out`, None where there is none yet."""
-    if not (Path(out) / "spec.json").is_file():
+    if not (place(out) / "spec.json").is_file():
         return None
     dim = RunDirectory.load(out).dim
     progress.note(f"K = {dim}, as the sketches in '{out}'")

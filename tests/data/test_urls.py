@@ -28,7 +28,7 @@ from gvendi_fast.data.index import index_corpus, read_unit
 from gvendi_fast.data.kinds import kind_of
 from gvendi_fast.data.listing import find_files, list_files, short_names
 from gvendi_fast.data.originals import original_rows
-from gvendi_fast.data.run_directory import RunDirectory, is_any_done
+from gvendi_fast.data.run_directory import RunDirectory, is_any_done, recorded_store
 
 fsspec = pytest.importorskip("fsspec", reason="URLs are read through fsspec")
 pytest.importorskip("upath", reason="URLs are read through universal_pathlib")
@@ -115,6 +115,8 @@ def test_the_first_spec_counts_and_others_are_refused(store):
         with atomic_write(place(f"{MEMORY}/x"), exclusive=True) as stream:
             stream.write(content)
     assert place(f"{MEMORY}/x").read_bytes() == b"one"
+    put(f"{MEMORY}/int8/spec.json", json.dumps({**SPEC, "store": "int8"}).encode())
+    assert recorded_store(f"{MEMORY}/int8") == "int8"
     put(f"{MEMORY}/other/readme.md", b"")
     with pytest.raises(GvendiError, match="holds other things, such as 'readme"):
         RunDirectory.open(f"{MEMORY}/other", SPEC, MANIFEST)
