@@ -127,10 +127,12 @@ def _write(out: Path, pool: Pool, assignment: Assignment) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from gvendi_fast.data.strings import arrow_strings
+
     none = (assignment.second < 0).numpy()
     table = pa.table(
         {
-            "id": pa.array(pool.ids, pa.string()),
+            "id": arrow_strings(pool.ids),
             "cluster": pa.array(assignment.label.numpy()),
             "cosine": pa.array(assignment.cosine.numpy()),
             "second_cluster": pa.array(assignment.second.numpy(), mask=none),

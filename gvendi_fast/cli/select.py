@@ -290,10 +290,12 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
     stored = per is not None and per == run.by
     if stored and not any(pool.groups):
         raise _no_row_has(per)
-    ordinals = pool.numbers("row").tolist()
-    known = _is_known(run, ordinals, quality, corpus)
+    rows = pool.numbers("row")
+    known = _is_known(run, rows[:1].tolist(), quality, corpus)
     groups, scores = {}, {}
     is_read = (per is not None and not stored) or (quality is not None and not known)
+    # An object a row only where each row is read.
+    ordinals = rows.tolist() if is_read else []
     for original in original_rows(run, ordinals, corpus) if is_read else ():
         if per is not None and not stored:
             groups[original.ordinal] = str(record_group(original.record(), per))
