@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, path_or_url, warn_unfinished
