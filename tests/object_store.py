@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -73,6 +73,7 @@ class _Proxy(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.store.faults.next(self.command, self.path)
         self.store.asked.append((self.command, self.path))
+        self.store.watch(self.command, self.path)
         if fault in _CODES:
             self._answer(int(fault), {"Content-Type": "application/xml"}, _ERROR % _CODES[fault])
             return
@@ -154,12 +155,14 @@ class _Server(ThreadingHTTPServer):
 class ObjectStore:
     """The store: `faults` breaks requests from now on, `asked` lists them, `environment` leads clients to it.
 
+    watch: called with (method, path) of every request that has arrived, before anything is done.
     behind: the port of the server behind the proxy, where nothing is broken.
     """
 
     def __init__(self, behind: int) -> None:
         self.behind, self.faults = behind, Faults()
         self.asked: list[tuple[str, str]] = []
+        self.watch: Callable[[str, str], None] = lambda method, path: None
         self.stopped = threading.Event()
         handler = type("Handler", (_Proxy,), {"store": self})
         self._server = _Server(("127.0.0.1", 0), handler)

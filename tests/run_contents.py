@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gvendi_fast.data.run_files import PASSES
 from gvendi_fast.data.worker_records import FOLDERS
 
 
@@ -10,5 +11,5 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in FOLDERS
+        if path.is_file() and path.relative_to(folder).parts[0] not in (*FOLDERS, PASSES)
     }

@@ -10,19 +10,28 @@ Exponentiated gradient, w_k ~ w_k exp(eta c_k), with the step rule of `relaxed`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from gvendi_fast.base.differences import same_spec
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.one_thread import reading
+from gvendi_fast.data.parts import Part
+from gvendi_fast.data.passes import over_run
+from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.spectrum import entropy_and_surprise
 from gvendi_fast.vendi.state import VendiState
 
 _EMPTY = 1e-12
+# Each source needs K x K numbers in memory.
+MOST_SOURCES = 256
+# Tasks of a pass whose results are K x K numbers a source.
+MOST_TASKS = 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,44 @@ class Mixture:
     entropy: float
     gap: float
     steps: int
+
+
+def source_states(run: RunDirectory, engine: Engine | None = None) -> dict[str, VendiState]:
+    """The state of each source of a run directory, by the groups of its rows, sorted by name.
+
+    engine: which processes read it; None is this one. Raises GvendiError for more than MOST_SOURCES sources, and where
+    there is no row.
+    """
+    states: dict[str, VendiState] = {}
+    for found in over_run(engine, run, ["group", "sketch"], partial(_states_of, run.sketch_spec), MOST_TASKS):
+        for name, state in found.items():
+            if name in states:
+                states[name].merge(state)
+            else:
+                states[name] = state
+        _check_few(states)
+    if not states:
+        raise GvendiError(f"'{run.path}' holds no sketches; run 'gvendi sketch' to the end first")
+    return {name: states[name] for name in sorted(states)}
+
+
+def _states_of(spec: dict, parts: Iterator[Part]) -> dict[str, VendiState]:
+    states: dict[str, VendiState] = {}
+    for part in parts:
+        groups = np.array(part.groups, dtype=object)
+        for name in sorted(set(part.groups)):
+            if name not in states:
+                states[name] = VendiState(part.sketches.shape[1], spec=spec)
+                _check_few(states)
+            states[name].update(part.sketches[groups == name])
+    return states
+
+
+def _check_few(states: Mapping[str, VendiState]) -> None:
+    if len(states) > MOST_SOURCES:
+        raise GvendiError(
+            f"--by has more than {MOST_SOURCES} different values; choose a field with fewer, such as a source"
+        )
 
 
 def mixture_weights(

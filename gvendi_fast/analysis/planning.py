@@ -24,8 +24,8 @@ from gvendi_fast.base.errors import GvendiError
 RATES = Path(__file__).with_name("rates.json")
 GIVEN, MEASURED, SCALED, ASSUMED, COMPUTED = "given", "measured", "scaled", "assumed", "computed"
 FLOPS_PER_PARAMETER = 4
-# A work unit is to take about so long.
-UNIT_SECONDS = 60.0
+# A work unit is to take about so long, and has so many rows at most unless asked otherwise (sketching/unit_size.py).
+UNIT_SECONDS, MOST_ROWS = 60.0, 4096
 # Bytes of a part at most: a worker holds its rows until it is written.
 MOST_PART = 1 << 28
 # Requests of a work unit that change an object store: lease, its end, rejected rows, part, the worker's record; and
@@ -90,6 +90,7 @@ class Work:
     bytes_per_row: of the corpus' files; None where nobody says.
     parameters: of the proxy, as far as a token is multiplied with them.
     dim: K. store: one of `STORES`. clusters: of k-means.
+    unit_seconds: how long a work unit is to take; None: a minute, or the most rows that a run takes by itself.
     """
 
     rows: Figure
@@ -102,7 +103,7 @@ class Work:
     dim: int = 1024
     store: str = "float32"
     clusters: int = 1000
-    unit_seconds: float = UNIT_SECONDS
+    unit_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -220,9 +221,11 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
     size, scale = STORES[work.store]
     beside = rates["bytes"]["beside the sketch"]
     row_bytes = size * work.dim + scale + beside["value"]
+    unit_seconds = work.unit_seconds or UNIT_SECONDS
     most = min(
-        int(work.unit_seconds * rate / work.tokens_per_row.value), int(MOST_PART / row_bytes), math.ceil(rows)
+        int(unit_seconds * rate / work.tokens_per_row.value), int(MOST_PART / row_bytes), math.ceil(rows)
     )
+    most = most if work.unit_seconds else min(most, MOST_ROWS)
     # A work unit has one row at least.
     unit_rows = max(1, most)
     units = math.ceil(rows / unit_rows)
@@ -257,7 +260,8 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
         "a work unit": computed(
             unit_rows,
             "rows",
-            f"what a worker does in {work.unit_seconds:,.0f} s, up to {MOST_PART >> 20} MiB; a kill loses one",
+            f"what a worker does in {unit_seconds:,.0f} s, up to "
+            + (f"{MOST_PART >> 20} MiB, for --unit-rows" if work.unit_seconds else f"{MOST_ROWS:,} rows"),
         ),
         "work units": computed(units, "units", "rows / rows of a work unit"),
         "objects": computed(2 * units, "objects", "a part and a list of rejected rows for each work unit"),
@@ -288,7 +292,11 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
     }
     if work.bytes_per_row is not None:
         index = rows * work.bytes_per_row.value / rates["indexing"]["value"]
-        results["indexing"] = computed(index / workers, "seconds", "bytes / rate / workers, one file a task")
+        results["indexing"] = computed(
+            index / workers,
+            "seconds",
+            "bytes / rate / workers, one file a task",
+        )
     passes = _passes(work, rows * row_bytes, inputs["reading parts"].value, inputs["products"].value, rates)
     return Plan(inputs, results, passes, tuple(_notes(work, results)))
 
@@ -332,7 +340,8 @@ def _notes(work: Work, results: Mapping[str, Figure]) -> list[str]:
     per_unit = results["a work unit"].value
     if per_unit == 1 and results["work units"].value > 1:
         notes.append(
-            f"a row takes more than {work.unit_seconds:,.0f} s, so a work unit is one row; a smaller proxy is faster"
+            f"a row takes more than {work.unit_seconds or UNIT_SECONDS:,.0f} s, so a work unit is one row; a smaller "
+            "proxy is faster"
         )
     if results["objects"].value > MANY_OBJECTS:
         notes.append(

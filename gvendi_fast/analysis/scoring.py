@@ -145,7 +145,9 @@ def score(
     run = _run_of(data)
     if run is not None:
         _check_made_so(run, proxy, out, settings)
-        return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean)
+        if engine is not None and engine.folder is None:
+            engine.folder = run.path
+        return score_run(run, by=by, orders=orders, mean=mean, save_mean=save_mean, engine=engine)
     if out is None and engine is not None and engine.world > 1:
         raise GvendiError(
             f"out is None, and engine is {engine.name!r} with {engine.world} processes, which work together in one run "
@@ -253,6 +255,7 @@ def _sketch_and_score(
         save_mean=save_mean,
         seconds=clock.seconds,
         fresh_tokens=clock.tokens,
+        engine=engine,
     )
 
 

@@ -24,7 +24,7 @@ _WEB = re.compile(r"https?://", re.IGNORECASE)
 def is_url(path: Any) -> bool:
     """Whether this is the URL of something that does not lie on this machine."""
     text = path if isinstance(path, str) else "" if isinstance(path, Path) else str(path)
-    return _URL.match(text) is not None and _LOCAL.match(text) is None
+    return "://" in text and _URL.match(text) is not None and _LOCAL.match(text) is None
 
 
 def place(path: str | os.PathLike) -> Path | Url:

@@ -109,7 +109,7 @@ class Url(ProxyUPath):
                 return function(system)
             # Every library has errors of its own; those of this program go on as they are.
             except Exception as error:
-                if isinstance(error, GvendiError) or _is_fault(error):
+                if isinstance(error, GvendiError | StoreError) or _is_fault(error):
                     raise
                 found = _as_os_error(error, self)
                 if wait is None or (found.errno in _FINAL and _code_of(error) not in _BROKEN):
@@ -213,11 +213,14 @@ class Url(ProxyUPath):
         return stream if mode == "rb" else io.TextIOWrapper(stream, encoding or "utf-8", **more)
 
     def read_bytes(self) -> bytes:
-        """All of the object, from one answer where it is small, so that it is one version of it."""
+        """All of the object, from one answer, so that it is one version of it."""
 
         def whole(fs: Any) -> bytes:
             size = fs.info(self.path).get("size")
-            content = fs.cat_file(self.path)
+            if size == 0:
+                return b""
+            # One byte more is asked for: an object that is longer by now is not taken for what it was.
+            content = fs.cat_file(self.path, start=0, end=None if size is None else size + 1)
             if size is not None and len(content) != size:
                 raise OSError(errno.EIO, f"{len(content):,} of its {size:,} bytes came")
             return content
@@ -229,6 +232,12 @@ class Url(ProxyUPath):
 
         def piece(fs: Any) -> bytes:
             content = fs.cat_file(self.path, start=start, end=end)
+            if len(content) > end - start:
+                raise StoreError(
+                    errno.EINVAL,
+                    "its server sends all of it where a piece is asked for; download it",
+                    str(self),
+                )
             if len(content) != end - start:
                 raise OSError(errno.EIO, f"{len(content):,} of {end - start:,} bytes came")
             return content

@@ -11,15 +11,17 @@ from gvendi_fast.base.errors import keeping
 from gvendi_fast.base.files import atomic_write, make_folder, two_outputs
 from gvendi_fast.base.printing import note, put, put_json
 from gvendi_fast.base.shown import shown
-from gvendi_fast.cli.options import Json, RunDir, path_or_url, warn_unfinished
+from gvendi_fast.cli.options import EngineOptions, Json, RunDir, path_or_url, unbundled, warn_unfinished
 
 if TYPE_CHECKING:
     from gvendi_fast.clusters.kmeans import Assignment, SphericalKMeans
     from gvendi_fast.data.pool import Pool
 
 
+@unbundled
 def cluster(
     directory: RunDir,
+    engines: EngineOptions,
     out: Annotated[
         Path,
         typer.Option(
@@ -91,13 +93,18 @@ def cluster(
     from gvendi_fast.data.run_directory import RunDirectory
     from gvendi_fast.vendi.centered_pool import CenteredPool
 
-    _, centroids = two_outputs(out, ".parquet", ".safetensors", force)
-    run = RunDirectory.load(directory)
-    warn_unfinished(run)
-    pool = CenteredPool(run) if center else as_pool(run)
-    model = SphericalKMeans(clusters, seed=seed, max_iterations=max_iterations, tolerance=tolerance)
-    model.fit(pool, progress=_say)
-    assignment = model.assign(pool)
+    with engines.over(directory) as engine:
+        # What the first rank may have written by now is no error.
+        _, centroids = two_outputs(out, ".parquet", ".safetensors", force or not engine.is_first)
+        run = RunDirectory.load(directory)
+        if engine.is_first:
+            warn_unfinished(run)
+        pool = CenteredPool(run, engine=engine) if center else as_pool(run)
+        model = SphericalKMeans(clusters, seed=seed, max_iterations=max_iterations, tolerance=tolerance)
+        model.fit(pool, progress=_say if engine.is_first else None, engine=engine)
+        assignment = model.assign(pool, engine)
+    if not engine.is_first:
+        return
     make_folder(out.parent)
     model.save(centroids)
     _write(out, pool, assignment)
@@ -120,10 +127,12 @@ def _write(out: Path, pool: Pool, assignment: Assignment) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from gvendi_fast.data.strings import arrow_strings
+
     none = (assignment.second < 0).numpy()
     table = pa.table(
         {
-            "id": pa.array(pool.ids, pa.string()),
+            "id": arrow_strings(pool.ids),
             "cluster": pa.array(assignment.label.numpy()),
             "cosine": pa.array(assignment.cosine.numpy()),
             "second_cluster": pa.array(assignment.second.numpy(), mask=none),

@@ -494,9 +494,18 @@ class EngineOptions:
     cpus_per_worker: CpusPerWorker = None
     ray_address: RayAddress = None
 
-    def open(self, is_shared: bool = True):
+    def over(self, directory: Path):
+        """The `Engine` of a command that reads a run directory. Jobs of an array, of which each may have its own
+        directory, work together only where the engine is named.
+        """
+        engine = self.open(with_arrays=False)
+        engine.folder = directory
+        return engine
+
+    def open(self, is_shared: bool = True, with_arrays: bool = True):
         """The `Engine`; is_shared: whether several ranks could work together, which "auto" depends on.
 
+        with_arrays: whether jobs of an array do so too for "auto".
         Raises GvendiError for options that do not go together, as the engine does, and for ranks that cannot.
         """
         from gvendi_fast.engines.choice import engine_of, parse_workers
@@ -518,7 +527,7 @@ class EngineOptions:
         name = self.engine.value
         if not is_shared and name == "auto":
             name = "local"
-        engine = engine_of(name, **of_ray)
+        engine = engine_of(name, with_arrays=with_arrays, **of_ray)
         if not is_shared and engine.world > 1:
             raise GvendiError(
                 f"--engine is {name}, and {engine.world} ranks work together in one run directory; name it: --out DIR"
@@ -595,7 +604,7 @@ class CorpusOptions:
                 )
 
     def load_proxy(self, engine):
-        """The proxy model with its tokenizer, where and as an engine's process has it."""
+        """The proxy model with its tokenizer, where and as this engine needs it."""
         from gvendi_fast.sketching.proxy.load import load_proxy
 
         attention = None if self.attention is Attention.auto else self.attention.value

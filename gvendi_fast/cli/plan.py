@@ -28,8 +28,8 @@ def plan(
         list[str] | None,
         typer.Argument(
             metavar="[DATA]...",
-            help="Files, folders, globs or URLs of the corpus, of which some rows are looked at: their bytes, and their "
-            "tokens by the proxy's tokenizer. (Default: none; give --rows and --tokens.)",
+            help="Files, folders, globs or URLs of the corpus, of which some rows are looked at: their bytes, and "
+            "their tokens by the proxy's tokenizer. (Default: none; give --rows and --tokens.)",
         ),
     ] = None,
     rows: Annotated[
@@ -127,11 +127,15 @@ def plan(
         int, typer.Option("--clusters", metavar="C", min=1, help="Clusters of the pass of k-means.")
     ] = 1000,
     unit_seconds: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--unit-seconds", metavar="S", min=1.0, help="How long a worker is to take for a work unit."
+            "--unit-seconds",
+            metavar="S",
+            min=1.0,
+            help="How long a worker is to take for a work unit; its rows are then for --unit-rows of the run. "
+            "(Default: 60, with 4,096 rows at most, as a run cuts a corpus by itself.)",
         ),
-    ] = 60.0,
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Reckon what a run costs: hours, time, bytes, work units, and the passes over its sketches.

@@ -114,10 +114,20 @@ def score(
         run = RunDirectory.load(data[0])
         if corpus.layers is not None:
             run = choose_layers(run, corpus.layers)
-        warn_unfinished(run)
-        result = scoring.score_run(
-            run, by=corpus.by, orders=orders, mean=reference, save_mean=save_mean, seed=corpus.seed
-        )
+        with engines.over(run.path) as engine:
+            if engine.is_first:
+                warn_unfinished(run)
+            result = scoring.score_run(
+                run,
+                by=corpus.by,
+                orders=orders,
+                mean=reference,
+                save_mean=save_mean if engine.is_first else None,
+                seed=corpus.seed,
+                engine=engine,
+            )
+        if not engine.is_first:
+            return
         _show(result, corpus.by, mean, as_json)
         for found in result.warnings:
             warn(found["text"])
@@ -125,32 +135,33 @@ def score(
             warn(f"passed over '{path}': {why}")
         return
     settings = units.added_to(corpus.settings())
-    engine = engines.open(is_shared=out is not None)
-    if not engine.is_first and out is not None:
-        _sketch(data, out, corpus, settings, engine, "score")
-        return
-    _check_data(data, settings.skip_unreadable, out)
-    # Without --out the folder lasts until its score is printed.
-    with ExitStack() as around:
-        around.enter_context(engine)
-        if out is None:
-            folder = around.enter_context(scoring.temporary_run())
-        else:
-            folder = out
-            around.enter_context(_keeping_units(out, "score"))
-        result = scoring.score(
-            data,
-            proxy=corpus.load_proxy(engine),
-            out=folder,
-            settings=settings,
-            orders=orders,
-            mean=reference,
-            save_mean=save_mean,
-            progress=_progress(),
-            engine=engine,
-        )
-        with _written(result, folder):
-            _show(result, corpus.by, mean, as_json)
+    with engines.open(is_shared=out is not None) as engine:
+        if not engine.is_first and out is not None:
+            run = _sketch(data, out, corpus, settings, engine, "score")
+            if run.missing() is None:
+                scoring.score_run(run, by=settings.fields.by, orders=orders, mean=reference, engine=engine)
+            return
+        _check_data(data, settings.skip_unreadable, out)
+        # Without --out the folder lasts until its score is printed.
+        with ExitStack() as around:
+            if out is None:
+                folder = around.enter_context(scoring.temporary_run())
+            else:
+                folder = out
+                around.enter_context(_keeping_units(out, "score"))
+            result = scoring.score(
+                data,
+                proxy=corpus.load_proxy(engine),
+                out=folder,
+                settings=settings,
+                orders=orders,
+                mean=reference,
+                save_mean=save_mean,
+                progress=_progress(),
+                engine=engine,
+            )
+            with _written(result, folder):
+                _show(result, corpus.by, mean, as_json)
 
 
 @contextmanager
@@ -206,8 +217,8 @@ def sketch(
     from gvendi_fast.analysis.scoring import damaged_of
 
     settings, data = units.added_to(corpus.settings()), [home(item) for item in data]
-    engine = engines.open()
-    run = _sketch(data, out, corpus, settings, engine, "sketch")
+    with engines.open() as engine:
+        run = _sketch(data, out, corpus, settings, engine, "sketch")
     if not engine.is_first:
         return
     for path, why in damaged_of(run).items():
@@ -230,7 +241,7 @@ def _sketch(
     from gvendi_fast.sketching.corpus import sketch_corpus
 
     _check_data(data, settings.skip_unreadable, out)
-    with _keeping_units(out, command), engine:
+    with _keeping_units(out, command):
         return sketch_corpus(data, out, corpus.load_proxy(engine), settings, _progress(), engine=engine)
 
 

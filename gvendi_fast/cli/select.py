@@ -15,7 +15,15 @@ from gvendi_fast.base.errors import GvendiError, keeping
 from gvendi_fast.base.places import is_url
 from gvendi_fast.base.printing import put, put_json
 from gvendi_fast.base.shown import at_most, significant
-from gvendi_fast.cli.options import Corpus, Json, path_or_url, saved_mean, warn_unfinished
+from gvendi_fast.cli.options import (
+    Corpus,
+    EngineOptions,
+    Json,
+    path_or_url,
+    saved_mean,
+    unbundled,
+    warn_unfinished,
+)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -45,7 +53,9 @@ class Method(str, Enum):
     relaxed = "relaxed"
 
 
+@unbundled
 def select(
+    engines: EngineOptions,
     directory: Annotated[
         Path,
         typer.Argument(
@@ -183,7 +193,9 @@ def select(
     from gvendi_fast.data.run_directory import RunDirectory
 
     began, budget = time.perf_counter(), parse_bytes(memory)
-    sidecar = _check_out(out, force)
+    engine = engines.over(directory)
+    # What the first rank may have written by now is no error.
+    sidecar = _check_out(out, force or not engine.is_first)
     if quality is not None and objective is ObjectiveName.vendi:
         objective = ObjectiveName.quality
     if (quality is not None) != (objective is ObjectiveName.quality):
@@ -194,7 +206,8 @@ def select(
         raise GvendiError(f"--mean '{mean}' goes with --center, which is not given; give both or neither")
     reference = saved_mean(mean)
     run = RunDirectory.load(directory)
-    warn_unfinished(run)
+    if engine.is_first:
+        warn_unfinished(run)
     # A missing corpus is reported before the work, not after it.
     written = [path if is_url(path) else os.path.realpath(path) for path in map(os.fspath, (out, sidecar))]
     there = [path for path in written if os.path.exists(path)]
@@ -205,20 +218,24 @@ def select(
             raise GvendiError(f"--out: '{path}' is a file of the corpus itself; give another name")
     pool = as_pool(run)
     groups, scores = _columns(run, pool, per, quality, corpus)
-    chosen = selection.select(
-        pool,
-        size,
-        objective.value,
-        method=method.value,
-        must_include=include,
-        groups=groups,
-        quotas=None if groups is None else selection.equal_quotas(groups, size),
-        quality=scores,
-        seed=seed,
-        memory=budget,
-        center=reference or center,
-        progress=progress_for(verb="choosing"),
-    )
+    with engine:
+        chosen = selection.select(
+            pool,
+            size,
+            objective.value,
+            method=method.value,
+            must_include=include,
+            groups=groups,
+            quotas=None if groups is None else selection.equal_quotas(groups, size),
+            quality=scores,
+            seed=seed,
+            memory=budget,
+            center=reference or center,
+            progress=progress_for(verb="choosing") if engine.is_first else None,
+            engine=engine,
+        )
+    if not engine.is_first:
+        return
     # Both files are complete before either gets its name.
     with atomic_write(sidecar) as about, atomic_write(out) as rows:
         _write_sidecar(about, chosen)
@@ -273,10 +290,12 @@ def _columns(run, pool, per: str | None, quality: str | None, corpus: Path | Non
     stored = per is not None and per == run.by
     if stored and not any(pool.groups):
         raise _no_row_has(per)
-    ordinals = pool.numbers("row").tolist()
-    known = _is_known(run, ordinals, quality, corpus)
+    rows = pool.numbers("row")
+    known = _is_known(run, rows[:1].tolist(), quality, corpus)
     groups, scores = {}, {}
     is_read = (per is not None and not stored) or (quality is not None and not known)
+    # An object a row only where each row is read.
+    ordinals = rows.tolist() if is_read else []
     for original in original_rows(run, ordinals, corpus) if is_read else ():
         if per is not None and not stored:
             groups[original.ordinal] = str(record_group(original.record(), per))

@@ -86,7 +86,8 @@ def _show_again(found: RunStatus, as_json: bool) -> None:
         sys.stdout.write(_HOME)
         _print(out, found)
     else:
-        put(_done(found) + "".join(f", {text}" for text in (_rates(found), _left(found)) if text))
+        left = _left(found)
+        put(_done(found) + "".join(f", {text}" for text in (_rates(found), left and f"{left} left") if text))
 
 
 def _print(out: Console, found: RunStatus) -> None:
@@ -161,7 +162,7 @@ def _left(found: RunStatus) -> str:
     left = found.seconds_left
     if found.is_done or left is None:
         return ""
-    return f"{clock(left)} left" if found.live or found.recent_parts else ""
+    return clock(left) if found.live or found.recent_parts else ""
 
 
 def _counts(found: RunStatus) -> str:
@@ -188,9 +189,10 @@ def _print_workers(out: Console, found: RunStatus) -> None:
     from gvendi_fast.cli.tables import print_table, short_names
 
     shown = found.workers[:SHOWN_WORKERS]
-    hosts = short_names([one.record.host for one in shown])
+    different = list(dict.fromkeys(one.record.host for one in shown))
+    hosts = dict(zip(different, short_names(different), strict=True))
     # Columns in which all rows are the same empty word are left out.
-    rows = [_cells(one, host, found.now) for one, host in zip(shown, hosts, strict=True)]
+    rows = [_cells(one, hosts[one.record.host], found.now) for one in shown]
     headings = ("worker", "on", "state", "rank", "units", "rows/s", "tokens/s", "at work on", "last seen")
     kept = [place for place in range(len(headings)) if any(row[place] != "-" for row in rows)]
     print_table(

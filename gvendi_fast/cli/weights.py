@@ -8,14 +8,10 @@ from typing import Annotated
 
 import typer
 
-from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
 from gvendi_fast.cli.options import Json, path_or_url, warn_unfinished
 from gvendi_fast.cli.tables import headline, print_table, short_names
-
-# Each source needs K x K numbers in memory.
-MOST_SOURCES = 256
 
 
 def weights(
@@ -68,13 +64,13 @@ def weights(
     Example: gvendi weights runs/mine --by source --cap 0.5
     """
     from gvendi_fast.analysis.asked_groups import check_by
-    from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights
+    from gvendi_fast.analysis.mixture import mixture_entropy, mixture_weights, source_states
     from gvendi_fast.data.run_directory import RunDirectory
 
     directory = RunDirectory.load(run)
     warn_unfinished(directory)
     check_by(directory, by)
-    states = _states(directory)
+    states = source_states(directory)
     mixture = mixture_weights(states, floor=floor, cap=cap, tolerance=tolerance)
     total = sum(state.n for state in states.values())
     natural = {name: state.n / total for name, state in states.items()}
@@ -107,23 +103,6 @@ def weights(
         put_json(result)
     else:
         _print(result)
-
-
-def _states(directory) -> dict:
-    from gvendi_fast.vendi.state import VendiState
-
-    states: dict[str, VendiState] = {}
-    for part in directory.iterate(["group", "sketch"]):
-        for name in sorted(set(part.groups)):
-            if name not in states and len(states) == MOST_SOURCES:
-                raise GvendiError(
-                    f"--by has more than {MOST_SOURCES} different values; choose a field with fewer, such as a source"
-                )
-            state = states.setdefault(name, VendiState(part.sketches.shape[1], spec=directory.sketch_spec))
-            state.update(part.sketches[[group == name for group in part.groups]])
-    if not states:
-        raise GvendiError(f"'{directory.path}' holds no sketches; run 'gvendi sketch' to the end first")
-    return {name: states[name] for name in sorted(states)}
 
 
 def _print(result: dict) -> None:

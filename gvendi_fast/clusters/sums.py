@@ -132,7 +132,8 @@ class Nearest:
     """The nearest centroid of a chunk's rows and the runner-up, as `ops.assign` returns them."""
 
     def __init__(self, centroids: torch.Tensor) -> None:
-        self._centroids, self._found = centroids, []
+        self._centroids = centroids
+        self._found: list[list[np.ndarray]] = []
 
     def add(self, first: int, rows: torch.Tensor) -> None:
         nearest = ops.assign(rows.to(self._centroids.device), self._centroids)

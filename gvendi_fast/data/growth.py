@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -80,6 +80,47 @@ def index_for(
         if same_corpus(known, now) or ("indexed" in known and begins(known, now)):
             return _noted(found, out, cut, asked_cut)
     return _noted(_grown(run, read, limit) or found or read(), out, cut, asked_cut)
+
+
+def growing_index_for(
+    out: str | os.PathLike,
+    index_files: Callable[..., Iterator[Manifest]],
+    fields: Fields,
+    rows_per_unit: int,
+    limit: int | None,
+    unit_bytes: int | None = None,
+) -> Iterator[Manifest]:
+    """As `index_for`, with what is known of the corpus before all of its files are read.
+
+    index_files: as `index.index_files`, with all arguments but those that `index_for` has, too.
+    Each manifest but the last has the first files of the corpus. `RunDirectory.open` takes the first one that comes and
+    `RunDirectory.extend` each one behind it: until then the directory says that its corpus is being indexed, and the
+    same command goes on with it. What the last one is may only be known once all files are read (where a directory has
+    files that have grown since, or its recorded corpus is another one), then it comes alone.
+    """
+    run = _recorded(out)
+    known = None if run is None else run.manifest
+    cut = Cut(rows_per_unit, unit_bytes) if known is None else _cut_of(known)
+    last: list[Manifest] = []
+    if known is None or ("format" in known and "earlier" not in known):
+        for found in index_files(fields=fields, rows_per_unit=cut.rows, unit_bytes=cut.bytes, limit=limit):
+            found = replace(found, by_file=True)
+            if found.is_whole:
+                last.append(found)
+                break
+            now = found.to_dict()
+            # One of them goes on where the other ends.
+            if known is None or begins(now, known) or ("indexed" in known and begins(known, now)):
+                yield found
+
+    def index(**settings: Any) -> Manifest:
+        # Read just now, as nothing else than its settings was asked for.
+        if last and settings.get("plan") is None:
+            return last.pop()
+        *_, found = index_files(**settings, growth=None)
+        return found
+
+    yield index_for(out, index, fields, rows_per_unit, limit, unit_bytes)
 
 
 def growth_note(manifest: Manifest, done: set[int]) -> str | None:

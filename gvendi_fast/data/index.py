@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from gvendi_fast.base.engine import Engine, LocalEngine
+from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.os_errors import naming
 from gvendi_fast.data.file_index import FileIndex, FileScan, ToScan, scanner
@@ -44,10 +44,13 @@ __all__ = [
     "UnitReader",
     "find_files",
     "index_corpus",
+    "index_files",
     "read_unit",
 ]
 
 ROWS_PER_UNIT = 4096
+# Of `index_files`.
+GROWTH = 0.1
 
 
 def index_corpus(
@@ -83,6 +86,41 @@ def index_corpus(
 
     Raises GvendiError for inputs that do not exist or are not what their suffix says, an empty corpus, and a setting
     below 1, a format that there is not, and OSError, with the file's name, for what the system cannot read.
+    """
+    *_, last = index_files(
+        inputs,
+        fields,
+        rows_per_unit,
+        limit,
+        max_row_bytes,
+        skip_unreadable,
+        plan,
+        hub,
+        unit_bytes,
+        engine,
+        growth=None,
+    )
+    return last
+
+
+def index_files(
+    inputs: str | os.PathLike | Sequence[str | os.PathLike],
+    fields: Fields | None = None,
+    rows_per_unit: int = ROWS_PER_UNIT,
+    limit: int | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
+    skip_unreadable: bool = False,
+    plan: Callable[[Sequence[str]], Sequence[Step]] | None = None,
+    hub: HubRows | None = None,
+    unit_bytes: int | None = None,
+    engine: Engine | None = None,
+    growth: float | None = GROWTH,
+) -> Iterator[Manifest]:
+    """The corpus as `index_corpus` gives it, and before that what it is up to a file, as files are read.
+
+    growth: the share of rows by which each manifest has more than the one before it, at least, so that all of them
+        together cost little beside the last one; None: the last one alone.
+    Manifests before the last have `is_whole` False, the first files and work units of the last, and some rows.
     """
     fields = fields or Fields()
     check_format(fields)
@@ -121,11 +159,17 @@ def index_corpus(
             return hub.file(path, rows), "jsonl"
         return path, kind_of(path) or ""
 
-    if limit is not None or plan is not None or engine is None or isinstance(engine, LocalEngine):
-        indexing.in_turn(map(Step, found) if plan is None else plan(found), at, plan is not None)
+    if limit is not None or plan is not None or engine is None or not engine.is_remote:
+        added = indexing.in_turn(map(Step, found) if plan is None else plan(found), at, plan is not None)
     else:
-        indexing.each_by_itself(found, at, engine)
-    return indexing.manifest()
+        added = indexing.each_by_itself(found, at, engine)
+    told = 0.0
+    for _ in added:
+        # Before the shape of rows is known, what is told could turn out to be otherwise.
+        if growth is not None and indexing.recognised is not None and indexing.rows > told:
+            told = indexing.rows * (1 + growth)
+            yield replace(indexing.manifest(), is_whole=False)
+    yield indexing.manifest()
 
 
 _At = Callable[[str, int | None], tuple[str, str]]
@@ -150,8 +194,11 @@ class _Indexing:
     duplicates: int = 0
     recognised: Recognised | None = None
 
-    def in_turn(self, steps: Iterator[Step] | Sequence[Step], at: _At, looks_on: bool) -> None:
-        """Read these pieces, one after the other; looks_on: whether it counts that there are rows behind one."""
+    def in_turn(self, steps: Iterator[Step] | Sequence[Step], at: _At, looks_on: bool) -> Iterator[None]:
+        """Read these pieces, one after the other; looks_on: whether it counts that there are rows behind one.
+
+        Yields after each.
+        """
         with SeenIds() as seen:
             for step in steps:
                 rest = None if self.limit is None else self.limit - self.rows
@@ -173,9 +220,10 @@ class _Indexing:
                     seen.forget(number)
                     continue
                 self._add(step, number, here, kind, index.result())
+                yield
 
-    def each_by_itself(self, paths: Sequence[str], at: _At, engine: Engine) -> None:
-        """Read whole files, each wherever `engine` says, and add what they hold in their order."""
+    def each_by_itself(self, paths: Sequence[str], at: _At, engine: Engine) -> Iterator[None]:
+        """Read whole files, each wherever `engine` says, and add what they hold in their order; yields after some."""
         here = [at(path, None) for path in paths]
         scans: dict[int, FileScan | Exception | None] = {}
         wanted: dict[int, ToScan] = {}
@@ -204,6 +252,7 @@ class _Indexing:
                     following += 1
 
             add_known()
+            yield
             if following == len(paths):
                 return
             places = list(wanted)
@@ -215,6 +264,7 @@ class _Indexing:
                 else:
                     waiting.put(place, scan)
                 add_known()
+                yield
 
     def _add_scan(self, step: Step, file: ToScan, scan: FileScan | None, seen: SeenIds) -> None:
         number = len(self.files)

@@ -175,6 +175,23 @@ class _Parts(Pool):
         return _RunReader(self.run)
 
 
+class ChunkPool(Pool):
+    """The sketches of another pool alone, which can be sent to other processes where its reader can."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.dim, self.spec, self.ids, self.groups = pool.dim, pool.spec, (), None
+        self._chunks, self._reader, self._rows = pool.chunks(), pool.reader(), len(pool)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def chunks(self) -> list[Chunk]:
+        return self._chunks
+
+    def reader(self) -> Reader:
+        return self._reader
+
+
 class BlockPool(_Parts):
     """The sketches of a run directory in blocks alone: rows have no ids, and nothing of them is held in memory.
 

@@ -85,6 +85,8 @@ __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done",
 
 _FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.ASCII)
 _ABSENT = object()
+# Of units.json: what is otherwise where the files are, or how it came about.
+_FOLLOWS = ("earlier", "pieces", "rows_of_units", "indexed")
 # {what a part says of it: record of a run directory}.
 RECORDS = {"spec": "spec.json", "corpus": "units.json"}
 
@@ -611,7 +613,7 @@ def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 def recorded_store(path: str | os.PathLike) -> str:
     """How the run directory at this path keeps its sketches, or a new one does where there is none."""
-    spec = Path(path) / "spec.json"
+    spec = place(path) / "spec.json"
     return store_of(read_json(spec)) if exists(spec) else DEFAULT
 
 
@@ -764,10 +766,8 @@ def _other_format(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """A line for each changed, new or missing file, then one for each setting that differs."""
-    # How it has grown is no difference in itself.
-    old, new = (
-        {name: side[name] for name in side if name not in ("earlier", "pieces")} for side in (old, new)
-    )
+    # How it has grown, or is about to, is no difference in itself.
+    old, new = ({name: side[name] for name in side if name not in _FOLLOWS} for side in (old, new))
     was, now = (
         {item["path"]: {key: item[key] for key in item if key != "cut"} for item in side.get("files", [])}
         for side in (old, new)

@@ -1,8 +1,8 @@
 """The rows of a corpus' files by their kind: text, given row by row as JSON, or tables, given as records.
 
-fsspec was considered, and is what a corpus in an object store will need: for local files its globs take hidden files
-and give absolute paths, which a run directory's manifest would then hold, and before Python 3.14 it reads zstd
-with one more package only.
+fsspec reads what lies at URLs (base/urls.py). For files of this machine its globs take hidden files and give absolute
+paths, which a run directory's manifest would then hold, and before Python 3.14 it unpacks zstd with one more package
+only.
 """
 
 from __future__ import annotations

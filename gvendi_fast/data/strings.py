@@ -32,7 +32,10 @@ class Strings(Sequence[str]):
         arrays = [part.arrow() for part in parts]
         if sum(array.nbytes for array in arrays) > _MOST:
             arrays = [array.cast(pa.large_string()) for array in arrays]
-        return cls(pa.concat_arrays(arrays) if arrays else [])
+        whole = cls(pa.concat_arrays(arrays) if arrays else [])
+        del parts, arrays
+        pa.default_memory_pool().release_unused()
+        return whole
 
     def __len__(self) -> int:
         return len(self._array)
@@ -100,6 +103,13 @@ def codes_of(labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
 def taken(values: Sequence[str], numbers: np.ndarray) -> Sequence[str]:
     """The strings with these numbers, in their order."""
     return values.take(numbers) if isinstance(values, Strings) else [values[i] for i in numbers]
+
+
+def arrow_strings(values: Sequence[str]) -> Any:
+    """The strings as an Arrow array."""
+    import pyarrow as pa
+
+    return values.arrow() if isinstance(values, Strings) else pa.array(values, pa.string())
 
 
 def _order(ids: Sequence[str]) -> np.ndarray | list[int]:

@@ -25,6 +25,7 @@ class RanksEngine(Engine):
         SLURM_ARRAY_TASK_COUNT, SLURM_PROCID and SLURM_NTASKS.
     run_id: of the command, the same in all its ranks and in no other command; None for one of what the launcher sets.
     environment: where those variables are; None for the process' own.
+    folder: the run directory of a pass, through which ranks share it (`Engine.folder`); `sketch` and `score` set it.
     lease_s: after so long the items of a lost rank's passes are done by others.
     Of a pass each rank does its share where it knows a run_id and a run directory, and everything elsewhere.
     LOCAL_RANK, else SLURM_LOCALID, is the number of its GPU. Raises GvendiError where variables are missing or do not
@@ -40,6 +41,7 @@ class RanksEngine(Engine):
         *,
         run_id: str | None = None,
         environment: Mapping[str, str] | None = None,
+        folder: str | os.PathLike | None = None,
         lease_s: float = Terms.lease_s,
     ) -> None:
         if (rank is None) != (world is None):
@@ -57,6 +59,7 @@ class RanksEngine(Engine):
         self.run_id = run_id or found.run_id
         self.is_unique = found.is_unique or run_id is not None
         self.device = _device(found)
+        self.folder = folder
         self._lease_s, self._again = lease_s, found.again
         self._passes: SharedPasses | None = None
         self._folder: str | os.PathLike | None = None
@@ -98,6 +101,8 @@ class RanksEngine(Engine):
             yield from worker.run(self._in_turn(items))
         finally:
             worker.close()
+        if self._passes is not None:
+            self._passes.forget()
 
     def _in_turn(self, items: Sequence[int]) -> Iterator[int]:
         """Its own in their order; then, of the next rank on, those of each other one from the end."""

@@ -13,6 +13,7 @@ that runs may run code in it.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from gvendi_fast.base.files import exists, make_folder, names_in, put_quickly
 from gvendi_fast.base.places import is_url, place
@@ -63,10 +66,11 @@ class SharedPasses:
         try:
             while True:
                 for at, path in _results(root):
-                    if at not in known and at < len(items):
-                        known.add(at)
-                        wait_s = _FIRST_WAIT_S
-                        yield at, pickle.loads(path.read_bytes())
+                    if at in known or (content := _read(path)) is None:
+                        continue
+                    known.add(at)
+                    wait_s = _FIRST_WAIT_S
+                    yield at, pickle.loads(content)
                 if len(known) == len(items):
                     break
                 _stand(root)
@@ -87,11 +91,17 @@ class SharedPasses:
             leases.close()
         self._leave(root)
 
+    def forget(self) -> None:
+        """Remove what lost ranks have not read: the work that followed is done."""
+        for folder in self._left:
+            _remove(folder)
+        self._left.clear()
+
     def _of(self, make: Any, items: Any) -> Path | Url:
         """The folder of a call; the same call again has another."""
-        call = hashlib.blake2b(
-            pickle.dumps((self._run_id, self._world, make, list(items)), protocol=5), digest_size=16
-        )
+        file = io.BytesIO()
+        _Plain(file).dump((self._run_id, self._world, make, list(items)))
+        call = hashlib.blake2b(file.getbuffer(), digest_size=16)
         count = self._calls[call.digest()] = self._calls.get(call.digest(), 0) + 1
         return self._folder / f"{call.hexdigest()}-{count}"
 
@@ -101,10 +111,26 @@ class SharedPasses:
             _remove(root)
         else:
             self._left.append(root)
-        # Of a pass that all have read its last reader has removed it.
+        # A pass that all have read is gone by now.
         for old in self._left[:-2]:
             _remove(old)
         del self._left[:-2]
+
+
+class _Plain(pickle.Pickler):
+    """Writes the same for what is equal, whichever of its objects are one and wherever a tensor lies in memory."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        # Without notes of what was written before.
+        self.fast = True
+
+    def reducer_override(self, thing: Any) -> Any:
+        """See `pickle.Pickler`."""
+        if not isinstance(thing, torch.Tensor):
+            return NotImplemented
+        numbers = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return bytes, (numbers, f"{thing.dtype} {tuple(thing.shape)}")
 
 
 def _stand(root: Path | Url) -> None:
@@ -117,6 +143,14 @@ def _results(root: Path | Url) -> Iterator[tuple[int, Path | Url]]:
     for name in names_in(root):
         if name.startswith(_RESULT) and name.endswith(".pickle"):
             yield int(name.removeprefix(_RESULT).removesuffix(".pickle")), root / name
+
+
+def _read(path: Path | Url) -> bytes | None:
+    """A result; None where it was removed meanwhile, as this rank is late."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _remove(folder: Path | Url) -> None:

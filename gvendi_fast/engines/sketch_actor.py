@@ -11,11 +11,11 @@ import torch
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.rows import Rejected, row_reader
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching.corpus import Settings, longest
+from gvendi_fast.sketching.corpus import Settings, longest, sketcher_for
 from gvendi_fast.sketching.proxy.encode import Sample, batches
 from gvendi_fast.sketching.proxy.load import DEFAULT_PROXY, load_proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
-from gvendi_fast.sketching.unit_worker import encoder_for, sketcher_for
+from gvendi_fast.sketching.unit_worker import encoder_for
 
 
 class SketchActor:

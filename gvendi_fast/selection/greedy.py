@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch
 
 from gvendi_fast.base.draws import random_words
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data.pool import POOL_BLOCK
+from gvendi_fast.base.progress import Silent
+from gvendi_fast.data.passes import in_order
+from gvendi_fast.data.pool import POOL_BLOCK, ChunkPool
 from gvendi_fast.selection.objectives import Level, make_objective
 from gvendi_fast.selection.problem import Problem
 
@@ -238,14 +241,15 @@ def two_round(problem: Problem) -> Picks:
 
     GreeDi (Mirzasoleiman et al. 2013). With random subsets, and the better of the last round and of the best subset,
     as here, it reaches (1 - 1/e) / 2 of the optimum in expectation for a monotone submodular function (Barbosa et al.
-    2015, Mirrokni and Zadimoghaddam 2015). A subset is drawn by ids and seed alone; each costs a pass over the pool.
+    2015, Mirrokni and Zadimoghaddam 2015). A subset is drawn by ids and seed alone; each costs a pass over the pool,
+    and the workers of an engine do one each at a time, with the memory that the problem names.
     """
     n, capacity = len(problem.numbers), _capacity(problem, make_objective(problem))
     parts = max(2, math.ceil(n / capacity))
     part_of = problem.words(2)[problem.numbers] % np.uint64(parts)
     asked = [problem.part(problem.numbers[part_of == part]) for part in range(parts)]
     problem.progress.start(sum(part.size for part in asked) + problem.size, 0)
-    rounds = [Greedy(part).run() for part in asked if part.size]
+    rounds = _rounds(problem, [part for part in asked if part.size])
     passes = sum(picks.details["passes"] for picks in rounds)
     union = np.sort(np.concatenate([picks.numbers for picks in rounds]))
     final = Greedy(replace(problem, numbers=union)).run()
@@ -253,6 +257,31 @@ def two_round(problem: Problem) -> Picks:
     # F is the sum of its rises, so their sums compare the two results.
     best = max([final, *whole], key=lambda picks: picks.gains.sum())
     return Picks(best.numbers, best.gains, {"passes": passes + final.details["passes"], "parts": parts})
+
+
+def _rounds(problem: Problem, parts: list[Problem]) -> list[Picks]:
+    """What greedy picks in each of the parts of a problem."""
+    engine, reader = problem.engine, problem.pool.reader()
+    if engine is None or not engine.is_remote or reader.is_here:
+        return [Greedy(part).run() for part in parts]
+    sent = replace(problem, pool=ChunkPool(problem.pool), progress=Silent(), engine=None)
+    found = []
+    for part, picks in zip(
+        parts, in_order(engine.map(partial(_Round, sent), [part.numbers for part in parts])), strict=True
+    ):
+        problem.progress.advance(part.size, 0, 0)
+        found.append(picks)
+    return found
+
+
+class _Round:
+    """Greedy among some rows of a problem, as a task."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+
+    def __call__(self, numbers: np.ndarray) -> Picks:
+        return Greedy(self._problem.part(numbers)).run()
 
 
 def _capacity(problem: Problem, objective: Any) -> int:

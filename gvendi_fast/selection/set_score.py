@@ -53,11 +53,12 @@ class SubsetSums:
 
     few: whether rows are kept as they are, as their Gram matrix is smaller than K x K.
     targets: the rows that facility location represents, if it counts.
+    spec: of the rows.
     """
 
-    def __init__(self, dim: int, few: bool, targets: torch.Tensor | None) -> None:
+    def __init__(self, dim: int, few: bool, targets: torch.Tensor | None, spec: dict | None = None) -> None:
         self.rows: list[torch.Tensor] | None = [] if few else None
-        self.state = None if few else VendiState(dim)
+        self.state = None if few else VendiState(dim, spec)
         self.covered = None if targets is None else torch.zeros(len(targets))
         self._targets = targets
 
@@ -88,8 +89,10 @@ class SubsetSums:
 class Subsets:
     """The sums of several sets over a chunk: bit i of what goes along, uint64 a row, says whether it is in set i."""
 
-    def __init__(self, sets: int, dim: int, few: bool, targets: torch.Tensor | None) -> None:
-        self._sets = [SubsetSums(dim, few, targets) for _ in range(sets)]
+    def __init__(
+        self, sets: int, dim: int, few: bool, targets: torch.Tensor | None, spec: dict | None
+    ) -> None:
+        self._sets = [SubsetSums(dim, few, targets, spec) for _ in range(sets)]
 
     def add(self, first: int, rows: torch.Tensor, member: np.ndarray) -> None:
         """See `Sums`."""
@@ -107,8 +110,7 @@ class GivenSums:
     """The sums of all of a chunk's rows, whose spec is known."""
 
     def __init__(self, dim: int, spec: dict | None, targets: torch.Tensor | None) -> None:
-        self._sums = SubsetSums(dim, False, targets)
-        self._sums.state = VendiState(dim, spec)
+        self._sums = SubsetSums(dim, False, targets, spec)
 
     def add(self, first: int, rows: torch.Tensor) -> None:
         """See `Sums`."""
@@ -197,7 +199,7 @@ def _draw(problem: Problem, streams: range) -> list[tuple[float, float]]:
     for sums in whole:
         if sums.state is not None:
             sums.state = problem.begun()
-    begin = partial(Subsets, len(sets), problem.pool.dim, few, problem.targets)
+    begin = partial(Subsets, len(sets), problem.pool.dim, few, problem.targets, problem.given.spec)
     for chunk in over_pool(problem.engine, problem.pool, begin, [member], MOST_TASKS):
         whole = [sums.merge(more) for sums, more in zip(whole, chunk, strict=True)]
     return [_scores(problem, *of) for of in zip(sets, whole, strict=True)]

@@ -43,7 +43,7 @@ from gvendi_fast.data.stored_sketches import FLOAT32
 from gvendi_fast.data.worker_records import LOST, read_workers
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching.gradients.compiled import choose_compile
+from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.names import plain_model
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.hand_out import UnitsFailedError, hand_out
@@ -53,7 +53,7 @@ from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.settings import Settings
 from gvendi_fast.sketching.unit_size import choose_cut
-from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, compiled, encoder_for, sketcher_for
+from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, encoder_for
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
@@ -64,6 +64,8 @@ __all__ = ["Settings", "TooManyRejectedError", "UnitsFailedError", "sketch_corpu
 # tokens that a content spells out.
 FORMAT = 3
 DEFAULT_MAX_TOKENS = 4096
+# Of a trial's samples, by which the pass is compiled for every length.
+TRIAL_TOKENS = 64
 # English text; only for the choice of compiling.
 BYTES_A_TOKEN = 4
 # Rows that choose K, spread over so many work units: predictions from 512 of 3,000 rows are within a tenth of the bias.
@@ -126,7 +128,8 @@ def sketch_corpus(
     )
     limit = longest(proxy.name, positions_of(proxy.model.config), settings.max_tokens)
     encoder = encoder_for(proxy, settings, limit)
-    cut = choose_cut(data, out, index, proxy, encoder, settings, engine, progress)
+    measured = partial(sketcher_for, proxy.model, settings)
+    cut = choose_cut(data, out, index, proxy, encoder, measured, settings, engine, progress)
     manifest = index_for(out, index, settings.fields, cut.rows, settings.limit, cut.bytes)
     for note in manifest.remarks():
         progress.note(note)
@@ -169,7 +172,7 @@ def sketch_corpus(
             progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
         is_here = not engine.is_remote
         if is_here and is_compiled and todo:
-            sketcher, is_compiled = compiled(sketcher, settings), False
+            sketcher = compiled_for(proxy.model, settings)
         job = UnitJob(
             manifest,
             run.path,
@@ -177,7 +180,7 @@ def sketch_corpus(
             run.manifest,
             settings,
             limit,
-            is_compiled,
+            compiled_for if is_compiled else sketcher_for,
             proxy if is_here else ProxyByName.of(proxy),
             engine.run_id,
             engine.name,
@@ -272,7 +275,7 @@ def _usable(
 
 def _recorded_dim(out: str | os.PathLike, progress: Progress) -> int | None:
     """The dimension of the run directory `out`, None where there is none yet."""
-    if not (Path(out) / "spec.json").is_file():
+    if not (place(out) / "spec.json").is_file():
         return None
     dim = RunDirectory.load(out).dim
     progress.note(f"K = {dim}, as the sketches in '{out}'")
@@ -325,6 +328,36 @@ def _spread_samples(manifest: Manifest, encoder: Encoder, count: int) -> list[Sa
 def _about_tokens(manifest: Manifest) -> int:
     """About how many tokens a corpus has, by the size of its files; too few if they are compressed."""
     return sum(file.size for file in manifest.files) // BYTES_A_TOKEN
+
+
+def sketcher_for(model: Any, settings: Settings, is_compiled: bool = False) -> GradientSketcher:
+    """The sketcher that a run of these settings has."""
+    # By kind in every run, for the norms' shares: one addition a layer more, and the same sketches to the bit.
+    groups = "kind" if settings.groups is None else settings.groups
+    return GradientSketcher(
+        model,
+        settings.spec,
+        exclude=settings.exclude,
+        layers=settings.layers,
+        groups=groups,
+        parameters=settings.parameters,
+        compile=is_compiled,
+    )
+
+
+def compiled_for(model: Any, settings: Settings) -> GradientSketcher:
+    """`sketcher_for` with its pass compiled; as it is, with a warning, if that fails and was not demanded."""
+    positions = positions_of(model.config) or TRIAL_TOKENS
+    trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
+    try:
+        found = sketcher_for(model, settings, is_compiled=True)
+        found(trial, trial)
+    except CompileError as error:
+        if settings.compile == "on":
+            raise
+        warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
+        return sketcher_for(model, settings)
+    return found
 
 
 def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.files import atomic_write, exists, make_folder
@@ -18,17 +19,21 @@ from gvendi_fast.base.places import place, size_of
 from gvendi_fast.base.progress import Progress
 from gvendi_fast.data.growth import recorded_cut
 from gvendi_fast.data.in_memory import Corpus, is_paths
-from gvendi_fast.data.index import Manifest, Rejected, UnitReader
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.listing import list_files
+from gvendi_fast.data.manifest import Manifest
+from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import check_free
 from gvendi_fast.data.run_files import CUT, SPOOL, is_count, read_json
 from gvendi_fast.data.unit_cuts import Cut, bytes_of_a_unit
+from gvendi_fast.data.work_units import UnitReader
 from gvendi_fast.sketching.batch_memory import sketch_batch
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.settings import Settings
-from gvendi_fast.sketching.unit_worker import sketcher_for
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 # Of a unit that is not cut by bytes, and of one that is, whose sketches are in memory until it is written.
 ROWS, MOST_ROWS = 512, 4096
@@ -50,6 +55,7 @@ def choose_cut(
     index: Callable[..., Manifest],
     proxy: Proxy,
     encoder: Encoder,
+    make_sketcher: Callable[[], GradientSketcher],
     settings: Settings,
     engine: Engine,
     progress: Progress,
@@ -74,7 +80,7 @@ def choose_cut(
     else:
         limit = min(LOOKED_AT, settings.limit or LOOKED_AT)
         first = index(fields=settings.fields, rows_per_unit=ROWS, unit_bytes=None, limit=limit)
-        rate = _rate(first, proxy, encoder, settings)
+        rate = _rate(first, proxy, encoder, make_sketcher)
         if rate is None:
             return Cut(ROWS)
         cut = Cut(MOST_ROWS, bytes_of_a_unit(rate * BYTES_A_TOKEN))
@@ -116,7 +122,9 @@ def _bytes_of(data: Corpus, out: str | os.PathLike, settings: Settings) -> int |
     return total
 
 
-def _rate(manifest: Manifest, proxy: Proxy, encoder: Encoder, settings: Settings) -> float | None:
+def _rate(
+    manifest: Manifest, proxy: Proxy, encoder: Encoder, make_sketcher: Callable[[], GradientSketcher]
+) -> float | None:
     """Tokens a second of the proxy on these rows; None where none can be sketched."""
     samples: list[Sample] = []
     with UnitReader(manifest) as reader:
@@ -125,7 +133,7 @@ def _rate(manifest: Manifest, proxy: Proxy, encoder: Encoder, settings: Settings
             samples += [item for item in encoder.stream(readable) if isinstance(item, Sample)]
     if not samples:
         return None
-    sketcher = sketcher_for(proxy.model, settings)
+    sketcher = make_sketcher()
     samples.sort(key=lambda sample: sample.length)
     rate = 0.0
     # The first pass has costs of its own; on a slow proxy it is enough.

@@ -10,7 +10,8 @@ import numpy as np
 
 from gvendi_fast.base.transfer import Fetched
 from gvendi_fast.base.unit_length import has_direction, refused_gradient
-from gvendi_fast.data.index import Rejected, Unit
+from gvendi_fast.data.manifest import Unit
+from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.sketching.proxy.encode import Sample
 

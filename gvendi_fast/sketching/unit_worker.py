@@ -7,13 +7,12 @@ What concerns the whole run does: errors for the user (a corpus that has changed
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,22 +20,22 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists, host_name
 from gvendi_fast.base.progress import Progress, Silent
 from gvendi_fast.base.transfer import Fetched, fetch
-from gvendi_fast.data.index import Manifest, Rejected, Unit, UnitReader
 from gvendi_fast.data.leases import Leases
+from gvendi_fast.data.manifest import Manifest, Unit
+from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import read_json
+from gvendi_fast.data.work_units import UnitReader
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching.gradients.compiled import CompileError
-from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
-from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.receipts import DONE, ELSEWHERE, QUARANTINED, Receipt
 from gvendi_fast.sketching.settings import Settings
 from gvendi_fast.sketching.unit_sketches import Columns, UnitSketches, UnitsTogether
 
-# Of a trial's samples, by which the pass is compiled for every length.
-TRIAL_TOKENS = 64
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
+
 # Work units share batches on a GPU until they have this many rows or tokens. The 7,473 rows of GSM8K make 148 batches
 # of 10,400 padded tokens (7.8 % padding, budget 65,536) in units of 512, 26 of 56,500 (3.1 %) from 8192 rows on. Tokens
 # bound long rows: 34 MB of ids and labels, twice with the group that is tokenised ahead. A kill loses one group.
@@ -73,9 +72,10 @@ class ProxyByName:
 class UnitJob:
     """Opens a worker; it is pickled for one elsewhere, then with a proxy by name and without `sketcher` and `progress`.
 
-    manifest: the corpus. path, spec, recorded: of the run directory. settings, longest, is_compiled: how rows are
-    sketched. run, engine, rank: what the worker's record says. again: work units that are made even if they have a
-    part, which is damaged.
+    manifest: the corpus. path, spec, recorded: of the run directory.
+    settings, longest: how rows are sketched, by what make_sketcher makes of a model and the settings.
+    run, engine, rank: what the worker's record says.
+    again: work units that are made even if they have a part, which is damaged.
     """
 
     manifest: Manifest
@@ -84,7 +84,7 @@ class UnitJob:
     recorded: dict[str, Any] | None
     settings: Settings
     longest: int
-    is_compiled: bool
+    make_sketcher: Callable[[Any, Settings], GradientSketcher]
     proxy: Proxy | ProxyByName
     run: str
     engine: str = "local"
@@ -125,8 +125,7 @@ class UnitWorker:
         # From here on a worker that ends is a worker that was lost with what it has.
         self.leases = Leases(job.path, job.settings.terms, job.run, job.engine, job.rank, str(proxy.device))
         try:
-            sketcher = job.sketcher or sketcher_for(proxy.model, job.settings)
-            self.sketcher = compiled(sketcher, job.settings) if job.is_compiled else sketcher
+            self.sketcher = job.sketcher or job.make_sketcher(proxy.model, job.settings)
             self.batch_tokens = choose_batch_tokens(self.sketcher, job.settings.batch_tokens)
         except BaseException:
             self.leases.close()
@@ -308,36 +307,6 @@ def _check_sight(job: UnitJob) -> None:
 def encoder_for(proxy: Proxy, settings: Settings, longest: int) -> Encoder:
     """What turns rows into samples for a proxy."""
     return Encoder(proxy.tokenizer, longest, settings.mask, proxy.vocabulary, settings.control_tokens)
-
-
-def sketcher_for(model: Any, settings: Settings, is_compiled: bool = False) -> GradientSketcher:
-    """The sketcher that a run of these settings has."""
-    # By kind in every run, for the norms' shares: one addition a layer more, and the same sketches to the bit.
-    groups = "kind" if settings.groups is None else settings.groups
-    return GradientSketcher(
-        model,
-        settings.spec,
-        exclude=settings.exclude,
-        layers=settings.layers,
-        groups=groups,
-        parameters=settings.parameters,
-        compile=is_compiled,
-    )
-
-
-def compiled(sketcher: GradientSketcher, settings: Settings) -> GradientSketcher:
-    """The sketcher with its pass compiled; the one given, with a warning, if that fails and was not demanded."""
-    positions = positions_of(sketcher.model.config) or TRIAL_TOKENS
-    trial = torch.ones(2, min(TRIAL_TOKENS, positions), dtype=torch.int64)
-    try:
-        found = sketcher_for(sketcher.model, settings, is_compiled=True)
-        found(trial, trial)
-    except CompileError as error:
-        if settings.compile == "on":
-            raise
-        warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
-        return sketcher
-    return found
 
 
 def _ends_the_run(error: Exception) -> bool:

@@ -244,7 +244,7 @@ def _joined(states: Sequence[VendiState]) -> VendiState:
     return joined
 
 
-def _point(states: list[VendiState]) -> Point:
+def _point(states: Sequence[VendiState]) -> Point:
     values = [state.gvendi() for state in states]
     return Point(states[0].n, float(np.mean(values)), min(values), max(values), len(values))
 

@@ -11,6 +11,7 @@ from gvendi_fast.analysis.planning import (
     DEVICES,
     GIVEN,
     MEASURED,
+    MOST_ROWS,
     SCALED,
     STORES,
     Figure,
@@ -21,6 +22,7 @@ from gvendi_fast.analysis.planning import (
     worker_of,
 )
 from gvendi_fast.data import stored_sketches
+from gvendi_fast.sketching import unit_size
 
 RATES = {
     "sketching": [
@@ -115,7 +117,10 @@ def test_a_row_that_takes_long_is_a_work_unit_and_a_part_is_bounded():
     slow = plan(work(tokens_per_row=given(1e6, "tokens")), RATES)
     assert slow.results["a work unit"].value == 1
     assert any("a work unit is one row" in note for note in slow.notes)
-    fast = plan(work(worker=Worker("h100", given(1e9, "tokens/s"))), RATES)
+    usual = plan(work(worker=Worker("h100", given(1e9, "tokens/s"))), RATES)
+    assert usual.results["a work unit"].value == MOST_ROWS == unit_size.MOST_ROWS
+    fast = plan(work(worker=Worker("h100", given(1e9, "tokens/s")), unit_seconds=60.0), RATES)
+    assert fast.results["a work unit"].value > MOST_ROWS
     assert fast.results["a part"].value <= 1 << 28
     assert "GPU hours" in fast.results
 

@@ -63,9 +63,12 @@ def test_a_run_that_goes_on(gvendi, run):
     assert (code, err) == (0, "")
     assert out.startswith("3 of 4 work units  done, 30 of 35 rows (85.7 %)\n")
     assert "3.0 rows/s, 500 tokens/s by 2 workers, since they started" in out
-    assert "0:02 left" in out
+    assert "  left      0:02\n" in out
     assert "9,000 tokens, 3 rows rejected\n" in out
     assert "2 live, 1 lost, 1 ended" in out
+    # One host is one word, however many workers it has.
+    assert "node1:7 " in out
+    assert "node1:8 " in out
     assert "given up: work unit 3 after 3 attempts: out of memory (on node1)" in out
     assert f"lease ended early, as its process is gone: work unit 3 of {HERE}" in out
     assert "work unit 1 " not in out

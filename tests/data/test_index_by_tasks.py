@@ -20,7 +20,7 @@ FORMATS = ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv", "parquet", "a
 class Elsewhere(Engine):
     """As workers of other processes: everything is pickled, and results come in a random order."""
 
-    name = "elsewhere"
+    name, is_remote = "elsewhere", True
 
     def __init__(self, seed=0):
         self.draw, self.mapped = random.Random(seed), 0

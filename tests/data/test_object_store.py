@@ -1,13 +1,17 @@
 """A run directory in a store of S3's kind that fails: what is there is whole, and the same as on this machine."""
 
+import os
 import random
+import signal
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pytest
+from children import children
 from object_store import Faults, object_store
 from small_runs import MANIFEST, SPEC, make_run
 
@@ -219,6 +223,57 @@ def test_a_corpus_in_a_store_that_fails(shop, bucket, tmp_path):
     for one, other in zip(here.units, there.units, strict=True):
         rows = [str(row).replace(str(tmp_path), f"{bucket}/data") for row in read_unit(here, one)]
         assert [str(row) for row in read_unit(there, other)] == rows
+
+
+def sketch_at(data: str, out: str, environment: dict[str, str]) -> None:
+    """A run for a process of its own."""
+    import torch
+
+    from gvendi_fast.base import urls
+    from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+    from gvendi_fast.sketching.proxy.load import load_proxy
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    urls.WAITS_S = (0.0,) * 9
+    sketch_corpus(data, out, load_proxy("tiny", device="cpu"), Settings(unit_rows=3))
+
+
+def killing(process, puts: int) -> Callable[[str, str], None]:
+    """What watches requests and kills the process while it waits for the answer to its last one of so many puts."""
+    left = [puts]
+
+    def watch(method: str, path: str) -> None:
+        left[0] -= method == "PUT" and "/run/" in path
+        if left[0] == 0 and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+
+    return watch
+
+
+def test_runs_that_are_killed_while_they_write_lose_and_double_nothing(shop, bucket, loopback):
+    lines = "".join(f'{{"prompt": "{i}?", "completion": "{i * i}"}}\n' for i in range(36))
+    with atomic_write(place(f"{bucket}/data.jsonl")) as stream:
+        stream.write(lines.encode())
+    whole, run = (place(f"{bucket}/{name}") for name in ("whole", "run"))
+    sketch_at(f"{bucket}/data.jsonl", str(whole), {})
+    shop.faults = Faults(6, dict.fromkeys(("500", "lost", "cut"), 0.03))
+    draw, context = random.Random(6), children()
+    for number in range(5):
+        process = context.Process(target=sketch_at, args=(f"{bucket}/data.jsonl", str(run), shop.environment))
+
+        shop.watch = killing(process, draw.randrange(1, 9))
+        process.start()
+        process.join()
+        shop.watch = lambda method, path: None
+        done = RunDirectory(run, {}, None).done()
+        assert check_run(run).findings == [] or not done, number
+    shop.faults = Faults()
+    sketch_at(f"{bucket}/data.jsonl", str(run), {})
+    assert check_run(run).findings == []
+    wanted, found = files_of(whole / "parts"), files_of(run / "parts")
+    assert found == wanted
+    assert len(wanted) == 24
 
 
 def test_sketch_and_score_from_and_into_a_store_that_fails(shop, bucket, gvendi, tmp_path):

@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import numpy as np
 import pytest
 
 from gvendi_fast.data.checking import check_run
-from gvendi_fast.data.growth import index_for
-from gvendi_fast.data.index import Fields, UnitReader, index_corpus
+from gvendi_fast.data.growth import growing_index_for, index_for
+from gvendi_fast.data.index import Fields, Manifest, UnitReader, index_corpus, index_files
 from gvendi_fast.data.originals import original_rows
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import Part, RunDirectory
@@ -29,6 +31,7 @@ class Growing:
         self.count = 0
         self.limit: int | None = self.draw.choice([None, 3, 7])
         self.unit_bytes: int | None = self.draw.choice([None, 90])
+        self.is_old = self.draw.random() < 0.3
         self.folder.mkdir()
 
     def grow(self) -> None:
@@ -53,12 +56,34 @@ class Growing:
 
     def sketch(self, share: float) -> RunDirectory:
         """Do about this share of the work units that are left, as a run that is killed leaves them."""
-        index = partial(index_corpus, self.folder)
-        rows = self.draw.choice([4, 5])
-        manifest = index_for(self.run, index, Fields(), rows, self.limit, self.unit_bytes)
-        run = RunDirectory.open(self.run, SPEC, manifest.to_dict())
-        manifest = manifest.recorded_as(run.manifest)
-        assert run.broken({unit.ordinal: unit.digest for unit in manifest.units}) == []
+        run = None
+        for manifest in self.manifests():
+            if run is None:
+                run = RunDirectory.open(self.run, SPEC, manifest.to_dict())
+            else:
+                run.extend(manifest.to_dict())
+            manifest = manifest.recorded_as(run.manifest)
+            digests = {unit.ordinal: unit.digest for unit in manifest.units}
+            done = [unit for unit in run.done() if unit in digests]
+            assert run.broken(digests, done) == []
+            self.work(run, manifest, share)
+            if not manifest.is_whole and self.draw.random() < (1 - share) / 2:
+                # Killed while it was indexed.
+                break
+        return run
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The corpus as one manifest, or as it is indexed; at first perhaps as earlier versions had it."""
+        settings = Fields(), self.draw.choice([4, 5]), self.limit, self.unit_bytes
+        is_new = not self.run.exists()
+        if self.draw.random() < 0.5 and not (is_new and self.is_old):
+            yield from growing_index_for(self.run, partial(index_files, self.folder), *settings)
+            return
+        manifest = index_for(self.run, partial(index_corpus, self.folder), *settings)
+        yield replace(manifest, by_file=False) if is_new and self.is_old else manifest
+
+    def work(self, run: RunDirectory, manifest: Manifest, share: float) -> None:
+        """Write the parts of about this share of the work units that are left."""
         with UnitReader(manifest) as reader:
             for unit in manifest.units:
                 if run.has_part(unit.ordinal) or self.draw.random() > share:
@@ -77,7 +102,6 @@ class Growing:
                     **ones,
                 )
                 run.write_part(part, [row for row in rows if isinstance(row, Rejected)], unit.digest)
-        return run
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -96,6 +120,7 @@ def test_rows_of_a_corpus_that_grows(tmp_path, seed):
     run.finish()
     total = sum(map(len, growing.files.values()))
     assert run.manifest["rows"] == total
+    assert ("format" in run.manifest) != growing.is_old
     assert check_run(run.path, with_corpus=True).findings == []
     found = {original.ordinal: original.record() for original in original_rows(run, range(total))}
     wanted = [json.dumps(row) for rows in growing.files.values() for row in rows]

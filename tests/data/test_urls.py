@@ -5,8 +5,12 @@ import gzip
 import io
 import json
 import pickle
+import re
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +28,7 @@ from gvendi_fast.data.index import index_corpus, read_unit
 from gvendi_fast.data.kinds import kind_of
 from gvendi_fast.data.listing import find_files, list_files, short_names
 from gvendi_fast.data.originals import original_rows
-from gvendi_fast.data.run_directory import RunDirectory, is_any_done
+from gvendi_fast.data.run_directory import RunDirectory, is_any_done, recorded_store
 
 fsspec = pytest.importorskip("fsspec", reason="URLs are read through fsspec")
 pytest.importorskip("upath", reason="URLs are read through universal_pathlib")
@@ -111,6 +115,8 @@ def test_the_first_spec_counts_and_others_are_refused(store):
         with atomic_write(place(f"{MEMORY}/x"), exclusive=True) as stream:
             stream.write(content)
     assert place(f"{MEMORY}/x").read_bytes() == b"one"
+    put(f"{MEMORY}/int8/spec.json", json.dumps({**SPEC, "store": "int8"}).encode())
+    assert recorded_store(f"{MEMORY}/int8") == "int8"
     put(f"{MEMORY}/other/readme.md", b"")
     with pytest.raises(GvendiError, match="holds other things, such as 'readme"):
         RunDirectory.open(f"{MEMORY}/other", SPEC, MANIFEST)
@@ -306,3 +312,74 @@ def test_a_place_that_cannot_be_used_says_why(store, monkeypatch, url, said):
         monkeypatch.setitem(sys.modules, said.split("'")[1], None)
     with pytest.raises(GvendiError, match=said), atomic_write(place(url)) as stream:
         stream.write(b"")
+
+
+class _Web(BaseHTTPRequestHandler):
+    """A web server."""
+
+    knows_ranges = True
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        content = self.files.get(self.path.partition("?")[0])
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if content is None:
+            content, status = b"", 404
+        elif asked and self.knows_ranges:
+            content, status = content[int(asked[1]) : int(asked[2]) + 1], 206
+        else:
+            status = 200
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_) -> None:
+        """Nothing."""
+
+
+def test_files_of_a_web_server_are_read(store, loopback, monkeypatch, tmp_path):
+    pytest.importorskip("aiohttp", reason="http:// is read through aiohttp")
+    names = write_kinds(tmp_path)
+    _Web.files = {f"/{name}": (tmp_path / name).read_bytes() for name in names}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        host = f"http://127.0.0.1:{server.server_port}"
+        urls = [f"{host}/{name}?key=1" for name in names]
+        there, here = index_corpus(urls), index_corpus([tmp_path / name for name in names])
+        assert [unit.digest for unit in there.units] == [unit.digest for unit in here.units]
+        assert [file.path for file in there.files] == urls
+        assert len([row for unit in there.units for row in read_unit(there, unit)]) == 12
+        with pytest.raises(GvendiError, match="jsonl' does not exist"):
+            index_corpus(f"{host}/none.jsonl")
+        # Less than a piece is read from a server that sends all of it; more would be sent once for every piece.
+        monkeypatch.setattr(_Web, "knows_ranges", False)
+        assert index_corpus(urls[0]).rows == 2
+        _Web.files["/long.jsonl"] = _Web.files["/a.jsonl"] * 5000
+        with pytest.raises(StoreError, match="sends all of it where a piece is asked for; download it"):
+            index_corpus(f"{host}/long.jsonl")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_commands_take_urls(store, gvendi, monkeypatch):
+    monkeypatch.setattr("gvendi_fast.base.urls.STORES", ("memory",))
+    make_run(place(f"{MEMORY}/run"), is_old=False)
+    code, out, _ = gvendi("check", f"{MEMORY}/run")
+    assert (code, out) == (0, f"nothing is wrong in '{MEMORY}/run': 2 of 2 parts whole, 8 rows\n")
+    code, _, err = gvendi("cluster", f"{MEMORY}/run", "--clusters", "2", "--out", f"{MEMORY}/out/c.parquet")
+    assert code == 0, err
+    assert names_in(place(f"{MEMORY}/out")) == ["c.parquet", "c.safetensors"]
+    code, _, err = gvendi("check", f"{MEMORY}/none")
+    assert (code, err) == (
+        1,
+        f"error: '{MEMORY}/none' is not a run directory: it does not exist; name the --out of 'gvendi sketch' or "
+        "'gvendi score'\n",
+    )

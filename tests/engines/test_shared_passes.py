@@ -5,10 +5,12 @@ import pickle
 import signal
 from functools import partial
 
+import torch
 from children import children
 
 from gvendi_fast.data.run_files import PASSES
 from gvendi_fast.engines import RanksEngine
+from gvendi_fast.engines.shared_passes import SharedPasses
 
 
 class Square:
@@ -73,6 +75,19 @@ def test_items_of_a_rank_that_is_killed_are_made_by_the_others(tmp_path):
     assert sorted(codes) == [-signal.SIGKILL, 0]
     assert pickle.loads((tmp_path / f"found-{codes.index(0)}").read_bytes()) == EXPECTED
     assert made(tmp_path, 0) == list(range(10))
+
+
+def test_a_call_is_known_by_what_it_says_not_by_which_objects_are_one(tmp_path):
+    passes = SharedPasses(tmp_path, "one command", 0, 2, 1.0)
+    twice, numbers = "a" * 3, torch.arange(6.0)
+
+    def folder(*items):
+        return SharedPasses(tmp_path, "one command", 0, 2, 1.0)._of(Square, items).name
+
+    assert folder(twice, twice) == folder(twice, "".join(["a"] * 3))
+    assert folder(numbers) == folder(numbers.clone()) != folder(numbers + 1)
+    assert folder(numbers) != folder(numbers.reshape(2, 3))
+    assert passes._of(Square, [1]) != passes._of(Square, [1])
 
 
 def test_without_a_run_id_or_a_run_directory_each_rank_makes_everything(tmp_path):

@@ -87,8 +87,10 @@ def test_equal_rows_make_no_clusters_that_no_candidate_can_reach(number, copies)
     [
         ("cluster", 1),
         ("gain", 5),
-        ("all", 1),
-        *(pytest.param(*case, marks=pytest.mark.soak) for case in (("cluster", 5), ("gain", 1), ("all", 5))),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in (("cluster", 5), ("gain", 1), ("all", 1), ("all", 5))
+        ),
     ],
 )
 def test_a_tiny_pool_grows_with_more_clusters_and_columns_than_rows(rule, size, tmp_path, server):
@@ -132,8 +134,19 @@ def test_a_pool_of_equal_rows_grows(accept, tmp_path, server):
     assert (first["clusters"], first["pool"]) == (1, 30)
 
 
-@pytest.mark.parametrize("rule", ["cluster", "gain", "all"])
-@pytest.mark.parametrize("near", [0.98, None])
+# Every day each rule, and each way to know a copy.
+@pytest.mark.parametrize(
+    ("rule", "near"),
+    [
+        ("cluster", 0.98),
+        ("gain", None),
+        ("all", 0.98),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in (("cluster", None), ("gain", 0.98), ("all", None))
+        ),
+    ],
+)
 def test_candidates_that_are_all_equal_join_at_most_once(rule, near, tmp_path):
     seeds = write_rows(tmp_path / "seeds.jsonl", seed_rows(2))
     same = "<prompt>How many legs has a spider?</prompt><completion>Eight.</completion>"
