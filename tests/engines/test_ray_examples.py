@@ -16,6 +16,14 @@ def test_a_step_of_datatrove_sketches_documents_in_passing():
 
 
 @pytest.mark.soak
+def test_a_stage_of_nemo_curator_adds_columns():
+    pytest.importorskip("nemo_curator", reason="needs nemo-curator, which brings 40 packages")
+    found = runpy.run_path(str(EXAMPLES / "curator_stage.py"))["main"]()
+    assert found.schema.names == ["text", "url", "sketch", "sketch_rejected"]
+    assert found.column("sketch_rejected").to_pylist() == [None, None, "empty text"]
+
+
+@pytest.mark.soak
 def test_a_data_set_of_ray_gets_a_column_of_sketches(monkeypatch):
     ray = pytest.importorskip("ray", reason="the engine 'ray' is an extra")
     pytest.importorskip("ray.data", reason="the engine 'ray' is an extra")
