@@ -141,6 +141,9 @@ class Leases:
         with self._door:
             if unit in self._held:
                 return True
+        # An engine may hand out again, behind its back, what the run has given up.
+        if self._failed(unit).quarantined:
+            return False
         found = _lease(path)
         if found is not None:
             if self._watch.is_live(found):
@@ -163,6 +166,13 @@ class Leases:
             self._held[unit] = lease
             self._lively = time.monotonic()
         return True
+
+    def is_suspect(self, unit: int) -> bool:
+        """Whether an attempt at a work unit has failed, or its worker was lost, perhaps by its fault."""
+        if exists(self.root / FAILED / unit_file(unit)):
+            return True
+        found = _lease(self.root / LEASES / unit_file(unit))
+        return found is not None and found.run == self.run and not self._watch.is_live(found)
 
     def alive(self) -> None:
         """Work goes on: what was begun does not count as hung for another while."""
@@ -214,12 +224,7 @@ class Leases:
         _here.discard(self.name)
 
     def _add(self, unit: int, attempt: Attempt) -> FailedUnit:
-        path = self.root / FAILED / unit_file(unit)
-        try:
-            found = read_record(path, FailedUnit) or FailedUnit(unit)
-        # Attempts are counted anew where their record is damaged.
-        except GvendiError:
-            found = FailedUnit(unit)
+        path, found = self.root / FAILED / unit_file(unit), self._failed(unit)
         known = {(item.host, item.pid, item.at) for item in found.attempts}
         if (attempt.host, attempt.pid, attempt.at) not in known:
             found = replace(found, attempts=(*found.attempts, attempt))
@@ -230,6 +235,13 @@ class Leases:
         make_folder(path.parent)
         put_quickly(path, _content(found))
         return found
+
+    def _failed(self, unit: int) -> FailedUnit:
+        try:
+            return read_record(self.root / FAILED / unit_file(unit), FailedUnit) or FailedUnit(unit)
+        # Attempts are counted anew where their record is damaged.
+        except GvendiError:
+            return FailedUnit(unit)
 
     def _write(self) -> None:
         with self._door:

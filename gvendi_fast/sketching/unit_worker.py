@@ -144,7 +144,8 @@ class UnitWorker:
         rows = self.job.settings.rows_together or (ROWS_TOGETHER if self.is_on_gpu else 1)
         self._since = time.monotonic()
         broken: set[int] = set()
-        for event in _behind(self._queued(_ahead(self._groups(items, rows))), int(self.is_on_gpu)):
+        suspects: list[int] = []
+        for event in _behind(self._queued(_ahead(self._groups(items, suspects, rows))), int(self.is_on_gpu)):
             self.leases.alive()
             if isinstance(event, Receipt):
                 yield event
@@ -160,6 +161,14 @@ class UnitWorker:
                 for unit in left:
                     # Of several that shared a batch it is not known which one it was.
                     yield self._alone(unit.unit, error if len(left) == 1 else None)
+        # With nothing else in hand, so that another loss or hang tells which one it was.
+        for ordinal in suspects:
+            is_mine = self._is_mine(ordinal)
+            yield (
+                self._alone(self.job.manifest.units[ordinal], None)
+                if is_mine
+                else Receipt(ordinal, ELSEWHERE)
+            )
 
     def _take(self, event: _Results) -> Exception | None:
         """Store a batch's results; the error if computing them has failed."""
@@ -236,14 +245,20 @@ class UnitWorker:
                 yield _Results(group, batch, fetched)
 
     def _groups(
-        self, items: Iterable[int], rows: int
+        self, items: Iterable[int], suspects: list[int], rows: int
     ) -> Generator[UnitsTogether | _Unread | Receipt, None, None]:
-        """Whole work units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens."""
+        """Whole work units, read and tokenised, in groups of at least `rows` rows or TOKENS_TOGETHER tokens.
+
+        Those at which a worker was lost before are put into `suspects` in place of that.
+        """
         with UnitReader(self.job.manifest) as reader:
             units: list[UnitSketches] = []
             held = tokens = 0
             for ordinal in items:
                 unit = self.job.manifest.units[ordinal]
+                if self.leases.is_suspect(ordinal):
+                    suspects.append(ordinal)
+                    continue
                 if not self._is_mine(ordinal):
                     yield Receipt(ordinal, ELSEWHERE)
                     continue
