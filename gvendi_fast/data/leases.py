@@ -123,7 +123,8 @@ class Leases:
         now = time.time()
         self.record = WorkerRecord(host_name(), os.getpid(), engine, rank, device, run, now, now)
         self.name = f"{self.record.host}-{self.record.pid}-{uuid4().hex[:8]}"
-        self._door = threading.Lock()
+        # Of what is held, and of the files of it: a lease that is let go is not renewed behind that.
+        self._door, self._files = threading.Lock(), threading.Lock()
         self._held: dict[int, Lease] = {}
         self._watch = LeaseWatch(root, terms)
         self._stop = threading.Event()
@@ -206,10 +207,11 @@ class Leases:
 
     def release(self, units: Iterable[int]) -> None:
         """Let go of work units."""
-        with self._door:
-            mine = [unit for unit in units if self._held.pop(unit, None) is not None]
-        for unit in mine:
-            (self.root / LEASES / unit_file(unit)).unlink(missing_ok=True)
+        with self._files:
+            with self._door:
+                mine = [unit for unit in units if self._held.pop(unit, None) is not None]
+            for unit in mine:
+                (self.root / LEASES / unit_file(unit)).unlink(missing_ok=True)
         self._lively = time.monotonic()
         self._write()
 
@@ -259,7 +261,9 @@ class Leases:
                 self._end_hung([lease.unit for lease in held], hang)
             try:
                 for lease in held:
-                    put_quickly(self.root / LEASES / unit_file(lease.unit), _content(lease))
+                    with self._files:
+                        if lease.unit in self._held:
+                            put_quickly(self.root / LEASES / unit_file(lease.unit), _content(lease))
                 self._write()
             # A disk that is full or away for a while costs a lease, no work; if it stays so, writing the part says it.
             except OSError:

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from math import log2
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 # A work unit is to take about so long. With fewer bytes there are too many parts, with more a kill loses too much.
 _SECONDS = 60
@@ -55,7 +57,7 @@ def fitting(ends: np.ndarray, start: int, rows: int, size: int | None) -> int:
     stop = min(start + rows, len(ends))
     if size is not None:
         before = int(ends[start - 1]) if start else 0
-        stop = min(stop, int(np.searchsorted(ends, before + size, side="right")))
+        stop = min(stop, int(ends.searchsorted(before + size, side="right")))
     return max(0, stop - start)
 
 
@@ -69,7 +71,7 @@ class Cutter:
 
     def take(self, sizes: np.ndarray) -> None:
         """The bytes of the rows that come next, int64 [n]."""
-        ends, start, most = np.cumsum(sizes), 0, self._cut.bytes
+        ends, start, most = sizes.cumsum(), 0, self._cut.bytes
         while start < len(ends):
             left = None if most is None else most - self._bytes
             count = fitting(ends, start, self._cut.rows - self._rows, left)
