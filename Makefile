@@ -26,7 +26,7 @@ test: $(VENV)/.installed
 # others. A fault ends it with an error and keeps its folder.
 MINUTES ?= 30
 SEED ?= 0
-soak: $(VENV)/.installed
+soak: $(VENV)/.soak
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
@@ -99,17 +99,25 @@ fi; \
 set -x; $(BIN)/python -m pip install --constraint constraints.txt $${index:+--extra-index-url "$$index"} torch
 endef
 
-# What tests, lint and docs need on top. The extras are installed by name: --editable '.[dev,docs]' would compile the
-# kernels again.
+# The requirements of some extras, as 'dev|docs' names them. Installing --editable '.[dev,docs]' would compile the kernels
+# again.
+extras = $(BIN)/python -c 'import re; from importlib.metadata import requires; \
+	found = [re.fullmatch(r"(.*?) *; *(?:(.*) and )?extra == .($(1)).", one) for one in requires("gvendi-fast")]; \
+	print(*["; ".join(filter(None, one.groups()[:2])) for one in found if one], sep="\n")' > $(VENV)/extras.txt && \
+	$(BIN)/python -m pip install --constraint constraints.txt --requirement $(VENV)/extras.txt
+
+# What tests, lint and docs need on top.
 $(VENV)/.installed: $(VENV)/.scores
 	@echo "== for tests, lint and docs: about 400 MB to fetch, most of it Triton and Playwright (minutes)"
-	$(BIN)/python -c 'import re; from importlib.metadata import requires; \
-		found = [re.fullmatch(r"(.*?) *; *(?:(.*) and )?extra == .(dev|docs).", one) for one in requires("gvendi-fast")]; \
-		print(*["; ".join(filter(None, one.groups()[:2])) for one in found if one], sep="\n")' > $(VENV)/extras.txt
-	$(BIN)/python -m pip install --constraint constraints.txt --requirement $(VENV)/extras.txt
+	$(call extras,dev|docs)
 # PyTorch for CUDA brings the Triton that fits it; next to its CPU build, tests use this one.
 	@test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/python -c 'import triton' 2>/dev/null || \
 		$(BIN)/python -m pip install triton==3.6.0
+	touch $@
+
+# What the soak needs on top: a server of S3's kind, and libraries that examples are for.
+$(VENV)/.soak: $(VENV)/.installed
+	$(call extras,soak)
 	touch $@
 
 # What `make wheel` needs: nothing of the package, which is built in an environment of its own.
