@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -98,6 +98,12 @@ class LeaseWatch:
     def held(self) -> dict[int, Lease]:
         """{work unit: the lease on it} of those that hold."""
         return {lease.unit: lease for lease in read_leases(self.root).found.values() if self.is_live(lease)}
+
+    def sweep(self, done: Collection[int]) -> None:
+        """Remove the leases on work units that are done, which workers leave that are killed in between."""
+        for lease in read_leases(self.root).found.values():
+            if lease.unit in done:
+                (self.root / LEASES / unit_file(lease.unit)).unlink(missing_ok=True)
 
     def sentence(self, units: Sequence[int]) -> str:
         """Whom these work units are waited for."""

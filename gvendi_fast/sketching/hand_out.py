@@ -189,6 +189,8 @@ def hand_out(
                 progress.note(watch.sentence(left))
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, count.every_s, job.settings.terms.lease_s / 4)
+    if engine.is_first:
+        watch.sweep(count.done)
     if given_up and engine.is_first:
         found = quarantined(run.path)
         listed = sorted(given_up & set(found))
