@@ -73,6 +73,8 @@ class LeaseWatch:
 
     def __init__(self, root: Path, terms: Terms) -> None:
         self.root, self.terms = root, terms
+        # Those that the last `held` has found to hold no more.
+        self.void: frozenset[Lease] = frozenset()
         self._seen: dict[int, tuple[Lease, float]] = {}
 
     def is_live(self, lease: Lease) -> bool:
@@ -97,7 +99,10 @@ class LeaseWatch:
 
     def held(self) -> dict[int, Lease]:
         """{work unit: the lease on it} of those that hold."""
-        return {lease.unit: lease for lease in read_leases(self.root).found.values() if self.is_live(lease)}
+        found = list(read_leases(self.root).found.values())
+        held = {lease.unit: lease for lease in found if self.is_live(lease)}
+        self.void = frozenset(lease for lease in found if lease.unit not in held)
+        return held
 
     def sweep(self, done: Collection[int]) -> None:
         """Remove the leases on work units that are done, which workers leave that are killed in between."""
@@ -119,13 +124,21 @@ class Leases:
     """The leases of one worker on work units of a run directory, and its record there.
 
     root: the run directory. run: the command, which several workers share: losses of another one do not count.
+    void: leases of others that the command has watched for their whole length, for which a new worker would wait anew.
     Until `close`, a thread renews them and rewrites the record. Methods may be called from any thread.
     """
 
     def __init__(
-        self, root: Path, terms: Terms, run: str, engine: str, rank: int | None = None, device: str = "cpu"
+        self,
+        root: Path,
+        terms: Terms,
+        run: str,
+        engine: str,
+        rank: int | None = None,
+        device: str = "cpu",
+        void: Collection[Lease] = (),
     ) -> None:
-        self.root, self.terms, self.run = root, terms, run
+        self.root, self.terms, self.run, self.void = root, terms, run, void
         now = time.time()
         self.record = WorkerRecord(host_name(), os.getpid(), engine, rank, device, run, now, now)
         self.name = f"{self.record.host}-{self.record.pid}-{uuid4().hex[:8]}"
@@ -153,7 +166,7 @@ class Leases:
             return False
         found = _lease(path)
         if found is not None:
-            if self._watch.is_live(found):
+            if self._is_live(found):
                 return False
             if found.run == self.run:
                 gone = Attempt(found.host, found.pid, found.taken, "lost", _LOST, "")
@@ -179,7 +192,10 @@ class Leases:
         if exists(self.root / FAILED / unit_file(unit)):
             return True
         found = _lease(self.root / LEASES / unit_file(unit))
-        return found is not None and found.run == self.run and not self._watch.is_live(found)
+        return found is not None and found.run == self.run and not self._is_live(found)
+
+    def _is_live(self, lease: Lease) -> bool:
+        return lease not in self.void and self._watch.is_live(lease)
 
     def alive(self) -> None:
         """Work goes on: what was begun does not count as hung for another while."""

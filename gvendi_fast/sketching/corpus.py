@@ -185,9 +185,9 @@ def sketch_corpus(
             engine.run_id,
             engine.name,
             engine.rank,
-            again,
-            sketcher if is_here else None,
-            progress if is_here else None,
+            again=again,
+            sketcher=sketcher if is_here else None,
+            progress=progress if is_here else None,
         )
         hand_out(run, job, engine, done, rejected, partial(_check_rejects, allowed, run), progress)
     finally:

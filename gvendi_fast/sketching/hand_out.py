@@ -169,7 +169,9 @@ def hand_out(
         todo = _Left([unit for unit in left if unit not in held], is_left)
         has_moved = False
         # A worker is opened for work alone: it loads the proxy.
-        receipts = engine.work(replace(job, again=frozenset(count.again)), todo) if todo else ()
+        receipts = (
+            engine.work(replace(job, again=frozenset(count.again), void=watch.void), todo) if todo else ()
+        )
         for receipt in receipts:
             if receipt.outcome == DONE:
                 count.take(receipt)

@@ -26,6 +26,7 @@ from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import read_json
 from gvendi_fast.data.work_units import UnitReader
+from gvendi_fast.data.worker_records import Lease
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy, load_proxy
@@ -76,6 +77,7 @@ class UnitJob:
     settings, longest: how rows are sketched, by what make_sketcher makes of a model and the settings.
     run, engine, rank: what the worker's record says.
     again: work units that are made even if they have a part, which is damaged.
+    void: leases of others that hold no more.
     """
 
     manifest: Manifest
@@ -90,6 +92,7 @@ class UnitJob:
     engine: str = "local"
     rank: int | None = None
     again: frozenset[int] = frozenset()
+    void: frozenset[Lease] = frozenset()
     sketcher: GradientSketcher | None = None
     progress: Progress | None = None
 
@@ -123,7 +126,9 @@ class UnitWorker:
         self.progress = job.progress or Silent()
         self.is_on_gpu = proxy.device.type == "cuda"
         # From here on a worker that ends is a worker that was lost with what it has.
-        self.leases = Leases(job.path, job.settings.terms, job.run, job.engine, job.rank, str(proxy.device))
+        self.leases = Leases(
+            job.path, job.settings.terms, job.run, job.engine, job.rank, str(proxy.device), job.void
+        )
         try:
             self.sketcher = job.sketcher or job.make_sketcher(proxy.model, job.settings)
             self.batch_tokens = choose_batch_tokens(self.sketcher, job.settings.batch_tokens)
