@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import hangs
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,9 @@ if not torch.cuda.is_available():
 def pytest_configure(config) -> None:
     """Limits of processor time; and interpreted kernels may loop over `range` of a run-time argument.
 
-    Triton's interpreter makes an int of a 1-element array, which NumPy refuses from 2.4 on.
+    Triton's interpreter makes an int of a 1-element array, which NumPy refuses from 2.4 on. Its products of float32 are
+    those of NumPy's BLAS, which on some CPUs differ in their last bits with the place in the matrix; a GPU's do not,
+    and neither do products of doubles once they are rounded.
     """
     config.pluginmanager.register(hangs.Plugin(), "hangs")
     if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
@@ -36,6 +39,15 @@ def pytest_configure(config) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patched
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def dot_of_doubles(self, a, b, d, *precision):
+        if d.data.dtype != np.float32 or a.data.dtype not in (np.float16, np.float32):
+            return dot(self, a, b, d, *precision)
+        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)).astype(np.float32)
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = dot_of_doubles
 
 
 @pytest.hookimpl(wrapper=True)

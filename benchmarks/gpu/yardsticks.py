@@ -38,9 +38,9 @@ from gvendi_fast.base.transfer import fetch
 from gvendi_fast.kernels import ops
 from gvendi_fast.kernels.backends import backend
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching.corpus import ROWS_TOGETHER
 from gvendi_fast.sketching.gradients.head_chunks import head_chunk_rows
 from gvendi_fast.sketching.proxy.encode import Sample, batches, collate
+from gvendi_fast.sketching.unit_worker import ROWS_TOGETHER
 
 # Samples of what goes through them one by one, or holds a gradient of the model for each.
 FEW = 2

@@ -72,12 +72,12 @@ def source_states(run: RunDirectory, engine: Engine | None = None) -> dict[str, 
 def _states_of(spec: dict, parts: Iterator[Part]) -> dict[str, VendiState]:
     states: dict[str, VendiState] = {}
     for part in parts:
-        groups = np.array(part.groups, dtype=object)
         for name in sorted(set(part.groups)):
             if name not in states:
                 states[name] = VendiState(part.sketches.shape[1], spec=spec)
                 _check_few(states)
-            states[name].update(part.sketches[groups == name])
+            # Not by NumPy, for whom a text ends before its last null characters.
+            states[name].update(part.sketches[[group == name for group in part.groups]])
     return states
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +23,6 @@ WATCH_EVERY_S = 5.0
 # Workers, and units that failed or wait, that are shown; --json has all of them.
 SHOWN_WORKERS, SHOWN_UNITS = 40, 10
 # What a terminal takes for: to the first column of the first line, and clear all below.
-_HOME = "\x1b[H\x1b[J"
 
 
 def status(
@@ -83,7 +81,7 @@ def _show_again(found: RunStatus, as_json: bool) -> None:
     if as_json:
         put_json(found.to_dict())
     elif out.is_terminal:
-        sys.stdout.write(_HOME)
+        out.clear()
         _print(out, found)
     else:
         left = _left(found)

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from gvendi_fast.base._version import __version__
 from gvendi_fast.base.engine import Engine, Item, Result, Worker
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import host_name
+from gvendi_fast.base.printing import put_text
 from gvendi_fast.base.threads import using, wait_briefly
 
 # Work units of a task where they share batches on a GPU: several fills of one.
@@ -442,7 +444,7 @@ class _Units:
         except Exception as error:
             # It refuses everything from now on, in this process alone, which Ray starts anew.
             if type(error).__name__ == "AcceleratorError":
-                traceback.print_exception(error)
+                put_text("".join(traceback.format_exception(error)), sys.stderr)
                 os._exit(1)
             yield {RECEIPT: [_failed(error)]}
 

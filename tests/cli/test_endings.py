@@ -175,7 +175,7 @@ def quick(monkeypatch, run):
     """`gvendi score DATA` that writes the made up sketches in place of real ones; returns its folders."""
     folders = []
 
-    def sketch(data, out, *_):
+    def sketch(data, out, *_, **__):
         made = RunDirectory.open(out, run.spec, run.manifest)
         made.write_part(*run.iterate())
         folders.append(made.path)
@@ -184,8 +184,8 @@ def quick(monkeypatch, run):
     # What is kept goes with the test.
     monkeypatch.setattr(tempfile, "tempdir", str(run.path.parent))
     monkeypatch.setattr(scoring, "sketch_corpus", sketch)
-    monkeypatch.setattr(scoring, "load_proxy", lambda name: name)
-    monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self: "tiny")
+    monkeypatch.setattr(scoring, "load_proxy", lambda name, **_: name)
+    monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self, engine: "tiny")
     return folders
 
 
@@ -247,7 +247,7 @@ def test_a_temporary_run_is_gone_where_all_went_well_and_where_nothing_was_finis
 ):
     assert gvendi("score", data)[0] == 0
     assert not quick[0].parent.exists()
-    monkeypatch.setattr(scoring, "sketch_corpus", lambda *_: 1 / 0)
+    monkeypatch.setattr(scoring, "sketch_corpus", lambda *_, **__: 1 / 0)
     code, _, err = gvendi("score", data)
     assert code == 70
     assert "no work unit was finished, so nothing is kept; with --out DIR a run can be resumed" in err
@@ -276,8 +276,8 @@ def test_what_a_command_wrote_is_named_where_stdout_takes_nothing(gvendi, run, d
 
     import gvendi_fast.sketching.corpus as corpus
 
-    monkeypatch.setattr(corpus, "sketch_corpus", lambda *_: run)
-    monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self: "tiny")
+    monkeypatch.setattr(corpus, "sketch_corpus", lambda *_, **__: run)
+    monkeypatch.setattr(score_command.CorpusOptions, "load_proxy", lambda self, engine: "tiny")
     for words, kept in (
         (("sketch", data, "--out", run.path), f"the sketches are whole, in '{run.path}'"),
         (("cluster", run.path, "--clusters", 1, "--out", tmp_path / "c.parquet"), "the clusters are in"),

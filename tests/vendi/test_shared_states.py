@@ -20,7 +20,7 @@ from gvendi_fast.vendi import RowMean, VendiState, between_source, diagnose, jac
 # Functions have the names of some of these modules.
 state_module = importlib.import_module("gvendi_fast.vendi.state")
 centered_module = importlib.import_module("gvendi_fast.vendi.centered")
-kmeans_module = importlib.import_module("gvendi_fast.clusters.kmeans")
+sums_module = importlib.import_module("gvendi_fast.clusters.sums")
 WAIT_S = HANG_S
 K = 64
 ROWS = torch.randn(60, K, generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ KINDS = {
     ),
     "SphericalKMeans": (
         clusters,
-        (kmeans_module.ops, "assign"),
+        (sums_module.ops, "assign"),
         {
             "update": lambda c: c.update(MORE),
             "partial_fit": lambda c: c.partial_fit(MORE),
