@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 5.0
 # Workers, and units that failed or wait, that are shown; --json has all of them.
 SHOWN_WORKERS, SHOWN_UNITS = 40, 10
-# What a terminal takes for: to the first column of the first line, and clear all below.
 
 
 def status(
