@@ -297,6 +297,7 @@ def test_a_second_call_goes_on(stopped, tmp_path):
     assert "figures that failed: 0" in said[-30:]
 
 
+@pytest.mark.soak
 def test_a_process_that_nothing_inside_ends_is_ended_when_its_time_is_up(benchmarks, tmp_path):
     gpu = benchmarks["gpu"]
     args = argparse.Namespace(dry_run=True, corpus=None, tokenizer=None, plant={"spectral": "deaf"})

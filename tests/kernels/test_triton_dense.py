@@ -213,6 +213,7 @@ def results(order=slice(None)):
     yield sketch(torch.arange(46, device=DEVICE) % 29, e, segments, 64)
 
 
+@pytest.mark.soak
 def test_results_are_the_same_bits_again_and_in_another_batch():
     once = list(results())
     assert all(torch.equal(x, y) for x, y in zip(once, results(), strict=True))

@@ -190,6 +190,7 @@ def sketch(corpus: str, out: str) -> None:
     sketch_corpus(corpus, out, load_proxy("tiny", dtype="float32"), replace(TOGETHER, rows_together=24))
 
 
+@pytest.mark.soak
 def test_killed_and_resumed_run_loses_no_unit_and_no_row(data, tmp_path):
     context = children()
 
