@@ -92,11 +92,6 @@ class LeaseWatch:
             return time.time() < lease.expires + _LONG_OVER_S
         return now - known[1] < self.terms.lease_s
 
-    def free(self, units: Sequence[int]) -> list[int]:
-        """Those that no other worker is at."""
-        held = self.held()
-        return [unit for unit in units if unit not in held]
-
     def held(self) -> dict[int, Lease]:
         """{work unit: the lease on it} of those that hold."""
         found = list(read_leases(self.root).found.values())

@@ -52,7 +52,7 @@ from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.settings import Settings
-from gvendi_fast.sketching.unit_size import choose_cut
+from gvendi_fast.sketching.unit_size import BYTES_A_TOKEN, choose_cut
 from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, encoder_for
 from gvendi_fast.vendi.centered import RowMean, centred_spec
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
@@ -66,8 +66,6 @@ FORMAT = 3
 DEFAULT_MAX_TOKENS = 4096
 # Of a trial's samples, by which the pass is compiled for every length.
 TRIAL_TOKENS = 64
-# English text; only for the choice of compiling.
-BYTES_A_TOKEN = 4
 # Rows that choose K, spread over so many work units: predictions from 512 of 3,000 rows are within a tenth of the bias.
 CHOOSING_ROWS, CHOOSING_UNITS = 512, 16
 # Parts that the line on damaged ones names.

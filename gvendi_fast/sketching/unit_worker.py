@@ -181,6 +181,7 @@ class UnitWorker:
             return None
         try:
             event.group.take(event.batch, event.fetched)
+        # Whatever rows, tokenizer or model raise is the work unit's; the rest goes on.
         except Exception as error:
             if _ends_the_run(error):
                 raise
@@ -212,6 +213,7 @@ class UnitWorker:
                 for batch in batches(group.samples, self.batch_tokens):
                     group.take(batch, self._sketched(batch))
                     self.leases.alive()
+            # Whatever rows, tokenizer or model raise is the work unit's; the rest goes on.
             except Exception as again:
                 if _ends_the_run(again):
                     raise
@@ -242,6 +244,7 @@ class UnitWorker:
             for batch in batches(group.samples, self.batch_tokens):
                 try:
                     fetched = self._sketched(batch)
+                # Whatever rows, tokenizer or model raise is the work unit's; the rest goes on.
                 except Exception as error:
                     if _ends_the_run(error):
                         raise
@@ -269,6 +272,7 @@ class UnitWorker:
                     continue
                 try:
                     sketches = self._read(reader, unit)
+                # Whatever rows, tokenizer or model raise is the work unit's; the rest goes on.
                 except Exception as error:
                     if _ends_the_run(error):
                         raise
