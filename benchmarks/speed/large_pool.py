@@ -4,9 +4,9 @@
 
 Makes a run directory in FOLDER part by part: rows near one of 2,000 directions, drawn by Zipf's law, some near a second
 one, and noise. Then, each in a process of its own: score; 1,000 clusters with so many iterations, and each row's label;
-relaxed selection with its gap and random subsets beside. Of each: seconds, passes over the pool, and the peak resident
-memory of this process and of the largest worker. What is in FILE already is not done again, so that it can run in
-pieces; parts that exist are kept. Nothing else should run on the machine meanwhile.
+relaxed selection with its gap and random subsets beside. Of each: seconds (and of this process' processor), passes over
+the pool, and the peak resident memory of this process and of the largest worker. What is in FILE already is not done
+again, so that it can run in pieces; parts that exist are kept. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -115,13 +115,15 @@ def one(section: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
         inner = LocalEngine()
     with Counting(inner) as engine:
         loaded = peak()[1]
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         found = {"score": _score, "clusters": _clusters, "relaxed": _relaxed}[section](options, engine)
         seconds, passes = time.perf_counter() - start, engine.passes
+        busy = time.process_time() - busy
         others = dict(inner.map(_peaks, range(8 * options.workers))) if name == "ray" else {}
         return {
             **found,
             "seconds": seconds,
+            "processor_seconds_of_this_process": busy,
             "passes": passes,
             "peak_bytes": peak()[1],
             "peak_bytes_before": loaded,

@@ -18,7 +18,7 @@ class Progress(Protocol):
     """What a run reports as it proceeds. A run calls it from its own thread; those of this module take any thread's."""
 
     def start(self, rows: int, done: int) -> None:
-        """The run begins. rows: of the corpus; done: how many of them an earlier run finished."""
+        """The run begins, or goes on with more rows. rows: of the corpus; done: how many of them are finished."""
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
         """One more batch: rows read, tokens run through the proxy, rows rejected."""
@@ -136,7 +136,10 @@ class Bar:
         """See `Progress`."""
         self.counts.start(rows, done)
         self.bar.start()
-        self.task = self.bar.add_task("", total=rows, completed=done, rates="")
+        if self.task is None:
+            self.task = self.bar.add_task("", total=rows, completed=done, rates="")
+        else:
+            self.bar.update(self.task, total=rows, completed=done)
 
     def advance(self, rows: int, tokens: int, rejected: int) -> None:
         """See `Progress`."""

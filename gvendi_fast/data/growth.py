@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -89,7 +89,7 @@ def growing_index_for(
     rows_per_unit: int,
     limit: int | None,
     unit_bytes: int | None = None,
-) -> Iterator[Manifest]:
+) -> Generator[Manifest, None, None]:
     """As `index_for`, with what is known of the corpus before all of its files are read.
 
     index_files: as `index.index_files`, with all arguments but those that `index_for` has, too.

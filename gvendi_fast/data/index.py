@@ -78,8 +78,8 @@ def index_corpus(
     plan: which pieces of the files found are read, in order, in place of every file whole (`growth.py`).
     hub: where rows of the hub are kept; None: in a temporary folder.
     unit_bytes: bytes of a work unit's rows, at most, unless it is one row (`unit_cuts.py`); None: not cut by bytes.
-    engine: reads each file by itself, several at once; with a limit or a plan, and in this process, files are read in
-        turn.
+    engine: reads each file by itself, several at once, or each of several ranks some of them; with a limit or a plan,
+        and in one process, files are read in turn.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
     take 64 MiB of memory at most, and those of one file as much, then they are kept on disk as 16-byte digests, so
     memory does not grow with the rows (a work unit is one small object; a duplicate adds 16 bytes before compression).
@@ -159,7 +159,8 @@ def index_files(
             return hub.file(path, rows), "jsonl"
         return path, kind_of(path) or ""
 
-    if limit is not None or plan is not None or engine is None or not engine.is_remote:
+    is_shared = engine is not None and (engine.is_remote or engine.world > 1)
+    if limit is not None or plan is not None or engine is None or not is_shared:
         added = indexing.in_turn(map(Step, found) if plan is None else plan(found), at, plan is not None)
     else:
         added = indexing.each_by_itself(found, at, engine)

@@ -29,7 +29,13 @@ _USED: dict[str, Callable[[Row], bool]] = {
 
 
 def check_named_fields(manifest: Manifest) -> None:
-    """GvendiError for a field that was named, `by` or one other than the default, and that no readable row has.
+    """Raise GvendiError for a named field that no readable row has (`fault_of_named_fields`)."""
+    if (fault := fault_of_named_fields(manifest)) is not None:
+        raise fault
+
+
+def fault_of_named_fields(manifest: Manifest) -> GvendiError | None:
+    """What is wrong with a field that was named, `by` or one other than the default, and that no readable row has.
 
     Reads up to the first row that has it, which is one row as a rule. A corpus without a readable row is not judged.
     """
@@ -41,13 +47,14 @@ def check_named_fields(manifest: Manifest) -> None:
         is_readable = True
         missing = [name for name in missing if not _USED[name](row)]
         if not missing:
-            return
-    if missing and is_readable:
-        name = missing[0]
-        argument = name if name == "by" else f"{name}_field"
-        # Another form of the row may have come before.
-        what = "which no row has" if name in ("by", "id") else "and no row was read from it"
-        raise GvendiError(f"{argument} is {names[name]!r}, {what}; {_advice(manifest, names[name])}")
+            return None
+    if not missing or not is_readable:
+        return None
+    name = missing[0]
+    argument = name if name == "by" else f"{name}_field"
+    # Another form of the row may have come before.
+    what = "which no row has" if name in ("by", "id") else "and no row was read from it"
+    return GvendiError(f"{argument} is {names[name]!r}, {what}; {_advice(manifest, names[name])}")
 
 
 def _rows(manifest: Manifest) -> Iterator[Row]:

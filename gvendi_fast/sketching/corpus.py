@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,38 +25,35 @@ from gvendi_fast.base.engine import Engine, LocalEngine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
 from gvendi_fast.base.places import place
-from gvendi_fast.base.printable import printable
 from gvendi_fast.base.progress import Progress, Silent
-from gvendi_fast.base.unit_length import has_direction
-from gvendi_fast.data.growth import growth_note, index_for
+from gvendi_fast.data.growth import growing_index_for, index_for
 from gvendi_fast.data.hub_data import HubRows
 from gvendi_fast.data.in_memory import Corpus, index_of, is_paths
-from gvendi_fast.data.index import Manifest, Rejected, UnitReader, index_corpus
+from gvendi_fast.data.index import Manifest, index_corpus, index_files
+from gvendi_fast.data.index_ahead import IndexAhead
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.leases import forget_failures, quarantined
-from gvendi_fast.data.named_fields import check_named_fields
-from gvendi_fast.data.rejections import kinds_of, listed, remedies
+from gvendi_fast.data.listing import list_files
+from gvendi_fast.data.named_fields import check_named_fields, fault_of_named_fields
 from gvendi_fast.data.run_directory import RunDirectory, check_free, recorded_store, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.data.sketched_parameters import SketchedParameters
-from gvendi_fast.data.standard_input import keep_in
 from gvendi_fast.data.stored_sketches import FLOAT32
 from gvendi_fast.data.worker_records import LOST, read_workers
-from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
+from gvendi_fast.sketching.chosen_dim import chosen_dim, recorded_dim
 from gvendi_fast.sketching.gradients.compiled import CompileError, choose_compile
 from gvendi_fast.sketching.gradients.names import plain_model
 from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
-from gvendi_fast.sketching.hand_out import UnitsFailedError, hand_out
-from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, evenly, look
-from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
+from gvendi_fast.sketching.hand_out import UnitsFailedError
+from gvendi_fast.sketching.inspection import Inspection, InspectionWarning, look
+from gvendi_fast.sketching.proxy.encode import Encoder
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.proxy.text_config import positions_of
 from gvendi_fast.sketching.settings import Settings
-from gvendi_fast.sketching.unit_size import BYTES_A_TOKEN, choose_cut
+from gvendi_fast.sketching.stages import Stages, TooManyRejectedError
+from gvendi_fast.sketching.unit_size import BYTES_A_TOKEN, bytes_of, choose_cut
 from gvendi_fast.sketching.unit_worker import ProxyByName, UnitJob, encoder_for
 from gvendi_fast.vendi.centered import RowMean, centred_spec
-from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
 
 __all__ = ["Settings", "TooManyRejectedError", "UnitsFailedError", "sketch_corpus"]
 
@@ -66,14 +64,6 @@ FORMAT = 3
 DEFAULT_MAX_TOKENS = 4096
 # Of a trial's samples, by which the pass is compiled for every length.
 TRIAL_TOKENS = 64
-# Rows that choose K, spread over so many work units: predictions from 512 of 3,000 rows are within a tenth of the bias.
-CHOOSING_ROWS, CHOOSING_UNITS = 512, 16
-# Parts that the line on damaged ones names.
-NAMED = 5
-
-
-class TooManyRejectedError(GvendiError):
-    """More rows were rejected than `max_rejected` allows; the finished work units are kept."""
 
 
 def sketch_corpus(
@@ -111,85 +101,74 @@ def sketch_corpus(
     proxy = replace(proxy, model=plain_model(proxy.model))
     if settings.terms.hang_after_s is None:
         settings = replace(settings, terms=replace(settings.terms, hang_after_s=engine.hang_after_s))
-    index = index_of(
-        data,
-        out,
-        partial(
-            index_corpus,
-            max_row_bytes=settings.max_row_bytes,
-            skip_unreadable=settings.skip_unreadable,
-            hub=HubRows(out, progress, waits=engine.world > 1),
-            engine=engine,
-        ),
-        settings.fields,
-        settings.limit,
-    )
+    reading: dict[str, Any] = {
+        "max_row_bytes": settings.max_row_bytes,
+        "skip_unreadable": settings.skip_unreadable,
+        "hub": HubRows(out, progress, waits=engine.world > 1),
+        "engine": engine,
+    }
+    index = index_of(data, out, partial(index_corpus, **reading), settings.fields, settings.limit)
     limit = longest(proxy.name, positions_of(proxy.model.config), settings.max_tokens)
     encoder = encoder_for(proxy, settings, limit)
     measured = partial(sketcher_for, proxy.model, settings)
     cut = choose_cut(data, out, index, proxy, encoder, measured, settings, engine, progress)
-    manifest = index_for(out, index, settings.fields, cut.rows, settings.limit, cut.bytes)
-    for note in manifest.remarks():
-        progress.note(note)
-    check_named_fields(manifest)
-    is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
-    found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
-    if settings.auto_dim:
-        dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
-        # Another rank may have been quicker, and chosen otherwise on another GPU.
-        dim = (_recorded_dim(out, Silent()) if engine.world > 1 else None) or dim
-        settings = replace(settings, spec=replace(settings.spec, dim=dim))
-    sketcher = sketcher_for(proxy.model, settings)
-    settings = replace(settings, store=settings.store or recorded_store(out))
-    spec = spec_of(proxy, sketcher, settings, limit)
-    if mean is not None:
-        centred_spec(sketch_spec(spec), mean, settings.spec.dim)
-    run = RunDirectory.open(out, spec, manifest.to_dict(), parameters_of(sketcher, settings))
-    if (note := run.no_digest()) is not None:
-        progress.note(note)
-    run.advice = manifest.advice
-    write_warnings(run.path, [fault.to_dict() for fault in found.faults])
-    manifest = manifest.recorded_as(run.manifest)
-    for source in manifest.files:
-        keep_in(run.path, source.path, source.kind, source.here or source.path)
-    allowed = _allowed_rejects(settings.max_rejected, manifest.rows)
-    # What other ranks have tried meanwhile counts.
-    if settings.retry_failed and engine.is_first:
-        forget_failures(run.path, quarantined(run.path))
-    done, again = _usable(run, manifest, engine, progress)
-    if (note := growth_note(manifest, done)) is not None:
-        progress.note(note)
-    todo = [unit for unit in manifest.units if unit.ordinal not in done]
-    # Every rank would read all of them.
-    is_counted = engine.is_first or allowed is not None
-    rejected = sum(1 for _ in run.rejected(sorted(done))) if is_counted else 0
-    progress.start(manifest.rows, manifest.rows - sum(unit.rows for unit in todo))
-    try:
-        _check_rejects(allowed, run, rejected, done)
-        if is_compiled and todo:
-            progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
+    asked = (settings.fields, cut.rows, settings.limit, cut.bytes)
+    if _may_begin_early(data, settings, engine):
+        manifests = growing_index_for(out, partial(index_files, data, **reading), *asked)
+    else:
+        manifests = (manifest for manifest in [index_for(out, index, *asked)])
+    with IndexAhead(manifests) as ahead:
+        manifest = ahead.newest()
+        # Another file may have what no row of these has.
+        if fault_of_named_fields(manifest) is not None:
+            manifest = ahead.newest(is_whole=True)
+        remarks = _Remarks(progress)
+        remarks.say(manifest)
+        check_named_fields(manifest)
+        size = None if manifest.is_whole else bytes_of(data, out, settings)
+        is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest, size))
+        found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
+        if settings.auto_dim:
+            dim = recorded_dim(out, progress) or chosen_dim(manifest, proxy, encoder, settings, progress)
+            # Another rank may have been quicker, and chosen otherwise on another GPU.
+            dim = (recorded_dim(out, Silent()) if engine.world > 1 else None) or dim
+            settings = replace(settings, spec=replace(settings.spec, dim=dim))
+        sketcher = sketcher_for(proxy.model, settings)
+        settings = replace(settings, store=settings.store or recorded_store(out))
+        spec = spec_of(proxy, sketcher, settings, limit)
+        if mean is not None:
+            centred_spec(sketch_spec(spec), mean, settings.spec.dim)
+        run = RunDirectory.open(out, spec, manifest.to_dict(), parameters_of(sketcher, settings))
+        if (note := run.no_digest()) is not None:
+            progress.note(note)
+        run.advice = manifest.advice
+        write_warnings(run.path, [fault.to_dict() for fault in found.faults])
+        # What other ranks have tried meanwhile counts.
+        if settings.retry_failed and engine.is_first:
+            forget_failures(run.path, quarantined(run.path))
         is_here = not engine.is_remote
-        if is_here and is_compiled and todo:
-            sketcher = compiled_for(proxy.model, settings)
-        job = UnitJob(
-            manifest,
-            run.path,
-            run.spec,
-            run.manifest,
-            settings,
-            limit,
-            compiled_for if is_compiled else sketcher_for,
-            proxy if is_here else ProxyByName.of(proxy),
-            engine.run_id,
-            engine.name,
-            engine.rank,
-            again=again,
-            sketcher=sketcher if is_here else None,
+        make_job = partial(
+            UnitJob,
+            path=run.path,
+            spec=run.spec,
+            settings=settings,
+            longest=limit,
+            make_sketcher=compiled_for if is_compiled else sketcher_for,
+            proxy=proxy if is_here else ProxyByName.of(proxy),
+            run=engine.run_id,
+            engine=engine.name,
+            rank=engine.rank,
             progress=progress if is_here else None,
         )
-        hand_out(run, job, engine, done, rejected, partial(_check_rejects, allowed, run), progress)
-    finally:
-        progress.close()
+
+        def look_again(manifest: Manifest) -> None:
+            known = {fault.kind for fault in found.faults}
+            now = _look(manifest, encoder, settings.strict, progress, engine.is_first, known)
+            write_warnings(run.path, [fault.to_dict() for fault in now.faults])
+
+        make_sketcher = partial(compiled_for, proxy.model, settings) if is_compiled else lambda: sketcher
+        stages = Stages(run, settings, engine, progress, make_job, make_sketcher, is_compiled)
+        stages.work(manifest, ahead, remarks.say, look_again)
     if engine.is_first or _is_alone(run, engine):
         run.finish()
     return run
@@ -213,6 +192,30 @@ def _check_shared(data: Corpus, engine: Engine) -> None:
         )
 
 
+def _may_begin_early(data: Corpus, settings: Settings, engine: Engine) -> bool:
+    """Whether the first files may be worked on while others are read: nothing asked for needs to know all rows."""
+    if not is_paths(data) or engine.world > 1:
+        return False
+    if settings.auto_dim or settings.strict or isinstance(settings.max_rejected, float):
+        return False
+    listing = list_files(data, settings.skip_unreadable, with_hub=True)
+    return not listing.hub and STANDARD_INPUT not in listing.files and len(listing.files) > 1
+
+
+class _Remarks:
+    """What is said of a corpus, once, as more of it is known."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._said: set[str] = set()
+
+    def say(self, manifest: Manifest) -> None:
+        for note in manifest.remarks():
+            if note not in self._said:
+                self._said.add(note)
+                self._progress.note(note)
+
+
 def _is_alone(run: RunDirectory, engine: Engine) -> bool:
     """Whether a rank that is not the first is to list the rejected rows, as the first one is lost, or was never there.
 
@@ -229,12 +232,22 @@ def _is_alone(run: RunDirectory, engine: Engine) -> bool:
 
 
 def _look(
-    manifest: Manifest, encoder: Encoder, strict: bool, progress: Progress, is_first: bool
+    manifest: Manifest,
+    encoder: Encoder,
+    strict: bool,
+    progress: Progress,
+    is_first: bool,
+    known: Collection[str] = (),
 ) -> Inspection:
-    """Say what a look at a few rows shows. Raises GvendiError for a warning where `strict` asks for it."""
+    """Say what a look at a few rows shows; known: kinds of faults that were told before.
+
+    Raises GvendiError for a warning where `strict` asks for it.
+    """
     found = look(manifest, encoder)
     progress.note(found.summary())
     for fault in found.faults if is_first else ():
+        if fault.kind in known:
+            continue
         # Without a registry, which would pass over the same words of the next corpus.
         warnings.warn_explicit(InspectionWarning(str(fault)), InspectionWarning, *caller())
     if strict and found.faults:
@@ -246,86 +259,9 @@ def _look(
     return found
 
 
-def _usable(
-    run: RunDirectory, manifest: Manifest, engine: Engine, progress: Progress
-) -> tuple[set[int], frozenset[int]]:
-    """The work units whose parts can stay, and those whose cannot, which one line names.
-
-    Of several ranks each looks at its share, and removes those of it that are damaged, for whoever is free.
-    """
-    broken = run.broken({unit.ordinal: unit.digest for unit in manifest.units}, engine.share(run.done()))
-    if broken:
-        names = ", ".join(f"{damage.path.name} ({damage.why})" for damage in broken[:NAMED])
-        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        count = "1 part is" if len(broken) == 1 else f"{len(broken)} parts are"
-        progress.note(
-            printable(
-                f"{count} damaged or of another run in '{run.parts}', and computed again: {names}{more}"
-            )
-        )
-    if engine.world > 1:
-        for damage in broken:
-            run.remove_part(damage.unit)
-        broken = []
-    again = frozenset(damage.unit for damage in broken)
-    return set(run.done()) - again, again
-
-
-def _recorded_dim(out: str | os.PathLike, progress: Progress) -> int | None:
-    """The dimension of the run directory `out`, None where there is none yet."""
-    if not (place(out) / "spec.json").is_file():
-        return None
-    dim = RunDirectory.load(out).dim
-    progress.note(f"K = {dim}, as the sketches in '{out}'")
-    return dim
-
-
-def _chosen_dim(
-    manifest: Manifest, proxy: Proxy, encoder: Encoder, settings: Settings, progress: Progress
-) -> int:
-    """The dimension that `auto_dim` stands for, with one line that says why."""
-    # Its spectrum is that of a dense sketch, which would take 8192 additions a parameter and row.
-    spec = SketchSpec(DIMS[-1], seed=settings.spec.seed)
-    sketcher = GradientSketcher(
-        proxy.model, spec, exclude=settings.exclude, layers=settings.layers, parameters=settings.parameters
-    )
-    samples = _spread_samples(manifest, encoder, CHOOSING_ROWS)
-    sketches = [torch.empty(0, spec.dim)]
-    if samples:
-        budget = choose_batch_tokens(sketcher, settings.batch_tokens)
-        pad = proxy.tokenizer.pad_token_id
-        progress.note(f"choosing K from {len(samples):,} row{'s' * (len(samples) != 1)}")
-        sketches += [
-            sketch_batch(sketcher, batch, 0 if pad is None else pad).z.cpu()
-            for batch in batches(samples, budget)
-        ]
-    rows = torch.cat(sketches)
-    rows = rows[has_direction(torch.linalg.vector_norm(rows.double(), dim=1))]
-    if len(rows) == 0:
-        progress.note(f"K = {settings.spec.dim}: none of the rows that would choose it has a gradient")
-        return settings.spec.dim
-    chosen = choose_dim(rows, manifest.rows - manifest.duplicates)
-    progress.note(chosen.sentence)
-    return chosen.dim
-
-
-def _spread_samples(manifest: Manifest, encoder: Encoder, count: int) -> list[Sample]:
-    """Up to `count` samples, evenly spread over each of up to CHOOSING_UNITS evenly spread work units."""
-    units = evenly(manifest.units, CHOOSING_UNITS if manifest.rows > count else len(manifest.units))
-    share = -(-count // len(units)) if manifest.rows > count else count
-    samples: list[Sample] = []
-    with UnitReader(manifest) as reader:
-        for unit in units:
-            # All are tokenised, since the texts of a work unit may be too large to choose among.
-            readable = (row for row in reader.read(unit) if not isinstance(row, Rejected))
-            encoded = evenly(list(encoder.stream(readable)), share)
-            samples += [sample for sample in encoded if isinstance(sample, Sample)]
-    return samples[:count]
-
-
-def _about_tokens(manifest: Manifest) -> int:
-    """About how many tokens a corpus has, by the size of its files; too few if they are compressed."""
-    return sum(file.size for file in manifest.files) // BYTES_A_TOKEN
+def _about_tokens(manifest: Manifest, size: int | None) -> int:
+    """About how many tokens a corpus has, by the size of its files, if more than these; too few if compressed."""
+    return max(size or 0, sum(file.size for file in manifest.files)) // BYTES_A_TOKEN
 
 
 def sketcher_for(model: Any, settings: Settings, is_compiled: bool = False) -> GradientSketcher:
@@ -418,21 +354,3 @@ def longest(proxy: str, positions: int | None, asked: int | None) -> int:
     if positions and asked > positions:
         raise GvendiError(f"max_tokens is {asked}, but the proxy {proxy!r} reads at most {positions} tokens")
     return asked
-
-
-def _allowed_rejects(limit: int | float | None, rows: int) -> int | None:
-    return int(limit * rows) if isinstance(limit, float) else limit
-
-
-def _check_rejects(allowed: int | None, run: RunDirectory, rejected: int, done: set[int]) -> None:
-    if allowed is None or rejected <= allowed:
-        return
-    first = [
-        f"  {r.file}:{r.line}: {r.reason}" for r, _ in zip(run.rejected(sorted(done)), range(3), strict=False)
-    ]
-    kinds = kinds_of(run.rejected(sorted(done)))
-    advice = f"\n{run.advice or remedies(kinds)}"
-    raise TooManyRejectedError(
-        f"{rejected} rows are rejected and --max-rejected allows {allowed}; mend the rows, or allow "
-        f"more. By kind: {listed(kinds)}{advice}\nThe first:\n" + "\n".join(first)
-    )

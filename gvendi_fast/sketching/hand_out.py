@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -53,7 +54,8 @@ class _Count:
 
     run: RunDirectory
     progress: Progress
-    rows: Callable[[int], int]
+    # {work unit of those that are handed out: its rows}; the directory may record more of them.
+    rows: Mapping[int, int]
     done: set[int]
     rejected: int
     # Those whose part is damaged and not yet made anew: what lies on disk does not count.
@@ -90,12 +92,12 @@ class _Count:
         began = time.monotonic()
         if is_due and began < self._due:
             return
-        for unit in set(self.run.done()) - self.done - self.again:
+        for unit in self.rows.keys() & set(self.run.done()) - self.done - self.again:
             self.done.add(unit)
             refused = sum(1 for _ in self.run.rejected([unit])) if self.counts_rejected else 0
             self.rejected += refused
             self._looked_at[unit] = refused
-            self.progress.advance(self.rows(unit), 0, refused)
+            self.progress.advance(self.rows[unit], 0, refused)
         now = time.monotonic()
         self._due = now + max(self.every_s, LOOK_SHARE * (now - began))
 
@@ -135,19 +137,17 @@ def hand_out(
     rejected: int,
     check: Callable[[int, set[int]], None],
     progress: Progress,
-) -> None:
-    """Have the work units of a corpus done that are not in `done`.
+) -> set[int]:
+    """Have the work units of a corpus done that are not in `done`; returns all that are then.
 
     rejected: rows of those that are. check: called with rejected rows and done work units, as they grow; what it raises
-    ends the run. Raises UnitsFailedError at the end where work units were given up; of several ranks the first does,
-    as a launcher ends all of them with the first that fails.
+    ends the run. Raises UnitsFailedError at the end of the whole corpus where work units were given up; of several
+    ranks the first does, as a launcher ends all of them with the first that fails.
     """
     units = {unit.ordinal: unit.rows for unit in job.manifest.units}
     counts_rejected = engine.is_first or job.settings.max_rejected is not None
     every_s = LOOK_EVERY_S if engine.is_first else SILENT_LOOK_EVERY_S
-    count = _Count(
-        run, progress, units.__getitem__, set(done), rejected, set(job.again), counts_rejected, every_s
-    )
+    count = _Count(run, progress, units, set(done), rejected, set(job.again), counts_rejected, every_s)
     watch = LeaseWatch(run.path, job.settings.terms)
     given_up = set(quarantined(run.path))
     in_a_row, is_waiting, wait_s = 0, False, FIRST_WAIT_S
@@ -168,21 +168,22 @@ def hand_out(
             break
         todo = _Left([unit for unit in left if unit not in held], is_left)
         has_moved = False
-        # A worker is opened for work alone: it loads the proxy.
-        receipts = (
-            engine.work(replace(job, again=frozenset(count.again), void=watch.void), todo) if todo else ()
-        )
-        for receipt in receipts:
-            if receipt.outcome == DONE:
-                count.take(receipt)
-                in_a_row, has_moved = 0, True
-            elif receipt.outcome == QUARANTINED:
-                given_up.add(receipt.unit)
-                in_a_row, has_moved = in_a_row + 1, True
-                progress.note(f"work unit {receipt.unit} failed too often and is left out: {receipt.error}")
-                _check_row(in_a_row, receipt)
-            count.look(is_due=True)
-            check(count.rejected, count.done)
+        again = replace(job, again=frozenset(count.again), void=watch.void)
+        # Closed here, as an error's traceback may live on, and a worker with it that holds its work units.
+        with closing(_receipts(engine, again, todo)) as receipts:
+            for receipt in receipts:
+                if receipt.outcome == DONE:
+                    count.take(receipt)
+                    in_a_row, has_moved = 0, True
+                elif receipt.outcome == QUARANTINED:
+                    given_up.add(receipt.unit)
+                    in_a_row, has_moved = in_a_row + 1, True
+                    progress.note(
+                        f"work unit {receipt.unit} failed too often and is left out: {receipt.error}"
+                    )
+                    _check_row(in_a_row, receipt)
+                count.look(is_due=True)
+                check(count.rejected, count.done)
         if has_moved:
             wait_s = FIRST_WAIT_S
         elif any(map(is_left, left)):
@@ -191,13 +192,21 @@ def hand_out(
                 progress.note(watch.sentence(left))
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, count.every_s, job.settings.terms.lease_s / 4)
-    if engine.is_first:
-        watch.sweep(count.done)
-    if given_up and engine.is_first:
+    if not engine.is_first or not job.manifest.is_whole:
+        return count.done
+    watch.sweep(count.done)
+    if given_up:
         found = quarantined(run.path)
         listed = sorted(given_up & set(found))
         if listed:
             raise UnitsFailedError(run, listed, [found[unit].attempts[-1].last_line for unit in listed])
+    return count.done
+
+
+def _receipts(engine: Engine, job: UnitJob, todo: Sequence[int]) -> Generator[Receipt, None, None]:
+    # A worker is opened for work alone: it loads the proxy.
+    if todo:
+        yield from engine.work(job, todo)
 
 
 def _check_row(in_a_row: int, receipt: Receipt) -> None:

@@ -70,7 +70,7 @@ def choose_cut(
     root = place(out)
     if (found := recorded_cut(out) or _agreed(root)) is not None:
         return found
-    total = _bytes_of(data, out, settings)
+    total = bytes_of(data, out, settings)
     parameters = sum(p.numel() for p in proxy.model.parameters())
     seconds_a_byte = 4 * parameters / FLOPS_A_SECOND / BYTES_A_TOKEN
     if total is None or total * seconds_a_byte < WORTH_S:
@@ -105,7 +105,7 @@ def _agreed(root: os.PathLike) -> Cut | None:
     return Cut(rows, size) if is_count(rows) and rows and is_count(size) and size else None
 
 
-def _bytes_of(data: Corpus, out: str | os.PathLike, settings: Settings) -> int | None:
+def bytes_of(data: Corpus, out: str | os.PathLike, settings: Settings) -> int | None:
     """About how many bytes a corpus has; None where it is not known before it is read."""
     if not is_paths(data):
         return size_of(place(out) / SPOOL)
