@@ -64,12 +64,16 @@ class ToScan:
     fields: Fields
 
 
-def scanner(cut: Cut, max_bytes: int) -> Callable[[ToScan], FileScan | Exception | None]:
-    """What scans a file by itself, wherever it is called.
+def scanner(cut: Cut, max_bytes: int) -> Callable[[Sequence[ToScan]], list[FileScan | Exception | None]]:
+    """What scans files, each by itself, wherever it is called.
 
     It returns the error of a file that cannot be read, and None for one of more ids than are held in memory.
     """
-    return partial(_scanned, cut, max_bytes)
+    return partial(_all_scanned, cut, max_bytes)
+
+
+def _all_scanned(cut: Cut, max_bytes: int, files: Sequence[ToScan]) -> list[FileScan | Exception | None]:
+    return [_scanned(cut, max_bytes, file) for file in files]
 
 
 def _scanned(cut: Cut, max_bytes: int, file: ToScan) -> FileScan | Exception | None:

@@ -51,6 +51,8 @@ __all__ = [
 ROWS_PER_UNIT = 4096
 # Of `index_files`.
 GROWTH = 0.1
+# Of an engine: each costs it some requests.
+MOST_TASKS = 512
 
 
 def index_corpus(
@@ -256,14 +258,15 @@ class _Indexing:
             yield
             if following == len(paths):
                 return
-            places = list(wanted)
-            make = partial(scanner, self.cut, self.max_row_bytes)
-            for number, scan in engine.map(make, list(wanted.values())):
-                place = places[number]
-                if place == following:
-                    scans[place] = scan
-                else:
-                    waiting.put(place, scan)
+            places, files = list(wanted), list(wanted.values())
+            size = -(-len(files) // MOST_TASKS)
+            tasks = [files[first : first + size] for first in range(0, len(files), size)]
+            for task, found in engine.map(partial(scanner, self.cut, self.max_row_bytes), tasks):
+                for place, scan in zip(places[task * size :], found, strict=False):
+                    if place == following:
+                        scans[place] = scan
+                    else:
+                        waiting.put(place, scan)
                 add_known()
                 yield
 

@@ -10,7 +10,7 @@ import pytest
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data import seen_ids
+from gvendi_fast.data import index, seen_ids
 from gvendi_fast.data.index import Fields, UnitReader, index_corpus
 from gvendi_fast.data.rows import Rejected
 
@@ -98,6 +98,11 @@ def test_the_same_manifest(corpus, monkeypatch, held, unit_bytes):
     found = index_corpus(corpus, **settings, engine=engine)
     assert engine.mapped == len(in_turn.files) + len(in_turn.unreadable)
     assert found == in_turn
+    # Several files in each task.
+    monkeypatch.setattr(index, "MOST_TASKS", 4)
+    engine = Elsewhere(held)
+    assert index_corpus(corpus, **settings, engine=engine) == in_turn
+    assert engine.mapped == 4
     assert found.to_dict() == in_turn.to_dict()
     assert (found.notes, found.advice) == (in_turn.notes, in_turn.advice)
 

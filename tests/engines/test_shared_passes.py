@@ -4,10 +4,12 @@ import os
 import pickle
 import signal
 from functools import partial
+from pathlib import Path
 
 import torch
 from children import children
 
+from gvendi_fast.data import file_index, index
 from gvendi_fast.data.run_files import PASSES
 from gvendi_fast.engines import RanksEngine
 from gvendi_fast.engines.shared_passes import SharedPasses
@@ -95,3 +97,36 @@ def test_without_a_run_id_or_a_run_directory_each_rank_makes_everything(tmp_path
         engine.folder = folder
         assert dict(engine.map(partial(Square, tmp_path), range(4))) == {0: 0, 1: 1, 2: 4, 3: 9}
     assert not (tmp_path / PASSES).exists()
+
+
+def noted_scanner(cut, max_bytes):
+    """Notes in the folder of the files which process reads which."""
+    scan = file_index.scanner(cut, max_bytes)
+
+    def scans(files):
+        for file in files:
+            (Path(file.here).parent.parent / f"{Path(file.here).stem}-{os.getpid()}").touch()
+        return scan(files)
+
+    return scans
+
+
+def index_alone(folder, rank: int, world: int) -> None:
+    index.scanner = noted_scanner
+    engine = RanksEngine(rank, world, run_id="one command", folder=folder / "run")
+    found = index.index_corpus(folder / "data", rows_per_unit=2, engine=engine)
+    (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
+
+
+def test_the_files_of_a_corpus_are_read_by_one_rank_each(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        (tmp_path / "data" / f"{number}.jsonl").write_text('{"text": "one"}\n' * (number + 1))
+    ranks = [children().Process(target=index_alone, args=(tmp_path, rank, 2)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    wanted = index.index_corpus(tmp_path / "data", rows_per_unit=2)
+    assert [pickle.loads((tmp_path / f"found-{rank}").read_bytes()) for rank in range(2)] == [wanted] * 2
+    assert len(list(tmp_path.glob("[0-9]-*"))) == 8
