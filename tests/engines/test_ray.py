@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from run_contents import contents
 import gvendi_fast
 from gvendi_fast.base.engine import LocalEngine
 from gvendi_fast.base.errors import GvendiError
+from gvendi_fast.data import index_ahead
+from gvendi_fast.data.index import index_files
 from gvendi_fast.engines import RayEngine
 from gvendi_fast.engines.ray import MOST_TASKS, _reserved
+from gvendi_fast.sketching import corpus
 from gvendi_fast.sketching.corpus import UnitsFailedError
 
 
@@ -38,13 +42,13 @@ def ray():
 
 def test_two_actors_write_the_bytes_of_one_process_and_leave_poison_out(ray, tmp_path):
     # Poison to the workers that Ray opens alone.
-    corpus = write_corpus(tmp_path / "poisoned.jsonl", 12, {5: "POISON"})
-    gvendi_fast.sketch(corpus, out=tmp_path / "alone", proxy="tiny", settings=settings())
+    rows = write_corpus(tmp_path / "poisoned.jsonl", 12, {5: "POISON"})
+    gvendi_fast.sketch(rows, out=tmp_path / "alone", proxy="tiny", settings=settings())
     with (
         PoisonedRay(2) as engine,
         pytest.raises(UnitsFailedError, match="work unit 5: RuntimeError: this row is poison") as caught,
     ):
-        gvendi_fast.sketch(corpus, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=engine)
+        gvendi_fast.sketch(rows, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=engine)
     assert caught.value.units == [5]
     # One that the program has started stays.
     assert ray.is_initialized()
@@ -93,11 +97,37 @@ def test_a_driver_that_stops_early_lets_go_of_what_is_under_way(ray):
 
 
 @pytest.mark.soak
+def test_work_begins_with_the_first_files(ray, monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        write_corpus(tmp_path / "data" / f"{name}.jsonl", 5)
+    parts = tmp_path / "run" / "parts"
+    seen = []
+
+    def waiting(*arguments, **named):
+        for found in index_files(*arguments, **named, growth=0.0):
+            yield found
+            while not found.is_whole and not list(parts.glob("*.parquet")):
+                time.sleep(0.05)
+            seen.append(found.rows)
+
+    monkeypatch.setattr(corpus, "index_files", waiting)
+    monkeypatch.setattr(index_ahead, "PATIENCE_S", 0.0)
+    run = gvendi_fast.sketch(
+        tmp_path / "data", out=tmp_path / "run", proxy="tiny", settings=settings(), engine=RayEngine(2)
+    )
+    assert len(seen) > 1
+    assert run.is_indexed
+    gvendi_fast.sketch(tmp_path / "data", out=tmp_path / "alone", proxy="tiny", settings=settings())
+    assert contents(tmp_path / "run") == contents(tmp_path / "alone")
+
+
+@pytest.mark.soak
 def test_a_refused_row_of_a_worker_ends_the_run_by_its_own_words(ray, tmp_path):
-    corpus = write_corpus(tmp_path / "refused.jsonl", 3, {1: "REFUSED"})
+    rows = write_corpus(tmp_path / "refused.jsonl", 3, {1: "REFUSED"})
     with pytest.raises(GvendiError, match=r"^on the node '.+': this row is refused$"):
         gvendi_fast.sketch(
-            corpus, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=PoisonedRay(1)
+            rows, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=PoisonedRay(1)
         )
 
 
@@ -148,7 +178,7 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch):
 def test_a_run_directory_that_a_worker_does_not_see_is_named(tmp_path):
     from gvendi_fast.sketching.unit_worker import UnitWorker
 
-    corpus = write_corpus(tmp_path / "clean.jsonl", 2)
+    rows = write_corpus(tmp_path / "clean.jsonl", 2)
     jobs = []
 
     class Elsewhere(LocalEngine):
@@ -156,7 +186,7 @@ def test_a_run_directory_that_a_worker_does_not_see_is_named(tmp_path):
             jobs.append(open_worker)
             return super().work(open_worker, items)
 
-    gvendi_fast.sketch(corpus, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=Elsewhere())
+    gvendi_fast.sketch(rows, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=Elsewhere())
     (job,) = jobs
     with pytest.raises(GvendiError, match="is not the run directory here"):
         UnitWorker(replace(job, path=tmp_path / "other"))
