@@ -132,7 +132,8 @@ def sketch_corpus(
     for note in manifest.remarks():
         progress.note(note)
     check_named_fields(manifest)
-    is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest))
+    is_here, tokens = not engine.is_remote, _about_tokens(manifest)
+    is_compiled = is_here and choose_compile(settings.compile, proxy.device, tokens)[0]
     found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
     if settings.auto_dim:
         dim = _recorded_dim(out, progress) or _chosen_dim(manifest, proxy, encoder, settings, progress)
@@ -168,8 +169,6 @@ def sketch_corpus(
         _check_rejects(allowed, run, rejected, done)
         if is_compiled and todo:
             progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
-        is_here = not engine.is_remote
-        if is_here and is_compiled and todo:
             sketcher = compiled_for(proxy.model, settings)
         job = UnitJob(
             manifest,
@@ -178,7 +177,7 @@ def sketch_corpus(
             run.manifest,
             settings,
             limit,
-            compiled_for if is_compiled else sketcher_for,
+            sketcher_for if is_here else partial(sketcher_there, tokens),
             proxy if is_here else ProxyByName.of(proxy),
             engine.run_id,
             engine.name,
@@ -356,6 +355,13 @@ def compiled_for(model: Any, settings: Settings) -> GradientSketcher:
         warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
         return sketcher_for(model, settings)
     return found
+
+
+def sketcher_there(tokens: int, model: Any, settings: Settings) -> GradientSketcher:
+    """The sketcher of a worker elsewhere in a run over about `tokens` tokens, compiled if that pays on its device."""
+    device = next(model.parameters()).device
+    is_compiled, _ = choose_compile(settings.compile, device, tokens)
+    return (compiled_for if is_compiled else sketcher_for)(model, settings)
 
 
 def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:
