@@ -2,39 +2,23 @@
 
 import pickle
 
-import numpy as np
 import pytest
 import typer
+from small_runs import make_sources
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.cli.app import app
 from gvendi_fast.data import chunks
-from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.engines import choice
 
 COMMANDS = typer.main.get_command(app).commands
-UNITS, ROWS, K = 6, 10, 16
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run directory of several chunks, with three sources."""
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 2 * ROWS)
-    manifest = {
-        "units_total": UNITS,
-        "rows": UNITS * ROWS,
-        "rows_per_unit": ROWS,
-        "fields": {"by": "source"},
-        "files": [{"path": "d.jsonl", "rows": UNITS * ROWS}],
-    }
-    made = RunDirectory.open(tmp_path / "run", {"sketch": {"dim": K}}, manifest)
-    draw, ones = np.random.default_rng(0), np.ones(ROWS)
-    for unit in range(UNITS):
-        rows = np.arange(ROWS) + unit * ROWS
-        sketches = draw.standard_normal((ROWS, K)).astype(np.float32)
-        groups = [f"source {row % 3}" for row in rows]
-        made.write_part(Part(unit, [*map(str, rows)], groups, rows, sketches, ones, ones, ones, ones))
-    return made.path
+    """A run directory of three chunks, with three sources."""
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 20)
+    return make_sources(tmp_path / "run")
 
 
 class Elsewhere(Engine):
@@ -69,7 +53,7 @@ def test_weights_are_the_same_to_the_bit_on_every_engine(gvendi, run, monkeypatc
         elsewhere = Elsewhere()
         patch.setattr(choice, "LocalEngine", lambda: elsewhere)
         assert gvendi(*words) == (0, wanted, "")
-        assert elsewhere.items == UNITS // 2
+        assert elsewhere.items == 3
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, out in (("0", wanted), ("1", "")):
         monkeypatch.setenv("RANK", rank)
