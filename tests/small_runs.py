@@ -1,4 +1,4 @@
-"""A run directory of two work units, of this version and of an earlier one."""
+"""Run directories of a few work units: of two, of this version and of an earlier one, and of six with three sources."""
 
 from pathlib import Path
 
@@ -48,4 +48,23 @@ def make_run(path: Path, is_old: bool) -> Path:
         if is_old:
             strip(run.parts / f"part-{unit:06d}.parquet")
     run.finish()
+    return run.path
+
+
+def make_sources(path: Path) -> Path:
+    """One of six work units of ten rows, of the sources "source 0" to "source 2" in turn."""
+    manifest = {
+        "units_total": 6,
+        "rows": 60,
+        "rows_per_unit": 10,
+        "fields": {"by": "source"},
+        "files": [{"path": "d.jsonl", "rows": 60}],
+    }
+    run = RunDirectory.open(path, {"sketch": {"dim": 16}}, manifest)
+    draw, ones = np.random.default_rng(0), np.ones(10)
+    for unit in range(6):
+        rows = np.arange(10) + unit * 10
+        sketches = draw.standard_normal((10, 16)).astype(np.float32)
+        groups = [f"source {row % 3}" for row in rows]
+        run.write_part(Part(unit, [*map(str, rows)], groups, rows, sketches, ones, ones, ones, ones))
     return run.path

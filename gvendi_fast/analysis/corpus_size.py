@@ -9,11 +9,11 @@ from itertools import accumulate
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.places import open_file, size_of
+from gvendi_fast.base.spread import evenly
 from gvendi_fast.data.index import Fields, index_corpus
 from gvendi_fast.data.kinds import kind_of
 from gvendi_fast.data.listing import list_files
 from gvendi_fast.data.work_units import UnitReader
-from gvendi_fast.sketching.inspection import evenly
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample
 
 # Files, and the first rows of each, whose tokens are counted; bytes of a block, and how many of them, whose lines are.

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NUMBER = "OMP_NUM_THREADS"
+# What Slurm gives each task that it starts, with or without binding it to as many cores.
+GRANTED = "SLURM_CPUS_PER_TASK"
 # What says how to wait to GNU's, LLVM's and Intel's OpenMP.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # GNU's own default is 300,000 where every thread has a core.
@@ -153,16 +155,34 @@ def _limit(folder: Path) -> float | None:
 
 def asked_for(environment: MutableMapping[str, str]) -> int | None:
     """The number of threads that OMP_NUM_THREADS sets ("4", or "4,2" where they nest), None without one."""
-    first = environment.get(NUMBER, "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) else None
+    return _count(environment.get(NUMBER, "").partition(",")[0])
+
+
+def granted(environment: MutableMapping[str, str]) -> int | None:
+    """The CPUs of this process as a task of Slurm; None where it is none, or has no number of its own.
+
+    What torchrun or a shell's loop has started within a task shares the CPUs of the task.
+    """
+    is_task = "SLURM_PROCID" in environment or "SLURM_ARRAY_TASK_ID" in environment
+    is_shared = "RANK" in environment or "WORLD_SIZE" in environment
+    return _count(environment.get(GRANTED, "")) if is_task and not is_shared else None
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() and int(text) else None
 
 
 def choose(asked: int | None, environment: MutableMapping[str, str], cores: Cores) -> Choice:
-    """The number of threads: asked (--threads), else OMP_NUM_THREADS, else one for each core that others leave."""
+    """The number of threads: asked (--threads), else OMP_NUM_THREADS, else what Slurm grants a task, else one for each
+    core that others leave.
+    """
     by_user = asked or asked_for(environment)
     if by_user is not None:
         why = "--threads" if asked else NUMBER
         return Choice(asked, why, crowded(by_user, cores))
+    if (of_slurm := granted(environment)) is not None:
+        count = min(of_slurm, cores.allowed)
+        return Choice(count, GRANTED, crowded(count, cores))
     if cores.free == cores.allowed:
         return Choice(cores.free, f"one for each of {_cores(cores.allowed)}")
     why = f"other processes use {cores.others:.1f} of {_cores(cores.allowed)}"

@@ -21,8 +21,8 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        help="Threads of the CPU that compute. (Default: OMP_NUM_THREADS, else one for each core that this process may "
-        "use and that other processes leave free when it starts.)",
+        help="Threads of the CPU that compute. (Default: OMP_NUM_THREADS, else SLURM_CPUS_PER_TASK of a task of Slurm, "
+        "else one for each core that this process may use and that other processes leave free when it starts.)",
     ),
 ]
 # A shorter run is not worth a word about its threads.

@@ -10,10 +10,11 @@ import typer
 
 from gvendi_fast.base.printing import console, put, put_json
 from gvendi_fast.base.shown import at_most
-from gvendi_fast.cli.options import Json, path_or_url, warn_unfinished
+from gvendi_fast.cli.options import EngineOptions, Json, path_or_url, unbundled, warn_unfinished
 from gvendi_fast.cli.tables import headline, print_table, short_names
 
 
+@unbundled
 def weights(
     run: Annotated[
         Path,
@@ -31,6 +32,7 @@ def weights(
             help="The field that names a row's source: the --by that the run was sketched with.",
         ),
     ],
+    engines: EngineOptions,
     floor: Annotated[
         float,
         typer.Option(
@@ -59,7 +61,7 @@ def weights(
     optimum; the bound says what no weights exceed. A weight is a share of
     training samples, whatever the number of rows: the table says how often a
     source's rows would repeat in a mixture of as many rows as the directory
-    holds. It prints, and writes no file.
+    holds. It reads the sketches once, prints, and writes no file.
 
     Example: gvendi weights runs/mine --by source --cap 0.5
     """
@@ -68,9 +70,13 @@ def weights(
     from gvendi_fast.data.run_directory import RunDirectory
 
     directory = RunDirectory.load(run)
-    warn_unfinished(directory)
-    check_by(directory, by)
-    states = source_states(directory)
+    with engines.over(directory.path) as engine:
+        if engine.is_first:
+            warn_unfinished(directory)
+        check_by(directory, by)
+        states = source_states(directory, engine)
+    if not engine.is_first:
+        return
     mixture = mixture_weights(states, floor=floor, cap=cap, tolerance=tolerance)
     total = sum(state.n for state in states.values())
     natural = {name: state.n / total for name, state in states.items()}

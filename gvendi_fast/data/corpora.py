@@ -30,6 +30,10 @@ class Corpora:
         found._any_of = digest
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the digests that were needed so far: ranks know a pass by its bytes."""
+        return {"_manifest": self._manifest, "_any_of": self._any_of}
+
     @cached_property
     def _pieces(self) -> list[str] | None:
         if self._manifest is None or "format" not in self._manifest:

@@ -116,6 +116,10 @@ class RunDirectory:
         self._recorded_dim = sketch.get("dim") if isinstance(sketch, dict) else None
         self._store = store_of(spec)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What all processes of a command have alike."""
+        return {**self.__dict__, "advice": ""}
+
     def _take(self, manifest: dict[str, Any] | None) -> None:
         self.manifest = manifest
         self._corpora = Corpora(manifest)
@@ -734,8 +738,9 @@ def _rejected_of(line: bytes) -> Rejected:
 
 
 def _plain(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """As it is when it has been written and read."""
     try:
-        return json.loads(json.dumps(content, allow_nan=False))
+        return json.loads(json.dumps(content, allow_nan=False, sort_keys=True))
     except (TypeError, ValueError) as error:
         raise GvendiError(
             f"{name} cannot be written as JSON ({error}); wanted dicts, lists, strings and numbers"

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gvendi_fast.base.places import place
 from gvendi_fast.base.progress import Progress
+from gvendi_fast.base.spread import evenly
 from gvendi_fast.base.unit_length import has_direction
 from gvendi_fast.data.index import Manifest, Rejected, UnitReader
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.batch_memory import choose_batch_tokens, sketch_batch
-from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
-from gvendi_fast.sketching.inspection import evenly
 from gvendi_fast.sketching.proxy.encode import Encoder, Sample, batches
 from gvendi_fast.sketching.proxy.load import Proxy
 from gvendi_fast.sketching.settings import Settings
 from gvendi_fast.vendi.choose_dim import DIMS, choose_dim
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 # Rows that choose K, spread over so many work units: predictions from 512 of 3,000 rows are within a tenth of the bias.
 CHOOSING_ROWS, CHOOSING_UNITS = 512, 16
@@ -34,14 +39,20 @@ def recorded_dim(out: str | os.PathLike, progress: Progress) -> int | None:
 
 
 def chosen_dim(
-    manifest: Manifest, proxy: Proxy, encoder: Encoder, settings: Settings, progress: Progress
+    manifest: Manifest,
+    proxy: Proxy,
+    encoder: Encoder,
+    make_sketcher: Callable[[Any, Settings], GradientSketcher],
+    settings: Settings,
+    progress: Progress,
 ) -> int:
-    """The dimension that `auto_dim` stands for, with one line that says why."""
+    """The dimension that `auto_dim` stands for, with one line that says why.
+
+    make_sketcher: what makes a sketcher of a model and settings.
+    """
     # Its spectrum is that of a dense sketch, which would take 8192 additions a parameter and row.
     spec = SketchSpec(DIMS[-1], seed=settings.spec.seed)
-    sketcher = GradientSketcher(
-        proxy.model, spec, exclude=settings.exclude, layers=settings.layers, parameters=settings.parameters
-    )
+    sketcher = make_sketcher(proxy.model, replace(settings, spec=spec, groups=None))
     samples = _spread_samples(manifest, encoder, CHOOSING_ROWS)
     sketches = [torch.empty(0, spec.dim)]
     if samples:

@@ -126,10 +126,13 @@ def sketch_corpus(
         remarks.say(manifest)
         check_named_fields(manifest)
         size = None if manifest.is_whole else bytes_of(data, out, settings)
-        is_compiled, _ = choose_compile(settings.compile, proxy.device, _about_tokens(manifest, size))
+        is_here, tokens = not engine.is_remote, _about_tokens(manifest, size)
+        is_compiled = is_here and choose_compile(settings.compile, proxy.device, tokens)[0]
         found = _look(manifest, encoder, settings.strict, progress, engine.is_first)
         if settings.auto_dim:
-            dim = recorded_dim(out, progress) or chosen_dim(manifest, proxy, encoder, settings, progress)
+            dim = recorded_dim(out, progress) or chosen_dim(
+                manifest, proxy, encoder, sketcher_for, settings, progress
+            )
             # Another rank may have been quicker, and chosen otherwise on another GPU.
             dim = (recorded_dim(out, Silent()) if engine.world > 1 else None) or dim
             settings = replace(settings, spec=replace(settings.spec, dim=dim))
@@ -146,14 +149,13 @@ def sketch_corpus(
         # What other ranks have tried meanwhile counts.
         if settings.retry_failed and engine.is_first:
             forget_failures(run.path, quarantined(run.path))
-        is_here = not engine.is_remote
         make_job = partial(
             UnitJob,
             path=run.path,
             spec=run.spec,
             settings=settings,
             longest=limit,
-            make_sketcher=compiled_for if is_compiled else sketcher_for,
+            make_sketcher=sketcher_for if is_here else partial(sketcher_there, tokens),
             proxy=proxy if is_here else ProxyByName.of(proxy),
             run=engine.run_id,
             engine=engine.name,
@@ -292,6 +294,13 @@ def compiled_for(model: Any, settings: Settings) -> GradientSketcher:
         warnings.warn(f"{error}; the run goes on without it", RuntimeWarning, stacklevel=3)
         return sketcher_for(model, settings)
     return found
+
+
+def sketcher_there(tokens: int, model: Any, settings: Settings) -> GradientSketcher:
+    """The sketcher of a worker elsewhere in a run over about `tokens` tokens, compiled if that pays on its device."""
+    device = next(model.parameters()).device
+    is_compiled, _ = choose_compile(settings.compile, device, tokens)
+    return (compiled_for if is_compiled else sketcher_for)(model, settings)
 
 
 def spec_of(proxy: Proxy, sketcher: GradientSketcher, settings: Settings, max_tokens: int) -> dict[str, Any]:

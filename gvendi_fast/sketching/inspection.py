@@ -18,6 +18,7 @@ import numpy as np
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.printable import printable
+from gvendi_fast.base.spread import evenly
 from gvendi_fast.data.kinds import is_table
 from gvendi_fast.data.manifest import Manifest, Unit
 from gvendi_fast.data.remedies import remedies_of
@@ -411,9 +412,3 @@ def _shortened(text: str, is_supervised: bool) -> Part:
     if skipped <= _END // 4:
         return Part(text, is_supervised)
     return Part(text[:_END], is_supervised, skipped, text[-_END:])
-
-
-def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spread, in order."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from gvendi_fast.base.engine import Engine
 from gvendi_fast.base.errors import GvendiError
@@ -19,10 +20,12 @@ from gvendi_fast.data.manifest import Manifest
 from gvendi_fast.data.rejections import kinds_of, listed, remedies
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.standard_input import keep_in
-from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 from gvendi_fast.sketching.hand_out import hand_out
 from gvendi_fast.sketching.settings import Settings
 from gvendi_fast.sketching.unit_worker import UnitJob
+
+if TYPE_CHECKING:
+    from gvendi_fast.sketching.gradients.sketcher import GradientSketcher
 
 # Parts that the line on damaged ones names.
 NAMED = 5

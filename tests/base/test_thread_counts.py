@@ -9,7 +9,7 @@ import torch
 from hangs import HANG_S
 
 from gvendi_fast.base import threads
-from gvendi_fast.base.threads import Cores, Load, choose, crowded, quota, using, wait_briefly
+from gvendi_fast.base.threads import Choice, Cores, Load, choose, crowded, quota, using, wait_briefly
 
 
 def tree(root, files: dict[str, str]):
@@ -146,6 +146,23 @@ def test_the_user_comes_first_and_crowded_cores_are_said():
     )
     assert crowded(3, quiet).startswith("3 threads on 2 cores: ")
     assert crowded(2, quiet) is crowded(1, busy) is None
+
+
+def test_a_task_of_slurm_takes_the_cpus_that_it_was_given_bound_or_not():
+    node, bound, busy = Cores(16, 0.0), Cores(2, 0.0), Cores(16, 14.0)
+    for task in ({"SLURM_PROCID": "3"}, {"SLURM_ARRAY_TASK_ID": "7"}):
+        environment = {**task, "SLURM_CPUS_PER_TASK": "4"}
+        assert choose(None, environment, node) == Choice(4, "SLURM_CPUS_PER_TASK")
+        assert choose(None, environment, bound).count == 2
+        assert "--threads 2 may be faster" in choose(None, environment, busy).said
+        # What is said of threads themselves counts first.
+        assert choose(None, {**environment, "OMP_NUM_THREADS": "1"}, node).count is None
+        assert choose(8, environment, node).count == 8
+        # Of several processes in one task none has them all.
+        assert choose(None, {**environment, "RANK": "0", "WORLD_SIZE": "4"}, busy).count == 2
+        assert choose(None, task, node).count == 16
+    # A shell of salloc is no task.
+    assert choose(None, {"SLURM_CPUS_PER_TASK": "4"}, node).count == 16
 
 
 def test_numbers_hold_within_the_block_alone():

@@ -31,8 +31,11 @@ def sketch(
     terms: Terms | None = None,
     poison: str = "",
     stops_at: int | None = None,
-) -> None:
-    """A command as one rank does it. poison: what becomes of work unit 1 here; stops_at: a rank that hangs there."""
+):
+    """A command as one rank does it: (the run directory, the engine).
+
+    poison: what becomes of work unit 1 here. stops_at: a rank that hangs there.
+    """
     import torch
 
     from gvendi_fast.base.engine import LocalEngine
@@ -49,7 +52,27 @@ def sketch(
     settings = Settings(
         spec=SketchSpec(dim=64), unit_rows=2, batch_tokens=256, terms=terms or Terms(lease_s=1.0)
     )
-    sketch_corpus(str(corpus), str(out), load_proxy("tiny", dtype="float32"), settings, engine=engine)
+    return sketch_corpus(
+        str(corpus), str(out), load_proxy("tiny", dtype="float32"), settings, engine=engine
+    ), engine
+
+
+def sketch_and_score(corpus: Path, out: Path, rank: int, world: int, notes: Path) -> None:
+    """`score --out` as one rank does it. notes: gets "score-0" with the score, "passes-0" with names of its passes."""
+    from gvendi_fast.analysis.scoring import score_run
+    from gvendi_fast.engines.shared_passes import SharedPasses
+
+    run, engine = sketch(corpus, out, rank, world)
+    names, name_of = [], SharedPasses._of
+
+    def noted(passes, make, items):
+        names.append(name_of(passes, make, items).name)
+        return out / "passes" / names[-1]
+
+    SharedPasses._of = noted
+    score = score_run(run, engine=engine)
+    (notes / f"score-{rank}").write_text(repr(score.to_dict()))
+    (notes / f"passes-{rank}").write_text("\n".join(names))
 
 
 def _poisoned(read, poison: str, stops_at: int | None):
@@ -67,8 +90,8 @@ def _poisoned(read, poison: str, stops_at: int | None):
     return poisoned
 
 
-def start(*words, **named):
+def start(*words, target=sketch, **named):
     """A process that sketches."""
-    process = children().Process(target=sketch, args=words, kwargs=named)
+    process = children().Process(target=target, args=words, kwargs=named)
     process.start()
     return process

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from rank_runs import sketch, start, write_corpus
+from rank_runs import sketch, sketch_and_score, start, write_corpus
 from run_contents import contents
 
 from gvendi_fast.base.errors import GvendiError
@@ -44,10 +44,17 @@ def rows_counted(out) -> int:
     return sum(worker.rows for worker in read_workers(out).found.values())
 
 
-def test_two_ranks_that_start_at_once_share_the_work_and_end_with_the_bytes_of_one(corpus, whole, tmp_path):
+def test_two_ranks_that_start_at_once_share_work_and_passes_and_end_with_the_bytes_of_one(
+    corpus, whole, tmp_path
+):
     out = tmp_path / "run"
-    assert ended([start(corpus, out, rank, 2) for rank in range(2)]) == [0, 0]
+    ranks = [start(corpus, out, rank, 2, tmp_path, target=sketch_and_score) for rank in range(2)]
+    assert ended(ranks) == [0, 0]
     assert contents(out) == whole
+    # A pass that ranks know by different names is made by each of them.
+    assert len((tmp_path / "passes-0").read_text().split()) == 2
+    for name in ("passes", "score"):
+        assert (tmp_path / f"{name}-0").read_text() == (tmp_path / f"{name}-1").read_text()
     workers = read_workers(out).found.values()
     assert {worker.rank for worker in workers if worker.units} == {0, 1}
     assert {worker.run for worker in workers} == {"one command"}

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from ray_parts import ENVIRONMENT, RAY, Multiply, PoisonedRay, settings, write_corpus
 from run_contents import contents
+from small_runs import make_sources
 
 import gvendi_fast
 from gvendi_fast.base.engine import LocalEngine
 from gvendi_fast.base.errors import GvendiError
-from gvendi_fast.data import index_ahead
+from gvendi_fast.data import chunks, index_ahead
 from gvendi_fast.data.index import index_files
 from gvendi_fast.engines import RayEngine
 from gvendi_fast.engines.ray import MOST_TASKS, _reserved
@@ -129,6 +130,15 @@ def test_a_refused_row_of_a_worker_ends_the_run_by_its_own_words(ray, tmp_path):
         gvendi_fast.sketch(
             rows, out=tmp_path / "run", proxy="tiny", settings=settings(), engine=PoisonedRay(1)
         )
+
+
+@pytest.mark.soak
+def test_weights_are_the_same_to_the_bit(ray, gvendi, monkeypatch, tmp_path):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 20)
+    words = ("weights", make_sources(tmp_path / "run"), "--by", "source", "--json")
+    alone = gvendi(*words)
+    assert alone[0] == 0
+    assert gvendi(*words, "--engine", "ray", "--workers", "2") == alone
 
 
 def test_arguments_that_cannot_be_used_are_refused_by_name():

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 from children import children
+from small_runs import make_run
 
+from gvendi_fast.base.engine import LocalEngine
 from gvendi_fast.data import file_index, index
+from gvendi_fast.data.passes import over_run
+from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import PASSES
 from gvendi_fast.engines import RanksEngine
 from gvendi_fast.engines.shared_passes import SharedPasses
@@ -90,6 +94,31 @@ def test_a_call_is_known_by_what_it_says_not_by_which_objects_are_one(tmp_path):
     assert folder(numbers) == folder(numbers.clone()) != folder(numbers + 1)
     assert folder(numbers) != folder(numbers.reshape(2, 3))
     assert passes._of(Square, [1]) != passes._of(Square, [1])
+
+
+def test_what_a_rank_has_looked_up_in_a_run_directory_is_no_part_of_a_pass(tmp_path):
+    path = make_run(tmp_path / "run", is_old=False)
+    fresh, used = RunDirectory.load(path), RunDirectory.load(path)
+    used.advice = "give --prompt question"
+    assert used.finish() == 0
+    assert not used.broken()
+
+    def folder(run):
+        noted = []
+
+        class Noting(LocalEngine):
+            def map(self, make, items):
+                noted.append(SharedPasses(tmp_path, "one command", 0, 2, 1.0)._of(make, items).name)
+                return super().map(make, items)
+
+        list(over_run(Noting(), run, ["row"], len_of))
+        return noted
+
+    assert folder(fresh) == folder(used)
+
+
+def len_of(parts) -> int:
+    return sum(1 for _ in parts)
 
 
 def test_without_a_run_id_or_a_run_directory_each_rank_makes_everything(tmp_path):

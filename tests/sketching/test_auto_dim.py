@@ -9,7 +9,7 @@ import pytest
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Silent
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching import corpus
+from gvendi_fast.sketching import chosen_dim, corpus
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
 from gvendi_fast.sketching.proxy.load import load_proxy
 
@@ -61,7 +61,7 @@ def test_a_run_directory_keeps_its_own_k(data, tmp_path, proxy, monkeypatch):
     def never(*_):
         raise AssertionError("K was chosen again")
 
-    monkeypatch.setattr(corpus, "_chosen_dim", never)
+    monkeypatch.setattr(corpus, "chosen_dim", never)
     notes = Notes()
     run = sketch_corpus(data, tmp_path / "run", proxy, AUTO, notes)
     assert run.spec["sketch"]["dim"] == 1024
@@ -94,19 +94,21 @@ def test_a_corpus_without_a_usable_row_keeps_the_default_and_says_so(tmp_path, p
 
 
 def test_the_choosing_rows_are_spread_over_the_corpus(data, tmp_path, proxy, monkeypatch):
-    monkeypatch.setattr(corpus, "CHOOSING_ROWS", 10)
-    monkeypatch.setattr(corpus, "CHOOSING_UNITS", 5)
+    monkeypatch.setattr(chosen_dim, "CHOOSING_ROWS", 10)
+    monkeypatch.setattr(chosen_dim, "CHOOSING_UNITS", 5)
     seen = []
-    real = corpus.choose_dim
+    real = chosen_dim.choose_dim
 
     def watched(rows, total):
         seen.append((len(rows), total))
         return real(rows, total)
 
-    monkeypatch.setattr(corpus, "choose_dim", watched)
+    monkeypatch.setattr(chosen_dim, "choose_dim", watched)
     taken = []
     monkeypatch.setattr(
-        corpus, "batches", lambda samples, tokens, real=corpus.batches: real(_kept(taken, samples), tokens)
+        chosen_dim,
+        "batches",
+        lambda samples, tokens, real=chosen_dim.batches: real(_kept(taken, samples), tokens),
     )
     sketch_corpus(data, tmp_path / "run", proxy, AUTO)
     assert seen == [(10, 40)]

@@ -1,8 +1,10 @@
 """The sketch as the gradient of a probe: one graph for all blocks, inputs shared, layers as they are, samples apart."""
 
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ import transformers
 from hangs import HANG_S
 from small_models import CONFIGS, SPEC, autograd_sketch, build, pad, samples
 
+from gvendi_fast.base.engine import LocalEngine
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
-from gvendi_fast.sketching.corpus import Settings, sketch_corpus
+from gvendi_fast.sketching.corpus import Settings, sketch_corpus, sketcher_there
 from gvendi_fast.sketching.gradients.compiled import (
     LEAST_TOKENS,
     CompileError,
@@ -469,6 +472,45 @@ def test_compiling_is_chosen_where_it_pays(monkeypatch):
     assert choose_compile("auto", gpu, LEAST_TOKENS) == (False, "no compiler")
     with pytest.raises(GvendiError, match="no compiler; leave it out"):
         choose_compile("on", cpu, 1)
+
+
+class Elsewhere(LocalEngine):
+    """A worker to whom everything is pickled, as for another process."""
+
+    name, is_remote = "elsewhere", True
+
+    def work(self, open_worker, items):
+        return super().work(pickle.loads(pickle.dumps(open_worker)), items)
+
+
+def test_compiling_is_chosen_by_the_device_of_the_worker_not_of_the_driver(monkeypatch, corpus, tmp_path):
+    seen = []
+
+    def chosen(asked, device, tokens):
+        seen.append((asked, device.type))
+        return False, ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gvendi_fast.sketching.corpus.choose_compile", chosen)
+        # Workers load theirs anew, on the CPU here.
+        driver = replace(load_proxy("tiny", dtype="float32"), device=torch.device("meta"))
+        run = sketch_corpus(corpus, tmp_path / "run", driver, Settings(SPEC), engine=Elsewhere())
+    assert (run.units_done, seen) == (1, [("auto", "cpu")])
+
+    for name in ("compiled_for", "sketcher_for"):
+        monkeypatch.setattr(f"gvendi_fast.sketching.corpus.{name}", lambda model, settings, name=name: name)
+    monkeypatch.setattr("gvendi_fast.sketching.gradients.compiled.why_no_compiler", lambda device: None)
+    cpu, gpu = (
+        SimpleNamespace(parameters=lambda to=to: iter([to])) for to in map(on_device, ("cpu", "cuda"))
+    )
+    assert sketcher_there(LEAST_TOKENS, gpu, Settings()) == "compiled_for"
+    assert sketcher_there(LEAST_TOKENS - 1, gpu, Settings()) == "sketcher_for"
+    assert sketcher_there(LEAST_TOKENS, gpu, Settings(compile="off")) == "sketcher_for"
+    assert sketcher_there(LEAST_TOKENS, cpu, Settings()) == "sketcher_for"
+
+
+def on_device(name: str) -> SimpleNamespace:
+    return SimpleNamespace(device=torch.device(name))
 
 
 @pytest.fixture
