@@ -130,14 +130,14 @@ def _say_more(out: Console, count: int) -> None:
 
 def _done(found: RunStatus) -> str:
     if found.units_total is None:
-        text = f"{found.units_done:,} work unit{'s' * (found.units_done != 1)}  done"
+        text = f"{found.units_done:,} work unit{'s' * (found.units_done != 1)} done"
         return text + ", of how many is not known yet: units.json is not written"
-    text = f"{found.units_done:,} of {found.units_total:,} work units  done"
+    text = f"{found.units_done:,} of {found.units_total:,} work units done"
     if found.rows_total and found.rows_done is not None:
         # Never 100 % before the end.
         share = int(1000 * found.rows_done / found.rows_total) / 10
         text += f", {found.rows_done:,} of {found.rows_total:,} rows ({share:g} %)"
-    return text
+    return text if found.is_indexed else f"{text}, of the files indexed so far"
 
 
 def _rates(found: RunStatus) -> str:

@@ -67,7 +67,9 @@ class WorkerStatus:
 class RunStatus:
     """How far a run is.
 
-    units_total, rows_total: of the corpus; None while that is indexed, and where units.json does not say.
+    units_total, rows_total: of the corpus, or of its first files while the others are indexed; None before that, and
+        where units.json does not say.
+    is_indexed: whether they are of the whole corpus.
     units_done, rows_done: by the parts that are there.
     tokens, rejected: what the workers did; None where none has a record.
     told: how many work units these workers did: as many as are done, or fewer where an earlier version did the others.
@@ -97,11 +99,12 @@ class RunStatus:
     failed: tuple[FailedUnit, ...]
     expired: tuple[Lease, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    is_indexed: bool = True
 
     @property
     def is_done(self) -> bool:
         """Whether every work unit has its part."""
-        return self.units_total is not None and self.units_done >= self.units_total
+        return self.is_indexed and self.units_total is not None and self.units_done >= self.units_total
 
     @property
     def live(self) -> int:
@@ -113,6 +116,8 @@ class RunStatus:
         """How long the rest takes, at the rate of the last minutes, or of the workers where those say too little."""
         if self.is_done:
             return 0.0
+        if not self.is_indexed:
+            return None
         enough = max(ENOUGH_PARTS, 2 * self.live)
         rate = self.recent if self.recent is not None and self.recent_parts >= enough else self.rate
         rate = rate or self.recent
@@ -128,6 +133,7 @@ class RunStatus:
             "directory": self.path,
             "at": self.now,
             "done": self.is_done,
+            "indexed": self.is_indexed and self.units_total is not None,
             "units_done": self.units_done,
             "units_total": self.units_total,
             "rows_done": self.rows_done,
@@ -200,6 +206,7 @@ class StatusReader:
                 if lease.unit not in is_done and lease.is_expired(now)
             ),
             unreadable={name: why for some in records for name, why in some.unreadable.items()},
+            is_indexed=run.is_indexed,
         )
 
     def _recent(self, run: RunDirectory, rows: Mapping[int, int], now: float) -> tuple[Rate | None, int]:

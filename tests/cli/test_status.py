@@ -61,7 +61,7 @@ def test_a_run_that_goes_on(gvendi, run):
     before = _contents(run)
     code, out, err = gvendi("status", run)
     assert (code, err) == (0, "")
-    assert out.startswith("3 of 4 work units  done, 30 of 35 rows (85.7 %)\n")
+    assert out.startswith("3 of 4 work units done, 30 of 35 rows (85.7 %)\n")
     assert "3.0 rows/s, 500 tokens/s by 2 workers, since they started" in out
     assert "  left      0:02\n" in out
     assert "9,000 tokens, 3 rows rejected\n" in out
@@ -106,7 +106,7 @@ def test_a_directory_of_an_earlier_version_and_a_finished_one(gvendi, run):
     assert "none has left a record" in out
     (run / "parts" / "part-000003.parquet").write_bytes(b"")
     out = gvendi("status", run)[1]
-    assert out == "4 of 4 work units  done, 35 of 35 rows (100 %)\n"
+    assert out == "4 of 4 work units done, 35 of 35 rows (100 %)\n"
 
 
 def test_before_the_corpus_is_indexed(gvendi, run):
@@ -115,7 +115,18 @@ def test_before_the_corpus_is_indexed(gvendi, run):
     _worker(run)
     code, out, _ = gvendi("status", run)
     assert code == 0
-    assert out.startswith("0 work units  done, of how many is not known yet")
+    assert out.startswith("0 work units done, of how many is not known yet")
+
+
+def test_while_the_rest_of_the_corpus_is_indexed(gvendi, run):
+    recorded = json.loads((run / "units.json").read_text())
+    (run / "units.json").write_text(json.dumps({**recorded, "indexed": False}))
+    (run / "parts" / "part-000003.parquet").write_bytes(b"")
+    code, out, _ = gvendi("status", run)
+    assert code == 0
+    assert out.startswith("4 of 4 work units done, 35 of 35 rows (100 %), of the files indexed so far\n")
+    found = json.loads(gvendi("status", run, "--json")[1])
+    assert (found["done"], found["indexed"], found["seconds_left"]) == (False, False, None)
 
 
 def test_records_that_cannot_be_read_are_named_and_the_others_count(gvendi, run):
@@ -141,7 +152,7 @@ def test_a_run_directory_at_a_url(gvendi, run):
         store.pipe(f"/status/{path.relative_to(run)}", path.read_bytes())
     code, out, err = gvendi("status", "memory://status")
     assert (code, err) == (0, "")
-    assert out.startswith("3 of 4 work units  done, 30 of 35 rows")
+    assert out.startswith("3 of 4 work units done, 30 of 35 rows")
     assert "2.0 rows/s, 400 tokens/s by 1 worker" in out
     assert gvendi("status", "memory://nothing")[0] == 1
 
