@@ -27,8 +27,9 @@ from gvendi_fast.data.listing import UNREADABLE, short_names
 from gvendi_fast.data.manifest import Manifest
 from gvendi_fast.data.parts import DamagedPartError, read_stamp
 from gvendi_fast.data.pieces import Step, pieces_of
+from gvendi_fast.data.recorded import same_corpus
 from gvendi_fast.data.rows import Fields
-from gvendi_fast.data.run_directory import RunDirectory, same_corpus
+from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.data.run_files import (
     SPOOLED,
     begins,

@@ -30,13 +30,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gvendi_fast.base.differences import PARAMETERS, comparable, differences, flat, same_spec
+from gvendi_fast.base.differences import PARAMETERS, same_spec
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import (
     atomic_write,
@@ -63,18 +62,18 @@ from gvendi_fast.data.parts import (
     read_part,
     read_stamp,
 )
+from gvendi_fast.data.recorded import agree, agree_on_corpus, differences_of, plain
 from gvendi_fast.data.rows import Rejected
 from gvendi_fast.data.run_files import (
     CUT,
+    PARTS,
     PASSES,
-    SCORE,
     SPOOL,
-    begins,
     check_manifest,
     digest_of,
     lost_spec,
+    paths_of_unit,
     read_json,
-    sealed,
     unit_ranges,
 )
 from gvendi_fast.data.sketched_parameters import SketchedParameters, differing_from, keep_parameters
@@ -84,9 +83,6 @@ from gvendi_fast.data.worker_records import FOLDERS
 __all__ = ["COLUMNS", "DamagedPartError", "Part", "RunDirectory", "is_any_done", "sketch_spec"]
 
 _FILE = re.compile(r"^(part|rejected)-(?P<unit>\d{6,})\.(parquet|jsonl)$", re.ASCII)
-_ABSENT = object()
-# Of units.json: what is otherwise where the files are, or how it came about.
-_FOLLOWS = ("earlier", "pieces", "rows_of_units", "indexed")
 # {what a part says of it: record of a run directory}.
 RECORDS = {"spec": "spec.json", "corpus": "units.json"}
 
@@ -107,7 +103,7 @@ class RunDirectory:
         self.path, self.spec = path, spec
         # Of the command that read the corpus, where most of its first rows cannot be read; recorded nowhere.
         self.advice = ""
-        self.parts = path / "parts"
+        self.parts = path / PARTS
         # Of what is recorded: a view of the directory may show another spec.
         self._spec_digest = digest_of(spec)
         self._says = {other: f"{name} says" for other, name in RECORDS.items()}
@@ -153,22 +149,22 @@ class RunDirectory:
                 "the path of the run directory is empty; give a folder ('.' for the current one)"
             )
         root = place(path)
-        spec = _plain(spec, "spec")
+        spec = plain(spec, "spec")
         if manifest is not None:
-            manifest = _plain(manifest, "manifest")
+            manifest = plain(manifest, "manifest")
             if not isinstance(manifest.get("units_total"), int):
                 raise GvendiError(
                     "manifest has no integer 'units_total'; wanted Manifest.to_dict() of the corpus"
                 )
         check_free(root)
         names_in(root)
-        make_folder(root / "parts")
+        make_folder(root / PARTS)
         flush_folder(root)
-        recorded = _agree(root / "spec.json", spec)
+        recorded = agree(root / "spec.json", spec)
         if not same_spec(recorded, spec):
             renamed = None if parameters is None else differing_from(root, recorded, parameters)
             raise GvendiError(
-                f"run directory '{root}' was made with other settings:\n{_differences(recorded, spec, renamed)}\n"
+                f"run directory '{root}' was made with other settings:\n{differences_of(recorded, spec, renamed)}\n"
                 "sketches of different settings cannot be mixed: give another --out, or the recorded settings"
                 f"{'' if renamed is None else _RENAMED}"
             )
@@ -176,7 +172,7 @@ class RunDirectory:
             keep_parameters(root, recorded, parameters)
         units = root / "units.json"
         if manifest is not None:
-            manifest = _agree_on_corpus(root, manifest)
+            manifest = agree_on_corpus(root, manifest)
         elif exists(units):
             manifest = check_manifest(units, read_json(units))
         for folder in (root, root / "parts", *(root / name for name in FOLDERS)):
@@ -189,7 +185,7 @@ class RunDirectory:
 
         manifest: `Manifest.to_dict()`. Where another process has recorded more, that stays.
         """
-        self._take(_agree_on_corpus(self.path, _plain(manifest, "manifest")))
+        self._take(agree_on_corpus(self.path, plain(manifest, "manifest")))
 
     @property
     def is_indexed(self) -> bool:
@@ -604,10 +600,10 @@ class RunDirectory:
 
     def part_path(self, unit: int) -> Path:
         """Where the part of a work unit lies, or will."""
-        return self.parts / f"part-{unit:06d}.parquet"
+        return paths_of_unit(self.path, unit)[0]
 
     def _rejected_path(self, unit: int) -> Path:
-        return self.parts / f"rejected-{unit:06d}.jsonl"
+        return paths_of_unit(self.path, unit)[1]
 
 
 def sketch_spec(spec: dict[str, Any]) -> dict[str, Any]:
@@ -650,141 +646,9 @@ def check_free(root: Path) -> None:
         )
 
 
-def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write `content` unless the file exists; return what the file holds now."""
-    if not exists(path):
-        with atomic_write(path, exclusive=True) as stream:
-            stream.write(_json(content))
-    return read_json(path)
-
-
-def _agree_on_corpus(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Record a corpus, unless it is; what is recorded then. Raises GvendiError where that is another one."""
-    units = root / "units.json"
-    if not exists(units):
-        with atomic_write(units, exclusive=True) as stream:
-            stream.write(_json(sealed(manifest)))
-    known = check_manifest(units, read_json(units))
-    if "indexed" in manifest and begins(manifest, known):
-        return known
-    if "indexed" in known and begins(known, manifest):
-        # Rows have their ids by what their files were called first.
-        files = [
-            {**new, "path": old["path"]} for old, new in zip(known["files"], manifest["files"], strict=False)
-        ]
-        manifest = {**manifest, "files": [*files, *manifest["files"][len(files) :]]}
-        with atomic_write(units) as stream:
-            stream.write(_json(sealed(manifest)))
-        known = check_manifest(units, read_json(units))
-        # Another process may have recorded more, or less, meanwhile.
-        return known if begins(manifest, known) else manifest
-    if _follows(known, manifest):
-        _grow(root, known, manifest)
-        known = check_manifest(units, read_json(units))
-    if not same_corpus(known, manifest):
-        raise GvendiError(
-            f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
-            "give another --out, or restore the recorded corpus, to which rows and files may be added"
-            f"{_other_format(known, manifest)}"
-        )
-    return known
-
-
-def _follows(known: dict[str, Any], manifest: dict[str, Any]) -> bool:
-    """Whether this corpus is what the recorded one has grown to."""
-    earlier = manifest.get("earlier")
-    return bool(earlier) and earlier[-1]["corpus"] == digest_of(known)
-
-
-def _grow(root: Path, known: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Replace units.json; what counts for the smaller corpus alone goes first, so that a kill leaves parts to make."""
-    for name in (SCORE, "rejected.jsonl"):
-        (root / name).unlink(missing_ok=True)
-    old = RunDirectory(root, {}, known)
-    for unit in range(manifest["earlier"][-1]["units"], known["units_total"]):
-        old.part_path(unit).unlink(missing_ok=True)
-        old._rejected_path(unit).unlink(missing_ok=True)
-    for folder in (root, old.parts):
-        flush_folder(folder)
-    with atomic_write(root / "units.json") as stream:
-        stream.write(_json(sealed(manifest)))
-
-
-def same_corpus(known: dict[str, Any], manifest: dict[str, Any]) -> bool:
-    """Whether two records are of one corpus, whatever its files are called."""
-    return _without_paths(known) == _without_paths(manifest)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-
-
-def _without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What decides which rows a corpus has: not what its files are called, nor how an error is worded."""
-    lists = {
-        name: [{key: item[key] for key in item if key not in ("path", "reason")} for item in manifest[name]]
-        for name in ("files", "unreadable", "damaged")
-        if name in manifest
-    }
-    return {**manifest, **lists}
-
-
 def _rejected_of(line: bytes) -> Rejected:
     item = Rejected(**json.loads(line))
     strings = [item.file, item.reason, "" if item.id is None else item.id]
     if not all(isinstance(value, str) for value in strings) or type(item.line) is not int:
         raise ValueError("a value is of the wrong type")
     return item
-
-
-def _plain(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """As it is when it has been written and read."""
-    try:
-        return json.loads(json.dumps(content, allow_nan=False, sort_keys=True))
-    except (TypeError, ValueError) as error:
-        raise GvendiError(
-            f"{name} cannot be written as JSON ({error}); wanted dicts, lists, strings and numbers"
-        ) from error
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], parameters: str | None = None) -> str:
-    """A line for each setting that differs; parameters: those on the ones that stand behind a digest."""
-    old, new = comparable(old, new)
-    changed = sorted(differences(flat(old), flat(new), _ABSENT), key=itemgetter(0))
-    return "\n".join(
-        parameters
-        if key == PARAMETERS and parameters is not None
-        else f"  {key}: {_shown(was)} in the directory, {_shown(now)} now"
-        for key, was, now in changed
-    )
-
-
-def _shown(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-def _other_format(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What goes on where the rows that the shape was recognised from are others, as behind a --limit; else nothing."""
-    was, now = (side.get("fields", {}).get("format", "fields") for side in (old, new))
-    return "" if was == now else f"; --format {was} reads rows as the directory has them"
-
-
-def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """A line for each changed, new or missing file, then one for each setting that differs."""
-    # How it has grown, or is about to, is no difference in itself.
-    old, new = ({name: side[name] for name in side if name not in _FOLLOWS} for side in (old, new))
-    was, now = (
-        {item["path"]: {key: item[key] for key in item if key != "cut"} for item in side.get("files", [])}
-        for side in (old, new)
-    )
-    lines = [f"  file '{path}' is missing now" for path in was if path not in now]
-    lines += [f"  file '{path}' is new" for path in now if path not in was]
-    for path in was:
-        if path in now and was[path] != now[path]:
-            changed = sorted(differences(was[path], now[path]), key=itemgetter(0))
-            what = ", ".join(f"{key} {before} -> {after}" for key, before, after in changed)
-            lines.append(f"  file '{path}' changed: {what}")
-    if not lines and list(was) != list(now):
-        lines.append("  the same files in another order")
-    rest = _differences(*({key: side[key] for key in side if key != "files"} for side in (old, new)))
-    return "\n".join([*lines, *([rest] if rest else [])])

@@ -23,6 +23,8 @@ BY_FILE = 2
 SCORE, WARNINGS, PAIRS = "score.json", "warnings.json", "parameters.json"
 # The folder through which the ranks of a command exchange results; nothing in it outlasts the command.
 PASSES = "passes"
+# Of the work units.
+PARTS = "parts"
 # The file that holds the rows of a program, and the name under which its rows are recorded.
 SPOOL, SPOOLED = "rows.jsonl", "rows"
 # How large the work units are to be, before units.json says it.
@@ -229,6 +231,12 @@ def is_count(value: Any) -> bool:
 def _is_text(value: Any) -> bool:
     """Whether this is a string that a path can be."""
     return isinstance(value, str) and "\0" not in value and not lone_surrogate(value)
+
+
+def paths_of_unit(root: Path, unit: int) -> tuple[Path, Path]:
+    """Where the part of a work unit of the run directory `root` lies, or will, and its rejected rows."""
+    parts = root / PARTS
+    return parts / f"part-{unit:06d}.parquet", parts / f"rejected-{unit:06d}.jsonl"
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
