@@ -103,12 +103,21 @@ def test_the_first_file_is_sketched_before_the_second_is_read(folder, proxy, gat
     same(run, folder, proxy)
 
 
-def same(run, folder, proxy):
+def same(run, folder, proxy, settings=SETTINGS):
     """Whether a run that waits for its index holds the same."""
-    whole = sketch_corpus([folder], run.path.parent / "whole", proxy, replace(SETTINGS, max_rejected=0.9))
+    whole = sketch_corpus([folder], run.path.parent / "whole", proxy, replace(settings, max_rejected=0.9))
     wanted, found = contents(whole.path), contents(run.path)
     assert found.keys() == wanted.keys()
     assert [name for name in found if found[name] != wanted[name]] == []
+
+
+@pytest.mark.parametrize("change", [{"limit": 12}, {"unit_rows": None, "unit_bytes": 120}])
+def test_part_of_a_file_and_units_by_bytes(folder, proxy, gate, tmp_path, change):
+    settings = replace(SETTINGS, **change)
+    watched = Watched(gate, rows=ROWS)
+    run = sketch_corpus(folder, tmp_path / "run", proxy, settings, watched)
+    assert [rows for rows, _ in watched.totals][:1] == [ROWS]
+    same(run, folder, proxy, settings)
 
 
 def test_one_that_is_killed_meanwhile_goes_on(folder, proxy, gate, tmp_path):
