@@ -266,10 +266,16 @@ def _print(out: Console, made: Plan, worker: Worker, workers: int) -> None:
         for name, figure in figures.items():
             say(out, f"  {name:<24}{in_words(figure):<24}{figure.basis}: {figure.source}", 50)
     rows = [
-        (one.name, f"{one.passes}", clock(one.seconds), clock(one.passes * one.seconds), one.bound)
+        (
+            one.name,
+            f"{one.passes}",
+            clock(one.seconds.value),
+            clock(one.passes * one.seconds.value),
+            one.seconds.basis,
+        )
         for one in made.passes
     ]
-    print_table(out, ("over the sketches", "passes, up to", "one takes", "all take", "waits for"), rows)
+    print_table(out, ("over the sketches", "passes, up to", "one takes", "all take", "as"), rows)
     for text in made.notes:
         say(out, f"note: {text}", 2)
 
