@@ -2,8 +2,8 @@
 
     tokens  = rows x tokens a row                          seconds of work = tokens / (tokens a second of a worker)
     FLOPs   = 4 x parameters x tokens: the forward pass and the input gradients, of the 6 of a training step
-    a pass  = rows x seconds a row of one core, measured with K = 1024 and scaled by its products, over the workers' cores;
-              else bytes of sketches / rate of reading + FLOPs of its products / rate of these
+    a pass  = rows x seconds a row of one core, measured and scaled by its products, over the workers' cores; else
+              bytes of sketches / rate of reading + FLOPs of its products / rate of these
 
 A rate is the user's own, measured now, or one of rates.json: what benchmarks/results holds, with machine and commit
 (written by `python -m benchmarks.report`). A rate of another proxy is scaled by the parameters, and one of a device
