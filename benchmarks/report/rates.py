@@ -78,7 +78,7 @@ def _passes(pool: dict) -> dict[str, Any]:
                 "value": entry["processor_seconds_of_this_process"] / entry["passes"] / rows,
                 "unit": "s",
                 "flops": 2 * dim * (clusters if key == "clusters" else dim),
-                "what": f"{entry['passes']} readings of {rows:,} {pool['options']['store']} rows, K = {dim:,}, one core",
+                "what": f"{entry['passes']} readings of {rows:,} {pool['options']['store']} rows, K = {dim:,}, a core",
                 **_where(entry.get("machine", pool["machine"]), "large_pool.json"),
             }
     return found

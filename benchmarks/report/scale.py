@@ -51,7 +51,7 @@ def scale_sections(rates: Mapping[str, Any], table: Callable[[list[str], list[li
         [
             f"Rows of {TOKENS} tokens and {ROW_BYTES:,} bytes, Qwen2.5-0.5B, K = 1,024.",
             table(head, rows),
-            "One reading of all sketches by as many workers, with a core of a CPU each, and how many there are at most.",
+            "One reading of all sketches by as many workers, with one core each, and how many there are at most.",
             table(["over the sketches", *head[1:]], passes),
             f"From {', '.join(sources)}.",
             table(["what", "bytes", "of", "measured on"], sizes),
