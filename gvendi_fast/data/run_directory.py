@@ -189,7 +189,7 @@ class RunDirectory:
 
         manifest: `Manifest.to_dict()`. Where another process has recorded more, that stays.
         """
-        self._take(_agree_on_corpus(self.path, _plain(manifest, "manifest")))
+        self._take(_agree_on_corpus(self.path, _plain(manifest, "manifest"), goes_on=True))
 
     @property
     def is_indexed(self) -> bool:
@@ -658,8 +658,11 @@ def _agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     return read_json(path)
 
 
-def _agree_on_corpus(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Record a corpus, unless it is; what is recorded then. Raises GvendiError where that is another one."""
+def _agree_on_corpus(root: Path, manifest: dict[str, Any], goes_on: bool = False) -> dict[str, Any]:
+    """Record a corpus, unless it is; what is recorded then. Raises GvendiError where that is another one.
+
+    goes_on: whether a beginning of it was recorded by this process.
+    """
     units = root / "units.json"
     if not exists(units):
         with atomic_write(units, exclusive=True) as stream:
@@ -681,6 +684,11 @@ def _agree_on_corpus(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if _follows(known, manifest):
         _grow(root, known, manifest)
         known = check_manifest(units, read_json(units))
+    if goes_on and "indexed" not in known and begins(known, manifest) and not same_corpus(known, manifest):
+        raise GvendiError(
+            f"another command has ended '{root}' with the first {len(known['files']):,} of these files meanwhile; run "
+            "the same command again, which adds the others and goes on"
+        )
     if not same_corpus(known, manifest):
         raise GvendiError(
             f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"
