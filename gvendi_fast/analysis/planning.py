@@ -159,13 +159,14 @@ def load_rates(path: Path = RATES) -> Mapping[str, Any]:
 def worker_of(
     device: str,
     parameters: float,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     utilisation: float | None = None,
     rates: Mapping[str, Any] | None = None,
 ) -> Worker:
     """A worker of a kind of device, by the nearest measured rate, else by its peak.
 
     device: one of `DEVICES`; a CPU's worker is one core.
+    dtype: of the weights; None: float32 on a CPU, few of which have products of bfloat16, and bfloat16 on a GPU.
     utilisation: share of the peak, in place of the measured one.
     Raises GvendiError for a device that is neither measured nor has a known peak.
     """
@@ -179,6 +180,7 @@ def worker_of(
         raise GvendiError(
             "--utilisation is a share of a GPU's peak; for a CPU give --tokens-per-second or --measure"
         )
+    dtype = dtype or ("float32" if device == CPU else "bfloat16")
     found = [entry for entry in rates["sketching"] if entry["device"] == device]
     found = [entry for entry in found if entry["dtype"] == dtype] or found
     if found and utilisation is None:

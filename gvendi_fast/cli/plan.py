@@ -264,7 +264,7 @@ def _print(out: Console, made: Plan, worker: Worker, workers: int) -> None:
     for title, figures in (("from", made.inputs), ("so there are", made.results)):
         say(out, f"{title}:")
         for name, figure in figures.items():
-            say(out, f"  {name:<24}{in_words(figure):<24}{figure.basis}: {figure.source}", 50)
+            say(out, f"  {name:<23} {in_words(figure):<23} {figure.basis}: {figure.source}", 50)
     rows = [
         (
             one.name,
