@@ -264,7 +264,7 @@ def _print(out: Console, made: Plan, worker: Worker, workers: int) -> None:
     for title, figures in (("from", made.inputs), ("so there are", made.results)):
         say(out, f"{title}:")
         for name, figure in figures.items():
-            say(out, f"  {name:<24}{in_words(figure):<24}{figure.basis}: {figure.source}", 50)
+            say(out, f"  {name:<24}{in_words(figure):<27}{figure.basis}: {figure.source}", 53)
     rows = [
         (one.name, f"{one.passes}", clock(one.seconds), clock(one.passes * one.seconds), one.bound)
         for one in made.passes
