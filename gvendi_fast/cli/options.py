@@ -240,8 +240,8 @@ UnitBytes = Annotated[
     typer.Option(
         "--unit-bytes",
         metavar="N",
-        help="Bytes of the text of those rows, at most, in place of their number or beside it. (Default: as "
-        "--unit-rows says.)",
+        help="Bytes of the text of a work unit's rows, at most, in place of their number or beside it. "
+        "(Default: as --unit-rows says.)",
     ),
 ]
 MaxRowBytes = Annotated[

@@ -264,7 +264,7 @@ def _print(out: Console, made: Plan, worker: Worker, workers: int) -> None:
     for title, figures in (("from", made.inputs), ("so there are", made.results)):
         say(out, f"{title}:")
         for name, figure in figures.items():
-            say(out, f"  {name:<23} {in_words(figure):<23} {figure.basis}: {figure.source}", 50)
+            say(out, f"  {name:<23} {in_words(figure):<26} {figure.basis}: {figure.source}", 53)
     rows = [
         (
             one.name,
@@ -286,7 +286,8 @@ def in_words(figure: Figure) -> str:
         return _bytes(figure.value) + figure.unit.removeprefix("bytes")
     if figure.unit == "seconds":
         return clock(figure.value)
-    return f"{_number(figure.value)} {figure.unit}"
+    number, unit = _number(figure.value), figure.unit
+    return f"{number} {unit.removesuffix('s') if number == '1' and '/' not in unit else unit}"
 
 
 def _bytes(value: float) -> str:
