@@ -91,6 +91,7 @@ class Work:
     bytes_per_row: of the corpus' files; None where nobody says.
     parameters: of the proxy, as far as a token is multiplied with them.
     dim: K. store: one of `STORES`. clusters: of k-means.
+    dtype: of the proxy's weights; None: float32 on a CPU and bfloat16 on a GPU, as `worker_of` has it.
     unit_seconds: how long a work unit is to take; None: a minute, or the most rows that a run takes by itself.
     """
 
@@ -100,7 +101,7 @@ class Work:
     parameters: Figure
     worker: Worker
     workers: int = 1
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     dim: int = 1024
     store: str = "float32"
     clusters: int = 1000
@@ -180,7 +181,7 @@ def worker_of(
         raise GvendiError(
             "--utilisation is a share of a GPU's peak; for a CPU give --tokens-per-second or --measure"
         )
-    dtype = dtype or ("float32" if device == CPU else "bfloat16")
+    dtype = dtype or _usual_dtype(device)
     found = [entry for entry in rates["sketching"] if entry["device"] == device]
     found = [entry for entry in found if entry["dtype"] == dtype] or found
     if found and utilisation is None:
@@ -194,6 +195,10 @@ def worker_of(
     rate = utilisation * peak / (FLOPS_PER_PARAMETER * parameters)
     said = f"{100 * utilisation:.0f} % of a peak of {peak / 1e12:,.0f} TFLOP/s ({source})"
     return Worker(device, Figure(rate, "tokens/s", ASSUMED, said))
+
+
+def _usual_dtype(device: str) -> str:
+    return "float32" if device == CPU else "bfloat16"
 
 
 def _nearest(entries: list[Mapping[str, Any]], parameters: float) -> Mapping[str, Any]:
@@ -225,6 +230,7 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
     beside = rates["bytes"]["beside the sketch"]
     row_bytes = size * work.dim + scale + beside["value"]
     unit_seconds = work.unit_seconds or UNIT_SECONDS
+    dtype = work.dtype or _usual_dtype(work.worker.device)
     most = min(
         int(unit_seconds * rate / work.tokens_per_row.value), int(MOST_PART / row_bytes), math.ceil(rows)
     )
@@ -283,7 +289,7 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
         ),
         "sketches": computed(rows * row_bytes, "bytes", "rows x bytes of a row"),
         "weights in a worker": computed(
-            work.parameters.value * WEIGHT_BYTES[work.dtype], "bytes", f"parameters in {work.dtype}"
+            work.parameters.value * WEIGHT_BYTES[dtype], "bytes", f"parameters in {dtype}"
         ),
         "state of a pass": computed(8 * work.dim**2, "bytes", "K x K numbers in float64"),
         "units in the driver": computed(units * of_unit["value"], "bytes", "work units x bytes of one"),

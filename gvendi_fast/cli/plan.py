@@ -275,7 +275,7 @@ def _print(out: Console, made: Plan, worker: Worker, workers: int) -> None:
         )
         for one in made.passes
     ]
-    print_table(out, ("over the sketches", "passes, up to", "one takes", "all take", "as"), rows)
+    print_table(out, ("over the sketches", "passes, up to", "one takes", "all take", "basis"), rows)
     for text in made.notes:
         say(out, f"note: {text}", 2)
 
