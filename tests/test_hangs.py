@@ -1,8 +1,10 @@
 """What ends a test: processor time and quiet, not the clock of a busy machine."""
 
 import ast
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import hangs
@@ -94,6 +96,19 @@ def test_the_step_that_hangs_is_named_and_the_next_test_is_run(tmp_path):
     assert "hangs in the fixture 'slow': " in said
     assert "hangs in the test itself: " in said
     assert "1 failed, 1 error" in said
+
+
+@pytest.mark.skipif(not hangs.PROC.exists(), reason="children that still run are seen in /proc")
+def test_children_are_the_same_with_and_without_the_kernel_s_list():
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(flush=True); input()'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as child:
+        child.stdout.readline()
+        if not Path(f"/proc/self/task/{threading.get_native_id()}/children").exists():
+            pytest.skip("the kernel keeps no list of children")
+        backwards = hangs._parents_read_backwards()
+        for process in (os.getpid(), child.pid):
+            assert sorted(hangs._listed_children(process)) == sorted(backwards(process)) != []
+        child.stdin.close()
 
 
 # {call: place of its limit} where a test waits by the clock.

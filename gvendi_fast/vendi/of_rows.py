@@ -21,9 +21,8 @@ def gvendi(rows: Rows, q: float = 1.0) -> float:
     """G-Vendi of order q of sketches [n, K], from the smaller of Gram [n, n] and covariance [K, K] matrix."""
     check_matrix(rows)
     n, dim = rows.shape
-    state = VendiState(dim)
     if n == 0 or n >= dim:
-        return state.update(rows).gvendi(q)
+        return VendiState(dim).update(rows).gvendi(q)
     unit = unit_rows(rows)
     eigenvalues = torch.linalg.eigvalsh(unit @ unit.T).clamp_min_(0)
     return math.exp(renyi_entropy(eigenvalues / eigenvalues.sum(), q))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,9 +26,6 @@ SPEC = {
     "mask": "x",
 }
 MANIFEST = {"units_total": 3, "limit": None, "files": [{"path": "a.jsonl", "size": 10, "digest": "d0"}]}
-
-
-ENDS = ("before", "after")
 
 
 def part(n: int = 5, K: int = 8, seed: int = 0, first_row: int = 0) -> dict:
@@ -353,24 +351,37 @@ def run_until(path: Path, calls: int, after: bool) -> None:
     small_run(path)
 
 
-def kill_everywhere(root: Path) -> None:
+def kill_everywhere(root: Path, whens: Sequence[str]) -> None:
     """For every call of a run one folder in which a run was killed there. Forks, so it needs a process of its own."""
-    for after in (False, True):
+    for when in whens:
         for calls in range(1, 200):
             child = os.fork()
             if child == 0:
-                run_until(root / f"{'after' if after else 'before'}-{calls}", calls, after)
+                run_until(root / f"{when}-{calls}", calls, when == "after")
                 os._exit(0)
             if os.waitpid(child, 0)[1] == 0:
                 break
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_between_any_two_calls(tmp_path):
+# Right after a call stands what stands right before the next one, but for what temporary files hold.
+@pytest.mark.parametrize(
+    "whens",
+    [
+        pytest.param(("before",), id="before"),
+        pytest.param(("before", "after"), id="before and after", marks=pytest.mark.soak),
+    ],
+)
+def test_killed_between_any_two_calls(whens, tmp_path):
     """A run killed at every one of its calls in turn leaves only whole files, and its successor ends the same."""
-    code = "import sys, pathlib, test_run_directory; test_run_directory.kill_everywhere(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib, test_run_directory as tests;"
+        "tests.kill_everywhere(pathlib.Path(sys.argv[1]), sys.argv[2:])"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=HANG_S)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), *whens], check=True, env=environment, timeout=HANG_S
+    )
 
     def contents(path: Path) -> dict[str, bytes]:
         return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
@@ -378,14 +389,14 @@ def test_killed_between_any_two_calls(tmp_path):
     # The last of either kind was not killed at all.
     ends = {
         when: max(tmp_path.glob(f"{when}-*"), key=lambda path: int(path.name[len(when) + 1 :]))
-        for when in ENDS
+        for when in whens
     }
     expected = contents(ends["before"])
-    assert contents(ends["after"]) == expected
+    assert all(contents(end) == expected for end in ends.values())
     assert len(expected) == 7
     killed = [path for path in tmp_path.iterdir() if path not in ends.values()]
     # Each of the 7 files is written through two fsync, a move and an unlink.
-    assert len(killed) >= 2 * 7 * 4
+    assert len(killed) >= len(whens) * 7 * 4
     for path in killed:
         left = contents(path)
         for name, content in left.items():

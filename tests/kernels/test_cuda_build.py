@@ -1,17 +1,22 @@
 """The CUDA module builds without a GPU, its kernels keep to registers, and it loads where there is no driver."""
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from places import ROOT
 
+import gvendi_fast
+from gvendi_fast.base.files import atomic_write
 from gvendi_fast.kernels.backends import cuda
 
 # Kernel -> registers it may use so that its __launch_bounds__ blocks fit a multiprocessor (65,536 registers).
@@ -34,21 +39,44 @@ SPILLED = {
 
 # As GVENDI_CUDA_ARCHITECTURES: one of them every day, where each takes a dozen seconds, and all that are supported.
 EVERY_DAY, ALL = "90", ""
+# The kernels are optimised alike in both; "None" spares the host's code that and its optimisation when it is linked.
+BUILD_TYPES = {EVERY_DAY: "None", ALL: "Release"}
 
 
 @cache
 def built(folder: Path, architectures: str) -> tuple[Path, str]:
-    """The folder with the module, and what the compiler said."""
+    """The folder with the module, and what the compiler said: made there, unless it was made of the same before."""
     if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None:
         pytest.skip("needs nvcc, which is not on the PATH")
+    log = folder / "log.txt"
+    if log.exists():
+        return folder, log.read_text()
     configure = ["cmake", str(ROOT), "-DGVENDI_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += [f"-DGVENDI_CUDA_ARCHITECTURES={architectures}"]
+    configure += [
+        f"-DGVENDI_CUDA_ARCHITECTURES={architectures}",
+        f"-DCMAKE_BUILD_TYPE={BUILD_TYPES[architectures]}",
+    ]
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'gvendi_fast'}"]
-    subprocess.run(configure, cwd=folder, check=True, capture_output=True)
-    build = ["cmake", "--build", ".", "--target", "_cuda", "--verbose"]
-    done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as work:
+        subprocess.run(configure, cwd=work, check=True, capture_output=True)
+        build = ["cmake", "--build", ".", "--target", "_cuda", "--verbose"]
+        done = subprocess.run(build, cwd=work, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout + done.stderr
+    with atomic_write(log) as stream:
+        stream.write((done.stdout + done.stderr).encode())
+    return folder, log.read_text()
+
+
+def everything_of_a_build() -> str:
+    """A digest of all that a build is made of: sources, this test's choices, compilers, Python and pybind11."""
+    found = hashlib.sha256()
+    for path in sorted([Path(__file__), ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]):
+        found.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for command in ([os.environ.get("CUDACXX", "nvcc")], [os.environ.get("CXX", "c++")], ["cmake"]):
+        if shutil.which(command[0]) is not None:
+            found.update(subprocess.run([*command, "--version"], capture_output=True, check=True).stdout)
+    found.update(f"{sys.version} {sys.executable} {version('pybind11')} {gvendi_fast.__version__}".encode())
+    return found.hexdigest()
 
 
 def compiled(log: str) -> list[tuple[str, str, int, int]]:
@@ -65,8 +93,16 @@ def compiled(log: str) -> list[tuple[str, str, int, int]]:
 
 # A parametrized fixture would be made again for each test, and the build is what takes long.
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return {architectures: tmp_path_factory.mktemp("cuda-build") for architectures in (EVERY_DAY, ALL)}
+def folders(tmp_path_factory, request) -> dict[str, Path]:
+    """Where each build goes. That of every day stays in pytest's cache until one of its ingredients changes."""
+    found = {architectures: tmp_path_factory.mktemp("cuda-build") for architectures in (EVERY_DAY, ALL)}
+    if hasattr(request.config, "cache"):
+        kept = Path(request.config.cache.mkdir("cuda-build"))
+        found[EVERY_DAY] = kept / everything_of_a_build()
+        for other in set(kept.iterdir()) - {found[EVERY_DAY]}:
+            shutil.rmtree(other)
+        found[EVERY_DAY].mkdir(exist_ok=True)
+    return found
 
 
 @pytest.mark.parametrize(

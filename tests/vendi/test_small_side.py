@@ -49,6 +49,11 @@ def test_a_score_of_few_rows_uses_the_small_side(gvendi, handed, tmp_path):
     assert json.loads(out)["gvendi"] == pytest.approx(gvendi_of(rows), rel=1e-6)
 
 
+def test_few_rows_wider_than_any_matrix_of_their_width():
+    rows = torch.eye(3, 1 << 22)
+    assert gvendi_of(rows) == pytest.approx(3)
+
+
 @pytest.mark.parametrize("absent", ["coverage", "sketch"])
 def test_a_spec_that_lacks_a_setting_is_an_error_with_its_name(absent, gvendi, tmp_path):
     spec = {key: value for key, value in {**SPEC, "sketch": {"dim": 8}}.items() if key != absent}
