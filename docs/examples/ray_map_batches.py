@@ -32,7 +32,9 @@ def sketched(rows: ray.data.Dataset, actors: int = 1, gpus: float = 0) -> ray.da
 
 def main() -> float:
     state = VendiState(256)
-    for batch in sketched(ray.data.from_items(ROWS)).iter_torch_batches(batch_size=64, columns=["sketch"]):
+    for batch in (
+        sketched(ray.data.from_items(ROWS)).select_columns("sketch").iter_torch_batches(batch_size=64)
+    ):
         state.update(batch["sketch"])
     print(f"G-Vendi of {len(ROWS)} rows: {state.gvendi():.2f}")
     return state.gvendi()
