@@ -32,9 +32,8 @@ def sketched(rows: ray.data.Dataset, actors: int = 1, gpus: float = 0) -> ray.da
 
 def main() -> float:
     state = VendiState(256)
-    for batch in (
-        sketched(ray.data.from_items(ROWS)).select_columns("sketch").iter_torch_batches(batch_size=64)
-    ):
+    sketches = sketched(ray.data.from_items(ROWS)).select_columns("sketch")
+    for batch in sketches.iter_torch_batches(batch_size=64):
         state.update(batch["sketch"])
     print(f"G-Vendi of {len(ROWS)} rows: {state.gvendi():.2f}")
     return state.gvendi()
