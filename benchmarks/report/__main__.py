@@ -287,7 +287,7 @@ def render_readme(results: Path = RESULTS) -> str:
 
 def planning_rates_of(results: Path = RESULTS) -> dict:
     """The content of rates.json, from a folder of results."""
-    names = ("tiny", "threads", "reading", "before_after", "scale")
+    names = ("tiny", "threads", "reading", "before_after", "scale", "large_pool")
     return planning_rates(
         load(results / "cpu.json"), gpu_results(results), *(load(results / f"{name}.json") for name in names)
     )

@@ -20,10 +20,17 @@ def parameters_of(shape: Shape) -> int:
 
 
 def planning_rates(
-    cpu: dict, gpus: list[dict], tiny: dict, threads: dict, reading: dict, changed: dict, scale: dict
+    cpu: dict,
+    gpus: list[dict],
+    tiny: dict,
+    threads: dict,
+    reading: dict,
+    changed: dict,
+    scale: dict,
+    pool: dict,
 ) -> dict[str, Any]:
-    """The content of rates.json, from the results of cpu.json, of GPUs, and of tiny, threads, reading, before_after and
-    scale.json; what was not measured is left out.
+    """The content of rates.json, from the results of cpu.json, of GPUs, and of tiny, threads, reading, before_after,
+    scale and large_pool.json; what was not measured is left out.
     """
     found: dict[str, Any] = {"sketching": _sketching(cpu, gpus, tiny, threads)}
     entry = cpu.get("test_sketching_against_training[qwen2.5-0.5b-slice-fp32]")
@@ -52,9 +59,28 @@ def planning_rates(
             **_where(reading["machine"], "reading.json"),
         }
     found["relaxed"] = {"most passes": 12}
+    if passes := _passes(pool):
+        found["passes"] = passes
     if scale:
         where = _where(scale["machine"], "scale.json")
         found["bytes"] = {name: {**item, **where} for name, item in scale["bytes"].items()}
+    return found
+
+
+def _passes(pool: dict) -> dict[str, Any]:
+    """Seconds a row of one reading of a large pool, by one thread of a core that others may use too."""
+    found = {}
+    for key in ("score", "clusters", "relaxed"):
+        entry = pool.get("results", {}).get(f"{key}, local")
+        if entry:
+            rows, dim, clusters = pool["options"]["rows"], pool["dim"], pool["options"]["clusters"]
+            found[key] = {
+                "value": entry["processor_seconds_of_this_process"] / entry["passes"] / rows,
+                "unit": "s",
+                "flops": 2 * dim * (clusters if key == "clusters" else dim),
+                "what": f"{entry['passes']} readings of {rows:,} {pool['options']['store']} rows, K = {dim:,}, a core",
+                **_where(entry.get("machine", pool["machine"]), "large_pool.json"),
+            }
     return found
 
 

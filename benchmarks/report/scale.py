@@ -51,7 +51,7 @@ def scale_sections(rates: Mapping[str, Any], table: Callable[[list[str], list[li
         [
             f"Rows of {TOKENS} tokens and {ROW_BYTES:,} bytes, Qwen2.5-0.5B, K = 1,024.",
             table(head, rows),
-            "One reading of all sketches by as many workers, and how many there are at most.",
+            "One reading of all sketches by as many workers, with one core each, and how many there are at most.",
             table(["over the sketches", *head[1:]], passes),
             f"From {', '.join(sources)}.",
             table(["what", "bytes", "of", "measured on"], sizes),
@@ -61,7 +61,13 @@ def scale_sections(rates: Mapping[str, Any], table: Callable[[list[str], list[li
 
 def _used(rates: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     gpus = [entry for entry in rates["sketching"] if entry["device"] != "cpu"]
-    return [*gpus, rates["reading parts"], rates["indexing"]]
+    passes = rates.get("passes", {}).values()
+    return [
+        *gpus,
+        *passes,
+        rates["indexing"],
+        *(() if passes else (rates["reading parts"], rates["products"])),
+    ]
 
 
 def _planned(rows: float, device: str, workers: int, store: str, rates: Mapping[str, Any]) -> Plan:
@@ -90,4 +96,4 @@ def _with_basis(figure: Figure) -> str:
 
 def _pass(made: Plan, number: int) -> str:
     one = made.passes[number]
-    return f"{in_words(Figure(one.seconds, 'seconds', GIVEN))}, {one.passes} x"
+    return f"{in_words(one.seconds)}, {one.passes} x"

@@ -205,9 +205,10 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{section}, {engine}: {done.stderr}")
-            results[f"{section}, {engine}"] = json.loads(done.stdout.splitlines()[-1])
+            found = json.loads(done.stdout.splitlines()[-1])
+            results[f"{section}, {engine}"] = {**found, "machine": describe_machine()}
             options.out.write_text(json.dumps(told, indent=1) + "\n")
-            print(section, engine, json.dumps(results[f"{section}, {engine}"]), flush=True)
+            print(section, engine, json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     tokens  = rows x tokens a row                          seconds of work = tokens / (tokens a second of a worker)
     FLOPs   = 4 x parameters x tokens: the forward pass and the input gradients, of the 6 of a training step
-    a pass  = bytes of sketches / rate of reading + FLOPs of its products / rate of these, over the workers
+    a pass  = rows x seconds a row of one core, measured and scaled by its products, over the workers' cores; else
+              bytes of sketches / rate of reading + FLOPs of its products / rate of these
 
 A rate is the user's own, measured now, or one of rates.json: what benchmarks/results holds, with machine and commit
 (written by `python -m benchmarks.report`). A rate of another proxy is scaled by the parameters, and one of a device
@@ -42,8 +43,8 @@ PEAKS = {
 }
 CPU = "cpu"
 DEVICES = (CPU, *PEAKS)
-# float32 products a second of a GPU in a pass over parts, far below any peak: such a pass waits for what is read.
-GPU_PRODUCTS = 10e12
+# Iterations of k-means at most, and readings of the sketches by a score.
+ITERATIONS, OF_A_SCORE = 50, 3
 # Bytes of a number, and of the scale beside a row, by how sketches are stored.
 STORES = {"float32": (4, 0), "float16": (2, 4), "int8": (1, 4)}
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
@@ -71,7 +72,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Worker:
-    """What does work units: one GPU, or cores of a CPU. rate: tokens a second; cores: that it keeps busy."""
+    """What does work units: one GPU, or cores of a CPU. rate: tokens a second; cores: busy with it, and with passes."""
 
     device: str
     rate: Figure
@@ -90,6 +91,7 @@ class Work:
     bytes_per_row: of the corpus' files; None where nobody says.
     parameters: of the proxy, as far as a token is multiplied with them.
     dim: K. store: one of `STORES`. clusters: of k-means.
+    dtype: of the proxy's weights; None: float32 on a CPU and bfloat16 on a GPU, as `worker_of` has it.
     unit_seconds: how long a work unit is to take; None: a minute, or the most rows that a run takes by itself.
     """
 
@@ -99,7 +101,7 @@ class Work:
     parameters: Figure
     worker: Worker
     workers: int = 1
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     dim: int = 1024
     store: str = "float32"
     clusters: int = 1000
@@ -108,14 +110,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Pass:
-    """A reading of all sketches. passes: how often; seconds: of one, over all workers; bound: by what."""
+    """A reading of all sketches, on the CPU of the workers. passes: how often; seconds: of one, over all workers, with
+    how that is known.
+    """
 
     name: str
     passes: int
     flops: float
     bytes: float
-    seconds: float
-    bound: str
+    seconds: Figure
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -124,9 +127,8 @@ class Pass:
             "passes": self.passes,
             "flops_per_pass": self.flops,
             "bytes_per_pass": self.bytes,
-            "seconds_per_pass": self.seconds,
-            "seconds": self.passes * self.seconds,
-            "bound": self.bound,
+            "seconds_per_pass": self.seconds.to_dict(),
+            "seconds": self.passes * self.seconds.value,
         }
 
 
@@ -158,13 +160,14 @@ def load_rates(path: Path = RATES) -> Mapping[str, Any]:
 def worker_of(
     device: str,
     parameters: float,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     utilisation: float | None = None,
     rates: Mapping[str, Any] | None = None,
 ) -> Worker:
     """A worker of a kind of device, by the nearest measured rate, else by its peak.
 
     device: one of `DEVICES`; a CPU's worker is one core.
+    dtype: of the weights; None: float32 on a CPU, few of which have products of bfloat16, and bfloat16 on a GPU.
     utilisation: share of the peak, in place of the measured one.
     Raises GvendiError for a device that is neither measured nor has a known peak.
     """
@@ -178,6 +181,7 @@ def worker_of(
         raise GvendiError(
             "--utilisation is a share of a GPU's peak; for a CPU give --tokens-per-second or --measure"
         )
+    dtype = dtype or _usual_dtype(device)
     found = [entry for entry in rates["sketching"] if entry["device"] == device]
     found = [entry for entry in found if entry["dtype"] == dtype] or found
     if found and utilisation is None:
@@ -191,6 +195,10 @@ def worker_of(
     rate = utilisation * peak / (FLOPS_PER_PARAMETER * parameters)
     said = f"{100 * utilisation:.0f} % of a peak of {peak / 1e12:,.0f} TFLOP/s ({source})"
     return Worker(device, Figure(rate, "tokens/s", ASSUMED, said))
+
+
+def _usual_dtype(device: str) -> str:
+    return "float32" if device == CPU else "bfloat16"
 
 
 def _nearest(entries: list[Mapping[str, Any]], parameters: float) -> Mapping[str, Any]:
@@ -222,6 +230,7 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
     beside = rates["bytes"]["beside the sketch"]
     row_bytes = size * work.dim + scale + beside["value"]
     unit_seconds = work.unit_seconds or UNIT_SECONDS
+    dtype = work.dtype or _usual_dtype(work.worker.device)
     most = min(
         int(unit_seconds * rate / work.tokens_per_row.value), int(MOST_PART / row_bytes), math.ceil(rows)
     )
@@ -237,7 +246,7 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
         "parameters": work.parameters,
         "rate of a worker": work.worker.rate,
         "reading parts": _rate_of(rates["reading parts"]),
-        "products": _products(work.worker, rates),
+        "products of a core": _rate_of(rates["products"]),
         **({} if work.bytes_per_row is None else {"indexing": _rate_of(rates["indexing"])}),
         "beside a sketch": Figure(beside["value"], "bytes", MEASURED, _said(beside)),
         "a work unit in memory": Figure(of_unit["value"], "bytes", MEASURED, _said(of_unit)),
@@ -280,7 +289,7 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
         ),
         "sketches": computed(rows * row_bytes, "bytes", "rows x bytes of a row"),
         "weights in a worker": computed(
-            work.parameters.value * WEIGHT_BYTES[work.dtype], "bytes", f"parameters in {work.dtype}"
+            work.parameters.value * WEIGHT_BYTES[dtype], "bytes", f"parameters in {dtype}"
         ),
         "state of a pass": computed(8 * work.dim**2, "bytes", "K x K numbers in float64"),
         "units in the driver": computed(units * of_unit["value"], "bytes", "work units x bytes of one"),
@@ -297,7 +306,9 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
             "seconds",
             "bytes / rate / workers, one file a task",
         )
-    passes = _passes(work, rows * row_bytes, inputs["reading parts"].value, inputs["products"].value, rates)
+    passes = _passes(
+        work, rows * row_bytes, inputs["reading parts"].value, inputs["products of a core"].value, rates
+    )
     return Plan(inputs, results, passes, tuple(_notes(work, results)))
 
 
@@ -309,29 +320,29 @@ def _said(entry: Mapping[str, Any]) -> str:
     return f"{entry['what']}, on {entry['machine']}, {entry['source']}, commit {entry['commit']}"
 
 
-def _products(worker: Worker, rates: Mapping[str, Any]) -> Figure:
-    if worker.is_gpu:
-        return Figure(GPU_PRODUCTS, "FLOP/s", ASSUMED, "float32 on a GPU, which waits for what is read")
-    entry = rates["products"]
-    return Figure(entry["value"] * worker.cores, "FLOP/s", MEASURED, _said(entry))
-
-
 def _passes(
     work: Work, stored: float, reading: float, products: float, rates: Mapping[str, Any]
 ) -> tuple[Pass, ...]:
+    """reading, products: of a core."""
     rows, dim = work.rows.value, work.dim
-    square = 2 * rows * dim * dim
-    relaxed = rates["relaxed"]
+    cores = work.workers * work.worker.cores
+    square = 2 * dim * dim
     kinds = (
-        ("score", 1, square),
-        (f"k-means, {work.clusters:,} clusters", 50, 2 * rows * dim * work.clusters),
-        ("relaxed selection", relaxed["most passes"], square),
+        ("score", "score", OF_A_SCORE, square),
+        (f"k-means, {work.clusters:,} clusters", "clusters", ITERATIONS, 2 * dim * work.clusters),
+        ("relaxed selection", "relaxed", rates["relaxed"]["most passes"], square),
     )
     found = []
-    for name, count, flops in kinds:
-        read, multiply = stored / reading / work.workers, flops / products / work.workers
-        bound = "reading" if read >= multiply else "products"
-        found.append(Pass(name, count, flops, stored, read + multiply, bound))
+    for name, key, count, flops in kinds:
+        entry = rates.get("passes", {}).get(key)
+        if entry is None:
+            seconds = stored / reading / cores + rows * flops / products / cores
+            figure = Figure(seconds, "seconds", COMPUTED, "bytes / rate of reading + products / their rate")
+        else:
+            seconds = rows * entry["value"] * flops / entry["flops"] / cores
+            basis, how = (MEASURED, "") if flops == entry["flops"] else (SCALED, "by products, from ")
+            figure = Figure(seconds, "seconds", basis, how + _said(entry))
+        found.append(Pass(name, count, rows * flops, stored, figure))
     return tuple(found)
 
 
@@ -353,7 +364,7 @@ def _notes(work: Work, results: Mapping[str, Figure]) -> list[str]:
             f"{results['pool of a selection'].value / 1e9:,.0f} GB: select within shards first (docs/scale.md)"
         )
     if results["sketches"].value > MUCH_STORED and work.store != "int8":
-        notes.append("int8 (--store) takes a quarter of float32's bytes, and passes wait for what is read")
+        notes.append("int8 (--store) takes a quarter of float32's bytes")
     if work.worker.rate.basis in (SCALED, ASSUMED):
         small = ", and small proxies reach less of a GPU than larger ones" if work.worker.is_gpu else ""
         notes.append(

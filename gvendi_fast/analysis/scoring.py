@@ -324,7 +324,8 @@ def score_run(
         coverage=coverage[0] / max(1, coverage[1]),
         norm_shares=norm_shares(run, engine),
         spec=run.spec,
-        units=(run.units_done, run.units_total),
+        # While a corpus is indexed nobody knows how many there are.
+        units=(run.units_done, run.units_total if run.is_indexed else None),
         rejected_by_reason={kind.reason: kind.count for kind in kinds},
         rejected_sizes={
             kind.reason: {"from": kind.low, "to": kind.high, "unit": kind.unit} for kind in kinds if kind.unit

@@ -10,7 +10,14 @@ from typing import Any
 from gvendi_fast.base.errors import GvendiError
 
 # {argument of the library: parameter of a command} where the two differ.
-_OTHERS = {"orders": "order", "n_clusters": "clusters", "groups": "sketch_groups", "count": "show"}
+_OTHERS = {
+    "orders": "order",
+    "n_clusters": "clusters",
+    "groups": "sketch_groups",
+    "count": "show",
+    "lease_s": "lease",
+    "hang_after_s": "hang_after",
+}
 _FIRST = re.compile(
     r"(?P<name>[a-z][a-z_]*)(?==| ['\"]| (?:is|are|has|have|holds|must|needs|gives|leaves|goes|pattern)\b)"
 )

@@ -240,8 +240,8 @@ UnitBytes = Annotated[
     typer.Option(
         "--unit-bytes",
         metavar="N",
-        help="Bytes of the text of those rows, at most, in place of their number or beside it. (Default: as "
-        "--unit-rows says.)",
+        help="Bytes of the text of a work unit's rows, at most, in place of their number or beside it. "
+        "(Default: as --unit-rows says.)",
     ),
 ]
 MaxRowBytes = Annotated[
@@ -518,10 +518,11 @@ class EngineOptions:
             "address": self.ray_address,
         }
         if self.engine is not EngineName.ray:
-            for name, value in {**of_ray, "ray_address": of_ray.pop("address")}.items():
+            for name, value in of_ray.items():
                 if value is not None:
+                    option = "ray-address" if name == "address" else name.replace("_", "-")
                     raise GvendiError(
-                        f"--{name.replace('_', '-')} goes with --engine ray, not with {self.engine.value}; leave it "
+                        f"--{option} goes with --engine ray, not with {self.engine.value}; leave it "
                         "out, or give that engine"
                     )
         name = self.engine.value

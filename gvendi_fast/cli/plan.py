@@ -264,12 +264,18 @@ def _print(out: Console, made: Plan, worker: Worker, workers: int) -> None:
     for title, figures in (("from", made.inputs), ("so there are", made.results)):
         say(out, f"{title}:")
         for name, figure in figures.items():
-            say(out, f"  {name:<24}{in_words(figure):<24}{figure.basis}: {figure.source}", 50)
+            say(out, f"  {name:<23} {in_words(figure):<26} {figure.basis}: {figure.source}", 53)
     rows = [
-        (one.name, f"{one.passes}", clock(one.seconds), clock(one.passes * one.seconds), one.bound)
+        (
+            one.name,
+            f"{one.passes}",
+            clock(one.seconds.value),
+            clock(one.passes * one.seconds.value),
+            one.seconds.basis,
+        )
         for one in made.passes
     ]
-    print_table(out, ("over the sketches", "passes, up to", "one takes", "all take", "waits for"), rows)
+    print_table(out, ("over the sketches", "passes, up to", "one takes", "all take", "basis"), rows)
     for text in made.notes:
         say(out, f"note: {text}", 2)
 
@@ -280,7 +286,8 @@ def in_words(figure: Figure) -> str:
         return _bytes(figure.value) + figure.unit.removeprefix("bytes")
     if figure.unit == "seconds":
         return clock(figure.value)
-    return f"{_number(figure.value)} {figure.unit}"
+    number, unit = _number(figure.value), figure.unit
+    return f"{number} {unit.removesuffix('s') if number == '1' and '/' not in unit else unit}"
 
 
 def _bytes(value: float) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 5.0
 # Workers, and units that failed or wait, that are shown; --json has all of them.
 SHOWN_WORKERS, SHOWN_UNITS = 40, 10
+NOBODY = "nobody works on it: the command that made it goes on"
 
 
 def status(
@@ -84,7 +85,8 @@ def _show_again(found: RunStatus, as_json: bool) -> None:
         _print(out, found)
     else:
         left = _left(found)
-        put(_done(found) + "".join(f", {text}" for text in (_rates(found), left and f"{left} left") if text))
+        idle = "" if found.is_done or found.live or not found.workers else NOBODY
+        put(", ".join(text for text in (_done(found), _rates(found), left and f"{left} left", idle) if text))
 
 
 def _print(out: Console, found: RunStatus) -> None:
@@ -159,7 +161,7 @@ def _left(found: RunStatus) -> str:
     left = found.seconds_left
     if found.is_done or left is None:
         return ""
-    return clock(left) if found.live or found.recent_parts else ""
+    return clock(left)
 
 
 def _counts(found: RunStatus) -> str:
@@ -178,7 +180,7 @@ def _states(found: RunStatus) -> str:
     counts = {state: sum(one.state == state for one in found.workers) for state in ("live", "lost", "ended")}
     text = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
     if not found.is_done and not counts["live"]:
-        text += "; nobody works on it: the command that made it goes on"
+        text += f"; {NOBODY}"
     return text
 
 

@@ -39,6 +39,8 @@ from gvendi_fast.data.worker_records import (
 _LONG_OVER_S = 600.0
 # Renewals of a lease in its length, so that one which comes late does not end it.
 _RENEWALS = 4
+# More than any run takes, and less than what a thread can wait for.
+_MOST_S = 1e9
 # What is kept of an error's message and traceback.
 _MOST_TEXT = 20_000
 
@@ -61,8 +63,8 @@ class Terms:
     def __post_init__(self) -> None:
         for name in ("lease_s", "hang_after_s"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise GvendiError(f"{name} is {value}; wanted seconds above 0")
+            if value is not None and not 0 < value <= _MOST_S:
+                raise GvendiError(f"{name} is {value}; wanted seconds above 0, and at most {_MOST_S:g}")
         for name in ("max_attempts", "max_losses"):
             if getattr(self, name) < 1:
                 raise GvendiError(f"{name} is {getattr(self, name)}; wanted at least 1")

@@ -34,8 +34,11 @@ def agree(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     return read_json(path)
 
 
-def agree_on_corpus(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Record a corpus, unless it is; what is recorded then. Raises GvendiError where that is another one."""
+def agree_on_corpus(root: Path, manifest: dict[str, Any], goes_on: bool = False) -> dict[str, Any]:
+    """Record a corpus, unless it is; what is recorded then. Raises GvendiError where that is another one.
+
+    goes_on: whether a beginning of it was recorded by this process.
+    """
     units = root / "units.json"
     if not exists(units):
         with atomic_write(units, exclusive=True) as stream:
@@ -57,6 +60,11 @@ def agree_on_corpus(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if _follows(known, manifest):
         _grow(root, known, manifest)
         known = check_manifest(units, read_json(units))
+    if goes_on and "indexed" not in known and begins(known, manifest) and not same_corpus(known, manifest):
+        raise GvendiError(
+            f"another command has ended '{root}' with the first {len(known['files']):,} of these files meanwhile; run "
+            "the same command again, which adds the others and goes on"
+        )
     if not same_corpus(known, manifest):
         raise GvendiError(
             f"run directory '{root}' was made from another corpus:\n{_corpus_differences(known, manifest)}\n"

@@ -185,7 +185,7 @@ class RunDirectory:
 
         manifest: `Manifest.to_dict()`. Where another process has recorded more, that stays.
         """
-        self._take(agree_on_corpus(self.path, plain(manifest, "manifest")))
+        self._take(agree_on_corpus(self.path, plain(manifest, "manifest"), goes_on=True))
 
     @property
     def is_indexed(self) -> bool:

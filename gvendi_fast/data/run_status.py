@@ -116,7 +116,8 @@ class RunStatus:
         """How long the rest takes, at the rate of the last minutes, or of the workers where those say too little."""
         if self.is_done:
             return 0.0
-        if not self.is_indexed:
+        # Nobody works on it, or nobody knows how much there is.
+        if not self.is_indexed or (self.workers and not self.live):
             return None
         enough = max(ENOUGH_PARTS, 2 * self.live)
         rate = self.recent if self.recent is not None and self.recent_parts >= enough else self.rate
@@ -162,7 +163,7 @@ class StatusReader:
         self.path = path = place(path)
         marks = ("spec.json", "units.json", "parts", *FOLDERS)
         if not any(exists(path / mark) for mark in marks):
-            why = "it has neither spec.json nor parts" if exists(path) else "it does not exist"
+            why = "it has neither spec.json nor parts" if exists(path) else "it does not exist, or not yet"
             raise GvendiError(
                 f"'{path}' is not a run directory: {why}; name the --out of 'gvendi sketch' or 'gvendi score'"
             )

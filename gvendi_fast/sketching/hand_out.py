@@ -63,11 +63,17 @@ class _Count:
     counts_rejected: bool
     every_s: float
     _due: float = 0.0
-    # {work unit that was taken for another's: its rejected rows}; its receipt may come yet, behind its part.
-    _looked_at: dict[int, int] = field(default_factory=dict)
+    # {work unit that was taken for another's: its rejected rows, and tokens as they were told}; its receipt may come
+    # yet, behind its part.
+    _looked_at: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # Of the receipts.
+    _own_rows: int = 0
+    _own_tokens: int = 0
 
     def take(self, receipt: Receipt) -> None:
         """Count a work unit that is done."""
+        self._own_rows += receipt.rows
+        self._own_tokens += receipt.tokens
         if receipt.unit in self.done:
             self._taken_for_anothers(receipt)
             return
@@ -78,14 +84,14 @@ class _Count:
             self.progress.advance(receipt.rows, receipt.tokens, receipt.rejected)
 
     def _taken_for_anothers(self, receipt: Receipt) -> None:
-        refused = self._looked_at.pop(receipt.unit, None)
-        if refused is None:
+        if receipt.unit not in self._looked_at:
             return
+        refused, tokens = self._looked_at.pop(receipt.unit)
         self.rejected += receipt.rejected - refused
         if receipt.counted:
-            self.progress.advance(-receipt.rows, 0, -refused)
+            self.progress.advance(-receipt.rows, -tokens, -refused)
         else:
-            self.progress.advance(0, receipt.tokens, receipt.rejected - refused)
+            self.progress.advance(0, receipt.tokens - tokens, receipt.rejected - refused)
 
     def look(self, is_due: bool = False) -> None:
         """Count what others have done meanwhile; is_due: only if the last look is long ago."""
@@ -96,8 +102,10 @@ class _Count:
             self.done.add(unit)
             refused = sum(1 for _ in self.run.rejected([unit])) if self.counts_rejected else 0
             self.rejected += refused
-            self._looked_at[unit] = refused
-            self.progress.advance(self.rows[unit], 0, refused)
+            # A part is not read for them: as many a row as those of the receipts.
+            tokens = round(self.rows[unit] * self._own_tokens / self._own_rows) if self._own_rows else 0
+            self._looked_at[unit] = refused, tokens
+            self.progress.advance(self.rows[unit], tokens, refused)
         now = time.monotonic()
         self._due = now + max(self.every_s, LOOK_SHARE * (now - began))
 

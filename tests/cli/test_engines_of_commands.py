@@ -59,3 +59,4 @@ def test_weights_are_the_same_to_the_bit_on_every_engine(gvendi, run, monkeypatc
         monkeypatch.setenv("RANK", rank)
         assert gvendi(*words) == (0, out, "")
     assert "--workers goes with --engine ray" in gvendi(*words, "--engine", "local", "--workers", "2")[2]
+    assert "--ray-address goes with --engine ray" in gvendi(*words, "--ray-address", "auto")[2]

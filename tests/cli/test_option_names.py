@@ -3,8 +3,10 @@
 import pytest
 import typer
 
+from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.cli.app import app
 from gvendi_fast.cli.option_names import in_options
+from gvendi_fast.data.leases import Terms
 
 TINY = ("--proxy", "tiny")
 # Words with DATA, RUN and OUT, where the option that is wrong comes last; what the message begins with.
@@ -67,6 +69,11 @@ def test_only_an_argument_that_is_an_option_of_the_command_is_renamed():
     command = typer.main.get_command(app)
     select = {p.name: p.opts[0] for p in command.commands["select"].params}
     assert in_options("size is 3; wanted 4", select) == "--size is 3; wanted 4"
+    sketch = {p.name: p.opts[0] for p in command.commands["sketch"].params}
+    for seconds in ("inf", "1e+300"):
+        with pytest.raises(GvendiError) as raised:
+            Terms(float(seconds), hang_after_s=float(seconds))
+        assert in_options(str(raised.value), sketch).startswith(f"--lease is {seconds}; wanted seconds")
     for text in (
         "groups has 2 labels for 3 rows",
         "n_clusters is 3",

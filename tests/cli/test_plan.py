@@ -8,6 +8,7 @@ from gvendi_fast.analysis import measured_rate
 from gvendi_fast.analysis.corpus_size import BLOCK, BLOCKS, _lines
 from gvendi_fast.analysis.planning import (
     ASSUMED,
+    COMPUTED,
     DEVICES,
     GIVEN,
     MEASURED,
@@ -102,9 +103,22 @@ def test_a_plan_worked_by_hand():
     assert found["indexing"] == pytest.approx(5e8 / 1e8 / 10)
     score, kmeans, relaxed = made.passes
     # 4.076 GB at 1 GB/s, then 2e12 products at 1e11 a second, over ten workers.
-    assert score.seconds == pytest.approx(4.076 + 20)
-    assert kmeans.seconds == pytest.approx(4.076 + 10)
-    assert (score.bound, relaxed.passes) == ("products", 12)
+    assert score.seconds.value == pytest.approx(4.076 + 20)
+    assert kmeans.seconds.value == pytest.approx(4.076 + 10)
+    assert (score.passes, kmeans.passes, relaxed.passes) == (3, 50, 12)
+    assert score.seconds.basis == COMPUTED
+
+
+def test_passes_are_as_they_were_measured():
+    measured = {"value": 4e-5, "flops": 2 * 1000**2, "what": "readings", **WHERE}
+    rates = {**RATES, "passes": {"score": measured, "clusters": measured}}
+    on_gpus = work(worker=Worker("h200", given(1e6, "tokens/s")), clusters=500)
+    score, kmeans, relaxed = plan(on_gpus, rates).passes
+    # Ten workers with a core each, whatever sketches.
+    assert (score.seconds.value, score.seconds.basis) == (pytest.approx(4.0), MEASURED)
+    assert (kmeans.seconds.value, kmeans.seconds.basis) == (pytest.approx(2.0), SCALED)
+    assert relaxed.seconds.basis == COMPUTED
+    assert plan(work(dim=2000), rates).passes[0].seconds.value == pytest.approx(16.0)
 
 
 def test_stores_take_a_half_and_a_quarter():

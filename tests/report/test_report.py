@@ -506,7 +506,7 @@ def test_an_incomplete_run_says_so(undrawn, tmp_path):
     for part in run.iterate():
         unrecorded.write_part(part)
     found = report_data(unrecorded)
-    assert "does not record its corpus" in render(found)
+    assert "is not recorded, or is still being indexed" in render(found)
     assert "units.json" in found["texts_missing"]
 
 
