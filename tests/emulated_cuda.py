@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept_builds import kept
 from places import ROOT
 
 from gvendi_fast.kernels.backends import cuda
@@ -31,27 +32,27 @@ if shutil.which(COMPILER) is None:
 
 @functools.cache
 def build():
-    """The kernels and their bindings as a Python module of host code."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "_cuda_emulated.so"
-        includes = subprocess.run(
-            [sys.executable, "-m", "pybind11", "--includes"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        definitions = {
-            "EMULATE": "1",
-            "MODULE": "_cuda_emulated",
-            "VERSION": '"0"',
-            "ARCHITECTURES": '"none"',
-        }
-        command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *includes]
-        command += [f"-DGVENDI_{name}={value}" for name, value in definitions.items()]
-        command += ["-x", "c++", *map(str, sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.cu")]))]
-        done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        spec = importlib.util.spec_from_file_location("_cuda_emulated", target)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+    """The kernels and their bindings as a Python module of host code.
+
+    It stays in pytest's cache for as long as it would be made of the same again.
+    """
+    includes = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--includes"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    definitions = {"EMULATE": "1", "MODULE": "_cuda_emulated", "VERSION": '"0"', "ARCHITECTURES": '"none"'}
+    command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *includes]
+    command += [f"-DGVENDI_{name}={value}" for name, value in definitions.items()]
+    command += ["-x", "c++", *map(str, sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.cu")]))]
+    target = kept("cuda-emulated", COMPILER, extra=" ".join(command)) / "_cuda_emulated.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            done = subprocess.run([*command, "-o", f"{folder}/made.so"], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            os.replace(f"{folder}/made.so", target)
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def stand_in(monkeypatch):

@@ -1,6 +1,5 @@
 """The CUDA module builds without a GPU, its kernels keep to registers, and it loads where there is no driver."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -8,14 +7,13 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from kept_builds import kept
 from places import ROOT
 
-import gvendi_fast
 from gvendi_fast.base.files import atomic_write
 from gvendi_fast.kernels.backends import cuda
 
@@ -39,14 +37,15 @@ SPILLED = {
 
 # As GVENDI_CUDA_ARCHITECTURES: one of them every day, where each takes a dozen seconds, and all that are supported.
 EVERY_DAY, ALL = "90", ""
-# The kernels are optimised alike in both; "None" spares the host's code that and its optimisation when it is linked.
+COMPILERS = (os.environ.get("CUDACXX", "nvcc"), os.environ.get("CXX", "c++"), "cmake")
+# The kernels are optimised alike in both; "None" spares the host's code that, when compiled and when linked.
 BUILD_TYPES = {EVERY_DAY: "None", ALL: "Release"}
 
 
 @cache
 def built(folder: Path, architectures: str) -> tuple[Path, str]:
     """The folder with the module, and what the compiler said: made there, unless it was made of the same before."""
-    if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None:
+    if shutil.which(COMPILERS[0]) is None:
         pytest.skip("needs nvcc, which is not on the PATH")
     log = folder / "log.txt"
     if log.exists():
@@ -67,18 +66,6 @@ def built(folder: Path, architectures: str) -> tuple[Path, str]:
     return folder, log.read_text()
 
 
-def everything_of_a_build() -> str:
-    """A digest of all that a build is made of: sources, this test's choices, compilers, Python and pybind11."""
-    found = hashlib.sha256()
-    for path in sorted([Path(__file__), ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]):
-        found.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    for command in ([os.environ.get("CUDACXX", "nvcc")], [os.environ.get("CXX", "c++")], ["cmake"]):
-        if shutil.which(command[0]) is not None:
-            found.update(subprocess.run([*command, "--version"], capture_output=True, check=True).stdout)
-    found.update(f"{sys.version} {sys.executable} {version('pybind11')} {gvendi_fast.__version__}".encode())
-    return found.hexdigest()
-
-
 def compiled(log: str) -> list[tuple[str, str, int, int]]:
     """(kernel, architecture, bytes spilled, registers) of every kernel that ptxas made."""
     pattern = (
@@ -93,15 +80,10 @@ def compiled(log: str) -> list[tuple[str, str, int, int]]:
 
 # A parametrized fixture would be made again for each test, and the build is what takes long.
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, request) -> dict[str, Path]:
-    """Where each build goes. That of every day stays in pytest's cache until one of its ingredients changes."""
-    found = {architectures: tmp_path_factory.mktemp("cuda-build") for architectures in (EVERY_DAY, ALL)}
-    if hasattr(request.config, "cache"):
-        kept = Path(request.config.cache.mkdir("cuda-build"))
-        found[EVERY_DAY] = kept / everything_of_a_build()
-        for other in set(kept.iterdir()) - {found[EVERY_DAY]}:
-            shutil.rmtree(other)
-        found[EVERY_DAY].mkdir(exist_ok=True)
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Where each build goes: that of every day stays until one of its ingredients changes."""
+    found = {EVERY_DAY: kept("cuda-build", *COMPILERS, extra=Path(__file__).read_text())}
+    found[ALL] = tmp_path_factory.mktemp("cuda-build")
     return found
 
 
