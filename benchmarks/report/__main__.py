@@ -23,6 +23,7 @@ from benchmarks.report.engine import engine_entries, engine_rows, engine_table
 from benchmarks.report.experts import expert_sections
 from benchmarks.report.gpu import MISSING, dispatch_record, gpu_results, gpu_tables, readme_rows
 from benchmarks.report.group_rewards import reward_sections
+from benchmarks.report.machines import machine_sections
 from benchmarks.report.proxies import (
     agreement_table,
     choice_line,
@@ -236,6 +237,11 @@ def render(results: Path = RESULTS) -> str:
         machine_line(engine_entries(cpu, selection)),
         engine_table(cpu, selection, table),
         *reward_sections(load(results / "group_rewards.json"), table, machine_line),
+        *machine_sections(
+            *(load(results / f"{name}.json") for name in ("engines", "index", "large_pool")),
+            table,
+            machine_line,
+        ),
         "## One common direction",
         direction_line(direction),
         machine_line([direction] if direction else []),

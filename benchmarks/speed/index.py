@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.speed.index [--gb 5] [--files 16] [--workers 2] [--rounds 3] [--ray]
         [--folder DIR] [--out FILE]
 
-The corpus is JSON lines, made up in a temporary folder (of DIR, which needs the space) and removed at the end: with and
-without an id in each row, as ids have every row decoded and looked up. It is read once before anything is timed, so
-that it comes from the page cache where the machine has the memory. Ways take turns, and each must have the manifest of
-the first. Until the first unit is from the call to its rows being read. Workers are processes of this machine that have
-loaded the package already; with --ray they are Ray's.
+The corpus is JSON lines, made up in a temporary folder (of DIR, which needs the space) and removed at the end: with
+and without an id in each row, as ids have every row decoded and looked up. It has just been written, so that it comes
+from the page cache where the machine has the memory. Ways take turns, and each must have the manifest of the first.
+Until the first unit is from the call to its rows being read. Workers are processes of this machine that have loaded
+the package already; with --ray they are Ray's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure(folder: Path, ways: dict[str, Engine | None], rounds: int, size: int
     wanted: Manifest | None = None
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     firsts: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, engine in ways.items():
             settings: dict[str, Any] = {
                 "rows_per_unit": UNIT_ROWS,
@@ -115,10 +115,8 @@ def measure(folder: Path, ways: dict[str, Engine | None], rounds: int, size: int
             wanted = wanted or found
             if found != wanted:
                 raise SystemExit(f"the manifest of {name} is another one than that of {next(iter(ways))}")
-            # The first turn fills the page cache.
-            if turn:
-                seconds[name].append(took)
-                firsts[name].append(first_unit(folder, **settings))
+            seconds[name].append(took)
+            firsts[name].append(first_unit(folder, **settings))
     assert wanted is not None
     return {
         "bytes": size,
