@@ -28,7 +28,8 @@ from gvendi_fast.base.engine import Worker
 from gvendi_fast.engines import RayEngine
 from gvendi_fast.sketching.corpus import Settings
 
-UNIT_ROWS, WORDS = 32, 400
+# Small work units, as the last one is done by one worker alone.
+UNIT_ROWS, WORDS = 8, 400
 GOAL = 1.8
 
 
