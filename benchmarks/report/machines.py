@@ -9,6 +9,7 @@ from benchmarks.report.gpu import MISSING
 from benchmarks.speed.experts import quantiles
 
 Table = Callable[[list[str], list[list[str]]], str]
+KINDS = ("without ids", "with ids")
 SECTIONS = (("score", "score, interval and growth"), ("clusters", "clusters"), ("relaxed", "`relaxed`"))
 
 
@@ -57,7 +58,7 @@ def _middle(values: list[float], form: str) -> str:
 
 
 def _index(found: dict) -> str:
-    sizes = {found[name]["bytes"] for name in ("without ids", "with ids")}
+    sizes = {found[name]["bytes"] for name in KINDS if name in found}
     return (
         f"The index of {max(sizes) / 1e9:.1f} GB of JSON lines in {found['files']} files, by this process and by "
         f"{found['workers']} others side by side, and seconds until the rows of the first work unit are read while the "
@@ -67,8 +68,8 @@ def _index(found: dict) -> str:
 
 def _index_table(found: dict, table: Table) -> str:
     rows = []
-    for name in ("without ids", "with ids"):
-        for way, one in found[name].items():
+    for name in KINDS:
+        for way, one in found.get(name, {}).items():
             if isinstance(one, dict):
                 first = one["seconds until the first unit"]["p50"]
                 rows.append([f"rows {name}, {way}", f"{one['MB/s']:,.0f} MB/s", f"{first:.1f} s"])

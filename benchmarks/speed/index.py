@@ -162,10 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 size = write_corpus(Path(folder), int(args.gb * 1e9), args.files, has_ids)
                 ways = {"this process": None, f"{args.workers} workers": engine}
                 found[name] = measure(Path(folder), ways, args.rounds, size)
-    text = json.dumps(found, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+            print(json.dumps({name: found[name]}, indent=1), flush=True)
+            # With ids it takes many times as long.
+            if args.out is not None:
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
