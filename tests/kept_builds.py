@@ -1,4 +1,4 @@
-"""Compiled code that stays from one session to the next, for as long as it would be made of the same again."""
+"""Compiled code that stays from one run of the tests to the next, for as long as it would be made of the same again."""
 
 import hashlib
 import shutil

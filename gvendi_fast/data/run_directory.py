@@ -175,7 +175,7 @@ class RunDirectory:
             manifest = agree_on_corpus(root, manifest)
         elif exists(units):
             manifest = check_manifest(units, read_json(units))
-        for folder in (root, root / "parts", *(root / name for name in FOLDERS)):
+        for folder in (root, root / PARTS, *(root / name for name in FOLDERS)):
             if exists(folder):
                 remove_stale(folder)
         return cls(root, recorded, manifest)
@@ -633,10 +633,10 @@ def check_free(root: Path) -> None:
     others = [
         name
         for name in names_in(root)
-        if name not in ("parts", SPOOL, CUT, PASSES) and not is_passing(name) and not is_kept_file(name)
+        if name not in (PARTS, SPOOL, CUT, PASSES) and not is_passing(name) and not is_kept_file(name)
     ]
-    if exists(root / "parts"):
-        others += [f"parts/{name}" for name in names_in(root / "parts") if not is_passing(name)]
+    if exists(root / PARTS):
+        others += [f"parts/{name}" for name in names_in(root / PARTS) if not is_passing(name)]
     if others and (lost := lost_spec(root)) is not None:
         raise lost
     # Another process may have made it a run directory meanwhile.

@@ -215,7 +215,7 @@ def _check_growth(path: Path, manifest: Mapping[str, Any]) -> None:
 def lost_spec(folder: str | os.PathLike) -> GvendiError | None:
     """The error of a run directory with parts whose spec.json is gone; None for any other folder."""
     root = place(folder)
-    if exists(root / "spec.json") or not any(map(_PART.match, names_in(root / "parts"))):
+    if exists(root / "spec.json") or not any(map(_PART.match, names_in(root / PARTS))):
         return None
     return GvendiError(
         f"'{root}' is a run directory that has lost its spec.json, without which its parts cannot be read: restore "

@@ -34,7 +34,7 @@ from gvendi_fast.data.index_ahead import IndexAhead
 from gvendi_fast.data.kinds import STANDARD_INPUT
 from gvendi_fast.data.leases import forget_failures, quarantined
 from gvendi_fast.data.listing import list_files
-from gvendi_fast.data.named_fields import check_named_fields, fault_of_named_fields
+from gvendi_fast.data.named_fields import fault_of_named_fields
 from gvendi_fast.data.run_directory import RunDirectory, check_free, recorded_store, sketch_spec
 from gvendi_fast.data.run_files import write_warnings
 from gvendi_fast.data.sketched_parameters import SketchedParameters
@@ -119,12 +119,15 @@ def sketch_corpus(
         manifests = (manifest for manifest in [index_for(out, index, *asked)])
     with IndexAhead(manifests) as ahead:
         manifest = ahead.newest()
-        # Another file may have what no row of these has.
-        if fault_of_named_fields(manifest) is not None:
+        fault = fault_of_named_fields(manifest)
+        if fault is not None and not manifest.is_whole:
+            # Another file may have what no row of these has.
             manifest = ahead.newest(is_whole=True)
+            fault = fault_of_named_fields(manifest)
         remarks = _Remarks(progress)
         remarks.say(manifest)
-        check_named_fields(manifest)
+        if fault is not None:
+            raise fault
         size = None if manifest.is_whole else bytes_of(data, out, settings)
         is_here, tokens = not engine.is_remote, _about_tokens(manifest, size)
         is_compiled = is_here and choose_compile(settings.compile, proxy.device, tokens)[0]

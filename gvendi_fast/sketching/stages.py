@@ -51,7 +51,6 @@ class Stages:
     make_sketcher: Callable[[], GradientSketcher]
     is_compiled: bool
     _sketcher: GradientSketcher | None = None
-    _has_told: bool = False
 
     def work(
         self,
@@ -103,11 +102,11 @@ class Stages:
         return hand_out(run, job, engine, done, rejected, check, progress)
 
     def _prepare(self) -> None:
-        if self.is_compiled and not self._has_told:
-            self._has_told = True
+        if self._sketcher is not None or self.engine.is_remote:
+            return
+        if self.is_compiled:
             self.progress.note("compiling the proxy's blocks, once; that takes seconds to a minute")
-        if self._sketcher is None and not self.engine.is_remote:
-            self._sketcher = self.make_sketcher()
+        self._sketcher = self.make_sketcher()
 
 
 def _early_note(manifest: Manifest) -> str:

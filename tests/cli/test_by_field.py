@@ -32,7 +32,7 @@ def runs(folder):
     sketching.sketch_corpus(folder / "data.jsonl", folder / "kind", proxy, settings)
     # As an earlier version left it: sketched by a field that no row has.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sketching, "check_named_fields", lambda manifest: None)
+        patch.setattr(sketching, "fault_of_named_fields", lambda manifest: None)
         nosuch = replace(settings, fields=Fields(by="nosuch"))
         sketching.sketch_corpus(folder / "data.jsonl", folder / "nosuch", proxy, nosuch)
     return folder
