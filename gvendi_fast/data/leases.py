@@ -161,7 +161,12 @@ class Leases:
         # An engine may hand out again, behind its back, what the run has given up.
         if self._failed(unit).quarantined:
             return False
-        found = _lease(path)
+        try:
+            found = read_record(path, Lease)
+        # One that is damaged, as a power cut leaves them, would keep every worker from this work unit.
+        except GvendiError:
+            path.unlink(missing_ok=True)
+            found = None
         if found is not None:
             if self._is_live(found):
                 return False

@@ -1,0 +1,29 @@
+"""Leases on work units: what lies in the way of one."""
+
+import pytest
+
+from gvendi_fast.data.leases import Leases, Terms
+from gvendi_fast.data.worker_records import LEASES, read_leases, unit_file
+
+
+@pytest.fixture
+def leases(tmp_path):
+    found = Leases(tmp_path, Terms(), "run", "local")
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"unit": 1, "ho', b"\xff"])
+def test_a_damaged_lease_holds_nobody_off(leases, tmp_path, content):
+    path = tmp_path / LEASES / unit_file(1)
+    path.write_bytes(content)
+    assert leases.take(1)
+    assert read_leases(tmp_path).found["unit-000001"].worker == leases.name
+
+
+def test_a_lease_of_another_worker_holds(leases, tmp_path):
+    other = Leases(tmp_path, Terms(), "run", "local")
+    assert other.take(1)
+    assert not leases.take(1)
+    other.close()
+    assert leases.take(1)
