@@ -1,6 +1,6 @@
 """Results that the ranks of one command leave each other in files, so that each of them has all and made its share.
 
-    passes/<digest>/result-000003.pickle   what the function gave for item 3
+    passes/<digest>/result-000003.pickle   what the function gave for item 3, behind its checksum
     passes/<digest>/leases, workers        who is at which item, as of work units (data.leases)
     passes/<digest>/read-2                 rank 2 has read all results
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gvendi_fast.base.urls import Url
 
 _RESULT, _READ = "result-", "read-"
+# Bytes of a result's checksum, with which its file begins.
+_CHECKED = 16
 # Seconds of the first and of later waits for the results of others.
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.02, 1.0
 # An item whose worker is lost is done again, however often.
@@ -85,7 +87,7 @@ class SharedPasses:
                     function = function or make()
                     content = pickle.dumps(function(items[mine]), protocol=5)
                     _stand(root)
-                    put_quickly(path, content)
+                    put_quickly(path, _checksum(content) + content)
                 leases.release([mine])
         finally:
             leases.close()
@@ -145,12 +147,21 @@ def _results(root: Path | Url) -> Iterator[tuple[int, Path | Url]]:
             yield int(name.removeprefix(_RESULT).removesuffix(".pickle")), root / name
 
 
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKED).digest()
+
+
 def _read(path: Path | Url) -> bytes | None:
-    """A result; None where it was removed meanwhile, as this rank is late."""
+    """A result; None where it was removed meanwhile, as this rank is late, or is damaged, and so to be made again."""
     try:
-        return path.read_bytes()
+        found = path.read_bytes()
     except FileNotFoundError:
         return None
+    content = found[_CHECKED:]
+    if found[:_CHECKED] == _checksum(content):
+        return content
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _remove(folder: Path | Url) -> None:

@@ -83,6 +83,16 @@ def test_items_of_a_rank_that_is_killed_are_made_by_the_others(tmp_path):
     assert made(tmp_path, 0) == list(range(10))
 
 
+def test_a_damaged_result_is_made_again(tmp_path):
+    make, items = partial(Square, tmp_path), [2, 3, 4]
+    before, now = (SharedPasses(tmp_path / "run", "one command", 0, 1, 1.0) for _ in range(2))
+    root = before._of(make, items)
+    root.mkdir(parents=True)
+    for place, content in enumerate([b"", b"\x80\x05 no result of any pass"]):
+        (root / f"result-{place:06d}.pickle").write_bytes(content)
+    assert dict(now.map(make, items, range(3))) == {0: 4, 1: 9, 2: 16}
+
+
 def test_a_call_is_known_by_what_it_says_not_by_which_objects_are_one(tmp_path):
     passes = SharedPasses(tmp_path, "one command", 0, 2, 1.0)
     twice, numbers = "a" * 3, torch.arange(6.0)
