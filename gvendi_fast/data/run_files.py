@@ -60,6 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
         content = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except IsADirectoryError as error:
+        raise _damaged(path, "it is a folder") from error
     except RecursionError:
         raise _damaged(path, "nested too deeply") from None
     except ValueError as error:

@@ -244,6 +244,8 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         record = kind.from_dict(content)
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise GvendiError(f"'{path}' is a folder, not a file; remove it, nothing is lost with it") from error
     except (ValueError, RecursionError) as error:
         raise GvendiError(f"'{path}' is damaged ({error}); remove it, nothing is lost with it") from error
     named = _UNIT_FILE.match(path.name)

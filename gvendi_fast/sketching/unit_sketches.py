@@ -42,7 +42,8 @@ class UnitSketches:
         self, unit: Unit, samples: Sequence[Sample], refused: Sequence[Rejected], columns: Columns
     ) -> None:
         self.unit, self.samples, self.refused, self.columns = unit, samples, refused, columns
-        self.missing = len(samples)
+        # Those whose results are here.
+        self.taken: list[Sample] = []
         self._place = {sample.row: i for i, sample in enumerate(samples)}
         dim, count = columns.dim, len(columns.groups)
         self._sketches = np.zeros((len(samples), dim), np.float32)
@@ -50,6 +51,11 @@ class UnitSketches:
         self._by_group = np.zeros((len(samples), count if columns.keeps_groups else 0, dim), np.float32)
         self._loss = np.zeros(len(samples), np.float32)
         self._tokens = np.zeros(len(samples), np.int32)
+
+    @property
+    def missing(self) -> int:
+        """How many samples have no results yet."""
+        return len(self.samples) - len(self.taken)
 
     def take(
         self,
@@ -67,7 +73,7 @@ class UnitSketches:
         where = [self._place[sample.row] for sample in samples]
         self._sketches[where], self._loss[where], self._tokens[where] = z, loss, tokens
         self._norms[where], self._by_group[where] = norms, by_group
-        self.missing -= len(samples)
+        self.taken += samples
 
     def write(self, run: RunDirectory) -> int:
         """Write the part; returns how many samples had no usable gradient."""

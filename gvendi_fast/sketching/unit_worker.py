@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,6 +164,7 @@ class UnitWorker:
                 broken.add(id(event.group))
                 left = event.group.unfinished()
                 for unit in left:
+                    self._tell(unit.taken, -1)
                     # Of several that shared a batch it is not known which one it was.
                     yield self._alone(unit.unit, error if len(left) == 1 else None)
         # With nothing else in hand, so that another loss or hang tells which one it was.
@@ -186,8 +187,11 @@ class UnitWorker:
             if _ends_the_run(error):
                 raise
             return error
-        self.progress.advance(len(event.batch), sum(sample.length for sample in event.batch), 0)
+        self._tell(event.batch)
         return None
+
+    def _tell(self, samples: Sequence[Sample], times: int = 1) -> None:
+        self.progress.advance(times * len(samples), times * sum(sample.length for sample in samples), 0)
 
     def _written(self, unit: UnitSketches) -> Receipt:
         refused = len(unit.refused) + unit.write(self.run_directory)
@@ -219,6 +223,7 @@ class UnitWorker:
                     raise
                 error = again
                 continue
+            self._tell(sketches.samples)
             return self._written(sketches)
         self.leases.release([ordinal])
         said = " ".join(f"{type(error).__name__}: {error}".split())
