@@ -111,6 +111,7 @@ class Url(ProxyUPath):
             except Exception as error:
                 if isinstance(error, GvendiError | StoreError) or _is_fault(error):
                     raise
+                error = _behind_absence(error, self)
                 found = _as_os_error(error, self)
                 if wait is None or (found.errno in _FINAL and _code_of(error) not in _BROKEN):
                     raise found from error
@@ -363,6 +364,15 @@ class _Ranges(io.RawIOBase):
 def _is_fault(error: Exception) -> bool:
     """Whether an error is a fault of a program rather than of a store: Python's own, but for those of the system."""
     return type(error).__module__ == "builtins" and not isinstance(error, OSError)
+
+
+def _behind_absence(error: Exception, url: Url) -> Exception:
+    """What has failed where fsspec says that there is no such file: of the web it says so whatever it was."""
+    cause = error.__cause__
+    if url.protocol not in ("http", "https") or not isinstance(error, FileNotFoundError):
+        return error
+    is_absent = not isinstance(cause, Exception) or isinstance(cause, FileNotFoundError)
+    return error if is_absent or _status_of(cause) in (404, 410) else cause
 
 
 def _as_os_error(error: Exception, url: Url) -> OSError:

@@ -318,13 +318,15 @@ class _Web(BaseHTTPRequestHandler):
     """A web server."""
 
     knows_ranges = True
+    # The status of every answer, where it has one of its own.
+    fails = 0
     files: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
         content = self.files.get(self.path.partition("?")[0])
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if content is None:
-            content, status = b"", 404
+        if content is None or self.fails:
+            content, status = b"", self.fails or 404
         elif asked and self.knows_ranges:
             content, status = content[int(asked[1]) : int(asked[2]) + 1], 206
         else:
@@ -357,6 +359,11 @@ def test_files_of_a_web_server_are_read(store, loopback, monkeypatch, tmp_path):
         assert len([row for unit in there.units for row in read_unit(there, unit)]) == 12
         with pytest.raises(GvendiError, match="jsonl' does not exist"):
             index_corpus(f"{host}/none.jsonl")
+        for status, said in ((403, "refuses it .*403"), (503, "failed .*503.*tried 3 times")):
+            monkeypatch.setattr(_Web, "fails", status)
+            with pytest.raises(StoreError, match=said):
+                index_corpus(urls)
+        monkeypatch.setattr(_Web, "fails", 0)
         # Less than a piece is read from a server that sends all of it; more would be sent once for every piece.
         monkeypatch.setattr(_Web, "knows_ranges", False)
         assert index_corpus(urls[0]).rows == 2
@@ -367,6 +374,8 @@ def test_files_of_a_web_server_are_read(store, loopback, monkeypatch, tmp_path):
         server.shutdown()
         server.server_close()
         thread.join()
+    with pytest.raises(StoreError, match="Cannot connect to host"):
+        index_corpus(urls)
 
 
 def test_commands_take_urls(store, gvendi, monkeypatch):
