@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # Protocols whose put is whole or nothing, and refused, if that is asked for, where the name is taken.
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+_WEB = ("http", "https")
 # {protocol: what pip installs}; others are said by fsspec.
 _DRIVERS = {
     "s3": "gvendi-fast[s3]",
@@ -369,7 +370,7 @@ def _is_fault(error: Exception) -> bool:
 def _behind_absence(error: Exception, url: Url) -> Exception:
     """What has failed where fsspec says that there is no such file: of the web it says so whatever it was."""
     cause = error.__cause__
-    if url.protocol not in ("http", "https") or not isinstance(error, FileNotFoundError):
+    if url.protocol not in _WEB or not isinstance(error, FileNotFoundError):
         return error
     is_absent = not isinstance(cause, Exception) or isinstance(cause, FileNotFoundError)
     return error if is_absent or _status_of(cause) in (404, 410) else cause
@@ -398,6 +399,8 @@ def _as_os_error(error: Exception, url: Url) -> OSError:
             f"there are no credentials for its store ({said}); set them up as its own tools want them",
             str(url),
         )
+    if url.protocol in _WEB and isinstance(error, ValueError | OverflowError):
+        return StoreError(errno.EINVAL, f"it cannot be asked for ({said}); check how it is spelled", str(url))
     number = error.errno if isinstance(error, OSError) and error.errno else None
     if status is not None and number is None:
         number = errno.EIO if status >= 500 or status in (408, 425, 429) else errno.EINVAL

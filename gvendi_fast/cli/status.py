@@ -176,7 +176,7 @@ def _counts(found: RunStatus) -> str:
 def _states(found: RunStatus) -> str:
     if not found.workers:
         nobody = "none has left a record, as those of an earlier version do not"
-        return nobody if not found.is_done else ""
+        return nobody if found.units_done and not found.is_done else ""
     counts = {state: sum(one.state == state for one in found.workers) for state in ("live", "lost", "ended")}
     text = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
     if not found.is_done and not counts["live"]:

@@ -16,7 +16,7 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.files import exists
 from gvendi_fast.base.places import is_url, place
 from gvendi_fast.data.run_directory import RunDirectory
-from gvendi_fast.data.run_files import check_manifest, read_json, unit_ranges
+from gvendi_fast.data.run_files import CUT, PASSES, check_manifest, read_json, unit_ranges
 from gvendi_fast.data.worker_records import (
     ENDED,
     FOLDERS,
@@ -161,7 +161,8 @@ class StatusReader:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = path = place(path)
-        marks = ("spec.json", "units.json", "parts", *FOLDERS)
+        # The first ones are there while a corpus is indexed, by ranks that share its files.
+        marks = (CUT, PASSES, "spec.json", "units.json", "parts", *FOLDERS)
         if not any(exists(path / mark) for mark in marks):
             why = "it has neither spec.json nor parts" if exists(path) else "it does not exist, or not yet"
             raise GvendiError(

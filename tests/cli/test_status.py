@@ -129,6 +129,15 @@ def test_while_the_rest_of_the_corpus_is_indexed(gvendi, run):
     assert (found["done"], found["indexed"], found["seconds_left"]) == (False, False, None)
 
 
+def test_while_ranks_index_a_corpus_before_anything_is_recorded(gvendi, tmp_path):
+    (tmp_path / "passes").mkdir()
+    code, out, err = gvendi("status", tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("0 work units done, of how many is not known yet")
+    assert "earlier version" not in out
+    assert json.loads(gvendi("status", tmp_path, "--json")[1])["indexed"] is False
+
+
 def test_records_that_cannot_be_read_are_named_and_the_others_count(gvendi, run):
     _worker(run, "a")
     _worker(run, "b", rank=1)
