@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from gvendi_fast.sketching.proxy.encode import Encoder
 
 DEFAULT_PROXY = "Qwen/Qwen2.5-0.5B-Instruct"
+# Of any number that is given: larger ones are slips, and their products are no floats.
+MOST = 1e18
 _BYTES = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
@@ -150,6 +153,18 @@ def plan(
     from gvendi_fast.analysis.planning import COMPUTED, GIVEN, Figure, Work, Worker, worker_of
     from gvendi_fast.analysis.planning import plan as planned
 
+    _check_sizes(
+        {
+            "--rows": rows,
+            "--tokens": tokens,
+            "--row-bytes": row_bytes,
+            "--proxy-parameters": proxy_parameters,
+            "--workers": workers,
+            "--tokens-per-second": tokens_per_second,
+            "--clusters": clusters,
+            "--unit-seconds": unit_seconds,
+        }
+    )
     _check(
         proxy_parameters, tokens_per_second, utilisation, measure, bool(data) or None not in (rows, tokens)
     )
@@ -192,6 +207,13 @@ def plan(
         put_json({"device": worker.device, "workers": workers, "dim": dim, "store": store, **made.to_dict()})
     else:
         _print(console(), made, worker, workers)
+
+
+def _check_sizes(given: Mapping[str, float | None]) -> None:
+    """Raises GvendiError for an option whose products no float and no page would hold."""
+    for name, value in given.items():
+        if value is not None and value > MOST:
+            raise GvendiError(f"{name} is {value}; wanted at most {MOST:g}")
 
 
 def _check(

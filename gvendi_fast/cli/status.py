@@ -60,7 +60,9 @@ def status(
     if not watch:
         _show(reader.read(), as_json)
         return
-    with keeping(lambda _: "the run goes on, only the watch has ended"):
+    said = "the run goes on, only the watch has ended"
+    # Other errors are of the run directory.
+    with keeping(lambda error: said if isinstance(error, KeyboardInterrupt) else None):
         while True:
             found = reader.read()
             _show_again(found, as_json)

@@ -156,11 +156,15 @@ class RunStatus:
 class StatusReader:
     """Reads how far a run directory is, once or again and again: a part's time is looked up once.
 
-    path: of the run directory, or its URL. Raises GvendiError where there is none.
+    path: of the run directory, or its URL.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = path = place(path)
+        self.path = place(path)
+        self._written: dict[int, float] = {}
+
+    def _check(self) -> None:
+        path = self.path
         # The first ones are there while a corpus is indexed, by ranks that share its files.
         marks = (CUT, PASSES, "spec.json", "units.json", "parts", *FOLDERS)
         if not any(exists(path / mark) for mark in marks):
@@ -168,10 +172,13 @@ class StatusReader:
             raise GvendiError(
                 f"'{path}' is not a run directory: {why}; name the --out of 'gvendi sketch' or 'gvendi score'"
             )
-        self._written: dict[int, float] = {}
 
     def read(self, now: float | None = None) -> RunStatus:
-        """The state now, or as of these unix seconds. Raises GvendiError for a units.json that is damaged."""
+        """The state now, or as of these unix seconds.
+
+        Raises GvendiError where there is none, or no longer, and for a units.json that is damaged.
+        """
+        self._check()
         now = time.time() if now is None else now
         units = self.path / "units.json"
         manifest = check_manifest(units, read_json(units)) if exists(units) else None

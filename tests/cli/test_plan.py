@@ -249,6 +249,9 @@ def test_measured_now(gvendi, monkeypatch):
             "share of a GPU's peak",
         ),
         (("--rows", 10, "--tokens", 5, "--proxy-parameters", 5, "--store", "bits"), "wanted one of float32"),
+        (("--rows", "inf", "--tokens", 5), "--rows is inf; wanted at most 1e+18"),
+        (("--rows", 10, "--tokens", 5, "--row-bytes", 1e300), "--row-bytes is 1e+300; wanted"),
+        (("--rows", 10, "--tokens", 5, "--workers", 10**400), "--workers is 1000"),
     ],
 )
 def test_what_cannot_be_planned(gvendi, words, said):

@@ -190,6 +190,14 @@ def test_the_watch_ends_when_all_is_done(gvendi, run, monkeypatch):
     assert [line[:6] for line in out.splitlines()] == ["3 of 4", "4 of 4"]
 
 
+def test_a_directory_that_is_removed_ends_the_watch(gvendi, run, monkeypatch):
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: shutil.rmtree(run))
+    code, _, err = gvendi("status", run, "--watch")
+    assert code == 1
+    assert "it does not exist" in err
+    assert "goes on" not in err
+
+
 def test_ctrl_c_ends_the_watch_and_nothing_else(gvendi, run, monkeypatch):
     def interrupted(seconds):
         raise KeyboardInterrupt
