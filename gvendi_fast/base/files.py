@@ -152,7 +152,7 @@ def put_quickly(path: Path | Url, content: bytes, exclusive: bool = False) -> bo
         return not exclusive or path.read_bytes() == content
     beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{uuid4().hex}.tmp")
     try:
-        with named(path):
+        with _as_of(beside, path), named(path):
             beside.write_bytes(content)
             if not exclusive:
                 os.replace(beside, path)

@@ -22,6 +22,8 @@ from gvendi_fast.data.run_files import (
 )
 
 _ABSENT = object()
+# Files that the differences of two corpora name.
+_SHOWN = 20
 # Of units.json: what is otherwise where the files are, or how it came about.
 _FOLLOWS = ("earlier", "pieces", "rows_of_units", "indexed")
 
@@ -145,20 +147,23 @@ def _other_format(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _corpus_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """A line for each changed, new or missing file, then one for each setting that differs."""
+    """A line for each changed, new or missing file, up to `_SHOWN`, then one for each setting that differs."""
     # How it has grown, or is about to, is no difference in itself.
     old, new = ({name: side[name] for name in side if name not in _FOLLOWS} for side in (old, new))
     was, now = (
         {item["path"]: {key: item[key] for key in item if key != "cut"} for item in side.get("files", [])}
         for side in (old, new)
     )
-    lines = [f"  file '{path}' is missing now" for path in was if path not in now]
-    lines += [f"  file '{path}' is new" for path in now if path not in was]
+    lines = []
     for path in was:
         if path in now and was[path] != now[path]:
             changed = sorted(differences(was[path], now[path]), key=itemgetter(0))
             what = ", ".join(f"{key} {before} -> {after}" for key, before, after in changed)
             lines.append(f"  file '{path}' changed: {what}")
+    lines += [f"  file '{path}' is missing now" for path in was if path not in now]
+    lines += [f"  file '{path}' is new" for path in now if path not in was]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN:,} files more"]
     if not lines and list(was) != list(now):
         lines.append("  the same files in another order")
     rest = differences_of(*({key: side[key] for key in side if key != "files"} for side in (old, new)))

@@ -47,7 +47,7 @@ from gvendi_fast.base.files import (
     remove_stale,
 )
 from gvendi_fast.base.os_errors import naming
-from gvendi_fast.base.places import place
+from gvendi_fast.base.places import is_url, place
 from gvendi_fast.data.corpora import Corpora
 from gvendi_fast.data.hub_names import is_kept_file
 from gvendi_fast.data.parts import (
@@ -624,6 +624,9 @@ def is_any_done(path: Path) -> bool:
 
 def check_free(root: Path) -> None:
     """Raises GvendiError unless a run directory is, or can be made, at this path."""
+    if is_url(root):
+        # It makes nothing, and refuses a place that cannot be written.
+        root.mkdir()
     there = exists(root)
     if there and not root.is_dir():
         raise GvendiError(f"'{root}' is a file, but a run needs a folder: give another --out")

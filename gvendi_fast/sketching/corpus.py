@@ -95,9 +95,11 @@ def sketch_corpus(
     settings, engine = settings or Settings(), engine or LocalEngine()
     progress = (progress if engine.is_first else None) or Silent()
     _check_shared(data, engine)
-    if engine.world > 1 and os.fspath(out):
+    if os.fspath(out):
+        # Before the corpus is read, which may take long.
         check_free(place(out))
-        engine.folder = out
+        if engine.world > 1:
+            engine.folder = out
     proxy = replace(proxy, model=plain_model(proxy.model))
     if settings.terms.hang_after_s is None:
         settings = replace(settings, terms=replace(settings.terms, hang_after_s=engine.hang_after_s))

@@ -27,3 +27,10 @@ def test_a_lease_of_another_worker_holds(leases, tmp_path):
     assert not leases.take(1)
     other.close()
     assert leases.take(1)
+
+
+def test_a_record_that_cannot_be_written_is_named_by_what_it_is_called(leases, tmp_path):
+    (tmp_path / LEASES).rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        leases.take(3)
+    assert caught.value.filename == str(tmp_path / LEASES / unit_file(3))

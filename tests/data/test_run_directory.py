@@ -175,6 +175,22 @@ def test_another_corpus_is_shown_file_by_file(tmp_path):
     assert "c.jsonl" not in text.replace("c.jsonl' is", "")
 
 
+def test_of_many_files_that_differ_some_are_named(tmp_path):
+    corpus = tmp_path / "c"
+    corpus.mkdir()
+    for number in range(30):
+        (corpus / f"{number:02d}.jsonl").write_text('{"text": "one"}\n')
+    RunDirectory.open(tmp_path / "run", SPEC, index_corpus(corpus / "29.jsonl").to_dict())
+    (corpus / "29.jsonl").write_text('{"text": "two"}\n')
+    with pytest.raises(GvendiError) as caught:
+        RunDirectory.open(tmp_path / "run", SPEC, index_corpus(corpus).to_dict())
+    lines = str(caught.value).splitlines()
+    assert "29.jsonl' changed" in lines[1]
+    assert "18.jsonl' is new" in lines[20]
+    assert lines[21] == "  and 10 files more"
+    assert len(lines) < 30
+
+
 @pytest.mark.parametrize("bad", [{"a": float("nan")}, {"a": object()}])
 def test_a_spec_must_be_json(tmp_path, bad):
     with pytest.raises(GvendiError, match="spec cannot be written as JSON"):

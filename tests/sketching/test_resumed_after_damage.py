@@ -14,6 +14,7 @@ from run_contents import contents
 from gvendi_fast.analysis.scoring import score_run
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.base.progress import Silent
+from gvendi_fast.data.file_index import FileIndex
 from gvendi_fast.data.run_directory import RunDirectory
 from gvendi_fast.kernels.sketch_matrix import SketchSpec
 from gvendi_fast.sketching.corpus import Settings, sketch_corpus
@@ -248,3 +249,15 @@ def test_names_of_files_in_a_note_obey_nothing(proxy, tmp_path):
     sketch_corpus(tmp_path / "x.jsonl", folder, proxy, SETTINGS, progress)
     assert "\\x1b[31m" in progress.notes[0]
     assert "\x1b" not in progress.notes[0]
+
+
+def test_a_place_that_can_hold_no_run_is_refused_before_the_corpus_is_read(tmp_path, monkeypatch):
+    proxy = load_proxy("tiny", dtype="float32")
+    monkeypatch.setattr(FileIndex, "scan", None)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "data.jsonl").write_text('{"text": "a b"}\n')
+    with pytest.raises(GvendiError, match="is a file, but a run needs a folder"):
+        sketch_corpus(tmp_path / "data.jsonl", tmp_path / "file", proxy, SETTINGS)
+    pytest.importorskip("aiohttp", reason="http:// is read through aiohttp")
+    with pytest.raises(GvendiError, match=r"http://127\.0\.0\.1:9/run' cannot be written"):
+        sketch_corpus(tmp_path / "data.jsonl", "http://127.0.0.1:9/run", proxy, SETTINGS)
