@@ -136,10 +136,9 @@ class _Table:
             found[left[is_found]] = here[row, probe, 2][is_found]
             slots += np.where(is_found | is_free, probe, _PROBES)
             slots %= self.slots
-            if is_free.any():
-                # Backwards, as the last one that is written to a slot stays, and the first of equal ids counts.
-                # Whoever finds its slot taken now looks at it again.
-                self._at[slots[is_free][::-1]] = own[is_free][::-1]
+            # The first of those that want a slot has it, as the first of equal ids counts; all look at it again.
+            new, firsts = np.unique(slots[is_free], return_index=True)
+            self._at[new] = own[is_free][firsts]
             left, slots = left[~is_found], slots[~is_found]
         self.used += int((found == entries[:, 2]).sum())
         return found
