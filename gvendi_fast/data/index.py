@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING
@@ -24,7 +24,7 @@ from gvendi_fast.data.listing import UNREADABLE, Unreadable, find_files, list_fi
 from gvendi_fast.data.manifest import Manifest, SourceFile, Unit, pack_duplicates
 from gvendi_fast.data.pieces import Piece, Step
 from gvendi_fast.data.rows import MAX_ROW_BYTES, Fields, Rejected, Row
-from gvendi_fast.data.seen_ids import PackedIds, Repeat, SeenIds, digest
+from gvendi_fast.data.seen_ids import Repeat, SeenIds
 from gvendi_fast.data.shapes import FIRST_ROWS, Recognised, check_format, recognise
 from gvendi_fast.data.sources import first_records
 from gvendi_fast.data.standard_input import kind_of_input, named, spooled
@@ -83,7 +83,7 @@ def index_corpus(
     engine: reads each file by itself, several at once, or each of several ranks some of them; with a limit or a plan,
         and in one process, files are read in turn.
     Of rows with the same id the first in input order counts, even if it is rejected for another reason. The ids seen
-    take 64 MiB of memory at most, and those of one file as much, then they are kept on disk as 16-byte digests, so
+    take 64 MiB of memory at most, and those of one file as much, then a table of their digests is kept on disk, so
     memory does not grow with the rows (a work unit is one small object; a duplicate adds 16 bytes before compression).
 
     Raises GvendiError for inputs that do not exist or are not what their suffix says, an empty corpus, and a setting
@@ -276,7 +276,7 @@ class _Indexing:
             # The ids of a file with this many of them go to those of all files as it is read.
             try:
                 with naming(step.path):
-                    repeats = partial(_repeats_of_digests, seen, number)
+                    repeats = partial(_repeats, seen, number)
                     index = FileIndex(file.here, file.kind, self.cut, self.max_row_bytes, repeats)
                     index.scan(file.fields)
             except UNREADABLE as error:
@@ -285,7 +285,7 @@ class _Indexing:
                 return
             scan = index.result()
         elif scan.ids is not None:
-            scan = _with_repeats(scan, scan.ids, partial(seen.repeats, number))
+            scan = _with_repeats(scan, seen.repeats_of(number, scan.ids))
         self._add(step, number, file.here, file.kind, scan)
 
     def _recognise(self, here: str, kind: str, rest: int | None) -> None:
@@ -370,19 +370,12 @@ def _repeats(
     return seen.repeats(number, rows, ids, lines)
 
 
-def _repeats_of_digests(
-    seen: SeenIds, number: int, unit: int, rows: Sequence[int], ids: Sequence[str], lines: Sequence[int]
-) -> list[Repeat]:
-    return seen.repeats(number, rows, [digest(own) for own in ids], lines)
-
-
-def _with_repeats(scan: FileScan, ids: PackedIds, repeats: Callable[..., list[Repeat]]) -> FileScan:
-    """The same file with the rows that repeat an id of it, or of those before it."""
+def _with_repeats(scan: FileScan, repeats: Iterable[tuple[int, list[Repeat]]]) -> FileScan:
+    """The same file with the rows of its work units that repeat an id of it, or of those before it."""
     units, duplicates = list(scan.units), 0
-    for unit in ids.units:
-        if found := repeats(*ids.unpack(unit)):
-            units[unit] = replace(units[unit], duplicates=pack_duplicates(found))
-            duplicates += len(found)
+    for unit, found in repeats:
+        units[unit] = replace(units[unit], duplicates=pack_duplicates(found))
+        duplicates += len(found)
     return replace(scan, units=tuple(units), duplicates=duplicates)
 
 

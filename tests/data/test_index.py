@@ -155,6 +155,7 @@ def test_duplicate_ids_over_files(tmp_path):
 def test_index_memory_does_not_grow_with_rows(tmp_path, monkeypatch, repeats, bytes_a_row):
     # So that the ids of all but the first rows are on disk.
     monkeypatch.setattr(seen_ids, "_IDS_BYTES", 1 << 16)
+    monkeypatch.setattr(seen_ids, "_SLOTS_AT_ONCE", 1 << 10)
 
     def peak(rows: int) -> int:
         path = tmp_path / f"{rows}.jsonl"
