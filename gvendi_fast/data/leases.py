@@ -90,9 +90,8 @@ class LeaseWatch:
         now = time.monotonic()
         known = self._seen.get(lease.unit)
         if known is None or known[0] != lease:
-            self._seen[lease.unit] = (lease, now)
-            return time.time() < lease.expires + _LONG_OVER_S
-        return now - known[1] < self.terms.lease_s
+            known = self._seen[lease.unit] = (lease, now)
+        return time.time() < lease.expires + _LONG_OVER_S and now - known[1] < self.terms.lease_s
 
     def held(self) -> dict[int, Lease]:
         """{work unit: the lease on it} of those that hold."""
@@ -190,11 +189,15 @@ class Leases:
         return True
 
     def is_suspect(self, unit: int) -> bool:
-        """Whether an attempt at a work unit has failed, or its worker was lost, perhaps by its fault."""
+        """Whether an attempt at a work unit has failed, or its worker was lost, perhaps by its fault.
+
+        Losses of other commands do not count towards giving it up, but one that ends each command would end all of them
+        at one place.
+        """
         if exists(self.root / FAILED / unit_file(unit)):
             return True
         found = _lease(self.root / LEASES / unit_file(unit))
-        return found is not None and found.run == self.run and not self._is_live(found)
+        return found is not None and not self._is_live(found)
 
     def _is_live(self, lease: Lease) -> bool:
         return lease not in self.void and self._watch.is_live(lease)

@@ -1,9 +1,15 @@
 """Leases on work units: what lies in the way of one."""
 
+import json
+
 import pytest
 
+from gvendi_fast.base.files import host_name
 from gvendi_fast.data.leases import Leases, Terms
-from gvendi_fast.data.worker_records import LEASES, read_leases, unit_file
+from gvendi_fast.data.worker_records import LEASES, Lease, read_failed, read_leases, unit_file
+
+# Above every process number.
+NOBODY = (1 << 31) - 1
 
 
 @pytest.fixture
@@ -27,6 +33,17 @@ def test_a_lease_of_another_worker_holds(leases, tmp_path):
     assert not leases.take(1)
     other.close()
     assert leases.take(1)
+
+
+@pytest.mark.parametrize(("host", "expires"), [(host_name(), 1e12), ("elsewhere", 5.0)])
+def test_a_work_unit_at_which_another_command_was_lost_is_suspect_and_not_given_up(
+    leases, tmp_path, host, expires
+):
+    gone = Lease(2, host, NOBODY, "gone", "another run", 1, 0.0, expires)
+    (tmp_path / LEASES / unit_file(2)).write_text(json.dumps(gone.to_dict()))
+    assert leases.is_suspect(2)
+    assert leases.take(2)
+    assert not read_failed(tmp_path).found
 
 
 def test_a_record_that_cannot_be_written_is_named_by_what_it_is_called(leases, tmp_path):
