@@ -96,7 +96,8 @@ def _print(out: Console, found: RunStatus) -> None:
 
     headline(out, _done(found))
     lines = {
-        "rate": _rates(found) or "not known: no worker has finished a work unit in the last minutes",
+        "rate": _rates(found)
+        or f"not known: no {'live worker has finished a work unit' if found.live else 'worker is live'}",
         "left": _left(found),
         "so far": _counts(found),
         "workers": _states(found),

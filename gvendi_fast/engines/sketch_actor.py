@@ -71,9 +71,23 @@ class SketchActor:
         return out, reasons
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The table with two columns more: the sketches, and, named `column`_rejected, why a row has none (null)."""
+        """The table with two columns more: the sketches, and, named `column`_rejected, why a row has none (null).
+
+        Raises GvendiError for a batch of another kind, and for a table that has such a column.
+        """
+        if not isinstance(batch, pa.Table):
+            raise GvendiError(
+                f"the batch is a {type(batch).__name__}, and SketchActor takes tables of pyarrow; give map_batches "
+                "batch_format='pyarrow'"
+            )
+        reason = f"{self.column}_rejected"
+        if taken := [name for name in (self.column, reason) if name in batch.column_names]:
+            raise GvendiError(
+                f"the rows have a column {taken[0]!r} already; drop it first (drop_columns), or name the sketches "
+                "otherwise, by the argument 'column'"
+            )
         z, reasons = self.sketch(batch.to_pylist())
         sketches = pa.FixedSizeListArray.from_arrays(pa.array(z.numpy().reshape(-1)), self.dim)
         return batch.append_column(self.column, sketches).append_column(
-            f"{self.column}_rejected", pa.array(reasons, pa.string())
+            reason, pa.array(reasons, pa.string())
         )

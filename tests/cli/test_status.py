@@ -164,6 +164,10 @@ def test_a_run_directory_at_a_url(gvendi, run):
     assert out.startswith("3 of 4 work units done, 30 of 35 rows")
     assert "2.0 rows/s, 400 tokens/s by 1 worker" in out
     assert gvendi("status", "memory://nothing")[0] == 1
+    # A store is not asked when parts were written, and the one worker's rate says nothing any more.
+    lost = _worker(run, "a", updated=time.time() - 600)
+    store.pipe("/status/workers/a.json", json.dumps(lost.to_dict()).encode())
+    assert "rate      not known: no worker is live\n" in gvendi("status", "memory://status")[1]
 
 
 def test_what_is_no_run_directory(gvendi, tmp_path):

@@ -33,6 +33,13 @@ def test_a_table_gets_the_sketches_of_a_run_directory_and_why_a_row_has_none(tmp
     (part,) = run.iterate()
     torch.testing.assert_close(z[:-1], torch.as_tensor(part.sketches))
     assert actor(pa.Table.from_pylist(ROWS).slice(0, 0)).num_rows == 0
+    # As Ray gives them without a batch_format, and rows that went by before.
+    with pytest.raises(GvendiError, match=r"is a dict, .* batch_format='pyarrow'"):
+        actor({"prompt": ["a"], "completion": ["b"]})
+    with pytest.raises(GvendiError, match="have a column 'z' already; drop it"):
+        actor(table)
+    with pytest.raises(GvendiError, match="have a column 'z_rejected' already; drop it"):
+        actor(table.drop_columns("z"))
 
 
 def test_what_needs_the_whole_corpus_is_refused():
