@@ -158,6 +158,7 @@ def _relaxed(options: argparse.Namespace, engine: Engine) -> dict[str, Any]:
         memory=options.memory << 20,
         draws=options.draws,
         engine=engine,
+        max_passes=options.max_passes,
     )
     assert found.random is not None
     return {"gvendi": found.gvendi, "random": found.random.gvendi, **found.details}
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--max-passes", type=int, default=3, help="of the relaxed selection")
     parser.add_argument("--memory", type=int, default=3072, help="MiB, of the selection")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "large_pool.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -187,7 +189,17 @@ def main() -> None:
         return
     given = {
         key: getattr(options, key)
-        for key in ("rows", "store", "workers", "clusters", "iterations", "size", "draws", "memory")
+        for key in (
+            "rows",
+            "store",
+            "workers",
+            "clusters",
+            "iterations",
+            "size",
+            "draws",
+            "memory",
+            "max_passes",
+        )
     }
     told = json.loads(options.out.read_text()) if options.out.exists() else {}
     if told.get("options", given) != given:

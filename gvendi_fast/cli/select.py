@@ -152,6 +152,17 @@ def select(
             help="Memory for the sketches and the work, such as 512MB or 4GiB.",
         ),
     ] = "4GiB",
+    max_passes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-passes",
+            metavar="N",
+            min=1,
+            help="With --method relaxed: how often it weighs the whole pool at most; each time takes as long as the "
+            "first, and fewer times leave a larger gap to the bound that is printed. By default 12, or until 0.5 % "
+            "are left.",
+        ),
+    ] = None,
     corpus: Corpus = None,
     force: Annotated[
         bool,
@@ -231,6 +242,7 @@ def select(
             seed=seed,
             memory=budget,
             center=reference or center,
+            max_passes=max_passes,
             progress=progress_for(verb="choosing") if engine.is_first else None,
             engine=engine,
         )

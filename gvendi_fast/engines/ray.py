@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import pickle
+import socket
 import sys
 import time
 import traceback
@@ -46,6 +47,8 @@ SPARING = 4
 HANG_AFTER_S = 1800.0
 # Characters of Ray's own words in an error.
 MOST_SAID = 600
+# For a cluster to answer: one that is started beside this program takes its time.
+ANSWER_S, ASK_AGAIN_S = 60.0, 1.0
 ITEM, RECEIPT = "item", "receipt"
 
 
@@ -185,6 +188,7 @@ class RayEngine(Engine):
             ) from error
         if ray.is_initialized():
             return ray
+        _check_answers(self.address or os.environ.get("RAY_ADDRESS", ""))
         # Nothing is told to Ray's makers by a program that only uses it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -248,6 +252,26 @@ class RayEngine(Engine):
             return next(batches, None)
         except ray.exceptions.RayError as error:
             raise _lost(error, "a worker") from error
+
+
+def _check_answers(address: str) -> None:
+    """Raises GvendiError for a host and port where nobody listens, which Ray asks for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    until = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S):
+                return
+        # The port may be none, too.
+        except (OSError, OverflowError, UnicodeError) as error:
+            if time.monotonic() >= until or not isinstance(error, ConnectionRefusedError):
+                raise GvendiError(
+                    f"Ray of {address!r} cannot be reached: {error}; see `ray status` on its first node, and give the "
+                    "address that `ray start --head` printed there"
+                ) from error
+        time.sleep(ASK_AGAIN_S)
 
 
 def _workers(workers: int | tuple[int, int]) -> tuple[int, int]:

@@ -17,6 +17,9 @@ from gvendi_fast.data.pool import POOL_BLOCK, Pool
 from gvendi_fast.data.strings import codes_of
 from gvendi_fast.vendi.state import VendiState
 
+# Of `relaxed`, whose gap mostly is closed by then.
+MAX_PASSES = 12
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -38,6 +41,7 @@ class Problem:
     memory: bytes that the selection may use.
     progress: where it reports.
     engine: which processes read the pool where it is a run directory; None is this one.
+    max_passes: of relaxed.
     """
 
     pool: Pool
@@ -56,6 +60,7 @@ class Problem:
     memory: int
     progress: Progress
     engine: Engine | None = None
+    max_passes: int = MAX_PASSES
 
     def begun(self) -> VendiState:
         """A new state of the given rows, to which others can be added."""

@@ -32,7 +32,7 @@ from gvendi_fast.data.pool import Pool
 from gvendi_fast.data.strings import rank_of
 from gvendi_fast.kernels.spectrum import entropy_and_surprise
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, check_feasible, project
-from gvendi_fast.selection.problem import checked_quality
+from gvendi_fast.selection.problem import MAX_PASSES, checked_quality
 from gvendi_fast.vendi.state import VendiState
 
 # Rows of one product: it stays in the cache, and fp32 sums are as long as this before float64 takes them.
@@ -166,7 +166,7 @@ def relaxed_weights(
     include: VendiState | None = None,
     limits: Limits | None = None,
     tolerance: float = 5e-3,
-    max_passes: int = 12,
+    max_passes: int = MAX_PASSES,
     memory: int = 2 << 30,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,

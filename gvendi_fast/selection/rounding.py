@@ -16,7 +16,7 @@ from gvendi_fast.data.strings import rank_of
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex
 from gvendi_fast.selection.greedy import Picks
 from gvendi_fast.selection.limits import entropy_limit, quality_limit
-from gvendi_fast.selection.problem import Problem
+from gvendi_fast.selection.problem import MAX_PASSES, Problem
 from gvendi_fast.selection.relaxed import Relaxation, relaxed_weights
 from gvendi_fast.vendi.state import VendiState
 
@@ -43,6 +43,7 @@ def relaxed(problem: Problem) -> Picks:
         quality=problem.quality,
         include=given,
         limits=limits,
+        max_passes=problem.max_passes,
         memory=problem.memory // 2,
         seed=problem.seed,
         progress=problem.progress.note,
@@ -79,6 +80,7 @@ def relaxed_select(
     include: VendiState | None = None,
     limits: Limits | None = None,
     tolerance: float = 5e-3,
+    max_passes: int = MAX_PASSES,
     memory: int = 2 << 30,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -100,6 +102,7 @@ def relaxed_select(
         include=include,
         limits=limits,
         tolerance=tolerance,
+        max_passes=max_passes,
         memory=memory,
         seed=seed,
         progress=progress,

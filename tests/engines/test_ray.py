@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -20,9 +21,24 @@ from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data import chunks, index_ahead
 from gvendi_fast.data.index import index_files
 from gvendi_fast.engines import RayEngine
-from gvendi_fast.engines.ray import MOST_TASKS, _reserved
+from gvendi_fast.engines import ray as ray_engine
+from gvendi_fast.engines.ray import MOST_TASKS, _check_answers, _reserved
 from gvendi_fast.sketching import corpus
 from gvendi_fast.sketching.corpus import UnitsFailedError
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}", "127.0.0.1:99999"])
+def test_an_address_where_nobody_listens_is_named(monkeypatch, form):
+    monkeypatch.setattr(ray_engine, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if "{" in form:
+            _check_answers(form.format(port))
+    address = form.format(port)
+    with pytest.raises(GvendiError, match=f"Ray of '{address}' cannot be reached"):
+        _check_answers(address)
+    for other in ("", "auto", "local", "some-name"):
+        _check_answers(other)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 
 from gvendi_fast.base.errors import GvendiError
 from gvendi_fast.data.pool import MatrixPool
+from gvendi_fast.selection import relaxed, select
 from gvendi_fast.selection.capped_simplex import Limits, best_vertex, project
 from gvendi_fast.selection.relaxed import relaxed_weights
 from gvendi_fast.selection.rounding import relaxed_select
@@ -93,6 +94,24 @@ def test_the_certificate_holds_for_better_weights_and_for_whole_rows(n, dim, siz
     chosen, _ = relaxed_select(pool, size)
     assert len(set(chosen.tolist())) == size
     assert entropy(pool, chosen) <= tight.bound + 1e-5
+
+
+def test_fewer_passes_leave_a_larger_gap(monkeypatch):
+    monkeypatch.setattr(relaxed, "_ACTIVE_LEAST", 256)
+    pool = MatrixPool(rows(4000, 32))
+    found = {most: select(pool, 40, method="relaxed", max_passes=most) for most in (1, 3, None)}
+    passes, gaps, bounds = zip(
+        *([one.details[name] for name in ("passes", "gap_nats", "gvendi_bound")] for one in found.values()),
+        strict=True,
+    )
+    assert passes[:2] == (1, 3)
+    assert passes[2] > 3
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert bounds[0] >= bounds[1] >= bounds[2] >= max(one.gvendi for one in found.values())
+    with pytest.raises(GvendiError, match="max_passes is 0; wanted"):
+        select(pool, 40, method="relaxed", max_passes=0)
+    with pytest.raises(GvendiError, match="max_passes goes with method='relaxed'"):
+        select(pool, 40, max_passes=3)
 
 
 @pytest.mark.parametrize(("n", "dim", "size"), [(800, 32, 100), (800, 64, 60), (400, 128, 40)])
