@@ -12,11 +12,13 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
@@ -188,11 +190,16 @@ class RayEngine(Engine):
             ) from error
         if ray.is_initialized():
             return ray
-        _check_answers(self.address or os.environ.get("RAY_ADDRESS", ""))
+        address = self.address
+        if address or os.environ.get("RAY_ADDRESS"):
+            _check_answers(address or os.environ["RAY_ADDRESS"])
+        elif _refusal(_left_behind()) is not None:
+            # Of a cluster that was killed, whose address Ray would ask for a quarter of an hour.
+            address = "local"
         # Nothing is told to Ray's makers by a program that only uses it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(address=self.address, **{"logging_level": logging.ERROR, **self.init})
+            ray.init(address=address, **{"logging_level": logging.ERROR, **self.init})
         # Whatever is wrong with a cluster, it is for the user to mend.
         except Exception as error:
             where = "" if self.address is None else f" of {self.address!r}"
@@ -256,22 +263,36 @@ class RayEngine(Engine):
 
 def _check_answers(address: str) -> None:
     """Raises GvendiError for a host and port where nobody listens, which Ray asks for a quarter of an hour."""
+    until = time.monotonic() + ANSWER_S
+    while (error := _refusal(address)) is not None:
+        if time.monotonic() >= until or not isinstance(error, ConnectionRefusedError):
+            raise GvendiError(
+                f"Ray of {address!r} cannot be reached: {error}; see `ray status` on its first node, and give the "
+                "address that `ray start --head` printed there"
+            ) from error
+        time.sleep(ASK_AGAIN_S)
+
+
+def _refusal(address: str) -> Exception | None:
+    """Why nobody can be reached at a host and port; None for an address of another form."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        return
-    until = time.monotonic() + ANSWER_S
-    while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S):
-                return
-        # The port may be none, too.
-        except (OSError, OverflowError, UnicodeError) as error:
-            if time.monotonic() >= until or not isinstance(error, ConnectionRefusedError):
-                raise GvendiError(
-                    f"Ray of {address!r} cannot be reached: {error}; see `ray status` on its first node, and give the "
-                    "address that `ray start --head` printed there"
-                ) from error
-        time.sleep(ASK_AGAIN_S)
+        return None
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S):
+            return None
+    # The port may be none, and the host no name.
+    except (OSError, OverflowError, UnicodeError) as error:
+        return error
+
+
+def _left_behind() -> str:
+    """The address of the cluster that was started on this machine last, as Ray finds it; it may have ended since."""
+    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else tempfile.gettempdir())
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except (OSError, UnicodeError):
+        return ""
 
 
 def _workers(workers: int | tuple[int, int]) -> tuple[int, int]:

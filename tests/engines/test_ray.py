@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,6 +40,34 @@ def test_an_address_where_nobody_listens_is_named(monkeypatch, form):
         _check_answers(address)
     for other in ("", "auto", "local", "some-name"):
         _check_answers(other)
+
+
+@pytest.mark.parametrize(
+    ("left", "listens", "address"),
+    [
+        (None, False, None),
+        (b"", False, None),
+        (b"127.0.0.1:{}\n", True, None),
+        (b"127.0.0.1:{}\n", False, "local"),
+    ],
+    ids=["no cluster", "an empty record", "one that runs", "one that was killed"],
+)
+def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch, tmp_path, left, listens, address):
+    began = []
+    fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **given: began.append(given["address"]))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.data", SimpleNamespace())
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if left is not None:
+            port = str(server.getsockname()[1]).encode()
+            (tmp_path / "ray" / "ray_current_cluster").write_bytes(left.replace(b"{}", port))
+        if not listens:
+            server.close()
+        RayEngine()._ray()
+    assert began == [address]
 
 
 @pytest.fixture(scope="module")
