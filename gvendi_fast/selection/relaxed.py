@@ -42,8 +42,12 @@ _ACTIVE_SHARE, _ACTIVE_LEAST = 4, 8192
 _INNER_STEPS = 60
 # Below this eigenvalue (of trace 1) a direction counts as empty: rows outside the range have no finite gradient.
 _EMPTY = 1e-10
-# A new row enters with this share of a chosen row's weight.
-_ENTRY = math.log(1e-2)
+# A row without weight enters with this share of a chosen row's, where it is not among the best.
+_ENTRY = 1e-4
+# Shares of all weight that the best rows enter with, whichever raises the objective most.
+_TOWARD = (0.03, 0.1, 0.3)
+# Gaps on the active rows are closed to this share of the last gap on the pool: more would fit rows that are to go.
+_AIM, _FIRST_GAP = 0.1, 0.2
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,13 @@ def relaxed_weights(
     log_u = project(np.zeros(len(active)), size, limits and limits.at(active))
     best: Relaxation | None = None
     steps, eta = 0, 1 / problem.share
+    entering: np.ndarray | None = None
     for number in range(1, max_passes + 1):
         rows = _Rows(problem, active, memory)
-        log_u, point, more, eta = _ascend(problem, rows, log_u, eta, tolerance / 2)
+        if entering is not None:
+            log_u = _toward(problem, rows, log_u, entering)
+        aim = max(tolerance / 2, _AIM * (_FIRST_GAP if best is None else best.gap))
+        log_u, point, more, eta = _ascend(problem, rows, log_u, eta, aim)
         steps += more
         # Or the next active rows would be in memory beside them.
         del rows
@@ -217,7 +225,7 @@ def relaxed_weights(
             )
         if best.gap <= tolerance:
             break
-        active, log_u = _next_active(problem, weights, scores.values, memory)
+        active, log_u, entering = _next_active(problem, weights, scores.values, memory)
     return best
 
 
@@ -249,6 +257,23 @@ def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
     objective = point.entropy + bonus
     gap = float(values[chosen].mean() - values @ weights)
     return _Scores(values, objective + gap)
+
+
+def _toward(problem: _Problem, rows: _Rows, log_u: np.ndarray, entering: np.ndarray) -> np.ndarray:
+    """The weights after a step towards the best vertex, `entering`, where there is one that helps: log u."""
+    dim, size = problem.pool.dim, problem.size
+    weights, vertex = np.exp(log_u) / size, entering / entering.sum()
+    here, there = (_moment(rows.blocks(), of, dim) for of in (weights, vertex))
+    best, found = -math.inf, log_u
+    for share in (0.0, *_TOWARD):
+        mixed = (1 - share) * weights + share * vertex
+        point = _Point(problem.sigma((1 - share) * here + share * there))
+        value = point.entropy + problem.bonus(mixed, rows.numbers)[0]
+        # The objective is concave.
+        if value <= best:
+            break
+        best, found = value, np.minimum(np.log(mixed * size), 0.0)
+    return found
 
 
 def _ascend(
@@ -342,14 +367,13 @@ def _first_active(problem: _Problem, memory: int, seed: int) -> np.ndarray:
 
 def _next_active(
     problem: _Problem, weights: np.ndarray, scores: np.ndarray, memory: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that carry weight and those of the largest scores, with their log u."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows that carry weight and those of the largest scores, their log u, and which are of the best vertex."""
     carrying = weights * problem.size > 1e-5
     wanted = best_vertex(scores, problem.order, problem.size, problem.limits)
     capacity = max(_capacity(problem, memory), int(carrying.sum()) + problem.size)
     ranked = np.lexsort((problem.order, -scores, ~carrying))[:capacity]
     active = np.unique(np.concatenate([np.flatnonzero(carrying), wanted, ranked]))
-    with np.errstate(divide="ignore"):
-        log_u = np.log(weights[active] * problem.size)
-    log_u = np.maximum(log_u, _ENTRY * (1 + ~carrying[active]))
-    return active, project(log_u, problem.size, problem.limits and problem.limits.at(active))
+    log_u = np.log(np.maximum(weights[active] * problem.size, _ENTRY))
+    log_u = project(log_u, problem.size, problem.limits and problem.limits.at(active))
+    return active, log_u, np.isin(active, wanted)
