@@ -202,7 +202,8 @@ def relaxed_weights(
         rows = _Rows(problem, active, memory)
         if entering is not None:
             log_u = _toward(problem, rows, log_u, entering)
-        aim = max(tolerance / 2, _AIM * (_FIRST_GAP if best is None else best.gap))
+        ahead = 0.0 if len(active) == len(pool) else _FIRST_GAP if best is None else best.gap
+        aim = max(tolerance / 2, _AIM * ahead)
         log_u, point, more, eta = _ascend(problem, rows, log_u, eta, aim)
         steps += more
         # Or the next active rows would be in memory beside them.
