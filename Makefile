@@ -19,8 +19,8 @@ demo: $(VENV)/.scores
 	$(BIN)/gvendi score demo/narrow.jsonl --proxy tiny
 
 test: $(VENV)/.installed
-	@# Of two cores, as some tests wait for others; with one thread each, as two that spin for the same core take long.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	@# A process for each of two cores, with one thread each: two that spin for the same core take many times as long.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Random attacks on real runs for MINUTES, behind the tests that take too long for every day; 'make soak SEED=7' draws
 # others. A fault ends it with an error and keeps its folder.

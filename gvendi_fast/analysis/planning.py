@@ -262,9 +262,9 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
             seconds * (1 if work.worker.is_gpu else work.worker.cores) / 3600, "hours", "tokens / rate"
         ),
         "wall time": computed(
-            seconds / workers + unit_rows * work.tokens_per_row.value / rate,
+            seconds / workers + (workers > 1) * unit_rows * work.tokens_per_row.value / rate,
             "seconds",
-            f"tokens / rate / {workers:,} worker{'s' * (workers != 1)}, and a work unit at the end",
+            f"tokens / rate / {workers:,} workers, and a work unit at the end" if workers > 1 else "tokens / rate",
         ),
         "a work unit": computed(
             unit_rows,

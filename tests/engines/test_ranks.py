@@ -139,7 +139,7 @@ def test_a_work_unit_that_kills_its_rank_is_given_up_after_so_many_losses(corpus
 @pytest.mark.soak
 def test_a_work_unit_that_hangs_ends_its_rank_and_is_given_up(corpus, tmp_path):
     out = tmp_path / "run"
-    terms = Terms(lease_s=1.0, max_attempts=2, hang_after_s=3.0)
+    terms = Terms(lease_s=1.0, max_attempts=2, hang_after_s=10.0)
     codes = ended([start(corpus, out, rank, 3, terms, "hang") for rank in range(3)])
     assert codes.count(HUNG) == 2
     assert {a.kind for unit in read_failed(out).found.values() for a in unit.attempts} == {"hung"}
