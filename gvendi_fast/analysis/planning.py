@@ -264,7 +264,9 @@ def plan(work: Work, rates: Mapping[str, Any] | None = None) -> Plan:
         "wall time": computed(
             seconds / workers + (workers > 1) * unit_rows * work.tokens_per_row.value / rate,
             "seconds",
-            f"tokens / rate / {workers:,} workers, and a work unit at the end" if workers > 1 else "tokens / rate",
+            f"tokens / rate / {workers:,} workers, and a work unit at the end"
+            if workers > 1
+            else "tokens / rate",
         ),
         "a work unit": computed(
             unit_rows,
