@@ -10,7 +10,7 @@ while that inequality holds.
 
     gap = max over feasible v of <c, v - w>,   f* <= f(w) + gap
 Few rows carry weight, so the iteration runs on an active set in memory; a pass over the whole pool computes the gap
-and brings in the rows that the active set misses.
+and brings in the rows that the active set misses, with a step towards the best v (Frank and Wolfe 1956).
 """
 
 from __future__ import annotations
