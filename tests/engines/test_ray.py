@@ -81,7 +81,7 @@ def ray():
         )
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        found.init(logging_level="ERROR", **RAY)
+        found.init("local", logging_level="ERROR", **RAY)
     yield found
     found.shutdown()
 
