@@ -82,7 +82,7 @@ def _pool(found: dict) -> str:
         f"A run directory of {options['rows']:,} made-up rows ({options['store']}, K = {found['dim']:,}), by this "
         f"process on one thread and through Ray with {options['workers']} workers: {options['clusters']:,} clusters "
         f"with {options['iterations']} iterations and each row's label, and {options['size']:,} rows chosen by "
-        f"`relaxed` ({options.get('max_passes', 12)} times over the pool at most), with what no "
+        f"`relaxed` ({options['max_passes']} times over the pool at most), with what no "
         "choice exceeds. Minutes of this process' processor stand beside where it does the work; the memory is the "
         "most that this process, or one worker, had resident."
     )

@@ -215,6 +215,11 @@ def select(
         )
     if mean is not None and not center:
         raise GvendiError(f"--mean '{mean}' goes with --center, which is not given; give both or neither")
+    if max_passes is not None and method is not Method.relaxed:
+        raise GvendiError(
+            f"--max-passes {max_passes} goes with --method relaxed, and the method is {method.value}; give both or "
+            "leave it out"
+        )
     reference = saved_mean(mean)
     run = RunDirectory.load(directory)
     if engine.is_first:
