@@ -399,7 +399,7 @@ class _Waiting:
     def put(self, place: int, scan: FileScan | Exception | None) -> None:
         """Keep it for this place."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="gvendi-index-")  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="gvendi-index-")  # noqa: SIM115 - lives as long as this object
         self._places[place] = self._file.seek(0, os.SEEK_END)
         pickle.dump(scan, self._file)
 

@@ -110,7 +110,7 @@ class _Table:
             self._at = np.zeros((slots, _SLOT), np.uint64)
             return
         try:
-            self._file = tempfile.TemporaryFile(prefix="gvendi-ids-")  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="gvendi-ids-")  # noqa: SIM115 - lives as long as this table
             _reserve(self._file, size)
         except OSError as error:
             raise GvendiError(

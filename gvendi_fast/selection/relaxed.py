@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -121,14 +121,6 @@ class _Point:
         eigenvalues, self.entropy, surprise = entropy_and_surprise(sigma / sigma.trace(), _EMPTY)
         self.lowest, self.surprise = float(eigenvalues[0]), surprise.float()
 
-    def surprisals(self, blocks: Iterable[tuple[int, torch.Tensor]], rows: int) -> np.ndarray:
-        """-z^T (ln Sigma) z for each row of the blocks: float64 [rows], of float32 products (errors about 1e-6)."""
-        # Written in place: a list of small results between large blocks would fragment the heap.
-        out = np.empty(rows)
-        for first, block in blocks:
-            out[first : first + len(block)] = _surprisal(block, self.surprise)
-        return out
-
 
 def _surprisal(rows: torch.Tensor, surprise: torch.Tensor) -> np.ndarray:
     """-z^T (ln Sigma) z of rows float32 [n, K]: float32 [n]."""
@@ -156,7 +148,9 @@ class _Moments:
         self._total = torch.zeros(dim, dim, dtype=torch.float64)
 
     def add(self, first: int, rows: torch.Tensor, weights: np.ndarray) -> None:
-        _add_moment(self._total, rows, torch.from_numpy(np.sqrt(weights)).float())
+        root = torch.from_numpy(np.sqrt(weights)).float()
+        for strip, roots in zip(rows.split(_BLOCK), root.split(_BLOCK), strict=True):
+            _add_moment(self._total, strip, roots)
 
     def result(self) -> torch.Tensor:
         return self._total
@@ -245,13 +239,8 @@ def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
     if point.lowest < _EMPTY:
         uniform = project(np.zeros(len(weights)), problem.size, problem.limits)
         weights = (1 - 1e-4) * weights + 1e-4 * np.exp(uniform) / problem.size
-        begin = partial(_Moments, problem.pool.dim)
-        moments = over_pool(problem.engine, problem.pool, begin, [weights])
-        point = _Point(problem.sigma(functools.reduce(torch.Tensor.add_, moments)))
-    values, first = np.empty(len(weights)), 0
-    for found in over_pool(problem.engine, problem.pool, partial(_Surprisals, point.surprise)):
-        values[first : first + len(found)] = found
-        first += len(found)
+        point = _Point(problem.sigma(_pool_moment(problem, weights)))
+    values = _pool_surprisals(problem, point)
     bonus, slope = problem.bonus(weights)
     values = problem.share * values + slope
     chosen = best_vertex(values, problem.order, problem.size, problem.limits)
@@ -260,11 +249,26 @@ def _pass(problem: _Problem, weights: np.ndarray, point: _Point) -> _Scores:
     return _Scores(values, objective + gap)
 
 
+def _pool_moment(problem: _Problem, weights: np.ndarray) -> torch.Tensor:
+    """sum_i w_i z_i z_i^T over the pool, in a pass: float64 [K, K]."""
+    begin = partial(_Moments, problem.pool.dim)
+    return functools.reduce(torch.Tensor.add_, over_pool(problem.engine, problem.pool, begin, [weights]))
+
+
+def _pool_surprisals(problem: _Problem, point: _Point) -> np.ndarray:
+    """-z^T (ln Sigma) z of every row of the pool, in a pass: float64 [N], of float32 products (errors about 1e-6)."""
+    values, first = np.empty(len(problem.pool)), 0
+    for found in over_pool(problem.engine, problem.pool, partial(_Surprisals, point.surprise)):
+        values[first : first + len(found)] = found
+        first += len(found)
+    return values
+
+
 def _toward(problem: _Problem, rows: _Rows, log_u: np.ndarray, entering: np.ndarray) -> np.ndarray:
     """The weights after a step towards the best vertex, `entering`, where there is one that helps: log u."""
-    dim, size = problem.pool.dim, problem.size
+    size = problem.size
     weights, vertex = np.exp(log_u) / size, entering / entering.sum()
-    here, there = (_moment(rows.blocks(), of, dim) for of in (weights, vertex))
+    here, there = rows.moment(weights), rows.moment(vertex)
     best, found = -math.inf, log_u
     for share in (0.0, *_TOWARD):
         mixed = (1 - share) * weights + share * vertex
@@ -286,12 +290,12 @@ def _ascend(
 
     def at(log_u: np.ndarray) -> tuple[_Point, float]:
         weights = np.exp(log_u) / size
-        point = _Point(problem.sigma(_moment(rows.blocks(), weights, problem.pool.dim)))
+        point = _Point(problem.sigma(rows.moment(weights)))
         return point, point.entropy + problem.bonus(weights, rows.numbers)[0]
 
     point, value = at(log_u)
     for step in range(_INNER_STEPS):
-        surprisal = point.surprisals(rows.blocks(), len(log_u))
+        surprisal = rows.surprisals(point)
         weights = np.exp(log_u) / size
         scores = problem.share * surprisal + problem.bonus(weights, rows.numbers)[1]
         vertex = best_vertex(scores, order, size, limits)
@@ -315,43 +319,50 @@ def _ascend(
 
 
 class _Rows:
-    """The active rows in blocks: from memory where they fit, else picked out of a pass over the pool."""
+    """The active rows: in memory where they fit, else the whole pool, of which each sum is a pass."""
 
     def __init__(self, problem: _Problem, numbers: np.ndarray, memory: int) -> None:
-        self.pool, self.numbers = problem.pool, numbers
-        fits = 4 * problem.pool.dim * len(numbers) <= memory
-        self.kept = taken(problem.engine, problem.pool, numbers) if fits else None
+        self.numbers, self._problem = numbers, problem
+        fits = len(numbers) <= _fitting(problem, memory)
+        assert fits or len(numbers) == len(problem.pool)
+        self._kept = taken(problem.engine, problem.pool, numbers) if fits else None
 
-    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        if self.kept is not None:
-            for first in range(0, len(self.kept), _BLOCK):
-                yield first, self.kept[first : first + _BLOCK]
-            return
-        for first, block in self.pool.blocks():
-            begin, end = np.searchsorted(self.numbers, (first, first + len(block)))
-            if end > begin:
-                yield int(begin), block[torch.from_numpy(self.numbers[begin:end] - first)]
+    def moment(self, weights: np.ndarray) -> torch.Tensor:
+        """sum_i w_i z_i z_i^T: float64 [K, K]."""
+        if self._kept is None:
+            return _pool_moment(self._problem, weights)
+        moments = _Moments(self._problem.pool.dim)
+        moments.add(0, self._kept, weights)
+        return moments.result()
 
-
-def _moment(blocks: Iterator[tuple[int, torch.Tensor]], weights: np.ndarray, dim: int) -> torch.Tensor:
-    """sum_i w_i z_i z_i^T in float64 [K, K]: float32 products of a block, added up in float64."""
-    total = torch.zeros(dim, dim, dtype=torch.float64)
-    root = torch.from_numpy(np.sqrt(weights)).float()
-    for first, block in blocks:
-        _add_moment(total, block, root[first : first + len(block)])
-    return total
+    def surprisals(self, point: _Point) -> np.ndarray:
+        """-z^T (ln Sigma) z of each row: float64, of float32 products (errors about 1e-6)."""
+        if self._kept is None:
+            return _pool_surprisals(self._problem, point)
+        # Written in place: a list of small results between large blocks would fragment the heap.
+        out = np.empty(len(self._kept))
+        for first in range(0, len(out), _BLOCK):
+            strip = slice(first, first + _BLOCK)
+            out[strip] = _surprisal(self._kept[strip], point.surprise)
+        return out
 
 
 def _add_moment(total: torch.Tensor, rows: torch.Tensor, root: torch.Tensor) -> None:
+    """Add sum_i root_i^2 z_i z_i^T of rows float32 [n, K]: a float32 product, added in float64."""
     if bool((root > 0).any()):
         scaled = rows * root[:, None]
         total += scaled.T @ scaled
 
 
+def _fitting(problem: _Problem, memory: int) -> int:
+    """How many rows are in float32 in so many bytes."""
+    return memory // (4 * problem.pool.dim)
+
+
 def _capacity(problem: _Problem, memory: int) -> int:
     """Size of the active set: several rows for each one to choose, if memory allows; all if the pool is read anyway."""
     wanted = max(_ACTIVE_SHARE * problem.size, _ACTIVE_LEAST, 4 * problem.pool.dim)
-    fitting = memory // (4 * problem.pool.dim)
+    fitting = _fitting(problem, memory)
     if wanted >= len(problem.pool) or 2 * problem.size > fitting:
         return len(problem.pool)
     return min(wanted, fitting)
@@ -362,19 +373,31 @@ def _first_active(problem: _Problem, memory: int, seed: int) -> np.ndarray:
     rank = random_words(seed, 2, len(problem.pool))[problem.order]
     # A random set may lack rows of a group that the limits need, so each group gives its share first.
     chosen = best_vertex(-rank.astype(np.float64), problem.order, problem.size, problem.limits)
-    rest = np.argsort(rank, kind="stable")[:capacity]
-    return np.unique(np.concatenate([chosen, rest]))
+    rest = np.ones(len(rank), bool)
+    rest[chosen] = False
+    return np.sort(np.lexsort((rank, rest))[:capacity])
 
 
 def _next_active(
     problem: _Problem, weights: np.ndarray, scores: np.ndarray, memory: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows that carry weight and those of the largest scores, their log u, and which are of the best vertex."""
+    """The rows of the best vertex, rows that carry weight, and those of the largest scores, as many as memory holds.
+
+    Also their log u, and which are of the best vertex.
+    """
     carrying = weights * problem.size > 1e-5
     wanted = best_vertex(scores, problem.order, problem.size, problem.limits)
-    capacity = max(_capacity(problem, memory), int(carrying.sum()) + problem.size)
-    ranked = np.lexsort((problem.order, -scores, ~carrying))[:capacity]
-    active = np.unique(np.concatenate([np.flatnonzero(carrying), wanted, ranked]))
+    capacity = _capacity(problem, memory)
+    if capacity < len(weights):
+        # Where those with weight and those that come do not fit together, the least weights go.
+        needed = int(carrying.sum()) + problem.size
+        capacity = max(capacity, min(needed, _fitting(problem, memory)))
+        comes = np.zeros(len(weights), bool)
+        comes[wanted] = True
+        ranked = np.lexsort((problem.order, -scores, -np.where(carrying, weights, 0.0), ~comes))
+        active = np.sort(ranked[:capacity])
+    else:
+        active = np.arange(len(weights))
     log_u = np.log(np.maximum(weights[active] * problem.size, _ENTRY))
     log_u = project(log_u, problem.size, problem.limits and problem.limits.at(active))
     return active, log_u, np.isin(active, wanted)

@@ -141,6 +141,38 @@ def test_a_small_memory_gives_the_same_weights_by_reading_the_pool_again():
     np.testing.assert_allclose(little.weights, much.weights, atol=2e-5)
 
 
+class Reads(MatrixPool):
+    """A pool that counts how often it is read from end to end, and the most rows that were taken at once."""
+
+    passes = most = 0
+
+    def chunks(self):
+        self.passes += 1
+        return super().chunks()
+
+    def take(self, numbers):
+        self.most = max(self.most, len(numbers))
+        return super().take(numbers)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_the_active_rows_stay_within_memory(limited, monkeypatch):
+    # Two rows for each one to choose and a few more: those that come and those with weight would not fit.
+    monkeypatch.setattr(relaxed, "_ACTIVE_LEAST", 1)
+    n, dim, size = 4000, 16, 300
+    limits = Limits(np.arange(n) % 40, np.full(40, 8)) if limited else None
+    room, pool = 2 * size + 50, Reads(rows(n, dim, seed=3))
+    found = relaxed_weights(pool, size, limits=limits, memory=4 * dim * room, max_passes=12)
+    assert pool.most == room
+    # Each of them is a pass, but for those of a pool whose rows cannot all be weighed: the pool is read twice then.
+    assert found.steps > found.passes
+    assert pool.passes <= 2 * found.passes
+    much = relaxed_weights(MatrixPool(rows(n, dim, seed=3)), size, limits=limits)
+    assert found.gap <= 0.02
+    assert found.objective == pytest.approx(much.objective, abs=0.02)
+    assert np.count_nonzero(found.weights) <= room
+
+
 def test_quality_limits_and_rows_chosen_before_count():
     x = rows(500, 32, seed=4)
     pool, codes = MatrixPool(x), np.arange(500) % 5
