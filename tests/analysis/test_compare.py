@@ -71,6 +71,7 @@ def test_the_interval_of_a_difference_is_calibrated():
     assert noticed == 20
 
 
+@pytest.mark.soak
 def test_the_interval_holds_where_n_is_not_much_more_than_gvendi():
     rng, n = np.random.default_rng(5), 60
     base = population(256, 6, decay=0.2)

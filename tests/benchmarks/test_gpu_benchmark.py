@@ -274,6 +274,7 @@ def test_a_signal_keeps_what_was_measured_and_ends_every_process(stopped):
     assert len(said) - next(i for i, line in enumerate(said) if line.startswith("== ")) <= 30
 
 
+@pytest.mark.soak
 def test_a_second_call_goes_on(stopped, tmp_path):
     path = tmp_path / "again.json"
     before = json.loads(stopped[0].read_text())

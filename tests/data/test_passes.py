@@ -21,6 +21,7 @@ from gvendi_fast.data.pool import as_pool
 from gvendi_fast.data.run_directory import Part, RunDirectory
 from gvendi_fast.data.strings import Strings, codes_of, rank_of
 from gvendi_fast.selection import select
+from gvendi_fast.selection.relaxed import relaxed_weights
 from gvendi_fast.vendi.centered_pool import CenteredPool
 from gvendi_fast.vendi.state import VendiState
 
@@ -156,6 +157,15 @@ def test_numbers_are_the_same_to_the_bit_in_two_processes(run):
     assert score_run(run, by="source", engine=Processes()) == score_run(run, by="source")
     one, two = (select(run, 40, method="relaxed", draws=2, engine=e) for e in (None, Processes()))
     assert (one.ids, one.to_dict()) == (two.ids, two.to_dict())
+
+
+def test_an_engine_reads_a_pool_whose_rows_are_all_weighed(run):
+    pool, engine = as_pool(run), Elsewhere()
+    # Of so little memory nothing holds the rows of a step.
+    here, there = (relaxed_weights(pool, 40, memory=1, engine=e) for e in (None, engine))
+    assert np.array_equal(here.weights, there.weights)
+    assert (here.gap, here.steps) == (there.gap, there.steps)
+    assert engine.maps > 2 * there.steps > 0
 
 
 def test_chunks_are_whole_work_units_and_cover_every_row(run):

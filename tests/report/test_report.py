@@ -430,11 +430,11 @@ def test_a_users_matplotlibrc_changes_nothing(data, written):
     [
         (drawn(1, 16), None),
         (drawn(2, 16), ["a", "b"]),
-        (drawn(3, 16), None),
+        pytest.param(drawn(3, 16), None, marks=pytest.mark.soak),
         (np.repeat(drawn(1, 16), 40, axis=0), ["a"] * 20 + ["b"] * 20),
         (np.eye(16, dtype=np.float32), None),
         (drawn(300, 8), None),
-        (drawn(2000, 16), [f"group {i % 1000}" for i in range(2000)]),
+        pytest.param(drawn(2000, 16), [f"group {i % 1000}" for i in range(2000)], marks=pytest.mark.soak),
     ],
     ids=["one row", "two rows", "three rows", "all equal", "all orthogonal", "no groups", "1000 groups"],
 )

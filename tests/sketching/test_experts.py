@@ -66,7 +66,9 @@ def test_fused_experts_in_float64_keep_the_models_own_way():
     assert max(case_errors(model, GradientSketcher(model, SPEC)).values()) <= FP32_RELATIVE
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "dbrx"])
+@pytest.mark.parametrize(
+    "kind", ["dbrx", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mixtral", "gpt_oss"))]
+)
 def test_fused_experts_are_exact_by_random_signs(kind):
     assert judge(model_of(kind), DENSE).status == EXACT
 
@@ -106,7 +108,9 @@ def with_picked(count=4, top=2, normed=False) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("spec", [SPEC, DENSE], ids=["hadamard", "rademacher"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, pytest.param(DENSE, marks=pytest.mark.soak)], ids=["hadamard", "rademacher"]
+)
 @pytest.mark.parametrize(("count", "top"), [(4, 2), (6, 1), (2, 2)], ids=["some", "one each", "all to all"])
 def test_experts_that_are_layers_are_exact(count, top, spec):
     errors = case_errors(with_picked(count, top), GradientSketcher(with_picked(count, top), spec))

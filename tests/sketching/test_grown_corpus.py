@@ -315,7 +315,7 @@ def test_a_kill_before_the_new_record_leaves_the_smaller_run(here, proxy, tmp_pa
 
 
 @pytest.mark.parametrize("count", [10, 8], ids=["room", "full"])
-@pytest.mark.parametrize("behind", [0, 1, 3])
+@pytest.mark.parametrize("behind", [0, pytest.param(1, marks=pytest.mark.soak), 3])
 def test_a_last_line_that_was_half_written_is_completed(proxy, tmp_path, monkeypatch, count, behind):
     monkeypatch.chdir(tmp_path)
     data = write(Path("data.jsonl"), rows(0, count))

@@ -226,7 +226,10 @@ def test_a_template_may_trim_indent_reorder_and_write_arguments_as_it_likes(tmp_
             assert kinds == ["shared text"], (arguments, template)
 
 
-@pytest.mark.parametrize("proxy", ["qwen2", "tiny", "stories260K", "no template"])
+@pytest.mark.parametrize(
+    "proxy",
+    ["qwen2", "tiny", *(pytest.param(name, marks=pytest.mark.soak) for name in ("stories260K", "no template"))],
+)
 @pytest.mark.parametrize("name", DATA)
 def test_no_warning_fires_on_real_data(shared, name, proxy):
     """Answers that have natural parts in common, such as "The answer is" and a label, are no fault."""

@@ -40,7 +40,7 @@ def sketch(corpus: str, out: str) -> None:
     sketch_corpus(corpus, out, load_proxy("tiny", dtype="float32"), settings)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_and_resumed_run_gives_the_same_bytes_and_score(kills, tmp_path):
     from gvendi_fast.analysis.scoring import score_run
     from gvendi_fast.data.run_directory import RunDirectory

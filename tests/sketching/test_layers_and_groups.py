@@ -29,7 +29,9 @@ def alone(model, sketcher, number, spec=SPEC) -> torch.Tensor:
     return GradientSketcher(model, spec, exclude=others)(*BATCH)
 
 
-@pytest.mark.parametrize("spec", [SPEC, DENSE], ids=["hadamard", "rademacher"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, pytest.param(DENSE, marks=pytest.mark.soak)], ids=["hadamard", "rademacher"]
+)
 @pytest.mark.parametrize("name", ["qwen2_tied", "gpt2", "opt_projected", "llama_wide", "phi_biased_head"])
 def test_every_group_is_the_sketch_without_the_others_and_the_sum_keeps_its_bits(name, spec):
     model = build(name)
@@ -69,7 +71,8 @@ def test_a_tied_matrix_is_one_parameter_and_both_its_gradients_go_to_one_group()
     assert relative(sketcher.sketch(*BATCH).by_group[:, number], only) <= FP32_RELATIVE
 
 
-@pytest.mark.parametrize("name", [pytest.param("qwen2_tied", marks=pytest.mark.soak), "phi_biased_head"])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["qwen2_tied", "phi_biased_head"])
 def test_a_compiled_pass_gives_the_same_groups(name, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 

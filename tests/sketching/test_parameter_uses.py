@@ -98,17 +98,13 @@ def used(model) -> list[str]:
     return unused
 
 
-# What a use is read as does not depend on the kind of sketch: by random signs, one use of each sort of node every day.
+# What a use is read as does not depend on the kind of sketch: by random signs, a few uses every day.
 BY_SIGNS = {
     "linear",
     "rows and columns",
-    "numbered with a bias",
     "einsum, numbered",
-    "computed weight",
     "dot product",
-    "used twice",
     "picked and put back",
-    "product, then rows",
 }
 
 

@@ -90,11 +90,12 @@ def test_a_compiler_at_work_in_one_thread_is_none_in_another(graphs, monkeypatch
 @pytest.mark.parametrize(
     ("name", "graphs"),
     [
-        *((name, "aot_eager") for name in ("gemma2", "phi_biased_head")),
-        *((name, "eager") for name in ("qwen2_tied", "llama_untied", "gpt2")),
+        ("phi_biased_head", "aot_eager"),
+        *((name, "eager") for name in ("qwen2_tied", "gpt2")),
+        pytest.param("llama_untied", "eager", marks=pytest.mark.soak),
         *(
             pytest.param(name, "aot_eager", marks=pytest.mark.soak)
-            for name in ("qwen2_tied", "llama_untied", "gpt2")
+            for name in ("gemma2", "qwen2_tied", "llama_untied", "gpt2")
         ),
     ],
     indirect=["graphs"],
@@ -150,7 +151,11 @@ def other_parameters(model):
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("gpt2", other_eps), ("llama_untied", other_width), ("qwen2_tied", other_parameters)],
+    [
+        ("gpt2", other_eps),
+        pytest.param("llama_untied", other_width, marks=pytest.mark.soak),
+        pytest.param("qwen2_tied", other_parameters, marks=pytest.mark.soak),
+    ],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_a_block_that_differs_from_the_others_has_a_graph_of_its_own(name, change, graphs):
@@ -161,6 +166,7 @@ def test_a_block_that_differs_from_the_others_has_a_graph_of_its_own(name, chang
     assert sum(len(graph.graph.nodes) > 0 for graph in graphs.graphs) == 2
 
 
+@pytest.mark.soak
 def test_sketchers_of_one_process_do_not_use_up_each_other_s_graphs(graphs):
     batch, limit = pad(samples()), 2
     # Of eight, by default, each of which takes seconds.
@@ -172,6 +178,7 @@ def test_sketchers_of_one_process_do_not_use_up_each_other_s_graphs(graphs):
             assert relative(got.z, GradientSketcher(model, spec).sketch(*batch).z) <= SAME
 
 
+@pytest.mark.soak
 def test_blocks_that_all_differ_have_a_graph_each(graphs):
     config_class, values = CONFIGS["gpt2"]
     # The scale of attention is another in every block.

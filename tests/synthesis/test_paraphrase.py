@@ -357,6 +357,7 @@ def test_run_again_it_asks_nothing_and_from_its_answers_alone_nothing_twice(whol
     assert not set(other.arrived) & set(paid(out))
 
 
+@pytest.mark.soak
 def test_order_of_the_answers_does_not_matter(whole, files, tmp_path):
     delays = random.Random(5)
 

@@ -180,9 +180,12 @@ def write_until_killed(path: str, pipe) -> None:
             pipe.send(i)
 
 
-def test_what_was_handed_on_survives_kill_at_any_moment(tmp_path):
+@pytest.mark.parametrize(
+    "counts", [(0, 40), pytest.param((0, 1, 7, 40, 90), marks=pytest.mark.soak)], ids=len
+)
+def test_what_was_handed_on_survives_kill_at_any_moment(counts, tmp_path):
     context = children()
-    for attempt, wanted in enumerate((0, 1, 7, 40, 90)):
+    for attempt, wanted in enumerate(counts):
         path = tmp_path / f"{attempt}.sqlite"
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=write_until_killed, args=(str(path), theirs))

@@ -216,6 +216,7 @@ def math_cases(made: Path) -> list[tuple]:
     ]
 
 
+@pytest.mark.soak
 def test_hostile_solutions_are_errors_and_no_votes(tmp_path):
     pytest.importorskip("math_verify", reason="needs the extra 'synthesis'")
     seeds, out = write_rows(tmp_path / "seeds.jsonl", seed_rows(1)), tmp_path / "run"

@@ -175,6 +175,7 @@ def test_a_process_of_its_own_sketches_the_same(whole, tmp_path, seeds, server):
     assert status.queued >= 0
 
 
+@pytest.mark.soak
 def test_a_sketching_process_that_ends_is_named_and_the_run_goes_on(
     whole, tmp_path, seeds, server, monkeypatch
 ):
@@ -231,6 +232,7 @@ def test_gains_refer_to_a_pool_that_is_smaller_by_less_than_refresh(refresh):
         pool.settle(block)
 
 
+@pytest.mark.soak
 def test_a_higher_target_goes_on_as_if_it_had_been_there(whole, tmp_path, seeds, server):
     out = tmp_path / "run"
     for target in (60, 68):
@@ -239,7 +241,7 @@ def test_a_higher_target_goes_on_as_if_it_had_been_there(whole, tmp_path, seeds,
     assert contents(out) == contents(whole[0])
 
 
-def test_faults_of_the_endpoint_change_nothing_but_what_is_damaged(whole, tmp_path, seeds):
+def test_faults_of_the_endpoint_change_nothing(whole, tmp_path, seeds):
     kinds = [Fault(429, "0.01"), Fault(500), Fault(503), Fault(drop="within")]
     generator = random.Random(1)
 
@@ -252,6 +254,9 @@ def test_faults_of_the_endpoint_change_nothing_but_what_is_damaged(whole, tmp_pa
     assert status.stopped == "target"
     assert contents(tmp_path / "run") == contents(whole[0])
 
+
+@pytest.mark.soak
+def test_answers_that_are_no_json_are_refused_and_the_run_goes_on(tmp_path, seeds):
     with ChatServer(
         writer(), lambda arrival, body: Fault(body=TRUNCATED) if arrival % 3 == 0 else None
     ) as server:

@@ -360,6 +360,7 @@ def test_a_fault_that_ends_the_run_is_noted_and_the_run_goes_on(undrawn, whole, 
     assert found["spent"]["requests"] == served + server.served.total()
 
 
+@pytest.mark.soak
 def test_an_interrupt_and_a_full_disk_are_noted_and_the_run_goes_on(
     monkeypatch, undrawn, whole, tmp_path, seeds
 ):
@@ -396,7 +397,7 @@ def test_an_interrupt_and_a_full_disk_are_noted_and_the_run_goes_on(
     assert contents(out) == contents(whole[0])
 
 
-@pytest.mark.parametrize("kind", [GvendiError, ValueError])
+@pytest.mark.parametrize("kind", [GvendiError, pytest.param(ValueError, marks=pytest.mark.soak)])
 def test_a_report_that_fails_hides_neither_result_nor_error(kind, monkeypatch, whole, tmp_path, seeds):
     def fails(folder):
         raise kind("no report today")

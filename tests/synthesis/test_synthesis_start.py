@@ -214,6 +214,7 @@ def test_a_module_in_the_working_directory_is_found_again(tmp_path, seeds, monke
     assert "verifier_folder" not in installed.task.settings
 
 
+@pytest.mark.soak
 def test_a_run_directory_of_relative_files_is_found_again(tmp_path, monkeypatch):
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     (home / "data").mkdir(parents=True)
