@@ -172,6 +172,7 @@ def test_dense_sketch_of_an_embedding(rows, vocabulary, width, dim, dtype):
     check_dense(ids, draw(rows, width, dtype, 3), dim)
 
 
+@pytest.mark.soak
 def test_signs_are_the_definition_bit_for_bit():
     # A sample per coordinate: neighbours in a word, words, blocks, rows and tiles; more samples than a launch takes.
     width, height, dim = 68, 40, 192
@@ -198,6 +199,7 @@ def test_signs_of_far_coordinates_and_of_every_key(key):
     assert np.array_equal(np.sign(got.cpu().numpy()), np.stack(want))
 
 
+@pytest.mark.soak
 def test_an_embedding_is_the_same_parameter_as_its_one_hot_matrix():
     ids = torch.arange(40, device=DEVICE) % 17
     e, onehot = draw(40, 20, FP32, 5), torch.nn.functional.one_hot(ids, 17).float()

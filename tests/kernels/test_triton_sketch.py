@@ -37,7 +37,7 @@ SHAPES = [
     (63, 64, 1, 64),
     (64, 200, 63, 64),
     (65, 255, 513, 256),
-    (400, 40, 64, 64),
+    (200, 40, 64, 64),
     (7, 896, 1100, 1024),
     (65, 1024, 50, 1024),
     (3, 2049, 300, 2048),
@@ -76,7 +76,7 @@ def zeros(segments: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.zeros(len(segments), dim, device=DEVICE)
 
 
-@cases(sorted({(r, i, k) for r, i, _, k in SHAPES if r < 400}), EVERY, is_slow)
+@cases(sorted({(r, i, k) for r, i, _, k in SHAPES if r < 200}), EVERY, is_slow)
 def test_fold_hadamard(shape, dtype):
     rows, width, dim = shape
     x, table = draw(rows, width, dtype, 1), make_table(0, "x", width, dim)
@@ -99,9 +99,9 @@ def test_linear_sketch(shape, dtype):
 @pytest.mark.parametrize(
     ("rows", "width", "dim", "count"),
     [
-        *((3, 300, 1024, count) for count in (2, 5, 9)),
+        *((3, 300, 1024, count) for count in (2, 9)),
         (65, 100, 64, 2),
-        *(pytest.param(3, 300, 1024, count, marks=pytest.mark.soak) for count in (3, 4)),
+        *(pytest.param(3, 300, 1024, count, marks=pytest.mark.soak) for count in (3, 4, 5)),
         *(pytest.param(65, 100, 64, count, marks=pytest.mark.soak) for count in (3, 4, 5, 9)),
     ],
 )

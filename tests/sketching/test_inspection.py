@@ -228,7 +228,11 @@ def test_a_template_may_trim_indent_reorder_and_write_arguments_as_it_likes(tmp_
 
 @pytest.mark.parametrize(
     "proxy",
-    ["qwen2", "tiny", *(pytest.param(name, marks=pytest.mark.soak) for name in ("stories260K", "no template"))],
+    [
+        "qwen2",
+        "tiny",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("stories260K", "no template")),
+    ],
 )
 @pytest.mark.parametrize("name", DATA)
 def test_no_warning_fires_on_real_data(shared, name, proxy):
