@@ -188,6 +188,12 @@ def relaxed_weights(
     order = rank_of(pool.ids) if order is None else order
     problem = _Problem(pool, size, quality, include, limits, order, engine)
     active = _first_active(problem, memory, seed)
+    fitting = _fitting(problem, memory)
+    if progress and len(active) > fitting:
+        progress(
+            f"{fitting:,} rows fit in memory and {2 * size:,} are wanted, two for each one to choose: "
+            "every step reads the whole pool, and more memory would spare that"
+        )
     log_u = project(np.zeros(len(active)), size, limits and limits.at(active))
     best: Relaxation | None = None
     steps, eta = 0, 1 / problem.share

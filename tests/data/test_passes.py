@@ -162,7 +162,11 @@ def test_numbers_are_the_same_to_the_bit_in_two_processes(run):
 def test_an_engine_reads_a_pool_whose_rows_are_all_weighed(run):
     pool, engine = as_pool(run), Elsewhere()
     # Of so little memory nothing holds the rows of a step.
-    here, there = (relaxed_weights(pool, 40, memory=1, engine=e) for e in (None, engine))
+    said = []
+    here, there = (
+        relaxed_weights(pool, 40, memory=1, engine=e, progress=said.append) for e in (None, engine)
+    )
+    assert "0 rows fit in memory and 80 are wanted, two for each one to choose" in said[0]
     assert np.array_equal(here.weights, there.weights)
     assert (here.gap, here.steps) == (there.gap, there.steps)
     assert engine.maps > 2 * there.steps > 0
