@@ -22,6 +22,8 @@ from gvendi_fast.vendi.state import VendiState
 
 # A round of swaps is too coarse if it gains less than this, in nats for a swap of all rows.
 _ROUNDS, _WORTH, _LEAST = 100, 1e-3, 1e-6
+# Nor less than this share of what is not known of the best weights: more rounds would polish what a pass would change.
+_OF_GAP = 1e-3
 # Rows that are copied at once; a multiple of those that a state multiplies at once.
 _BLOCK = 4096
 
@@ -117,7 +119,7 @@ def relaxed_select(
     numbers = np.concatenate([chosen, candidates])
     rows = taken(engine, pool, numbers)
     swaps = _Swaps(rows, numbers, size, quality, include, limits, order)
-    inside = swaps.improve(np.arange(size), progress)
+    inside = swaps.improve(np.arange(size), _OF_GAP * relaxation.gap, progress)
     numbers = swaps.numbers[inside]
     surprisal = swaps.surprisal(inside)
     return numbers[np.lexsort((order[numbers], -surprisal))], relaxation
@@ -159,8 +161,11 @@ class _Swaps:
         state = self.state(inside)
         return np.concatenate([state.contributions(block).numpy() for block in self._blocks(inside)])
 
-    def improve(self, inside: np.ndarray, progress: Callable[[str], None] | None) -> np.ndarray:
-        """Swap as long as it helps; after a round that hardly did, half as many rows at once."""
+    def improve(self, inside: np.ndarray, least: float, progress: Callable[[str], None] | None) -> np.ndarray:
+        """Swap as long as it helps; after a round that hardly did, half as many rows at once.
+
+        least: what a round has to gain, in nats.
+        """
         state = self.state(inside)
         if state.n < 2:
             # One row has entropy 0, whichever it is.
@@ -179,7 +184,7 @@ class _Swaps:
             gained = risen - value
             if gained > 0:
                 inside, state, value = tried, after, risen
-            if gained < max(_WORTH * many / self.size, _LEAST):
+            if gained < max(_WORTH * many / self.size, _LEAST, least):
                 many //= 2
         if progress:
             progress(
