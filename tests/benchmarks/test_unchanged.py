@@ -37,6 +37,7 @@ def names_of_the_same(recorded):
     return names
 
 
+@pytest.mark.soak
 def test_the_same_tree_gives_the_same_record(recorded):
     assert {"scores/tall/jackknife", "scores/groups/labels", "scores/between sources"} <= names_of_the_same(
         recorded

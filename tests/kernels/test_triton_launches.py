@@ -164,6 +164,7 @@ def test_listed_builds_are_the_launches(tmp_path):
     assert found["unused"] == []
 
 
+@pytest.mark.soak
 def test_a_launch_finds_what_was_compiled_ahead(tmp_path):
     found = child("cached", tmp_path)
     assert found["ahead"] == 1

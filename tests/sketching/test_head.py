@@ -193,6 +193,7 @@ def test_no_float32_copy_of_the_head_is_made():
     assert largest.size <= 8192 * 128 * 4 < 40000 * 128 * 4
 
 
+@pytest.mark.soak
 def test_compiled_model_has_the_head_of_the_plain_one():
     model = build("gemma2")
     wanted = form_of(copy.deepcopy(model))

@@ -28,6 +28,7 @@ for corpus in sys.argv[3:]:
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts KiB on Linux only")
 def test_nine_times_the_rows_do_not_raise_the_peak(tmp_path):
     paths = []

@@ -281,8 +281,8 @@ def test_one_cluster_takes_all_and_a_pool_of_five_grows(tmp_path, server):
     ("limit", "words"),
     [
         ({"requests": 40}, "budget of requests"),
-        ({"tokens": 900}, "budget of tokens"),
-        ({"seconds": 0.3}, "budget of seconds"),
+        pytest.param({"tokens": 900}, "budget of tokens", marks=pytest.mark.soak),
+        pytest.param({"seconds": 0.3}, "budget of seconds", marks=pytest.mark.soak),
     ],
 )
 def test_a_spent_budget_ends_the_run_and_more_of_it_goes_on(limit, words, whole, tmp_path, seeds):
