@@ -366,12 +366,12 @@ def _fitting(problem: _Problem, memory: int) -> int:
 
 
 def _capacity(problem: _Problem, memory: int) -> int:
-    """Size of the active set: several rows for each one to choose, if memory allows; all if the pool is read anyway."""
+    """Size of the active set: several rows for each one to choose; the pool where memory has not two of each."""
     wanted = max(_ACTIVE_SHARE * problem.size, _ACTIVE_LEAST, 4 * problem.pool.dim)
     fitting = _fitting(problem, memory)
-    if wanted >= len(problem.pool) or 2 * problem.size > fitting:
+    if 2 * problem.size > fitting:
         return len(problem.pool)
-    return min(wanted, fitting)
+    return min(wanted, fitting, len(problem.pool))
 
 
 def _first_active(problem: _Problem, memory: int, seed: int) -> np.ndarray:
