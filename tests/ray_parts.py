@@ -24,7 +24,7 @@ WORDS = "alpha beta gamma delta seven nine red blue sum of and minus the a".spli
 UNIT_ROWS = 4
 # On a machine that others keep busy, Ray's workers, which it puts behind everything else, would get nothing.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-RAY = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 << 20}
+RAY = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 << 20, "log_to_driver": False}
 
 
 def write_corpus(path: Path, units: int, marks: dict[int, str] | None = None) -> Path:

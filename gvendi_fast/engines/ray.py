@@ -52,6 +52,7 @@ MOST_SAID = 600
 # For a cluster to answer: one that is started beside this program takes its time.
 ANSWER_S, ASK_AGAIN_S = 60.0, 1.0
 ITEM, RECEIPT = "item", "receipt"
+_QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 class RayEngine(Engine):
@@ -62,7 +63,8 @@ class RayEngine(Engine):
     address: of a cluster, as `ray.init` takes it; None: the one of RAY_ADDRESS or of this machine, else one that is
         started here and ended by `close`. Where the program has called `ray.init`, that is used.
     units_a_task: work units that a worker is handed at once (None: 1, and on GPUs, where they share batches, 16).
-    init: more arguments of `ray.init`.
+    init: more arguments of `ray.init`. What workers and nodes print stays in Ray's logs, as it would stand among the
+        results on stdout; {"log_to_driver": True} shows it.
 
     Every node needs this package, in this version, and sees the run directory and the corpus under the same path or
     URL. A worker that fails to says so, with the name of its node. `hang_after_s` is half an hour.
@@ -199,7 +201,7 @@ class RayEngine(Engine):
         # Nothing is told to Ray's makers by a program that only uses it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(address=address, **{"logging_level": logging.ERROR, **self.init})
+            ray.init(address=address, **{**_QUIET, **self.init})
         # Whatever is wrong with a cluster, it is for the user to mend.
         except Exception as error:
             where = "" if self.address is None else f" of {self.address!r}"

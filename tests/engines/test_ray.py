@@ -54,7 +54,10 @@ def test_an_address_where_nobody_listens_is_named(monkeypatch, form):
 )
 def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch, tmp_path, left, listens, address):
     began = []
-    fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **given: began.append(given["address"]))
+    fake = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **given: began.append((given["address"], given["log_to_driver"])),
+    )
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.data", SimpleNamespace())
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -67,7 +70,8 @@ def test_a_cluster_that_was_killed_is_not_waited_for(monkeypatch, tmp_path, left
         if not listens:
             server.close()
         RayEngine()._ray()
-    assert began == [address]
+    # What nodes print would stand among the results on stdout.
+    assert began == [(address, False)]
 
 
 @pytest.fixture(scope="module")
