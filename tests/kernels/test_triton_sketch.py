@@ -37,7 +37,7 @@ SHAPES = [
     (63, 64, 1, 64),
     (64, 200, 63, 64),
     (65, 255, 513, 256),
-    (200, 40, 64, 64),
+    (400, 40, 64, 64),
     (7, 896, 1100, 1024),
     (65, 1024, 50, 1024),
     (3, 2049, 300, 2048),
@@ -76,7 +76,7 @@ def zeros(segments: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.zeros(len(segments), dim, device=DEVICE)
 
 
-@cases(sorted({(r, i, k) for r, i, _, k in SHAPES if r < 200}), EVERY, is_slow)
+@cases(sorted({(r, i, k) for r, i, _, k in SHAPES if r < 400}), EVERY, is_slow)
 def test_fold_hadamard(shape, dtype):
     rows, width, dim = shape
     x, table = draw(rows, width, dtype, 1), make_table(0, "x", width, dim)
@@ -148,7 +148,7 @@ def test_token_sketch_of_an_id_outside_the_vocabulary_is_nan():
 
 @pytest.mark.parametrize("norm", [None, "rms", "layer"])
 @cases(
-    [(0, 16, 64), (1, 64, 64), (7, 50, 64), (63, 200, 64), (64, 255, 256), (200, 40, 64), (7, 1100, 1024)],
+    [(0, 16, 64), (1, 64, 64), (7, 50, 64), (63, 200, 64), (64, 255, 256), (1000, 40, 64), (7, 1100, 1024)],
     EVERY,
     is_slow,
 )
@@ -266,9 +266,7 @@ def results(order=slice(None)):
 
 def test_results_are_the_same_bits_again_and_in_another_batch():
     once = list(results())
-    # The interpreter has no threads whose order could differ.
-    if DEVICE.type == "cuda":
-        assert all(torch.equal(x, y) for x, y in zip(once, results(), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(once, results(), strict=True))
     for together, alone in zip(once[:3], list(results(slice(3, 4)))[:3], strict=True):
         assert torch.equal(together[3:4], alone)
     for together, other in zip(once[:3], list(results([4, 1, 3]))[:3], strict=True):
